@@ -44,6 +44,13 @@ class LifetimeError(ConfigurationError):
     hint = "Set a longer --lifetime (rotation.lifetime), or shorter waiting times (rotation.adoption and others)."
 
 
+class UnconfirmedError(ConfigurationError):
+    """An operation that cannot be undone was called without a confirmation."""
+
+    code = "configuration.unconfirmed"
+    hint = "Give --yes, or answer the question on a terminal. From Python: confirmed=True."
+
+
 class PluginNotFoundError(GoatherdError):
     """No plugin is registered for a URI scheme."""
 

@@ -11,7 +11,7 @@ import click
 
 from goatherd.cli.main import App, PathType
 from goatherd.operations.identity_store import Store
-from goatherd.operations.runs import record_run
+from goatherd.operations.runs import AuditLog, record_run
 
 if TYPE_CHECKING:
     from goatherd.audit.trail import Journal
@@ -29,11 +29,16 @@ def audit_option() -> Decorator:
     )
 
 
-def audited(app: App, store: Store, command: str, asked: Mapping[str, object]) -> AbstractAsyncContextManager[Journal]:
-    """Record what happens inside as one run of `command`; see `goatherd.operations.runs`."""
+def audit_log(app: App) -> AuditLog | None:
+    """Return the file of ``--audit-log``; None if the option is not given."""
 
     def warn(path: Path, count: int) -> None:
         text = f"the audit trail {path} lacks {count} records that could not be written"
         app.out.event("audit", {"missing": count, "file": str(path)}, text)
 
-    return record_run(store, command, asked, path=app.options.audit_log, on_missing=warn)
+    return None if app.options.audit_log is None else AuditLog(app.options.audit_log, warn)
+
+
+def audited(app: App, store: Store, command: str, asked: Mapping[str, object]) -> AbstractAsyncContextManager[Journal]:
+    """Record what happens inside as one run of `command`; see `goatherd.operations.runs`."""
+    return record_run(store, command, asked, audit_log(app))

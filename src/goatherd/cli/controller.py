@@ -15,20 +15,20 @@ import click
 from goatherd.audit.trail import AuditTrail, Journal
 from goatherd.cli.auditing import audit_option
 from goatherd.cli.main import App, PathType, checked, command
-from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.rotate import distrust_option
-from goatherd.cli.status import survey_now
 from goatherd.cli.text.rotation import report_data, warn_of_short_life
 from goatherd.clock import SystemClock
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.config.build import build_health_signals, build_policy, build_schedule, open_store, store_name
+from goatherd.config.build import build_health_signals, build_policy, build_schedule, open_nodes, open_store, store_name
 from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError, ProviderError
 from goatherd.identity.document import IdentityDocument
 from goatherd.metrics import RotationMetrics, served
 from goatherd.operations.controller_start import find_start_problems, refuse_start
 from goatherd.operations.identity_store import Store
+from goatherd.operations.metrics_file import write_metrics_file
+from goatherd.operations.status import find_obstacles_now
 from goatherd.rotation.events import Event, Report
 from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.alerts import Alarm
@@ -140,13 +140,15 @@ async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None,
     options, clock = app.options, SystemClock()
     async with AsyncExitStack() as stack:
         # It counts what is done inside, so it is of use for one turn only.
-        seen = stack.enter_context(reported(metrics_file, store_name(options), app.out))
+        seen = stack.enter_context(
+            write_metrics_file(metrics_file, store_name(options), lambda text: app.out.note(f"note: {text}"))
+        )
         store = await stack.enter_async_context(open_store(options))
         addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
         directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout, org=options.org))
         nodes = directory if directory.is_discovered else await directory()
         trail = None if options.audit_log is None else AuditTrail(options.audit_log, actor=schedule.started_by)
-        policy = build_policy(options, is_discovered=directory.is_discovered)
+        policy = build_policy(options)
 
         def make_rotator(on_event: Callable[[Event], None] | None = None) -> Rotator:
             return Rotator(
@@ -290,13 +292,12 @@ def _end(app: App, store: Store, turn: Turn, now_ms: int) -> int:
 
 
 async def _explain(app: App, schedule: Schedule) -> int:
-    async with open_store(app.options) as store:
+    async with open_store(app.options) as store, open_nodes(app.options) as nodes:
         version, document = await store.read()
+        obstacles = await find_obstacles_now(store, nodes, build_policy(app.options)) if nodes.addresses else ()
     now_ms, tolerance = SystemClock().now_ms(), app.options.rotation_clock_tolerance
     facts = facts_of(document, now_ms, written_ms=version.created_ms, tolerance=tolerance)
     verdict = next_due(facts, schedule, now_ms)
-    has_nodes = app.options.nodes or app.options.rotation_bare
-    obstacles = (await survey_now(app.options)).obstacles if has_nodes else ()
     begins = preview(facts, schedule, now_ms, PREVIEW)
     data = {
         "store": store.name,

@@ -1,8 +1,9 @@
-"""The command that makes an earlier root sign again after a finished rotation: restore."""
+"""`goatherd restore`: make a previous root the current root again, after a finished rotation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,8 @@ import click
 
 from goatherd.cli.main import App, command
 from goatherd.cli.process import give_way, run_interruptible
-from goatherd.cli.rotate import HOW_TO_GO_ON, drive_rotation, rotate
+from goatherd.cli.rotate import HOW_TO_RESUME, drive_rotation, rotate
+from goatherd.operations.restore import restore as operation
 from goatherd.rotation.machine import Phase
 
 _SHARED: Final = frozenset(
@@ -61,13 +63,6 @@ def restore(
     """
     if app.options.rotation_health_command is None:
         give_way(app)
-    going = drive_rotation(
-        app,
-        what="restore",
-        to_phase=Phase(to_phase) if to_phase else None,
-        reason="asked for by the operator",
-        metrics_file=metrics_file,
-        unsafe_without_nodes=unsafe_without_nodes,
-        root_id=root,
-    )
-    return run_interruptible(app, going, note=HOW_TO_GO_ON)
+    stop_at = Phase(to_phase) if to_phase else None
+    work = partial(operation, root_id=root, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes)
+    return run_interruptible(app, drive_rotation(app, work, metrics_file), note=HOW_TO_RESUME)

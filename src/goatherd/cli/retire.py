@@ -6,21 +6,18 @@ import asyncio
 
 import click
 
-from goatherd.cli.auditing import audit_option, audited
+from goatherd.cli.auditing import audit_log, audit_option
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
 from goatherd.cli.rotate import distrust_option
 from goatherd.cli.text.key_inventory import due_lines, inventory_data, inventory_lines
-from goatherd.cli.text.rotation import (
-    report_data,
-)
+from goatherd.cli.text.retirement import retirement_lines, would_retire_lines
+from goatherd.cli.text.rotation import report_data
 from goatherd.clock import SystemClock
-from goatherd.cluster.discovery import NodeDirectory
-from goatherd.config.build import build_policy, open_store
-from goatherd.key_inventory import KeyInventory, describe_kept, take_key_inventory
-from goatherd.operations.runs import current_actor
-from goatherd.rotation.rotator import Rotator
-from goatherd.times import format_duration
+from goatherd.config.build import build_policy, open_nodes, open_store
+from goatherd.key_inventory import KeyInventory
+from goatherd.operations.retire import read_key_inventory
+from goatherd.operations.retire import retire as operation
 
 
 @command(
@@ -51,72 +48,41 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
     The command destroys nothing while a listed server has used a later identity than the store holds: the store was
     then restored from a backup, and the key may be needed.
     """
-    grace = format_duration(app.options.rotation_grace)
     if dry_run:
-        return asyncio.run(_show_retirement(app, grace))
+        return _show(app)
     if not yes:
-        if not app.out.may_ask:
-            raise click.UsageError(
-                "nothing can be confirmed without a terminal; give --yes to destroy the private keys"
-            )
-        due = [f"  {line}" for line in due_lines(asyncio.run(_find_due(app)), SystemClock().now_ms())]
-        if due:
-            click.echo("\n".join(due), err=True)
-            click.confirm(f"Destroy {_count(len(due), 'version')} for good?", abort=True, err=True)
-    return run_interruptible(app, _retire(app, grace), note="what was destroyed is; `goatherd retire` does the rest")
+        _confirm(app)
+    return run_interruptible(app, _retire(app), note="what was destroyed is; `goatherd retire` does the rest")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _confirm(app: App) -> None:
+    if not app.out.may_ask:
+        raise click.UsageError("nothing can be confirmed without a terminal; give --yes to destroy the private keys")
+    due = [f"  {line}" for line in due_lines(asyncio.run(_read_keys(app)), SystemClock().now_ms())]
+    if due:
+        click.echo("\n".join(due), err=True)
+        versions = "1 version" if len(due) == 1 else f"{len(due)} versions"
+        click.confirm(f"Destroy {versions} for good?", abort=True, err=True)
 
 
-async def _find_due(app: App) -> KeyInventory:
+async def _read_keys(app: App) -> KeyInventory:
     async with open_store(app.options) as store:
-        _, document = await store.read()
-        return await take_key_inventory(store.provider, store.secret_id, document, app.options.rotation_grace)
+        return await read_key_inventory(store, build_policy(app.options))
 
 
-async def _show_retirement(app: App, grace: str) -> int:
-    keys, now_ms = await _find_due(app), SystemClock().now_ms()
-    lines = [f"would destroy {line}" for line in due_lines(keys, now_ms)]
-    lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.kept(now_ms)]
-    lines = lines or [f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"]
-    data = {
-        "dryRun": True,
-        "wouldDestroy": [one.version.id for one in keys.due(now_ms)],
-        "privateKeys": inventory_data(keys, now_ms),
-    }
-    app.out.result(data, [*lines, "", *inventory_lines(keys, app.out, now_ms)])
+def _show(app: App) -> int:
+    keys, now_ms = asyncio.run(_read_keys(app)), SystemClock().now_ms()
+    due = [one.version.id for one in keys.due(now_ms)]
+    data = {"dryRun": True, "wouldDestroy": due, "privateKeys": inventory_data(keys, now_ms)}
+    app.out.result(data, [*would_retire_lines(keys, now_ms), "", *inventory_lines(keys, app.out, now_ms)])
     return 0
 
 
-async def _retire(app: App, grace: str) -> int:
-    addresses = tuple(dict.fromkeys((*app.options.nodes, *app.options.rotation_bare)))
-    async with (
-        open_store(app.options) as store,
-        NodeDirectory(addresses, timeout=app.options.timeout, org=app.options.org) as directory,
-    ):
-        async with audited(app, store, "retire", {"grace": app.options.rotation_grace}) as journal:
-            rotator = Rotator(
-                store.provider,
-                store.secret_id,
-                directory if directory.is_discovered else await directory(),
-                org=store.org,
-                policy=build_policy(app.options, is_discovered=directory.is_discovered),
-                started_by=current_actor(),
-                on_event=journal.told,
-            )
-            report = await rotator.retire()
-        _, document = await store.read()
-        keys = await take_key_inventory(store.provider, store.secret_id, document, app.options.rotation_grace)
-    found = list(report.destroyed)
-    lines = [f"destroyed version {version}" for version in found]
-    lines += [f"gave up version {version}: {keys.copies}" for version in report.given_up]
-    lines += [describe_kept(one.version, one.labels) for one in report.kept]
-    lines = lines or [f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"]
+async def _retire(app: App) -> int:
+    options = app.options
+    async with open_store(options) as store, open_nodes(options) as nodes:
+        done = await operation(store, nodes, build_policy(options), confirmed=True, audit_log=audit_log(app))
     now_ms = SystemClock().now_ms()
-    app.out.result(
-        report_data(report) | {"privateKeys": inventory_data(keys, now_ms)},
-        [*lines, "", *inventory_lines(keys, app.out, now_ms)],
-    )
-    return EXIT_FINDINGS if report.kept else 0
+    data = report_data(done.report) | {"privateKeys": inventory_data(done.keys, now_ms)}
+    app.out.result(data, [*retirement_lines(done), "", *inventory_lines(done.keys, app.out, now_ms)])
+    return EXIT_FINDINGS if done.report.kept else 0

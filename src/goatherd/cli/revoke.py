@@ -1,43 +1,27 @@
-"""The command for the emergency: a root's private key is in a stranger's hands."""
+"""`goatherd revoke`: revoke a root whose private key was exposed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
-from datetime import timedelta
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any
 
 import click
 
-from goatherd.cli.auditing import audit_option, audited
+from goatherd.cli.auditing import audit_log, audit_option
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
-from goatherd.cli.text.rotation import kept_data, warn_of_short_life
-from goatherd.cluster.discovery import NodeDirectory
-from goatherd.config.build import build_policy, open_store
-from goatherd.errors import ConfigurationError
-from goatherd.key_inventory import describe_kept
-from goatherd.revocation.report import Claim, NodeOutcome, RevocationReport
-from goatherd.revocation.revoker import NEW, Revoker
-from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
-from goatherd.rotation.policy import check_lifetime
-from goatherd.server_url import parse_server_url
-from goatherd.times import iso
-from goatherd.wire.paths import SESSIONS_PATH
-
-PATIENCE: Final = timedelta(seconds=120)
-"""For one answer about 50 000 sessions; a look at a node has --timeout."""
-
-SHOWN_CLAIMS: Final = 20
-
-UNMODIFIED: Final = (
-    "An unmodified server goes on trusting the revoked root: it takes what the attacker signs, and hands out what the",
-    "attacker introduces. It knows the successor and the sessions; Goatherd servers reject what it signs with the",
-    "revoked root. Restart it at once with a settings.json without the root: `goatherd run` does so automatically,",
-    "`goatherd export` writes the file. Put `goatherd door` in front: its own /sys/sessions make it trust the root",
-    "again at every start. Until it restarts, it signs new sessions with the revoked root: run the command again",
-    "afterwards, which names them.",
+from goatherd.cli.text.revocation import (
+    revocation_data,
+    revocation_event,
+    revocation_lines,
+    revocation_plan_lines,
 )
+from goatherd.cli.text.rotation import warn_of_short_life
+from goatherd.config.build import build_policy, open_nodes, open_store
+from goatherd.operations import revoke as operations
+from goatherd.revocation.report import RevocationReport
+from goatherd.revocation.revoker import NEW
 
 
 @command(
@@ -123,326 +107,49 @@ def revoke(
     """
     if not plan and not reason:
         raise click.UsageError("--reason TEXT is missing; it is recorded in the identity's history")
-    # SECURITY: what nobody waits for cannot be said to be frozen (tests/unit/cli/test_revoke.py).
-    if not app.options.nodes and not unsafe_without_nodes:
-        raise ConfigurationError(
-            "no server is listed, so the commits that the cluster holds cannot be collected",
-            hint="Give --node URL for each server. In an emergency: --unsafe-without-nodes first, --node later.",
-        )
     if not plan and not yes:
-        if not app.out.may_ask:
-            raise click.UsageError("nothing can be confirmed without a terminal; give --yes to revoke the root")
-        click.confirm(f"Revoke root {session}? There is no way back.", abort=True, err=True)
+        _confirm(app, session, unsafe_without_nodes=unsafe_without_nodes)
     if successor == NEW and not plan:
-        check_lifetime(build_policy(app.options))
         warn_of_short_life(app.out, app.options.rotation_lifetime)
-    going = _revoke(
-        app,
-        session,
-        reason=None if plan else reason,
+    work: partial[Coroutine[Any, Any, RevocationReport]] = partial(
+        operations.plan_revocation,
+        root_id=session,
         successor=successor,
-        leave_out=leave_out,
-        destroy=destroy,
-        reopen=reopen,
-        distrust=tuple(str(parse_server_url(url)) for url in distrust),
-        trust_alone=tuple(str(parse_server_url(url)) for url in trust_alone),
+        distrust=distrust,
+        trust_alone=trust_alone,
+        unsafe_without_nodes=unsafe_without_nodes,
     )
-    report = run_interruptible(app, going, note="" if plan else "the very same command, run again, carries it on")
-    lines = _plan_lines(report) if plan else _report_lines(report)
-    app.out.result({"plan": plan, **_data(report)}, lines)
+    if not plan:
+        work = partial(
+            operations.revoke,
+            **work.keywords,
+            reason=reason or "",
+            confirmed=True,
+            leave_out=leave_out,
+            destroy=destroy,
+            reopen=reopen,
+            audit_log=audit_log(app),
+        )
+    note = "" if plan else "the very same command, run again, carries it on"
+    report = run_interruptible(app, _run(app, work), note=note)
+    lines = revocation_plan_lines(report) if plan else revocation_lines(report)
+    app.out.result({"plan": plan, **revocation_data(report)}, lines)
     return 0 if plan or report.is_complete else EXIT_FINDINGS
 
 
-async def _revoke(
-    app: App,
-    session: str,
-    *,
-    reason: str | None,
-    successor: str,
-    leave_out: tuple[str, ...],
-    destroy: bool,
-    reopen: bool,
-    distrust: tuple[str, ...],
-    trust_alone: tuple[str, ...],
-) -> RevocationReport:
+def _confirm(app: App, root_id: str, *, unsafe_without_nodes: bool) -> None:
+    # Refused before the question, too.
+    operations.check_revocation_servers(app.options.nodes, unsafe_without_nodes=unsafe_without_nodes)
+    if not app.out.may_ask:
+        raise click.UsageError("nothing can be confirmed without a terminal; give --yes to revoke the root")
+    click.confirm(f"Revoke root {root_id}? There is no way back.", abort=True, err=True)
+
+
+async def _run(app: App, work: Callable[..., Awaitable[RevocationReport]]) -> RevocationReport:
     options = app.options
-    async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(options))
-        directory = await stack.enter_async_context(
-            NodeDirectory(options.nodes, timeout=max(options.timeout, PATIENCE), org=options.org)
-        )
-        listeners: list[Callable[[Event], None]] = [lambda event: _told(app, event)]
-        if reason is not None:
-            asked: dict[str, Any] = {
-                "session": session,
-                "reason": reason,
-                "successor": successor,
-                "destroy": destroy,
-                "distrust": list(distrust),
-                "trustAlone": list(trust_alone),
-            }
-            journal = await stack.enter_async_context(audited(app, store, "revoke", asked))
-            listeners.append(journal.told)
-        revoker = Revoker(
-            store.provider,
-            store.secret_id,
-            await directory(),
-            org=store.org,
-            policy=build_policy(options),
-            distrust=distrust,
-            trust_alone=trust_alone,
-            on_event=lambda event: _each(listeners, event),
-        )
-        if reason is None:
-            return await revoker.plan(session, successor=successor)
-        return await revoker.revoke(
-            session, reason=reason, successor=successor, leave_out=leave_out, destroy=destroy, reopen=reopen
-        )
-
-
-def _each(listeners: Sequence[Callable[[Event], None]], event: Event) -> None:
-    for listener in listeners:
-        listener(event)
-
-
-def _told(app: App, event: Event) -> None:
-    if not isinstance(event, RevocationStepped):
-        return
-    at = f" at {event.node}" if event.node else ""
-    texts = {
-        RevocationStep.INTRODUCED: f"the successor is introduced{at}",
-        RevocationStep.REVOKED: f"revoked {event.revoked_id}: {event.current_id} signs, generation {event.generation}",
-        RevocationStep.FROZEN: f"frozen{at}: it holds {event.count} commits of the root",
-        RevocationStep.CLOSED: f"closed: {event.count} commits of the root count, and no others",
-        RevocationStep.INTRODUCED_AGAIN: f"introduced {event.count} sessions again{at}",
-        RevocationStep.SETTLED: f"settled: {event.count} sessions no longer depend on the root",
-        RevocationStep.DESTROYED: f"destroyed version {event.detail}",
-    }
-    data = {"step": event.step.value, "node": event.node, "count": event.count, "at": iso(event.at_ms)}
-    app.out.event("revocation", data, texts[event.step])
-
-
-def _data(report: RevocationReport) -> dict[str, Any]:
-    return {
-        "revoked": report.revoked_id,
-        "current": report.current_id,
-        "generation": report.generation,
-        "complete": report.is_complete,
-        "proof": report.has_proof,
-        "closed": report.closed,
-        "frozen": report.frozen,
-        "settled": report.settled,
-        "sessions": report.sessions,
-        "pushed": report.pushed,
-        "longLived": list(report.long_lived),
-        "rogueRoots": list(report.rogue_roots),
-        "forged": report.forged,
-        "leftOut": list(report.left_out),
-        "lateSessions": list(report.late_sessions),
-        "destroyed": list(report.destroyed),
-        "givenUp": list(report.given_up),
-        "kept": kept_data(report.kept),
-        "keysLeft": list(report.keys_left),
-        "unknownLeft": list(report.unknown_left),
-        "alsoStored": list(report.also_stored),
-        "nodes": [_node_data(node) for node in report.nodes],
-        "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
-        "nodeCalls": report.node_calls,
-        "storeCalls": report.store_calls,
-    }
-
-
-def _node_data(node: NodeOutcome) -> dict[str, Any]:
-    return {
-        "url": node.url,
-        "unmodified": node.is_unmodified,
-        "refuses": node.refuses,
-        "held": node.held,
-        "inFlight": node.in_flight,
-        "late": node.late,
-        "distrusted": node.is_distrusted,
-        "sole": node.is_sole,
-        "alone": node.alone,
-        "claims": [_claim_data(claim) for claim in node.claims],
-        "countedAlone": node.counted_alone,
-        "introduced": node.introduced,
-        "problem": node.problem,
-    }
-
-
-def _claim_data(claim: Claim) -> dict[str, Any]:
-    return {
-        "path": claim.path,
-        "key": claim.key,
-        "commits": claim.commits,
-        "first": None if claim.first_ms is None else iso(claim.first_ms),
-        "last": None if claim.last_ms is None else iso(claim.last_ms),
-    }
-
-
-def _plan_lines(report: RevocationReport) -> list[str]:
-    ours = [node for node in report.nodes if not node.is_unmodified]
-    lines = [
-        f"to revoke {report.revoked_id}; nothing is written by --plan",
-        "1. introduce the successor at every server, by a commit that the root signs (clients learn of it that way)",
-        "2. write the identity with the revocation; tell the servers; from then on they refuse the root",
-        f"3. ask {len(ours)} Goatherd servers what they hold of it; the digest of the list of what counts goes into the"
-        " identity"
-        if ours
-        else "3. no frozen list: unmodified GoatDB servers cannot keep one or refuse by it",
-        f"4. introduce {report.sessions} user sessions again; then the root's word counts for none",
-        "5. with --destroy: destroy the stored versions that hold its private key",
-        "",
-    ]
-    lines += [
-        f"obstacle: {node.url}: {node.problem}; without it the list stays open"
-        for node in report.nodes
-        if node.problem is not None
-    ]
-    for node in report.nodes:
-        lines += _alone_lines(node, again="")
-    return lines + _warnings(report)
-
-
-def _report_lines(report: RevocationReport) -> list[str]:
-    if report.is_complete and report.has_only_unmodified:
-        head = (
-            f"revoked {report.revoked_id}: {report.current_id} signs; finished, as far as unmodified servers allow it"
-        )
-    elif report.is_complete:
-        head = f"revoked {report.revoked_id}: {report.current_id} signs; nothing is left to be done at Goatherd servers"
-    else:
-        head = f"revoked {report.revoked_id}: {report.current_id} signs; NOT FINISHED, run it again"
-    took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
-    lines = [
-        head,
-        f"took: {took}; {report.node_calls} requests to servers, {report.store_calls} to the store",
-        f"sessions: {report.sessions} to introduce again, {report.pushed} pushed now",
-    ]
-    if report.has_only_unmodified:
-        lines.append(
-            "frozen: no list, since every listed server is an unmodified GoatDB server, which cannot keep one or refuse"
-            " by it; a Goatherd server that joins later needs one: run the command again with it"
-        )
-    elif report.closed:
-        lines.append(f"frozen: {report.frozen} commits of the root are on record; every other one is refused")
-    else:
-        lines.append(
-            "frozen: NOT CLOSED, a listed server has not told what it holds; each goes by what it holds itself"
-        )
-    for node in report.nodes:
-        lines += _node_lines(node)
-    if report.late_sessions:
-        lines.append(
-            f"{len(report.late_sessions)} sessions were introduced by the revoked root after the others were reissued,"
-            f" and are not reissued: {' '.join(report.late_sessions)}. They may be the attacker's; if they are yours:"
-            " --reopen"
-        )
-    lines += [f"left out: session {session} is no longer trusted" for session in report.left_out]
-    lines += [f"destroyed version {version}" for version in report.destroyed]
-    lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
-    lines += [describe_kept(one.version, one.labels, command="the same command") for one in report.kept]
-    if not report.has_proof:
-        lines.append(
-            "The store no longer holds this private key. Start servers that trust only this root with"
-            " --accept-identity."
-        )
-    return lines + _warnings(report)
-
-
-def _node_lines(node: NodeOutcome) -> list[str]:
-    if node.problem is not None:
-        return [f"{node.url}: {node.problem}"]
-    if node.is_unmodified:
-        return []
-    if not node.refuses:
-        return [f"{node.url}: HAS NOT TAKEN OVER the revocation: can it read the store?"]
-    lines = []
-    if node.in_flight:
-        lines.append(f"{node.url}: {node.in_flight} commits of the root are on their way to it")
-    if node.late:
-        lines.append(
-            f"{node.url}: holds {node.late} commits of the root that are not on record: nobody else takes them."
-            " They may be the thief's; if you know better: --reopen"
-            + (f" --trust-alone {node.url}" if node.alone else "")
-        )
-    return lines + _alone_lines(node, again="--reopen ")
-
-
-def _alone_lines(node: NodeOutcome, *, again: str) -> list[str]:
-    """Return what counts, or does not, on one server's word.
-
-    Args:
-        node: The server.
-        again: What must be given with `--trust-alone`, with a blank after it.
-    """
-    lines = []
-    if node.is_sole:
-        lines.append(
-            f"{node.url}: the only server whose list counts, so no other server confirms it"
-            f" (--distrust {node.url} leaves it out)"
-        )
-    if node.counted_alone:
-        lines.append(f"{node.url}: {_commits(node.counted_alone)} that it alone holds count, as asked (--trust-alone)")
-    if node.is_distrusted:
-        lines.append(f"{node.url}: its list does not count, as asked (--distrust); left out: {_commits(node.alone)}")
-    elif node.alone:
-        lines.append(
-            f"{node.url}: ALONE claims {_commits(node.alone)} of the root. They do not count: a server that was broken"
-            " into can sign commits after the revocation"
-        )
-    lines += [f"    {_claim_text(claim)}" for claim in node.claims[:SHOWN_CLAIMS]]
-    unshown = node.alone - sum(claim.commits for claim in node.claims[:SHOWN_CLAIMS])
-    if node.claims and unshown > 0:
-        lines.append(f"    and {unshown} more; --json lists what the server has told")
-    elif unshown > 0:
-        lines.append("    the server does not say what they are")
-    if node.alone and not node.is_distrusted:
-        lines.append(f"    if you know that they are good, run the command again with {again}--trust-alone {node.url}")
-    return lines
-
-
-def _claim_text(claim: Claim) -> str:
-    what = f"session {claim.key}" if claim.path == SESSIONS_PATH else f"{claim.path}, item {claim.key}"
-    if claim.first_ms is None or claim.last_ms is None:
-        return f"{what}: {_commits(claim.commits)} without a time"
-    first, last = iso(claim.first_ms), iso(claim.last_ms)
-    return f"{what}: {_commits(claim.commits)}, dated {first if first == last else f'{first} to {last}'}"
-
-
-def _commits(count: int) -> str:
-    return "1 commit" if count == 1 else f"{count} commits"
-
-
-def _warnings(report: RevocationReport) -> list[str]:
-    lines = [f"{node.url}: an unmodified GoatDB server" for node in report.nodes if node.is_unmodified]
-    if lines:
-        lines += [f"    {line}" for line in UNMODIFIED]
-    lines += [
-        f"ROGUE ROOT {root}: the revoked root has introduced it, and the identity does not list it. Goatherd's servers"
-        " refuse it; unmodified servers, and clients that have it, believe it"
-        for root in report.rogue_roots
-    ]
-    lines += [
-        f"session {session} lives longer than GoatDB makes any live: if it is the thief's, --except {session}"
-        for session in report.long_lived
-    ]
-    if report.forged:
-        lines.append(f"{report.forged} session commits claim to be the root's and are not: they count for nothing")
-    if report.keys_left and not report.destroyed:
-        versions = ", ".join(report.keys_left)
-        lines.append(
-            f"the stored version(s) {versions} still hold its private key. Only unmodified servers still accept it."
-            " --destroy destroys it now, without the grace period of `goatherd retire`"
-        )
-    if report.unknown_left:
-        versions = ", ".join(report.unknown_left)
-        lines.append(
-            f"the stored version(s) {versions} are left over from an interrupted change and cannot be looked into, so"
-            " they may hold its private key; --destroy destroys them too"
-        )
-    lines += [
-        f"the store also holds the private key of root {root}: if the store itself was read, revoke it too"
-        for root in report.also_stored
-    ]
-    return lines
+    async with (
+        open_store(options) as store,
+        open_nodes(options, options.nodes, timeout=operations.REQUEST_TIMEOUT) as nodes,
+    ):
+        policy = build_policy(options)
+        return await work(store, nodes, policy, on_event=lambda event: revocation_event(app.out, event))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from goatherd.cli.auditing import audit_option, audited
-from goatherd.cli.main import App, PathType, command
-from goatherd.cli.metrics_file import remembered, reported
+from goatherd.cli.auditing import audit_log, audit_option
+from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.process import give_way, run_interruptible
-from goatherd.cli.replacing import replace_expired as drive_replacement
 from goatherd.cli.text.progress import Progress
+from goatherd.cli.text.replacement import replaced_event, replacement_data, replacement_lines
 from goatherd.cli.text.rotation import (
+    add_unrun_command,
     bare_lines,
     plan_data,
     plan_lines,
@@ -27,17 +28,19 @@ from goatherd.cli.text.rotation import (
     restarts_data,
     warn_of_short_life,
 )
-from goatherd.cluster.discovery import NodeDirectory
-from goatherd.config.build import build_health_signals, build_policy, open_store, store_name
-from goatherd.config.options import Options
-from goatherd.errors import ConfigurationError, NotAdoptedError
+from goatherd.config.build import build_health_signals, build_policy, open_nodes, open_store, store_name
+from goatherd.errors import NotAdoptedError
 from goatherd.key_inventory import retained_copies
-from goatherd.operations.runs import current_actor
-from goatherd.rotation.events import Event, Report
-from goatherd.rotation.health_checks import HealthCommand
-from goatherd.rotation.machine import Phase, Step
-from goatherd.rotation.policy import check_lifetime
-from goatherd.rotation.rotator import Rotator
+from goatherd.operations import rotate as operations
+from goatherd.operations.metrics_file import read_identity_at_end, write_metrics_file
+from goatherd.operations.runs import notify_each
+from goatherd.rotation.events import Report
+from goatherd.rotation.machine import Phase
+
+HOW_TO_RESUME: Final = (
+    "a rotation that has begun stands where it is: `goatherd rotate --resume` carries it on, `--cancel` or "
+    "`--rollback` leaves it"
+)
 
 
 def distrust_option() -> Callable[[Any], Any]:
@@ -157,134 +160,86 @@ def rotate(
     if metrics_file is not None and what == "replace-expired":
         raise click.UsageError("--metrics-file does not go with --replace-expired")
     if what in ("", "replace-expired"):
-        check_lifetime(build_policy(app.options))
         warn_of_short_life(app.out, app.options.rotation_lifetime)
+    stop_at = Phase(to_phase) if to_phase else None
+    if what == "plan":
+        return asyncio.run(_plan(app, stop_at))
     if what == "replace-expired":
-        replacing = drive_replacement(app, build_policy(app.options), unsafe_without_nodes=unsafe_without_nodes)
+        replacing = _replace_expired(app, unsafe_without_nodes=unsafe_without_nodes)
         return run_interruptible(app, replacing, note="the very same command, run again, resumes it")
+    why = reason or operations.ASKED
+    work: dict[str, Callable[..., Awaitable[Report]]] = {
+        "": partial(operations.rotate, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes),
+        "resume": partial(operations.resume, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes),
+        "cancel": partial(operations.cancel, reason=why),
+        "rollback": partial(operations.roll_back, reason=why),
+    }
     if what in ("", "resume") and app.options.rotation_health_command is None:
         # A command of the operator's would inherit it, and be late with its answer.
         give_way(app)
-    going = drive_rotation(
-        app,
-        what=what,
-        to_phase=Phase(to_phase) if to_phase else None,
-        reason=reason or "asked for by the operator",
-        metrics_file=None if plan else metrics_file,
-        unsafe_without_nodes=unsafe_without_nodes,
-    )
-    return run_interruptible(app, going, note="" if plan else HOW_TO_GO_ON)
+    return run_interruptible(app, drive_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
 
 
-HOW_TO_GO_ON: Final = (
-    "a rotation that has begun stands where it is: `goatherd rotate --resume` carries it on, `--cancel` or "
-    "`--rollback` leaves it"
-)
-
-
-async def drive_rotation(
-    app: App,
-    *,
-    what: str,
-    to_phase: Phase | None,
-    reason: str,
-    metrics_file: Path | None,
-    unsafe_without_nodes: bool,
-    root_id: str | None = None,
-) -> int:
-    """Do what `goatherd rotate` or `goatherd restore` was asked for, and print how it ended.
+async def drive_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics_file: Path | None) -> int:
+    """Run an operation that rotates, show its progress, and print how it ended.
 
     Args:
         app: The options and the writer.
-        what: ``plan``, ``resume``, ``cancel``, ``rollback`` or ``restore``; empty to rotate.
-        to_phase: Stop when this phase is reached.
-        reason: For the document's history.
+        work: The operation, without the store, the servers and the policy.
         metrics_file: Where to leave metrics; None for nowhere.
-        unsafe_without_nodes: Whether no server need be listed.
-        root_id: With ``restore``, the earlier root; None for the previous one.
     """
     options = app.options
-    # SECURITY: with no node listed, the next root would sign before servers trust it
-    # (tests/unit/cli/test_cluster_commands.py).
-    addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
-    if not addresses and not unsafe_without_nodes and what in ("", "resume", "restore"):
-        raise ConfigurationError(
-            "no server is listed, so the rotation could not wait until each has adopted the new root",
-            hint="Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml.",
-        )
-    # Progress tells what the log would.
+    # Progress shows what the log would.
     logging.getLogger("goatherd.rotation").addHandler(logging.NullHandler())
     async with AsyncExitStack() as stack:
-        seen = stack.enter_context(reported(metrics_file, store_name(options), app.out))
+        seen = stack.enter_context(
+            write_metrics_file(metrics_file, store_name(options), lambda text: app.out.note(f"note: {text}"))
+        )
         store = await stack.enter_async_context(open_store(options))
         if metrics_file is not None:
-            await stack.enter_async_context(remembered(store, seen))
-        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout, org=options.org))
+            await stack.enter_async_context(read_identity_at_end(store, seen))
+        nodes = await stack.enter_async_context(open_nodes(options))
         progress = stack.enter_context(Progress(app.out))
-        listeners = [progress.told, seen.told]
-        if what != "plan":
-            asked: dict[str, Any] = {"what": what or "rotate", "reason": reason, "toPhase": to_phase}
-            if options.rotation_distrust:
-                asked["distrust"] = list(options.rotation_distrust)
-            if what == "restore":
-                asked["root"] = root_id
-            name = "restore" if what == "restore" else "rotate"
-            journal = await stack.enter_async_context(audited(app, store, name, asked))
-            listeners.append(journal.told)
-        rotator = Rotator(
-            store.provider,
-            store.secret_id,
-            directory if directory.is_discovered else await directory(),
-            org=store.org,
-            policy=build_policy(options, is_discovered=directory.is_discovered),
-            started_by=current_actor(),
-            on_event=_each(*listeners),
-            # SECURITY: a plan is asked for before anything is trusted (tests/unit/cli/test_rotate_commands.py).
-            health=build_health_signals(options, runs_commands=what != "plan"),
-        )
-        if what == "plan":
-            plan = await rotator.plan()
-            if options.rotation_health_command is not None:
-                plan = replace(plan, remarks=(*plan.remarks, _health_command_not_run(options)))
-            app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
-            return 0
         try:
-            report = await _asked(rotator, what, to_phase, reason, root_id)
+            report = await work(
+                store,
+                nodes,
+                build_policy(options),
+                health=build_health_signals(options),
+                audit_log=audit_log(app),
+                on_event=notify_each(progress.told, seen.told),
+            )
         except NotAdoptedError as error:
             if isinstance(error.report, Report):
                 restarts = {"restarts": restarts_data(error.report)}
                 app.out.event("restarts", restarts, "\n".join(restart_lines(error.report)))
             raise
         copies = retained_copies(store.provider.guarantees)
-    lines = [
-        *report_lines(report, options.rotation_grace, copies=copies),
-        *bare_lines(report, options.rotation_bare),
-    ]
-    app.out.result(report_data(report), lines)
+    lines = report_lines(report, options.rotation_grace, copies=copies)
+    app.out.result(report_data(report), [*lines, *bare_lines(report, options.rotation_bare)])
     return 0
 
 
-def _health_command_not_run(options: Options) -> str:
-    name = HealthCommand(options.rotation_health_command or "", timeout=options.rotation_health_timeout).name
-    return (
-        f"the health {name} ({options.origin['rotation.health_command']}) was not run: a plan runs no commands; "
-        "a rotation runs it before it begins and while the next root signs"
-    )
+async def _plan(app: App, to_phase: Phase | None) -> int:
+    options = app.options
+    async with open_store(options) as store, open_nodes(options) as nodes:
+        health = build_health_signals(options)
+        plan = await operations.plan_rotation(store, nodes, build_policy(options), health=health)
+    plan = add_unrun_command(plan, health, options.origin.get("rotation.health_command"))
+    app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
+    return 0
 
 
-def _each(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
-    def told(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return told
-
-
-async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: str, root_id: str | None) -> Report:
-    if what == "":
-        return await rotator.rotate(to_phase=to_phase)
-    if what == "restore":
-        return await rotator.restore(root_id, to_phase=to_phase)
-    if what == "resume":
-        return await rotator.resume(to_phase=to_phase)
-    return await rotator.abandon(reason, by=Step.CANCEL if what == "cancel" else Step.ROLL_BACK)
+async def _replace_expired(app: App, *, unsafe_without_nodes: bool) -> int:
+    options = app.options
+    async with open_store(options) as store, open_nodes(options) as nodes:
+        report = await operations.replace_expired(
+            store,
+            nodes,
+            build_policy(options),
+            unsafe_without_nodes=unsafe_without_nodes,
+            audit_log=audit_log(app),
+            on_event=lambda event: replaced_event(app.out, event),
+        )
+    app.out.result(replacement_data(report), replacement_lines(report))
+    return 0 if report.is_complete else EXIT_FINDINGS

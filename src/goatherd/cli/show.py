@@ -24,4 +24,4 @@ async def _show(app: App, at: str | None) -> None:
     async with open_store(app.options) as store:
         version, document = await store.read(CURRENT if at is None else await store.find(at))
     data = {"store": store.name, "storeVersion": version.id, "labels": sorted(version.labels), **redacted(document)}
-    app.out.result(data, describe(app.out, store, version.id, document))
+    app.out.result(data, describe(app.out, store.name, version.id, document))

@@ -68,7 +68,7 @@ async def _sign(app: App, way: str | None) -> int:
                 audited(app, store, "sign", asked) as journal,
                 NodeDirectory(addresses, timeout=app.options.timeout, org=app.options.org) as directory,
             ):
-                policy, clock = build_policy(app.options, is_discovered=directory.is_discovered), SystemClock()
+                policy, clock = build_policy(app.options), SystemClock()
                 nodes = directory if directory.is_discovered else await directory()
                 observer = Observer(nodes, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)
                 check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)

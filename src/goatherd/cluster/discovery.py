@@ -132,6 +132,7 @@ class NodeDirectory:
         connect: Callable[[Place], NodeClient] | None = None,
         org: str | None = None,
     ) -> None:
+        self.addresses = tuple(addresses)
         self._org = org
         self.is_discovered = any(is_discovered(address) for address in addresses)
         self._sources = [source_of(address, timeout=timeout) for address in addresses]

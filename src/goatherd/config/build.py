@@ -164,19 +164,16 @@ async def open_two_stores(options: Options, source: str, destination: str) -> As
         yield first, second
 
 
-def build_policy(options: Options, *, is_discovered: bool = False) -> Policy:
-    """Return the policy that the options describe.
-
-    Args:
-        options: The options.
-        is_discovered: Whether nodes are found by asking, so that there may be some that were not found.
-    """
+def build_policy(options: Options) -> Policy:
+    """Return the policy that the options describe. If servers are discovered, there may be some that were not found."""
+    from goatherd.cluster.discovery import is_discovered
     from goatherd.rotation.machine import Policy, Quorum
     from goatherd.rotation.policy import unlisted_for
 
     unlisted = options.rotation_unlisted
     if unlisted is None:
-        unlisted = unlisted_for(options.settings_refresh_interval) if is_discovered else timedelta(0)
+        found = any(is_discovered(address) for address in options.nodes)
+        unlisted = unlisted_for(options.settings_refresh_interval) if found else timedelta(0)
     return Policy(
         adoption=options.rotation_adoption,
         settle=options.rotation_settle,

@@ -26,11 +26,13 @@ from goatherd.identity.redaction import days_left, notes
 from goatherd.identity.succession import verify_signed
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
+from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING, NodeState, read_server_state
 from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
 from goatherd.revocation.reintroduction import decode
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.clocks import describe_span
+from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.obstacles import Survey
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.store_history import KINDS
@@ -79,6 +81,7 @@ class Examined:
         org: The organization.
         policy: What a rotation would go by.
         refresh_interval: How often a server reads the store where it does not say so.
+        health: The health checks of a rotation.
     """
 
     addresses: tuple[str, ...] = ()
@@ -86,6 +89,7 @@ class Examined:
     org: str
     policy: Policy
     refresh_interval: timedelta
+    health: Sequence[HealthSignal] = ()
 
 
 async def examine(opening: AbstractAsyncContextManager[Store], examined: Examined) -> list[Check]:
@@ -99,7 +103,7 @@ async def examine(opening: AbstractAsyncContextManager[Store], examined: Examine
         ConfigurationError, PluginNotFoundError, MissingExtraError: No store is named, or its plugin cannot be had.
     """
     checks: list[Check] = []
-    document = None
+    store = document = None
     async with AsyncExitStack() as stack:
         try:
             store = await stack.enter_async_context(opening)
@@ -113,12 +117,28 @@ async def examine(opening: AbstractAsyncContextManager[Store], examined: Examine
             checks.append(Check(name="store", level=OK, text=f"{store.name} is readable, version {version.id}"))
             checks += await store_checks(store, version, document, examined.policy)
             checks += _identity_checks(document, examined)
-    checks += await _checks_of_all(document, examined)
-    if not examined.addresses:
-        checks.append(
-            Check(name="nodes", level=WARNING, text="no node is listed, so none was asked", hint="Give --node URL.")
-        )
+        checks += await _checks_of_all(document, examined)
+        if not examined.addresses:
+            checks.append(
+                Check(name="nodes", level=WARNING, text="no node is listed, so none was asked", hint="Give --node URL.")
+            )
+        is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
+        if store is not None and is_identity_known:
+            checks += await _rotation_checks(store, examined)
     return checks
+
+
+async def _rotation_checks(store: Store, examined: Examined) -> list[Check]:
+    """Return what stands in the way of a rotation; nothing if no server is listed."""
+    addresses = tuple(dict.fromkeys((*examined.addresses, *sorted(examined.policy.bare))))
+    if not addresses:
+        return []
+    try:
+        async with NodeDirectory(addresses, timeout=examined.timeout, org=examined.org) as nodes:
+            rotator = make_rotator(store, await resolve_nodes(nodes), examined.policy, health=examined.health)
+            return obstacle_checks(await rotator.survey())
+    except GoatherdError as error:
+        return [Check(name="rotation", level=SKIPPED, text=str(error), hint=error.hint)]
 
 
 def _signature_check(document: IdentityDocument) -> Check:

@@ -1,4 +1,4 @@
-"""Record one run of an operation in the audit trail: its beginning, its decisions and its end.
+"""What the runs of all operations share: the servers that they wait for, and their record in the audit trail.
 
 What it is not: the trail itself (`goatherd.audit.trail`). Rules: a trail that cannot be written stops the operation
 before it has done anything; the number of records that could not be written later is reported at the end.
@@ -12,14 +12,66 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from goatherd.errors import GoatherdError
+from goatherd.errors import ConfigurationError, GoatherdError
 from goatherd.operations.identity_store import Store
 
 if TYPE_CHECKING:
     from goatherd.audit.trail import Journal
+    from goatherd.rotation.events import Event
+
+EventListener = Callable[["Event"], None]
+"""Is called with each event of a run as it happens. It must not block and must not raise."""
+
+LIST_SERVERS: Final = (
+    "Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml."
+)
+
+
+def check_servers_listed(servers: object, consequence: str, *, unsafe_without_nodes: bool, hint: str) -> None:
+    """Check that an operation that waits for servers has servers to wait for.
+
+    Args:
+        servers: The listed servers, or a function that discovers them.
+        consequence: What the operation could not do without servers, such as ``the rotation could not wait``.
+        unsafe_without_nodes: Whether the operator has asked for the operation without servers.
+        hint: How to list servers.
+
+    Raises:
+        ConfigurationError: No server is listed.
+    """
+    # SECURITY: with no server listed, the next root would sign before servers trust it
+    # (tests/unit/operations/test_rotate.py).
+    if not callable(servers) and not servers and not unsafe_without_nodes:
+        raise ConfigurationError(f"no server is listed, so {consequence}", hint=hint)
+
+
+def notify_each(*listeners: EventListener | None) -> EventListener:
+    """Return a listener that hands each event to all of `listeners`."""
+
+    def listener(event: Event) -> None:
+        for one in listeners:
+            if one is not None:
+                one(event)
+
+    return listener
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLog:
+    """The file that an operation appends its audit trail to.
+
+    Attributes:
+        path: The file.
+        on_missing: Called at the end with the file and the number of records that could not be written, if there are
+            any.
+    """
+
+    path: Path
+    on_missing: Callable[[Path, int], None] = lambda _path, _count: None
 
 
 def current_actor() -> str:
@@ -36,9 +88,7 @@ async def record_run(
     store: Store,
     command: str,
     asked: Mapping[str, object],
-    *,
-    path: Path | None,
-    on_missing: Callable[[Path, int], None],
+    audit_log: AuditLog | None,
 ) -> AsyncIterator[Journal]:
     """Record what happens inside as one run.
 
@@ -46,8 +96,7 @@ async def record_run(
         store: The open store.
         command: The name of the operation, such as ``rotate``.
         asked: Its arguments; plain values.
-        path: The file of the audit trail; None to write only the log.
-        on_missing: Called at the end with the number of records that could not be written, if there are any.
+        audit_log: The file of the audit trail; None to write only the log.
 
     Raises:
         AuditError: The trail cannot be written. Nothing was begun.
@@ -59,8 +108,8 @@ async def record_run(
     revokes = command == "revoke"
     # What a revoked or an expired root signs counts for nothing.
     holds = revokes or asked.get("what") == "replace-expired"
-    journal = Journal(None if path is None else AuditTrail(path, actor=current_actor()), holds=holds)
-    if path is not None:
+    journal = Journal(None if audit_log is None else AuditTrail(audit_log.path, actor=current_actor()), holds=holds)
+    if audit_log is not None:
         _, document = await store.read()
         journal.use(document)
     renewals: set[asyncio.Task[None]] = set()
@@ -83,8 +132,8 @@ async def record_run(
     finally:
         for renewal in renewals:
             renewal.cancel()
-        if journal.trail is not None and journal.trail.missing:
-            on_missing(journal.trail.path, journal.trail.missing)
+        if audit_log is not None and journal.trail is not None and journal.trail.missing:
+            audit_log.on_missing(audit_log.path, journal.trail.missing)
 
 
 async def _renew(journal: Journal, store: Store) -> None:

@@ -1,12 +1,13 @@
-"""Ask the servers of a cluster what they trust, sign with and have read: what ``goatherd status`` shows.
+"""Read the store, and ask the servers of a cluster what they trust, sign with and have read.
 
-What it is not: it changes nothing on a server. Rules: what a server does not say is None, never a guess.
+What it is: what ``goatherd status`` shows. What it is not: it changes nothing, in the store or on a
+server. Rules: what a server does not say is None, never a guess.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
@@ -17,11 +18,21 @@ from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.server_answers import AgentReport, DataReport, ServerIdentity
 from goatherd.cluster.session_queries import prove_signer
 from goatherd.errors import DiscoveryError, NodeError
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.recorded_times import recorded_ahead_ms
+from goatherd.identity.redaction import notes
+from goatherd.key_inventory import KeyInventory, take_key_inventory
+from goatherd.operations.identity_store import Store
+from goatherd.operations.rotate import make_rotator, resolve_nodes
+from goatherd.providers.values import Label, VersionId
+from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
-from goatherd.rotation.obstacles import is_of_another_identity
+from goatherd.rotation.machine import Progress
+from goatherd.rotation.obstacles import Survey, is_of_another_identity
+from goatherd.rotation.policy import Policy
 from goatherd.times import format_duration, iso
+
+_ENDINGS: Final = ("rotated", "restored", "cancelled", "rolled-back", "revoked")
 
 SKEW_WARNING: Final = timedelta(seconds=30)
 
@@ -102,23 +113,126 @@ class NodeState:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStatus:
+    """The state of the store, of the identity in it, and of every server.
+
+    Attributes:
+        store: The name of the store.
+        version: The id of the stored version with the label `current`.
+        labels: For each label, the id of the version that it points at.
+        document: The identity.
+        keys: Which stored version holds whose private key.
+        last_rotation: How the last rotation ended; None if the identity records none.
+        servers: The state of each server.
+        obstacles: What prevents a rotation from starting, or the rotation in progress from continuing.
+        progress: What the rotation in progress waits for; None if there is none.
+        notes: Remarks about the identity and the clocks.
+        store_ahead_ms: How far the clock of the store is ahead of this machine's, in milliseconds; None if unknown.
+        at_ms: When this was read, in milliseconds since 1970.
+    """
+
+    store: str
+    version: VersionId
+    labels: Mapping[Label, VersionId]
+    document: IdentityDocument
+    keys: KeyInventory
+    last_rotation: HistoryEntry | None
+    servers: tuple[NodeState, ...]
+    obstacles: tuple[Obstacle, ...]
+    progress: Progress | None
+    notes: tuple[str, ...]
+    store_ahead_ms: int | None
+    at_ms: int
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether every server trusts the current root and signs with it."""
+        return all(server.is_in_step(self.document.current.id) for server in self.servers)
+
+
+async def read_status(
+    store: Store, nodes: NodeDirectory, policy: Policy | None = None, *, hidden: Collection[str] = ()
+) -> ClusterStatus:
+    """Read the store, and ask every server what it trusts and signs with. Changes nothing.
+
+    Args:
+        store: The open store.
+        nodes: The servers. No server need be listed.
+        policy: How long a private key is kept, and what a rotation would wait for.
+        hidden: URLs of servers whose state is not reported. They count as obstacles all the same.
+
+    Raises:
+        ProviderError, IdentityError: The store cannot be read, or what it holds is not an identity.
+    """
+    policy = policy or Policy()
+    version, document = await store.read()
+    labels = {label: one.id for one in await store.versions() for label in one.labels}
+    keys = await take_key_inventory(store.provider, store.secret_id, document, policy.grace)
+    store_ahead_ms = store.provider.store_clock.ahead_ms(SystemClock().now_ms())
+    servers = await read_server_states(nodes, document, org=store.org, hidden=hidden)
+    now_ms = SystemClock().now_ms()
+    survey = await _survey_without_probing(store, nodes, policy) if servers else Survey(obstacles=(), remarks=())
+    return ClusterStatus(
+        store=store.name,
+        version=version.id,
+        labels=labels,
+        document=document,
+        keys=keys,
+        last_rotation=find_last_rotation(document),
+        servers=tuple(servers),
+        obstacles=survey.obstacles,
+        progress=survey.progress,
+        notes=(*notes(document, now_ms), *clock_notes(document, store_ahead_ms, servers, now_ms)),
+        store_ahead_ms=store_ahead_ms,
+        at_ms=now_ms,
+    )
+
+
+async def find_obstacles_now(store: Store, nodes: NodeDirectory, policy: Policy | None = None) -> tuple[Obstacle, ...]:
+    """Return what prevents a rotation from starting, without running health checks and without probing servers.
+
+    Args:
+        store: The open store.
+        nodes: The servers.
+        policy: What a rotation would wait for.
+
+    Raises:
+        ProviderError, IdentityError: The store cannot be read, or what it holds is not an identity.
+    """
+    return (await _survey_without_probing(store, nodes, policy)).obstacles
+
+
+async def _survey_without_probing(store: Store, nodes: NodeDirectory, policy: Policy | None) -> Survey:
+    try:
+        rotator = make_rotator(store, await resolve_nodes(nodes), policy)
+        return await rotator.survey(is_probing=False, has_remarks=False)
+    except DiscoveryError as error:
+        unknown = Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=str(error), hint=error.hint)
+        return Survey(obstacles=(unknown,), remarks=())
+
+
+def find_last_rotation(document: IdentityDocument) -> HistoryEntry | None:
+    """Return how the last rotation ended; None if the identity records none."""
+    return next((entry for entry in reversed(document.history) if entry.event in _ENDINGS), None)
+
+
 async def read_server_states(
-    addresses: Sequence[str], document: IdentityDocument, *, timeout: timedelta, org: str
+    nodes: NodeDirectory, document: IdentityDocument, *, org: str, hidden: Collection[str] = ()
 ) -> list[NodeState]:
     """Ask every server what it does, all at once. If discovery fails, return one state with the problem.
 
     Args:
-        addresses: The servers, or where to discover them.
+        nodes: The servers.
         document: The identity in the store.
-        timeout: Timeout of one request.
         org: The organization.
+        hidden: URLs of servers that are not asked.
     """
-    async with NodeDirectory(addresses, timeout=timeout, org=org) as directory:
-        try:
-            clients = await directory()
-        except DiscoveryError as error:
-            return [NodeState(url=", ".join(addresses), problem=str(error))]
-        return list(await asyncio.gather(*(read_server_state(client, document, org) for client in clients)))
+    try:
+        clients = [client for client in await nodes() if client.base_url not in hidden]
+    except DiscoveryError as error:
+        return [NodeState(url=", ".join(nodes.addresses), problem=str(error))]
+    return list(await asyncio.gather(*(read_server_state(client, document, org) for client in clients)))
 
 
 def clock_notes(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from goatherd.rotation.machine import Policy, Quorum
 from .conftest import Goatherd
 
 ALONE = "--unsafe-without-nodes"
+FOUND = ("dns://herd.example:8080",)
 
 
 @pytest.fixture
@@ -255,9 +257,9 @@ def test_options_become_the_policy() -> None:
 def test_unlisted_servers_have_their_refresh_interval_where_nodes_are_discovered_unless_it_is_said_otherwise() -> None:
     minute = Options(settings_refresh_interval=timedelta(minutes=1))
     assert build_policy(minute).unlisted == timedelta(0)
-    assert build_policy(minute, is_discovered=True).unlisted == timedelta(seconds=74)
+    assert build_policy(replace(minute, nodes=FOUND)).unlisted == timedelta(seconds=74)
     told = Options(rotation_unlisted=timedelta(seconds=5))
-    assert build_policy(told).unlisted == build_policy(told, is_discovered=True).unlisted == timedelta(seconds=5)
+    assert build_policy(told).unlisted == build_policy(replace(told, nodes=FOUND)).unlisted == timedelta(seconds=5)
 
 
 def test_both_kinds_of_health_signal_can_be_given_at_once() -> None:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from goatherd.cli.output import Output
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import redacted
-from goatherd.operations.identity_store import Store
 from goatherd.times import iso
-
-if TYPE_CHECKING:
-    pass
 
 
 def _signature_text(document: IdentityDocument) -> str:
@@ -22,11 +16,11 @@ def _signature_text(document: IdentityDocument) -> str:
     return "does not hold: `goatherd sign` shows what changed since"
 
 
-def describe(out: Output, store: Store, version: str, document: IdentityDocument) -> list[str]:
+def describe(out: Output, store: str, version: str, document: IdentityDocument) -> list[str]:
     """Return what people are shown of an identity: ids, fingerprints and times."""
     shown = redacted(document)
     lines = [
-        f"store       {store.name}, version {version}",
+        f"store       {store}, version {version}",
         f"generation  {document.generation}, last written {shown['lastUpdated'] or 'at an unknown time'}",
         f"phase       {shown['phase']}",
         f"signature   {_signature_text(document)}",

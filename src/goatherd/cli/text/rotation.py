@@ -6,20 +6,21 @@ What it is not: it decides nothing. Rules: ids, times, addresses and counts; the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from goatherd.cli.output import Output
-from goatherd.identity.document import HistoryEntry, IdentityDocument
+from goatherd.identity.document import HistoryEntry
 from goatherd.identity.key_age import SHORT_LIFE
 from goatherd.key_inventory import describe_kept
 from goatherd.rotation.events import Report
+from goatherd.rotation.health_checks import HealthCommand, HealthSignal
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Progress, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 from goatherd.times import format_duration, iso, milliseconds
 
 _TIMES = {1: "once", 2: "twice"}
-_ENDINGS = ("rotated", "restored", "cancelled", "rolled-back", "revoked")
 
 
 def report_data(report: Report) -> dict[str, Any]:
@@ -201,11 +202,6 @@ def _way_back(phase: Phase) -> str:
     return "--cancel" if phase in (Phase.PREPARED, Phase.PUBLISHED) else "--rollback"
 
 
-def last_ending(document: IdentityDocument) -> HistoryEntry | None:
-    """Return how the last rotation ended, as far as the document remembers."""
-    return next((entry for entry in reversed(document.history) if entry.event in _ENDINGS), None)
-
-
 def ending_data(entry: HistoryEntry | None) -> dict[str, Any] | None:
     """Return how the last rotation ended, as data."""
     if entry is None:
@@ -292,6 +288,23 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
     lines += [f"obstacle: {obstacle}" for obstacle in plan.obstacles]
     lines += [] if plan.obstacles else [f"no obstacle: it can {'go on' if plan.resumes else 'begin'} now"]
     return lines
+
+
+def add_unrun_command(plan: Plan, health: Sequence[HealthSignal], origin: str | None) -> Plan:
+    """Return a plan with a remark on the health command, which a plan does not run.
+
+    Args:
+        plan: The plan.
+        health: The health checks of a rotation.
+        origin: Where the command is configured.
+    """
+    remarks = [
+        f"the health {one.name} ({origin}) was not run: a plan runs no commands; "
+        "a rotation runs it before it begins and while the next root signs"
+        for one in health
+        if isinstance(one, HealthCommand)
+    ]
+    return replace(plan, remarks=(*plan.remarks, *remarks))
 
 
 def _until(steps: Sequence[PlannedStep], to_phase: Phase | None) -> tuple[PlannedStep, ...]:

@@ -1,67 +1,27 @@
-"""`goatherd rotate --replace-expired`: put another root in the place of an expired one, and print how it ended."""
+"""What ``goatherd rotate --replace-expired`` prints: the new root, and how far each server has followed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from typing import Any
 
-from goatherd.cli.auditing import audited
-from goatherd.cli.main import EXIT_FINDINGS, App
-from goatherd.cluster.discovery import NodeDirectory
-from goatherd.config.build import open_store
-from goatherd.errors import ConfigurationError
+from goatherd.cli.output import Output
 from goatherd.identity.key_age import REPLACE_EXPIRED
 from goatherd.rotation.events import Event, ExpiredRootReplaced
-from goatherd.rotation.policy import Policy
-from goatherd.rotation.replacement import NodeStanding, ReplacementReport, Replacer
+from goatherd.rotation.replacement import NodeStanding, ReplacementReport
 from goatherd.times import iso
 
 
-async def replace_expired(app: App, policy: Policy, *, unsafe_without_nodes: bool) -> int:
-    """Replace an expired root, print the result, and return the exit code.
-
-    Args:
-        app: The options and the writer.
-        policy: How long to wait, and how long the new root lives.
-        unsafe_without_nodes: Whether no server need be listed.
-
-    Raises:
-        ConfigurationError: No server is listed, and that was not asked for.
-    """
-    options = app.options
-    addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
-    if not addresses and not unsafe_without_nodes:
-        raise ConfigurationError(
-            "no server is listed, so the new root could not be introduced to clients",
-            hint="Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml.",
-        )
-    async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(options))
-        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout, org=options.org))
-        journal = await stack.enter_async_context(audited(app, store, "rotate", {"what": "replace-expired"}))
-
-        def told(event: Event) -> None:
-            journal.told(event)
-            if isinstance(event, ExpiredRootReplaced):
-                data = {"from": event.from_id, "to": event.to_id, "at": iso(event.at_ms)}
-                text = f"root {event.to_id} signs in place of {event.from_id}, generation {event.generation}"
-                app.out.event("replaced", data, text)
-
-        replacer = Replacer(
-            store.provider,
-            store.secret_id,
-            directory if directory.is_discovered else await directory(),
-            org=store.org,
-            policy=policy,
-            on_event=told,
-        )
-        report = await replacer.replace()
-    app.out.result(_data(report), _lines(report))
-    return 0 if report.is_complete else EXIT_FINDINGS
+def replaced_event(out: Output, event: Event) -> None:
+    """Write a line of progress when the identity is written with the new root."""
+    if isinstance(event, ExpiredRootReplaced):
+        data = {"from": event.from_id, "to": event.to_id, "at": iso(event.at_ms)}
+        text = f"root {event.to_id} signs in place of {event.from_id}, generation {event.generation}"
+        out.event("replaced", data, text)
 
 
-def _data(report: ReplacementReport) -> dict[str, Any]:
+def replacement_data(report: ReplacementReport) -> dict[str, Any]:
+    """Return the result of a replacement as data."""
     return {
         "expired": report.expired_id,
         "current": report.current_id,
@@ -86,7 +46,8 @@ def _node_data(report: ReplacementReport, node: NodeStanding) -> Mapping[str, An
     }
 
 
-def _lines(report: ReplacementReport) -> list[str]:
+def replacement_lines(report: ReplacementReport) -> list[str]:
+    """Return the result of a replacement as lines, with what is left to do at each server."""
     when = "replaced" if report.is_written else "an earlier run has replaced"
     lines = [f"{when} expired root {report.expired_id}: root {report.current_id} signs in its place"]
     if not report.has_key:

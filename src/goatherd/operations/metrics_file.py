@@ -1,17 +1,16 @@
-"""``--metrics-file``: what a command that rotates leaves for node_exporter's textfile collector.
+"""Count one run of a rotation and leave its metrics in a file, for node_exporter's textfile collector.
 
-What it is: the frame around one run. What it is not: the metrics (`goatherd.metrics`). Rules: a file that cannot be
-written is a remark and no failure, whatever became of the run; the file is written after a failure, too.
+What it is not: the metrics (`goatherd.metrics`). Rules: a file that cannot be written is reported and changes nothing
+else; the file is written after a failure, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from goatherd.cli.output import Output
 from goatherd.clock import SystemClock
 from goatherd.errors import ConfigurationError, GoatherdError
 from goatherd.metrics import RotationMetrics, require_library, write_file
@@ -21,16 +20,16 @@ SUFFIX: Final = ".prom"
 
 
 @contextmanager
-def reported(path: Path | None, store: str, out: Output) -> Iterator[RotationMetrics]:
+def write_metrics_file(path: Path | None, store: str, on_failure: Callable[[str], None]) -> Iterator[RotationMetrics]:
     """Count what happens inside as one run of a rotation, and write `path` at its end.
 
     Args:
         path: The file; None for none.
-        store: The store's name, which becomes a label.
-        out: Where a file that cannot be written is told of.
+        store: The name of the store, which becomes a label.
+        on_failure: Called with a line of text if the file cannot be written.
 
     Raises:
-        ConfigurationError: node_exporter would not look at a file of this name.
+        ConfigurationError: node_exporter would not read a file of this name.
         MissingExtraError: The library that writes it is not installed.
     """
     seen = RotationMetrics()
@@ -49,12 +48,12 @@ def reported(path: Path | None, store: str, out: Output) -> Iterator[RotationMet
         try:
             write_file(path, seen.samples(), store=store)
         except OSError as error:
-            out.note(f"note: the metrics file {path} was not written: {error.strerror or error}")
+            on_failure(f"the metrics file {path} was not written: {error.strerror or error}")
 
 
 @asynccontextmanager
-async def remembered(store: Store, seen: RotationMetrics) -> AsyncIterator[None]:
-    """Read the identity once more at the end, to be among the metrics; a store that is silent changes nothing."""
+async def read_identity_at_end(store: Store, seen: RotationMetrics) -> AsyncIterator[None]:
+    """Read the identity once more at the end, for the metrics; a store that does not answer changes nothing."""
     try:
         yield
     finally:

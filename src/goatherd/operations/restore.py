@@ -1,0 +1,67 @@
+"""Make a previous root the current root again, after a finished rotation.
+
+What it is: what ``goatherd restore`` and Python programs call. What it is not: the way out of a rotation in progress,
+which is `goatherd.operations.rotate.roll_back`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from goatherd.clock import Clock
+from goatherd.operations.identity_store import Store
+from goatherd.operations.rotate import (
+    ASKED,
+    Nodes,
+    check_rotation_servers,
+    distrusted,
+    make_rotator,
+    resolve_nodes,
+    run_rotator,
+)
+from goatherd.operations.runs import AuditLog, EventListener
+from goatherd.rotation.events import Report
+from goatherd.rotation.health_checks import HealthSignal
+from goatherd.rotation.machine import Phase
+from goatherd.rotation.policy import Policy
+
+
+async def restore(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    root_id: str | None = None,
+    to_phase: Phase | None = None,
+    unsafe_without_nodes: bool = False,
+    health: Sequence[HealthSignal] = (),
+    audit_log: AuditLog | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> Report:
+    """Rotate to a previous root, whose private key the store still holds. The current root stays trusted.
+
+    Args:
+        root_id: The previous root; None for the last root before the current one.
+        store, nodes, policy, to_phase, unsafe_without_nodes, health, audit_log, on_event, clock: As for
+            `goatherd.operations.rotate.rotate`.
+
+    Raises:
+        ConfigurationError: No server is listed.
+        NotRestorableError: The root is unknown, signs already, was revoked, expires too soon, or its private key is in
+            no stored version that can be read. Nothing was written.
+        AuditError, RotationError, ProviderError, IdentityError: As `goatherd.operations.rotate.rotate`.
+    """
+    servers = await resolve_nodes(nodes)
+    check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
+    asked = {"what": "restore", "reason": ASKED, "toPhase": to_phase, **distrusted(policy), "root": root_id}
+    return await run_rotator(
+        lambda rotator: rotator.restore(root_id, to_phase=to_phase),
+        make=partial(make_rotator, store, servers, policy, health=health, clock=clock),
+        store=store,
+        asked=asked,
+        command="restore",
+        audit_log=audit_log,
+        on_event=on_event,
+    )

@@ -1,0 +1,86 @@
+"""Destroy the stored versions whose private keys no longer sign and whose grace period has ended.
+
+What it is: what ``goatherd retire`` and Python programs call. Rules: nothing is destroyed without the word `confirmed`;
+the inventory is read again afterwards, so that it proves what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from goatherd.clock import Clock
+from goatherd.errors import UnconfirmedError
+from goatherd.key_inventory import KeyInventory, take_key_inventory
+from goatherd.operations.identity_store import Store
+from goatherd.operations.rotate import Nodes, make_rotator, resolve_nodes, run_rotator
+from goatherd.operations.runs import AuditLog, EventListener
+from goatherd.rotation.events import Report
+from goatherd.rotation.policy import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retirement:
+    """What was destroyed, and which private keys the store still holds.
+
+    Attributes:
+        report: The versions that were destroyed, given up or kept.
+        keys: The key inventory afterwards.
+    """
+
+    report: Report
+    keys: KeyInventory
+
+
+async def read_key_inventory(store: Store, policy: Policy | None = None) -> KeyInventory:
+    """Return which stored version holds whose private keys, and which of them `retire` would destroy.
+
+    Args:
+        store: The open store.
+        policy: How long a private key is kept after it was replaced (`grace`).
+
+    Raises:
+        ProviderError, IdentityError: The identity cannot be read.
+    """
+    _, document = await store.read()
+    return await take_key_inventory(store.provider, store.secret_id, document, (policy or Policy()).grace)
+
+
+async def retire(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    confirmed: bool = False,
+    audit_log: AuditLog | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> Retirement:
+    """Destroy old private keys whose grace period has ended. The public keys of these roots stay trusted.
+
+    Args:
+        store: The open store.
+        nodes: Servers whose clocks and identities are compared with the store's. No server need be listed.
+        policy: How long a private key is kept after it was replaced (`grace`).
+        confirmed: Must be true, since destroyed keys cannot be recovered. `read_key_inventory` lists them before.
+        audit_log, on_event, clock: As for `goatherd.operations.rotate.rotate`.
+
+    Raises:
+        UnconfirmedError: `confirmed` is false.
+        IllegalStepError: A rotation is in progress.
+        StoreWentBackError: A server has used a later identity than the store holds. Nothing was destroyed.
+        AuditError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.retire`.
+    """
+    if not confirmed:
+        raise UnconfirmedError("destroying private keys was not confirmed; nothing was destroyed")
+    policy = policy or Policy()
+    report = await run_rotator(
+        lambda rotator: rotator.retire(),
+        make=partial(make_rotator, store, await resolve_nodes(nodes), policy, clock=clock),
+        store=store,
+        asked={"grace": policy.grace},
+        command="retire",
+        audit_log=audit_log,
+        on_event=on_event,
+    )
+    return Retirement(report=report, keys=await read_key_inventory(store, policy))

@@ -1,0 +1,170 @@
+"""Revoke a root whose private key was exposed, or show what a revocation would do.
+
+What it is: what ``goatherd revoke`` and Python programs call. What it is not: the way past an expired root, which is
+`goatherd.operations.rotate.replace_expired`. Rules: a revocation cannot be undone, so it needs the word `confirmed` and
+a reason; without servers there are no commits to freeze, so it is refused unless that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from goatherd.clock import Clock
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.errors import ConfigurationError, UnconfirmedError
+from goatherd.operations.identity_store import Store
+from goatherd.operations.runs import AuditLog, EventListener, check_servers_listed, notify_each, record_run
+from goatherd.revocation.report import RevocationReport
+from goatherd.revocation.revoker import NEW, RevocableNode, Revoker
+from goatherd.rotation.policy import Policy, check_lifetime
+from goatherd.server_url import parse_server_url
+
+REQUEST_TIMEOUT: Final = timedelta(seconds=120)
+"""Timeout of one request to a server, whose answer may hold 50 000 sessions."""
+
+
+async def revoke(
+    store: Store,
+    nodes: Sequence[RevocableNode] | NodeDirectory,
+    policy: Policy | None = None,
+    *,
+    root_id: str,
+    reason: str,
+    confirmed: bool = False,
+    successor: str = NEW,
+    leave_out: Collection[str] = (),
+    destroy: bool = False,
+    reopen: bool = False,
+    distrust: Sequence[str] = (),
+    trust_alone: Sequence[str] = (),
+    unsafe_without_nodes: bool = False,
+    audit_log: AuditLog | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> RevocationReport:
+    """Revoke a root, or resume a revocation. Servers then reject every new commit that the root signs.
+
+    Args:
+        store: The open store.
+        nodes: Every server that holds this identity, with a timeout of at least `REQUEST_TIMEOUT`.
+        policy: How long to wait for servers, and how long a new root lives.
+        root_id: The root to revoke.
+        reason: Is recorded in the identity's history.
+        confirmed: Must be true, since a revocation cannot be undone.
+        successor: The root that becomes the current root, if the revoked one is: ``new``, ``next``, or the id of a
+            previous root.
+        leave_out: User sessions not to reissue.
+        destroy: Destroy the stored versions that hold the revoked private key, without a grace period.
+        reopen: Rebuild the list of frozen commits, including servers that were unreachable.
+        distrust: URLs of compromised servers, whose lists of commits are ignored.
+        trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
+        unsafe_without_nodes: Only write the identity: no commits are frozen, no sessions reissued.
+        audit_log, on_event, clock: As for `goatherd.operations.rotate.rotate`.
+
+    Raises:
+        ConfigurationError: No server is listed, there is no reason, or a URL is not one.
+        UnconfirmedError: `confirmed` is false.
+        LifetimeError: The new root would live too short.
+        AuditError, RotationError, ProviderError, IdentityError: As `goatherd.revocation.revoker.Revoker.revoke`.
+    """
+    servers = await _listed(nodes)
+    check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
+    if not reason:
+        raise ConfigurationError("a revocation needs a reason", hint="It is recorded in the identity's history.")
+    if not confirmed:
+        raise UnconfirmedError(f"the revocation of root {root_id} was not confirmed; nothing was written")
+    if successor == NEW:
+        check_lifetime(policy or Policy())
+    make = _maker(store, servers, policy, distrust, trust_alone, clock)
+    asked: dict[str, Any] = {
+        "session": root_id,
+        "reason": reason,
+        "successor": successor,
+        "destroy": destroy,
+        "distrust": _urls(distrust),
+        "trustAlone": _urls(trust_alone),
+    }
+    async with record_run(store, "revoke", asked, audit_log) as journal:
+        return await make(notify_each(on_event, journal.told)).revoke(
+            root_id, reason=reason, successor=successor, leave_out=leave_out, destroy=destroy, reopen=reopen
+        )
+
+
+async def plan_revocation(
+    store: Store,
+    nodes: Sequence[RevocableNode] | NodeDirectory,
+    policy: Policy | None = None,
+    *,
+    root_id: str,
+    successor: str = NEW,
+    distrust: Sequence[str] = (),
+    trust_alone: Sequence[str] = (),
+    unsafe_without_nodes: bool = False,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> RevocationReport:
+    """Return what `revoke` would do, and to which sessions. Writes nothing.
+
+    Args and errors are those of `revoke`.
+    """
+    servers = await _listed(nodes)
+    check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
+    return await _maker(store, servers, policy, distrust, trust_alone, clock)(on_event).plan(
+        root_id, successor=successor
+    )
+
+
+def check_revocation_servers(servers: object, *, unsafe_without_nodes: bool) -> None:
+    """Refuse a revocation that would freeze no commits.
+
+    SECURITY: what no server has reported cannot be frozen (tests/unit/operations/test_revoke.py).
+
+    Args:
+        servers: The listed servers, or their addresses.
+        unsafe_without_nodes: Whether a revocation without servers is asked for.
+
+    Raises:
+        ConfigurationError: No server is listed, and `unsafe_without_nodes` is false.
+    """
+    check_servers_listed(
+        servers,
+        "the commits that the cluster holds cannot be collected",
+        unsafe_without_nodes=unsafe_without_nodes,
+        hint="Give --node URL for each server. In an emergency: --unsafe-without-nodes first, --node later.",
+    )
+
+
+async def _listed(nodes: Sequence[RevocableNode] | NodeDirectory) -> Sequence[RevocableNode]:
+    return await nodes() if isinstance(nodes, NodeDirectory) else nodes
+
+
+def _urls(texts: Sequence[str]) -> list[str]:
+    return [str(parse_server_url(text)) for text in texts]
+
+
+def _maker(
+    store: Store,
+    servers: Sequence[RevocableNode],
+    policy: Policy | None,
+    distrust: Sequence[str],
+    trust_alone: Sequence[str],
+    clock: Clock | None,
+) -> Callable[[EventListener | None], Revoker]:
+    ignored, sole = _urls(distrust), _urls(trust_alone)
+
+    def make(on_event: EventListener | None) -> Revoker:
+        return Revoker(
+            store.provider,
+            store.secret_id,
+            servers,
+            org=store.org,
+            policy=policy,
+            distrust=ignored,
+            trust_alone=sole,
+            clock=clock,
+            on_event=on_event,
+        )
+
+    return make

@@ -1,0 +1,309 @@
+"""Replace the root key of an identity: plan, rotate, resume, cancel, roll back, and replace an expired root.
+
+What it is: what ``goatherd rotate`` and Python programs call. The store and the servers are opened by the caller. What
+it is not: the rotation itself (`goatherd.rotation.rotator`), and nothing is printed here. Rules: a rotation that would
+wait for no server is refused unless that is asked for; each run is recorded in the audit trail, if there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from goatherd.clock import Clock
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.cluster.node import Node, NodeSource
+from goatherd.operations.identity_store import Store
+from goatherd.operations.runs import (
+    LIST_SERVERS,
+    AuditLog,
+    EventListener,
+    check_servers_listed,
+    current_actor,
+    notify_each,
+    record_run,
+)
+from goatherd.rotation.events import Report
+from goatherd.rotation.health_checks import HealthCommand, HealthSignal
+from goatherd.rotation.machine import Phase, Step
+from goatherd.rotation.plan import Plan
+from goatherd.rotation.policy import Policy, check_lifetime
+from goatherd.rotation.replacement import ReplacementReport, Replacer
+from goatherd.rotation.rotator import Rotator
+
+Nodes = Sequence[Node] | NodeSource
+"""Every server that holds the identity: a list, or a function that discovers them, such as a `NodeDirectory`."""
+
+ASKED: Final = "asked for by the operator"
+"""The reason of a cancel or a roll-back for which no other is given."""
+
+
+async def rotate(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    to_phase: Phase | None = None,
+    unsafe_without_nodes: bool = False,
+    health: Sequence[HealthSignal] = (),
+    audit_log: AuditLog | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> Report:
+    """Replace the current root, and return when every server signs with the new one.
+
+    Args:
+        store: The open store.
+        nodes: Every server that holds this identity. The rotation does not wait for a server that is missing here.
+        policy: How long to wait for servers, and how long the new root lives.
+        to_phase: Stop when this phase is reached; `resume` continues.
+        unsafe_without_nodes: Rotate although no server is listed.
+        health: Health checks that must pass before the rotation begins and while the new root signs.
+        audit_log: Where to append the audit trail.
+        on_event: Called with each event as it happens.
+        clock: Tells the time and waits.
+
+    Raises:
+        ConfigurationError: No server is listed.
+        LifetimeError: The new root would live too short.
+        AuditError: The audit trail cannot be written. Nothing was begun.
+        RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.rotate`.
+    """
+    servers = await resolve_nodes(nodes)
+    check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
+    check_lifetime(policy or Policy())
+    return await run_rotator(
+        lambda rotator: rotator.rotate(to_phase=to_phase),
+        make=partial(make_rotator, store, servers, policy, health=health, clock=clock),
+        store=store,
+        asked={"what": "rotate", "reason": ASKED, "toPhase": to_phase, **distrusted(policy)},
+        audit_log=audit_log,
+        on_event=on_event,
+    )
+
+
+async def resume(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    to_phase: Phase | None = None,
+    unsafe_without_nodes: bool = False,
+    health: Sequence[HealthSignal] = (),
+    audit_log: AuditLog | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> Report:
+    """Resume the rotation in progress, whichever process started it. Does nothing if there is none.
+
+    Args and errors are those of `rotate`, without `RotationBusyError`.
+    """
+    servers = await resolve_nodes(nodes)
+    check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
+    return await run_rotator(
+        lambda rotator: rotator.resume(to_phase=to_phase),
+        make=partial(make_rotator, store, servers, policy, health=health, clock=clock),
+        store=store,
+        asked={"what": "resume", "reason": ASKED, "toPhase": to_phase, **distrusted(policy)},
+        audit_log=audit_log,
+        on_event=on_event,
+    )
+
+
+async def cancel(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    reason: str = ASKED,
+    health: Sequence[HealthSignal] = (),
+    audit_log: AuditLog | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> Report:
+    """Cancel the rotation in progress. Possible only before the next root signs.
+
+    Args:
+        store, nodes, policy, health, audit_log, on_event, clock: As for `rotate`.
+        reason: Is recorded in the identity's history.
+
+    Raises:
+        IllegalStepError: There is no rotation, or the next root signs already: `roll_back` instead.
+        AuditError, RotationError, ProviderError, IdentityError: As `rotate`.
+    """
+    return await _leave(store, nodes, policy, Step.CANCEL, reason, health, audit_log, on_event, clock)
+
+
+async def roll_back(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    reason: str = ASKED,
+    health: Sequence[HealthSignal] = (),
+    audit_log: AuditLog | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> Report:
+    """Roll back the rotation in progress: the previous root signs again, and both roots stay trusted.
+
+    Args and errors are those of `cancel`; `IllegalStepError` is raised before the next root signs.
+    """
+    return await _leave(store, nodes, policy, Step.ROLL_BACK, reason, health, audit_log, on_event, clock)
+
+
+async def _leave(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None,
+    step: Step,
+    reason: str,
+    health: Sequence[HealthSignal],
+    audit_log: AuditLog | None,
+    on_event: EventListener | None,
+    clock: Clock | None,
+) -> Report:
+    what = "cancel" if step is Step.CANCEL else "rollback"
+    return await run_rotator(
+        lambda rotator: rotator.abandon(reason, by=step),
+        make=partial(make_rotator, store, await resolve_nodes(nodes), policy, health=health, clock=clock),
+        store=store,
+        asked={"what": what, "reason": reason, "toPhase": None, **distrusted(policy)},
+        audit_log=audit_log,
+        on_event=on_event,
+    )
+
+
+async def run_rotator(
+    work: Callable[[Rotator], Awaitable[Report]],
+    *,
+    make: Callable[..., Rotator],
+    store: Store,
+    asked: Mapping[str, object],
+    command: str = "rotate",
+    audit_log: AuditLog | None,
+    on_event: EventListener | None,
+) -> Report:
+    """Have a rotator do its work, as one run that is recorded in the audit trail.
+
+    Args:
+        work: What it does.
+        make: Makes it; is given `on_event`.
+        store, audit_log, on_event: As for `rotate`.
+        asked: What the audit trail records of the arguments.
+        command: The name of the operation.
+    """
+    async with record_run(store, command, asked, audit_log) as journal:
+        return await work(make(on_event=notify_each(on_event, journal.told)))
+
+
+async def plan_rotation(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    health: Sequence[HealthSignal] = (),
+    clock: Clock | None = None,
+) -> Plan:
+    """Return the steps, the servers and the obstacles of `rotate`, or of `resume` if a rotation is in progress.
+
+    Writes nothing, and runs no health command.
+
+    Raises:
+        ProviderError, IdentityError: The store cannot be read, or what it holds is not an identity.
+    """
+    # SECURITY: a plan is asked for before anything is trusted (tests/unit/cli/test_rotate_commands.py).
+    named = [one.without_running() if isinstance(one, HealthCommand) else one for one in health]
+    rotator = make_rotator(store, await resolve_nodes(nodes), policy, health=named, clock=clock)
+    return await rotator.plan()
+
+
+async def replace_expired(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    unsafe_without_nodes: bool = False,
+    audit_log: AuditLog | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> ReplacementReport:
+    """Replace a root that has expired, which cannot endorse a next root. What it has signed stays valid.
+
+    Args:
+        store, nodes, policy, unsafe_without_nodes, audit_log, on_event, clock: As for `rotate`.
+
+    Raises:
+        ConfigurationError: No server is listed.
+        LifetimeError: The new root would live too short.
+        IllegalStepError: The current root has not expired.
+        AuditError, RotationError, ProviderError, IdentityError: As `goatherd.rotation.replacement.Replacer.replace`.
+    """
+    servers = await resolve_nodes(nodes)
+    consequence = "the new root could not be introduced to clients"
+    check_servers_listed(servers, consequence, unsafe_without_nodes=unsafe_without_nodes, hint=LIST_SERVERS)
+    check_lifetime(policy or Policy())
+    async with record_run(store, "rotate", {"what": "replace-expired"}, audit_log) as journal:
+        replacer = Replacer(
+            store.provider,
+            store.secret_id,
+            servers,
+            org=store.org,
+            policy=policy,
+            clock=clock,
+            on_event=notify_each(on_event, journal.told),
+        )
+        return await replacer.replace()
+
+
+async def resolve_nodes(nodes: Nodes) -> Nodes:
+    """Return servers that are listed as a list, so that their number is known, and what discovers servers as it is."""
+    if isinstance(nodes, NodeDirectory) and not nodes.is_discovered:
+        return await nodes()
+    return nodes
+
+
+def check_rotation_servers(servers: Nodes, *, unsafe_without_nodes: bool) -> None:
+    """Refuse a rotation that would wait for no server.
+
+    Raises:
+        ConfigurationError: No server is listed, and `unsafe_without_nodes` is false.
+    """
+    consequence = "the rotation could not wait until each has adopted the new root"
+    check_servers_listed(servers, consequence, unsafe_without_nodes=unsafe_without_nodes, hint=LIST_SERVERS)
+
+
+def distrusted(policy: Policy | None) -> dict[str, Any]:
+    """Return what the audit trail records of the servers whose reports are ignored; nothing if there are none."""
+    return {"distrust": sorted(policy.distrust)} if policy is not None and policy.distrust else {}
+
+
+def make_rotator(
+    store: Store,
+    servers: Nodes,
+    policy: Policy | None,
+    *,
+    health: Sequence[HealthSignal] = (),
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+    started_by: str | None = None,
+) -> Rotator:
+    """Return a rotator of the identity in a store.
+
+    Args:
+        store, policy, health, on_event, clock: As for `rotate`.
+        servers: What `resolve_nodes` has returned.
+        started_by: Who runs it; the user and process that call this by default.
+    """
+    return Rotator(
+        store.provider,
+        store.secret_id,
+        servers,
+        org=store.org,
+        policy=policy,
+        clock=clock,
+        started_by=current_actor() if started_by is None else started_by,
+        on_event=on_event,
+        health=health,
+    )

@@ -1,0 +1,67 @@
+"""Revoke, as a Python program calls it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from goatherd.errors import ConfigurationError, LifetimeError, UnconfirmedError
+from goatherd.operations.identity_store import Store
+from goatherd.operations.init import init_identity
+from goatherd.operations.revoke import plan_revocation, revoke
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.rotation.policy import Policy
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Store]:
+    async with MemorySecretProvider() as provider:
+        store = Store(provider=provider, secret_id="root", org="localhost", name="memory:///root")
+        await init_identity(store, Policy())
+        yield store
+
+
+async def test_a_revocation_that_would_freeze_nothing_is_refused(store: Store) -> None:
+    root_id = (await store.read())[1].current.id
+    with pytest.raises(ConfigurationError, match="no server is listed"):
+        await revoke(store, [], root_id=root_id, reason="stolen", confirmed=True)
+    with pytest.raises(ConfigurationError, match="no server is listed"):
+        await plan_revocation(store, [], root_id=root_id)
+    assert len(await store.versions()) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "confirmed", "error"),
+    [("stolen", False, UnconfirmedError), ("", True, ConfigurationError)],
+    ids=["no confirmation", "no reason"],
+)
+async def test_a_revocation_needs_a_confirmation_and_a_reason(
+    store: Store, reason: str, confirmed: bool, error: type[ConfigurationError]
+) -> None:
+    root_id = (await store.read())[1].current.id
+    with pytest.raises(error):
+        await revoke(store, [], root_id=root_id, reason=reason, confirmed=confirmed, unsafe_without_nodes=True)
+    assert len(await store.versions()) == 1
+
+
+async def test_a_new_root_below_the_shortest_lifetime_is_refused(store: Store) -> None:
+    root_id = (await store.read())[1].current.id
+    short = Policy(lifetime=timedelta(minutes=1))
+    with pytest.raises(LifetimeError):
+        await revoke(store, [], short, root_id=root_id, reason="stolen", confirmed=True, unsafe_without_nodes=True)
+
+
+async def test_a_revocation_returns_a_report_and_a_plan_writes_nothing(store: Store) -> None:
+    root_id = (await store.read())[1].current.id
+    policy = Policy(adoption=timedelta(0), flow_patience=timedelta(0))
+    planned = await plan_revocation(store, [], policy, root_id=root_id, unsafe_without_nodes=True)
+    assert (planned.revoked_id, planned.nodes) == (root_id, ())
+    assert len(await store.versions()) == 1
+    report = await revoke(
+        store, [], policy, root_id=root_id, reason="stolen", confirmed=True, unsafe_without_nodes=True
+    )
+    document = (await store.read())[1]
+    assert report.current_id == document.current.id != root_id
+    assert root_id in document.revoked_ids

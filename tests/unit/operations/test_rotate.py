@@ -1,0 +1,98 @@
+"""Rotate, resume, cancel, roll back and plan, as a Python program calls them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.errors import ConfigurationError, IllegalStepError, LifetimeError
+from goatherd.operations.restore import restore
+from goatherd.operations.rotate import cancel, plan_rotation, replace_expired, resume, roll_back, rotate
+from goatherd.operations.runs import AuditLog
+from goatherd.rotation.events import Event, PhaseEntered
+from goatherd.rotation.health_checks import HealthCommand
+from goatherd.rotation.machine import Outcome, Phase
+
+from .conftest import POLICY, MakeHerd, store_of
+
+
+@pytest.mark.parametrize("operation", [rotate, resume, restore, replace_expired])
+async def test_a_rotation_that_would_wait_for_no_server_is_refused(make_herd: MakeHerd, operation: object) -> None:
+    herd = await make_herd()
+    store = store_of(herd)
+    before = await store.versions()
+    empty = NodeDirectory((), timeout=timedelta(seconds=1))
+    for nodes in ([], empty):
+        with pytest.raises(ConfigurationError, match="no server is listed"):
+            await operation(store, nodes, POLICY, clock=herd.clock)  # type: ignore[operator]
+    assert await store.versions() == before
+
+
+async def test_a_rotation_without_servers_is_done_where_it_is_asked_for(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=0)
+    report = await rotate(store_of(herd), [], POLICY, unsafe_without_nodes=True, clock=herd.clock)
+    assert report.outcome is Outcome.ROTATED
+
+
+async def test_a_lifetime_below_the_floor_is_refused_before_anything_is_recorded(
+    make_herd: MakeHerd, tmp_path: Path
+) -> None:
+    herd = await make_herd()
+    short = replace(POLICY, lifetime=timedelta(minutes=1))
+    log = AuditLog(tmp_path / "audit.jsonl")
+    with pytest.raises(LifetimeError):
+        await rotate(store_of(herd), herd.nodes, short, audit_log=log, clock=herd.clock)
+    assert not log.path.exists()
+
+
+async def test_a_rotation_returns_data_tells_its_events_and_is_recorded(make_herd: MakeHerd, tmp_path: Path) -> None:
+    herd = await make_herd()
+    store = store_of(herd)
+    _, before = await store.read()
+    events: list[Event] = []
+    log = AuditLog(tmp_path / "audit.jsonl")
+    report = await rotate(store, herd.nodes, POLICY, audit_log=log, on_event=events.append, clock=herd.clock)
+    _, after = await store.read()
+    assert (report.outcome, report.from_id, report.current_id) == (Outcome.ROTATED, before.current.id, after.current.id)
+    phases = [event.phase for event in events if isinstance(event, PhaseEntered)]
+    assert phases == [Phase.STEADY, Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED, Phase.STEADY]
+    assert '"run-began"' in log.path.read_text()
+    assert '"run-over"' in log.path.read_text()
+
+
+async def test_a_rotation_stops_at_a_phase_and_is_resumed_cancelled_or_rolled_back(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    store, clock = store_of(herd), herd.clock
+    _, before = await store.read()
+    assert (await rotate(store, herd.nodes, POLICY, to_phase=Phase.PUBLISHED, clock=clock)).phase is Phase.PUBLISHED
+    with pytest.raises(IllegalStepError):
+        await roll_back(store, herd.nodes, POLICY, clock=clock)
+    cancelled = await cancel(store, herd.nodes, POLICY, reason="wrong day", clock=clock)
+    assert (cancelled.event, cancelled.reason, cancelled.current_id) == ("cancelled", "wrong day", before.current.id)
+    reached = await rotate(store, herd.nodes, POLICY, to_phase=Phase.ACTIVATED, clock=clock)
+    with pytest.raises(IllegalStepError):
+        await cancel(store, herd.nodes, POLICY, clock=clock)
+    assert (await roll_back(store, herd.nodes, POLICY, clock=clock)).current_id == before.current.id
+    await rotate(store, herd.nodes, POLICY, to_phase=Phase.ACTIVATED, clock=clock)
+    done = await resume(store, herd.nodes, POLICY, clock=clock)
+    assert done.outcome is Outcome.ROTATED
+    assert done.current_id not in (before.current.id, reached.to_id)
+    back = await restore(store, herd.nodes, POLICY, root_id=before.current.id, clock=clock)
+    assert (back.outcome, back.current_id) == (Outcome.RESTORED, before.current.id)
+
+
+async def test_a_plan_writes_nothing_and_runs_no_command(make_herd: MakeHerd, tmp_path: Path) -> None:
+    herd = await make_herd()
+    store, mark = store_of(herd), tmp_path / "mark"
+    before = await store.versions()
+    command = HealthCommand(f"touch {mark}", timeout=timedelta(seconds=5))
+    plan = await plan_rotation(store, herd.nodes, POLICY, health=[command], clock=herd.clock)
+    assert [step.leads_to for step in plan.steps][-1] is Phase.STEADY
+    assert plan.nodes == tuple(node.base_url for node in herd.nodes)
+    assert any(command.name in stop for stop in plan.stops)
+    assert await store.versions() == before
+    assert not mark.exists()
