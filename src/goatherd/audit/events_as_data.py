@@ -18,7 +18,7 @@ from goatherd.rotation.events import Decided, Event, NodeTold, PhaseEntered, Run
 from goatherd.telemetry import make_visible, scrub
 
 _REPEATED: Final = (Decided, NodeTold, StoreTroubled)
-_PACKAGE: Final = "goatherd.rotation."
+_MODULES: Final = ("goatherd.rotation.", "goatherd.cluster.node")
 
 
 class Evidence:
@@ -60,9 +60,9 @@ def plain(value: object) -> Any:
         return [plain(item) for item in sorted(value, key=str)]
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
-    # SECURITY: a session is a dataclass too, and some hold a key: only what this package has made is opened
+    # SECURITY: a session is a dataclass too, and some hold a key: only what these modules define is opened
     # (tests/unit/audit/test_trail.py).
-    if is_dataclass(value) and not isinstance(value, type) and type(value).__module__.startswith(_PACKAGE):
+    if is_dataclass(value) and not isinstance(value, type) and type(value).__module__.startswith(_MODULES):
         return _members(value)
     raise TypeError(f"a {type(value).__name__} has no place in an audit trail")
 
