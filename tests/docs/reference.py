@@ -20,7 +20,7 @@ import click
 import goatherd.errors
 from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Fields
 from goatherd.cli.main import COMMANDS, EXIT_CODES, EXIT_MEANINGS, cli
-from goatherd.config.options import keys
+from goatherd.config.options import option_keys
 from goatherd.errors import GoatherdError
 from goatherd.metrics import FAMILIES
 from goatherd.telemetry import Event
@@ -106,7 +106,7 @@ def options() -> str:
         ]
         if key.default_text
         else [f"`{key.name}`", key.form, "" if key.form == "table" else f"`{key.variable}`", "", key.help]
-        for key in keys()
+        for key in option_keys()
     ]
     return _table(["key", "form", "environment", "default", "meaning"], rows)
 

@@ -14,7 +14,7 @@ import click
 import pytest
 
 from goatherd.cli.main import COMMANDS, EXIT_MEANINGS, cli
-from goatherd.config.options import keys, load_options
+from goatherd.config.options import load_options, option_keys
 from goatherd.plugins import provider_schemes
 from goatherd.telemetry import Event
 from tests.docs.reference import COMMON, DOCS, PAGES, SOURCE, error_classes, in_step
@@ -50,7 +50,7 @@ def test_every_exit_code_is_documented() -> None:
 
 
 def test_every_configuration_key_and_its_variable_is_documented() -> None:
-    for key in keys():
+    for key in option_keys():
         assert f"`{key.name}`" in REFERENCE["configuration"]
         if key.form != "table":
             assert f"`{key.variable}`" in REFERENCE["configuration"]

@@ -108,9 +108,9 @@ def test_each_mistake_has_one_clear_error(text: str, message: str) -> None:
     ],
 )
 def test_no_message_repeats_a_password_or_a_query(text: str) -> None:
-    from goatherd.config.values import nodes
+    from goatherd.config.values import parse_nodes
 
-    for parse in (parse_server_url, lambda value: nodes((value,)), parse_listen_host, parse_listen_address):
+    for parse in (parse_server_url, lambda value: parse_nodes((value,)), parse_listen_host, parse_listen_address):
         with pytest.raises(ConfigurationError) as caught:
             parse(text)
         assert "hunter2" not in str(caught.value) + caught.value.hint

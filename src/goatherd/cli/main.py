@@ -21,8 +21,8 @@ from typing import Any
 import click
 
 from goatherd.cli.output import Output, abandon
-from goatherd.config.options import Options, keys, load_options
-from goatherd.config.values import port
+from goatherd.config.options import Options, load_options, option_keys
+from goatherd.config.values import parse_port
 from goatherd.errors import ConfigurationError, GoatherdError
 
 EXIT_CODES = {
@@ -119,7 +119,7 @@ class PortType(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return port(value)
+            return parse_port(value)
         except ConfigurationError as error:
             self.fail(f"{error}. {error.hint}", param, ctx)
 
@@ -215,7 +215,7 @@ def command(
         nodes: Whether the command talks to servers: adds --node and --timeout.
         orgs: Whether it takes several organizations: --org may be given again, and the function gets `orgs`.
     """
-    attributes = {key.attribute for key in keys()}
+    attributes = {key.attribute for key in option_keys()}
 
     def decorate(function: Callable[..., int | None]) -> click.Command:
         def entry(**given: Any) -> int | None:

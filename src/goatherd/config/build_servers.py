@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from goatherd.clock import SystemClock
 from goatherd.config.build import configured_provider
 from goatherd.config.options import Options
-from goatherd.config.values import organization
+from goatherd.config.values import parse_organization
 from goatherd.errors import ConfigurationError
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
@@ -191,7 +191,7 @@ def build_own_address(url: str, *, host: str, port: int) -> Front:
 
 def chosen_organizations(options: Options, given: Sequence[str]) -> tuple[str, ...]:
     """Return the organizations of a server: those of repeated --org, else the one of the options."""
-    return tuple(dict.fromkeys(map(organization, given))) or (options.org,)
+    return tuple(dict.fromkeys(map(parse_organization, given))) or (options.org,)
 
 
 def build_server_files(options: Options, orgs: Sequence[str], *, creates: bool, plain_file: bool) -> ServerFiles:

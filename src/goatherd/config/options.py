@@ -1,13 +1,13 @@
 """Options: goatherd.toml, environment and flags become one frozen value.
 
-What it is: the one list of every option (the fields of `Options`), and the order of precedence: a flag, then the
-environment, then goatherd.toml, then the default. What it is not: it opens no store and knows no provider; an option of
-a provider travels in its URI. How an option is written: `goatherd.config.values`.
+The fields of `Options` are the one list of every option. A flag takes precedence over the environment, the environment
+over goatherd.toml, and that over the default. What it is not: it opens no store and knows no provider; an option of a
+provider is part of its URI. `goatherd.config.values` reads the values.
 Rules: a duration is a string with a unit; an unknown key is an error that names the nearest key; the reference page
 docs/reference/configuration.md is generated from here (tests/docs).
 """
 
-# ruff: noqa: RUF009 (`_key` is `dataclasses.field` with its metadata in a fixed shape; it makes nothing shared)
+# ruff: noqa: RUF009 (`_option` is `dataclasses.field` with its metadata in a fixed shape; it makes nothing shared)
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ __all__ = [
     "Key",
     "Options",
     "Setting",
+    "describe_nearest",
     "effective_settings",
-    "keys",
     "load_options",
-    "nearest",
+    "option_keys",
     "parse_duration",
 ]
 
@@ -48,7 +48,7 @@ _MAX_DOTS: Final = 32
 _QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
 
 
-def _key(name: str, parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
+def _option(name: str, parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
     return field(default=default, metadata={"name": name, "parse": parse, "form": form, "help": text})
 
 
@@ -61,42 +61,46 @@ class Options:
         file: The configuration file that was read, if there is one.
     """
 
-    provider: str | None = _key(
-        "provider", values.string, None, "URI", "URI of the store and the secret that hold the identity."
+    provider: str | None = _option(
+        "provider", values.parse_string, None, "URI", "URI of the store and the secret that hold the identity."
     )
-    type: str | None = _key(
+    type: str | None = _option(
         "type",
-        values.store_type,
+        values.parse_store_type,
         None,
         "text",
         'Type of the settings provider: "cloud" with `cloudConfig`, or "file" with `serve.settings`.',
     )
-    cloud_config: Mapping[str, str] | None = _key(
+    cloud_config: Mapping[str, str] | None = _option(
         "cloudConfig",
-        values.cloud_config,
+        values.parse_cloud_config,
         None,
         "table",
         'With `type = "cloud"`: `provider`, `secretId` and the options of that provider, such as `region`. '
         "The option `provider` takes precedence over this table.",
     )
-    org: str = _key(
-        "org", values.organization, "localhost", "text", "Organization, which replaces `{org}` in the secret's name."
+    org: str = _option(
+        "org",
+        values.parse_organization,
+        "localhost",
+        "text",
+        "Organization, which replaces `{org}` in the secret's name.",
     )
-    any_org: bool = _key(
+    any_org: bool = _option(
         "any_org",
-        values.flag,
+        values.parse_flag,
         False,
         "flag",
         "Whether the identity at an address without `{org}` may be used for an organization other than `localhost`.",
     )
-    nodes: tuple[str, ...] = _key(
+    nodes: tuple[str, ...] = _option(
         "nodes",
-        values.nodes,
+        values.parse_nodes,
         (),
         "list of URLs",
         "URLs of the servers of the cluster; a `dns://` or `k8s-service://` URL discovers any number of servers.",
     )
-    timeout: timedelta = _key(
+    timeout: timedelta = _option(
         "timeout",
         values.parse_positive_duration,
         timedelta(seconds=5),
@@ -104,7 +108,7 @@ class Options:
         "Timeout of one request to a server.",
     )
 
-    settings_refresh_interval: timedelta = _key(
+    settings_refresh_interval: timedelta = _option(
         "settings.refresh_interval",
         values.parse_positive_duration,
         timedelta(seconds=30),
@@ -112,23 +116,23 @@ class Options:
         "How often a server reads the store, with a small jitter.",
     )
 
-    settings_last_known_good: Path | None = _key(
+    settings_last_known_good: Path | None = _option(
         "settings.last_known_good",
-        values.path,
+        values.parse_path,
         None,
         "path",
         "Path of a sealed copy of the identity, from which a server starts while the store is unreachable. `{org}` is "
         "replaced by the organization. Without this option, a server cannot start while the store is unreachable.",
     )
-    settings_last_known_good_key: str | None = _key(
+    settings_last_known_good_key: str | None = _option(
         "settings.last_known_good_key",
-        values.key_source,
+        values.parse_key_source,
         None,
         "text",
         "Source of the key that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd). "
         "The option never holds the key itself.",
     )
-    settings_last_known_good_max_age: timedelta = _key(
+    settings_last_known_good_max_age: timedelta = _option(
         "settings.last_known_good_max_age",
         parse_duration,
         timedelta(hours=24),
@@ -136,28 +140,34 @@ class Options:
         "How long after the last successful read of the store a server may start from the copy.",
     )
 
-    serve_data: Path | None = _key("serve.data", values.path, None, "path", "Data directory of `goatherd serve`.")
-    serve_settings: Path | None = _key(
+    serve_data: Path | None = _option(
+        "serve.data", values.parse_path, None, "path", "Data directory of `goatherd serve`."
+    )
+    serve_settings: Path | None = _option(
         "serve.settings",
-        values.path,
+        values.parse_path,
         None,
         "path",
         "GoatDB settings.json to read the identity from instead of a store.",
     )
-    serve_host: str = _key("serve.host", values.listen_host, "127.0.0.1", "text", "Address to listen on.")
-    serve_port: int = _key("serve.port", values.port, 8080, "number", "Port to listen on; 0 takes a free one.")
-    serve_peers: tuple[str, ...] = _key(
-        "serve.peers", values.urls, (), "list of URLs", "URLs of the other servers of the cluster, to synchronize with."
+    serve_host: str = _option("serve.host", values.parse_bind_address, "127.0.0.1", "text", "Address to listen on.")
+    serve_port: int = _option("serve.port", values.parse_port, 8080, "number", "Port to listen on; 0 takes a free one.")
+    serve_peers: tuple[str, ...] = _option(
+        "serve.peers",
+        values.parse_urls,
+        (),
+        "list of URLs",
+        "URLs of the other servers of the cluster, to synchronize with.",
     )
-    serve_unused_sessions: int = _key(
+    serve_unused_sessions: int = _option(
         "serve.unused_sessions",
-        values.limit_or_none,
+        values.parse_limit_or_zero,
         200_000,
         "number",
         "How many sessions that have signed nothing yet are kept out of `/sys/sessions`; beyond, the oldest are "
         "dropped. 0 introduces each session when it is created, as GoatDB does.",
     )
-    serve_shutdown_timeout: timedelta = _key(
+    serve_shutdown_timeout: timedelta = _option(
         "serve.shutdown_timeout",
         parse_duration,
         timedelta(seconds=10),
@@ -165,44 +175,44 @@ class Options:
         "How long a stopping server waits for requests in progress.",
     )
 
-    limits_forwarded_by: tuple[str, ...] = _key(
+    limits_forwarded_by: tuple[str, ...] = _option(
         "limits.forwarded_by",
-        values.networks,
+        values.parse_networks,
         (),
         "list of networks",
         "Networks of the proxies in front of `goatherd serve` or the door, whose `X-Forwarded-For` header is used.",
     )
-    limits_connections: int = _key(
+    limits_connections: int = _option(
         "limits.connections",
-        values.limit,
+        values.parse_limit,
         4000,
         "number",
         "How many connections `goatherd serve` or the door keeps open at the same time.",
     )
-    limits_connections_per_address: int = _key(
+    limits_connections_per_address: int = _option(
         "limits.connections_per_address",
-        values.limit,
+        values.parse_limit,
         1000,
         "number",
         "How many connections one address may hold. Proxies in `limits.forwarded_by` have no such limit.",
     )
-    limits_requests_per_second: int = _key(
+    limits_requests_per_second: int = _option(
         "limits.requests_per_second",
-        values.limit,
+        values.parse_limit,
         500,
         "number",
         "How many requests one address may send per second on average, with a burst of five times as many.",
     )
-    limits_new_sessions: int = _key(
+    limits_new_sessions: int = _option(
         "limits.new_sessions",
-        values.limit,
+        values.parse_limit,
         300,
         "number",
         "How many new sessions one address may request in a burst; the allowance is restored within 25 minutes.",
     )
-    limits_session_requests_per_second: int = _key(
+    limits_session_requests_per_second: int = _option(
         "limits.session_requests_per_second",
-        values.limit,
+        values.parse_limit,
         30,
         "number",
         "How many requests one session may send per second on average, with a burst of five times as many. A GoatDB "
@@ -210,100 +220,108 @@ class Options:
         "door rejects them.",
     )
 
-    agent_data: Path | None = _key(
-        "agent.data", values.path, None, "path", "Data directory of the GoatDB server that `goatherd run` runs."
+    agent_data: Path | None = _option(
+        "agent.data", values.parse_path, None, "path", "Data directory of the GoatDB server that `goatherd run` runs."
     )
-    agent_url: str = _key(
+    agent_url: str = _option(
         "agent.url",
-        values.agent_url,
+        values.parse_agent_url,
         "http://127.0.0.1:8080",
         "URL",
         "URL at which the GoatDB server answers; `{org}` is replaced by the organization.",
     )
-    agent_memory: Path | None = _key(
+    agent_memory: Path | None = _option(
         "agent.memory",
-        values.path,
+        values.parse_path,
         None,
         "path",
         "Directory on a tmpfs for settings.json (default: found automatically).",
     )
-    agent_on_change: str = _key(
+    agent_on_change: str = _option(
         "agent.on_change",
-        values.on_change,
+        values.parse_on_change,
         "restart",
         "text",
         "How the agent notifies the server when the identity changes: restart, signal, command or ignore.",
     )
-    agent_signal: int = _key(
-        "agent.signal", values.signal_number, 1, "signal", 'Signal to send to the server if `on_change` is "signal".'
+    agent_signal: int = _option(
+        "agent.signal",
+        values.parse_signal_number,
+        1,
+        "signal",
+        'Signal to send to the server if `on_change` is "signal".',
     )
-    agent_command: str | None = _key(
-        "agent.command", values.string, None, "command", 'Command to run, without a shell, if `on_change` is "command".'
+    agent_command: str | None = _option(
+        "agent.command",
+        values.parse_string,
+        None,
+        "command",
+        'Command to run, without a shell, if `on_change` is "command".',
     )
-    agent_stop_signal: int = _key(
-        "agent.stop_signal", values.signal_number, 15, "signal", "Signal that stops the server for a restart."
+    agent_stop_signal: int = _option(
+        "agent.stop_signal", values.parse_signal_number, 15, "signal", "Signal that stops the server for a restart."
     )
-    agent_grace: timedelta = _key(
+    agent_grace: timedelta = _option(
         "agent.grace",
         parse_duration,
         timedelta(seconds=30),
         "time",
         "How long a server may take to stop before it is killed.",
     )
-    agent_ready_timeout: timedelta = _key(
+    agent_ready_timeout: timedelta = _option(
         "agent.ready_timeout",
         values.parse_positive_duration,
         timedelta(seconds=60),
         "time",
         "How long a started server may take until it accepts a request signed by the current root.",
     )
-    agent_crashes: int = _key(
+    agent_crashes: int = _option(
         "agent.crashes",
-        values.restarts,
+        values.parse_restarts,
         5,
         "number",
         "How many times in a row to restart a server that crashed; with 0, the agent ends with the server.",
     )
-    agent_pass_env: tuple[str, ...] = _key(
+    agent_pass_env: tuple[str, ...] = _option(
         "agent.pass_env",
-        values.strings,
+        values.parse_strings,
         (),
         "list of texts",
         "Environment variables with store credentials to pass to the server; the agent removes all others.",
     )
-    agent_lease: str | None = _key(
+    agent_lease: str | None = _option(
         "agent.lease",
-        values.lease,
+        values.parse_lease,
         None,
         "URI",
         "URI of the secret that holds the restart lease (default: `<secret>-lease`, beside the identity). "
         '"none": servers restart without a lease.',
     )
 
-    rotation_lifetime: timedelta = _key(
+    rotation_lifetime: timedelta = _option(
         "rotation.lifetime",
-        values.root_lifetime,
+        values.parse_root_lifetime,
         timedelta(days=180),
         "time",
         "How long a new root session is valid. At least 1h, and at least 4 x (3 x `rotation.adoption` + "
         "`rotation.unlisted` + `rotation.health_soak` + `rotation.settle`); more than 30d where a server runs "
         "unmodified GoatDB.",
     )
-    rotation_adoption: timedelta = _key(
+    rotation_adoption: timedelta = _option(
         "rotation.adoption",
         parse_duration,
         timedelta(minutes=5),
         "time",
         "How long the servers have to complete each phase before the rotation is cancelled or rolled back.",
     )
-    rotation_settle: timedelta = _key(
+    rotation_settle: timedelta = _option(
         "rotation.settle",
         parse_duration,
         timedelta(seconds=90),
         "time",
         "How long to wait, after a cancel or a rollback, until the servers sign with the restored root.",
     )
-    rotation_clock_tolerance: timedelta = _key(
+    rotation_clock_tolerance: timedelta = _option(
         "rotation.clock_tolerance",
         values.parse_positive_duration,
         timedelta(minutes=5),
@@ -311,14 +329,14 @@ class Options:
         "Largest accepted difference between this machine's clock and those of the store and most servers. Beyond it, "
         "commands write nothing. Also how far in the future a recorded timestamp is accepted.",
     )
-    rotation_poll: timedelta = _key(
+    rotation_poll: timedelta = _option(
         "rotation.poll",
         values.parse_positive_duration,
         timedelta(seconds=1),
         "time",
         "Longest pause between two checks of the servers.",
     )
-    rotation_grace: timedelta = _key(
+    rotation_grace: timedelta = _option(
         "rotation.grace",
         parse_duration,
         timedelta(days=30),
@@ -326,15 +344,15 @@ class Options:
         "How long after a rotation the store keeps the old private key, so that `restore` can return to it. "
         "`retire` destroys the key afterwards.",
     )
-    rotation_quorum: str = _key(
+    rotation_quorum: str = _option(
         "rotation.quorum",
-        values.quorum,
+        values.parse_quorum,
         "all",
         "text",
         "How many servers must follow when `rotation.adoption` has passed: `all`, a count such as `4`, or a share "
         "such as `80%`. Only servers that do not answer at all can be left out.",
     )
-    rotation_unlisted: timedelta | None = _key(
+    rotation_unlisted: timedelta | None = _option(
         "rotation.unlisted",
         parse_duration,
         None,
@@ -343,58 +361,58 @@ class Options:
         "every server is listed by its URL; `settings.refresh_interval` with its jitter plus two seconds if servers "
         "are discovered. `0s` states that all servers are listed.",
     )
-    rotation_bare: tuple[str, ...] = _key(
+    rotation_bare: tuple[str, ...] = _option(
         "rotation.bare",
-        values.urls,
+        values.parse_urls,
         (),
         "list of URLs",
         "URLs of unmodified GoatDB servers that you restart by hand. They must trust the next root like all servers, "
         "and sign with the previous root until you restart them.",
     )
-    rotation_distrust: tuple[str, ...] = _key(
+    rotation_distrust: tuple[str, ...] = _option(
         "rotation.distrust",
-        values.urls,
+        values.parse_urls,
         (),
         "list of URLs",
         "URLs of servers whose report of the store's history is ignored. While any other server reports a later "
         "identity than the store holds, no command writes.",
     )
-    rotation_health_url: str | None = _key(
+    rotation_health_url: str | None = _option(
         "rotation.health_url",
-        values.http_url,
+        values.parse_http_url,
         None,
         "URL",
         "URL of an HTTP health check of the cluster; a GET must return a status from 200 to 299.",
     )
-    rotation_health_command: str | None = _key(
+    rotation_health_command: str | None = _option(
         "rotation.health_command",
-        values.string,
+        values.parse_string,
         None,
         "command",
         "Command of a health check of the cluster, run by /bin/sh; it must exit with code 0.",
     )
-    rotation_health_failures: int = _key(
+    rotation_health_failures: int = _option(
         "rotation.health_failures",
-        values.count,
+        values.parse_count,
         3,
         "number",
         "Number of failed health checks in a row after which the rotation is rolled back.",
     )
-    rotation_health_interval: timedelta = _key(
+    rotation_health_interval: timedelta = _option(
         "rotation.health_interval",
         values.parse_positive_duration,
         timedelta(seconds=2),
         "time",
         "Shortest interval between two health checks.",
     )
-    rotation_health_timeout: timedelta = _key(
+    rotation_health_timeout: timedelta = _option(
         "rotation.health_timeout",
         values.parse_positive_duration,
         timedelta(seconds=5),
         "time",
         "Timeout of one health check; a check that times out has failed.",
     )
-    rotation_health_soak: timedelta = _key(
+    rotation_health_soak: timedelta = _option(
         "rotation.health_soak",
         parse_duration,
         timedelta(seconds=10),
@@ -402,75 +420,75 @@ class Options:
         "With a health check: how long it must pass while the next root signs, before the rotation is final.",
     )
 
-    controller_cron: str | None = _key(
+    controller_cron: str | None = _option(
         "controller.cron",
-        values.cron,
+        values.parse_cron,
         None,
         "text",
         "When `goatherd controller` rotates, in crontab format: minute, hour, day of month, month, day of week. "
         "Without this option, the age of the key decides.",
     )
-    controller_max_age: timedelta | None = _key(
+    controller_max_age: timedelta | None = _option(
         "controller.max_age",
         parse_duration,
         None,
         "time",
         "Age at which a key is replaced (default: half of its lifetime, at most 60 days).",
     )
-    controller_timezone: str = _key(
+    controller_timezone: str = _option(
         "controller.timezone",
-        values.timezone,
+        values.parse_timezone,
         "UTC",
         "text",
         "Time zone of `cron` and `windows`, such as Europe/Berlin.",
     )
-    controller_windows: tuple[str, ...] = _key(
+    controller_windows: tuple[str, ...] = _option(
         "controller.windows",
-        values.windows,
+        values.parse_windows,
         (),
         "list of texts",
         "Maintenance windows, such as `Mon-Fri 02:00-04:00`; a rotation starts only within a window. Without this "
         "option, it starts at any time. In an environment variable, semicolons separate windows.",
     )
-    controller_missed: str = _key(
+    controller_missed: str = _option(
         "controller.missed",
-        values.missed,
+        values.parse_missed,
         "catch-up",
         "text",
         "What to do about a missed slot of `cron`: `catch-up` or `skip`.",
     )
-    controller_tolerance: timedelta = _key(
+    controller_tolerance: timedelta = _option(
         "controller.tolerance",
         parse_duration,
         timedelta(hours=1),
         "time",
         "How late a rotation may start before its slot counts as missed.",
     )
-    controller_jitter: timedelta = _key(
+    controller_jitter: timedelta = _option(
         "controller.jitter",
         parse_duration,
         timedelta(minutes=10),
         "time",
         "Longest delay (jitter) after a slot or the start of a window; each controller has a fixed delay of its own.",
     )
-    controller_interval: timedelta = _key(
+    controller_interval: timedelta = _option(
         "controller.interval",
         values.parse_positive_duration,
         timedelta(minutes=1),
         "time",
         "How often a controller reads the store.",
     )
-    controller_backoff: timedelta = _key(
+    controller_backoff: timedelta = _option(
         "controller.backoff",
         parse_duration,
         timedelta(minutes=5),
         "time",
         "Pause after a failed rotation; it doubles with each further failure.",
     )
-    controller_backoff_max: timedelta = _key(
+    controller_backoff_max: timedelta = _option(
         "controller.backoff_max", parse_duration, timedelta(hours=6), "time", "Longest pause after failed rotations."
     )
-    controller_stale: timedelta = _key(
+    controller_stale: timedelta = _option(
         "controller.stale",
         parse_duration,
         timedelta(minutes=15),
@@ -478,28 +496,28 @@ class Options:
         "How long a rotation may stay in one phase before a controller resumes it in place of the process that started "
         "it. Must exceed `rotation.adoption` and `rotation.health_soak` together.",
     )
-    controller_retire: bool = _key(
+    controller_retire: bool = _option(
         "controller.retire",
-        values.flag,
+        values.parse_flag,
         True,
         "flag",
         "Whether a controller destroys old private keys as `retire` does.",
     )
-    controller_name: str | None = _key(
+    controller_name: str | None = _option(
         "controller.name",
-        values.string,
+        values.parse_string,
         None,
         "text",
         "Name of the controller, shown to operators and used for its jitter (default: the host name).",
     )
-    controller_alert_command: str | None = _key(
+    controller_alert_command: str | None = _option(
         "controller.alert_command",
-        values.string,
+        values.parse_string,
         None,
         "command",
         "Command that `/bin/sh -c` runs when an operator is needed; it reads the reason as JSON from standard input.",
     )
-    controller_stop_timeout: timedelta = _key(
+    controller_stop_timeout: timedelta = _option(
         "controller.stop_timeout",
         parse_duration,
         timedelta(seconds=20),
@@ -507,9 +525,9 @@ class Options:
         "How long a stopping controller may take to finish a rotation in progress.",
     )
 
-    audit_log: Path | None = _key(
+    audit_log: Path | None = _option(
         "audit.log",
-        values.path,
+        values.parse_path,
         None,
         "path",
         "Audit trail: file to which `rotate`, `retire`, `revoke` and `controller` append every decision, signed.",
@@ -545,13 +563,13 @@ class Key:
         return str(value).lower() if self.form == "flag" else str(value)
 
 
-def keys() -> tuple[Key, ...]:
+def option_keys() -> tuple[Key, ...]:
     """Return every option in the order of the reference page."""
     return tuple(
         Key(
             name=item.metadata["name"],
             attribute=item.name,
-            variable=ENVIRONMENT_PREFIX + re.sub(r"\W", "_", _snake(item.metadata["name"])).upper(),
+            variable=ENVIRONMENT_PREFIX + re.sub(r"\W", "_", _to_snake_case(item.metadata["name"])).upper(),
             form=item.metadata["form"],
             help=item.metadata["help"],
             default=item.default,
@@ -562,7 +580,7 @@ def keys() -> tuple[Key, ...]:
     )
 
 
-def _snake(name: str) -> str:
+def _to_snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
 
 
@@ -574,13 +592,13 @@ def load_options(
     file: Path | None = None,
     flag_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Options:
-    """Put the options together.
+    """Combine flags, environment, configuration file and defaults.
 
     Args:
         flags: Values by the names of the fields of `Options`; None and an empty tuple mean not given.
         environ: The environment.
-        directory: Where a goatherd.toml is looked for when nothing names one.
-        file: The file that a flag names; else ``GOATHERD_CONFIG``; a named file must exist.
+        directory: Directory of the goatherd.toml that is read when nothing names one.
+        file: The file that a flag names; ``GOATHERD_CONFIG`` if None. A named file must exist.
         flag_names: What the operator types for a field, such as ``--node`` for ``nodes``; for messages.
 
     Raises:
@@ -594,20 +612,20 @@ def load_options(
     path = named or directory / FILE_NAME
     if named is None:
         _check_owner(path)
-    found = _read(path, must_exist=named is not None)
+    found = _read_file(path, must_exist=named is not None)
     given_values: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for key in keys():
+    for key in option_keys():
         if found is not None and key.name in found.values:
             where = found.place_of(key.name)
-            given_values[key.attribute] = _parse(key, found.values[key.name], f"{where}: {key.name}")
+            given_values[key.attribute] = _parse_value(key, found.values[key.name], f"{where}: {key.name}")
             origin[key.name] = where
         given = flags.get(key.attribute)
         if given is not None and given != ():
             flag = flag_names.get(key.attribute, key.name)
-            given_values[key.attribute], origin[key.name] = _parse(key, given, flag), "flag"
+            given_values[key.attribute], origin[key.name] = _parse_value(key, given, flag), "flag"
         elif environ.get(key.variable) and key.form != "table":
-            given_values[key.attribute] = _parse(key, environ[key.variable], key.variable)
+            given_values[key.attribute] = _parse_value(key, environ[key.variable], key.variable)
             origin[key.name] = key.variable
     return Options(**given_values, origin=origin, file=None if found is None else path)
 
@@ -615,7 +633,7 @@ def load_options(
 def _check_owner(path: Path) -> None:
     """Refuse a file that is only found in the current directory if another user can have written it.
 
-    SECURITY: it names commands to run and the store to trust, and people change into directories of others
+    SECURITY: it names commands to run and the store to trust, and operators change into directories of other users
     (tests/unit/config/test_options.py).
 
     Raises:
@@ -624,7 +642,7 @@ def _check_owner(path: Path) -> None:
     try:
         found = path.stat()
     except OSError:
-        return  # reading it says what is wrong
+        return  # reading it reports the problem
     if os.name != "posix" or stat.S_ISDIR(found.st_mode):
         return
     if not stat.S_ISREG(found.st_mode):
@@ -655,7 +673,7 @@ def _is_own_group(gid: int) -> bool:
     return group.gr_gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
-def _parse(key: Key, value: object, where: str) -> Any:
+def _parse_value(key: Key, value: object, where: str) -> Any:
     try:
         return key.parse(value)
     except ConfigurationError as error:
@@ -679,7 +697,7 @@ _CLOSE: Final = 0.8
 def _check_variable(name: str, environ: Mapping[str, str]) -> None:
     """Refuse a variable that looks like a mistyped one of Goatherd's.
 
-    Others that begin with GOATHERD_ are left alone: plugins, images and Services of Kubernetes have some of their own.
+    Other variables that begin with GOATHERD_ are accepted: plugins, images and Services of Kubernetes set their own.
 
     Raises:
         ConfigurationError: It does.
@@ -688,7 +706,7 @@ def _check_variable(name: str, environ: Mapping[str, str]) -> None:
         return
     if any(f"env:{name}" == value for value in environ.values()):
         return  # the operator's own, for `settings.last_known_good_key`
-    known = {key.variable: key for key in keys()}
+    known = {key.variable: key for key in option_keys()}
     if name in known and known[name].form == "table":
         raise ConfigurationError(
             f"{name}: a table cannot be written into an environment variable",
@@ -714,7 +732,7 @@ class _File:
     Attributes:
         path: The file.
         values: By full key, such as ``rotation.grace``.
-        lines: The line on which a key is, as far as it can be told.
+        lines: The line number of each key, where it was found.
     """
 
     path: Path
@@ -722,11 +740,11 @@ class _File:
     lines: Mapping[str, int]
 
     def place_of(self, name: str) -> str:
-        """Return the file and, where it is known, the line of a key."""
+        """Return the file and, if it is known, the line number of a key."""
         return f"{self.path}:{self.lines[name]}" if name in self.lines else str(self.path)
 
 
-def _read(path: Path, *, must_exist: bool) -> _File | None:
+def _read_file(path: Path, *, must_exist: bool) -> _File | None:
     try:
         text = path.read_text(encoding="utf-8")
         _check_lines(text, path)
@@ -751,10 +769,10 @@ def _read(path: Path, *, must_exist: bool) -> _File | None:
     except tomllib.TOMLDecodeError as error:
         hint = 'Strings need quotes, such as provider = "file:///srv/keys/root".'
         raise ConfigurationError(f"{path} is not TOML: {error}", hint=hint) from error
-    known = [key.name for key in keys()]
+    known = [key.name for key in option_keys()]
     sections = list(dict.fromkeys(name.partition(".")[0] for name in known if "." in name))
-    tables = [key.name for key in keys() if key.form == "table"]
-    found = _File(path=path, values=dict(_flatten(document, sections)), lines=_lines(text, sections))
+    tables = [key.name for key in option_keys() if key.form == "table"]
+    found = _File(path=path, values=dict(_flatten_sections(document, sections)), lines=_find_lines(text, sections))
     for name, value in document.items():
         if isinstance(value, Mapping) and name not in (*sections, *tables):
             close = difflib.get_close_matches(name, [*sections, *tables], n=1, cutoff=0.5)
@@ -767,12 +785,14 @@ def _read(path: Path, *, must_exist: bool) -> _File | None:
             )
     for name in found.values:
         if name not in known:
-            raise ConfigurationError(f"{found.place_of(name)}: unknown key {name!r}", hint=nearest(name, known))
+            raise ConfigurationError(
+                f"{found.place_of(name)}: unknown key {name!r}", hint=describe_nearest(name, known)
+            )
     return found
 
 
 def _check_lines(text: str, path: Path) -> None:
-    """Refuse a line whose dotted keys would cost the parser too much: its time and memory grow with their square."""
+    """Refuse a line with so many dotted keys that parsing it takes too long: time and memory grow quadratically."""
     for number, line in enumerate(text.split("\n"), start=1):
         if len(line) > _MAX_LINE:
             raise ConfigurationError(
@@ -786,7 +806,7 @@ def _check_lines(text: str, path: Path) -> None:
             )
 
 
-def _flatten(document: Mapping[str, object], sections: Sequence[str]) -> Iterable[tuple[str, object]]:
+def _flatten_sections(document: Mapping[str, object], sections: Sequence[str]) -> Iterable[tuple[str, object]]:
     for name, value in document.items():
         if name in sections and isinstance(value, Mapping):
             yield from ((f"{name}.{inner}", item) for inner, item in value.items())
@@ -794,8 +814,8 @@ def _flatten(document: Mapping[str, object], sections: Sequence[str]) -> Iterabl
             yield name, value
 
 
-def _lines(text: str, sections: Sequence[str]) -> dict[str, int]:
-    """Return the line of each key and section. `tomllib` tells none, so this is by the look of a line."""
+def _find_lines(text: str, sections: Sequence[str]) -> dict[str, int]:
+    """Return the line number of each key and section; `tomllib` gives none, so the lines are matched by their form."""
     found: dict[str, int] = {}
     section = ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -807,7 +827,7 @@ def _lines(text: str, sections: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def describe_nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint that names the nearest known key of the same section, those with the same last part, or all."""
     known = list(known)
     section, dot, tail = name.rpartition(".")
@@ -856,7 +876,7 @@ def effective_settings(options: Options) -> tuple[Setting, ...]:
             source=options.origin.get(key.name, "default"),
             variable=None if key.form == "table" else key.variable,
         )
-        for key in keys()
+        for key in option_keys()
     )
 
 

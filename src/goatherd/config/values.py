@@ -16,7 +16,7 @@ from pathlib import Path
 from goatherd.errors import ConfigurationError
 from goatherd.server_url import check_http_url, parse_listen_host, parse_server_url
 
-# The first letter keeps `.` and `..` out, which are directories of somebody else's.
+# The first letter keeps `.` and `..` out, which are directories outside of the data directory.
 _ORGANIZATION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 SHORTEST_LIFETIME = timedelta(hours=1)
 """As in `goatherd.rotation.policy`, which is more than the reading of an option needs to import."""
@@ -27,10 +27,10 @@ _DURATION_PART = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)(ms|[smhdw])")
 
 
 def parse_duration(value: object) -> timedelta:
-    """Read a time with its unit: ``250ms``, ``30s``, ``5m``, ``2h``, ``30d``, ``1w``, or several (``1h30m``).
+    """Read a duration with its unit: ``250ms``, ``30s``, ``5m``, ``2h``, ``30d``, ``1w``, or several (``1h30m``).
 
     Raises:
-        ConfigurationError: A bare number, or not a time.
+        ConfigurationError: It is a bare number, or no duration.
     """
     if isinstance(value, timedelta):
         return value
@@ -48,15 +48,15 @@ def parse_duration(value: object) -> timedelta:
 
 
 def parse_positive_duration(value: object) -> timedelta:
-    """As `parse_duration`, and refuse no time at all."""
+    """Read a duration that must be longer than zero."""
     duration = parse_duration(value)
     if not duration:
         raise ConfigurationError("must be longer than 0s", hint="Such as 5s.")
     return duration
 
 
-def root_lifetime(value: object) -> timedelta:
-    """Read the lifetime of a new root. How long a rotation may take can make it longer; no policy makes it shorter."""
+def parse_root_lifetime(value: object) -> timedelta:
+    """Read the lifetime of a new root, at least an hour. The time that a rotation may take can require more."""
     lifetime = parse_duration(value)
     if lifetime < SHORTEST_LIFETIME:
         raise ConfigurationError(
@@ -66,7 +66,7 @@ def root_lifetime(value: object) -> timedelta:
     return lifetime
 
 
-def string(value: object) -> str:
+def parse_string(value: object) -> str:
     if not isinstance(value, str):
         raise ConfigurationError(f"must be a string, not {type(value).__name__}", hint='Write it as "TEXT".')
     if not value.strip():
@@ -74,15 +74,15 @@ def string(value: object) -> str:
     return value
 
 
-def organization(value: object) -> str:
-    text = string(value)
+def parse_organization(value: object) -> str:
+    text = parse_string(value)
     if not _ORGANIZATION.fullmatch(text):
         hint = "Up to 128 of A-Z a-z 0-9 . _ - and no dot at the front: it names a directory and part of a secret."
         raise ConfigurationError(f"{text!r} is not an organization", hint=hint)
     return text
 
 
-def strings(value: object) -> tuple[str, ...]:
+def parse_strings(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\s]+", value) if part]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
@@ -90,49 +90,49 @@ def strings(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def path(value: object) -> Path:
-    return value if isinstance(value, Path) else Path(string(value)).expanduser()
+def parse_path(value: object) -> Path:
+    return value if isinstance(value, Path) else Path(parse_string(value)).expanduser()
 
 
-def port(value: object) -> int:
-    number = _whole_number(value)
+def parse_port(value: object) -> int:
+    number = _parse_whole_number(value)
     if number is None or not 0 <= number <= 65_535:
         what = f"{value!r} is not a port number" if number is None else f"port {number} is out of range"
         raise ConfigurationError(what, hint="A port is 0 to 65535; 0 takes a free one.")
     return number
 
 
-def _whole_number(value: object) -> int | None:
-    """Return a whole number, or None. A very long one is one too, and out of every range."""
+def _parse_whole_number(value: object) -> int | None:
+    """Return a whole number, or None. A very long number is cut to 12 digits, which are out of every range."""
     text = str(value).removeprefix("-")
     if isinstance(value, bool) or not text.isascii() or not text.isdigit():
         return None
     return int(str(value)[:12])
 
 
-def count(value: object) -> int:
-    number = _whole_number(value)
+def parse_count(value: object) -> int:
+    number = _parse_whole_number(value)
     if number is None or not 1 <= number <= 1000:
         raise ConfigurationError(f"{value!r} is not a whole number from 1 to 1000", hint="Write it without a unit.")
     return number
 
 
-def limit(value: object) -> int:
-    number = _whole_number(value)
+def parse_limit(value: object) -> int:
+    number = _parse_whole_number(value)
     if number is None or not 1 <= number <= 1_000_000:
         raise ConfigurationError(f"{value!r} is not a whole number from 1 to 1000000", hint="Write it without a unit.")
     return number
 
 
-def limit_or_none(value: object) -> int:
-    number = _whole_number(value)
+def parse_limit_or_zero(value: object) -> int:
+    number = _parse_whole_number(value)
     if number is None or not 0 <= number <= 1_000_000:
         raise ConfigurationError(f"{value!r} is not a whole number from 0 to 1000000", hint="Write it without a unit.")
     return number
 
 
-def networks(value: object) -> tuple[str, ...]:
-    texts = strings(value)
+def parse_networks(value: object) -> tuple[str, ...]:
+    texts = parse_strings(value)
     for text in texts:
         try:
             ipaddress.ip_network(text)
@@ -141,21 +141,21 @@ def networks(value: object) -> tuple[str, ...]:
     return texts
 
 
-def quorum(value: object) -> str:
+def parse_quorum(value: object) -> str:
     text = str(value)
     if text != "all":
-        # Here, since the package brings the whole of cryptography with it.
+        # Here, because the package imports the whole of cryptography.
         from goatherd.rotation.policy import Quorum
 
         text = str(Quorum.from_text(text))
     return text
 
 
-def http_url(value: object) -> str:
-    return check_http_url(string(value), hint="Write it as http://127.0.0.1:9000/healthy.")
+def parse_http_url(value: object) -> str:
+    return check_http_url(parse_string(value), hint="Write it as http://127.0.0.1:9000/healthy.")
 
 
-def flag(value: object) -> bool:
+def parse_flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.lower() in {"1", "true", "yes", "on"}:
@@ -171,7 +171,7 @@ NODE_FORMS = (
 )
 
 
-def node(text: str) -> str:
+def parse_node(text: str) -> str:
     if text.partition("://")[0] not in ("dns", "k8s-service"):
         return str(parse_server_url(text, hint=NODE_FORMS))
     from goatherd.cluster.discovery import source_of
@@ -180,16 +180,16 @@ def node(text: str) -> str:
     return text
 
 
-def nodes(value: object) -> tuple[str, ...]:
-    return tuple(node(text) for text in _addresses(value))
+def parse_nodes(value: object) -> tuple[str, ...]:
+    return tuple(parse_node(text) for text in _split_addresses(value))
 
 
-def urls(value: object) -> tuple[str, ...]:
-    return tuple(str(parse_server_url(text)) for text in _addresses(value))
+def parse_urls(value: object) -> tuple[str, ...]:
+    return tuple(str(parse_server_url(text)) for text in _split_addresses(value))
 
 
-def _addresses(value: object) -> tuple[str, ...]:
-    """Return the parts of a list of URLs. An empty one is kept: it is an unset variable of a shell, and an error."""
+def _split_addresses(value: object) -> tuple[str, ...]:
+    """Return the URLs of a list. An empty string is kept: it comes from an unset shell variable, and is an error."""
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\s]+", value) if part] or [""]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -199,13 +199,13 @@ def _addresses(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def listen_host(value: object) -> str:
+def parse_bind_address(value: object) -> str:
     if not isinstance(value, str):
         raise ConfigurationError(f"{value!r} is not an address", hint="Such as 127.0.0.1.")
     return parse_listen_host(value)
 
 
-def windows(value: object) -> tuple[str, ...]:
+def parse_windows(value: object) -> tuple[str, ...]:
     from goatherd.schedule.windows import Window
 
     texts = [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
@@ -216,28 +216,28 @@ def windows(value: object) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def cron(value: object) -> str:
+def parse_cron(value: object) -> str:
     from goatherd.schedule.due import check_cron
 
-    text = string(value)
+    text = parse_string(value)
     check_cron(text)
     return text
 
 
-def timezone(value: object) -> str:
-    text = string(value)
+def parse_timezone(value: object) -> str:
+    text = parse_string(value)
     if text != "UTC":
-        # Here, since the package of the rotation brings the whole of cryptography with it.
+        # Here, because the package of the rotation imports the whole of cryptography.
         from goatherd.schedule.due import read_zone
 
         read_zone(text)
     return text
 
 
-def key_source(value: object) -> str:
+def parse_key_source(value: object) -> str:
     from goatherd.settings import KeySource
 
-    text = string(value)
+    text = parse_string(value)
     KeySource.from_text(text)
     return text
 
@@ -245,13 +245,13 @@ def key_source(value: object) -> str:
 _MISSED_HINT = "catch-up: rotate as soon as possible after a missed slot; skip: wait for the next slot."
 
 
-def missed(value: object) -> str:
+def parse_missed(value: object) -> str:
     if value not in ("catch-up", "skip"):
         raise ConfigurationError(f"must be `catch-up` or `skip`, not {value!r}", hint=_MISSED_HINT)
     return str(value)
 
 
-def store_type(value: object) -> str:
+def parse_store_type(value: object) -> str:
     if value not in ("cloud", "file"):
         raise ConfigurationError(
             f"must be `cloud` or `file`, not {value!r}", hint="cloud: with cloudConfig; file: with serve.settings."
@@ -259,7 +259,7 @@ def store_type(value: object) -> str:
     return str(value)
 
 
-def cloud_config(value: object) -> Mapping[str, str]:
+def parse_cloud_config(value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
         raise ConfigurationError("must be a table of strings", hint="It needs `provider` and `secretId`.")
     for name in ("provider", "secretId"):
@@ -269,15 +269,15 @@ def cloud_config(value: object) -> Mapping[str, str]:
     return dict(value)
 
 
-def agent_url(value: object) -> str:
-    text = string(value)
+def parse_agent_url(value: object) -> str:
+    text = parse_string(value)
     # The organization's id completes the host name.
     parse_server_url(text.replace("{org}", "org"), hint="Write it as http://127.0.0.1:8080.")
     return text.rstrip("/")
 
 
-def lease(value: object) -> str:
-    text = string(value)
+def parse_lease(value: object) -> str:
+    text = parse_string(value)
     if text != "none" and "://" not in text:
         raise ConfigurationError(
             f"must be the URI of a secret or `none`, not {text!r}", hint="Such as file:///srv/lease."
@@ -285,21 +285,21 @@ def lease(value: object) -> str:
     return text
 
 
-def on_change(value: object) -> str:
+def parse_on_change(value: object) -> str:
     ways = ("restart", "signal", "command", "ignore")
     if value not in ways:
         raise ConfigurationError(f"must be one of {', '.join(ways)}, not {value!r}", hint=f"Such as {ways[0]}.")
     return str(value)
 
 
-def restarts(value: object) -> int:
-    number = _whole_number(value)
+def parse_restarts(value: object) -> int:
+    number = _parse_whole_number(value)
     if number is None or not 0 <= number <= 1000:
         raise ConfigurationError(f"{value!r} is not a whole number from 0 to 1000", hint="Write it without a unit.")
     return number
 
 
-def signal_number(value: object) -> int:
+def parse_signal_number(value: object) -> int:
     text = str(value).upper()
     found = {number.name: int(number) for number in signal.Signals}
     number = found.get(text) or found.get(f"SIG{text}") or (int(text) if text.isdecimal() else 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.config.options import keys
+from goatherd.config.options import option_keys
 
 from .conftest import Goatherd
 
@@ -30,7 +30,7 @@ def test_config_shows_where_each_value_comes_from(
 def test_programs_get_every_option_with_its_variable(goatherd: Goatherd) -> None:
     found = goatherd("config", "--json").json
     assert found["file"] is None
-    assert [option["key"] for option in found["options"]] == [key.name for key in keys()]
+    assert [option["key"] for option in found["options"]] == [key.name for key in option_keys()]
     assert {"key": "org", "value": "localhost", "source": "default", "variable": "GOATHERD_ORG"} in found["options"]
 
 

@@ -14,10 +14,10 @@ from goatherd.config import options as options_module
 from goatherd.config import values
 from goatherd.config.options import (
     Options,
+    describe_nearest,
     effective_settings,
-    keys,
     load_options,
-    nearest,
+    option_keys,
     parse_duration,
 )
 from goatherd.errors import ConfigurationError
@@ -275,20 +275,20 @@ def test_a_lifetime_below_an_hour_is_no_option_wherever_it_is_written(tmp_path: 
 
 
 def test_every_default_has_a_text_that_reads_back() -> None:
-    for key in keys():
+    for key in option_keys():
         if key.default_text:
             assert key.parse(key.default_text) == key.default
 
 
 def test_variables_are_the_keys_in_capitals() -> None:
-    variables = {key.name: key.variable for key in keys()}
+    variables = {key.name: key.variable for key in option_keys()}
     assert variables["serve.port"] == "GOATHERD_SERVE_PORT"
     assert variables["cloudConfig"] == "GOATHERD_CLOUD_CONFIG"
     assert len(set(variables.values())) == len(variables)
 
 
 def test_the_nearest_key_is_found_by_its_last_part_too() -> None:
-    assert nearest("interval.grace", ["provider", "rotation.grace"]) == "Did you mean 'rotation.grace'?"
+    assert describe_nearest("interval.grace", ["provider", "rotation.grace"]) == "Did you mean 'rotation.grace'?"
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_a_table_in_a_variable_is_refused_and_not_ignored(tmp_path: Path) -> Non
 def test_the_effective_settings_name_value_and_source_of_every_option(tmp_path: Path) -> None:
     options = load(tmp_path, '[rotation]\ngrace = "7d"', {"GOATHERD_ORG": "acme"}, provider="file:///srv/keys/root")
     found = {each.key: (each.value, each.source) for each in effective_settings(options)}
-    assert list(found) == [key.name for key in keys()]
+    assert list(found) == [key.name for key in option_keys()]
     assert found["provider"] == ("file:///srv/keys/root", "flag")
     assert found["org"] == ("acme", "GOATHERD_ORG")
     assert found["rotation.grace"] == ("7d", f"{tmp_path / 'goatherd.toml'}:2")
