@@ -18,11 +18,11 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, StrEnum, auto
+from functools import partial
 from typing import Any, Final
 
 from goatherd.agent.child_process import Supervisor, end_leftover
@@ -36,6 +36,7 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.data_directory import SETTINGS_NAME, organization_directories
 from goatherd.errors import AgentError, GoatherdError, KeyLeakedError
 from goatherd.ids import new_id
+from goatherd.serving.signals import handle_signals
 from goatherd.telemetry import Event, event_text
 
 STABLE_AFTER: Final = timedelta(minutes=1)
@@ -155,7 +156,7 @@ class Agent:
             KeyLeakedError: The server gave its key away; it was stopped.
             AgentError: The server does not read its file, or cannot be started.
         """
-        with self._signals():
+        with self._handle_signals():
             code = await self._run()
         if self._stop_number is not None and self._supervisor is not None and self._supervisor.has_stopped(code):
             return 0
@@ -251,24 +252,13 @@ class Agent:
         await asyncio.to_thread(self._lock.clear)
         return code
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        taken = []
-        for number in STOPPING:
-            loop.add_signal_handler(number, self.stop, number)
-            taken.append(number)
-        for number in PASSED_ON if self._supervisor is not None else ():
+    def _handle_signals(self) -> contextlib.AbstractContextManager[None]:
+        handlers: dict[int, Callable[[], object]] = {number: partial(self.stop, number) for number in STOPPING}
+        if self._supervisor is not None:
             # What nohup has set to be ignored stays ignored, here and there.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                assert self._supervisor is not None
-                loop.add_signal_handler(number, self._pass_on, number)
-                taken.append(number)
-        try:
-            yield
-        finally:
-            for number in taken:
-                loop.remove_signal_handler(number)
+            passed_on = [number for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+            handlers |= {number: partial(self._pass_on, number) for number in passed_on}
+        return handle_signals(handlers)
 
     # --- the life of a server ---------------------------------------------------------------------------------------
 

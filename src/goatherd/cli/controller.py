@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -43,6 +42,7 @@ from goatherd.schedule.due import (
     preview,
 )
 from goatherd.server_url import parse_listen_address
+from goatherd.serving.signals import watch_stop_signals
 from goatherd.serving.sockets import cannot_listen
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -138,7 +138,7 @@ def controller(
 
 async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None, metrics_file: Path | None) -> int:
     options, clock = app.options, SystemClock()
-    async with AsyncExitStack() as stack:
+    async with AsyncExitStack() as until_the_end, AsyncExitStack() as stack:
         # It counts what is done inside, so it is of use for one turn only.
         seen = stack.enter_context(
             write_metrics_file(metrics_file, store_name(options), lambda text: app.out.note(f"note: {text}"))
@@ -182,7 +182,8 @@ async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None,
         )
         if metrics is not None:
             _serve_metrics(stack, metrics, seen)
-        turn = await runner.run(*_until_told(), once=once)
+        signals = until_the_end.enter_context(watch_stop_signals())
+        turn = await runner.run(signals.stop, signals.hurry, once=once)
         if once and turn is not None:
             return _end(app, store, turn, clock.now_ms())
     return 0
@@ -250,19 +251,6 @@ def _serve_metrics(stack: AsyncExitStack, address: str, seen: RotationMetrics) -
         stack.enter_context(served(seen.samples, host=host, port=port))
     except OSError as error:
         raise cannot_listen(address, error) from error
-
-
-def _until_told() -> tuple[asyncio.Event, asyncio.Event]:
-    """Return what the first and the second signal to end set."""
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def told() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told)
-    return stop, hurry
 
 
 def _end(app: App, store: Store, turn: Turn, now_ms: int) -> int:

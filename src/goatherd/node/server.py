@@ -20,7 +20,6 @@ import asyncio
 import logging
 import os
 import re
-import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +47,7 @@ from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.providers.values import ORG_FIELD
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.caller_limits import CallerLimits, Excess, RefusedError
+from goatherd.serving.signals import watch_stop_signals
 from goatherd.serving.threads import shorten_switch_interval
 from goatherd.settings import settings_from_options
 from goatherd.telemetry import Event, event_text
@@ -565,36 +565,15 @@ async def serve(
     """
     shorten_switch_interval()
     listener = Listener(server, host, port, grace=grace)
-    async with _stop_signal() as (stop, on_more), server, listener:
-        on_more.append(listener.hurry)
-        _log.info("%s", event_text(Event.NODE_STARTED, url=listener.url, version=goatherd.__version__))
-        if started is not None:
-            started(listener.url)
-        await stop.wait()
-        server.stopping = True
+    with watch_stop_signals() as signals:
+        async with server, Listener(server, host, port, grace=grace) as listener:
+            signals.on_repeat.append(listener.hurry)
+            _log.info("%s", event_text(Event.NODE_STARTED, url=listener.url, version=goatherd.__version__))
+            if started is not None:
+                started(listener.url)
+            await signals.stop.wait()
+            server.stopping = True
     _log.info("%s", event_text(Event.NODE_STOPPED, url=listener.url))
-
-
-@asynccontextmanager
-async def _stop_signal() -> AsyncIterator[tuple[asyncio.Event, list[Callable[[], None]]]]:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    on_more: list[Callable[[], None]] = []
-
-    def on_signal() -> None:
-        if stop.is_set():
-            for action in on_more:
-                action()
-        stop.set()
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield stop, on_more
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
 
 
 def run(

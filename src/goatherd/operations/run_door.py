@@ -5,8 +5,6 @@ What it is not: the door itself (`goatherd.door`). Rule: the door trusts the ide
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,12 +13,15 @@ from typing import TYPE_CHECKING
 from goatherd.agent.agent import Front
 from goatherd.door import Door, DoorLimits, TrustedSessions
 from goatherd.door.report import DoorAPI
+from goatherd.serving.signals import watch_stop_signals
 from goatherd.serving.threads import shorten_switch_interval
 from goatherd.settings import CloudSecretSettings
 
 if TYPE_CHECKING:
     from goatherd.agent import ManagedOrganization
     from goatherd.agent.own_api import OwnAPI
+    from goatherd.door.proxy import Answerer
+    from goatherd.identity.request_binding import RequestGuard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,36 @@ class DoorSetup:
     limits: DoorLimits
     forwarded_by: tuple[str, ...]
 
+    def make_door(
+        self,
+        trust: TrustedSessions | Sequence[TrustedSessions],
+        *,
+        own: Answerer,
+        guard: RequestGuard | None = None,
+        is_restarting: Callable[[], bool] | None = None,
+    ) -> Door:
+        """Return the door, not open yet.
+
+        Args:
+            trust: The trusted sessions of each organization.
+            own: Answers requests below ``/goatherd/v1/``.
+            guard: Decides whether a request was meant for the server behind the door; None where the door decides.
+            is_restarting: Returns whether an agent restarts the server; None without an agent.
+        """
+        return Door(
+            upstream=self.upstream,
+            trust=trust,
+            host=self.host,
+            port=self.port,
+            public_url=self.public_url,
+            private=self.private,
+            limits=self.limits,
+            forwarded_by=self.forwarded_by,
+            own=own,
+            guard=guard,
+            is_restarting=is_restarting,
+        )
+
 
 async def run_door(
     setup: DoorSetup, settings: CloudSecretSettings, org: str, *, on_ready: Callable[[Door], None]
@@ -64,32 +95,15 @@ async def run_door(
         NodeError: The address is in use.
     """
     shorten_switch_interval()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
+    with watch_stop_signals() as signals:
         async with settings.for_org(org) as followed:
             trust = TrustedSessions(org=org, identity=(await followed.load()).document)
             own = DoorAPI(followed)
             followed.subscribe(lambda changed: trust.swap(changed.document))
-            async with Door(
-                upstream=setup.upstream,
-                trust=trust,
-                host=setup.host,
-                port=setup.port,
-                public_url=setup.public_url,
-                private=setup.private,
-                limits=setup.limits,
-                forwarded_by=setup.forwarded_by,
-                own=own.answer,
-            ) as door:
+            async with setup.make_door(trust, own=own.answer) as door:
                 own.figures = lambda: door.status
                 on_ready(door)
-                await stop.wait()
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+                await signals.stop.wait()
 
 
 def door_of_agent(setup: DoorSetup) -> Front:
@@ -102,19 +116,7 @@ def door_of_agent(setup: DoorSetup) -> Front:
             trust = TrustedSessions(org=organization.org, identity=organization.document)
             organization.follow(trust.swap)
             trusts.append(trust)
-        door = Door(
-            upstream=setup.upstream,
-            trust=trusts,
-            host=setup.host,
-            port=setup.port,
-            public_url=setup.public_url,
-            private=setup.private,
-            limits=setup.limits,
-            forwarded_by=setup.forwarded_by,
-            own=own.answer,
-            guard=own.guard,
-            is_restarting=lambda: own.is_down,
-        )
+        door = setup.make_door(trusts, own=own.answer, guard=own.guard, is_restarting=lambda: own.is_down)
         own.figures = lambda: door.status
         shorten_switch_interval()
         async with door:

@@ -2,5 +2,5 @@
 
 Nothing here knows GoatDB. `sockets` binds addresses, `listener` and `http_connection` are uvicorn's server and
 connection with a timeout for everything, `caller_limits` says how much a caller may take before it is known who it is,
-`caller_limiter` counts that, and `threads` lets threads take turns more often.
+`caller_limiter` counts that, `signals` handles signals to stop, and `threads` lets threads take turns more often.
 """
