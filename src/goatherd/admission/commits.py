@@ -109,7 +109,7 @@ def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
     if path == SESSIONS_PATH:
         try:
             # SECURITY: any other value there keeps GoatDB from ever starting again; the key must be the session's id
-            # (tests/unit/node/test_engine.py, tests/cluster/test_door.py).
+            # (tests/unit/node/test_engine.py, tests/cluster/test_door_writers.py).
             session_from_commit(commit)
         except DecodeError as error:
             raise NotAdmittedError(str(error), CommitFault.SESSION_ITEM) from None

@@ -170,7 +170,7 @@ class RepositoryIndex:
         await self._take()
         if self._reader.is_short:
             # SECURITY: it crashed before it had written down what it acknowledged; what builds on that would be an
-            # orphan, and two of those end it (tests/cluster/test_door.py).
+            # orphan, and two of those end it (tests/cluster/test_door_commits.py).
             self._evict()
             await self._take()
         for _ in range(_RENEWALS):
@@ -448,7 +448,7 @@ class RepositoryIndex:
         if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} comes twice")
         if self._first_seen.is_elsewhere(commit.id, self.path):
-            # SECURITY: the child would take it for the other one (tests/cluster/test_door.py).
+            # SECURITY: the child would take it for the other one (tests/cluster/test_door_commits.py).
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} has the id of one in another repository")
         if commit.is_delta:
             base = commit.base or ""

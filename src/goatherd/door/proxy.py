@@ -355,7 +355,7 @@ class Proxy:
         Those of roots that are not trusted are left out, as `goatherd serve` does, too.
 
         SECURITY: a client cannot be told that a root was revoked, but need not learn of it
-        (tests/cluster/test_door.py).
+        (tests/cluster/test_door_writers.py).
         """
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
@@ -418,7 +418,7 @@ class Proxy:
         """Check what needs no key: form, purpose, time. The child checks the signature itself.
 
         SECURITY: the child remembers verdicts and takes a signature again after its three minutes, takes a login
-        token for a request signature, and answers 500 to a malformed one (tests/cluster/test_door.py).
+        token for a request signature, and answers 500 to a malformed one (tests/cluster/test_door_requests.py).
         """
         try:
             envelope = parse_signature(header)
@@ -498,7 +498,7 @@ class Proxy:
         """Remember which repositories were asked for.
 
         SECURITY: only what the child took for genuine counts, and there is room for the next one always, so that nobody
-        can fill the table (tests/cluster/test_door.py).
+        can fill the table (tests/cluster/test_door_limits.py).
         """
         if not is_accepted:
             self._new_repositories.give_back(address, self._clock.monotonic(), fresh)
@@ -719,7 +719,7 @@ class Proxy:
         self.handed_on += 1
 
     async def _clean(self, exchange: Exchange, answer: bytes) -> bytes:
-        """SECURITY: the child publishes its private key (tests/cluster/test_door.py)."""
+        """SECURITY: the child publishes its private key (tests/cluster/test_door_writers.py)."""
         cleaned, leaked, untrusted = session_answer(answer, self._is_root)
         if untrusted:
             # A root that was introduced a moment ago, past the door, may be good.
@@ -740,7 +740,7 @@ class Proxy:
         return any(trust.is_root(session_id, public_key) for trust in self._trusts)
 
     async def _login_mail(self, exchange: Exchange) -> None:
-        """SECURITY: the child does not look at the result of its own check (tests/cluster/test_door.py)."""
+        """SECURITY: the child does not look at the result of its own check (tests/cluster/test_door_requests.py)."""
         check_encoding(exchange.found)
         share = self._limiter.share(exchange.address)
         try:

@@ -352,7 +352,7 @@ def _read_path(given: str) -> str:
 
 def _check_size(size: Any, limits: DoorLimits) -> None:
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size <= limits.size or size % 1:
-        # SECURITY: 1e8 here ends the child's process (tests/cluster/test_door.py).
+        # SECURITY: 1e8 here ends the child's process (tests/cluster/test_door_requests.py).
         raise RefusedError(Rule.MESSAGE, 400, "the count s is not believable")
 
 
@@ -400,7 +400,7 @@ def read_commit(
         # SECURITY: as for messages; the signature covers what is judged here, not what the child might unpack.
         raise DroppedError(Rule.COMMIT, "a commit with a member of GoatDB's encoding where none belongs")
     if "age" in raw:
-        # SECURITY: not signed, and the child takes it for its own counter (tests/cluster/test_door.py).
+        # SECURITY: not signed, and the child takes it for its own counter (tests/cluster/test_door_commits.py).
         raise DroppedError(Rule.COMMIT, "a commit on the wire has no age")
     try:
         commit = decode_commit(raw, path, org=org, limits=limits, now_ms=now_ms, registry=registry)

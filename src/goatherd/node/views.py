@@ -142,7 +142,8 @@ class Views:
 
         The first to be served is drawn by lot, so that none waits for ever behind the same others.
         """
-        # SECURITY: a thousand elements for one big repository must not take minutes (tests/unit/node/test_engine.py).
+        # SECURITY: a thousand elements for one big repository must not take minutes
+        # (tests/unit/node/test_engine_answers.py).
         costs = [
             len(view.commits) * (len(message.filter.seeds) + _FIXED_LOOKUPS) if message.filter.seeds else 0
             for view, message in zip(views, asked, strict=True)
@@ -183,7 +184,7 @@ class Views:
             The message, and its commits, encoded, which it does not hold itself.
         """
         count = len(view.commits)
-        # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine.py).
+        # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine_answers.py).
         peer = int(min(max(asked.size, 0), count + len(asked.commits) + self._limits.spare_size))
         cycles = 1 if brought else _CYCLES
         if asked.version < VERSION:
@@ -191,7 +192,7 @@ class Views:
             shown, commits = self._empty(max(count, peer), cycles), []
         else:
             # SECURITY: a thousand elements that each ask for everything must not fill the memory
-            # (tests/unit/node/test_engine.py).
+            # (tests/unit/node/test_engine_answers.py).
             shown = self._filter(view, max(count, peer), cycles, now_ms)
             commits = self._missing(view, asked.filter, born_under, room) if is_served else []
         if not room.take(len(shown.bits)):

@@ -1,4 +1,4 @@
-"""Request in, response out: who gets in, what is stored, who sees what."""
+"""Request in, response out: who gets in, and what is stored."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.admission.access import Access, AccessRule
 from goatherd.admission.commits import NotAdmittedError
-from goatherd.crypto import PrivateKey
 from goatherd.errors import AccessDeniedError, DecodeError, StorageError, VerificationError
 from goatherd.identity.session import sign_commit, verify_commit
 from goatherd.identity.session_commits import session_fields
@@ -22,7 +20,6 @@ from goatherd.node.engine import Step, drive, drive_inline
 from goatherd.node.views import SyncLimits
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
-from goatherd.wire.messages import VERSION
 from goatherd.wire.schema import Field, Registry, Schema
 from tests.unit.goats import (
     DAY,
@@ -52,11 +49,7 @@ def note(author: Any, key: str = "k", text: str = "x", **more: Any) -> Commit:
     return commit_by(author, key, {"text": text}, **more)
 
 
-def ids(message: dict[str, Any]) -> set[str]:
-    return {each["id"] for each in message["c"]}
-
-
-# --- who gets in --------------------------------------------------------------------------------------------------
+# --- who gets in ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("body", [b"", b"[", b"{}", b"null", b'"x"', b"\xff"])
@@ -127,7 +120,7 @@ def test_a_filter_of_too_many_bytes_is_refused() -> None:
     assert node.send([element("/data/x", held=BloomFilter(bytes(9), (1,)))], signed_header(A)).status == 400
 
 
-# --- what is stored -----------------------------------------------------------------------------------------------
+# --- what is stored ---------------------------------------------------------------------------------------------------
 
 
 def test_good_commits_are_stored_and_bad_ones_are_silently_refused(node: Node) -> None:
@@ -374,258 +367,7 @@ def test_a_key_keeps_its_schema_and_known_schemas_are_checked() -> None:
     assert node.stored() == {good.id}
 
 
-# --- who sees what ------------------------------------------------------------------------------------------------
-
-
-def test_a_reply_holds_what_the_filter_lacks_and_a_truthful_filter(node: Node) -> None:
-    commits = [note(X, f"k{number}") for number in range(20)]
-    held = BloomFilter(bytes(256), (1, 2, 3))
-    held.bits[:] = bytes(256)
-    for commit in commits[:10]:
-        held.add(commit.id)
-    node.sync(X, commits=commits)
-    answer = node.sync(Y, held=held)
-    assert ids(answer) == {commit.id for commit in commits[10:]}
-    assert (answer["s"], answer["ver"]) == (20, VERSION)
-    mine = BloomFilter.from_json(answer["f"]["__v"])
-    assert all(commit.id in mine for commit in commits)
-
-
-@pytest.mark.parametrize("version", [VERSION - 256, None, "x"])
-def test_an_older_build_gets_a_count_and_nothing_else(node: Node, version: Any) -> None:
-    node.sync(X, commits=[note(X)])
-    answer = node.sync(X, version=version)
-    assert (answer["c"], answer["s"]) == ([], 1)
-    assert not any(BloomFilter.from_json(answer["f"]["__v"]).bits)
-
-
-def test_a_count_that_cannot_be_true_does_not_size_our_filter(node: Node) -> None:
-    for size in (10**8, 10**300, -5, "x", None):
-        answer = node.send([element("/data/test", size=size)], signed_header(X))
-        assert len(answer.body) < 8000
-
-
-def test_the_answer_to_new_commits_is_sized_for_one_round(node: Node) -> None:
-    commits = [note(X, f"k{number}") for number in range(100)]
-    first = BloomFilter.from_json(node.sync(X, commits=commits)["f"]["__v"])
-    second = BloomFilter.from_json(node.sync(X, commits=commits)["f"]["__v"])
-    assert len(first.bits) > 2 * len(second.bits)
-
-
-def test_the_same_path_twice_and_paths_as_given_are_answered_in_order(node: Node) -> None:
-    commit = note(X)
-    paths = ["data/test", "/data/test/some-key", "/data/test"]
-    response = node.send([element(path, [commit]) for path in paths], signed_header(X))
-    answers = json.loads(response.body)
-    assert [answer["path"] for answer in answers] == paths
-    assert [answer["res"]["s"] for answer in answers] == [1, 1, 1]
-
-
-def test_a_reply_is_capped_and_the_rest_follows() -> None:
-    node = Node(A, A, limits=SyncLimits(reply_commits=7))
-    node.sync(A, commits=[note(A, f"k{number}") for number in range(20)])
-    held = BloomFilter(bytearray(512), (1, 2, 3))
-    rounds = 0
-    while missing := node.sync(A, held=held)["c"]:
-        assert len(missing) <= 7
-        for each in missing:
-            held.add(each["id"])
-        rounds += 1
-    assert rounds == 3
-
-
-def test_an_answer_that_everything_is_asked_for_a_hundred_times_stays_bounded() -> None:
-    node = Node(A, A, limits=SyncLimits(reply_bytes=20_000))
-    commits = [note(A, f"k{number}") for number in range(30)]
-    node.sync(A, commits=commits)
-    response = node.send([element("/data/test")] * 100, signed_header(A))
-    answers = [answer["res"] for answer in json.loads(response.body)]
-    assert [answer["s"] for answer in answers] == [30] * 100
-    assert len(response.body) < 20_000 + 100 * 200, "what is left of an element is next to nothing"
-    shown = {answer["f"]["__v"]["d"] for answer in answers}
-    assert "AA==" in shown, "beyond the limit a filter claims nothing; it never claims too much"
-    held = BloomFilter(bytearray(512), (1, 2, 3))
-    while missing := node.sync(A, held=held)["c"]:
-        held.update([each["id"] for each in missing])
-    assert all(commit.id in held for commit in commits)
-
-
-def test_an_answer_that_is_asked_for_a_thousand_times_is_looked_for_a_few_times_and_stays_true_otherwise() -> None:
-    node = Node(A, A, limits=SyncLimits(reply_lookups=30 * 66 * 5))
-    commits = [note(A, f"k{number}") for number in range(30)]
-    node.sync(A, commits=commits)
-    dear = BloomFilter(bytearray(4096), tuple(range(64)))
-    response = node.send([element("/data/test", held=dear)] * 1000, signed_header(A))
-    answers = [answer["res"] for answer in json.loads(response.body)]
-    assert sorted(len(answer["c"]) for answer in answers) == [0] * 995 + [30] * 5
-    for answer in answers:
-        shown = BloomFilter.from_json(answer["f"]["__v"])
-        assert answer["s"] == 30
-        assert all(commit.id in shown for commit in commits)
-
-
-def test_no_repository_waits_for_ever_behind_the_others_of_its_batch_nor_one_that_is_too_large_for_an_answer() -> None:
-    node = Node(A, A, limits=SyncLimits(reply_lookups=100))
-    paths = ["/data/a", "/data/b", "/data/c"]
-    for path in paths:
-        node.sync(A, path, commits=[note(A, f"k{number}") for number in range(20)])
-    held = {path: BloomFilter(bytearray(512), (1, 2, 3, 4)) for path in paths}
-    lacking = set(paths)
-    for _ in range(200):
-        if not lacking:
-            break
-        response = node.send([element(path, held=held[path]) for path in paths], signed_header(A))
-        answers = {answer["path"]: answer["res"]["c"] for answer in json.loads(response.body)}
-        assert sum(bool(commits) for commits in answers.values()) <= 1
-        for path, commits in answers.items():
-            held[path].update([each["id"] for each in commits])
-        lacking -= {path for path, commits in answers.items() if commits}
-    assert not lacking
-
-
-def test_a_commit_larger_than_an_answer_may_be_is_answered_alone() -> None:
-    node = Node(A, A, limits=SyncLimits(reply_bytes=100))
-    commits = [note(A, f"k{number}") for number in range(2)]
-    node.sync(A, commits=commits)
-    assert ids(node.sync(A)) == {commits[0].id}
-
-
-def test_a_filter_over_many_commits_is_used_again_and_stays_truthful(node: Node) -> None:
-    records = [note(A, f"k{number}").to_json() for number in range(250)]
-    big = Node(A, A, logs={"/data/test": records})
-    first = big.sync(A)["f"]
-    assert big.sync(A)["f"] == first
-    extra = note(A, "extra")
-    big.sync(A, commits=[extra])
-    assert extra.id in BloomFilter.from_json(big.sync(A)["f"]["__v"])
-    assert big.sync(A, now_ms=NOW + 1001)["f"] != first
-
-
-def test_application_rules_decide_reads_by_owner_and_writes_by_author() -> None:
-    def allow(access: Access) -> bool:
-        if access.operation == "write":
-            return access.session.id == X.id
-        return access.key.startswith("open") or access.session.owner == "u1"
-
-    node = Node(A, A, rules=[AccessRule("/data/test", allow)])
-    node.engine.create("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
-    for session in (X, Y, U):
-        node.pool.add_session_commit(introduction(session, A))
-    mine, secret, others = note(X, "open-1"), note(X, "shut"), note(Y, "open-2")
-    assert ids(node.sync(Y, commits=[mine, secret, others])) == {mine.id}
-    assert ids(node.sync(U)) == {mine.id, secret.id}
-    assert node.sync(A)["s"] == 2
-
-
-def test_an_owner_of_a_big_private_repository_is_not_asked_about_key_by_key(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node.engine.create("/sys/users", "u1", "user/1", {"email": "u1@goats.test"}, NOW)
-    commits = [note(U, f"k{number}") for number in range(20)]
-    asked: list[str] = []
-    monkeypatch.setattr("goatherd.node.views.apply_rule", lambda _, access: asked.append(access.key) or True)
-    assert ids(node.sync(U, "/user/u1", commits)) == {commit.id for commit in commits}
-    assert node.sync(X, "/user/u1")["s"] == 0
-    assert node.sync(A, "/user/u1")["s"] == 20
-    assert not asked
-
-
-def test_a_rule_that_raises_allows_nothing_and_harms_nobody_else() -> None:
-    def broken(access: Access) -> bool:
-        raise RuntimeError(access.key)
-
-    node = Node(A, A, rules=[AccessRule("/data/test", broken)])
-    node.pool.add_session_commit(introduction(X, A))
-    assert node.sync(X, commits=[note(X)])["s"] == 0
-    assert node.sync(X, "/data/other", [note(X)])["s"] == 1
-
-
-# --- sessions -----------------------------------------------------------------------------------------------------
-
-
-def create(node: Node, body: Any, now_ms: int = NOW) -> Any:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return node.engine.create_session(raw, now_ms)
-
-
-def test_a_new_session_is_stored_trusted_and_told_with_the_roots() -> None:
-    node = Node(A, A, B)
-    key = PrivateKey.generate()
-    response = create(node, {"publicKey": key.public_key.to_jwk(), "owner": "root", "id": "mine"})
-    assert (response.status, response.wait_for_peers) == (200, True)
-    assert response.flush == response.changed_paths == {"/sys/sessions"}
-    answer = json.loads(response.body)
-    assert list(answer["session"]) == ["publicKey", "id", "expiration"]
-    assert answer["session"]["expiration"] == (NOW + 30 * DAY) / 1000
-    session = node.pool.session(answer["session"]["id"])
-    assert (session.owner, session.public_key) == (None, key.public_key)
-    (commit,) = node.repository("/sys/sessions")
-    assert (commit.key, commit.session, commit.parents) == (session.id, A.id, ())
-    again = Node(A, A, logs={"/sys/sessions": node.logs["/sys/sessions"].records()})
-    assert again.pool.session(session.id) == session
-
-
-GOOD_JWK = PrivateKey.generate().public_key.to_jwk()
-
-
-@pytest.mark.parametrize(
-    ("body", "error"),
-    [
-        (b"", "InvalidPublicKey"),
-        (b"{", "InvalidPublicKey"),
-        (None, "InvalidPublicKey"),
-        ({}, "MissingPublicKey"),
-        ([], "MissingPublicKey"),
-        ({"publicKey": "x"}, "MissingPublicKey"),
-        ({"publicKey": None}, "InvalidPublicKey"),
-        ({"publicKey": {}}, "InvalidPublicKey"),
-        ({"publicKey": []}, "InvalidPublicKey"),
-        ({"publicKey": {**GOOD_JWK, "d": "x"}}, "InvalidPublicKey"),
-        ({"publicKey": {**GOOD_JWK, "ext": False}}, "InvalidPublicKey"),
-        ({"publicKey": {**GOOD_JWK, "key_ops": ["sign"]}}, "InvalidPublicKey"),
-        ({"publicKey": {**GOOD_JWK, "crv": "P-256"}}, "InvalidPublicKey"),
-        ({"publicKey": {**GOOD_JWK, "x": "short"}}, "InvalidPublicKey"),
-        ({"publicKey": {**GOOD_JWK, "x": GOOD_JWK["y"]}}, "InvalidPublicKey"),
-    ],
-    ids=[
-        *("no body", "no JSON", "null", "no members", "an array"),
-        *("a text", "a null key", "an empty key", "an array key"),
-        *("a private key", "not extractable", "for signing", "another curve", "a short x", "off the curve"),
-    ],
-)
-def test_a_key_that_is_none_is_400_and_leaves_no_session(body: Any, error: str) -> None:
-    node = Node(A, A)
-    response = create(node, body)
-    assert (response.status, json.loads(response.body)) == (400, {"error": error})
-    assert not node.stored("/sys/sessions")
-
-
-def test_no_session_is_born_under_an_expired_root() -> None:
-    node = Node(root("root-a", expiration_ms=NOW))
-    refused = create(node, {"publicKey": GOOD_JWK}, NOW + 1)
-    assert (refused.status, refused.body, refused.cors) == (503, b"", False)
-
-
-def test_a_session_can_be_introduced_again_with_more_time() -> None:
-    node = Node(A, A)
-    first = node.engine.introduce(X.session, NOW)
-    second = node.engine.introduce(replace(X.session, expiration_ms=NOW + 90 * DAY), NOW + 1)
-    assert second.parents == (first.id,)
-    assert node.pool.session(X.id).expiration_ms == NOW + 90 * DAY
-
-
-def test_the_second_birth_of_a_session_key_is_merged_and_stays_that_session() -> None:
-    node = Node(A, A, B)
-    later = replace(X.session, expiration_ms=NOW + 90 * DAY)
-    node.sync(A, "/sys/sessions", [introduction(X, A), introduction(later, B, ts=NOW + 1)])
-    repository = node.repository("/sys/sessions")
-    (leaf,) = repository.leaves(X.id)
-    assert len(leaf.parents) == 2
-    assert node.pool.session(X.id) == later
-    assert Node(A, A, logs={"/sys/sessions": node.logs["/sys/sessions"].records()}).pool.session(X.id) == later
-
-
-# --- from Python --------------------------------------------------------------------------------------------------
+# --- from Python ------------------------------------------------------------------------------------------------------
 
 
 def test_items_are_written_signed_by_the_root_of_the_moment(node: Node) -> None:

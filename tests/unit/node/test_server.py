@@ -1,17 +1,11 @@
-"""The HTTP face: dispatch, organizations, durability before answers, live identities, and a clean end."""
+"""The HTTP face: dispatch, organizations, durability before answers, live identities."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,9 +18,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.errors import (
     ItemExistsError,
     ItemNotFoundError,
-    NodeError,
     NodeRefusedError,
-    NodeUnreachableError,
     PathError,
     SecretNotFoundError,
     StorageError,
@@ -35,13 +27,12 @@ from goatherd.identity.document import Phase, encode_document
 from goatherd.identity.session import OwnedSession, sign_request, verify_commit
 from goatherd.identity.transitions import activate, prepare, with_phase
 from goatherd.ids import new_id
-from goatherd.node import Listener, Server
+from goatherd.node import Server
 from goatherd.node.log_storage import FileLog
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.serving.caller_limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.commit import Commit
-from tests.deadlines import HANG
 from tests.unit.node.nodes import (
     ORG,
     SECRET,
@@ -56,8 +47,6 @@ from tests.unit.node.nodes import (
     signed_commit,
     store_of,
 )
-
-Call = Callable[..., Any]
 
 
 @pytest.fixture
@@ -95,7 +84,7 @@ def records(file: Path) -> list[Any]:
     return [json.loads(line) for line in file.read_bytes().splitlines() if line] if file.exists() else []
 
 
-# --- dispatch (what the recorded exchanges do not show) -------------------------------------------------------------
+# --- dispatch (what the recorded exchanges do not show) ---------------------------------------------------------------
 
 
 async def test_a_load_balancer_gets_its_health_answer_even_while_the_server_stops(
@@ -203,7 +192,7 @@ async def test_a_failure_nobody_foresaw_is_a_bare_500_and_the_server_lives_on(
     assert (await http.post("/batch-sync", content=b"[]", headers=header(signer))).status_code == 200
 
 
-# --- organizations --------------------------------------------------------------------------------------------------
+# --- organizations ----------------------------------------------------------------------------------------------------
 
 
 def by_host(url: str) -> str:
@@ -277,7 +266,7 @@ async def test_two_servers_cannot_share_a_data_directory(server: Server, tmp_pat
             raise AssertionError("two servers write one log")
 
 
-# --- durability -----------------------------------------------------------------------------------------------------
+# --- durability -------------------------------------------------------------------------------------------------------
 
 
 async def test_a_push_is_answered_after_its_commits_are_on_the_disk(
@@ -365,7 +354,7 @@ async def test_a_restart_finds_everything(tmp_path: Path, signer: OwnedSession) 
         assert await client.pull("/data/x", user) == [commit.to_json()]
 
 
-# --- identity -------------------------------------------------------------------------------------------------------
+# --- identity ---------------------------------------------------------------------------------------------------------
 
 
 async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
@@ -467,7 +456,7 @@ async def test_sessions_in_the_log_that_no_root_signed_are_not_trusted_after_a_s
         await eventually(verified)
 
 
-# --- from Python ----------------------------------------------------------------------------------------------------
+# --- from Python ------------------------------------------------------------------------------------------------------
 
 
 async def test_items_are_written_signed_and_read_from_python(
@@ -495,180 +484,7 @@ async def test_items_are_written_signed_and_read_from_python(
         verify_commit(signer.session, Commit.from_json(raw, org=ORG))
 
 
-# --- process --------------------------------------------------------------------------------------------------------
-
-
-async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: Path, signer: OwnedSession) -> None:
-    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
-    async with server:
-        async with Listener(server) as listener, NodeClient(listener.url) as client:
-            assert await client.healthy()
-            user, _ = await client.create_session()
-            commit = signed_commit(user)
-            await client.push("/data/x", [commit], user)
-            assert await client.pull("/data/x", user) == [commit.to_json()]
-            url = listener.url
-        async with NodeClient(url) as client:
-            with pytest.raises(NodeUnreachableError):
-                await client.create_session()
-
-
-async def answer_to(listener: Listener, sent: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-    try:
-        async with asyncio.timeout(HANG):
-            writer.write(sent)
-            return await reader.read()
-    finally:
-        writer.close()
-
-
-@pytest.mark.parametrize(
-    "sent", [b"GET /" + b"x" * 70_000, b"GET / HTTP/1.1\r\nx-goat-sig: " + b"a" * 70_000], ids=["line", "header"]
-)
-async def test_a_head_without_end_is_cut_off(tmp_path: Path, signer: OwnedSession, sent: bytes) -> None:
-    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
-    async with server, Listener(server) as listener:
-        assert (await answer_to(listener, sent)).startswith(b"HTTP/1.1 431 ")
-        async with NodeClient(listener.url) as client:
-            assert await client.healthy()
-
-
-async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again(
-    tmp_path: Path, signer: OwnedSession
-) -> None:
-    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
-    async with server, Listener(server) as listener, NodeClient(listener.url) as client:
-        await client.healthy()
-        assert client._http is not None
-        reused = client._http._transport._pool._keepalive_expiry
-        assert server.limiter.limits.idle_timeout.total_seconds() > 4 * reused
-
-
-async def test_a_head_that_never_ends_is_not_waited_for(tmp_path: Path, signer: OwnedSession) -> None:
-    limits = CallerLimits(header_timeout=timedelta(milliseconds=50))
-    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), limits=limits)
-    async with server, Listener(server) as listener:
-        assert (await answer_to(listener, b"GET /healthy HTTP/1.1\r\nhost: ")).startswith(b"HTTP/1.1 408 ")
-
-
-async def test_a_body_after_a_wish_for_another_protocol_is_no_request(tmp_path: Path, signer: OwnedSession) -> None:
-    hidden = b"GET /healthy HTTP/1.1\r\nhost: h\r\n\r\n"
-    head = b"POST /batch-sync HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: x\r\ncontent-length: %d\r\n\r\n"
-    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
-    async with server, Listener(server) as listener:
-        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-        writer.write(head % len(hidden))
-        said = await reader.readline()
-        with contextlib.suppress(ConnectionError):
-            writer.write(hidden)
-            said += await reader.read()
-        writer.close()
-        assert said.startswith(b"HTTP/1.1 400 ")
-        assert said.count(b"HTTP/1.1 ") == 1
-
-
-async def test_an_address_in_use_is_an_error(tmp_path: Path, signer: OwnedSession) -> None:
-    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
-    async with server, Listener(server) as listener:
-        with pytest.raises(NodeError, match="in use"):
-            await Listener(server, port=listener.port).__aenter__()
-
-
-async def test_stopping_answers_what_runs_before_it_closes(
-    tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import threading
-
-    flush, begun, gate = FileLog.flush, threading.Event(), threading.Event()
-
-    def slow_flush(log: FileLog) -> None:
-        begun.set()
-        assert gate.wait(10)
-        flush(log)
-
-    monkeypatch.setattr(FileLog, "flush", slow_flush)
-    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
-    listener = Listener(server)
-    await server.__aenter__()
-    await listener.__aenter__()
-    commit = signed_commit(signer)
-    async with NodeClient(listener.url) as client:
-        push = asyncio.create_task(client.push("/data/x", [commit], signer))
-        while not begun.is_set():
-            await asyncio.sleep(0.001)
-        closing = asyncio.create_task(listener.__aexit__(None, None, None))
-        await asyncio.sleep(0.02)
-        assert not closing.done()
-        gate.set()
-        reply = await push
-        assert reply is not None
-        assert reply["s"] == 1
-        await closing
-    await server.__aexit__(None, None, None)
-    assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json()]
-
-
-async def test_a_request_whose_body_is_still_coming_is_answered_before_the_server_closes(
-    tmp_path: Path, signer: OwnedSession
-) -> None:
-    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
-    await server.__aenter__()
-    rest = asyncio.Event()
-    commit = signed_commit(signer)
-    parts = [batch("/data/x", commit)[:50], batch("/data/x", commit)[50:]]
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        if len(parts) == 1:
-            await rest.wait()
-        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    signature = (b"x-goat-sig", header(signer)["x-goat-sig"].encode())
-    scope = {"type": "http", "method": "POST", "path": "/batch-sync", "scheme": "http", "headers": [signature]}
-    request = asyncio.create_task(server.app(scope, receive, send))
-    while len(parts) > 1:
-        await asyncio.sleep(0)
-    closing = asyncio.create_task(server.__aexit__(None, None, None))
-    await asyncio.sleep(0.02)
-    rest.set()
-    await asyncio.gather(request, closing)
-    assert sent[0]["status"] == 200
-    assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json()]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_ends_cleanly_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
-    program = textwrap.dedent(
-        """
-        import asyncio, sys
-        from tests.unit.node.nodes import document_of, root, settings_of, store_of
-        from goatherd.node import Server, run
-
-        settings = settings_of(asyncio.run(store_of(document_of(root("r")))))
-        run(Server(sys.argv[1], settings), port=0, started=lambda url: print(url, flush=True))
-        print("closed", flush=True)
-        """
-    )
-    repository = Path(__file__).parents[3]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=repository,
-        env={**os.environ, "PYTHONPATH": str(repository)},
-    )
-    with process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert httpx2.get(f"{url}/healthy").text == "OK"
-        process.send_signal(number)
-        assert process.stdout.read() == "closed\n"
-    assert process.returncode == 0
+# --- process ----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_new_session_is_known_to_the_peers_before_its_client_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,249 @@
+"""A server as a process: its sockets, connections without end, and a clean end of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from goatherd.cluster.client import NodeClient
+from goatherd.errors import (
+    NodeError,
+    NodeUnreachableError,
+)
+from goatherd.identity.session import OwnedSession, sign_request
+from goatherd.ids import new_id
+from goatherd.node import Listener, Server
+from goatherd.node.log_storage import FileLog
+from goatherd.serving.caller_limits import CallerLimits
+from goatherd.wire.commit import Commit
+from tests.deadlines import HANG
+from tests.unit.node.nodes import (
+    ORG,
+    document_of,
+    now_ms,
+    root,
+    settings_of,
+    signed_commit,
+    store_of,
+)
+
+
+@pytest.fixture
+def signer() -> OwnedSession:
+    return root("the-root")
+
+
+@pytest.fixture
+async def server(tmp_path: Path, signer: OwnedSession) -> AsyncIterator[Server]:
+    settings = settings_of(await store_of(document_of(signer)))
+    async with Server(tmp_path, settings, debug=True, base_url="https://goats.test") as running:
+        yield running
+
+
+@pytest.fixture
+async def http(server: Server) -> AsyncIterator[httpx2.AsyncClient]:
+    async with client_of(server) as http:
+        yield http
+
+
+def client_of(server: Server) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url="http://node", verify=False)
+
+
+def header(signer: OwnedSession) -> dict[str, str]:
+    return {"x-goat-sig": sign_request(signer, now_ms=now_ms(), nonce=new_id())}
+
+
+def batch(path: str, *commits: Commit) -> bytes:
+    message = {"ver": 50595584, "f": {"d": "AA==", "s": [1]}, "s": 0, "c": [commit.to_json() for commit in commits]}
+    return json.dumps([{"path": path, "msg": message}]).encode()
+
+
+def records(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_bytes().splitlines() if line] if file.exists() else []
+
+
+async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: Path, signer: OwnedSession) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
+    async with server:
+        async with Listener(server) as listener, NodeClient(listener.url) as client:
+            assert await client.healthy()
+            user, _ = await client.create_session()
+            commit = signed_commit(user)
+            await client.push("/data/x", [commit], user)
+            assert await client.pull("/data/x", user) == [commit.to_json()]
+            url = listener.url
+        async with NodeClient(url) as client:
+            with pytest.raises(NodeUnreachableError):
+                await client.create_session()
+
+
+async def answer_to(listener: Listener, sent: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    try:
+        async with asyncio.timeout(HANG):
+            writer.write(sent)
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET /" + b"x" * 70_000, b"GET / HTTP/1.1\r\nx-goat-sig: " + b"a" * 70_000], ids=["line", "header"]
+)
+async def test_a_head_without_end_is_cut_off(tmp_path: Path, signer: OwnedSession, sent: bytes) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+    async with server, Listener(server) as listener:
+        assert (await answer_to(listener, sent)).startswith(b"HTTP/1.1 431 ")
+        async with NodeClient(listener.url) as client:
+            assert await client.healthy()
+
+
+async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+    async with server, Listener(server) as listener, NodeClient(listener.url) as client:
+        await client.healthy()
+        assert client._http is not None
+        reused = client._http._transport._pool._keepalive_expiry
+        assert server.limiter.limits.idle_timeout.total_seconds() > 4 * reused
+
+
+async def test_a_head_that_never_ends_is_not_waited_for(tmp_path: Path, signer: OwnedSession) -> None:
+    limits = CallerLimits(header_timeout=timedelta(milliseconds=50))
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), limits=limits)
+    async with server, Listener(server) as listener:
+        assert (await answer_to(listener, b"GET /healthy HTTP/1.1\r\nhost: ")).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_after_a_wish_for_another_protocol_is_no_request(tmp_path: Path, signer: OwnedSession) -> None:
+    hidden = b"GET /healthy HTTP/1.1\r\nhost: h\r\n\r\n"
+    head = b"POST /batch-sync HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: x\r\ncontent-length: %d\r\n\r\n"
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+    async with server, Listener(server) as listener:
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        writer.write(head % len(hidden))
+        said = await reader.readline()
+        with contextlib.suppress(ConnectionError):
+            writer.write(hidden)
+            said += await reader.read()
+        writer.close()
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert said.count(b"HTTP/1.1 ") == 1
+
+
+async def test_an_address_in_use_is_an_error(tmp_path: Path, signer: OwnedSession) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
+    async with server, Listener(server) as listener:
+        with pytest.raises(NodeError, match="in use"):
+            await Listener(server, port=listener.port).__aenter__()
+
+
+async def test_stopping_answers_what_runs_before_it_closes(
+    tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    flush, begun, gate = FileLog.flush, threading.Event(), threading.Event()
+
+    def slow_flush(log: FileLog) -> None:
+        begun.set()
+        assert gate.wait(10)
+        flush(log)
+
+    monkeypatch.setattr(FileLog, "flush", slow_flush)
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
+    listener = Listener(server)
+    await server.__aenter__()
+    await listener.__aenter__()
+    commit = signed_commit(signer)
+    async with NodeClient(listener.url) as client:
+        push = asyncio.create_task(client.push("/data/x", [commit], signer))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        closing = asyncio.create_task(listener.__aexit__(None, None, None))
+        await asyncio.sleep(0.02)
+        assert not closing.done()
+        gate.set()
+        reply = await push
+        assert reply is not None
+        assert reply["s"] == 1
+        await closing
+    await server.__aexit__(None, None, None)
+    assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json()]
+
+
+async def test_a_request_whose_body_is_still_coming_is_answered_before_the_server_closes(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
+    await server.__aenter__()
+    rest = asyncio.Event()
+    commit = signed_commit(signer)
+    parts = [batch("/data/x", commit)[:50], batch("/data/x", commit)[50:]]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        if len(parts) == 1:
+            await rest.wait()
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    signature = (b"x-goat-sig", header(signer)["x-goat-sig"].encode())
+    scope = {"type": "http", "method": "POST", "path": "/batch-sync", "scheme": "http", "headers": [signature]}
+    request = asyncio.create_task(server.app(scope, receive, send))
+    while len(parts) > 1:
+        await asyncio.sleep(0)
+    closing = asyncio.create_task(server.__aexit__(None, None, None))
+    await asyncio.sleep(0.02)
+    rest.set()
+    await asyncio.gather(request, closing)
+    assert sent[0]["status"] == 200
+    assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_ends_cleanly_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    program = textwrap.dedent(
+        """
+        import asyncio, sys
+        from tests.unit.node.nodes import document_of, root, settings_of, store_of
+        from goatherd.node import Server, run
+
+        settings = settings_of(asyncio.run(store_of(document_of(root("r")))))
+        run(Server(sys.argv[1], settings), port=0, started=lambda url: print(url, flush=True))
+        print("closed", flush=True)
+        """
+    )
+    repository = Path(__file__).parents[3]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+    )
+    with process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert httpx2.get(f"{url}/healthy").text == "OK"
+        process.send_signal(number)
+        assert process.stdout.read() == "closed\n"
+    assert process.returncode == 0
