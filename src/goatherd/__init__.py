@@ -17,8 +17,8 @@ and a store needs no web server. Everything else may change with any version.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # not from `typing`, which takes longer to import than all of `goatherd --help`
 if TYPE_CHECKING:
     from goatherd.api.sessions import (
         create_identity,

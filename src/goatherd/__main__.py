@@ -12,6 +12,12 @@ def main() -> None:
         # Python has None for what was closed (`>&-`), and the next file opened, a key's, would get that number.
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - for as long as the process lives
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        try:
+            _help()
+            return
+        except OSError:
+            pass  # no reader, or a full disk: `run` writes it once more and reports that
     _leave_no_core()
     from goatherd.cli.main import run
     from goatherd.cli.output import settle
@@ -19,6 +25,13 @@ def main() -> None:
     code = run(sys.argv[1:], owns_process=True)
     settle()
     sys.exit(code)
+
+
+def _help() -> None:
+    """Show the menu, without what only a command needs (tests/unit/cli/test_start_up.py)."""
+    from goatherd.cli.menu import help_text
+
+    print(help_text(), flush=True)  # noqa: T201 - `goatherd.cli.output` is what only a command needs
 
 
 def _leave_no_core() -> None:

@@ -73,7 +73,8 @@ def read_commits(log: Path, org: str) -> list[Commit]:
     if found.records_after_damage:
         raise StorageError(
             f"{log}: {found.damage}, and {found.records_after_damage} good records follow it",
-            hint=f"Run `goatherd data repair {log.parent.parent}` first. At its next start GoatDB would cut them off.",
+            hint=f"Run `goatherd doctor --data repair {log.parent.parent}` first. At its next start GoatDB would cut"
+            " them off.",
         )
     return decode_commits(found.records, org)
 
@@ -152,7 +153,7 @@ def check_logs_whole(directory: Path) -> None:
             raise StorageError(
                 f"{path}: {found.damage}, and {found.records_after_damage} good records follow it; a GoatDB server"
                 " would cut off all of them at its start",
-                hint=f"`goatherd data repair {directory}` moves the damaged line aside and keeps the others.",
+                hint=f"`goatherd doctor --data repair {directory}` moves the damaged line aside and keeps the others.",
             )
 
 

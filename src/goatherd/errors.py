@@ -34,7 +34,10 @@ class ConfigurationError(GoatherdError):
     """An option, environment variable or configuration file is wrong or missing."""
 
     code = "configuration.invalid"
-    hint = "`goatherd COMMAND --help` lists the options; `goatherd config` shows their values and where they come from."
+    hint = (
+        "`goatherd COMMAND --help` lists the options; `goatherd doctor --options` shows their values and where they"
+        " come from."
+    )
 
 
 class LifetimeError(ConfigurationError):
@@ -242,8 +245,8 @@ class GenerationJumpError(GenerationError):
 
     code = "identity.generation_jumped"
     hint = (
-        "A tool other than Goatherd wrote the secret. Run `goatherd sign`: it shows what changed since the last signed"
-        " version, and can write that version again."
+        "A tool other than Goatherd wrote the secret. Run `goatherd restore --signature`: it shows what changed since"
+        " the last signed version, and can write that version again."
     )
 
 
@@ -253,7 +256,8 @@ class UnsignedIdentityError(SuccessionError):
     code = "identity.unsigned"
     hint = (
         "Goatherd 0.1.0, which does not sign, wrote the identity, or a writer without the root's key changed it in the"
-        " store. Run `goatherd sign`: it shows what changed since the last signed version, and signs or undoes it."
+        " store. Run `goatherd restore --signature`: it shows what changed since the last signed version, and signs"
+        " or undoes it."
     )
 
 
@@ -359,7 +363,7 @@ class VersionDisabledError(ProviderError):
     """The version exists but its value was disabled or destroyed."""
 
     code = "provider.disabled_version"
-    hint = "Run `goatherd versions` and choose another version."
+    hint = "Run `goatherd show --versions` and choose another version."
 
 
 class ProviderConfigurationError(ProviderError):

@@ -212,7 +212,7 @@ def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goath
     shown = [shown_label(label) for label in labels]
     names = " and ".join(f"`{label}`" for label in shown)
     points = "labels {} point" if len(labels) > 1 else "label {} points"
-    commands = " and ".join(f"`goatherd versions unlabel {label}`" for label in shown)
+    commands = " and ".join(f"`goatherd show --versions unlabel {label}`" for label in shown)
     it = "them" if len(labels) > 1 else "it"
     return (
         f"version {version} is kept: {points.format(names)} at it; remove {it} with {commands}, and run {command} again"

@@ -78,7 +78,7 @@ async def test_a_staging_label_that_is_no_label_of_ours_keeps_its_version_and_is
     assert (await asyncio.to_thread(goatherd, "rotate", "--unsafe-without-nodes"))[0] == 0
     fake.set_stage(Herd.secret_id, stage, first)
     kept = (
-        f"version {first} is kept: label `'{stage}'` points at it; remove it with `goatherd versions unlabel "
+        f"version {first} is kept: label `'{stage}'` points at it; remove it with `goatherd show --versions unlabel "
         f"'{stage}'`, and run `goatherd retire` again"
     )
     code, out = await asyncio.to_thread(goatherd, "retire", "--grace", "0s", "--yes")

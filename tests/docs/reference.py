@@ -19,7 +19,8 @@ import click
 
 import goatherd.errors
 from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Fields
-from goatherd.cli.main import COMMANDS, EXIT_CODES, EXIT_MEANINGS, cli
+from goatherd.cli.main import EXIT_CODES, EXIT_MEANINGS, cli
+from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import option_keys
 from goatherd.errors import GoatherdError
 from goatherd.metrics import FAMILIES
@@ -81,7 +82,11 @@ def commands() -> str:
         example = inspect.cleandoc((found.epilog or "").replace("\b", "")).partition("Example:\n")[2]
         rows = _options(name, common=False)
         table = "\n" + _table(["option", "meaning"], rows) if rows else ""
-        parts.append(f"## goatherd {name}\n\n{text}\n\n```console\n{inspect.cleandoc(example)}\n```\n{table}")
+        alias = f"Alias: `goatherd {name}`.\n\n" if name in ALIASES else ""
+        parts.append(
+            f"## goatherd {ALIASES.get(name, name)}\n\n{alias}{text}\n\n```console\n"
+            f"{inspect.cleandoc(example)}\n```\n{table}"
+        )
     return "\n".join(parts)
 
 
@@ -189,7 +194,8 @@ def json_objects() -> str:
 def _document_heading(name: str) -> str:
     if name == "error":
         return "Errors"
-    return "goatherd " + name.replace("versions label", "versions label, versions unlabel")
+    word, _, rest = name.replace("versions label", "versions label|unlabel").partition(" ")
+    return f"goatherd {ALIASES.get(word, word)} {rest}".rstrip()
 
 
 def _json_sections(all_fields: dict[str, Fields]) -> str:

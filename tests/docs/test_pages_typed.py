@@ -212,7 +212,7 @@ def test_the_page_about_an_unsigned_identity_works_as_it_is_written(world: World
     code, out = shell.run(typed.line.replace(STORE, world.provider))
     assert (code, "newer was added" in out) == (EXIT_FINDINGS, True), shell.story
     assert shell.run("goatherd retire --yes")[0] != 0, shell.story
-    assert shell.run("goatherd sign --take-back")[0] == 0, shell.story
+    assert shell.run("goatherd restore --signature --take-back")[0] == 0, shell.story
     assert shell.run("goatherd retire --yes")[0] == 0, shell.story
 
 

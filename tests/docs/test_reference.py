@@ -13,7 +13,8 @@ from pathlib import Path
 import click
 import pytest
 
-from goatherd.cli.main import COMMANDS, EXIT_MEANINGS, cli
+from goatherd.cli.main import EXIT_MEANINGS, cli
+from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import load_options, option_keys
 from goatherd.plugins import provider_schemes
 from goatherd.telemetry import Event
@@ -33,7 +34,7 @@ def test_the_generated_parts_are_in_step_with_the_code(page: Path) -> None:
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_and_every_option_of_it_is_documented(name: str) -> None:
-    section = re.search(rf"## goatherd {name}\n(.*?)(?=\n## |\Z)", REFERENCE["cli"], re.DOTALL)
+    section = re.search(rf"## goatherd {ALIASES.get(name, name)}\n(.*?)(?=\n## |\Z)", REFERENCE["cli"], re.DOTALL)
     assert section is not None
     found = cli.get_command(click.Context(cli), name)
     assert found is not None
@@ -87,9 +88,9 @@ def test_every_command_line_that_is_shown_is_one(page: Path) -> None:
     blocks = "".join(re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)).replace("\\\n", " ")
     for line in re.findall(r"^(?:\$ )?goatherd (.*)$", blocks, re.MULTILINE):
         words = list(takewhile(lambda word: not re.match(r"\d?[<>|&]", word), shlex.split(line, comments=True)))
-        found = cli.get_command(click.Context(cli), words[0])
+        name, found, rest = cli.resolve_command(click.Context(cli), words)
         assert found is not None, line
-        found.make_context(words[0], words[1:])
+        found.make_context(name, rest)
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
@@ -106,11 +107,12 @@ def test_every_link_within_the_repo_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_goatherd_command_that_is_shown_exists_with_its_options(page: Path) -> None:
     for name, rest in re.findall(r"\bgoatherd ([a-z]+)\b([^\n`]*)", page.read_text()):
-        found = cli.get_command(click.Context(cli), name)
-        if found is None:
+        if name not in COMMANDS:
             continue
+        _, found, words = cli.resolve_command(click.Context(cli), [name, *rest.partition("#")[0].split()])
+        assert found is not None
         known = {option for parameter in found.params for option in [*parameter.opts, *parameter.secondary_opts]}
-        for option in re.findall(r"(?<!\S)(--[a-z][a-z-]*)", rest.partition("#")[0]):
+        for option in re.findall(r"(?<!\S)(--[a-z][a-z-]*)", " ".join(words)):
             assert option in known | {"--help"}, f"goatherd {name} {option}"
 
 

@@ -294,7 +294,7 @@ def altered(document: Document, version: int, how: Alteration, signature: Signat
 
 
 def taken_back(store: Store) -> Document:
-    """Return what ``goatherd sign --take-back`` writes over an altered document (`sign_earlier`)."""
+    """Return what ``goatherd restore --signature --take-back`` writes over an altered document (`sign_earlier`)."""
     head = store.head
     before = store.docs[head.base]
     is_followed = head.generation <= before.generation + MAX_JUMP

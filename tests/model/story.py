@@ -75,7 +75,8 @@ class _Teller:
             document = after.docs[what[1]]
             said = f"A writer without a root's key {document.altered}: version {what[1]} is {document.signature}."
         elif what[0] == "taken back":
-            said = f"An operator takes that back by `goatherd sign`: version {what[1]} ({_content(after, what[1])})."
+            content = _content(after, what[1])
+            said = f"An operator takes that back by `goatherd restore --signature`: version {what[1]} ({content})."
         elif what[0] == "restored":
             said = f"The store is restored from a backup: version {what[1]} ({_content(before, what[1])}) is current."
         else:

@@ -263,7 +263,10 @@ async def read_lease(provider: SecretProvider, secret_id: str, *, make: bool = F
         found = await provider.read(secret_id, CURRENT)
     except SecretNotFoundError as error:
         if not make:
-            error.hint = "The first node that restarts makes it, if it may; `goatherd lease --make` makes it now."
+            error.hint = (
+                "The first node that restarts makes it, if it may; "
+                "`goatherd status --restart-lease --make` makes it now."
+            )
             raise
         with contextlib.suppress(SecretExistsError):
             await provider.create(secret_id, LeaseRecord().to_bytes())

@@ -6,7 +6,7 @@ from goatherd.cli.main import App, command
 from goatherd.config.options import effective_settings
 
 
-@command(example="goatherd config\ngoatherd config --config /etc/goatherd.toml --json")
+@command(example="goatherd doctor --options\ngoatherd config --config /etc/goatherd.toml --json")
 def config(app: App) -> None:
     """Show every option with its value and where the value comes from.
 

@@ -109,7 +109,7 @@ def controller(
     unsafe_without_nodes: bool,
     log_level: str,
 ) -> int:
-    """Rotate on a schedule, resume interrupted rotations, and destroy old keys in time.
+    """Rotate on a schedule, resume rotations, destroy old keys.
 
     A cron expression or the age of the key determines the time of a rotation, within maintenance windows. The
     controller derives this time from the identity document alone, so any number of controllers can run: the first one

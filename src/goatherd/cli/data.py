@@ -14,8 +14,8 @@ from goatherd.operations.data import check_data, repair_data
 
 
 @command(
-    example="goatherd data check /srv/goatdb --provider file:///srv/keys/root\n"
-    "goatherd data repair /srv/goatdb --provider file:///srv/keys/root --peer http://10.0.0.2:8080",
+    example="goatherd doctor --data check /srv/goatdb --provider file:///srv/keys/root\n"
+    "goatherd doctor --data repair /srv/goatdb --provider file:///srv/keys/root --peer http://10.0.0.2:8080",
 )
 @click.argument("action", type=click.Choice(["check", "repair"]), metavar="check|repair")
 @click.argument("directory", type=PathType(path_type=Path, file_okay=False))

@@ -71,7 +71,7 @@ def door(
     private: bool,
     log_level: str,
 ) -> None:
-    """Run a verifying reverse proxy in front of an unmodified GoatDB server.
+    """Run a verifying proxy in front of an unmodified GoatDB server.
 
     The door removes private keys from the server's answers, rejects requests that the server would wrongly accept or
     that would crash it, limits sizes and rates, and forwards everything else. It prints one line when it listens; the

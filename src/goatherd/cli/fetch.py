@@ -11,8 +11,8 @@ from goatherd.config.build_servers import build_organizations, build_server_file
 
 
 @command(
-    example="goatherd fetch --provider k8s://prod/goatdb-root --data /srv/goatdb --memory /run/goatdb-keys\n"
-    "goatherd fetch --provider file:///srv/keys/{org}/root --data /srv/goatdb --org a --org b",
+    example="goatherd run --once --provider k8s://prod/goatdb-root --data /srv/goatdb --memory /run/goatdb-keys\n"
+    "goatherd run --once --provider file:///srv/keys/{org}/root --data /srv/goatdb --org a --org b",
     orgs=True,
 )
 @directory_options

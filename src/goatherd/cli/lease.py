@@ -11,7 +11,7 @@ from goatherd.config.build_servers import build_lease_secret
 from goatherd.times import iso
 
 
-@command(example="goatherd lease --provider k8s://prod/goatdb-root --make")
+@command(example="goatherd status --restart-lease --provider k8s://prod/goatdb-root --make")
 @click.option(
     "--lease", "agent_lease", metavar="URI", help="Secret that holds the lease (default: beside the identity)."
 )
@@ -19,9 +19,9 @@ from goatherd.times import iso
 def lease(app: App, make: bool) -> None:
     """Show which node holds the restart lease, or create the lease.
 
-    The agents of `goatherd run` and `goatherd watch` restart their servers one at a time. They share a restart lease: a
-    small secret beside the identity, which holds no key. The first agent creates the lease if its credentials allow it.
-    Otherwise, create it with --make and other credentials.
+    The agents of `goatherd run` and `goatherd run --watch` restart their servers one at a time. They share a restart
+    lease: a small secret beside the identity, which holds no key. The first agent creates the lease if its credentials
+    allow it. Otherwise, create it with --make and other credentials.
     """
     from goatherd.operations.run_agent import open_and_read_lease
 

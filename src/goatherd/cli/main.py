@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from goatherd.cli.menu import ALIASES, COMMANDS, FIRST_STEPS, FORMS, GROUPS, help_text
 from goatherd.cli.output import Output, abandon
 from goatherd.config.options import Options, load_options, option_keys
 from goatherd.config.values import parse_port
@@ -65,37 +67,6 @@ EXIT_MEANINGS = {
     "finished, or `retire` has kept a version that a label points at",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "ended by SIGTERM",
-}
-
-COMMANDS = {
-    "init": ("init", "Create an identity in a store that has none."),
-    "migrate": ("migrate", "Bring a GoatDB cluster's identity into a store."),
-    "export": ("export", "Write the identity as a GoatDB settings.json."),
-    "show": ("show", "Show the identity, without its keys."),
-    "versions": ("versions", "List the stored versions and their labels, or move a label."),
-    "copy": ("copy", "Copy an identity from one store to another."),
-    "config": ("config", "Show every option with its value and where the value comes from."),
-    "policy": ("policy", "Print the store permissions that a server or a rotator needs."),
-    "status": ("status", "Show the store, the identity, and the state of every server."),
-    "doctor": ("doctor", "Check the store, the identity and every server."),
-    "rotate": ("rotate", "Replace the root key while the cluster serves."),
-    "restore": ("restore", "Make a previous root the current root again, after a finished rotation."),
-    "sign": ("sign", "Sign an identity whose signature is invalid, or undo the change."),
-    "revoke": ("revoke", "Revoke a root whose private key was exposed."),
-    "controller": (
-        "controller",
-        "Rotate on a schedule, resume interrupted rotations, and destroy old keys in time.",
-    ),
-    "audit": ("audit", "Check an audit trail, or show it."),
-    "data": ("data", "Check a server's data directory, or repair it."),
-    "retire": ("retire", "Destroy old private keys whose grace period has ended."),
-    "serve": ("serve", "Run a GoatDB server that takes its identity from a store."),
-    "run": ("run", "Run an unmodified GoatDB server with its identity from a store."),
-    "door": ("door", "Run a verifying reverse proxy in front of an unmodified GoatDB server."),
-    "fetch": ("fetch", "Write a GoatDB server's settings.json once, then exit."),
-    "watch": ("watch", "Keep settings.json up to date for a server that another program runs."),
-    "lease": ("lease", "Show which node holds the restart lease, or create the lease."),
-    "demo": ("demo", "Run three servers with one identity, and rotate twice under traffic."),
 }
 
 
@@ -149,7 +120,7 @@ class Menu(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"goatherd.cli.{COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"goatherd.cli.{cmd_name}")
         found = getattr(module, cmd_name)
         assert isinstance(found, click.Command)
         return found
@@ -157,22 +128,46 @@ class Menu(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0].lower(), COMMANDS, n=1)
+        name, rest = args[0], args[1:]
+        if name in FORMS:
+            chosen = next((word for word in _flags_of(name, rest) if word in FORMS[name]), None)
+            if chosen is not None:
+                rest.remove(chosen)
+                return f"{name} {chosen}", self.get_command(ctx, FORMS[name][chosen]), rest
+        if name in ALIASES and is_at_terminal():
+            click.echo(f"note: `goatherd {name}` is now `goatherd {ALIASES[name]}`; both work", err=True)
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx=ctx)
+            raise click.UsageError(f"No such command {name!r}.{hint}", ctx=ctx)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+    def get_help(self, ctx: click.Context) -> str:
+        return help_text()
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a command's name without importing any command."""
+        shown = [name for names in GROUPS.values() for name in names if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=COMMANDS[name]) for name in shown]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+def is_at_terminal() -> bool:
+    """Whether a person reads standard error; a program, or the log of a server, gets no remarks."""
+    return sys.stderr.isatty()
+
+
+def _flags_of(name: str, words: list[str]) -> list[str]:
+    """Return the words of a command that may be flags of its own, not of the server's that `goatherd run` starts."""
+    if name == "run":
+        return words[:1]
+    return words[: words.index("--")] if "--" in words else words
 
 
 @click.group(
     cls=Menu,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="The store is named by --provider URI, by GOATHERD_PROVIDER, or by `provider` in goatherd.toml.",
 )
 @click.option("--version", is_flag=True, help="Show the versions of Goatherd and of what it runs on, and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document; an error is one too.")
@@ -272,10 +267,28 @@ def command(
         own = params[: len(params) - len(shared)]
         params[:] = params[len(params) - len(shared) :] + own
         name = function.__name__.rstrip("_")
-        epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines())
-        return click.command(name, short_help=COMMANDS[name][1], epilog=epilog)(wrapped)
+        return click.command(name, short_help=COMMANDS[name], epilog=forms_of(name) + help_with_example(example))(
+            wrapped
+        )
 
     return decorate
+
+
+def forms_of(name: str) -> str:
+    """Return the part of a command's help that lists the flags that make it another command."""
+    forms = FORMS.get(name)
+    if not forms:
+        return ""
+    width = max(map(len, forms))
+    lines = [f"  {flag:<{width}}  {COMMANDS[other]}" for flag, other in forms.items()]
+    return "\n".join(
+        ["\b", f"Other forms, each with options of its own (goatherd {name} FLAG --help):", *lines, "", ""]
+    )
+
+
+def help_with_example(example: str) -> str:
+    """Return the end of a command's help, which shows an example: one command a line."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines())
 
 
 def _here() -> Path:
@@ -301,7 +314,7 @@ def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
     flags = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
     out, debug = Output(as_json="--json" in flags), "--debug" in flags
     if not arguments and COMPLETION_VARIABLE not in os.environ:
-        out.note(cli.get_help(click.Context(cli, info_name="goatherd")))
+        out.note(FIRST_STEPS)
         return EXIT_USAGE
     try:
         done = cli.main(list(arguments), prog_name="goatherd", standalone_mode=False, obj=owns_process)

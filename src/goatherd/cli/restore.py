@@ -51,12 +51,13 @@ def _options_of_rotate(function: Callable[..., Any]) -> Callable[..., Any]:
 def restore(
     app: App, root: str | None, to_phase: str | None, metrics_file: Path | None, unsafe_without_nodes: bool
 ) -> int:
-    """Make a previous root the current root again, after a finished rotation.
+    """Make a previous root the current root again.
 
-    The cluster serves meanwhile. ROOT is the id of a previous root (default: the last root before the current one). The
-    command reads its private key from the stored version that holds it; this is possible until `goatherd retire` has
-    destroyed the key. The steps and checks are those of `goatherd rotate`, and its --resume, --cancel and --rollback
-    apply to a restore too. The current root stays trusted, and the store keeps its private key for the grace period.
+    For use after a finished rotation. The cluster serves meanwhile. ROOT is the id of a previous root (default: the
+    last root before the current one). The command reads its private key from the stored version that holds it; this is
+    possible until `goatherd retire` has destroyed the key. The steps and checks are those of `goatherd rotate`, and its
+    --resume, --cancel and --rollback apply to a restore too. The current root stays trusted, and the store keeps its
+    private key for the grace period.
 
     If a rotation is still in progress, use `goatherd rotate --rollback` instead. If the key of a root is exposed, use
     `goatherd revoke`.

@@ -28,8 +28,8 @@ _STATES = {
 
 
 @command(
-    example="goatherd sign --provider file:///srv/keys/root\n"
-    "goatherd sign --accept --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
+    example="goatherd restore --signature --provider file:///srv/keys/root\n"
+    "goatherd restore --signature --accept --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
     nodes=True,
 )
 @click.option("--accept", is_flag=True, help="Sign the identity that the store holds, and write it.")
@@ -108,9 +108,9 @@ def _lines(store: Store, examined: Examined, written: IdentityDocument | None) -
         lines.append(f"wrote generation {written.generation}, signed by root {written.current.id}")
         return lines
     lines.append(
-        "nothing was written. If your own tools have made these changes, run `goatherd sign --accept`, and replace"
-        " every Goatherd 0.1.0 that writes."
+        "nothing was written. If your own tools have made these changes, run `goatherd restore --signature --accept`,"
+        " and replace every Goatherd 0.1.0 that writes."
     )
     if examined.signed is not None:
-        lines.append("If not, run `goatherd sign --take-back`, and find out who can write to the store.")
+        lines.append("If not, run `goatherd restore --signature --take-back`, and find out who can write to the store.")
     return lines

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 @command(
-    example="goatherd versions --provider file:///srv/keys/root\n"
-    "goatherd versions label before-upgrade current --provider file:///srv/keys/root\n"
-    "goatherd versions unlabel before-upgrade --provider file:///srv/keys/root"
+    example="goatherd show --versions --provider file:///srv/keys/root\n"
+    "goatherd show --versions label before-upgrade current --provider file:///srv/keys/root\n"
+    "goatherd show --versions unlabel before-upgrade --provider file:///srv/keys/root"
 )
 @click.argument("action", required=False, type=click.Choice(["list", "label", "unlabel"]), metavar="[list]")
 @click.argument("label", required=False, metavar="| label LABEL VERSION")
@@ -37,12 +37,12 @@ def versions(app: App, action: str | None, label: str | None, version: str | Non
     """
     if action == "label":
         if label is None or version is None:
-            raise click.UsageError("label needs a label and a version: goatherd versions label LABEL VERSION")
+            raise click.UsageError("label needs a label and a version: goatherd show --versions label LABEL VERSION")
         asyncio.run(_relabel(app, label, version))
         return
     if action == "unlabel":
         if label is None or version is not None:
-            raise click.UsageError("unlabel needs one label: goatherd versions unlabel LABEL")
+            raise click.UsageError("unlabel needs one label: goatherd show --versions unlabel LABEL")
         asyncio.run(_relabel(app, label, None))
         return
     if label is not None:

@@ -20,9 +20,9 @@ from goatherd.config.build_servers import (
 
 
 @command(
-    example="goatherd watch --data /srv/goatdb --memory /run/goatdb-keys --on-change signal --signal TERM"
+    example="goatherd run --watch --data /srv/goatdb --memory /run/goatdb-keys --on-change signal --signal TERM"
     " --pid-file /run/goatdb.pid\n"
-    'goatherd watch --data /srv/goatdb --on-change command --command "systemctl restart goatdb"',
+    'goatherd run --watch --data /srv/goatdb --on-change command --command "systemctl restart goatdb"',
     orgs=True,
 )
 @directory_options

@@ -848,7 +848,7 @@ HIDDEN: Final = "<hidden>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One option with its effective value, as `goatherd config` shows it.
+    """One option with its effective value, as `goatherd doctor --options` shows it.
 
     Attributes:
         key: Its name in goatherd.toml.

@@ -256,7 +256,7 @@ class DataCheck:
                 unknown_signer=unknown,
                 first_at_byte=first,
             )
-            _log.warning("%s: stop the server and run `goatherd data check %s`", text, self._logs.path)
+            _log.warning("%s: stop the server and run `goatherd doctor --data check %s`", text, self._logs.path)
 
     async def _verify(self, commits: Sequence[Commit]) -> list[VerificationError | None]:
         pool = self._engine.pool

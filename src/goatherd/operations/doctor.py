@@ -259,8 +259,8 @@ def _conflict_check(name: str, conflicts: Sequence[Conflict]) -> Check:
         level=FAILED,
         text=f'GoatDB servers and clients end with "Merge commit got empty ancestors filter" when they merge what these'
         f" servers hold: {'; '.join(conflict.text for conflict in conflicts[:SHOWN])}{more}",
-        hint="Stop one of the servers, run `goatherd data repair DIR --peer URL` for it with each other server as a"
-        " --peer, and start it.",
+        hint="Stop one of the servers, run `goatherd doctor --data repair DIR --peer URL` for it with each other"
+        " server as a --peer, and start it.",
     )
 
 
@@ -335,7 +335,10 @@ def _data_check(url: str, data: DataReport) -> Check:
         hint = "Its log names the error. Make room on its disk, or make it writable; it needs no restart."
         return Check(name="data", level=FAILED, text=f"{url} refuses writes; {data.cannot_write}", hint=hint)
     if data.unusable is not None:
-        hint = "Its log names the files. Stop it, then `goatherd data check DIR`, and `data repair DIR --peer URL`."
+        hint = (
+            "Its log names the files. Stop it, then `goatherd doctor --data check DIR`, and"
+            " `goatherd doctor --data repair DIR --peer URL`."
+        )
         return Check(name="data", level=WARNING, text=f"{url} has {data.unusable}", hint=hint)
     so_far = "" if data.is_complete else " so far; it is still reading its logs"
     return Check(name="data", level=OK, text=f"{url} has verified {data.records} records in its logs{so_far}")

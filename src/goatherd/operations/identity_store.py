@@ -76,5 +76,5 @@ class Store:
             provider=self.provider.scheme,
             secret_id=self.secret_id,
             operation="read",
-            hint="`goatherd versions` lists both.",
+            hint="`goatherd show --versions` lists both.",
         )

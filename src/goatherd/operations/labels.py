@@ -122,7 +122,9 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except ConflictError as error:
-        error.hint = "Another writer moved it. `goatherd versions` shows where it is now; then run the command again."
+        error.hint = (
+            "Another writer moved it. `goatherd show --versions` shows where it is now; then run the command again."
+        )
         raise
 
 
@@ -145,7 +147,7 @@ def _find_version(provider: SecretProvider, secret_id: str, versions: list[Secre
             provider=provider.scheme,
             secret_id=secret_id,
             operation="label",
-            hint="`goatherd versions` lists the versions that do.",
+            hint="`goatherd show --versions` lists the versions that do.",
         )
     if any(version.id == text for version in versions):
         return text
@@ -156,6 +158,6 @@ def _find_version(provider: SecretProvider, secret_id: str, versions: list[Secre
             provider=provider.scheme,
             secret_id=secret_id,
             operation="label",
-            hint="`goatherd versions` lists both.",
+            hint="`goatherd show --versions` lists both.",
         )
     return found

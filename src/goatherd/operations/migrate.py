@@ -376,7 +376,7 @@ async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
     if not contains_root(document, wanted):
         raise SettingsError(
             f"{store.name} does not give root {wanted.id} back",
-            hint="Nothing was removed from the disk. `goatherd versions` shows what the store holds.",
+            hint="Nothing was removed from the disk. `goatherd show --versions` shows what the store holds.",
         )
     return document
 

@@ -168,13 +168,14 @@ async def sign_earlier(
     if signed is None:
         raise IllegalStepError(
             "no earlier version that can be read is signed, so there is nothing to take back to",
-            hint="`goatherd sign --accept` signs what the store holds.",
+            hint="`goatherd restore --signature --accept` signs what the store holds.",
         )
     if document.current.id != signed.current.id and _follows(document, signed):
         raise IllegalStepError(
             f"root {document.current.id} signs since the last signed version, endorsed by a root of it, and may have"
             " signed commits; they would no longer be trusted",
-            hint="`goatherd sign --accept` signs what the store holds; `goatherd restore` lets the earlier root sign.",
+            hint="`goatherd restore --signature --accept` signs what the store holds; `goatherd restore` lets the"
+            " earlier root sign.",
         )
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
     changed = sign_again(signed, clock.now_ms(), after=_last_generation(document, signed))

@@ -51,7 +51,9 @@ class Check:
 
     def __post_init__(self) -> None:
         # The hint of an error may be to run the very command that shows this check.
-        kept = [part for part in self.hint.split(". ") if "goatherd doctor" not in part]
+        kept = [
+            part for part in self.hint.split(". ") if "goatherd doctor" not in part.replace("goatherd doctor --", "")
+        ]
         object.__setattr__(self, "hint", ". ".join(kept))
 
     def to_json(self) -> dict[str, str]:
@@ -179,7 +181,8 @@ def _other_label_checks(labels: Mapping[Label, SecretVersion]) -> list[Check]:
             name=f"label {shown_label(label)}",
             level=WARNING,
             text=f"version {one.id} is {one.state.value}",
-            hint=f"Nothing of Goatherd's needs it: `goatherd versions unlabel {shown_label(label)}` removes the label.",
+            hint=f"Nothing of Goatherd's needs it: `goatherd show --versions unlabel {shown_label(label)}` removes the"
+            " label.",
         )
         for label, one in lost
     ]

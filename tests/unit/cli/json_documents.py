@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Fields
+from goatherd.cli.menu import FORMS
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -24,7 +25,7 @@ def find_document_name(arguments: Sequence[str], value: Mapping[str, Any]) -> st
     words = [str(word) for word in arguments if not str(word).startswith("-")]
     if "--version" in arguments:
         return "--version"
-    command = words[0]
+    command = next((other for flag, other in FORMS.get(words[0], {}).items() if flag in arguments), words[0])
     if command in ("audit", "data"):
         return f"{command} {words[1]}"
     if command == "versions" and words[1:2] in (["label"], ["unlabel"]):

@@ -159,6 +159,6 @@ def test_status_and_doctor_show_what_a_server_has_found_in_its_logs(
     assert "unusable records in its logs: 1 damaged" in goatherd("status", *words).out
     told = goatherd("doctor", *words).out
     assert f"{server.url} has unusable records in its logs: 1 damaged" in told
-    assert "goatherd data check" in told
+    assert "goatherd doctor --data check" in told
     assert server.stop() == 0
     assert f"data.damaged file={data}/localhost/data/notes.jsonl damaged=1" in server.stderr.read_text()

@@ -132,7 +132,7 @@ def test_a_goatdb_server_is_not_started_on_a_log_that_it_would_cut_off(
     result = goatherd(*command, "--provider", identity, "--data", str(tmp_path / "data"), *more)
     assert result.code == EXIT_CODES["node"]
     assert f"{log}: the line at byte 13 is not JSON, and 1 good records follow it" in result.err
-    assert f"goatherd data repair {tmp_path / 'data' / 'localhost'}" in result.err
+    assert f"goatherd doctor --data repair {tmp_path / 'data' / 'localhost'}" in result.err
     assert log.read_bytes() == before
     log.write_bytes(b'\n{"id":"a"}\n\n{"id":"c"}\n\n{"id":')
     assert goatherd("fetch", "--plain-file", "--provider", identity, "--data", str(tmp_path / "data")).code == 0, (

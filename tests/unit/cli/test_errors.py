@@ -56,7 +56,7 @@ def test_no_command_leaves_whoever_has_no_secret_without_a_hint(goatherd: Goathe
     options = {"rotate": ["--unsafe-without-nodes"], "retire": ["--yes"]}.get(name, [])
     result = goatherd(name, "--provider", store, *options)
     assert result.code == EXIT_CODES["provider"]
-    assert ("goatherd lease --make" if name == "lease" else "goatherd init") in result.err
+    assert ("goatherd status --restart-lease --make" if name == "lease" else "goatherd init") in result.err
 
 
 @pytest.mark.parametrize("name", ["7", "nope", "not a label"])
@@ -65,7 +65,7 @@ def test_a_version_that_is_not_there_is_told_as_that(goatherd: Goatherd, store: 
     result = goatherd("show", "--at", name, "--provider", store)
     assert result.code == EXIT_CODES["provider"]
     assert f"no version has the id or the label {name!r}" in result.err
-    assert "goatherd versions" in result.err
+    assert "goatherd show --versions" in result.err
 
 
 @pytest.mark.parametrize("org", ["../x", "a/b", "..", ""])

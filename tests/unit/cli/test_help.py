@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
-from goatherd.cli.main import COMMANDS, EXIT_CODES, EXIT_MEANINGS, cli
+from goatherd.cli.main import EXIT_CODES, EXIT_MEANINGS, EXIT_USAGE, cli
+from goatherd.cli.menu import ALIASES, COMMANDS, FORMS, GROUPS
 
 from .conftest import Goatherd
-
-HEAVY = ("httpx2", "starlette", "uvicorn", "uvloop", "cryptography", "rich", "orjson", "mmh3", "asyncio", "ssl")
 
 
 def commands() -> dict[str, click.Command]:
     context = click.Context(cli)
     found = {name: cli.get_command(context, name) for name in COMMANDS}
     return {name: command for name, command in found.items() if command is not None}
-
-
-def test_help_imports_nothing_that_it_does_not_use() -> None:
-    script = (
-        "import sys\n"
-        "from goatherd.cli.main import run\n"
-        "code = run(['--help'])\n"
-        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
-        "sys.exit(f'imported: {heavy}' if heavy else code)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "rotate" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -68,22 +58,109 @@ def test_every_value_that_the_help_shows_for_an_option_is_accepted_as_it_is_show
     assert found > 5
 
 
-def test_the_menu_lists_every_command_with_the_first_line_of_its_help(goatherd: Goatherd) -> None:
+SHOWN = [name for names in GROUPS.values() for name in names]
+
+
+def test_the_menu_lists_the_commands_of_four_groups_with_the_first_line_of_their_help(goatherd: Goatherd) -> None:
     result = goatherd("--help")
     assert result.code == 0
+    assert max(map(len, result.out.splitlines())) < 80
     for name, command in commands().items():
-        assert COMMANDS[name][1] in " ".join(result.out.split())
+        assert (f"\n  {name:<10}  {COMMANDS[name]}\n" in result.out) is (name in SHOWN)
         first_line = (command.help or "").strip().splitlines()[0]
-        assert first_line == COMMANDS[name][1]
+        assert first_line == COMMANDS[name]
+
+
+def test_every_hidden_command_is_another_form_of_one_that_the_menu_lists() -> None:
+    assert set(FORMS) <= set(SHOWN)
+    assert {*SHOWN, *ALIASES, "demo"} == set(COMMANDS)
+    assert len(SHOWN) == len(set(SHOWN))
+
+
+@pytest.mark.parametrize(("name", "form"), ALIASES.items())
+def test_a_form_of_a_command_has_the_help_of_its_alias_and_is_listed_in_the_help_of_the_command(
+    goatherd: Goatherd, name: str, form: str
+) -> None:
+    shown, flag = form.split()
+    alias, result = goatherd(name, "--help"), goatherd(shown, flag, "--help")
+    assert result.code == 0
+    assert f"Usage: goatherd {form} " in result.out
+    assert result.out.partition("\n\n")[2] == alias.out.partition("\n\n")[2]
+    assert f"    {flag}" in goatherd(shown, "--help").out
+
+
+def test_the_flag_of_a_form_may_stand_anywhere_but_among_the_words_of_a_server_that_run_starts(
+    goatherd: Goatherd, tmp_path: Path
+) -> None:
+    store = f"file://{tmp_path}/keys/root"
+    goatherd("init", "--provider", store)
+    assert goatherd("show", "--provider", store, "--versions").out == goatherd("versions", "--provider", store).out
+    assert goatherd("--json", "show", "--versions", "--provider", store).json["versions"]
+    for words in (["--", "deno", "--watch"], ["deno", "run", "--watch"]):
+        result = goatherd("run", "--data", f"{tmp_path}", "--provider", store, *words)
+        assert "there is no command 'deno'" in result.err
+
+
+def test_a_hidden_alias_says_on_a_terminal_what_to_type(goatherd: Goatherd, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert goatherd("config").err == ""
+    monkeypatch.setattr("goatherd.cli.main.is_at_terminal", lambda: True)
+    assert "`goatherd config` is now `goatherd doctor --options`" in goatherd("config").err
+
+
+def test_without_arguments_a_new_user_is_told_the_first_three_commands(goatherd: Goatherd) -> None:
+    result = goatherd()
+    assert result.code == EXIT_USAGE
+    typed = re.findall(r"^  (goatherd .*)$", result.err, re.MULTILINE)
+    assert [line.split()[1] for line in typed] == ["init", "serve", "rotate"]
+    for line in typed:
+        parsed(line)
+
+
+def parsed(line: str) -> None:
+    """Parse a command line as the command itself does, and run nothing.
+
+    Raises:
+        click.UsageError: It is not one.
+    """
+    words = shlex.split(line.partition(" | ")[0])
+    assert words[0] == "goatherd", line
+    context = click.Context(cli, info_name="goatherd")
+    name, command, rest = cli.resolve_command(context, words[1:])
+    assert command is not None
+    command.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_example_in_the_help_of_a_command_is_one_that_parses(name: str) -> None:
+    lines = (commands()[name].epilog or "").partition("Example:\n")[2].splitlines()
+    assert lines
+    for line in lines:
+        found = re.fullmatch(r'eval "\$\((.*)\)"', line.strip())
+        parsed(found[1] if found else line)
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_has_help_with_an_example_and_the_common_options(goatherd: Goatherd, name: str) -> None:
     result = goatherd(name, "--help")
     assert result.code == 0
-    assert f"Example:\n    goatherd {name}" in result.out
+    if name == "completion":  # it reads no configuration
+        assert 'Example:\n    eval "$(goatherd completion bash)"' in result.out
+        return
+    assert f"Example:\n    goatherd {ALIASES.get(name, name)}" in result.out
     for option in ("--provider", "--json", "--debug", "--org", "--config"):
         assert option in result.out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_a_shell_completes_names_and_options(goatherd: Goatherd, shell: str) -> None:
+    script = goatherd("completion", shell)
+    assert script.code == 0
+    assert "_GOATHERD_COMPLETE" in script.out
+    typed = {"_GOATHERD_COMPLETE": "bash_complete", "COMP_WORDS": "goatherd re", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "goatherd"], env={**os.environ, **typed}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["plain,revoke", "plain,retire", "plain,restore"]
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -1,4 +1,4 @@
-"""`goatherd sign`: what it shows, what it writes, and what it leaves as it is."""
+"""`goatherd restore --signature`: what it shows, what it writes, and what it leaves as it is."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_what_changed_is_shown_and_nothing_is_written_without_an_option(goatherd
     doctor = goatherd("doctor", "--provider", store, "--json").json
     (check,) = [one for one in doctor["checks"] if one["name"] == "signature"]
     assert check["level"] == "fail"
-    assert "goatherd sign" in check["hint"]
+    assert "goatherd restore --signature" in check["hint"]
     for refused in (("rotate", "--unsafe-without-nodes"), ("retire", "--yes"), ("revoke", "x", "--reason", "y")):
         result = goatherd(*refused, "--provider", store)
         assert result.code != 0

@@ -99,7 +99,7 @@ async def test_damage_is_counted_said_once_for_each_file_and_withheld(
     warnings = [record.getMessage() for record in caplog.records if "data.damaged" in record.getMessage()]
     assert len(warnings) == 2
     assert f"file={file} damaged=2 wrong_signature=1 unknown_signer=1 first_at_byte=" in warnings[1]
-    assert f"goatherd data check {tmp_path / ORG}" in warnings[1]
+    assert f"goatherd doctor --data check {tmp_path / ORG}" in warnings[1]
     assert any("data.checked records=7 damaged=3 unverifiable=2" in record.getMessage() for record in caplog.records)
 
 

@@ -1,4 +1,4 @@
-"""`goatherd data`: every damaged or unverifiable record is found, set aside, never lost, and fetched again."""
+"""`goatherd doctor --data`: every damaged or unverifiable record is found, set aside, never lost, and fetched again."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ async def test_a_rotation_goes_through_with_a_bare_server_loses_nothing_and_says
     assert document.current.id in herd.nodes[1].pool.root_ids, "it trusts the new root"
     told = "\n".join(bare_lines(report, [bare]))
     assert bare in told
-    assert "goatherd fetch" in told
+    assert "goatherd run --once" in told
     assert document.current.id in told
     assert bare_lines(report, []) == []
 

@@ -145,7 +145,7 @@ async def test_an_unsigned_identity_is_followed_until_the_first_signed_one_and_n
         assert refusal is not None
         assert refusal.code == "identity.unsigned"
         assert "signed at generation 3 and changed since" in refusal.message
-        assert "goatherd sign" in refusal.hint
+        assert "goatherd restore --signature" in refusal.hint
     restarted = CloudSecretSettings(provider, SECRET, seen=seen)
     async with restarted:
         with pytest.raises(UnsignedIdentityError, match=r"signed at generation 3.*seen\.json records a signed one"):

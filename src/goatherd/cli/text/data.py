@@ -1,4 +1,4 @@
-"""What `goatherd data` prints: damaged records, sessions in conflict, and what a repair did about them."""
+"""What `goatherd doctor --data` prints: damaged records, sessions in conflict, and what a repair did about them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def check_lines(reports: Sequence[DataReport], directory: Path) -> list[str]:
     conflicts = sum(len(report.conflicts) for report in reports)
     if count:
         lines.append(
-            f"{count} found. `goatherd data repair {directory}` moves them aside; --peer URL fetches them again."
+            f"{count} found. `goatherd doctor --data repair {directory}` moves them aside; --peer URL fetches them"
+            " again."
         )
     if conflicts:
         lines.append(
-            f"{conflicts} sessions in conflict. `goatherd data repair {directory}` joins their creations; --peer URL"
-            " for each other server joins them there too."
+            f"{conflicts} sessions in conflict. `goatherd doctor --data repair {directory}` joins their creations;"
+            " --peer URL for each other server joins them there too."
         )
     if not count and not conflicts:
         lines.append("nothing found")

@@ -13,7 +13,7 @@ def _signature_text(document: IdentityDocument) -> str:
         return "by the current root"
     if document.signature is None:
         return "none: the next write signs the document, unless a signed one was seen before"
-    return "does not hold: `goatherd sign` shows what changed since"
+    return "does not hold: `goatherd restore --signature` shows what changed since"
 
 
 def describe(out: Output, store: str, version: str, document: IdentityDocument) -> list[str]:

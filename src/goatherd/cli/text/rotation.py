@@ -174,7 +174,7 @@ def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
         return []
     return [
         f"to be started anew by you, one after the other: {' '.join(waiting)}",
-        f"  stop it; `goatherd fetch --data DIR` there writes its settings.json for {report.current_id}; start it",
+        f"  stop it; `goatherd run --once --data DIR` there writes its settings.json for {report.current_id}; start it",
         "  what it signs until then counts everywhere; but its file holds the earlier private key, and with less than",
         "  15 days left GoatDB would extend that root and give its key away: do it before `goatherd retire`",
         "  `goatherd run` in front of the server does all of this by itself",

@@ -1,0 +1,102 @@
+"""The commands of `goatherd` as data: groups, help lines, and the two texts that name them.
+
+What it is not: it parses nothing. Rules: it imports nothing, so that ``goatherd --help`` costs little more than a bare
+interpreter (tests/unit/cli/test_start_up.py); no line of the help is wider than 79 characters.
+"""
+
+from __future__ import annotations
+
+GROUPS = {
+    "Identity": ("init", "migrate", "export", "show", "copy"),
+    "Servers": ("serve", "run", "door"),
+    "Rotation": ("rotate", "revoke", "retire", "restore", "controller"),
+    "Look": ("status", "doctor", "audit", "policy", "completion"),
+}
+"""The commands that the help shows. Every other command is hidden."""
+
+COMMANDS = {
+    "init": "Create an identity in a store that has none.",
+    "migrate": "Bring a GoatDB cluster's identity into a store.",
+    "export": "Write the identity as a GoatDB settings.json.",
+    "show": "Show the identity, without its keys.",
+    "copy": "Copy an identity from one store to another.",
+    "serve": "Run a GoatDB server that takes its identity from a store.",
+    "run": "Run an unmodified GoatDB server with its identity from a store.",
+    "door": "Run a verifying proxy in front of an unmodified GoatDB server.",
+    "rotate": "Replace the root key while the cluster serves.",
+    "revoke": "Revoke a root whose private key was exposed.",
+    "retire": "Destroy old private keys whose grace period has ended.",
+    "restore": "Make a previous root the current root again.",
+    "controller": "Rotate on a schedule, resume rotations, destroy old keys.",
+    "status": "Show the store, the identity, and the state of every server.",
+    "doctor": "Check the store, the identity and every server.",
+    "audit": "Check an audit trail, or show it.",
+    "policy": "Print the store permissions that a server or a rotator needs.",
+    "completion": "Print the script that completes commands in a shell.",
+    "versions": "List the stored versions and their labels, or move a label.",
+    "config": "Show every option with its value and where the value comes from.",
+    "sign": "Sign an identity whose signature is invalid, or undo the change.",
+    "data": "Check a server's data directory, or repair it.",
+    "fetch": "Write a GoatDB server's settings.json once, then exit.",
+    "watch": "Keep settings.json up to date for a server that another program runs.",
+    "lease": "Show which node holds the restart lease, or create the lease.",
+    "demo": "Run three servers with one identity, and rotate twice under traffic.",
+}
+"""For each command its help line. Its module in `goatherd.cli` has its name."""
+
+FORMS = {
+    "show": {"--versions": "versions"},
+    "run": {"--once": "fetch", "--watch": "watch"},
+    "restore": {"--signature": "sign"},
+    "status": {"--restart-lease": "lease"},
+    "doctor": {"--data": "data", "--options": "config"},
+}
+"""Flags of a command that make it another one. The other command's own name is a hidden alias."""
+ALIASES = {other: f"{name} {flag}" for name, flags in FORMS.items() for flag, other in flags.items()}
+"""For each hidden alias what to type instead."""
+
+_HELP = """\
+Usage: goatherd [OPTIONS] COMMAND [ARGS]...
+
+  Keep the server identity of a GoatDB cluster in a secret store, and rotate
+  it while the cluster serves.
+
+Options:
+  --version   Show the versions of Goatherd and of what it runs on, and exit.
+  --json      Write one JSON document; an error is one too.
+  -h, --help  Show this message and exit.
+
+{groups}
+
+  `goatherd COMMAND --help` shows the options of a command, and an example.
+  `goatherd demo` runs three servers and rotates their root under traffic.
+  The store is named by --provider URI, by GOATHERD_PROVIDER, or by `provider`
+  in goatherd.toml."""
+
+FIRST_STEPS = """\
+Usage: goatherd [OPTIONS] COMMAND [ARGS]...
+
+Goatherd keeps the server identity of a GoatDB cluster in a secret store, and
+rotates it while the cluster serves. The first three commands:
+
+  goatherd init --provider file:///srv/keys/root
+      Create an identity in a store (`goatherd migrate` brings an existing one).
+
+  goatherd serve --provider file:///srv/keys/root --data /srv/goatdb
+      Start a server with it (`goatherd run` starts an unmodified GoatDB server).
+
+  goatherd rotate --provider file:///srv/keys/root --node http://127.0.0.1:8080
+      Replace the root key while the server serves.
+
+`goatherd demo` shows all this in a temporary directory. `goatherd --help` lists
+every command."""
+"""What `goatherd` without arguments tells."""
+
+
+def help_text() -> str:
+    """Return what ``goatherd --help`` shows."""
+    groups = [
+        "\n".join([f"{title}:", *(f"  {name:<10}  {COMMANDS[name]}" for name in names)])
+        for title, names in GROUPS.items()
+    ]
+    return _HELP.format(groups="\n\n".join(groups))
