@@ -1,14 +1,14 @@
 """Copy a secret from one store to another: every readable version, oldest first, and then its labels.
 
 The destination must not exist yet. What it is not: it changes nothing in the source, deletes nothing anywhere, and
-reads an identity only to see whether a rotation is in progress. Rules:
+decodes an identity only to see whether a rotation is in progress. Rules:
 
-- `current` is the last label to be set, so that a copy that was interrupted has no current version and nobody starts
-  from it. (Where the platform makes the first version the current one, and where the source has no other label, it has
-  one: the report says so.)
-- What is in the destination is written by compare-and-swap only; a copy is carried on only where what is there is the
-  beginning of what is to be there, digest by digest.
-- It has succeeded when every version was read back equal and every label leads where it must.
+- `current` is the last label to be set, so that an interrupted copy has no current version and no server starts from
+  it. A platform that makes the first version the current one is an exception, and so is a source without another label:
+  the report says so.
+- The destination is written by compare-and-swap only. A copy is resumed only if the destination holds the first of the
+  same versions, compared by digest.
+- A copy has succeeded when every version was read back equal and every label is on the right version.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ SETTLE: Final = timedelta(seconds=30)
 _PAUSE: Final = timedelta(milliseconds=200)
 
 Progress = Callable[[str, str], None]
-"""Told of each version when it is there: the source's id, the destination's."""
+"""Called with each version that was copied: its id in the source, and its id in the destination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionCopy:
-    """One version to copy. `target` is its id in the destination, once it is there."""
+    """One version to copy. `target` is its id in the destination, once it was written."""
 
     source: VersionId
     value: SecretBytes
@@ -56,7 +56,7 @@ class VersionCopy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedVersion:
-    """A version that stays behind, and why."""
+    """A version that is not copied, and the reason."""
 
     id: VersionId
     reason: str
@@ -68,14 +68,14 @@ class SkippedVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyPlan:
-    """What is to be there in the end.
+    """Versions and labels that the destination must hold at the end.
 
     Attributes:
         items: The versions, oldest first.
-        labels: For each label the source's version id.
-        skipped: What stays behind.
-        left_labels: Labels of other tools that the destination does not take, each with the source's version id.
-        listing: What the source listed, to see whether it changed meanwhile.
+        labels: For each label, the id of its version in the source.
+        skipped: The versions that are not copied.
+        left_labels: Labels of other tools that the destination rejects, each with the id of its version in the source.
+        listing: The versions that the source listed, to detect a change during the copy.
     """
 
     items: tuple[VersionCopy, ...]
@@ -86,7 +86,7 @@ class CopyPlan:
 
     @property
     def carrier(self) -> Label:
-        """The label that each new version is written with: not `current`, if there is another one."""
+        """The label with which each new version is written: not `current`, if there is another one."""
         others = sorted(set(self.labels) - {CURRENT})
         return STABLE if STABLE in others else Label(others[0]) if others else CURRENT
 
@@ -96,8 +96,8 @@ class CopyReport:
     """What a copy has done, or would do.
 
     Attributes:
-        plan: With the destination's ids, where they are known.
-        present: How many versions were there before.
+        plan: What was copied, with the ids in the destination as far as they are known.
+        present: How many versions the destination held before.
         is_dry: Nothing was written.
         shows_current_early: The destination has a current version before the copy is complete.
     """
@@ -108,7 +108,7 @@ class CopyReport:
     shows_current_early: bool
 
     def labels_of(self, item: VersionCopy) -> list[str]:
-        """Return the labels that lead to a version."""
+        """Return the labels of a version."""
         return sorted(label for label, holder in self.plan.labels.items() if holder == item.source)
 
 
@@ -124,18 +124,18 @@ async def copy_secret(
     """Copy a secret with its readable versions and its labels.
 
     Args:
-        source: Where from.
-        destination: Where to.
-        resume: Carry on a copy that was interrupted.
-        dry_run: Read both and write nothing.
-        progress: Told of each version.
+        source: The store to copy from.
+        destination: The store to copy to.
+        resume: Complete a copy that was interrupted.
+        dry_run: Read both stores and write nothing.
+        progress: Called with each version that was copied.
         clock: The time.
 
     Raises:
-        IllegalStepError: A rotation is under way in the source.
+        IllegalStepError: A rotation is in progress in the source.
         IdentityExistsError: The destination has a secret, and `resume` is False or it is not the beginning of this one.
-        ConflictError: Somebody changed one of the two meanwhile.
-        ProviderError: Either store.
+        ConflictError: Another process changed the source or the destination during the copy.
+        ProviderError: A store could not be read or written.
     """
     plan = await _plan_copy(source, destination)
     _refuse_rotation(plan)
@@ -212,12 +212,12 @@ async def _plan_copy(source: Store, destination: Store) -> CopyPlan:
 
 
 def _refuse_rotation(plan: CopyPlan) -> None:
-    """Refuse while the current document names versions of its own store, to which a roll-back would lead."""
+    """Refuse a rotation in progress: its document names versions of its own store, which a roll-back needs."""
     current = next(item for item in plan.items if item.source == plan.labels[CURRENT])
     try:
         document = decode_document(current.value.reveal())
     except IdentityError:
-        return  # bytes of somebody else's, copied as they are
+        return  # no identity of Goatherd's: the bytes are copied as they are
     if document.rotation is not None:
         raise IllegalStepError(
             f"a rotation is under way ({document.rotation.phase.value}), and it names versions of the store it is in",
@@ -226,6 +226,7 @@ def _refuse_rotation(plan: CopyPlan) -> None:
 
 
 async def _check_unchanged(source: Store, plan: CopyPlan) -> None:
+    """Check that the source has not changed since it was listed."""
     before = {(version.id, version.labels, version.state) for version in plan.listing}
     now = {(version.id, version.labels, version.state) for version in await source.versions()}
     if now != before:
@@ -234,7 +235,7 @@ async def _check_unchanged(source: Store, plan: CopyPlan) -> None:
             provider=source.provider.scheme,
             secret_id=source.secret_id,
             operation="copy",
-            hint="Copy while nobody rotates. Delete the copy, and begin anew.",
+            hint="Delete the copy, and copy again while no rotation is in progress.",
         )
 
 
@@ -244,14 +245,14 @@ async def _list_destination(destination: Store) -> list[SecretVersion]:
         found = await destination.versions()
     except SecretNotFoundError:
         return []
-    # What an interrupted change left takes no label, and some stores remove it with the next change.
+    # A version that an interrupted change left takes no label, and some stores remove it with the next change.
     return [version for version in reversed(found) if not version.is_leftover]
 
 
 async def _match_versions(
     plan: CopyPlan, destination: Store, there: Sequence[SecretVersion]
 ) -> tuple[CopyPlan, dict[Label, VersionId]]:
-    """Return the plan with the ids of what is there already, and which version holds which label there."""
+    """Return the plan with the ids of the versions that the destination holds already, and its labels."""
     holders = {label: version.id for version in there for label in version.labels}
     items = list(plan.items)
     reason = None
@@ -292,7 +293,7 @@ async def _write_versions(
                 made = await provider.create(secret_id, item.value, label)
             except SecretExistsError as error:
                 raise IdentityExistsError(
-                    f"{destination.name} was made by somebody else meanwhile; it was not touched",
+                    f"another process created {destination.name} during the copy; it was not changed",
                     hint="Choose a secret that does not exist yet.",
                 ) from error
         else:
@@ -307,7 +308,7 @@ async def _write_versions(
 
 async def _move_labels(plan: CopyPlan, destination: Store, holders: dict[Label, VersionId]) -> None:
     targets = {item.source: item.target for item in plan.items}
-    # `current` last: until then, nobody starts from the copy.
+    # `current` last: until then, no server starts from the copy.
     for label in sorted(plan.labels, key=lambda each: (each == CURRENT, each)):
         target = targets[plan.labels[label]]
         assert target is not None
@@ -317,14 +318,14 @@ async def _move_labels(plan: CopyPlan, destination: Store, holders: dict[Label, 
 
 
 async def _verify_copy(plan: CopyPlan, destination: Store, clock: Clock) -> None:
-    """Read everything back.
+    """Read every version and label back, and compare.
 
     Raises:
-        UnavailableError: What is there is not what was written.
+        UnavailableError: The destination holds something else than what was written.
     """
     strong = destination.provider.guarantees.read_consistency is ReadConsistency.STRONG
-    patience = timedelta(0) if strong else SETTLE
-    end = clock.monotonic() + patience.total_seconds()
+    timeout = timedelta(0) if strong else SETTLE
+    end = clock.monotonic() + timeout.total_seconds()
     while True:
         problem = await _describe_difference(plan, destination)
         if problem is None:
@@ -341,13 +342,14 @@ async def _verify_copy(plan: CopyPlan, destination: Store, clock: Clock) -> None
 
 
 async def _describe_difference(plan: CopyPlan, destination: Store) -> str | None:
+    """Return how the destination differs from the plan; None if it does not."""
     provider, secret_id = destination.provider, destination.secret_id
     targets = {item.source: item.target for item in plan.items}
     try:
         listed = {label: version.id for version in await destination.versions() for label in version.labels}
         if listed != {label: targets[holder] for label, holder in plan.labels.items()}:
             return "the labels lead elsewhere"
-        # One after another: a store that keeps everything may hold so many that it would ask for patience.
+        # One after another: a store that keeps every version may hold so many that it would throttle parallel reads.
         for item in plan.items:
             if item.target is not None:
                 there = await provider.read(secret_id, item.target)

@@ -25,16 +25,16 @@ def merge_server_identities(
 ) -> IdentityDocument:
     """Return the one identity that several servers' settings hold for an organization.
 
-    GoatDB pushes the expiration of its root forward when it starts, each server by itself: the latest one counts.
+    Each GoatDB server extends the expiration of its root when it starts: the latest expiration counts.
 
     Args:
         org: The organization.
         found: Each settings.json and what it holds.
-        root_id: The root that signs from now on, where the servers have different ones; the others stay trusted.
+        root_id: The root that becomes the current root if the servers have different ones; the others stay trusted.
         now_ms: Milliseconds since 1970.
 
     Raises:
-        SettingsError: They hold different ones and none was chosen, or none has the chosen one.
+        SettingsError: The servers hold different roots and none was chosen, or no server has the chosen one.
     """
     current = {document.current.id: document.current for _, document in found}
     held = "; ".join(f"{path} has {document.current.id}" for path, document in found)
@@ -55,7 +55,7 @@ def merge_server_identities(
     given_up = [root for root in current.values() if root.id != newest.current.id]
     if not given_up:
         return whole
-    # Both ways: a server or client that trusts one of the roots finds its way to the other.
+    # Both ways: a server or client that trusts one of the roots can verify the other.
     endorsements = [
         endorse(by, of, min(now_ms, last_valid_ms(by.session)))
         for root in given_up
@@ -65,10 +65,10 @@ def merge_server_identities(
 
 
 def _choose_latest(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> IdentityDocument:
-    """Return what servers with the same root hold, with the latest expiration.
+    """Return the identity with the latest expiration, of servers with the same root.
 
     Raises:
-        SettingsError: The root has different keys.
+        SettingsError: The root has different keys on two servers.
     """
     first = found[0][1]
     forged = [
@@ -83,20 +83,20 @@ def _choose_latest(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> 
 
 
 def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
-    """Whether an identity has this very root among its own, as the one that signs or as an earlier one."""
+    """Whether an identity has this root, with the same key, as its current root or as a previous one."""
     kept = document.root(root.id)
     return kept is not None and kept.public_key == root.session.public_key
 
 
 def pair_roots(identity: IdentityDocument, roots: Iterable[OwnedSession]) -> tuple[tuple[Session, OwnedSession], ...]:
-    """Return which root is to be introduced by which, where servers had different ones: each pair both ways."""
+    """Return pairs of a root and the root that introduces it, each pair both ways, if servers had different roots."""
     current = identity.current
     given_up = {root.id: root for root in roots if root.id != current.id}
     return tuple(pair for root in given_up.values() for pair in ((current.session, root), (root.session, current)))
 
 
 def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], identity: IdentityDocument) -> list[str]:
-    """Return what it means that one of several roots was chosen, line by line; nothing where there is one root only."""
+    """Describe the consequences of choosing one of several roots, as lines; none if there is only one root."""
     current = identity.current.id
     given_up = {document.current.id: document.current.session for _, document in found}
     given_up.pop(current, None)
@@ -120,10 +120,10 @@ def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], ide
 def describe_double_keys(
     org: str, sources: Sequence[MigrationSource], found: Sequence[tuple[Path, IdentityDocument]]
 ) -> list[str]:
-    """Return a warning of items that servers with different roots have created each for itself.
+    """Return a warning about items that servers with different roots created independently.
 
-    COMPAT: an unmodified GoatDB server ends when it meets two commits without parents for one key, and so does its
-    client.
+    COMPAT: an unmodified GoatDB server ends when it merges two commits without parents of one key, and so do its
+    clients.
     """
     if len({document.current.id for _, document in found}) < 2:
         return []

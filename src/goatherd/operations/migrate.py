@@ -1,11 +1,11 @@
 """Migrate a GoatDB cluster: put its identity into a store, prove that it is there, remove the key from the disks.
 
-It reads settings.json and the ``/sys/sessions`` log of one or several servers and organizations, puts each identity
-into the store, writes every trusted user session into that server's log, reads the store back, and asks the running
-servers. What it is not: it stops no server, and it removes a settings.json only where that is asked for.
-Rules: the store is written by `create` only, so an identity that is there is never overwritten; a log that a process
-holds open is not touched; running it twice is running it once; a key leaves a disk only after the store has given the
-same identity back, and no server that was asked rejects it.
+`migrate_all` reads settings.json and the ``/sys/sessions`` log of one or several servers and organizations, writes each
+identity into the store, writes every trusted user session into that server's log, reads the store back, and asks the
+running servers whether they accept the root. What it is not: it stops no server, and removes no settings.json;
+`remove_keys` does. Rules: the store is written by `create` only, so an identity in it is never overwritten; a log that
+a process holds open is not touched; a second run changes nothing; a key is removed from a disk only after the store
+has returned the same identity, and if no server that was asked rejects it.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ from goatherd.wire.commit import Commit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationTarget:
-    """Where the identities go, and what is known of the cluster.
+    """The stores to write the identities into, and the servers of the cluster.
 
     Attributes:
         open_store: Opens the store of one organization.
         secret_for: Returns the id of the secret for these organizations, ``{org}`` still in it; refuses one that is not
             meant for them.
-        addresses: Running servers, or where to discover them.
+        addresses: URLs of running servers, or URLs that discover them.
         timeout: Timeout of one request to a server.
         clock_tolerance: By how much this machine's clock may differ from the store's.
         org: The only organization to migrate; None for all.
@@ -84,12 +84,12 @@ class MigratedServer:
 
     Attributes:
         settings: That server's settings.json.
-        is_new: Whether the identity was put into the store; False when it was there already.
+        is_new: Whether the identity was written into the store; False if the store held it already.
         in_log: How many trusted user sessions the server's log already introduces.
         written: Ids of sessions that were written into the log.
         missing: Ids of trusted sessions that the log does not introduce.
-        notes: What was changed or should be known.
-        is_read_back: Whether the store was asked afterwards, and gave the identity back.
+        notes: What was changed, and what the operator should know.
+        is_read_back: Whether the store was read afterwards, and returned the identity.
     """
 
     org: str
@@ -123,12 +123,12 @@ class MigratedServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """What was done, and what the running servers said.
+    """What was done, and what the running servers answered.
 
     Attributes:
         outcomes: One for each organization of each server.
-        proofs: One for each organization and running server that was asked.
-        removable: The settings.json whose key may leave the disk: the store gave the identity back.
+        proofs: One for each organization and running server.
+        removable: The settings.json files that may be removed, since the store returned their identity.
         is_dry: Nothing was written.
     """
 
@@ -160,20 +160,20 @@ async def migrate_all(
         target: The store, and running servers that may hold sessions.
         paths: Data directories and settings.json files.
         dry_run: Write nothing.
-        write_sessions: Write sessions that only settings.json knows into the log.
-        is_only_server: There is no other server that another run has migrated.
-        root_id: The root that signs from now on, where servers have different ones.
-        tell: Called with what that means, one line at a time, before anything is written.
+        write_sessions: Write the sessions that only settings.json holds into the log.
+        is_only_server: No other server was migrated by another run.
+        root_id: The root that becomes the current root if the servers have different ones.
+        tell: Called with the consequences of that choice, one line at a time, before anything is written.
 
     Raises:
         ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
-        MalformedIdentityError, KeyMismatchError: A settings.json cannot be believed; nothing was written.
+        MalformedIdentityError, KeyMismatchError: A settings.json is invalid; nothing was written.
         SettingsError: Two servers have different identities for one organization, or another run has migrated a server
             that may create the same sessions differently; nothing was written.
         IdentityExistsError: The store holds another identity.
         WrongClockError: This machine's clock differs from the store's.
         StorageError: A log is held open by a running server, or damaged.
-        DiscoveryError: It cannot be found out who the running servers are.
+        DiscoveryError: The running servers could not be discovered.
     """
     now_ms = SystemClock().now_ms()
     sources = [source for path in paths for source in find_sources(path, target.org)]
@@ -230,13 +230,13 @@ async def migrate_all(
 
 
 async def remove_keys(target: MigrationTarget, migration: Migration) -> list[str]:
-    """Remove the settings.json of what was migrated, and return what was done and what should be known.
+    """Remove the settings.json files that were migrated, and return what was done and what the operator should know.
 
     Raises:
         StorageError: A process holds a data directory open.
-        SettingsError: The store no longer gives the identity back, or a file cannot be removed.
+        SettingsError: The store no longer returns the identity, or a file cannot be removed.
     """
-    said = []
+    messages = []
     with ExitStack() as stack:
         for source, _ in migration.removable:
             if source.data is not None:
@@ -245,8 +245,8 @@ async def remove_keys(target: MigrationTarget, migration: Migration) -> list[str
         for source, document in migration.removable:
             async with target.open_store(source.org) as store:
                 await read_back(store, document.current)
-                said += remove_key(source.settings, document, store.name)
-    return said
+                messages += remove_key(source.settings, document, store.name)
+    return messages
 
 
 async def _migrate_server(
@@ -282,7 +282,7 @@ async def _migrate_server(
                 except SecretExistsError as error:
                     raise IdentityExistsError(f"{store.name} got an identity while this ran; it was kept") from error
             if write_sessions and not dry_run:
-                # Its own root, whatever has been rotated since: so each server of the cluster writes the same commit.
+                # Signed by the root of settings.json, even after rotations, so that each server writes the same commit.
                 is_revoked = document.current.id in identity.revoked_ids
                 sessions.write(identity.current if is_revoked else document.current, source.org, held)
                 sessions.write_roots(introduced_roots, source.org, held)
@@ -318,11 +318,11 @@ async def _migrate_server(
 
 
 def _describe_git(settings: Path, root_id: str, found: GitFinding) -> str:
-    """Return what a git repository means for the key in a settings.json, and what to do."""
+    """Describe the consequence of a settings.json in a git repository, and what to do."""
     revoke = f"`goatherd revoke {root_id}` as soon as every server starts from the store; a rotation is not enough"
     if found.path is None:
         return (
-            f"{settings} lies in the git repository {found.repository}, and it could not be checked whether git has it:"
+            f"{settings} is in the git repository {found.repository}, and it could not be checked whether git has it:"
             f" {found.problem}. If it was ever committed, every reader of the repository has the key: run {revoke}"
         )
     return (
@@ -332,10 +332,10 @@ def _describe_git(settings: Path, root_id: str, found: GitFinding) -> str:
 
 
 def _check_same_identity(present: IdentityDocument, document: IdentityDocument, name: str) -> None:
-    """Accept a store that holds this identity, rotated since or not.
+    """Check that a store holds this identity; it may have been rotated since.
 
     Raises:
-        IdentityExistsError: It holds another one.
+        IdentityExistsError: The store holds another identity.
     """
     if not contains_root(present, document.current):
         raise IdentityExistsError(
@@ -348,10 +348,11 @@ def _check_same_identity(present: IdentityDocument, document: IdentityDocument, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootAcceptance:
-    """What one running server said to a request that was signed with the key.
+    """Whether one running server accepts requests that are signed with a root.
 
     Attributes:
-        trusts: Whether it took the key for a root of its own; None when it gave no answer.
+        trusts: Whether the server trusts the root; None if the server did not answer.
+        problem: Why the server did not answer.
     """
 
     org: str
@@ -366,11 +367,11 @@ class RootAcceptance:
 
 
 async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
-    """Return what the store holds, after making sure that it is the identity of `wanted`.
+    """Read the identity in the store, and check that it contains the root `wanted`.
 
     Raises:
-        SettingsError: It holds something else than what was put there.
-        ProviderError, IdentityError: It cannot be read, or is no identity.
+        SettingsError: The store holds another identity.
+        ProviderError, IdentityError: The identity cannot be read.
     """
     _, document = await store.read()
     if not contains_root(document, wanted):
@@ -384,15 +385,15 @@ async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
 async def ask_servers(
     addresses: Sequence[str], signers: Sequence[tuple[str, OwnedSession]], *, timeout: timedelta
 ) -> list[RootAcceptance]:
-    """Ask every server, once for each organization, whether it accepts a request signed with the key.
+    """Ask every server, once for each organization, whether it accepts a request signed with the root.
 
     Args:
-        addresses: The servers, or where to discover them.
+        addresses: URLs of the servers, or URLs that discover them.
         signers: For each organization its root.
         timeout: Timeout of one request.
 
     Raises:
-        DiscoveryError: It cannot be found out who the servers are.
+        DiscoveryError: The servers could not be discovered.
     """
     async with NodeDirectory(addresses, timeout=timeout) as directory:
         asked = [_ask_server(client, org, signer) for client in await directory() for org, signer in signers]
@@ -408,12 +409,12 @@ async def _ask_server(client: NodeClient, org: str, signer: OwnedSession) -> Roo
 
 
 def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[str]:
-    """Remove a settings.json that holds the key, leave a note in its place, and return what people should know.
+    """Remove a settings.json, leave a note without the key in its place, and return what the operator should know.
 
     SECURITY: only after `read_back` (tests/unit/cli/test_migrate_cluster.py).
 
     Raises:
-        SettingsError: It is a link, or cannot be removed.
+        SettingsError: The file is a link, or cannot be removed.
     """
     if settings.is_symlink():
         raise SettingsError(
@@ -431,14 +432,14 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
     replace_file(remains, orjson.dumps(note, option=orjson.OPT_INDENT_2) + b"\n")
     remove_file(settings)
     # COMPAT: GoatDB takes a missing settings.json for a first start and generates a root.
-    said = [
+    messages = [
         f"{settings} is removed; {remains} says where the key went",
         "start that server with `goatherd serve` or `goatherd run` from now on: GoatDB itself would make a new root",
     ]
-    said += [f"{copy} holds a private key too: remove it by hand" for copy in find_key_copies(settings)]
-    return said
+    messages += [f"{copy} holds a private key too: remove it by hand" for copy in find_key_copies(settings)]
+    return messages
 
 
 def servers_rejecting_root(proofs: Iterable[RootAcceptance]) -> list[RootAcceptance]:
-    """Return the servers that were asked and do not take the key for a root of their own."""
+    """Return the answers of the servers that do not trust the root."""
     return [proof for proof in proofs if proof.trusts is False]

@@ -1,7 +1,6 @@
 """Read what an unmodified GoatDB server has on its disk: settings.json, and the log of ``/sys/sessions``.
 
-What it is not: it writes nothing, and verifies commits only where it says so. Rule: what cannot be read is an error;
-only a file that is not there counts as absent.
+What it is not: it writes nothing. Rule: a file that cannot be read is an error; only a missing file counts as absent.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SHOWN: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationSource:
-    """One organization's files. `data` is None when only a settings.json outside a data directory was given."""
+    """The files of one organization. `data` is None for a settings.json outside of a data directory."""
 
     settings: Path
     data: Path | None
@@ -41,12 +40,12 @@ class MigrationSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLog:
-    """What a ``/sys/sessions`` log was found to hold.
+    """The sessions in a ``/sys/sessions`` log.
 
     Attributes:
-        pool: The sessions that a trusted root introduced there.
+        pool: The sessions that a trusted root introduced.
         latest: For each session id, the id of its last commit.
-        problems: What could not be believed, for people.
+        problems: Sessions that could not be verified, in human-readable sentences.
     """
 
     pool: TrustPool
@@ -62,7 +61,7 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
         given: The only organization to look for; None for all.
 
     Raises:
-        ConfigurationError: It holds none.
+        ConfigurationError: The path holds no organization.
         NewerFormatError: A newer GoatDB has written in it.
     """
     if source.is_file():
@@ -89,7 +88,7 @@ def _describe_source(settings: Path, given: str | None) -> MigrationSource:
         check_understood(data)
     if given is not None or data is None:
         return MigrationSource(settings=settings, data=data, org=given or DEFAULT_ORG)
-    # The organization is part of what is signed, so the log itself tells it from the other candidate.
+    # The organization is part of the signed bytes, so the log shows which of the two candidates is right.
     commits = read_commits(data / SESSIONS_LOG, directory.name)
     if (
         commits
@@ -139,12 +138,12 @@ def read_session_log(data: Path, document: IdentityDocument, org: str) -> Sessio
         try:
             pool.session(session_id)
         except VerificationError as error:
-            problems.append(f"session {session_id} of the log is not believed: {error}")
+            problems.append(f"session {session_id} of the log could not be verified: {error}")
     return SessionLog(pool=pool, latest=latest, problems=tuple(problems))
 
 
 def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple[Session, ...]:
-    """Return the user sessions that a server's log introduces, each vouched for by a root of the identity.
+    """Return the user sessions in a server's log that a root of the identity introduced.
 
     Raises:
         ConfigurationError: `data` has no ``/sys/sessions`` log.
@@ -164,7 +163,7 @@ def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple
 
 
 def find_key_copies(settings: Path) -> list[Path]:
-    """Return the files beside a settings.json that hold a private key as well, such as a backup of it."""
+    """Return the files beside a settings.json that hold a private key too, such as a backup."""
     return [path for path in sorted(settings.parent.iterdir()) if path != settings and _holds_key(path)]
 
 

@@ -1,8 +1,8 @@
-"""Write sessions that only a settings.json knows into the ``/sys/sessions`` logs, by the same commit on every server.
+"""Write sessions that only a settings.json holds into the ``/sys/sessions`` logs, by the same commit on every server.
 
-COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" where it meets two commits without parents for
-one session. So a session that another server holds is copied from there, and where that cannot be found out, nothing is
-written. Rule: a log that a process holds open is not touched.
+COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" when it merges two commits without parents of
+one session. So a session that another server holds is copied from that server; if the other servers cannot be asked,
+nothing is written. Rule: a log that a process holds open is not touched.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from goatherd.wire.paths import SESSIONS_PATH
 if TYPE_CHECKING:
     from goatherd.operations.migrate import MigrationTarget
 
-_PATIENCE: Final = timedelta(seconds=60)
+_LARGE_ANSWER_TIMEOUT: Final = timedelta(seconds=60)
 """For one answer about 50 000 sessions."""
 _LONG_AGO_MS: Final = 1_577_836_800_000
 """2020-01-01, before any GoatDB: the time of a commit where its session has an unusual expiration."""
 
 
 def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, Session]:
-    """Return one session for each id, as the server that knows most about it has it.
+    """Return one session for each id: the version of the server that knows most about it.
 
     Raises:
         SettingsError: Two servers have different keys for one session.
@@ -67,7 +67,7 @@ def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, S
 
 
 def find_held_in_logs(sources: Sequence[MigrationSource], identity: IdentityDocument) -> dict[str, list[Commit]]:
-    """Return, for each session that a server's log introduces, that log's commits about it."""
+    """Return the commits of each session that one of the servers' logs introduces."""
     held: dict[str, list[Commit]] = {}
     for source in sources if len(sources) > 1 else ():
         if source.data is None:
@@ -91,13 +91,13 @@ async def find_held_by_servers(
     held: Collection[str],
     is_only_server: bool,
 ) -> dict[str, list[Commit]]:
-    """Return, for each session that no log introduces, the commits about it that the running servers hold.
+    """Return the commits that running servers hold of each session that no log introduces.
 
-    COMPAT: two different commits without parents for one session end GoatDB servers and clients. So what another run
-    has written on another server must be known here.
+    COMPAT: two different commits without parents of one session end GoatDB servers and clients. So the commits that an
+    earlier run wrote on another server must be known.
 
     Raises:
-        SettingsError: Another run has migrated a server, and not every server could be asked.
+        SettingsError: An earlier run has migrated a server, and not every server could be asked.
     """
     missing: set[str] = set()
     for source, users in read:
@@ -114,7 +114,7 @@ async def find_held_by_servers(
         name = store.name
     found: dict[str, list[Commit]] = {}
     silent = []
-    async with NodeDirectory(target.addresses, timeout=max(target.timeout, _PATIENCE)) as directory:
+    async with NodeDirectory(target.addresses, timeout=max(target.timeout, _LARGE_ANSWER_TIMEOUT)) as directory:
         clients = await directory()
         for client in clients:
             try:
@@ -152,20 +152,20 @@ async def _pull_sessions(
 def _select_signed(
     sent: Iterable[Any], document: IdentityDocument, present: IdentityDocument | None, org: str
 ) -> dict[str, list[Commit]]:
-    """Return the commits that a root of the identity has signed, by session."""
+    """Return the commits that a root of the identity has signed, by session id."""
     identity = present or document
     pool = TrustPool(org=org, current=identity.current, roots=identity.roots, revoked=identity.revoked_ids)
     commits = decode(sent, org)
     pool.offer_session_commits(commits)
-    believed: dict[str, list[Commit]] = {}
+    verified: dict[str, list[Commit]] = {}
     for commit in commits:
         if pool.add_session_commit(commit):
-            believed.setdefault(commit.key, []).append(commit)
-    return believed
+            verified.setdefault(commit.key, []).append(commit)
+    return verified
 
 
 def find_missing_sessions(log: SessionLog, users: Iterable[Session]) -> tuple[list[Session], int]:
-    """Return the trusted sessions whose log entry is missing or says less than settings.json; and how many are fine."""
+    """Return the trusted sessions that the log lacks or knows less about, and the number of the others."""
     lacking, fine = [], 0
     for user in users:
         try:
@@ -188,7 +188,15 @@ def find_missing_sessions(log: SessionLog, users: Iterable[Session]) -> tuple[li
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionComparison:
-    """The trusted sessions of a settings.json against the log: which it lacks, how many are fine, and the log."""
+    """Compare the trusted sessions of a settings.json with the log, and write those that the log lacks.
+
+    Attributes:
+        lacking: The sessions that the log lacks, or knows less about.
+        fine: How many sessions the log holds.
+        latest: For each session id in the log, the id of its last commit.
+        problems: Sessions that could not be verified.
+        directory: The logs of the organization, locked; None if nothing is to be written.
+    """
 
     lacking: list[Session]
     fine: int
@@ -201,8 +209,8 @@ class SessionComparison:
 
         Args:
             signer: The root that signs.
-            org: The organization; it is part of what is signed.
-            held: What other servers hold about a session. It is copied where this log holds nothing.
+            org: The organization; it is part of the signed bytes.
+            held: Commits that other servers hold of a session. They are copied if this log holds none.
         """
         if self.directory is None or not self.lacking:
             return
@@ -215,7 +223,7 @@ class SessionComparison:
             for commit in copied:
                 log.append(commit.to_json())
             if copied:
-                if _is_said_by(copied, session):
+                if _is_covered(copied, session):
                     continue
                 followed = {parent for commit in copied for parent in commit.parents}
                 known = next(commit.id for commit in reversed(copied) if commit.id not in followed)
@@ -225,11 +233,11 @@ class SessionComparison:
     def write_roots(
         self, pairs: Iterable[tuple[Session, OwnedSession]], org: str, held: Mapping[str, Sequence[Commit]]
     ) -> None:
-        """Append the introduction of each root by the other, where the log does not hold it.
+        """Append the introduction of each root by the other one, unless the log holds it.
 
         Args:
-            pairs: A root, and the one that introduces it.
-            org: The organization; it is part of what is signed.
+            pairs: A root, and the root that introduces it.
+            org: The organization; it is part of the signed bytes.
             held: As for `write`.
         """
         if self.directory is None:
@@ -258,8 +266,8 @@ def _is_by(signer: Session, commit: Commit) -> bool:
     return True
 
 
-def _is_said_by(commits: Iterable[Commit], session: Session) -> bool:
-    """Whether commits about a session say as much as is known of it."""
+def _is_covered(commits: Iterable[Commit], session: Session) -> bool:
+    """Whether commits of a session say as much as `session` does."""
     best: Session | None = None
     for commit in commits:
         try:
@@ -272,21 +280,18 @@ def _is_said_by(commits: Iterable[Commit], session: Session) -> bool:
 def introduction_of_migrated(
     session: Session, signer: OwnedSession, org: str, parent: str | None, now_ms: int
 ) -> dict[str, Any]:
-    """Return the commit that introduces a session that only settings.json knows: on every server the same.
+    """Return the commit that introduces a session which only settings.json holds: the same commit on every server.
 
-    It does not depend on when that server is migrated, nor on rotations before.
-
-    COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" where it meets two commits of one session
-    that have no parents.
+    It depends neither on the time of the migration nor on earlier rotations.
 
     Args:
         session: The session.
         signer: The root that introduces it.
-        org: The organization; it is part of what is signed.
-        parent: The commit that the log holds about the session; None for none.
-        now_ms: Milliseconds since 1970; the commit is not of a later time.
+        org: The organization; it is part of the signed bytes.
+        parent: The last commit of the session in the log; None for none.
+        now_ms: Milliseconds since 1970; the latest time of the commit.
     """
-    # When GoatDB made the session, since that is the same everywhere, and signatures are deterministic (RFC 6979).
+    # The time when GoatDB created the session: the same on every server. Signatures are deterministic (RFC 6979).
     ts = session.expiration_ms - milliseconds(SESSION_LIFETIME)
     if not 0 < ts <= min(now_ms, signer.session.expiration_ms):
         ts = _LONG_AGO_MS
@@ -305,10 +310,10 @@ def introduction_of_migrated(
 def compare_sessions(
     source: MigrationSource, users: tuple[Session, ...], identity: IdentityDocument, *, writes: bool
 ) -> Iterator[SessionComparison]:
-    """Compare settings.json with the log; with `writes` while holding the data directory against a server."""
+    """Compare settings.json with the log. With `writes`, lock the data directory so that no server can start on it."""
     if source.data is None:
         problems = (
-            ("no data directory was given, so nobody looked for the trusted sessions in its log",) if users else ()
+            ("no data directory was given, so the trusted sessions were not looked up in its log",) if users else ()
         )
         yield SessionComparison(lacking=list(users), fine=0, latest={}, problems=problems, directory=None)
         return
