@@ -31,7 +31,9 @@ def _help() -> None:
     """Show the menu, without what only a command needs (tests/unit/cli/test_start_up.py)."""
     from goatherd.cli.menu import help_text
 
-    print(help_text(), flush=True)  # noqa: T201 - `goatherd.cli.output` is what only a command needs
+    # `goatherd.cli.output` is what only a command needs.
+    sys.stdout.write(help_text() + "\n")
+    sys.stdout.flush()
 
 
 def _leave_no_core() -> None:
