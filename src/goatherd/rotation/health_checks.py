@@ -88,6 +88,9 @@ class HealthCommand:
 
     What it writes goes nowhere. When its time is over, the whole group is killed.
 
+    Attributes:
+        command: The command line.
+
     Args:
         command: The command line; what it starts in the background it must end by itself.
         timeout: Longest time for one run.
@@ -95,7 +98,7 @@ class HealthCommand:
     """
 
     def __init__(self, command: str, *, timeout: timedelta, is_run: bool = True) -> None:
-        self._command = command
+        self.command = command
         self._is_run = is_run
         self._timeout = timeout.total_seconds()
         # SECURITY: of the line only its first word: arguments may hold a token
@@ -104,7 +107,7 @@ class HealthCommand:
 
     def without_running(self) -> HealthCommand:
         """Return the same health check, which passes without its command being run."""
-        return HealthCommand(self._command, timeout=timedelta(seconds=self._timeout), is_run=False)
+        return HealthCommand(self.command, timeout=timedelta(seconds=self._timeout), is_run=False)
 
     async def ask(self) -> str | None:
         if not self._is_run:
@@ -112,7 +115,7 @@ class HealthCommand:
         nothing = asyncio.subprocess.DEVNULL
         try:
             process = await asyncio.create_subprocess_exec(
-                _SHELL, "-c", self._command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+                _SHELL, "-c", self.command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
             )
         except OSError as error:
             return f"{self.name}: cannot be started: {error.strerror}"

@@ -33,7 +33,7 @@ async def test_a_rotation_that_would_wait_for_no_server_is_refused(make_herd: Ma
 
 
 async def test_a_rotation_without_servers_is_done_where_it_is_asked_for(make_herd: MakeHerd) -> None:
-    herd = await make_herd(nodes=0)
+    herd = await make_herd(nodes=0, clients=0)
     report = await rotate(store_of(herd), [], POLICY, unsafe_without_nodes=True, clock=herd.clock)
     assert report.outcome is Outcome.ROTATED
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import timedelta
+from typing import Any
+
 import pytest
 
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, UnavailableError
-from goatherd.operations.controller_start import StartProblem, find_missing_program, find_start_problems, refuse_start
+from goatherd.operations.controller import (
+    StartProblem,
+    explain_schedule,
+    find_missing_program,
+    find_start_problems,
+    refuse_start,
+    run_controller,
+)
 from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.schedule.due import Schedule, make_schedule
 from tests.fakes.herd import Herd
-from tests.unit.rotation.conftest import MakeHerd, rotator_for
+from tests.unit.rotation.conftest import rotator_for
 from tests.unit.rotation.test_obstacles import part, stranger
+
+from .conftest import POLICY, MakeHerd, store_of
 
 
 class Telling:
@@ -118,3 +133,30 @@ async def test_a_store_that_does_not_answer_may_answer_later_and_one_that_denies
 )
 async def test_a_program_is_looked_up_as_the_shell_will_do_it(line: str, missing: str | None) -> None:
     assert await find_missing_program(line) == missing
+
+
+# --- as a Python program calls it -------------------------------------------------------------------------------------
+
+
+def schedule_of(herd: Herd, **options: Any) -> Schedule:
+    return make_schedule(
+        Schedule(controller="one", started_by="one", policy=POLICY, **options), now_ms=herd.clock.now_ms()
+    )
+
+
+async def test_a_controller_that_would_wait_for_no_server_is_refused(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    with pytest.raises(ConfigurationError, match="no server is listed"):
+        await run_controller(store_of(herd), [], schedule_of(herd), stop=asyncio.Event(), once=True)
+
+
+async def test_an_explanation_is_data_and_writes_nothing(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    store = store_of(herd)
+    before = await store.versions()
+    async with NodeDirectory((), timeout=timedelta(seconds=1)) as nodes:
+        found = await explain_schedule(store, nodes, schedule_of(herd, max_age=timedelta(days=60)))
+    assert found.facts.current_id == (await store.read())[1].current.id
+    assert found.verdict.at_ms is not None
+    assert found.obstacles == ()
+    assert await store.versions() == before

@@ -1,0 +1,113 @@
+"""What ``goatherd controller`` prints: the schedule and what comes next, and what ``--once`` has done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from goatherd.cli.text.rotation import report_data
+from goatherd.operations.controller import ScheduleExplanation
+from goatherd.schedule.controller import Turn
+from goatherd.schedule.due import Schedule, Verdict
+from goatherd.times import format_duration, iso
+
+
+def explanation_data(store: str, schedule: Schedule, found: ScheduleExplanation) -> dict[str, Any]:
+    """Return what a controller would do as data."""
+    return {
+        "store": store,
+        "current": found.facts.current_id,
+        "expires": iso(found.facts.expires_ms),
+        "now": iso(found.at_ms),
+        "isDue": found.verdict.is_due(found.at_ms),
+        "next": verdict_data(found.verdict),
+        "rotations": [iso(begin) for begin in found.begins],
+        "schedule": schedule_data(schedule),
+        "obstacles": [one.text for one in found.obstacles],
+    }
+
+
+def explanation_lines(store: str, schedule: Schedule, found: ScheduleExplanation) -> list[str]:
+    """Return what a controller would do as lines."""
+    facts, verdict = found.facts, found.verdict
+    lines = [
+        f"identity    {store}: {facts.current_id} signs, and expires at {iso(facts.expires_ms)}",
+        f"schedule    {schedule_line(schedule)}",
+        next_line(verdict, found.at_ms),
+        f"            {verdict.why}",
+    ]
+    if verdict.skipped_ms is not None:
+        lines.append(f"skipped     the slot {iso(verdict.skipped_ms)}")
+    if found.begins:
+        lines.append("rotations   if each succeeds at once: " + ", ".join(iso(begin) for begin in found.begins))
+    if verdict.urgent:
+        lines.append("urgent      the root is near its expiration, or past it")
+    return [*lines, *(f"obstacle    {one.text}" for one in found.obstacles)]
+
+
+def turn_data(store: str, turn: Turn) -> dict[str, Any]:
+    """Return what one look of a controller has led to as data."""
+    assert turn.verdict is not None
+    return {
+        "store": store,
+        "done": "nothing" if turn.report is None else turn.verdict.act.value,
+        "yielded": turn.has_yielded,
+        "why": turn.verdict.why,
+        "next": verdict_data(turn.verdict),
+        "report": None if turn.report is None else report_data(turn.report),
+    }
+
+
+def turn_lines(turn: Turn, now_ms: int) -> list[str]:
+    """Return what one look of a controller has led to as lines."""
+    assert turn.verdict is not None
+    if turn.report is not None:
+        done = f"{turn.verdict.act.value}: {turn.verdict.why}"
+        return [done, f"{turn.report.outcome.value}: {turn.report.current_id} signs"]
+    if turn.has_yielded:
+        return [f"another process was first: {turn.error}"]
+    return ["nothing is due", next_line(turn.verdict, now_ms)]
+
+
+def verdict_data(verdict: Verdict) -> dict[str, Any]:
+    """Return what comes next as data."""
+    return {
+        "act": verdict.act.value,
+        "at": None if verdict.at_ms is None else iso(verdict.at_ms),
+        "why": verdict.why,
+        "slot": None if verdict.slot_ms is None else iso(verdict.slot_ms),
+        "skipped": None if verdict.skipped_ms is None else iso(verdict.skipped_ms),
+        "urgent": verdict.urgent,
+    }
+
+
+def next_line(verdict: Verdict, now_ms: int) -> str:
+    """Return what comes next as a line."""
+    if verdict.at_ms is None:
+        return "next        nothing"
+    when = "now" if verdict.is_due(now_ms) else f"at {iso(verdict.at_ms)}"
+    return f"next        {verdict.act.value} {when}"
+
+
+def schedule_data(schedule: Schedule) -> dict[str, Any]:
+    """Return a schedule as data."""
+    return {
+        "controller": schedule.controller,
+        "cron": schedule.cron,
+        "maxAge": None if schedule.max_age is None else format_duration(schedule.max_age),
+        "timezone": schedule.zone.key,
+        "windows": [str(window) for window in schedule.windows],
+        "missed": schedule.missed.value,
+        "jitter": format_duration(schedule.jitter),
+    }
+
+
+def schedule_line(schedule: Schedule) -> str:
+    """Return a schedule as a line."""
+    if schedule.cron is not None:
+        when = f"cron `{schedule.cron}`; a missed slot: {schedule.missed.value}"
+    elif schedule.max_age is not None:
+        when = f"keys older than {format_duration(schedule.max_age)}"
+    else:
+        when = "by the age of the key"
+    windows = "; ".join(str(window) for window in schedule.windows) or "at all times"
+    return f"{when}; windows: {windows}; in {schedule.zone.key}; jitter up to {format_duration(schedule.jitter)}"

@@ -1,0 +1,324 @@
+"""Rotate on a schedule, check before that everything is in place, and explain what would be done when.
+
+What it is: what ``goatherd controller`` and Python programs call. What it is not: the loop
+(`goatherd.schedule.controller`), nor the decision when (`goatherd.schedule.due`).
+
+Rules: before a controller sleeps, everything that it will need is tried once, but for the alert command, which would
+page an operator at every start. A mistake of the configuration ends the start; what may pass is a warning. Programs are
+looked up by the shell that will run them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, Protocol
+
+from goatherd.audit.trail import AuditTrail, Journal
+from goatherd.clock import SystemClock
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.errors import ConfigurationError, GoatherdError, ProviderError
+from goatherd.identity.document import IdentityDocument
+from goatherd.metrics import RotationMetrics
+from goatherd.operations.identity_store import Store
+from goatherd.operations.rotate import Nodes, check_rotation_servers, make_rotator, resolve_nodes
+from goatherd.operations.runs import EventListener, notify_each
+from goatherd.operations.status import find_obstacles_now
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.capabilities import DiagnosableSecretProvider
+from goatherd.providers.capabilities import Verdict as RightsVerdict
+from goatherd.providers.values import CURRENT
+from goatherd.rotation.action import Obstacle, ObstacleKind
+from goatherd.rotation.events import Report
+from goatherd.rotation.health_checks import HealthCommand, HealthSignal
+from goatherd.rotation.obstacles import Survey
+from goatherd.rotation.rotator import Rotator
+from goatherd.schedule.alerts import Alarm
+from goatherd.schedule.controller import Controller, Turn, Worker
+from goatherd.schedule.due import Act, Facts, Schedule, Verdict, facts_of, next_due, preview
+from goatherd.telemetry import Event as LogEvent
+from goatherd.telemetry import event_text
+
+PREVIEW: Final = 5
+"""How many rotations an explanation looks ahead."""
+
+_log = logging.getLogger("goatherd.rotation")
+
+_PERMANENT: Final = frozenset(
+    {ObstacleKind.OTHER_IDENTITY, ObstacleKind.NAMED_TWICE, ObstacleKind.QUORUM, ObstacleKind.LIFETIME}
+)
+"""Obstacles that are mistakes of the controller's own configuration."""
+
+_SHELL: Final = "/bin/sh"
+_PLAIN_WORD: Final = re.compile(r"[\w./~+-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleExplanation:
+    """What a controller would do, when and why.
+
+    Attributes:
+        facts: What the schedule goes by.
+        verdict: What comes next.
+        begins: When the next rotations would begin if each succeeded at once, in milliseconds since 1970.
+        obstacles: What prevents a rotation from starting now.
+        at_ms: When this was found, in milliseconds since 1970.
+    """
+
+    facts: Facts
+    verdict: Verdict
+    begins: tuple[int, ...]
+    obstacles: tuple[Obstacle, ...]
+    at_ms: int
+
+
+async def explain_schedule(store: Store, nodes: NodeDirectory, schedule: Schedule) -> ScheduleExplanation:
+    """Return what a controller would do, when and why. Writes nothing.
+
+    Args:
+        store: The open store.
+        nodes: The servers. No server need be listed.
+        schedule: When to rotate, checked.
+
+    Raises:
+        ProviderError, IdentityError: The identity cannot be read.
+    """
+    version, document = await store.read()
+    obstacles = await find_obstacles_now(store, nodes, schedule.policy) if nodes.addresses else ()
+    now_ms = SystemClock().now_ms()
+    facts = facts_of(document, now_ms, written_ms=version.created_ms, tolerance=schedule.policy.clock_tolerance)
+    return ScheduleExplanation(
+        facts=facts,
+        verdict=next_due(facts, schedule, now_ms),
+        begins=tuple(preview(facts, schedule, now_ms, PREVIEW)),
+        obstacles=obstacles,
+        at_ms=now_ms,
+    )
+
+
+async def run_controller(
+    store: Store,
+    nodes: Nodes,
+    schedule: Schedule,
+    *,
+    stop: asyncio.Event,
+    hurry: asyncio.Event | None = None,
+    once: bool = False,
+    interval: timedelta = timedelta(minutes=1),
+    stop_timeout: timedelta = timedelta(seconds=20),
+    unsafe_without_nodes: bool = False,
+    health: Sequence[HealthSignal] = (),
+    alert_command: str | None = None,
+    audit_log: Path | None = None,
+    metrics: RotationMetrics | None = None,
+    counts_runs: bool = True,
+) -> Turn | None:
+    """Rotate on a schedule, resume interrupted rotations, and destroy old keys in time, until `stop` is set.
+
+    Args:
+        store: The open store.
+        nodes: Every server that holds this identity.
+        schedule: When to rotate, checked, and its policy.
+        stop: Asks the controller to end at a safe point.
+        hurry: Asks it not to wait for the end of a rotation.
+        once: Do what is due now, then end. Nothing is checked before.
+        interval: How often the identity is read.
+        stop_timeout: How long a rotation in progress may take to its end after `stop`.
+        unsafe_without_nodes: Rotate although no server is listed.
+        health: Health checks that must pass before a rotation begins and while the new root signs.
+        alert_command: Command to run when an operator is needed.
+        audit_log: File to append the audit trail to.
+        metrics: Is kept up to date.
+        counts_runs: Whether each rotation counts as a run in `metrics`; false if the caller counts this call as one.
+
+    Returns:
+        With `once`, what was done; None if the controller was stopped before.
+
+    Raises:
+        ConfigurationError: No server is listed, or something is configured wrongly, such as a program that is missing.
+        AuditError: The audit trail cannot be written.
+        GoatherdError: With `once`, for what the rotation failed.
+    """
+    servers = await resolve_nodes(nodes)
+    check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
+    seen = metrics or RotationMetrics()
+    journal = Journal(None if audit_log is None else AuditTrail(audit_log, actor=schedule.started_by))
+
+    def make(on_event: EventListener | None = None) -> Rotator:
+        return make_rotator(
+            store, servers, schedule.policy, health=health, on_event=on_event, started_by=schedule.started_by
+        )
+
+    def make_worker(on_event: EventListener) -> Worker:
+        rotator = make(notify_each(on_event, seen.told))
+        return _CountedWorker(rotator, seen) if counts_runs else rotator
+
+    def keep(document: IdentityDocument, verdict: Verdict) -> None:
+        seen.document = document
+        seen.next_ms = verdict.at_ms if verdict.act is Act.ROTATE else seen.next_ms
+
+    if not once:
+        health_command = next((one.command for one in health if isinstance(one, HealthCommand)), None)
+        commands = {"controller.alert_command": alert_command, "rotation.health_command": health_command}
+        await _check_start(store, make(), journal, commands)
+    controller = Controller(
+        store.provider,
+        store.secret_id,
+        schedule,
+        worker=make_worker,
+        interval=interval,
+        alarm=Alarm(alert_command),
+        journal=journal,
+        on_look=keep,
+        stop_patience=stop_timeout,
+    )
+    turn = await controller.run(stop, hurry, once=once)
+    if once and turn is not None and turn.error is not None and not turn.has_yielded:
+        raise turn.error
+    return turn
+
+
+class _CountedWorker:
+    """A rotator whose runs are counted; what is destroyed later is no run of a rotation."""
+
+    def __init__(self, rotator: Rotator, seen: RotationMetrics) -> None:
+        self._rotator = rotator
+        self._seen = seen
+
+    async def rotate(self) -> Report:
+        with self._seen.run(SystemClock()):
+            return await self._rotator.rotate()
+
+    async def resume(self) -> Report:
+        with self._seen.run(SystemClock()):
+            return await self._rotator.resume()
+
+    async def retire(self) -> Report:
+        return await self._rotator.retire()
+
+
+# --- before the start -------------------------------------------------------------------------------------------------
+
+
+async def _check_start(store: Store, rotator: Rotator, journal: Journal, commands: Mapping[str, str | None]) -> None:
+    """Try everything that a rotation will need, and warn of what does not work now.
+
+    Raises:
+        ConfigurationError: Something does not work that cannot get better by itself.
+        AuditError: The audit trail cannot be written.
+    """
+    problems = await find_start_problems(store.provider, store.secret_id, rotator, commands)
+    refuse_start(problems)
+    for one in problems:
+        _log.warning(event_text(LogEvent.CONTROLLER_START_PROBLEM, reason=one.text, do=one.hint or "-"))
+    with suppress(ProviderError):
+        _, document = await store.read()
+        journal.use(document)
+        journal.begin("controller-starts", {"secret": store.name, "problems": [one.text for one in problems]})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartProblem:
+    """One thing that a controller would fail by.
+
+    Attributes:
+        text: What is wrong and where.
+        hint: What to do about it; may be empty.
+        is_permanent: Whether it ends the start.
+    """
+
+    text: str
+    hint: str = ""
+    is_permanent: bool
+
+
+class Surveyor(Protocol):
+    """What says what stands in the way of a rotation; `goatherd.rotation.Rotator` is one."""
+
+    async def survey(self, *, is_probing: bool = True) -> Survey: ...
+
+
+async def find_start_problems(
+    provider: SecretProvider, secret_id: str, surveyor: Surveyor, commands: Mapping[str, str | None]
+) -> list[StartProblem]:
+    """Try everything that a controller needs, and return what does not work.
+
+    Args:
+        provider: The store, opened.
+        secret_id: The identity's secret in it.
+        surveyor: Looks at the servers.
+        commands: What the operator gave to be run, by the name of the option; None where nothing was given.
+
+    Raises:
+        ProviderError, IdentityError: The store cannot be read, and that will not pass by itself.
+    """
+    problems = []
+    for option, line in commands.items():
+        missing = None if line is None else await find_missing_program(line)
+        if missing is not None:
+            problems.append(
+                StartProblem(
+                    text=f"{option}: /bin/sh finds no program {missing!r}",
+                    hint="Give its full path, or install it on this machine.",
+                    is_permanent=True,
+                )
+            )
+    try:
+        await provider.read(secret_id, CURRENT)
+        problems += await _of_rights(provider, secret_id)
+        survey = await surveyor.survey(is_probing=False)
+    except GoatherdError as error:
+        if not error.retryable:
+            raise
+        return [*problems, StartProblem(text=str(error), hint=error.hint, is_permanent=False)]
+    problems += [
+        StartProblem(text=one.text, hint=one.hint, is_permanent=one.kind in _PERMANENT) for one in survey.obstacles
+    ]
+    return [*problems, *(StartProblem(text=remark, is_permanent=False) for remark in survey.remarks)]
+
+
+async def _of_rights(provider: SecretProvider, secret_id: str) -> list[StartProblem]:
+    if not isinstance(provider, DiagnosableSecretProvider):
+        return []
+    return [
+        StartProblem(text=one.text, hint=one.hint, is_permanent=one.verdict is RightsVerdict.WRONG)
+        for one in await provider.diagnose(secret_id)
+        if one.verdict in (RightsVerdict.WRONG, RightsVerdict.CAUTION)
+    ]
+
+
+async def find_missing_program(line: str) -> str | None:
+    """Return the program that a command line begins with, where the shell does not find it.
+
+    Lines that begin with more than a plain word (an assignment, a subshell) are not judged.
+    """
+    word = (line.split() or [""])[0]
+    if not _PLAIN_WORD.fullmatch(word):
+        return None
+    nothing = asyncio.subprocess.DEVNULL
+    try:
+        process = await asyncio.create_subprocess_exec(
+            _SHELL, "-c", 'command -v -- "$1"', _SHELL, word, stdin=nothing, stdout=nothing, stderr=nothing
+        )
+    except OSError:
+        return word
+    return None if await process.wait() == 0 else word
+
+
+def refuse_start(problems: Sequence[StartProblem]) -> None:
+    """Raise where a problem ends the start.
+
+    Raises:
+        ConfigurationError: It names every such problem.
+    """
+    permanent = [one for one in problems if one.is_permanent]
+    if permanent:
+        message = f"the controller was not started: {'; '.join(one.text for one in permanent)}"
+        hint = " ".join(dict.fromkeys(one.hint for one in permanent if one.hint))
+        raise ConfigurationError(message, hint=hint or None)
