@@ -16,7 +16,7 @@ from goatherd.identity.revocations import commit_digest
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.strict_json import pretty
 from goatherd.identity.transitions import create
-from goatherd.operations.signing import examine_signature, sign_current, sign_earlier
+from goatherd.operations.sign import examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
 from goatherd.rotation import Outcome

@@ -1,30 +1,17 @@
-"""The command that signs an identity whose signature does not hold, or takes back what changed: sign."""
+"""`goatherd sign`: sign an identity whose signature is invalid, or undo the change."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import click
 
-from goatherd.cli.auditing import audit_option, audited
+from goatherd.cli.auditing import audit_log, audit_option
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.rotate import distrust_option
-from goatherd.clock import SystemClock
-from goatherd.cluster.discovery import NodeDirectory
-from goatherd.cluster.observer import Observer
-from goatherd.config.build import build_policy, open_store
-from goatherd.identity.document import IdentityDocument
-from goatherd.operations.identity_store import Store
-from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
-from goatherd.rotation.history_check import check_distrusted
-
-_STATES = {
-    SignatureState.VALID: "the current root has signed it",
-    SignatureState.MISSING: "it has no signature",
-    SignatureState.OUTDATED: "a tool that does not sign has written since it was signed",
-    SignatureState.INVALID: "it is not what was signed: it was altered in the store",
-}
+from goatherd.cli.text.signature import signature_data, signature_lines
+from goatherd.config.build import build_policy, open_nodes, open_store
+from goatherd.operations.sign import SignatureState, accept_changes, examine_signature, take_back_changes
 
 
 @command(
@@ -52,65 +39,16 @@ def sign(app: App, accept: bool, take_back: bool) -> int:
     """
     if accept and take_back:
         raise click.UsageError("--accept and --take-back cannot be combined")
-    return asyncio.run(_sign(app, "accept" if accept else "take-back" if take_back else None))
+    return asyncio.run(_sign(app, accept=accept, take_back=take_back))
 
 
-async def _sign(app: App, way: str | None) -> int:
-    async with open_store(app.options) as store:
+async def _sign(app: App, *, accept: bool, take_back: bool) -> int:
+    options, written = app.options, None
+    async with open_store(options) as store, open_nodes(options) as nodes:
         examined = await examine_signature(store.provider, store.secret_id)
-        written: IdentityDocument | None = None
-        if way is not None and examined.state is not SignatureState.VALID:
-            asked: dict[str, Any] = {"what": way, "version": examined.version, "changes": list(examined.changes)}
-            if app.options.rotation_distrust:
-                asked["distrust"] = list(app.options.rotation_distrust)
-            addresses = tuple(dict.fromkeys((*app.options.nodes, *app.options.rotation_bare)))
-            async with (
-                audited(app, store, "sign", asked) as journal,
-                NodeDirectory(addresses, timeout=app.options.timeout, org=app.options.org) as directory,
-            ):
-                policy, clock = build_policy(app.options), SystemClock()
-                nodes = directory if directory.is_discovered else await directory()
-                observer = Observer(nodes, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)
-                check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
-                write = sign_current if way == "accept" else sign_earlier
-                written = await write(
-                    store.provider, store.secret_id, examined, ask=observer.read_identities, policy=policy, clock=clock
-                )
-                journal.note("identity-signed", {"generation": written.generation, "current": written.current.id})
-    app.out.result(_data(store, examined, written), _lines(store, examined, written))
-    return 0 if written is not None or examined.state is SignatureState.VALID else EXIT_FINDINGS
-
-
-def _data(store: Store, examined: Examined, written: IdentityDocument | None) -> dict[str, Any]:
-    return {
-        "store": store.name,
-        "storeVersion": examined.version,
-        "signature": str(examined.state),
-        "current": examined.document.current.id,
-        "generation": examined.document.generation,
-        "signedVersion": examined.signed_version,
-        "changes": list(examined.changes),
-        "written": None if written is None else written.generation,
-    }
-
-
-def _lines(store: Store, examined: Examined, written: IdentityDocument | None) -> list[str]:
-    document = examined.document
-    lines = [f"version {examined.version} of {store.name}, generation {document.generation}: {_STATES[examined.state]}"]
-    if examined.state is SignatureState.VALID:
-        return lines
-    if examined.signed is None:
-        lines.append("no earlier version that can be read is signed")
-    else:
-        lines.append(f"changes since version {examined.signed_version}, generation {examined.signed.generation}:")
-        lines += [f"  {change}" for change in examined.changes or ("none that a server uses",)]
-    if written is not None:
-        lines.append(f"wrote generation {written.generation}, signed by root {written.current.id}")
-        return lines
-    lines.append(
-        "nothing was written. If your own tools have made these changes, run `goatherd restore --signature --accept`,"
-        " and replace every Goatherd 0.1.0 that writes."
-    )
-    if examined.signed is not None:
-        lines.append("If not, run `goatherd restore --signature --take-back`, and find out who can write to the store.")
-    return lines
+        is_valid = examined.state is SignatureState.VALID
+        if (accept or take_back) and not is_valid:
+            write = accept_changes if accept else take_back_changes
+            written = await write(store, nodes, build_policy(options), examined=examined, audit_log=audit_log(app))
+    app.out.result(signature_data(store.name, examined, written), signature_lines(store.name, examined, written))
+    return 0 if is_valid or written is not None else EXIT_FINDINGS

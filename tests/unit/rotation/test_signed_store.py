@@ -22,7 +22,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.strict_json import pretty
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import sign_again
-from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
+from goatherd.operations.sign import Examined, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Phase, Policy

@@ -7,24 +7,36 @@ store and the servers that answer show; every write is a compare-and-swap on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from goatherd.clock import Clock
+from goatherd.clock import Clock, SystemClock
+from goatherd.cluster.observer import Observer
 from goatherd.errors import IllegalStepError, SuccessionError
 from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
 from goatherd.identity.root_signatures import MEMBER
 from goatherd.identity.succession import MAX_JUMP, verify_succession
 from goatherd.identity.transitions import sign_again
+from goatherd.operations.identity_store import Store
+from goatherd.operations.rotate import Nodes, distrusted, resolve_nodes
+from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, VersionId
-from goatherd.rotation.history_check import check_store_history
+from goatherd.rotation.history_check import check_distrusted, check_store_history
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import Ask, read_earlier
 from goatherd.times import iso
 
-__all__ = ["Examined", "SignatureState", "examine_signature", "sign_current", "sign_earlier"]
+__all__ = [
+    "Examined",
+    "SignatureState",
+    "accept_changes",
+    "examine_signature",
+    "sign_current",
+    "sign_earlier",
+    "take_back_changes",
+]
 
 
 class SignatureState(StrEnum):
@@ -94,6 +106,74 @@ async def examine_signature(provider: SecretProvider, secret_id: str) -> Examine
         signed=signed,
         changes=tuple(describe_changes(signed, document)),
     )
+
+
+async def accept_changes(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    examined: Examined,
+    audit_log: AuditLog | None = None,
+    clock: Clock | None = None,
+) -> IdentityDocument:
+    """Sign what the store holds, and write it as the next generation.
+
+    Args:
+        store: The open store.
+        nodes: Servers whose identities are compared with the store's. No server need be listed.
+        policy: Whose reports are ignored (`distrust`).
+        examined: What `examine_signature` has returned.
+        audit_log: Where to append the audit trail.
+        clock: Tells the time and waits.
+
+    Returns:
+        The identity that was written.
+
+    Raises:
+        AuditError: The audit trail cannot be written. Nothing was written.
+        IllegalStepError, StoreWentBackError, SuccessionError, ConflictError, ProviderError: As `sign_current`.
+    """
+    return await _write(sign_current, "accept", store, nodes, policy, examined, audit_log, clock)
+
+
+async def take_back_changes(
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None = None,
+    *,
+    examined: Examined,
+    audit_log: AuditLog | None = None,
+    clock: Clock | None = None,
+) -> IdentityDocument:
+    """Write the last signed version again, as the next generation.
+
+    Args, results and errors are those of `accept_changes`.
+    """
+    return await _write(sign_earlier, "take-back", store, nodes, policy, examined, audit_log, clock)
+
+
+async def _write(
+    write: Callable[..., Awaitable[IdentityDocument]],
+    what: str,
+    store: Store,
+    nodes: Nodes,
+    policy: Policy | None,
+    examined: Examined,
+    audit_log: AuditLog | None,
+    clock: Clock | None,
+) -> IdentityDocument:
+    policy, clock = policy or Policy(), clock or SystemClock()
+    asked = {"what": what, "version": examined.version, "changes": list(examined.changes), **distrusted(policy)}
+    async with record_run(store, "sign", asked, audit_log) as journal:
+        servers = await resolve_nodes(nodes)
+        observer = Observer(servers, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)
+        check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
+        written = await write(
+            store.provider, store.secret_id, examined, ask=observer.read_identities, policy=policy, clock=clock
+        )
+        journal.note("identity-signed", {"generation": written.generation, "current": written.current.id})
+    return written
 
 
 async def _last_signed(
