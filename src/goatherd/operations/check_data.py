@@ -49,17 +49,17 @@ _EVERYTHING: Final = 1 << 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogFinding:
-    """One line of a log that cannot be used.
+    """A line of a log that is damaged, no commit, or not verifiable.
 
     Attributes:
         repository: The repository's path.
         file: The log.
-        offset: Where the line begins, in bytes.
-        length: How many bytes it has.
+        offset: Offset of the line in bytes.
+        length: Length of the line in bytes.
         kind: What is wrong.
-        reason: The same in words.
-        code: The code of the verification's error; None for other kinds.
-        commit_id: The commit's id, where one can be read.
+        reason: What is wrong, in a sentence.
+        code: Code of the verification's error; None for other kinds.
+        commit_id: Id of the commit; None if it cannot be read.
     """
 
     repository: str
@@ -87,13 +87,13 @@ class LogFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """The roots by whose signatures the records of an organization are verified.
+    """The roots whose signatures verify the records of an organization.
 
     Attributes:
-        source: Where they are from, in words.
+        source: Name of the store or the file that names the roots.
         roots: The roots.
-        revoked: Ids of revoked roots; what they have signed and the log holds counts.
-        current: The session that can sign requests to peers; None where no private key is known.
+        revoked: Ids of revoked roots. A commit of theirs that the log holds is valid.
+        current: The current root, which can sign requests to peers; None if its private key is not known.
     """
 
     source: str
@@ -102,20 +102,20 @@ class Anchor:
     current: OwnedSession | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, document: IdentityDocument, source: str) -> Anchor:
-        """Return the anchor that an identity document gives."""
+    def from_document(cls, document: IdentityDocument, source: str) -> Anchor:
+        """Return the roots of an identity document."""
         return cls(source=source, roots=document.roots, revoked=document.revoked_ids, current=document.current)
 
-    def pool(self, org: str) -> TrustPool:
-        """Return a trust pool that knows the roots and nothing else."""
-        # A pool has a session that signs. It signs nothing here, and a session without an owner vouches for nothing.
+    def make_pool(self, org: str) -> TrustPool:
+        """Return a trust pool that knows the roots and no other session."""
+        # A pool needs a session that signs. This one signs nothing, and without an owner it introduces no session.
         current = self.current or OwnedSession.generate(session_id="check", owner=None, now_ms=0)
         return TrustPool(org=org, current=current, roots=self.roots, revoked=self.revoked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogReport:
-    """What one log holds.
+    """The result of checking one log.
 
     Attributes:
         repository: The repository's path.
@@ -132,12 +132,12 @@ class LogReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
-    """What the logs of one organization hold.
+    """The result of checking the logs of one organization.
 
     Attributes:
         org: The organization.
         directory: Its directory.
-        anchor: Where the roots are from; None: no signature was verified.
+        anchor: Name of the store or the file that names the roots; None if no signature was verified.
         logs: One report for each log.
         conflicts: Concurrent creations of a session, in this directory and on the peers that were asked.
         problems: Why peers could not be asked.
@@ -152,17 +152,17 @@ class DataReport:
 
     @property
     def records(self) -> int:
-        """How many commits there are."""
+        """Number of commits in all logs."""
         return sum(log.records for log in self.logs)
 
     @property
     def findings(self) -> tuple[LogFinding, ...]:
-        """Everything that cannot be used, by log."""
+        """The findings of all logs, in order."""
         return tuple(finding for log in self.logs for finding in log.findings)
 
     @property
     def is_clean(self) -> bool:
-        """Whether there is nothing to repair, as far as every peer could be asked."""
+        """Whether there is nothing to repair, and every peer answered."""
         return not (self.findings or self.conflicts or self.problems)
 
     def to_json(self) -> dict[str, object]:
@@ -186,12 +186,12 @@ def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
     """Return the organizations that a path holds, by name: a data directory, or the directory of one organization.
 
     Args:
-        path: What the operator has named.
-        org: The organization to choose; what the only one is called, where its directory is named otherwise.
+        path: The path that the operator has named.
+        org: The only organization to return; also the name of the organization if `path` is its directory.
 
     Raises:
-        ConfigurationError: It holds none, or not this one.
-        StorageError: It cannot be read.
+        ConfigurationError: The path holds no organization, or not this one.
+        StorageError: The directory cannot be read.
     """
     if not path.is_dir():
         raise ConfigurationError(f"{path} is not a directory", hint="Name the data directory of a server.")
@@ -207,11 +207,11 @@ def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
 
 @contextmanager
 def lock_organization(directory: Path) -> Iterator[LogDirectory]:
-    """Hold an organization's directory against servers and agents.
+    """Lock an organization's directory, so that no server and no agent can use it.
 
     Raises:
-        StorageError: A server runs on it; the message names its process.
-        AgentBusyError: An agent looks after it.
+        StorageError: A server runs on the directory; the message names its process.
+        AgentBusyError: An agent uses the directory.
         NewerFormatError: A newer GoatDB has written in it.
     """
     descriptor: int | None = None
@@ -235,14 +235,14 @@ def lock_organization(directory: Path) -> Iterator[LogDirectory]:
 
 
 def find_anchor(directory: Path, now_ms: int) -> Anchor | None:
-    """Return the roots that an organization's own files name; None where no file does.
+    """Return the roots that an organization's own files name; None if there is no such file.
 
-    They are the ones of the identity that a server here took from a store, else those of settings.json. Whoever can
-    write the directory can write these files too: only a store shows that records were not forged.
+    They are the roots of the identity that a server here used last, else those of settings.json. An attacker who can
+    write to the directory can write these files too: only a store proves that records were not forged.
 
     Raises:
-        IdentityError: A file is there and is malformed.
-        StorageError: A file is there and cannot be read.
+        IdentityError: A file is malformed.
+        StorageError: A file cannot be read.
     """
     for name in (SEEN_NAME, SETTINGS_NAME):
         path = directory / name
@@ -259,7 +259,7 @@ def find_anchor(directory: Path, now_ms: int) -> Anchor | None:
             document, _, _ = from_settings(raw, now_ms)
         except IdentityError as error:
             raise type(error)(f"{path}: {error}", hint="Give --provider URI, or --offline to verify nothing.") from None
-        return Anchor.of(document, str(path))
+        return Anchor.from_document(document, str(path))
     return None
 
 
@@ -273,23 +273,23 @@ def check_organization(
     executor: Executor | None = None,
     held_by_peers: Mapping[str, Iterable[Commit]] | None = None,
 ) -> DataReport:
-    """Read every record of an organization, and verify it where there is an anchor. Blocks; writes nothing.
+    """Read every record of an organization, and verify its signature. Blocks; writes nothing.
 
     Args:
         logs: The organization's directory, locked.
         org: The organization.
-        anchor: Whose signatures count; None verifies nothing.
-        executor: Spreads the verification.
-        held_by_peers: What other servers hold in ``/sys/sessions`` (`read_peers`), by their URLs.
+        anchor: The roots whose signatures are valid; None to verify no signature.
+        executor: Verifies in parallel.
+        held_by_peers: Commits of other servers' ``/sys/sessions`` (`read_peers`), by URL.
 
     Raises:
         StorageError: A log cannot be read.
-        ConfigurationError: The records are of another identity or organization.
+        ConfigurationError: The records belong to another identity or organization.
     """
-    pool = None if anchor is None else anchor.pool(org)
+    pool = None if anchor is None else anchor.make_pool(org)
     found, verified, signers = [], 0, set()
     sessions: list[Commit] = []
-    for repository in ordered_repositories(logs):
+    for repository in list_repositories(logs):
         log = logs.open(repository)
         findings: list[LogFinding] = []
         commits: list[tuple[Line, Commit]] = []
@@ -298,7 +298,7 @@ def check_organization(
                 commits.append((line, outcome))
             else:
                 problem = (outcome.kind, outcome.reason, outcome.commit_id)
-                findings.append(_finding(repository, log, line, *problem))
+                findings.append(_make_finding(repository, log, line, *problem))
         good = [commit for _, commit in commits]
         if pool is not None:
             verdicts = verify_commits(pool, repository, good, executor)
@@ -308,7 +308,9 @@ def check_organization(
                 signers.add(commit.session)
                 if verdict is not None:
                     text = str(verdict)
-                    findings.append(_finding(repository, log, line, Kind.UNVERIFIABLE, text, commit.id, verdict.code))
+                    findings.append(
+                        _make_finding(repository, log, line, Kind.UNVERIFIABLE, text, commit.id, verdict.code)
+                    )
         if repository == SESSIONS_PATH:
             sessions = good
         findings.sort(key=lambda finding: finding.offset)
@@ -333,7 +335,7 @@ def check_organization(
     return report
 
 
-def ordered_repositories(logs: LogDirectory) -> list[str]:
+def list_repositories(logs: LogDirectory) -> list[str]:
     return order_repositories(logs.repositories())
 
 
@@ -341,7 +343,7 @@ def decode_log_commits(data: bytes, org: str) -> list[Commit]:
     return [outcome for _, outcome in decode_lines(data, org) if isinstance(outcome, Commit)]
 
 
-def _finding(
+def _make_finding(
     repository: str, log: FileLog, line: Line, kind: Kind, reason: str, commit_id: str | None, code: str | None = None
 ) -> LogFinding:
     return LogFinding(
@@ -359,7 +361,7 @@ def _finding(
 def verify_commits(
     pool: TrustPool, repository: str, commits: Sequence[Commit], executor: Executor | None
 ) -> list[VerificationError | None]:
-    """Verify commits that we hold; those of ``/sys/sessions`` are a root's word, and are learnt."""
+    """Verify commits of a log. Sessions that a root introduced in ``/sys/sessions`` are added to the pool."""
     if repository != SESSIONS_PATH:
         return pool.verify_commits(commits, executor, held=True)
     pool.offer_session_commits(commits)
@@ -367,10 +369,10 @@ def verify_commits(
     verification.run(executor)
     pool.conclude(verification)
     verdicts = pool.verify_commits(commits, executor, held=True)
-    return [verdict or _not_by_a_root(pool, commit) for verdict, commit in zip(verdicts, commits, strict=True)]
+    return [verdict or _check_signed_by_root(pool, commit) for verdict, commit in zip(verdicts, commits, strict=True)]
 
 
-def _not_by_a_root(pool: TrustPool, commit: Commit) -> VerificationError | None:
+def _check_signed_by_root(pool: TrustPool, commit: Commit) -> VerificationError | None:
     try:
         pool.root(commit.session)
     except RevokedSessionError:

@@ -1,12 +1,12 @@
-"""Concurrent creations of one session in ``/sys/sessions``: find those that end a GoatDB process, and join them.
+"""Find concurrent creations of one session in ``/sys/sessions``, which end a GoatDB process, and join them.
 
-COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" when it merges different commits of a key of
-which no commit has a child. Two such commits of one session end a server that gets the second one from a peer, and
-every client that connects. They end nothing once a commit follows both.
+COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" when it merges different commits of one key,
+none of which has a child. Two such commits of one session end a server that gets the second one from a peer, and every
+client that connects. Once a commit follows both, they are harmless.
 
-Pure. Rules: no commit is removed, since any peer or client that holds it would send it again; the joining commit is a
-function of the creations and of the root that signs it, and its contents of the creations alone, so that servers
-which are repaired at different times, by different roots, never disagree again.
+Pure. Rules: no commit is removed, since any peer or client that holds it would send it again. The joining commit
+depends only on the creations and on the root that signs it, and its contents only on the creations, so that servers
+which are repaired at different times by different roots do not disagree.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from goatherd.wire.commit import Commit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
-    """Commits that create one session differently, none of which has a child where it is held.
+    """Commits that create one session differently, none of which has a child in its log.
 
     Attributes:
         session_id: The session, which is the key of the commits.
         creations: The commits, the earliest first.
-        holders: Where they are held, sorted: directories and URLs of servers.
+        holders: The directories and the URLs of servers that hold them, sorted.
     """
 
     session_id: str
@@ -40,7 +40,7 @@ class Conflict:
 
     @property
     def text(self) -> str:
-        """What it is, in a sentence."""
+        """Describe the conflict in a sentence."""
         ids = ", ".join(commit.id for commit in self.creations)
         return (
             f"session {self.session_id} is created {len(self.creations)} times, differently ({ids}), in"
@@ -56,24 +56,24 @@ class Conflict:
         }
 
 
-def find_conflicts(places: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
-    """Return the conflicts within a place, and between places that synchronize with each other, by session.
+def find_conflicts(logs: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
+    """Return the conflicts within one log, and between logs of servers that synchronize with each other, by session.
 
-    A place that holds a commit with a parent of the same key merges what it gets, so it has no part in a conflict.
+    A server whose log has a commit with a parent of the same key can merge, so it has no part in a conflict.
 
     Args:
-        places: What ``/sys/sessions`` holds, by the name of the place.
+        logs: The commits in ``/sys/sessions``, by directory or URL.
     """
     found: dict[str, dict[str, Commit]] = {}
     holders: dict[str, set[str]] = {}
-    for place, commits in places.items():
+    for holder, commits in logs.items():
         held = list(commits)
         parents = {parent for commit in held for parent in commit.parents}
         continued = {commit.key for commit in held if commit.id in parents}
         for commit in held:
             if commit.key not in continued:
                 found.setdefault(commit.key, {})[commit.id] = commit
-                holders.setdefault(commit.key, set()).add(place)
+                holders.setdefault(commit.key, set()).add(holder)
     conflicts = []
     for key in sorted(found):
         creations = sorted(found[key].values(), key=lambda commit: (commit.ts, commit.id))
@@ -83,15 +83,15 @@ def find_conflicts(places: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
 
 
 def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dict[str, Any]:
-    """Return the signed commit that has all creations as parents, and says all that they say.
+    """Return the signed commit that has all creations as parents, and joins their contents.
 
     Args:
         conflict: The creations; each was verified.
         signer: The root that signs.
-        org: The organization; it is part of what is signed.
+        org: The organization; it is part of the signed bytes.
 
     Raises:
-        DecodeError: A creation is not of a session, or the creations have different keys.
+        DecodeError: A creation is no session commit, or the creations have different keys.
     """
     sessions = [session_from_commit(commit) for commit in conflict.creations]
     if any(session.public_key != sessions[0].public_key for session in sessions):
@@ -104,7 +104,7 @@ def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dic
     # the joining commit comes before the first creation.
     earliest = min(math.floor(commit.ts) for commit in conflict.creations)
     return session_commit(
-        _unite(sessions),
+        _merge_sessions(sessions),
         signer=signer,
         commit_id=derived_id("joined creations", f"{signer.id}/{org}/{ids}"),
         ts=max(1, earliest - 1),
@@ -113,7 +113,7 @@ def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dic
     )
 
 
-def _unite(sessions: Iterable[Session]) -> Session:
+def _merge_sessions(sessions: Iterable[Session]) -> Session:
     """Return the session with the latest expiration and, where one is known, the owner: a root stays a root."""
     first, *others = sessions
     united = first

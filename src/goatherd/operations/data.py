@@ -88,7 +88,7 @@ async def _read_anchor(org: str, directory: Path, open_store: OpenStore | None) 
         return find_anchor(directory, SystemClock().now_ms())
     async with open_store(org) as store:
         _, document = await store.read()
-    return Anchor.of(document, store.name)
+    return Anchor.from_document(document, store.name)
 
 
 def _verification_threads() -> ThreadPoolExecutor:

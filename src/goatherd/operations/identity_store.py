@@ -21,20 +21,26 @@ DEFAULT_ORG: Final = "localhost"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """An open provider, the id of the secret in it, and the organization that it is for."""
+    """An open provider, and the secret in it that holds the identity of one organization.
+
+    Attributes:
+        provider: The open provider.
+        secret_id: The secret.
+        org: The organization.
+        name: Name of the store in messages: the URI, or the scheme and the name of the secret. It holds no password.
+    """
 
     provider: SecretProvider
     secret_id: str
     org: str
     name: str
-    """What messages call the store: the URI, or the scheme and the name of the secret. Neither holds a password."""
 
     async def read(self, at: Label | VersionId = CURRENT) -> tuple[SecretVersion, IdentityDocument]:
         """Return a version and the identity in it.
 
         Raises:
-            SecretNotFoundError: No secret, no such label or version.
-            IdentityError: What is there is no identity document.
+            SecretNotFoundError: There is no such secret, label or version.
+            IdentityError: The version holds no identity document.
         """
         try:
             found = await self.provider.read(self.secret_id, at)
@@ -45,10 +51,10 @@ class Store:
         return found.version, decode_document(found.value.reveal())
 
     def check_clock(self, tolerance: timedelta) -> None:
-        """Check this machine's clock before something is written, by the date of the store's last answer.
+        """Compare this machine's clock with the date of the store's last answer. Call it before a write.
 
         Raises:
-            WrongClockError: It differs from the store's by more than `tolerance`.
+            WrongClockError: They differ by more than `tolerance`.
         """
         # Here, since most commands need nothing of the rotation.
         from goatherd.rotation.clocks import check_own_clock
@@ -56,14 +62,14 @@ class Store:
         check_own_clock(self.provider.store_clock.ahead_ms(SystemClock().now_ms()), (), tolerance)
 
     async def versions(self) -> list[SecretVersion]:
-        """Return what the store lists, newest first."""
+        """Return the stored versions, newest first."""
         return list(await self.provider.versions(self.secret_id))
 
     async def find(self, text: str) -> Label | VersionId:
-        """Return `text` as a version's id where there is one, else as a label; the version of a label that is not read.
+        """Find a version by its id or its label; the result can be read.
 
         Raises:
-            SecretNotFoundError: It is neither.
+            SecretNotFoundError: No version has this id or label.
         """
         known = await self.versions()
         if text in {version.id for version in known}:

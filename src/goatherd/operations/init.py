@@ -1,6 +1,6 @@
 """Create the first identity of a cluster in a store that has none.
 
-What it is not: it replaces nothing. Rule: an identity that exists is an error, and stays as it is.
+What it is not: it replaces no identity. Rule: if the store holds an identity, that is an error, and it is not changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ async def init_identity(store: Store, policy: Policy) -> tuple[SecretVersion, Id
 
     Args:
         store: The open store.
-        policy: How long the root is valid, and by how much clocks may differ.
+        policy: The lifetime of the root, and the tolerance for clocks.
 
     Returns:
         The version that was written, and the identity in it.
@@ -37,7 +37,7 @@ async def init_identity(store: Store, policy: Policy) -> tuple[SecretVersion, Id
     check_lifetime(policy)
     now_ms = SystemClock().now_ms()
     with suppress(GoatherdError):
-        await store.read()  # the answer carries the store's time; an identity that exists is found at `create`
+        await store.read()  # the answer carries the store's time; `create` detects an existing identity
     store.check_clock(policy.clock_tolerance)
     root = OwnedSession.generate(session_id=new_id(), owner="root", now_ms=now_ms, lifetime=policy.lifetime)
     document = create(root, now_ms)

@@ -1,4 +1,4 @@
-"""Say what Goatherd runs on: its version, Python, OpenSSL, and which extras are installed."""
+"""Describe the installation: versions of Goatherd, Python and OpenSSL, and the extras that are installed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ __all__ = ["Installation", "describe_installation"]
 
 PACKAGE = "goatherd"
 BUNDLES = frozenset({"all"})
-"""Extras that hold other extras."""
+"""Extras that consist of other extras."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
-    """What Goatherd runs on.
+    """Versions of Goatherd and of what it runs on.
 
     Attributes:
-        version: Goatherd's own.
+        version: Version of Goatherd.
         python: Version and implementation of Python.
         platform: The operating system and the processor.
         cryptography: Version of the library that makes and verifies signatures.
-        openssl: The OpenSSL in it.
-        tls: The OpenSSL that Python uses for connections.
+        openssl: Version of the OpenSSL in that library.
+        tls: Version of the OpenSSL that Python uses for connections.
         extras: Extras whose libraries are all installed.
         missing: Extras of which at least one library is not installed.
     """
@@ -56,7 +56,7 @@ class Installation:
         }
 
     def lines(self) -> list[str]:
-        """Return the same for people."""
+        """Return the versions as human-readable lines."""
         return [
             f"goatherd, version {self.version}",
             f"python      {self.python}, {self.platform}",
@@ -68,12 +68,12 @@ class Installation:
 
 
 def describe_installation() -> Installation:
-    """Look up the versions of what is installed. Imports no provider."""
+    """Return the versions of what is installed. Imports no provider."""
     library, openssl = library_versions()
     try:
         about = metadata.metadata(PACKAGE)
         extras = [extra for extra in about.get_all("Provides-Extra") or [] if extra not in BUNDLES]
-        needs = _libraries(metadata.requires(PACKAGE) or [])
+        needs = _group_by_extra(metadata.requires(PACKAGE) or [])
     except metadata.PackageNotFoundError:  # run from a directory, without having been installed
         extras, needs = [], {}
     installed = {extra: all(_is_installed(name) for name in needs.get(extra, ())) for extra in extras}
@@ -89,8 +89,8 @@ def describe_installation() -> Installation:
     )
 
 
-def _libraries(requirements: list[str]) -> dict[str, list[str]]:
-    """Return the libraries of each extra, from what the package's metadata says."""
+def _group_by_extra(requirements: list[str]) -> dict[str, list[str]]:
+    """Return the libraries of each extra, from the requirements in the package's metadata."""
     found: dict[str, list[str]] = {}
     for requirement in requirements:
         name = re.match(r"[A-Za-z0-9._-]+", requirement)

@@ -1,6 +1,6 @@
-"""Put an operator's label on a stored version, move it, or take it off.
+"""Add an operator's label to a stored version, move it, or remove it.
 
-Not for ``current`` and ``stable``: servers read one, a rotation moves both together with what it writes.
+The labels ``current`` and ``stable`` are refused: servers read the one, and a rotation moves both.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PROTECTED_LABELS = frozenset({CURRENT, STABLE})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelChange:
-    """What became of a label.
+    """The version that held a label before a change, and the one that holds it now.
 
     Attributes:
         label: The label.
-        before: The id of the version that held it; None if no version did.
-        after: The id of the version that holds it now; None if it was taken off.
+        before: Id of the version that held the label; None if no version did.
+        after: Id of the version that holds the label now; None if it was removed.
     """
 
     label: Label
@@ -50,7 +50,7 @@ def check_custom_label(text: str) -> Label:
     """Return `text` as a label that an operator may move.
 
     Raises:
-        ConfigurationError: It is no label, or one of `PROTECTED_LABELS`.
+        ConfigurationError: `text` is no label, or one of `PROTECTED_LABELS`.
     """
     label = check_label(text)
     check_removable_label(text)
@@ -58,10 +58,10 @@ def check_custom_label(text: str) -> Label:
 
 
 def check_removable_label(text: str) -> None:
-    """Check that an operator may take `text` off, whatever another tool has spelt it like.
+    """Check that an operator may remove the label `text`, which another tool may have set.
 
     Raises:
-        ConfigurationError: It is one of `PROTECTED_LABELS`.
+        ConfigurationError: `text` is one of `PROTECTED_LABELS`.
     """
     if text in PROTECTED_LABELS:
         hint = (
@@ -73,7 +73,7 @@ def check_removable_label(text: str) -> None:
 
 
 async def move_label(provider: SecretProvider, secret_id: str, label: str, to: str) -> LabelChange:
-    """Put `label` on a version, or move it there from the version that holds it.
+    """Add `label` to a version, or move it there from the version that holds it.
 
     Args:
         provider: An open provider.
@@ -82,7 +82,7 @@ async def move_label(provider: SecretProvider, secret_id: str, label: str, to: s
         to: The version's id, or a label that the version holds.
 
     Raises:
-        ConfigurationError: `label` is protected, is no label, or the store does not hold labels of an operator's own.
+        ConfigurationError: `label` is protected, is no label, or the store holds only Goatherd's labels.
         SecretNotFoundError: No such secret, or no such version.
         ConflictError: Another writer moved the label in the meantime. Nothing was changed.
     """
@@ -90,35 +90,35 @@ async def move_label(provider: SecretProvider, secret_id: str, label: str, to: s
     _check_store(provider)
     known = await provider.versions(secret_id)
     target = _find_version(provider, secret_id, known, to)
-    before = _holder(known, checked)
+    before = _find_holder(known, checked)
     if before != target:
-        with _explained():
+        with _explain_conflict():
             await provider.label(secret_id, checked, target, expected=before)
     return LabelChange(label=checked, before=before, after=target)
 
 
 async def remove_label(provider: SecretProvider, secret_id: str, label: str) -> LabelChange:
-    """Take `label` off the version that holds it. Where no version holds it, do nothing.
+    """Remove `label` from the version that holds it. Do nothing if no version holds it.
 
-    It may be any label that the store shows, also one that another tool has set and that `move_label` would refuse.
+    It may be any label that the store lists, also one that another tool has set and that `move_label` would refuse.
 
     Raises:
-        ConfigurationError: `label` is protected, or the store does not hold labels of an operator's own.
+        ConfigurationError: `label` is protected, or the store holds only Goatherd's labels.
         SecretNotFoundError: No such secret.
         ConflictError: Another writer moved the label in the meantime. Nothing was changed.
     """
     check_removable_label(label)
     _check_store(provider)
-    before = _holder(await provider.versions(secret_id), Label(label))
+    before = _find_holder(await provider.versions(secret_id), Label(label))
     if before is not None:
-        with _explained():
+        with _explain_conflict():
             await provider.unlabel(secret_id, label, expected=before)
     return LabelChange(label=Label(label), before=before, after=None)
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Give a conflict the hint that fits a label."""
+def _explain_conflict() -> Iterator[None]:
+    """Replace the hint of a conflict by one about labels."""
     try:
         yield
     except ConflictError as error:
@@ -136,7 +136,7 @@ def _check_store(provider: SecretProvider) -> None:
         )
 
 
-def _holder(versions: list[SecretVersion], label: Label) -> str | None:
+def _find_holder(versions: list[SecretVersion], label: Label) -> str | None:
     return next((version.id for version in versions if label in version.labels), None)
 
 

@@ -1,12 +1,12 @@
 """Repair the logs of an organization's data directory.
 
-`repair_organization` moves what cannot be used into files beside the logs, ``*.damaged``, and takes back what can be
-verified, from those files and from peers. It joins concurrent creations of a session, which end GoatDB processes
-(`goatherd.operations.concurrent_creations`), here and on the peers. It needs `lock_organization`: no server may run on
-the directory.
+`repair_organization` moves unusable lines into files beside the logs, ``*.damaged``, and restores the commits that can
+be verified, from those files and from peers. It joins concurrent creations of a session, which end GoatDB processes
+(`goatherd.operations.concurrent_creations`), in the log and on the peers. Call `lock_organization` first: no server may
+run on the directory.
 
-Rules: no byte is ever deleted; a log without findings is not written; a repair that was interrupted is completed by the
-next one; a commit is taken only after its signature was verified.
+Rules: no byte is ever deleted; a log without findings is not written; the next repair completes an interrupted one; a
+commit is restored only after its signature was verified.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from goatherd.operations.check_data import (
     LogFinding,
     check_organization,
     decode_log_commits,
-    ordered_repositories,
+    list_repositories,
     verify_commits,
 )
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts, join_creations
@@ -48,16 +48,16 @@ class Repair:
     """What a repair did for one organization.
 
     Attributes:
-        before: What the logs held.
-        after: What they hold now.
+        before: The check before the repair.
+        after: The check after the repair.
         set_aside: The findings that were moved into ``*.damaged`` files.
-        restored: How many commits were taken back from those files, since they verify now.
-        fetched: How many commits were fetched from peers.
-        lacking: Ids of commits that were set aside and that neither a file nor a peer could give back.
-        unidentified: How many lines were set aside whose commit's id cannot be read.
+        restored: Number of commits that were restored from those files.
+        fetched: Number of commits that were fetched from peers.
+        lacking: Ids of commits that were set aside and found neither in a file nor on a peer.
+        unidentified: Number of lines that were set aside and whose commit id cannot be read.
         joined: The sessions whose concurrent creations were joined.
-        given: How many commits that join creations the peers were given.
-        problems: Why peers could not be asked, or creations not joined.
+        given: Number of joining commits that were pushed to peers.
+        problems: Why peers could not be asked, or creations could not be joined.
     """
 
     before: DataReport
@@ -73,7 +73,7 @@ class Repair:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to repair, here and on every peer."""
+        """Whether nothing is left to repair, in the logs and on every peer."""
         return self.after.is_clean and not self.problems
 
     def to_json(self) -> dict[str, object]:
@@ -96,7 +96,7 @@ class Repair:
 
 
 class RepairPeer(Protocol):
-    """What a repair needs of another server; `goatherd.cluster.client.NodeClient` is one."""
+    """Another server of the cluster, as a repair uses it; `goatherd.cluster.client.NodeClient` is one."""
 
     @property
     def base_url(self) -> str: ...
@@ -122,7 +122,7 @@ async def repair_organization(
     peers: Sequence[RepairPeer] = (),
     executor: Executor | None = None,
 ) -> Repair:
-    """Set aside what cannot be used, and take back what can be verified, from the set-aside files and from peers.
+    """Set unusable lines aside, and restore the commits that can be verified, from the set-aside files and from peers.
 
     Concurrent creations of a session are joined by a commit of the current root, in the log and on each peer that holds
     one of them.
@@ -133,12 +133,13 @@ async def repair_organization(
     Args:
         logs: The organization's directory, locked.
         org: The organization.
-        anchor: Whose signatures count. None: only what is no commit is set aside, and nothing is taken back.
-        peers: Servers that may hold what is damaged here.
-        executor: Spreads the verification.
+        anchor: The roots whose signatures are valid. None: only lines that are no commits are set aside, and no
+            commit is restored.
+        peers: Servers that may hold the damaged commits.
+        executor: Verifies in parallel.
 
     Raises:
-        ConfigurationError: There are peers and no anchor, or the records are of another identity.
+        ConfigurationError: There are peers and no anchor, or the records belong to another identity.
         StorageError: A log cannot be read or written; run it again.
     """
     _check_verifiable(peers, anchor)
@@ -149,21 +150,21 @@ async def repair_organization(
     for log in before.logs:
         chosen = [one for one in log.findings if not (is_incomplete and one.code == UnknownSignerError.code)]
         if chosen:
-            logs.open(log.repository).set_aside([_line(finding) for finding in chosen])
+            logs.open(log.repository).set_aside([_locate_line(finding) for finding in chosen])
             moved += chosen
     restored, fetched, held, problems = 0, 0, set[str](), list[str]()
     joined: tuple[str, ...] = ()
     given, held_by_peers = 0, dict[str, list[Commit]]()
     if anchor is not None:
-        fetcher = _Fetcher(peers, anchor.current)
-        pool = anchor.pool(org)
+        fetcher = _PeerClient(peers, anchor.current)
+        pool = anchor.make_pool(org)
         pool.offer_session_commits(decode_log_commits(sessions.read(), org))
-        for repository in _repositories_set_aside(logs):
-            taker = _Taker(logs.open(repository), repository, org, pool, executor)
-            restored += taker.take_set_aside()
-            fetched += taker.take_sent(await fetcher.pull(repository, taker.ids))
-            held |= set(taker.ids)
-        joiner = _Joiner(logs, org, anchor, fetcher, executor)
+        for repository in _list_set_aside(logs):
+            restorer = _CommitRestorer(logs.open(repository), repository, org, pool, executor)
+            restored += restorer.restore_set_aside()
+            fetched += restorer.add_sent(await fetcher.pull(repository, restorer.ids))
+            held |= set(restorer.ids)
+        joiner = _CreationJoiner(logs, org, anchor, fetcher, executor)
         joined, given, held_by_peers = await joiner.join()
         problems = fetcher.problems
     if moved or restored or fetched or joined or held_by_peers:
@@ -188,7 +189,7 @@ async def repair_organization(
 async def read_peers(
     logs: LogDirectory, org: str, anchor: Anchor | None, peers: Sequence[RepairPeer], executor: Executor | None = None
 ) -> tuple[dict[str, list[Commit]], tuple[str, ...]]:
-    """Return what peers hold in ``/sys/sessions``, verified, by their URLs; and why peers could not be asked.
+    """Return the verified commits of the peers' ``/sys/sessions``, by URL, and why peers could not be asked.
 
     Raises:
         ConfigurationError: There are peers and no anchor.
@@ -197,24 +198,24 @@ async def read_peers(
     _check_verifiable(peers, anchor)
     if anchor is None:
         return {}, ()
-    fetcher = _Fetcher(peers, anchor.current)
-    held = await _Joiner(logs, org, anchor, fetcher, executor).read_peers()
+    fetcher = _PeerClient(peers, anchor.current)
+    held = await _CreationJoiner(logs, org, anchor, fetcher, executor).read_peers()
     return held, tuple(dict.fromkeys(fetcher.problems))
 
 
 def _check_verifiable(peers: Sequence[RepairPeer], anchor: Anchor | None) -> None:
     if peers and anchor is None:
         raise ConfigurationError(
-            "what peers send could not be verified: it is not known whose signatures count",
+            "what peers send could not be verified: it is not known which roots may sign",
             hint="Give --provider URI.",
         )
 
 
-class _Joiner:
-    """Joins concurrent creations of sessions, in a log and on peers."""
+class _CreationJoiner:
+    """Join concurrent creations of sessions, in a log and on peers."""
 
     def __init__(
-        self, logs: LogDirectory, org: str, anchor: Anchor, fetcher: _Fetcher, executor: Executor | None
+        self, logs: LogDirectory, org: str, anchor: Anchor, fetcher: _PeerClient, executor: Executor | None
     ) -> None:
         self._logs = logs
         self._log = logs.open(SESSIONS_PATH)
@@ -224,16 +225,17 @@ class _Joiner:
         self._executor = executor
 
     async def join(self) -> tuple[tuple[str, ...], int, dict[str, list[Commit]]]:
-        """Join what can be joined.
+        """Join every conflict that can be joined.
 
         Returns:
-            The sessions whose creations were joined, how many commits the peers were given, and what these hold now.
+            The sessions whose creations were joined, the number of commits that were pushed to peers, and the commits
+            that the peers hold now.
         """
         held = await self.read_peers()
         local = decode_log_commits(self._log.read(), self._org)
         conflicts = find_conflicts({str(self._logs.path): local, **held})
         if conflicts:
-            local = self._believed(local, self._anchor.pool(self._org))
+            local = self._select_verified(local, self._anchor.make_pool(self._org))
             conflicts = find_conflicts({str(self._logs.path): local, **held})
         signer = self._anchor.current
         if conflicts and signer is None:
@@ -260,8 +262,8 @@ class _Joiner:
         return tuple(conflict.session_id for conflict, _ in joined), given, await self.read_peers()
 
     async def read_peers(self) -> dict[str, list[Commit]]:
-        """Return the commits of ``/sys/sessions`` that each peer holds and a root has signed."""
-        pool = self._anchor.pool(self._org)
+        """Return the commits of each peer's ``/sys/sessions`` that a root has signed."""
+        pool = self._anchor.make_pool(self._org)
         pool.offer_session_commits(decode_log_commits(self._log.read(), self._org))
         held = {}
         for url, records in (await self._fetcher.pull_each(SESSIONS_PATH)).items():
@@ -271,10 +273,10 @@ class _Joiner:
                     commits.append(Commit.from_json(record, org=self._org))
                 except DecodeError:
                     continue
-            held[url] = self._believed(commits, pool)
+            held[url] = self._select_verified(commits, pool)
         return held
 
-    def _believed(self, commits: Sequence[Commit], pool: TrustPool) -> list[Commit]:
+    def _select_verified(self, commits: Sequence[Commit], pool: TrustPool) -> list[Commit]:
         verdicts = verify_commits(pool, SESSIONS_PATH, commits, self._executor)
         return [commit for commit, verdict in zip(commits, verdicts, strict=True) if verdict is None]
 
@@ -288,16 +290,16 @@ class _Joiner:
         self._log.flush()
 
 
-def _line(finding: LogFinding) -> Line:
+def _locate_line(finding: LogFinding) -> Line:
     return Line(finding.offset, finding.offset + finding.length, None, is_finished=finding.kind is not Kind.TORN)
 
 
-def _repositories_set_aside(logs: LogDirectory) -> list[str]:
-    return [path for path in ordered_repositories(logs) if logs.open(path).set_aside_file.exists()]
+def _list_set_aside(logs: LogDirectory) -> list[str]:
+    return [path for path in list_repositories(logs) if logs.open(path).set_aside_file.exists()]
 
 
-class _Taker:
-    """Takes verified commits into one repository."""
+class _CommitRestorer:
+    """Add verified commits to one repository."""
 
     def __init__(self, log: FileLog, path: str, org: str, pool: TrustPool, executor: Executor | None) -> None:
         self._log = log
@@ -313,20 +315,20 @@ class _Taker:
         """The ids of the commits in the log."""
         return self._repository.ids
 
-    def take_set_aside(self) -> int:
-        """Take back what was set aside and verifies now, and return how many commits these are."""
+    def restore_set_aside(self) -> int:
+        """Restore the commits that were set aside and verify now, and return their number."""
         try:
             data = self._log.set_aside_file.read_bytes()
         except OSError as error:
             raise StorageError(f"{self._log.set_aside_file}: {error.strerror}") from error
-        fresh = self._fresh(decode_log_commits(data, self._org))
+        fresh = self._select_new(decode_log_commits(data, self._org))
         verdicts = verify_commits(self._pool, self._path, fresh, self._executor)
-        return self._add([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
+        return self._add_commits([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
 
-    def take_sent(self, records: Iterable[Any]) -> int:
-        """Take what a peer has sent and verifies, and return how many commits these are.
+    def add_sent(self, records: Iterable[Any]) -> int:
+        """Add the commits that a peer sent and that verify, and return their number.
 
-        SECURITY: as from any peer; nothing of a revoked root counts (tests/unit/operations/test_data.py).
+        SECURITY: as from any peer, no commit of a revoked root is valid (tests/unit/operations/test_data.py).
         """
         commits = []
         for record in records:
@@ -334,29 +336,29 @@ class _Taker:
                 commits.append(Commit.from_json(record, org=self._org))
             except DecodeError:
                 continue
-        fresh = self._fresh(commits)
+        fresh = self._select_new(commits)
         if self._path == SESSIONS_PATH:
-            # A root may be introduced by one that comes later.
+            # The commit that introduces a root may come after commits of that root.
             taken: list[Commit] = []
             while learnt := [commit for commit in fresh if self._pool.add_session_commit(commit)]:
                 taken += learnt
                 known = {commit.id for commit in learnt}
                 fresh = [commit for commit in fresh if commit.id not in known]
-            return self._add(taken)
+            return self._add_commits(taken)
         verdicts = self._pool.verify_commits(fresh, self._executor)
-        return self._add([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
+        return self._add_commits([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
 
-    def _fresh(self, commits: Iterable[Commit]) -> list[Commit]:
+    def _select_new(self, commits: Iterable[Commit]) -> list[Commit]:
         return [commit for commit in commits if commit.id not in self._repository]
 
-    def _add(self, commits: Iterable[Commit]) -> int:
+    def _add_commits(self, commits: Iterable[Commit]) -> int:
         count = sum(self._repository.add(commit) for commit in commits)
         self._log.flush()
         return count
 
 
-class _Fetcher:
-    """Asks peers for commits.
+class _PeerClient:
+    """Read and write commits of peers.
 
     Attributes:
         problems: Why a peer could not be asked.
@@ -369,27 +371,27 @@ class _Fetcher:
         self.problems: list[str] = []
 
     async def pull(self, path: str, known: Sequence[str]) -> list[dict[str, Any]]:
-        """Return what the peers hold of a repository beyond `known`; unverified."""
+        """Return the commits of a repository that peers hold and that are not in `known`; unverified."""
         found: list[dict[str, Any]] = []
         for peer in self._peers:
             try:
-                found += await peer.pull(path, await self._signer(peer), known=set(known))
+                found += await peer.pull(path, await self._choose_signer(peer), known=set(known))
             except NodeError as error:
                 self.problems.append(str(error))
         return found
 
     async def pull_each(self, path: str) -> dict[str, list[dict[str, Any]]]:
-        """Return all that each peer holds of a repository, by its URL; unverified. One that fails is left out."""
+        """Return the commits of a repository on each peer, by URL; unverified. A peer that fails is left out."""
         found = {}
         for peer in self._peers:
             try:
-                found[peer.base_url] = await peer.pull(path, await self._signer(peer))
+                found[peer.base_url] = await peer.pull(path, await self._choose_signer(peer))
             except NodeError as error:
                 self.problems.append(str(error))
         return found
 
     async def push(self, url: str, path: str, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> bool:
-        """Give a peer commits, and return whether it answered."""
+        """Push commits to a peer, and return whether it answered."""
         (peer,) = [peer for peer in self._peers if peer.base_url == url]
         try:
             await peer.push(path, commits, signer)
@@ -398,8 +400,8 @@ class _Fetcher:
             return False
         return True
 
-    async def _signer(self, peer: RepairPeer) -> OwnedSession:
-        """Return who asks: the current root, or a new anonymous session where its private key is not known."""
+    async def _choose_signer(self, peer: RepairPeer) -> OwnedSession:
+        """Return the session that signs requests: the current root, or a new anonymous one if its key is not known."""
         if self._current is not None:
             return self._current
         if peer.base_url not in self._anonymous:
