@@ -17,12 +17,12 @@ from goatherd.errors import GenerationError, GenerationJumpError, SuccessionErro
 from goatherd.identity import transitions
 from goatherd.identity.document import (
     IdentityDocument,
+    Phase,
     decode_document,
     document_digest,
     document_tree,
     encode_document,
 )
-from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.root_signatures import MEMBER
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.strict_json import pretty
@@ -30,7 +30,7 @@ from goatherd.identity.succession import MAX_JUMP, verify_successor
 from goatherd.providers.base import CURRENT
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.cross_signing import cross_signature, introduction
-from goatherd.rotation.machine import STEPS, Goal, Intent, Observation, Phase, Policy, Step, decide
+from goatherd.rotation.machine import STEPS, Goal, Intent, Observation, Policy, Step, decide
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -84,7 +84,7 @@ def followed(history: tuple[Pair, ...], step: Step) -> tuple[Pair, ...]:
             )
             return (*history, (real, abstract))
         case Step.PUBLISH:
-            real = transitions.with_phase(real, DocumentPhase.PUBLISHED, at)
+            real = transitions.with_phase(real, Phase.PUBLISHED, at)
         case Step.ACTIVATE:
             real = transitions.activate(real, at)
         case Step.VERIFY:

@@ -29,7 +29,6 @@ from goatherd.rotation import (
     repeating_store,
     rotator,
     signed_store,
-    table,
 )
 from goatherd.rotation.policy import Quorum
 from goatherd.settings import store as store_settings
@@ -41,12 +40,12 @@ NO_HASHES = "0"
 
 def ungated() -> None:
     """B signs before the others know B."""
-    table.GATES[table.Step.ACTIVATE] = ()
+    machine.GATES[machine.Step.ACTIVATE] = ()
 
 
 def unvouched() -> None:
     """Nobody waits until B has introduced A, so that later nobody can verify what A signed."""
-    table.GATES[table.Step.VERIFY] = (table.Evidence.SIGNS_WITH_NEXT,)
+    machine.GATES[machine.Step.VERIFY] = (machine.Evidence.SIGNS_WITH_NEXT,)
 
 
 def amnesic() -> None:
@@ -123,7 +122,7 @@ def uncompared() -> None:
 
 def believing() -> None:
     """A phase that was recorded in the future counts from then, so that a command waits for months."""
-    view, limit = rotator.store_view, rotator.limit_times
+    view, limit = rotator.make_store_view, rotator.limit_times
 
     def as_recorded(document: IdentityDocument, *arguments: Any, **options: Any) -> Any:
         found = view(document, *arguments, **options)
@@ -133,7 +132,7 @@ def believing() -> None:
     def without_the_phase(document: IdentityDocument, *arguments: Any, **options: Any) -> IdentityDocument:
         return replace(limit(document, *arguments, **options), rotation=document.rotation)
 
-    rotator.store_view = as_recorded
+    rotator.make_store_view = as_recorded
     rotator.limit_times = without_the_phase
 
 

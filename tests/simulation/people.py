@@ -19,7 +19,6 @@ from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id
 from goatherd.revocation.report import RevocationReport
 from goatherd.rotation import Policy, Quorum, Rotator
-from goatherd.rotation.action import Advance
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
@@ -32,7 +31,7 @@ from goatherd.rotation.events import (
     RunEnded,
     StoreTroubled,
 )
-from goatherd.rotation.table import Step
+from goatherd.rotation.machine import Advance, Step
 from goatherd.wire.commit import Commit, new_commit
 from tests.simulation.dice import Dice
 from tests.simulation.loop import Process

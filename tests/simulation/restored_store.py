@@ -21,8 +21,7 @@ from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Rotator
-from goatherd.rotation.obstacles import Survey
-from goatherd.rotation.store_history import KINDS
+from goatherd.rotation.obstacles import WENT_BACK, Survey
 from tests.simulation.loop import current_process
 from tests.simulation.people import Goal
 from tests.simulation.revocations import Order
@@ -289,7 +288,7 @@ class Restoration:
         except GoatherdError as error:
             broken.append(f"doctor failed: {error.code}: {error}")
             return
-        found = [one for one in survey.obstacles if one.kind in KINDS]
+        found = [one for one in survey.obstacles if one.kind in WENT_BACK]
         for node in self._herd.nodes:
             if not node.is_up or node.name not in strays:
                 continue

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from goatherd.providers.base import ReadConsistency
-from goatherd.rotation.table import Step
+from goatherd.rotation.machine import Step
 from tests.simulation.dice import Dice
 from tests.simulation.liar import Lie
 from tests.simulation.people import Goal

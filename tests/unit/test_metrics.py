@@ -54,7 +54,6 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.rotation.events import NodesSeen, PhaseEntered, Report, RunEnded
 from goatherd.rotation.machine import Outcome
-from goatherd.rotation.machine import Phase as MachinePhase
 from goatherd.rotation.rotator import Rotator
 from goatherd.serving.caller_limits import Excess
 from goatherd.settings import CloudSecretSettings
@@ -123,8 +122,8 @@ def test_the_phase_is_a_set_of_states_of_which_exactly_one_holds() -> None:
     assert value(of(document), Metric.ROTATION_PHASE, phase="steady") == 1
     begun = prepared(document, "b", NOW + 5000)
     found = of(begun)
-    states = {phase: value(found, Metric.ROTATION_PHASE, phase=phase) for phase in MachinePhase}
-    assert states == {phase: float(phase == "prepared") for phase in MachinePhase}
+    states = {phase: value(found, Metric.ROTATION_PHASE, phase=phase) for phase in Phase}
+    assert states == {phase: float(phase == "prepared") for phase in Phase}
     assert value(found, Metric.ROTATION_PHASE_ENTERED) == NOW / 1000 + 5
 
 
@@ -270,7 +269,7 @@ async def test_a_rotation_that_is_abandoned_counts_once_and_as_no_success() -> N
     herd = await Herd.start(MemorySecretProvider(clock=clock), clock=clock)
     seen = RotationMetrics()
     rotator = Rotator(herd.provider, herd.secret_id, herd.nodes, clock=clock, on_event=seen.told)
-    await rotator.rotate(to_phase=MachinePhase.PREPARED)  # before that, a server that is down is a refusal
+    await rotator.rotate(to_phase=Phase.PREPARED)  # before that, a server that is down is a refusal
     herd.nodes[1].faults.cut_off = True
     with pytest.raises(NotAdoptedError), seen.run(clock):
         await rotator.resume()
@@ -293,25 +292,25 @@ def test_a_run_that_the_store_stops_counts_by_the_error_and_one_that_is_interrup
     assert value(found, Metric.RUNS, outcome="interrupted") == 1
 
 
-def entered(phase: MachinePhase, at_ms: int, rotation_id: str | None) -> PhaseEntered:
+def entered(phase: Phase, at_ms: int, rotation_id: str | None) -> PhaseEntered:
     return PhaseEntered(phase=phase, generation=1, rotation_id=rotation_id, current_id="a", next_id=None, at_ms=at_ms)
 
 
 def test_time_per_phase_is_of_the_last_rotation_only() -> None:
     seen = RotationMetrics()
     with seen.run(FakeClock()):
-        seen.told(entered(MachinePhase.STEADY, 0, None))
-        seen.told(entered(MachinePhase.PREPARED, 1000, "r1"))
-        seen.told(entered(MachinePhase.PUBLISHED, 3000, "r1"))
-        seen.told(entered(MachinePhase.STEADY, 3500, None))
+        seen.told(entered(Phase.STEADY, 0, None))
+        seen.told(entered(Phase.PREPARED, 1000, "r1"))
+        seen.told(entered(Phase.PUBLISHED, 3000, "r1"))
+        seen.told(entered(Phase.STEADY, 3500, None))
     assert {s.labels: s.value for s in seen.samples() if s.metric is Metric.PHASE_DURATION} == {
         ("prepared",): 2.0,
         ("published",): 0.5,
     }
     with seen.run(FakeClock()):
-        seen.told(entered(MachinePhase.STEADY, 9000, None))
-        seen.told(entered(MachinePhase.PREPARED, 10_000, "r2"))
-        seen.told(entered(MachinePhase.STEADY, 10_250, None))
+        seen.told(entered(Phase.STEADY, 9000, None))
+        seen.told(entered(Phase.PREPARED, 10_000, "r2"))
+        seen.told(entered(Phase.STEADY, 10_250, None))
     assert {s.labels: s.value for s in seen.samples() if s.metric is Metric.PHASE_DURATION} == {("prepared",): 0.25}
 
 
@@ -331,14 +330,14 @@ def everything() -> RotationMetrics:
         from_id="a",
         to_id="b",
         current_id="b",
-        phase=MachinePhase.STEADY,
+        phase=Phase.STEADY,
         generation=6,
         began_ms=0,
         ended_ms=1,
     )
     with seen.run(SystemClock()):
-        seen.told(entered(MachinePhase.PREPARED, 0, "r"))
-        seen.told(entered(MachinePhase.STEADY, 1, None))
+        seen.told(entered(Phase.PREPARED, 0, "r"))
+        seen.told(entered(Phase.STEADY, 1, None))
         seen.told(RunEnded(report=report))
     return seen
 

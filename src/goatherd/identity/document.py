@@ -50,8 +50,9 @@ _SAFE_INTEGER = 2**53 - 1
 
 
 class Phase(StrEnum):
-    """How far a rotation has come. A document without a rotation is steady."""
+    """How far a rotation has come; `STEADY` means that none is in progress, and is never recorded."""
 
+    STEADY = "steady"
     PREPARED = "prepared"
     PUBLISHED = "published"
     ACTIVATED = "activated"
@@ -362,8 +363,9 @@ def _read_roots(value: Any, where: str) -> tuple[Session, ...]:
 def _read_rotation(value: Any, where: str) -> RotationRecord:
     member = _read_object(value, where)
     phase = member.get("phase")
-    if phase not in list(Phase):
-        raise MalformedIdentityError(f"{where}.phase is none of {', '.join(Phase)}")
+    recorded = [one for one in Phase if one is not Phase.STEADY]
+    if phase not in recorded:
+        raise MalformedIdentityError(f"{where}.phase is none of {', '.join(recorded)}")
     started_at = _read_time(member.get("startedAt"), f"{where}.startedAt")
     stable = member.get("stableVersion")
     restores = member.get("restores", False)

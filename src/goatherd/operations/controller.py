@@ -34,10 +34,9 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.capabilities import DiagnosableSecretProvider
 from goatherd.providers.capabilities import Verdict as RightsVerdict
 from goatherd.providers.values import CURRENT
-from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.events import Report
 from goatherd.rotation.health_checks import HealthCommand, HealthSignal
-from goatherd.rotation.obstacles import Survey
+from goatherd.rotation.obstacles import Obstacle, ObstacleKind, Survey
 from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.alerts import Alarm
 from goatherd.schedule.controller import Controller, Turn, Worker

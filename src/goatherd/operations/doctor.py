@@ -30,12 +30,10 @@ from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING, NodeState, read_server_state
 from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
 from goatherd.revocation.reintroduction import decode
-from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
-from goatherd.rotation.obstacles import Survey
+from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind, Survey
 from goatherd.rotation.policy import Policy
-from goatherd.rotation.store_history import KINDS
 from goatherd.settings.base import Origin
 from goatherd.times import format_duration, iso
 from goatherd.wire.commit import Commit
@@ -191,7 +189,7 @@ def obstacle_checks(survey: Survey) -> list[Check]:
     """Return one check for each obstacle to a rotation that no other check fails by, and one for each remark."""
     checks = [
         Check(
-            name="store history" if one.kind in KINDS else "rotation",
+            name="store history" if one.kind in WENT_BACK else "rotation",
             level=WARNING if one.kind is ObstacleKind.WITHOUT_STORE else FAILED,
             text=one.text,
             hint=one.hint,

@@ -57,7 +57,7 @@ class Store:
             WrongClockError: They differ by more than `tolerance`.
         """
         # Here, since most commands need nothing of the rotation.
-        from goatherd.rotation.clocks import check_own_clock
+        from goatherd.rotation.obstacles import check_own_clock
 
         check_own_clock(self.provider.store_clock.ahead_ms(SystemClock().now_ms()), (), tolerance)
 

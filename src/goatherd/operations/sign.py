@@ -23,9 +23,9 @@ from goatherd.operations.rotate import Nodes, distrusted, resolve_nodes
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, VersionId
-from goatherd.rotation.history_check import check_distrusted, check_store_history
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import Ask, read_earlier
+from goatherd.rotation.store_history import check_distrusted, check_store_history
 from goatherd.times import iso
 
 __all__ = [

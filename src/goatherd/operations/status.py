@@ -25,10 +25,9 @@ from goatherd.key_inventory import KeyInventory, take_key_inventory
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.providers.values import Label, VersionId
-from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
 from goatherd.rotation.machine import Progress
-from goatherd.rotation.obstacles import Survey, is_of_another_identity
+from goatherd.rotation.obstacles import Obstacle, ObstacleKind, Survey, is_of_another_identity
 from goatherd.rotation.policy import Policy
 from goatherd.times import format_duration, iso
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from goatherd.rotation.action import Kept
+from goatherd.rotation.machine import Kept
 from goatherd.wire.paths import SESSIONS_PATH
 
 if TYPE_CHECKING:

@@ -51,14 +51,14 @@ from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.revocation.reissue_sessions import Resettler, SessionNode
 from goatherd.revocation.report import NodeOutcome, RevocationReport, claims_of
 from goatherd.rotation.attempts import Attempts
-from goatherd.rotation.clocks import check_own_clock
 from goatherd.rotation.cross_signing import earlier_introduction, introduction_ids, session_commit
 from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped, StoreTroubled
-from goatherd.rotation.history_check import Continuity, check_store_history
 from goatherd.rotation.machine import Kept, Policy
+from goatherd.rotation.obstacles import check_own_clock
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.store_history import Continuity, check_store_history
 from goatherd.wire.paths import SESSIONS_PATH
 
 if TYPE_CHECKING:

@@ -1,20 +1,14 @@
 """Replacing the root key of a cluster while it serves.
 
-- `table`, `action`, `policy`: phases, legal steps and gates; what can come next; how patient to be. Pure.
-- `machine`: what was seen, and `decide`; it hands on the names of the three above. Pure.
-- `plan`: what a rotation would do, for people. Pure.
-- `vouching`: the commits by which one root introduces another. Pure.
-- `observe`: who the nodes are, and what each trusts, holds and signs with.
-- `health`: the operator's own signal of whether the cluster is well.
-- `events`: what a run tells while it runs.
-- `view`: what the machine is shown of the document. Pure.
-- `refusal`: the error for a run that may not do what was asked. Pure.
-- `repeating_store`: makes a call of the store that fails again at once.
-- `rotator`: does what the machine decides.
-- `replacement`: replaces a root that has expired.
-- `windows`, `schedule`: when a rotation is due. Pure.
-- `controller`: the loop that rotates by a schedule; `alert`: tells somebody.
-- `chain`, `evidence`: the records of an audit trail. Pure. `audit`: the file.
+- `machine`: phases, legal steps and gates as tables; `decide`, which returns the next action. Pure.
+- `observation`: everything that `decide` knows. Pure. `policy`: timeouts, quorum, lifetimes. Pure.
+- `obstacles`: what keeps a rotation from beginning. Pure. `clocks`: whether this machine's clock is wrong. Pure.
+- `plan`: what a rotation would do. Pure.
+- `cross_signing`: the commits by which one root introduces another. Pure.
+- `rotator`: observes, decides, acts and repeats. `events`: what it reports. `attempts`: how often it repeats.
+- `health_checks`: the operator's own health check of the cluster.
+- `restorable`: which previous root can sign again. `replacement`: replaces an expired root.
+- `signed_store`, `store_history`: checks of the store before a write. `repeating_store`: retries of single calls.
 """
 
 from goatherd.rotation.events import Event, Report

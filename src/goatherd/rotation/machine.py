@@ -1,16 +1,17 @@
-"""The rotation as data and one function: what was observed goes in, the next action comes out.
+"""The rotation as data and one function: an observation goes in, the next action comes out.
 
-What it is: the phases, the legal steps between them, what must hold on every node before each step, the policy, and
-`decide`. What it is not: it reads no store, asks no node, holds no key and knows no clock.
+What it is: the phases, the legal steps between them, what every server must show before each step, and `decide`. What
+it is not: it reads no store, asks no server, holds no key and knows no clock.
 
 Rules of this file:
-1. Pure. Time comes in as an argument, evidence comes in as an `Observation`; the answer is one `Action`.
-2. `STEPS` is the only place that says which step is legal in which phase, and `GATES` the only place that says which
-   evidence a step needs (both in `goatherd.rotation.table`). Nothing else may move a phase.
+1. Pure. The time comes in as an argument, evidence as an `Observation`; the answer is one `Action`.
+2. `STEPS` alone says which step is legal in which phase, and `GATES` alone says which evidence a step needs. Nothing
+   else may move a phase.
 3. Evidence is three-valued. "Not known" is never taken for "yes": it waits, and past the deadline it counts as "no".
 4. No step is taken because time has passed: time only adds to evidence (`Policy.unlisted`, `Policy.health_soak`), or
-   ends a wait. Every wait has an end: the deadline of its phase, after which the rotation is cancelled (B has signed
-   nothing yet) or rolled back (A signs again, B stays trusted), or goes on with the quorum that the operator declared.
+   ends a wait. Every wait has an end: the deadline of its phase, after which the rotation is cancelled (the next root,
+   B, has signed nothing yet) or rolled back (the previous root, A, signs again, and B stays trusted), or continues with
+   the quorum that the operator declared.
 5. Nothing is done while this machine's clock is wrong, as far as other clocks show (`goatherd.rotation.clocks`); and no
    time that was recorded in the future makes a wait longer.
 """
@@ -18,42 +19,36 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
 from goatherd.cluster.node import FlowProbe, NodeView
-from goatherd.identity.lineage import Lineage
-from goatherd.rotation.action import (
-    Abandon,
-    Action,
-    Advance,
-    Busy,
-    CorrectTimes,
-    CrossSign,
-    Destroy,
-    Done,
-    Illegal,
-    Introduce,
-    IntroduceEarlier,
-    Kept,
-    LabelStable,
+from goatherd.errors import (
+    ConfigurationError,
+    DegradedError,
+    GoatherdError,
+    IllegalStepError,
+    LifetimeError,
+    ObstructedError,
+    RotationBusyError,
+    UnhealthyError,
+)
+from goatherd.identity.document import Phase
+from goatherd.rotation.observation import HealthView, Observation, StoreView, VersionView
+from goatherd.rotation.obstacles import (
+    WENT_BACK,
     Obstacle,
     ObstacleKind,
-    Outcome,
-    Prepare,
-    PrepareRestore,
-    Progress,
-    Prune,
-    RecordRetired,
-    Refuse,
-    Wait,
+    compare_clocks,
+    find_clock_obstacle,
+    find_obstacles,
+    went_back_error,
+    wrong_clock_error,
 )
-from goatherd.rotation.obstacles import clocks_of, find_obstacles
-from goatherd.rotation.policy import Policy, Quorum
-from goatherd.rotation.table import BACKWARD, FORWARD, GATES, SETTLED, STEPS, Evidence, Phase, Step, after
-from goatherd.times import milliseconds
+from goatherd.rotation.policy import Policy, Quorum, rotation_due_ms
+from goatherd.times import iso, milliseconds
 
 __all__ = [
     "BACKWARD",
@@ -104,123 +99,321 @@ __all__ = [
     "find_obstacles_to_begin",
     "has_shown",
     "missing",
+    "refusal_error",
     "rotation_due_ms",
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreView:
-    """The document and the labels, as the store holds them; ids and times only, no key.
+# --- the tables ----------------------------------------------------------------------------------------------------
 
-    Attributes:
-        version: The version id that label ``current`` points at.
-        stable: The version id that label ``stable`` points at, or None.
-        phase_since_ms: When the document was last written, that is when it entered its phase; never after this run has
-            seen it first.
-        current_expires_ms: Expiration of the session that signs.
-        rotation_id, from_id, to_id, started_by, started_at: Of the rotation in progress, else None.
-        rollback_version: The version that holds A's private key, to roll back to; None when there is no rotation.
-        next_due_ms: From when on the next root is due for rotation itself; None where there is none.
-        finished: Ids of the rotations that came to their end, as far as the document remembers.
-        restored: Those of them that made an earlier root sign again.
-        cancelled: Ids of the rotations that were cancelled, as far as the document remembers.
-        unretired: Earlier roots of which it is not on record that no version holds their private keys, and since when
-            they have not signed.
-        root_ids: Every root that the document lists.
-        leaving: Earlier roots that are to leave the document, oldest first, once every node holds their introduction by
-            the current root (`goatherd.identity.transitions`).
-        is_full: The document is too large for another rotation.
-        clock_ahead_ms: How far the store's clock is ahead of ours, below 0 behind; None where it tells none.
-        recorded_ahead_ms: How far the latest time that the document records is in the future.
-        digest: SHA-256 of the document's text, hexadecimal: a version id is no proof of content.
-        lineage: The predecessors that the document names.
+
+class Step(StrEnum):
+    """A write of the document that moves the phase; `PRUNE` leaves it where it is."""
+
+    PREPARE = "prepare"
+    PUBLISH = "publish"
+    ACTIVATE = "activate"
+    VERIFY = "verify"
+    FINALIZE = "finalize"
+    CANCEL = "cancel"
+    ROLL_BACK = "roll back"
+    PRUNE = "prune"
+
+
+class Evidence(StrEnum):
+    """Something that one node was, or was not, seen to do."""
+
+    ANSWERS = "answers a request signed by the current root"
+    HOLDS_INTRODUCTION = "holds the introduction of the next root"
+    TRUSTS_NEXT = "answers a request signed by the next root"
+    SIGNS_WITH_NEXT = "signs with the next root"
+    HOLDS_CROSS_SIGNATURE = "holds the introduction of the earlier root, signed by the next one"
+    HOLDS_EARLIER = "holds the introduction of a root that leaves the document, signed by the current one"
+
+
+STEPS: Final[dict[tuple[Phase, Step], Phase]] = {
+    (Phase.STEADY, Step.PREPARE): Phase.PREPARED,
+    (Phase.STEADY, Step.PRUNE): Phase.STEADY,
+    (Phase.PREPARED, Step.PUBLISH): Phase.PUBLISHED,
+    (Phase.PREPARED, Step.CANCEL): Phase.STEADY,
+    (Phase.PUBLISHED, Step.ACTIVATE): Phase.ACTIVATED,
+    (Phase.PUBLISHED, Step.CANCEL): Phase.STEADY,
+    (Phase.ACTIVATED, Step.VERIFY): Phase.VERIFIED,
+    (Phase.ACTIVATED, Step.ROLL_BACK): Phase.STEADY,
+    (Phase.VERIFIED, Step.FINALIZE): Phase.STEADY,
+    (Phase.VERIFIED, Step.ROLL_BACK): Phase.STEADY,
+}
+"""The legal steps. Tests print, walk and exhaust this table."""
+
+GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
+    # Nothing is written before every server has answered: a server that is down would cancel the rotation later, and
+    # one of another identity would take no part in it at all.
+    Step.PREPARE: (Evidence.ANSWERS,),
+    # "published" is written first and pushed after, so that B is unknown to every node while it can still be forgotten.
+    # From then on it stays trusted for good; so nobody is told of it who would have it cancelled anyhow.
+    Step.PUBLISH: (Evidence.ANSWERS,),
+    # SECURITY: signing before being trusted. A node that signs with B before the others know B loses commits
+    # (tests/unit/rotation/test_hazards.py).
+    Step.ACTIVATE: (Evidence.TRUSTS_NEXT, Evidence.HOLDS_INTRODUCTION),
+    # Without the cross-signature nobody who comes after A's expiry can verify A's commits.
+    Step.VERIFY: (Evidence.SIGNS_WITH_NEXT, Evidence.HOLDS_CROSS_SIGNATURE),
+    Step.FINALIZE: (),
+    Step.CANCEL: (),
+    Step.ROLL_BACK: (),
+    # SECURITY: a node that does not hold it would refuse what that root has signed, from its next restart on. No quorum
+    # excuses a node here: nothing is lost by a root that stays (tests/unit/rotation/test_pruning.py).
+    Step.PRUNE: (Evidence.HOLDS_EARLIER,),
+}
+"""What must hold on every listed node before a step. Leaving a rotation needs nobody's consent."""
+
+SETTLED: Final[dict[Phase, frozenset[Evidence]]] = {
+    Phase.PUBLISHED: frozenset({Evidence.HOLDS_INTRODUCTION, Evidence.TRUSTS_NEXT}),
+    Phase.ACTIVATED: frozenset({Evidence.SIGNS_WITH_NEXT}),
+}
+"""What a run that shall stop in a phase waits for before it says that the phase is reached."""
+
+FORWARD: Final[dict[Phase, Step]] = {
+    Phase.STEADY: Step.PREPARE,
+    Phase.PREPARED: Step.PUBLISH,
+    Phase.PUBLISHED: Step.ACTIVATE,
+    Phase.ACTIVATED: Step.VERIFY,
+    Phase.VERIFIED: Step.FINALIZE,
+}
+"""The step that carries a rotation on from each phase."""
+
+BACKWARD: Final[dict[Phase, Step]] = {
+    Phase.PREPARED: Step.CANCEL,
+    Phase.PUBLISHED: Step.CANCEL,
+    Phase.ACTIVATED: Step.ROLL_BACK,
+    Phase.VERIFIED: Step.ROLL_BACK,
+}
+"""The step that leaves a rotation from each phase: cancel where B has not signed yet, else roll back."""
+
+
+def after(phase: Phase, step: Step) -> Phase:
+    """Return the phase that `step` leads to.
+
+    Raises:
+        KeyError: The step is not legal in this phase.
     """
+    return STEPS[phase, step]
+
+
+# --- what `decide` answers -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelStable:
+    """Move label ``stable`` to `version`, if it still points at `expected`."""
 
     version: str
-    stable: str | None
-    generation: int
-    phase: Phase
-    phase_since_ms: int
-    current_id: str
-    current_expires_ms: int
-    rotation_id: str | None = None
-    from_id: str | None = None
-    to_id: str | None = None
-    started_by: str = ""
-    started_at: str = ""
-    rollback_version: str | None = None
-    next_due_ms: int | None = None
-    finished: frozenset[str] = frozenset()
-    restored: frozenset[str] = frozenset()
-    cancelled: frozenset[str] = frozenset()
-    unretired: tuple[tuple[str, int], ...] = ()
-    root_ids: frozenset[str] = frozenset()
-    leaving: tuple[str, ...] = ()
-    is_full: bool = False
-    clock_ahead_ms: int | None = field(default=None, compare=False)
-    recorded_ahead_ms: int = field(default=0, compare=False)
-    digest: str = ""
-    lineage: Lineage | None = None
+    expected: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VersionView:
-    """One stored version and whose private keys it holds (session ids).
+class Prepare:
+    """Make B and write the prepared document, if ``current`` still points at `expected`."""
 
-    Looked at for `Goal.RETIRE`, and after a cancelled rotation for the versions of that rotation.
+    expected: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareRestore:
+    """Write the document that makes an earlier root the next one, if ``current`` still points at `expected`."""
+
+    expected: str
+    root_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Introduce:
+    """Push the introduction of B, signed by A, to these nodes."""
+
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossSign:
+    """Push the introduction of A, signed by B, to one node; the nodes must carry it to each other."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advance:
+    """Write the document of the next phase, if ``current`` still points at `expected`.
 
     Attributes:
-        rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
-        retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
-        problem: Why its value could not be looked at; then nobody knows whose keys it holds.
-        foreign_labels: Labels at it that are not Goatherd's own; while there is one, no store destroys the version.
+        left_out: Nodes that did not answer, and that the declared quorum does without.
+    """
+
+    step: Step
+    expected: str
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandon:
+    """Write the document that leaves the rotation (`step` is `CANCEL` or `ROLL_BACK`)."""
+
+    step: Step
+    expected: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Look again soon; nothing may be done until `nodes` show what `reason` says, at the latest at `until_ms`.
+
+    Without nodes, it is something else that `reason` names: time, the health signal, the list of the nodes.
+    """
+
+    nodes: tuple[str, ...]
+    reason: str
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destroy:
+    """Destroy one stored version permanently.
+
+    Attributes:
+        is_best_effort: Whether the run goes on, and reports the version, where the store refuses.
         is_leftover: Whether an interrupted change has left it, so that no record of the store names it.
-        is_unknown_leftover: Whether it is one whose keys cannot be known, and that the store can destroy.
     """
 
     version: str
-    created_ms: int
-    private_ids: frozenset[str]
-    retired_ms: int
-    rotation_id: str | None = None
-    problem: str | None = None
-    foreign_labels: tuple[str, ...] = ()
+    is_best_effort: bool = False
     is_leftover: bool = False
-    is_unknown_leftover: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HealthView:
-    """What the operator's health signal has said lately.
+class RecordRetired:
+    """Write into the document's history that no stored version holds this root's private key any more."""
 
-    Attributes:
-        failures: How many bad answers in a row; 0 while the last one was good.
-        problem: What the last bad answer was, in one line for people.
-    """
-
-    failures: int
-    problem: str | None = None
+    session_id: str
+    expected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """Everything that `decide` may know.
+class CorrectTimes:
+    """Write the document with the times in it that are in the future replaced by the latest that they can be."""
+
+    expected: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntroduceEarlier:
+    """Push the introductions of these earlier roots, signed by the current one, to these nodes."""
+
+    session_ids: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prune:
+    """Write the document without these earlier roots, if ``current`` still points at `expected`."""
+
+    session_ids: tuple[str, ...]
+    expected: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """Somebody else's rotation is in progress, or was made while this run began."""
+
+    rotation_id: str | None
+    started_by: str
+    started_at: str
+    phase: Phase
+    phase_since_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Illegal:
+    """What was asked cannot follow from what is. `hint` says what can, where something does."""
+
+    why: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A version that would have been destroyed, if no label pointed at it that is not Goatherd's own."""
+
+    version: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """A new rotation cannot begin, or this machine's clock is wrong. Nothing is written; obstacles say why."""
+
+    obstacles: tuple[Obstacle, ...]
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    ROTATED = "rotated"
+    RESTORED = "restored"
+    ABANDONED = "abandoned"
+    REACHED = "reached"
+    NOTHING = "nothing to do"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The run is over.
 
     Attributes:
-        nodes: Those that there are now; from one look to the next some may have joined, or left.
-        health: None where no signal is configured, or none is asked for in this phase.
-        nodes_unknown: Why it cannot be told who the nodes are now; `nodes` are those that were known last.
-        flow: What a probe has shown where the servers do not say with whom they synchronize; None without one.
-        are_nodes_discovered: Whether the servers were found by asking, rather than listed one by one.
+        behind: The nodes that were not seen to sign with the current root.
+        kept: The versions that `Goal.RETIRE` leaves in the store because of a label.
     """
 
-    store: StoreView
-    nodes: tuple[NodeView, ...] = ()
-    versions: tuple[VersionView, ...] = ()
-    health: HealthView | None = None
-    nodes_unknown: str | None = None
-    flow: FlowProbe | None = None
-    are_nodes_discovered: bool = False
+    outcome: Outcome
+    behind: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a rotation in progress stands.
+
+    Attributes:
+        since_ms: When the phase began, in milliseconds since 1970.
+        until_ms: When the servers' time to follow ends. Past it, a run that drives the rotation leaves it.
+        waiting_for: What has not been seen yet, for humans. Empty: only a run of `goatherd rotate` is missing.
+    """
+
+    phase: Phase
+    since_ms: int
+    until_ms: int
+    waiting_for: tuple[str, ...]
+
+
+Action = (
+    LabelStable
+    | Prepare
+    | PrepareRestore
+    | Introduce
+    | CrossSign
+    | Advance
+    | Abandon
+    | Wait
+    | Destroy
+    | RecordRetired
+    | CorrectTimes
+    | IntroduceEarlier
+    | Prune
+    | Busy
+    | Illegal
+    | Refuse
+    | Done
+)
+
+
+# --- what a run is for ---------------------------------------------------------------------------------------------
 
 
 class Goal(StrEnum):
@@ -281,7 +474,7 @@ def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int
         return action
     # SECURITY: with a clock of another month, `retire` would destroy the way back a second after a rotation, and a wait
     # would last for months (tests/unit/rotation/test_clocks.py).
-    wrong = clocks_of(observation, policy).find_obstacle()
+    wrong = find_clock_obstacle(compare_clocks(observation, policy))
     return action if wrong is None else Refuse(obstacles=(wrong,))
 
 
@@ -406,16 +599,6 @@ def is_outvoted(observation: Observation, policy: Policy) -> bool:
     total = len(observation.nodes)
     others = sum(node.rejects is None and node.reachable for node in observation.nodes)
     return others >= policy.quorum.needed(total)
-
-
-def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
-    """Return from when on a root should be replaced: a fraction of its lifetime before the end, with a cap.
-
-    A fraction suits keys of an hour and keys of a year alike; the cap keeps a long-lived key from being replaced
-    absurdly early.
-    """
-    reserve = min(int((expires_ms - issued_ms) * policy.renewal_fraction), milliseconds(policy.renewal_cap))
-    return expires_ms - reserve
 
 
 def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
@@ -679,7 +862,7 @@ def _unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
 def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
     store = observation.store
     is_ahead = timedelta(milliseconds=store.recorded_ahead_ms) > policy.clock_tolerance
-    if is_ahead and clocks_of(observation, policy).is_ours_confirmed:
+    if is_ahead and compare_clocks(observation, policy).is_ours_confirmed:
         # A grace period that begins in the future would last longer by that.
         return CorrectTimes(expected=store.version)
     left = frozenset[str]().union(*(version.private_ids for version in observation.versions))
@@ -732,3 +915,44 @@ def _names(urls: Sequence[str], away: Collection[str]) -> str:
 
 
 _ORDER: Final = tuple(Phase)
+
+
+# --- the error for a refusal ----------------------------------------------------------------------------------------
+
+
+def refusal_error(action: Busy | Illegal | Refuse) -> GoatherdError:
+    """Return the error that says who is rotating, what stands in the way, or why the step cannot follow."""
+    if isinstance(action, Refuse):
+        return _obstructed(action.obstacles)
+    if isinstance(action, Illegal):
+        return IllegalStepError(action.why, hint=action.hint)
+    if action.rotation_id is None:
+        return RotationBusyError(
+            "somebody else has just rotated this identity", hint="Look at `goatherd status` before rotating again."
+        )
+    who = action.started_by or "somebody who gave no name"
+    since = f" since {iso(action.phase_since_ms)}" if action.phase_since_ms else ""
+    return RotationBusyError(
+        f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}{since}"
+    )
+
+
+def _obstructed(obstacles: tuple[Obstacle, ...]) -> GoatherdError:
+    if all(one.kind in WENT_BACK for one in obstacles):
+        return went_back_error(obstacles)
+    message = f"the rotation was not begun: {'; '.join(one.text for one in obstacles)}"
+    hint = " ".join(dict.fromkeys(one.hint for one in obstacles if one.hint)) or None
+    kinds = {one.kind for one in obstacles}
+    if ObstacleKind.OWN_CLOCK in kinds:
+        return wrong_clock_error(obstacles)
+    if ObstacleKind.EXPIRED in kinds:
+        return IllegalStepError(message, hint=hint)
+    if kinds == {ObstacleKind.UNHEALTHY}:
+        return UnhealthyError(message, hint=hint)
+    if kinds == {ObstacleKind.WITHOUT_STORE}:
+        return DegradedError(message, hint=hint)
+    if kinds == {ObstacleKind.QUORUM}:
+        return ConfigurationError(message, hint=hint)
+    if kinds == {ObstacleKind.LIFETIME}:
+        return LifetimeError(message, hint=hint)
+    return ObstructedError(message, obstacles=obstacles, hint=hint)

@@ -10,21 +10,23 @@ rotation is a remark (`find_remarks`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from goatherd.errors import ConfigurationError, LifetimeError
+from goatherd.cluster.node import NodeView
+from goatherd.errors import ConfigurationError, LifetimeError, StoreWentBackError, WrongClockError
+from goatherd.identity.document import IdentityDocument, Phase, source_digest
 from goatherd.identity.key_age import EXPIRED_HINT
-from goatherd.rotation.action import Obstacle, ObstacleKind, Progress
+from goatherd.identity.lineage import DIGEST_CHARACTERS, Lineage
 from goatherd.rotation.clocks import Clocks, describe_difference, describe_span
+from goatherd.rotation.observation import Observation, StoreView
 from goatherd.rotation.policy import Policy, check_lifetime, check_quorum
-from goatherd.rotation.store_history import Held, find_contradiction
-from goatherd.rotation.table import Phase
 
 if TYPE_CHECKING:
-    from goatherd.rotation.machine import NodeView, Observation, StoreView
+    from goatherd.rotation.machine import Progress
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=2)
 """Largest difference between two clocks with which a rotation begins.
@@ -36,6 +38,55 @@ PEER_HINT: Final = (
     "Start each server with `--peer URL` for every other one (`goatherd serve`), or `peers` for an unmodified GoatDB "
     "server, and see that they reach each other."
 )
+
+
+_SHOWN: Final = 5
+_WAYS_OUT: Final = (
+    "The store went back: a backup was restored, an older version was made current, or a replica lags. Either put the"
+    " later state back into the store; or accept what the store holds, by starting every server once with"
+    " --accept-identity (how-to page: A restored store)."
+)
+
+
+class ObstacleKind(StrEnum):
+    """What kind of thing stands in the way of a new rotation."""
+
+    UNREACHABLE = "unreachable"
+    OTHER_IDENTITY = "other identity"
+    UNTRUSTED = "does not trust the current root"
+    REJECTS = "rejects the identity"
+    WITHOUT_STORE = "cannot read the store"
+    STORE_BEHIND = "store is behind"
+    FORKED = "another history"
+    NO_FLOW = "no synchronization"
+    NAMED_TWICE = "named twice"
+    CLOCK = "clock"
+    OWN_CLOCK = "clock of this machine"
+    QUORUM = "quorum"
+    LIFETIME = "lifetime"
+    EXPIRED = "expired"
+    UNHEALTHY = "unhealthy"
+    NODES_UNKNOWN = "servers unknown"
+
+
+WENT_BACK: Final = frozenset({ObstacleKind.STORE_BEHIND, ObstacleKind.FORKED})
+"""The obstacles that say that the store went back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """One reason why a new rotation cannot begin now.
+
+    Attributes:
+        text: What is wrong and where, as a sentence without a full stop.
+        hint: What to do about it.
+        nodes: URLs of the servers that it concerns.
+    """
+
+    kind: ObstacleKind
+    text: str
+    hint: str = ""
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +165,7 @@ def find_named_twice(nodes: Sequence[NodeView]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(same) for same in urls.values() if len(same) > 1)
 
 
-def clocks_of(observation: Observation, policy: Policy) -> Clocks:
+def compare_clocks(observation: Observation, policy: Policy) -> Clocks:
     """Return what other clocks have shown, as far as they were seen."""
     return Clocks(
         store_ahead_ms=observation.store.clock_ahead_ms,
@@ -122,6 +173,116 @@ def clocks_of(observation: Observation, policy: Policy) -> Clocks:
             node.url: node.clock_ahead_ms for node in observation.nodes if node.clock_ahead_ms is not None
         },
         tolerance=policy.clock_tolerance,
+    )
+
+
+def find_clock_obstacle(clocks: Clocks) -> Obstacle | None:
+    """Return why nothing may be written with this machine's clock; None if it may."""
+    if not clocks.is_ours_wrong:
+        return None
+    lines = clocks.describe_differences()
+    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return Obstacle(
+        kind=ObstacleKind.OWN_CLOCK,
+        text=f"this machine's clock is wrong, or the others are: {'; '.join(lines[:_SHOWN])}{more}",
+        hint="Set this machine's clock by NTP. If it is right, set the others'; or, to write in spite of the "
+        "difference, raise rotation.clock_tolerance (GOATHERD_ROTATION_CLOCK_TOLERANCE).",
+        nodes=tuple(url for url, ahead_ms in clocks.servers_ahead_ms.items() if clocks.differs(ahead_ms)),
+    )
+
+
+def check_own_clock(
+    store_ahead_ms: int | None, servers: Iterable[tuple[str, int | None]], tolerance: timedelta
+) -> Clocks:
+    """Check this machine's clock before something is written, by what is in hand, and return what that is.
+
+    Args:
+        store_ahead_ms: How far the store's clock is ahead of this machine's; None where it tells none.
+        servers: The same for each server, with its URL.
+        tolerance: `Policy.clock_tolerance`.
+
+    Raises:
+        WrongClockError: This machine's clock is wrong, as far as can be told. Nothing was written.
+    """
+    known = {url: ahead_ms for url, ahead_ms in servers if ahead_ms is not None}
+    clocks = Clocks(store_ahead_ms=store_ahead_ms, servers_ahead_ms=known, tolerance=tolerance)
+    obstacle = find_clock_obstacle(clocks)
+    if obstacle is not None:
+        raise wrong_clock_error((obstacle,))
+    return clocks
+
+
+def wrong_clock_error(obstacles: Collection[Obstacle]) -> WrongClockError:
+    """Return the error for a command that may not write with this machine's clock."""
+    # What else stands in the way may only seem so because of the clock.
+    hint = next(one.hint for one in obstacles if one.kind is ObstacleKind.OWN_CLOCK)
+    text = "; ".join(one.text for one in obstacles)
+    return WrongClockError(f"nothing was written: {text}", obstacles=tuple(obstacles), hint=hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What the store holds, as far as it is compared.
+
+    Attributes:
+        digest: SHA-256 of the document's text, hexadecimal.
+        lineage: Its predecessors, as far as it names them.
+    """
+
+    generation: int
+    digest: str
+    lineage: Lineage | None = None
+
+    @classmethod
+    def of(cls, document: IdentityDocument) -> Held:
+        return cls(generation=document.generation, digest=source_digest(document), lineage=document.lineage)
+
+    def is_behind(self, generation: int) -> bool:
+        """Whether a server that uses this generation has seen more than the store holds."""
+        return generation > self.generation
+
+    def is_other(self, generation: int, digest: str | None) -> bool:
+        """Whether a server uses another document than the store holds now, or held when it had that generation."""
+        if digest is None or generation > self.generation:
+            return False
+        if generation == self.generation:
+            return self.digest[:DIGEST_CHARACTERS] != digest[:DIGEST_CHARACTERS]
+        return self.lineage is not None and self.lineage.contradicts(generation, digest)
+
+
+def find_contradiction(url: str, generation: int | None, digest: str | None, held: Held) -> Obstacle | None:
+    """Return why the store cannot be where the identity of this server comes from; None where it can.
+
+    Args:
+        url: The server.
+        generation: Of the identity that it says it uses; None where it does not say.
+        digest: Of that identity's text; None where it does not say.
+        held: What the store holds.
+    """
+    if generation is None:
+        return None
+    if held.is_behind(generation):
+        kind = ObstacleKind.STORE_BEHIND
+        text = f"{url} has seen generation {generation} of the identity, and the store holds generation"
+        text = f"{text} {held.generation}"
+    elif held.is_other(generation, digest):
+        kind = ObstacleKind.FORKED
+        text = f"{url} uses another generation {generation} of the identity than the one"
+        here = "that the store holds" if generation == held.generation else "that the store's identity has grown from"
+        text = f"{text} {here}"
+    else:
+        return None
+    return Obstacle(kind=kind, text=text, hint=_WAYS_OUT, nodes=(url,))
+
+
+def went_back_error(obstacles: Iterable[Obstacle]) -> StoreWentBackError:
+    """Return the error for a store that went back."""
+    found = tuple(obstacles)
+    urls = [url for one in found for url in one.nodes]
+    return StoreWentBackError(
+        f"nothing was written: {'; '.join(one.text for one in found)}",
+        obstacles=found,
+        hint=f"{_WAYS_OUT} A server that is wrong about it is overruled by --distrust {urls[0]}.",
     )
 
 
@@ -138,7 +299,7 @@ def find_obstacles(
             that a declared quorum leaves out.
         is_restore: Whether the next root is an earlier one, which needs no introduction by the current one.
     """
-    own_clock = clocks_of(observation, policy).find_obstacle()
+    own_clock = find_clock_obstacle(compare_clocks(observation, policy))
     return (
         *(() if own_clock is None else (own_clock,)),
         *_of_the_store(observation, policy, now_ms, is_restore=is_restore),
@@ -166,7 +327,7 @@ def _of_the_store(observation: Observation, policy: Policy, now_ms: int, *, is_r
     if store.phase is Phase.STEADY and not is_restore and now_ms > store.current_expires_ms:
         text = f"root {store.current_id} has expired: servers and clients reject what it signs now"
         yield Obstacle(kind=ObstacleKind.EXPIRED, text=text, hint=EXPIRED_HINT)
-    clocks, ahead_ms = clocks_of(observation, policy), store.recorded_ahead_ms
+    clocks, ahead_ms = compare_clocks(observation, policy), store.recorded_ahead_ms
     is_unknown = not clocks.is_ours_wrong and not clocks.is_ours_confirmed
     if is_unknown and timedelta(milliseconds=ahead_ms) > policy.clock_tolerance:
         yield Obstacle(
@@ -367,7 +528,10 @@ def find_remarks(
         if store.phase is Phase.STEADY and node.signs_with not in (None, store.current_id) and not node.is_bare
     ]
     ahead_ms = store.recorded_ahead_ms
-    if timedelta(milliseconds=ahead_ms) > policy.clock_tolerance and clocks_of(observation, policy).is_ours_confirmed:
+    if (
+        timedelta(milliseconds=ahead_ms) > policy.clock_tolerance
+        and compare_clocks(observation, policy).is_ours_confirmed
+    ):
         found.append(
             f"the identity records times up to {describe_span(ahead_ms)} in the future: it was written by a machine "
             "with a wrong clock; they count as the time at which it was written, and the next change corrects them"

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.errors import ConfigurationError, LifetimeError
+from goatherd.times import milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +186,16 @@ def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> Lifet
         is_exclusive=False,
         reason=f"it must outlive four rotations of {_text(longest)} ({parts})",
     )
+
+
+def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
+    """Return when a root is due for rotation: a fraction of its lifetime before its expiration, with a cap.
+
+    A fraction suits keys of an hour and keys of a year alike; the cap keeps a long-lived key from being replaced
+    absurdly early.
+    """
+    reserve = min(int((expires_ms - issued_ms) * policy.renewal_fraction), milliseconds(policy.renewal_cap))
+    return expires_ms - reserve
 
 
 def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:

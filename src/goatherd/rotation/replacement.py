@@ -38,7 +38,6 @@ from goatherd.ids import new_id
 from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
-from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.cross_signing import (
     earlier_introduction,
@@ -47,14 +46,13 @@ from goatherd.rotation.cross_signing import (
     late_introduction,
 )
 from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold, StoreTroubled
-from goatherd.rotation.history_check import Continuity, check_distrusted, check_store_history
-from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse
-from goatherd.rotation.obstacles import find_obstacles, is_of_another_identity
+from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse, refusal_error
+from goatherd.rotation.observation import make_store_view
+from goatherd.rotation.obstacles import Obstacle, ObstacleKind, find_obstacles, is_of_another_identity
 from goatherd.rotation.policy import check_lifetime
-from goatherd.rotation.refusal import refusal
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
-from goatherd.rotation.view import store_view
+from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history
 from goatherd.wire.paths import SESSIONS_PATH
 
 OBSTACLES: Final = frozenset(
@@ -273,7 +271,7 @@ class Replacer:
         now_ms = self._clock.now_ms()
         check_lifetime(self.policy, unmodified=self._observer.known_unmodified)
         observation = Observation(
-            store=store_view(
+            store=make_store_view(
                 document, version, version.id, self.policy, seen_ms=now_ms, clock_ahead_ms=self._store_ahead_ms(now_ms)
             ),
             nodes=nodes,
@@ -287,7 +285,7 @@ class Replacer:
         found = find_obstacles(observation, self.policy, now_ms, silent=strange)
         obstacles: tuple[Obstacle, ...] = tuple(one for one in found if one.kind in OBSTACLES)
         if obstacles:
-            raise refusal(Refuse(obstacles=obstacles))
+            raise refusal_error(Refuse(obstacles=obstacles))
 
     def _store_ahead_ms(self, now_ms: int) -> int | None:
         return self._provider.store_clock.ahead_ms(now_ms)

@@ -39,10 +39,10 @@ from goatherd.errors import (
 from goatherd.identity import transitions
 from goatherd.identity.document import (
     IdentityDocument,
+    Phase,
     decode_document,
     encode_document,
 )
-from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
@@ -75,7 +75,6 @@ from goatherd.rotation.events import (
     StoreTroubled,
 )
 from goatherd.rotation.health_checks import HealthSignal, HealthWatch
-from goatherd.rotation.history_check import Continuity, check_distrusted, check_store_history, find_later_versions
 from goatherd.rotation.machine import (
     Abandon,
     Action,
@@ -96,7 +95,6 @@ from goatherd.rotation.machine import (
     NodeView,
     Observation,
     Outcome,
-    Phase,
     Policy,
     Prepare,
     PrepareRestore,
@@ -110,16 +108,16 @@ from goatherd.rotation.machine import (
     decide,
     describe_wait,
     find_obstacles_to_begin,
+    refusal_error,
 )
-from goatherd.rotation.obstacles import Survey, find_flow, find_remarks
+from goatherd.rotation.observation import make_store_view
+from goatherd.rotation.obstacles import Held, Survey, find_contradiction, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum
-from goatherd.rotation.refusal import refusal
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
 from goatherd.rotation.signed_store import SignatureCheck
-from goatherd.rotation.store_history import Held, find_contradiction
-from goatherd.rotation.view import store_view
+from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history, find_later_versions
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 from goatherd.times import milliseconds
@@ -435,7 +433,7 @@ class Rotator:
                 if isinstance(action, Done):
                     return self._end(action, document, intent, tuple(destroyed))
                 if isinstance(action, Busy | Illegal | Refuse):
-                    raise refusal(action)
+                    raise refusal_error(action)
                 if isinstance(action, Wait):
                     troubled_since, has_write_failed = None, False  # the store answers, and nothing has to be written
                     await self._tell(document, action.nodes)
@@ -804,7 +802,7 @@ class Rotator:
                     # (tests/model, mutant "two looks").
                     raise GenerationError(f"the store has shown version {version.id} as current, and lists another")
                 stable = next((one.id for one in listed if STABLE in one.labels), None)
-        view = store_view(
+        view = make_store_view(
             document,
             version,
             stable,
@@ -1000,4 +998,4 @@ def _advanced(document: IdentityDocument, step: Step, now_ms: int) -> IdentityDo
     return transitions.with_phase(document, _RECORDED[step], now_ms)
 
 
-_RECORDED: Final = {Step.PUBLISH: DocumentPhase.PUBLISHED, Step.VERIFY: DocumentPhase.VERIFIED}
+_RECORDED: Final = {Step.PUBLISH: Phase.PUBLISHED, Step.VERIFY: Phase.VERIFIED}

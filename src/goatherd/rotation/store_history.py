@@ -1,84 +1,89 @@
-"""Compare what the store holds with what its servers have used: did the store go back, or take another way?
+"""Check, before a command writes, that the store has not gone back behind what its servers have used.
 
-Pure; `goatherd.rotation.history_check` asks the servers, before a command writes. Rules: a server that says nothing
-usable, or that shares no root with the identity, not even a revoked one, is no contradiction.
+What it is: the one check that every command makes which writes the identity: rotate, resume, cancel, roll back,
+restore, replace an expired root, retire, revoke, sign, and so the controller. What it is not: it changes nothing, and
+repairs no store.
+
+A store goes back when a backup is restored, or when a label is set back with the platform's own tools. Servers refuse
+what it holds then. Whoever writes on from there raises the generation beyond theirs, and the root that has signed since
+the backup is gone. So a server that has used a later state, or another one with the same number, stops the command.
+
+Rules: a server that does not answer, that says nothing usable, or that shares no root with the identity, not even a
+revoked one, stops nothing. One that lies can be overruled by the operator, by name (`Policy.distrust`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
+from goatherd.clock import Clock
 from goatherd.cluster.server_answers import ServerIdentity
-from goatherd.errors import StoreWentBackError
-from goatherd.identity.document import IdentityDocument, source_digest
-from goatherd.identity.lineage import DIGEST_CHARACTERS, Lineage
-from goatherd.rotation.action import Obstacle, ObstacleKind
-
-KINDS: Final = frozenset({ObstacleKind.STORE_BEHIND, ObstacleKind.FORKED})
-"""The obstacles that say that the store went back."""
-
-_WAYS_OUT: Final = (
-    "The store went back: a backup was restored, an older version was made current, or a replica lags. Either put the"
-    " later state back into the store; or accept what the store holds, by starting every server once with"
-    " --accept-identity (how-to page: A restored store)."
+from goatherd.errors import (
+    ConfigurationError,
+    GenerationError,
+    IdentityError,
+    SecretNotFoundError,
+    StoreWentBackError,
+    VersionDisabledError,
 )
+from goatherd.identity.document import IdentityDocument, decode_document, document_digest, source_digest
+from goatherd.providers.base import Guarantees, ReadConsistency, SecretProvider, StoreReader
+from goatherd.providers.values import SecretVersion, VersionState
+from goatherd.rotation.obstacles import Held, Obstacle, find_contradiction, went_back_error
+from goatherd.rotation.policy import Policy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What the store holds, as far as it is compared.
+async def check_store_history(
+    document: IdentityDocument,
+    *,
+    read: Callable[[], Awaitable[IdentityDocument]],
+    ask: Callable[[], Awaitable[Mapping[str, ServerIdentity]]],
+    policy: Policy,
+    guarantees: Guarantees,
+    clock: Clock,
+    troubled: Callable[[str], None] | None = None,
+    signed: IdentityDocument | None = None,
+    is_voted: bool = False,
+) -> IdentityDocument:
+    """Check that no server has used a later identity than the store holds, or another one.
 
-    Attributes:
-        digest: SHA-256 of the document's text, hexadecimal.
-        lineage: Its predecessors, as far as it names them.
-    """
-
-    generation: int
-    digest: str
-    lineage: Lineage | None = None
-
-    @classmethod
-    def of(cls, document: IdentityDocument) -> Held:
-        return cls(generation=document.generation, digest=source_digest(document), lineage=document.lineage)
-
-    def is_behind(self, generation: int) -> bool:
-        """Whether a server that uses this generation has seen more than the store holds."""
-        return generation > self.generation
-
-    def is_other(self, generation: int, digest: str | None) -> bool:
-        """Whether a server uses another document than the store holds now, or held when it had that generation."""
-        if digest is None or generation > self.generation:
-            return False
-        if generation == self.generation:
-            return self.digest[:DIGEST_CHARACTERS] != digest[:DIGEST_CHARACTERS]
-        return self.lineage is not None and self.lineage.contradicts(generation, digest)
-
-
-def find_contradiction(url: str, generation: int | None, digest: str | None, held: Held) -> Obstacle | None:
-    """Return why the store cannot be where the identity of this server comes from; None where it can.
+    A store whose reads may lag gets `Policy.store_patience` to show what the servers have seen already.
 
     Args:
-        url: The server.
-        generation: Of the identity that it says it uses; None where it does not say.
-        digest: Of that identity's text; None where it does not say.
-        held: What the store holds.
+        document: What the store has shown.
+        read: Reads the store again.
+        ask: Asks the servers what they use, by URL; those that do not answer are left out.
+        policy: `distrust` names the servers whose word does not count.
+        guarantees: The store's.
+        clock: Tells the time and waits.
+        troubled: Told what was found before each pause.
+        signed, is_voted: As for `find_contradictions`.
+
+    Returns:
+        What the store holds now: another document where it was changed meanwhile.
+
+    Raises:
+        StoreWentBackError: A server has used a later identity, or another one.
     """
-    if generation is None:
-        return None
-    if held.is_behind(generation):
-        kind = ObstacleKind.STORE_BEHIND
-        text = f"{url} has seen generation {generation} of the identity, and the store holds generation"
-        text = f"{text} {held.generation}"
-    elif held.is_other(generation, digest):
-        kind = ObstacleKind.FORKED
-        text = f"{url} uses another generation {generation} of the identity than the one"
-        here = "that the store holds" if generation == held.generation else "that the store's identity has grown from"
-        text = f"{text} {here}"
-    else:
-        return None
-    return Obstacle(kind=kind, text=text, hint=_WAYS_OUT, nodes=(url,))
+    may_lag = guarantees.read_consistency is not ReadConsistency.STRONG
+    until = clock.monotonic() + policy.store_patience.total_seconds()
+    poll = policy.poll_min
+    while found := find_contradictions(await ask(), document, policy.distrust, signed=signed, is_voted=is_voted):
+        before = document
+        with contextlib.suppress(GenerationError):  # a replica that lags more than the one before
+            document = await read()
+        is_over = clock.monotonic() >= until
+        # It may have been changed while the servers were asked; then they are ahead of what was read before.
+        if source_digest(document) != source_digest(before) and not is_over:
+            continue
+        if is_over or not may_lag:
+            raise went_back_error(found)
+        if troubled is not None:
+            troubled(found[0].text)
+        await clock.sleep(poll)
+        poll = min(poll * 2, policy.poll_max)
+    return document
 
 
 def find_contradictions(
@@ -117,12 +122,99 @@ def find_contradictions(
     return () if is_voted and agreeing > len(found) else tuple(found)
 
 
-def went_back(obstacles: Iterable[Obstacle]) -> StoreWentBackError:
-    """Return the error for a store that went back."""
-    found = tuple(obstacles)
-    urls = [url for one in found for url in one.nodes]
-    return StoreWentBackError(
-        f"nothing was written: {'; '.join(one.text for one in found)}",
-        obstacles=found,
-        hint=f"{_WAYS_OUT} A server that is wrong about it is overruled by --distrust {urls[0]}.",
-    )
+class Continuity:
+    """Remembers what a command has read or written last, and refuses another content of it: the store may be restored
+    while the command runs.
+
+    SECURITY: a store that was restored from a backup gives the same version ids again, so that a compare-and-swap on an
+    id would write over another document than the one that was decided on (tests/unit/rotation/test_store_history.py).
+
+    Args:
+        provider: The store.
+    """
+
+    def __init__(self, provider: SecretProvider) -> None:
+        self._provider = provider
+        self._last: tuple[str, int, str] | None = None
+
+    def forget(self) -> None:
+        """Begin anew: another command takes the store as it is."""
+        self._last = None
+
+    def note(self, version: str, document: IdentityDocument) -> None:
+        """Remember what was written."""
+        self._last = (version, document.generation, document_digest(document))
+
+    def check(self, document: IdentityDocument, version: SecretVersion) -> None:
+        """Check that a document which was read is the one before, or has grown from it as far as it tells.
+
+        Raises:
+            StoreWentBackError: It is not.
+        """
+        digest = source_digest(document)
+        before, self._last = self._last, (version.id, document.generation, digest)
+        if before is None or before[2] == digest:
+            return
+        is_given_again = before[0] == version.id
+        guarantees = self._provider.guarantees
+        is_other = Held.of(document).is_other(before[1], before[2]) and (
+            guarantees.cas or not guarantees.best_effort_cas
+        )
+        if is_given_again or is_other:
+            raise StoreWentBackError(
+                f"the store holds another version {version.id}, of generation {document.generation}, than it did when"
+                " this command read it before: a backup was restored meanwhile",
+                hint="Look at `goatherd doctor`, then run the command again.",
+            )
+
+
+async def find_later_versions(
+    provider: StoreReader, secret_id: str, used: Mapping[str, tuple[int, str]]
+) -> tuple[str, ...]:
+    """Return which stored versions hold what servers use, as sentences: they could be made current again.
+
+    Args:
+        provider: The store.
+        secret_id: The secret.
+        used: Generation and digest of the identity that servers use, by URL.
+
+    Raises:
+        ProviderError: The store does not answer.
+    """
+    found = []
+    for version in await provider.versions(secret_id):
+        if version.state is not VersionState.ENABLED or not used:
+            continue
+        try:
+            document = decode_document((await provider.read(secret_id, version.id)).value.reveal())
+        except (IdentityError, SecretNotFoundError, VersionDisabledError):
+            continue
+        held = Held.of(document)
+        urls = [
+            url
+            for url, (generation, digest) in used.items()
+            if generation == held.generation and not held.is_other(generation, digest)
+        ]
+        if urls:
+            found.append(
+                f"version {version.id} of the store holds the generation {held.generation} that {', '.join(urls)} uses:"
+                " make it current again with the store's own tools"
+            )
+    return tuple(found)
+
+
+def check_distrusted(distrust: Collection[str], listed: Collection[str]) -> None:
+    """Check that only listed servers are distrusted: a mistyped URL would overrule nobody.
+
+    Args:
+        distrust: URLs.
+        listed: URLs of all servers; empty where they are discovered, or where none is listed.
+
+    Raises:
+        ConfigurationError: One is not listed.
+    """
+    if listed and (strangers := sorted(set(distrust) - set(listed))):
+        raise ConfigurationError(
+            f"--distrust takes listed servers only, not {', '.join(strangers)}",
+            hint=f"Listed servers: {', '.join(listed)}.",
+        )

@@ -174,7 +174,7 @@ def test_a_root_is_retired_once_and_stays_as_a_public_key() -> None:
             retire(document, session_id, LATER)
 
 
-@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.STEADY])
 def test_during_a_rotation_a_revoked_root_is_retired_and_no_other(phase: Phase) -> None:
     steady = revoke(rotated(), B.id, LATER, reason="stolen", successor=C)
     document = prepare(steady, owned("d"), now_ms=LATER, rotation_id="r2", started_by="bob", stable_version="7")

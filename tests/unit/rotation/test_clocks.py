@@ -11,14 +11,14 @@ import pytest
 from goatherd.clock import RemoteClock, SteadyClock, read_http_date
 from goatherd.errors import NotAdoptedError, ObstructedError, WrongClockError
 from goatherd.identity import transitions
-from goatherd.identity.document import Phase as DocumentPhase
-from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.document import Phase, decode_document, encode_document
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import VersionState
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Outcome, Phase, Rotator
-from goatherd.rotation.clocks import Clocks, check_own_clock
+from goatherd.rotation import Outcome, Rotator
+from goatherd.rotation.clocks import Clocks
+from goatherd.rotation.obstacles import check_own_clock, find_clock_obstacle
 from goatherd.schedule.due import Act, Schedule, facts_of, make_schedule, next_due
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
@@ -95,7 +95,7 @@ def test_the_store_decides_whose_clock_is_wrong_else_most_of_the_clocks(
     known = {f"http://node-{at}": ahead_ms for at, ahead_ms in enumerate(servers)}
     clocks = Clocks(store_ahead_ms=store, servers_ahead_ms=known, tolerance=TOLERANCE)
     assert (clocks.is_ours_wrong, clocks.is_ours_confirmed) == (is_wrong, is_confirmed)
-    assert (clocks.find_obstacle() is not None) is is_wrong
+    assert (find_clock_obstacle(clocks) is not None) is is_wrong
 
 
 def test_the_error_names_the_difference_and_what_to_do() -> None:
@@ -151,7 +151,7 @@ def test_a_time_in_the_future_becomes_the_latest_that_it_can_be() -> None:
     document = transitions.prepare(
         document, root("root-b"), now_ms=ahead, rotation_id="r", started_by="laptop", stable_version="1"
     )
-    document = transitions.activate(transitions.with_phase(document, DocumentPhase.PUBLISHED, ahead), ahead)
+    document = transitions.activate(transitions.with_phase(document, Phase.PUBLISHED, ahead), ahead)
     assert recorded_ahead_ms(document, NOW + 5000) == ahead - NOW - 5000
     by_the_store = limit_times(document, NOW + 5000, written_ms=NOW + 2000)
     assert by_the_store.rotation is not None

@@ -8,13 +8,26 @@ from datetime import timedelta
 import pytest
 
 from goatherd.errors import IllegalStepError, NotAdoptedError
-from goatherd.identity.document import SIZE_WARNING_BYTES, encode_document
+from goatherd.identity.document import SIZE_WARNING_BYTES, Phase, encode_document
 from goatherd.identity.transitions import MOST_BYTES
-from goatherd.rotation import Outcome, Phase, Quorum
-from goatherd.rotation.action import Done, Illegal, IntroduceEarlier, LabelStable, Prepare, Prune
+from goatherd.rotation import Outcome, Quorum
 from goatherd.rotation.events import Decided, Event
-from goatherd.rotation.machine import GATES, Evidence, Goal, Intent, NodeView, Observation, Step, decide
-from goatherd.rotation.table import Phase as MachinePhase
+from goatherd.rotation.machine import (
+    GATES,
+    Done,
+    Evidence,
+    Goal,
+    Illegal,
+    Intent,
+    IntroduceEarlier,
+    LabelStable,
+    NodeView,
+    Observation,
+    Prepare,
+    Prune,
+    Step,
+    decide,
+)
 from tests.fakes.herd import DATA, SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.test_machine import NOW, store
@@ -23,7 +36,7 @@ GRACE = timedelta(hours=1)
 QUICK = replace(POLICY, grace=GRACE)
 MINE = Intent(goal=Goal.ROTATE, began_ms=NOW, from_id="A", rotation_id="r1", to_id="B")
 FRESH = Intent(goal=Goal.ROTATE, began_ms=NOW, from_id="B")
-OVER = store(MachinePhase.STEADY, current_id="B", finished=frozenset({"r1"}), leaving=("X", "Y"))
+OVER = store(Phase.STEADY, current_id="B", finished=frozenset({"r1"}), leaving=("X", "Y"))
 FULL = replace(OVER, is_full=True)
 
 

@@ -14,7 +14,7 @@ from goatherd.identity.document import IdentityDocument, document_digest, encode
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Outcome
-from goatherd.rotation.action import ObstacleKind
+from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.store_history import find_contradictions
 from tests.fakes.herd import Herd

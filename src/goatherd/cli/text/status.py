@@ -17,7 +17,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import redacted
 from goatherd.operations.status import ClusterStatus, NodeState
 from goatherd.providers.values import shown_label
-from goatherd.rotation.store_history import KINDS
+from goatherd.rotation.obstacles import WENT_BACK
 from goatherd.settings.base import Origin
 
 
@@ -51,7 +51,7 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
     if status.servers:
         heads = ("NODE", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "VIEW AGE", "")
         lines += ["", *out.table(heads, [_server_row(server, status.document) for server in status.servers])]
-    went_back = [one for one in status.obstacles if one.kind in KINDS]
+    went_back = [one for one in status.obstacles if one.kind in WENT_BACK]
     for one in status.obstacles:
         prefix = "THE STORE WENT BACK" if one in went_back else "obstacle to a rotation"
         lines.append(f"{prefix}: {one.text}")
