@@ -9,6 +9,7 @@ import time
 from tests.bench import (
     bench_agent,
     bench_asgi,
+    bench_command_line,
     bench_door,
     bench_node,
     bench_outage,
@@ -19,6 +20,7 @@ from tests.bench import (
 )
 
 PARTS = (
+    ("CPU time of short commands over a bare interpreter", bench_command_line.run),
     ("signing and verifying over bare OpenSSL", bench_signing.run),
     ("a request to our ASGI callable and to Starlette", bench_asgi.run),
     ("one node, commits pushed over HTTP", bench_node.run),

@@ -26,7 +26,7 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
                 "--data",
                 "agent_data",
                 type=PathType(path_type=Path, file_okay=False),
-                help="Data directory of the GoatDB server.",
+                help="Data directory of the server.",
             ),
             click.option(
                 "--create", is_flag=True, help="Create the data directory, or an organization's in it, if missing."
@@ -83,7 +83,7 @@ def change_options(ways: Sequence[str]) -> Decorator:
                     "--lease",
                     "agent_lease",
                     metavar="URI",
-                    help="Secret that holds the restart lease; `none` for one server (default: beside the identity).",
+                    help="Secret that holds the restart lease (default: beside the identity); `none` for one server.",
                 ),
                 click.option(
                     "--ready-timeout",

@@ -21,7 +21,9 @@ from goatherd.operations.audit import read_trail, read_trail_anchors, verify_tra
 )
 @click.argument("action", type=click.Choice(["verify", "show"]), metavar="verify|show")
 @click.argument("file", type=PathType(path_type=Path, dir_okay=False))
-@click.option("--offline", is_flag=True, help="With verify: do not read the store; trust the first signer in the file.")
+@click.option(
+    "--offline", is_flag=True, help="Do not read the store; trust the first signer in the file. Only with verify."
+)
 @click.option(
     "--checkpoint",
     metavar="N:SHA256",

@@ -63,11 +63,12 @@ from goatherd.serving.sockets import cannot_listen
 @click.option(
     "--metrics-file",
     type=PathType(path_type=Path, dir_okay=False),
-    help="With --once: file to write metrics to, for node_exporter's textfile collector; must end in .prom.",
+    help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom, and needs"
+    " --once.",
 )
 @audit_option()
 @distrust_option()
-@click.option("--unsafe-without-nodes", is_flag=True, help="Rotate without waiting for any server.")
+@click.option("--unsafe-without-nodes", is_flag=True, help="Do not wait for any server.")
 @log_level_option("info")
 def controller(
     app: App,

@@ -18,7 +18,7 @@ from goatherd.operations.copy import CopyReport, check_durable, copy_secret
 )
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
-@click.option("--dry-run", is_flag=True, help="Show what would be copied; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @click.option("--resume", is_flag=True, help="Resume a copy that was interrupted.")
 def copy(app: App, source: str, destination: str, dry_run: bool, resume: bool) -> None:
     """Copy an identity from one store to another.

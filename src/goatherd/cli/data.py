@@ -24,12 +24,12 @@ from goatherd.operations.data import check_data, repair_data
     "serve_peers",
     multiple=True,
     metavar="URL",
-    help="URL of another server, to compare sessions with and fetch damaged commits from. Can be given more than once.",
+    help="URL of another server of the cluster. Can be given more than once.",
 )
 @click.option(
     "--offline", is_flag=True, help="Do not read the store; verify with the roots in the data directory, if any."
 )
-@click.option("--timeout", metavar="TIME", help="Timeout of one request to a server, at least 2m.")
+@click.option("--timeout", metavar="TIME", help="Timeout of one request to a server; at least 2m.")
 def data(app: App, action: str, directory: Path, offline: bool) -> int:
     """Check a server's data directory, or repair it.
 

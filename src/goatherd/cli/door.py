@@ -52,13 +52,15 @@ if TYPE_CHECKING:
     callback=checked(parse_server_url),
     help="URL at which clients reach the door. It replaces the server's own address in answers.",
 )
-@click.option("--private", is_flag=True, help="Let only roots and owners write to /sys/* and /user/ID.")
+@click.option(
+    "--private", is_flag=True, help="Let only roots and owners write to /sys/* and /user/ID through the door."
+)
 @click.option(
     "--forwarded-by",
     "limits_forwarded_by",
     multiple=True,
     metavar="NETWORK",
-    help="Network of a proxy in front of the door, whose X-Forwarded-For header is used. Can be given more than once.",
+    help="Network of a proxy in front, whose X-Forwarded-For header is used. Can be given more than once.",
 )
 @log_level_option("warning")
 def door(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @command(example="goatherd init --provider file:///srv/keys/root")
-@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the root is valid (default: 180d).")
+@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
 def init(app: App) -> None:
     """Create an identity in a store that has none.
 

@@ -13,7 +13,7 @@ from goatherd.times import iso
 
 @command(example="goatherd status --restart-lease --provider k8s://prod/goatdb-root --make")
 @click.option(
-    "--lease", "agent_lease", metavar="URI", help="Secret that holds the lease (default: beside the identity)."
+    "--lease", "agent_lease", metavar="URI", help="Secret that holds the restart lease (default: beside the identity)."
 )
 @click.option("--make", is_flag=True, help="Create the lease if there is none.")
 def lease(app: App, make: bool) -> None:

@@ -32,7 +32,7 @@ from goatherd.operations.retire import retire as operation
     help="Age that a rotation must have reached before its old key is destroyed (default: 30d).",
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@click.option("--dry-run", is_flag=True, help="List the versions that would be destroyed; destroy nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; destroy nothing.")
 @audit_option()
 def retire(app: App, yes: bool, dry_run: bool) -> int:
     """Destroy old private keys whose grace period has ended.

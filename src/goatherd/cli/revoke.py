@@ -31,9 +31,9 @@ from goatherd.revocation.revoker import NEW
 )
 @click.argument("session")
 @click.option(
-    "--reason", metavar="TEXT", help="Reason, recorded in the identity's history. Required unless --plan is given."
+    "--reason", metavar="TEXT", help="Reason, recorded in the identity's history; required unless --plan is given."
 )
-@click.option("--plan", is_flag=True, help="Show what the revocation would do, and to which sessions; write nothing.")
+@click.option("--plan", is_flag=True, help="Show what would be done, and to which sessions; write nothing.")
 @click.option(
     "--successor",
     default=NEW,
@@ -72,10 +72,12 @@ from goatherd.revocation.revoker import NEW
     "--adoption",
     "rotation_adoption",
     metavar="TIME",
-    help="How long the servers have to adopt the change (default: 5m).",
+    help="How long the servers have to adopt each change (default: 5m).",
 )
 @click.option(
-    "--unsafe-without-nodes", is_flag=True, help="Only write the identity: no commits are frozen, no sessions reissued."
+    "--unsafe-without-nodes",
+    is_flag=True,
+    help="Do not wait for any server: only write the identity; freeze no commits, reissue no sessions.",
 )
 @audit_option()
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")

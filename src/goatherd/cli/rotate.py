@@ -61,7 +61,7 @@ def distrust_option() -> Callable[[Any], Any]:
     nodes=True,
 )
 @click.option(
-    "--plan", is_flag=True, help="Show the steps, the servers and the obstacles of a rotation; write nothing."
+    "--plan", is_flag=True, help="Show what would be done: the steps, the servers and the obstacles; write nothing."
 )
 @click.option("--resume", is_flag=True, help="Resume the rotation in progress, whichever process started it.")
 @click.option("--cancel", is_flag=True, help="Cancel the rotation. Possible only before the next root signs.")
@@ -77,10 +77,15 @@ def distrust_option() -> Callable[[Any], Any]:
     type=click.Choice(["prepared", "published", "activated", "verified"]),
     help="Stop when this phase is reached; --resume continues.",
 )
-@click.option("--reason", metavar="TEXT", help="Reason for --rollback or --cancel, recorded in the identity's history.")
+@click.option(
+    "--reason", metavar="TEXT", help="Reason, recorded in the identity's history; only with --rollback or --cancel."
+)
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
 @click.option(
-    "--adoption", "rotation_adoption", metavar="TIME", help="How long the servers have for each phase (default: 5m)."
+    "--adoption",
+    "rotation_adoption",
+    metavar="TIME",
+    help="How long the servers have to adopt each change (default: 5m).",
 )
 @click.option(
     "--quorum",
@@ -117,7 +122,7 @@ def distrust_option() -> Callable[[Any], Any]:
     help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom.",
 )
 @audit_option()
-@click.option("--unsafe-without-nodes", is_flag=True, help="Rotate without waiting for any server.")
+@click.option("--unsafe-without-nodes", is_flag=True, help="Do not wait for any server.")
 def rotate(
     app: App,
     plan: bool,

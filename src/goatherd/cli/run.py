@@ -65,14 +65,14 @@ if TYPE_CHECKING:
 )
 @click.option("--public-url", metavar="URL", help="URL at which clients reach the door.")
 @click.option(
-    "--private", is_flag=True, help="Let the door allow only roots and owners to write to /sys/* and /user/ID."
+    "--private", is_flag=True, help="Let only roots and owners write to /sys/* and /user/ID through the door."
 )
 @click.option(
     "--forwarded-by",
     "limits_forwarded_by",
     multiple=True,
     metavar="NETWORK",
-    help="Network of a proxy in front of the door. Can be given more than once.",
+    help="Network of a proxy in front, whose X-Forwarded-For header is used. Can be given more than once.",
 )
 @click.option(
     "--agent-port",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data", "serve_data", type=PathType(path_type=Path, file_okay=False), help="Data directory of the server."
 )
-@click.option("--create", is_flag=True, help="Create the data directory, or the organization's in it, if missing.")
+@click.option("--create", is_flag=True, help="Create the data directory, or an organization's in it, if missing.")
 @click.option("--host", "serve_host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
 @click.option("--port", "serve_port", metavar="N", help="Port to listen on; 0 takes a free one (default: 8080).")
 @click.option(
@@ -56,8 +56,7 @@ if TYPE_CHECKING:
     "limits_forwarded_by",
     multiple=True,
     metavar="NETWORK",
-    help="Network of a proxy in front of the server, whose X-Forwarded-For header is used. Can be given more than"
-    " once.",
+    help="Network of a proxy in front, whose X-Forwarded-For header is used. Can be given more than once.",
 )
 @log_level_option("info")
 def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_MEANINGS, EXIT_USAGE, cli
 from goatherd.cli.menu import ALIASES, COMMANDS, FORMS, GROUPS
+from goatherd.config.options import option_keys
 
 from .conftest import Goatherd
 
@@ -163,11 +164,42 @@ def test_the_script_of_a_shell_completes_names_and_options(goatherd: Goatherd, s
     assert done.stdout.split() == ["plain,revoke", "plain,retire", "plain,restore"]
 
 
+def options() -> list[tuple[str, click.Option]]:
+    found = [(name, item) for name, command in commands().items() for item in command.params]
+    return [(name, item) for name, item in found if isinstance(item, click.Option)]
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_every_option_says_what_it_is_for(name: str) -> None:
-    for parameter in commands()[name].params:
-        if isinstance(parameter, click.Option) and "--log-level" not in parameter.opts:
-            assert parameter.help, parameter.opts
+def test_every_option_says_what_it_is_for_in_a_complete_phrase(name: str) -> None:
+    for command, option in options():
+        if command == name:
+            text = option.help or ""
+            assert re.fullmatch(r"[A-Z][^ ]*( [^ ]+){2,}", text), option.opts
+            assert text.endswith((".", ").")), f"{option.opts}: {text}"
+
+
+OF_TWO_MEANINGS = {"--resume", "--grace", "--distrust"}
+"""What is resumed, what ends with the grace, and what is not believed of a server depends on the command."""
+
+
+def test_options_of_one_name_have_one_text_up_to_what_only_one_command_adds() -> None:
+    texts: dict[str, set[str]] = {}
+    for _, option in options():
+        texts.setdefault(option.opts[-1], set()).add(re.split(r"[.,;:(]", option.help or "")[0].strip())
+    different = {name for name, found in texts.items() if len(found) > 1}
+    assert different == OF_TWO_MEANINGS, {name: texts[name] for name in different}
+
+
+def test_options_of_one_meaning_have_one_name() -> None:
+    names: dict[str, set[str]] = {}
+    for _, option in options():
+        names.setdefault(option.help or "", set()).add(option.opts[-1])
+    assert [found for found in names.values() if len(found) > 1] == []
+    flags: dict[str, set[str]] = {}
+    for _, option in options():
+        if option.name in {key.attribute for key in option_keys()}:
+            flags.setdefault(option.name or "", set()).add(option.opts[-1])
+    assert [found for found in flags.values() if len(found) > 1] == []
 
 
 def test_every_exit_code_has_a_meaning() -> None:
