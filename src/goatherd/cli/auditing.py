@@ -1,20 +1,15 @@
-"""The option ``--audit-log``, and the run of a command that it records."""
+"""The option ``--audit-log``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from goatherd.cli.main import App, PathType
-from goatherd.operations.identity_store import Store
-from goatherd.operations.runs import AuditLog, record_run
-
-if TYPE_CHECKING:
-    from goatherd.audit.trail import Journal
+from goatherd.operations.runs import AuditLog
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -37,8 +32,3 @@ def audit_log(app: App) -> AuditLog | None:
         app.out.event("audit", {"missing": count, "file": str(path)}, text)
 
     return None if app.options.audit_log is None else AuditLog(app.options.audit_log, warn)
-
-
-def audited(app: App, store: Store, command: str, asked: Mapping[str, object]) -> AbstractAsyncContextManager[Journal]:
-    """Record what happens inside as one run of `command`; see `goatherd.operations.runs`."""
-    return record_run(store, command, asked, audit_log(app))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.auditing import audit_option, audited
+from goatherd.cli.auditing import audit_log, audit_option
 from goatherd.cli.main import App, command
+from goatherd.cli.text.versions import label_line, versions_json, versions_lines
 from goatherd.config.build import open_store
-from goatherd.providers.values import shown_label, shown_labels
-from goatherd.times import iso
-
-if TYPE_CHECKING:
-    from goatherd.operations.labels import LabelChange
+from goatherd.operations.labels import change_label
 
 
 @command(
@@ -47,22 +43,12 @@ def versions(app: App, action: str | None, label: str | None, version: str | Non
         return
     if label is not None:
         raise click.UsageError(f"list takes no argument, but {label!r} was given")
-    asyncio.run(_versions(app))
+    asyncio.run(_list(app))
 
 
 async def _relabel(app: App, label: str, version: str | None) -> None:
-    from goatherd.operations.labels import check_custom_label, check_removable_label, move_label, remove_label
-
-    check_removable_label(label) if version is None else check_custom_label(label)
     async with open_store(app.options) as store:
-        asked = {"action": "unlabel" if version is None else "label", "label": label, "version": version}
-        async with audited(app, store, "versions", asked) as journal:
-            if version is None:
-                change = await remove_label(store.provider, store.secret_id, label)
-            else:
-                change = await move_label(store.provider, store.secret_id, label, version)
-            if change.is_change:
-                journal.note("label-moved", {"label": change.label, "from": change.before, "to": change.after})
+        change = await change_label(store, label, version, audit_log=audit_log(app))
     data = {
         "store": store.name,
         "label": change.label,
@@ -70,43 +56,10 @@ async def _relabel(app: App, label: str, version: str | None) -> None:
         "to": change.after,
         "changed": change.is_change,
     }
-    app.out.result(data, [_label_line(change)])
+    app.out.result(data, [label_line(change)])
 
 
-def _label_line(change: LabelChange) -> str:
-    label = shown_label(change.label)
-    if not change.is_change:
-        where = "no version holds it" if change.after is None else f"version {change.after} holds it already"
-        return f"label {label}: {where}; nothing was changed"
-    if change.after is None:
-        return f"label {label}: taken off version {change.before}"
-    if change.before is None:
-        return f"label {label}: put on version {change.after}"
-    return f"label {label}: moved from version {change.before} to version {change.after}"
-
-
-async def _versions(app: App) -> None:
+async def _list(app: App) -> None:
     async with open_store(app.options) as store:
         found = await store.versions()
-    data = {
-        "store": store.name,
-        "versions": [
-            {
-                "id": version.id,
-                "created": iso(version.created_ms),
-                "labels": sorted(version.labels),
-                "state": version.state.value,
-                "leftover": version.is_leftover,
-            }
-            for version in found
-        ],
-    }
-    rows = [
-        (version.id, iso(version.created_ms), version.state.value, shown_labels(version.labels)) for version in found
-    ]
-    lines = app.out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows)
-    if left := [version.id for version in found if version.is_leftover]:
-        lines.append(
-            f"left by an interrupted change: {' '.join(left)}; `goatherd retire` destroys them when their keys are due"
-        )
-    app.out.result(data, lines)
+    app.out.result({"store": store.name, "versions": versions_json(found)}, versions_lines(found, app.out))

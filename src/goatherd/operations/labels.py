@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from goatherd.errors import ConfigurationError, ConflictError, SecretNotFoundError
+from goatherd.operations.identity_store import Store
+from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, check_label
 
 __all__ = [
     "PROTECTED_LABELS",
     "LabelChange",
+    "change_label",
     "check_custom_label",
     "check_removable_label",
     "move_label",
@@ -114,6 +117,31 @@ async def remove_label(provider: SecretProvider, secret_id: str, label: str) -> 
         with _explain_conflict():
             await provider.unlabel(secret_id, label, expected=before)
     return LabelChange(label=Label(label), before=before, after=None)
+
+
+async def change_label(store: Store, label: str, to: str | None, *, audit_log: AuditLog | None = None) -> LabelChange:
+    """Move `label` to a version, or remove it if `to` is None, and record that in the audit trail.
+
+    Args:
+        store: The open store.
+        label: The label.
+        to: The version's id, or a label that the version holds.
+        audit_log: The file of the audit trail; None to write only the log.
+
+    Raises:
+        ConfigurationError, SecretNotFoundError, ConflictError: As `move_label` and `remove_label`.
+        AuditError: The trail cannot be written. Nothing was changed.
+    """
+    check_removable_label(label) if to is None else check_custom_label(label)
+    asked = {"action": "unlabel" if to is None else "label", "label": label, "version": to}
+    async with record_run(store, "versions", asked, audit_log) as journal:
+        if to is None:
+            change = await remove_label(store.provider, store.secret_id, label)
+        else:
+            change = await move_label(store.provider, store.secret_id, label, to)
+        if change.is_change:
+            journal.note("label-moved", {"label": change.label, "from": change.before, "to": change.after})
+    return change
 
 
 @contextmanager

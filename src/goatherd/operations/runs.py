@@ -95,18 +95,18 @@ async def record_run(
     Args:
         store: The open store.
         command: The name of the operation, such as ``rotate``.
-        asked: Its arguments; plain values.
+        asked: The arguments of the operation; plain values.
         audit_log: The file of the audit trail; None to write only the log.
 
     Raises:
-        AuditError: The trail cannot be written. Nothing was begun.
+        AuditError: The trail cannot be written. The operation was not begun.
         ProviderError, IdentityError: The identity, whose root signs the trail, cannot be read.
     """
-    # Here, since the package of the rotation is more than a listing of versions needs.
+    # Here, since a listing of versions needs no audit trail.
     from goatherd.audit.trail import AuditTrail, Journal
 
     revokes = command == "revoke"
-    # What a revoked or an expired root signs counts for nothing.
+    # The signature of a revoked or an expired root is not valid.
     holds = revokes or asked.get("what") == "replace-expired"
     journal = Journal(None if audit_log is None else AuditTrail(audit_log.path, actor=current_actor()), holds=holds)
     if audit_log is not None:
@@ -114,20 +114,22 @@ async def record_run(
         journal.use(document)
     renewals: set[asyncio.Task[None]] = set()
     if revokes:
-        journal.on_step = lambda: renewals.add(asyncio.create_task(_renew(journal, store)))
+        journal.on_step = lambda: renewals.add(asyncio.create_task(_use_current_root(journal, store)))
     journal.begin("run-began", {"command": command, "store": store.name, "org": store.org, **asked})
     try:
         yield journal
     except GoatherdError as error:
-        await _renew(journal, store)
+        await _use_current_root(journal, store)
         journal.end("run-failed", {"command": command, "code": error.code, "reason": str(error)})
         raise
     except BaseException as error:
-        cut_off = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
-        journal.end("run-interrupted" if cut_off else "run-failed", {"command": command, "code": type(error).__name__})
+        is_interrupted = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
+        journal.end(
+            "run-interrupted" if is_interrupted else "run-failed", {"command": command, "code": type(error).__name__}
+        )
         raise
     else:
-        await _renew(journal, store)
+        await _use_current_root(journal, store)
         journal.end("run-over", {"command": command})
     finally:
         for renewal in renewals:
@@ -136,8 +138,8 @@ async def record_run(
             audit_log.on_missing(audit_log.path, journal.trail.missing)
 
 
-async def _renew(journal: Journal, store: Store) -> None:
-    """Let the root that signs now seal what the one before it has signed."""
+async def _use_current_root(journal: Journal, store: Store) -> None:
+    """Sign from now on with the current root, which may have changed, and write the records that were held back."""
     if journal.trail is not None:
         with suppress(GoatherdError):
             mark = journal.mark()

@@ -1,0 +1,51 @@
+"""What `goatherd show --versions` prints: the stored versions with their labels, and what became of a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from goatherd.cli.output import Output
+from goatherd.operations.labels import LabelChange
+from goatherd.providers.values import SecretVersion, shown_label, shown_labels
+from goatherd.times import iso
+
+
+def label_line(change: LabelChange) -> str:
+    """Return what was done with a label, as a line."""
+    label = shown_label(change.label)
+    if not change.is_change:
+        where = "no version holds it" if change.after is None else f"version {change.after} holds it already"
+        return f"label {label}: {where}; nothing was changed"
+    if change.after is None:
+        return f"label {label}: taken off version {change.before}"
+    if change.before is None:
+        return f"label {label}: put on version {change.after}"
+    return f"label {label}: moved from version {change.before} to version {change.after}"
+
+
+def versions_json(found: Sequence[SecretVersion]) -> list[dict[str, Any]]:
+    """Return versions as JSON."""
+    return [
+        {
+            "id": version.id,
+            "created": iso(version.created_ms),
+            "labels": sorted(version.labels),
+            "state": version.state.value,
+            "leftover": version.is_leftover,
+        }
+        for version in found
+    ]
+
+
+def versions_lines(found: Sequence[SecretVersion], out: Output) -> list[str]:
+    """Return versions as lines."""
+    rows = [
+        (version.id, iso(version.created_ms), version.state.value, shown_labels(version.labels)) for version in found
+    ]
+    lines = out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows)
+    if left := [version.id for version in found if version.is_leftover]:
+        lines.append(
+            f"left by an interrupted change: {' '.join(left)}; `goatherd retire` destroys them when their keys are due"
+        )
+    return lines
