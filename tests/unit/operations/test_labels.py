@@ -1,0 +1,53 @@
+"""Labels: another writer, and a store without labels of an operator's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from goatherd.errors import ConfigurationError, ConflictError
+from goatherd.operations.labels import move_label, remove_label
+from goatherd.providers.base import Call, Guarantees
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import Label, SecretBytes, VersionId
+
+
+class Interrupting(MemorySecretProvider):
+    """Another writer moves the label between the look and the move."""
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        await super()._label(call, label, VersionId("2"), expected)
+        await super()._label(call, label, version, expected)
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        await super()._label(call, label, VersionId("1"), expected)
+        await super()._unlabel(call, label, expected)
+
+
+async def test_of_two_writers_of_a_label_one_is_told_that_it_lost() -> None:
+    provider = Interrupting()
+    first = await provider.create("s", SecretBytes(b"1"))
+    await provider.write("s", SecretBytes(b"2"), expected=first.id)
+    await provider.write("s", SecretBytes(b"3"), label="mine", expected=None)
+    with pytest.raises(ConflictError) as lost:
+        await move_label(provider, "s", "mine", "1")
+    assert "Another writer moved it" in lost.value.hint
+    with pytest.raises(ConflictError) as lost:
+        await remove_label(provider, "s", "mine")
+    assert "Another writer moved it" in lost.value.hint
+
+
+class Bare(MemorySecretProvider):
+    """A plugin that declares nothing about labels."""
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return Guarantees(cas=True, read_consistency=super().guarantees.read_consistency)
+
+
+async def test_a_store_without_custom_labels_says_so_before_anything_is_written() -> None:
+    provider = Bare()
+    await provider.create("s", SecretBytes(b"1"))
+    with pytest.raises(ConfigurationError, match="holds no labels but Goatherd's own"):
+        await move_label(provider, "s", "mine", "1")
+    with pytest.raises(ConfigurationError, match="holds no labels but Goatherd's own"):
+        await remove_label(provider, "s", "mine")

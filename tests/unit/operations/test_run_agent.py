@@ -1,0 +1,50 @@
+"""The steps before an agent runs: which data directory it may use, and which credentials its server gets."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd.agent import Rules
+from goatherd.errors import ConfigurationError
+from goatherd.operations.run_agent import ServerFiles, fetch_settings, hide_credentials, run_agent
+
+
+def files_in(data: Path, *orgs: str, creates: bool = False) -> ServerFiles:
+    return ServerFiles(data=data, orgs=orgs, memory=None, creates=creates)
+
+
+async def test_an_organization_that_is_not_named_stops_the_agent_before_anything_is_written(tmp_path: Path) -> None:
+    for org in ("a", "b"):
+        (tmp_path / org).mkdir()
+        (tmp_path / org / "settings.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigurationError, match="b"):
+        await run_agent(
+            files_in(tmp_path, "a"),
+            [],
+            supervisor=None,
+            lease_secret=None,
+            rules=Rules(),
+            grace=timedelta(seconds=1),
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+async def test_a_missing_data_directory_is_created_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        await fetch_settings(files_in(data, "localhost"), [])
+    assert not data.exists()
+    assert await fetch_settings(files_in(data, "localhost", creates=True), []) == []
+    assert data.is_dir()
+
+
+def test_what_opens_the_store_and_the_sealed_copy_is_not_in_the_servers_environment() -> None:
+    environ = {"VAULT_TOKEN": "t", "SEAL": "s", "PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "of another program"}
+    hidden = hide_credentials(environ, store="vault:///secret/x", sealing_key="env:SEAL", passed=())
+    assert set(hidden) == {"PATH", "AWS_SECRET_ACCESS_KEY"}
+    passed = hide_credentials(environ, store="vault:///secret/x", sealing_key="file:/k", passed=("VAULT_TOKEN",))
+    assert set(passed) == set(environ)
