@@ -488,7 +488,7 @@ class Agent:
             for directory in organization_directories(data) if data.is_dir() else ():
                 if directory not in named and (directory / SETTINGS_NAME).is_file():
                     # SECURITY: clients of a root that no store has would be lost with it
-                    # (tests/unit/agent/test_commands.py).
+                    # (tests/unit/cli/test_agent_commands.py).
                     names = ", ".join(organization.org for organization in self._organizations)
                     raise AgentError(
                         f"the server serves organization {directory.name!r}, which is not named with --org (named:"

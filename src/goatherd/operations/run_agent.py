@@ -126,7 +126,7 @@ async def run_agent(
     """
     clock = clock or SystemClock()
     # SECURITY: the server would make a root of its own for an organization whose --org was forgotten
-    # (tests/unit/agent/test_commands.py).
+    # (tests/unit/cli/test_agent_commands.py).
     refuse_unnamed_organizations(files.data, files.directory_names)
     files.check_data_directory()
     async with AsyncExitStack() as stack:
@@ -153,7 +153,7 @@ async def run_agent(
             and files.is_memory_of_this_server(left)
         ):
             # SECURITY: it holds keys of organizations that this agent does not serve, so no agent would clear it
-            # (tests/unit/agent/test_commands.py).
+            # (tests/unit/cli/test_agent_commands.py).
             clear(left)
         lease: Lease | NoLease = NoLease()
         if lease_secret is not None and rules.on_change is not OnChange.IGNORE:
@@ -232,7 +232,7 @@ def _prepare_memory(files: ServerFiles, lock: DataDirectoryLock) -> None:
 def _move_settings(files: ServerFiles, organizations: Iterable[ManagedOrganization]) -> None:
     """Move settings.json files from the directory of an earlier --memory to the one of now.
 
-    SECURITY: the key would stay there, where no agent looks any more (tests/unit/agent/test_commands.py).
+    SECURITY: the key would stay there, where no agent looks any more (tests/unit/cli/test_agent_commands.py).
     """
     for organization in organizations:
         before = organization.file.move_in(lambda file: files.is_memory_of_this_server(file.parent))
@@ -246,7 +246,7 @@ def hide_credentials(
     """Return the environment for a server: without what opens the store or the last known good identity.
 
     SECURITY: an attacker who finds a hole in the server must not get the key that comes after this one
-    (tests/unit/agent/test_commands.py).
+    (tests/unit/operations/test_run_agent.py).
 
     Args:
         environ: The agent's own environment.
