@@ -76,7 +76,7 @@ class RemoteClock:
         self._clock = clock
         self._seen: tuple[int, float, float] | None = None
 
-    def note(self, date: str | None, *, began: float) -> None:
+    def note_date(self, date: str | None, *, began: float) -> None:
         """Note the header ``Date`` of an answer (RFC 9110, 6.6.1); one that is missing or unreadable changes nothing.
 
         Args:

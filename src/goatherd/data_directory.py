@@ -17,7 +17,7 @@ import orjson
 
 from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import read_lines, scan
+from goatherd.wire.commit_log import read_lines, scan_log
 from goatherd.wire.json import parse_json
 
 LOG_SUFFIX: Final = ".jsonl"
@@ -65,7 +65,7 @@ def read_commits(log: Path, org: str) -> list[Commit]:
         StorageError: The log cannot be read, or good records follow a damaged one.
     """
     try:
-        found = scan(log.read_bytes())
+        found = scan_log(log.read_bytes())
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -96,7 +96,7 @@ def organization_directories(data: Path) -> list[Path]:
     Raises:
         StorageError: The directory cannot be read.
     """
-    return [path for path in _entries(data) if path.is_dir() and is_organization_directory(path)]
+    return [path for path in _list_entries(data) if path.is_dir() and is_organization_directory(path)]
 
 
 def is_organization_directory(path: Path) -> bool:
@@ -122,7 +122,7 @@ def check_understood(directory: Path) -> None:
     """
     try:
         _check_settings(directory / SETTINGS_NAME)
-        for path in _files(directory):
+        for path in _walk_files(directory):
             if path.suffix == _NEWER_SUFFIX or _is_newer_log(path):
                 raise NewerFormatError(
                     f"{path} is a log of a newer GoatDB; {_SUPPORTED}, whose logs are JSON lines ({LOG_SUFFIX})",
@@ -148,7 +148,7 @@ def check_logs_whole(directory: Path) -> None:
             raise StorageError(f"{path} cannot be read: {error.strerror}") from error
         if all(map(_is_json, data.split(b"\n"))):
             continue
-        found = scan(data)
+        found = scan_log(data)
         if found.records_after_damage:
             raise StorageError(
                 f"{path}: {found.damage}, and {found.records_after_damage} good records follow it; a GoatDB server"
@@ -188,10 +188,10 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
             f"the data directory {data} does not exist",
             hint="Is the path right, and its volume mounted? To begin with an empty database there, add --create.",
         )
-    present = _entries(data)
+    present = _list_entries(data)
     for org in orgs:
         directory = data / org
-        if directory.is_dir() and (not _entries(directory) or is_organization_directory(directory)):
+        if directory.is_dir() and (not _list_entries(directory) or is_organization_directory(directory)):
             continue
         if directory.exists():
             raise ConfigurationError(
@@ -266,7 +266,7 @@ _LOG_SUFFIXES: Final = (LOG_SUFFIX, _NEWER_SUFFIX)
 _FEW: Final = 5
 
 
-def _entries(directory: Path) -> list[Path]:
+def _list_entries(directory: Path) -> list[Path]:
     """Return what a directory holds, without hidden files and what a fresh file system brings."""
     try:
         found = sorted(directory.iterdir())
@@ -275,7 +275,7 @@ def _entries(directory: Path) -> list[Path]:
     return [path for path in found if not path.name.startswith(".") and path.name != "lost+found"]
 
 
-def _files(directory: Path) -> Iterator[Path]:
+def _walk_files(directory: Path) -> Iterator[Path]:
     """Yield the files of an organization, hidden ones and what was set aside left out."""
     for folder, folders, names in os.walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -300,7 +300,7 @@ def _check_settings(path: Path) -> None:
         raw = path.read_bytes()
     except FileNotFoundError:
         return
-    tree = _object(raw)
+    tree = _parse_object(raw)
     sessions = [tree.get("currentSession")]
     for name in ("roots", "trustedSessions"):
         listed = tree.get(name)
@@ -320,7 +320,7 @@ def _check_sessions(path: Path) -> None:
         return
     position = 0
     for line in raw.split(b"\n"):
-        if _NEWER_KEY.encode() in line and _is_newer_session(_object(line)):
+        if _NEWER_KEY.encode() in line and _is_newer_session(_parse_object(line)):
             raise NewerFormatError(
                 f"{path} holds, at byte {position}, a session with an Ed25519 key: a newer GoatDB's key; {_SUPPORTED},"
                 " whose keys are P-384",
@@ -334,7 +334,7 @@ def _is_newer_session(commit: Mapping[str, Any]) -> bool:
     record = contents.get("r") if isinstance(contents, Mapping) else None
     data = record.get("d") if isinstance(record, Mapping) else None
     key = data.get("publicKey") if isinstance(data, Mapping) else None
-    return isinstance(key, str) and _is_newer_key(_object(key.encode(errors="replace")))
+    return isinstance(key, str) and _is_newer_key(_parse_object(key.encode(errors="replace")))
 
 
 def _is_newer_key(jwk: object) -> bool:
@@ -351,7 +351,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _object(raw: bytes) -> Mapping[str, Any]:
+def _parse_object(raw: bytes) -> Mapping[str, Any]:
     """Return the JSON object in a text; an empty one where there is none."""
     try:
         found = parse_json(raw)

@@ -67,7 +67,7 @@ def create_file(path: Path, data: bytes) -> None:
         IdentityExistsError: It exists; it was not touched.
         SettingsError: It cannot be written.
     """
-    _put(path, data, _link_new)
+    _write_new(path, data, _link_new)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -76,7 +76,7 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         SettingsError: It cannot be written; the old one is as it was.
     """
-    _put(path, data, os.replace)
+    _write_new(path, data, os.replace)
 
 
 def remove_file(path: Path) -> None:
@@ -87,8 +87,8 @@ def remove_file(path: Path) -> None:
     """
     try:
         path.unlink()
-        _clear(path)
-        _sync(path.parent)
+        _remove_abandoned(path)
+        _sync_directory(path.parent)
     except OSError as error:
         raise SettingsError(f"cannot remove {path}: {error.strerror or type(error).__name__}") from error
 
@@ -120,7 +120,7 @@ def _link_new(new: Path, path: Path) -> None:
         raise IdentityExistsError(f"{path} exists already", hint="It was left as it is.") from None
 
 
-def _put(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
+def _write_new(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,13 +137,13 @@ def _put(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None
             with contextlib.suppress(FileNotFoundError):
                 new.unlink()
         with contextlib.suppress(OSError):
-            _clear(path, before=written_at - _ABANDONED)
-        _sync(path.parent)
+            _remove_abandoned(path, before=written_at - _ABANDONED)
+        _sync_directory(path.parent)
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror or type(error).__name__}") from error
 
 
-def _clear(path: Path, *, before: float = float("inf")) -> None:
+def _remove_abandoned(path: Path, *, before: float = float("inf")) -> None:
     """Remove the new files of writers who were killed; `before` is in seconds, by the file system's own clock."""
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.new")
     for one in path.parent.iterdir():
@@ -151,7 +151,7 @@ def _clear(path: Path, *, before: float = float("inf")) -> None:
             one.unlink(missing_ok=True)
 
 
-def _sync(directory: Path) -> None:
+def _sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -174,109 +174,111 @@ _LOCK = os.O_RDWR | os.O_CREAT | _NO_LINK | getattr(os, "O_NONBLOCK", 0)
 class System:
     """The operating system, as far as the file store needs it. Every method may raise `OSError`."""
 
-    def call(self, operation: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def run_call(
+        self, operation: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
         """Do one system call."""
         return operation(*args, **kwargs)
 
-    def user(self) -> int:
+    def effective_user(self) -> int:
         """Return the effective user id."""
         return os.geteuid()
 
     def may_write(self, path: str) -> bool:
         """Return whether the process may create files in a directory; False on a read-only file system."""
-        return self.call(os.access, path, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+        return self.run_call(os.access, path, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
-    def room(self, path: str) -> int:
+    def free_bytes(self, path: str) -> int:
         """Return how many bytes an ordinary user may still write to a path's file system."""
-        status = self.call(os.statvfs, path)
+        status = self.run_call(os.statvfs, path)
         return status.f_bavail * status.f_frsize
 
     def open_base(self, path: str) -> int:
         """Open a directory by path; links on the way are the administrator's and are followed."""
-        return self.call(os.open, path, _DIRECTORY)
+        return self.run_call(os.open, path, _DIRECTORY)
 
     def open_directory(self, name: str, parent: int) -> int:
         """Open a directory inside another; a symbolic link fails."""
-        return self.call(os.open, name, _DIRECTORY | _NO_LINK, dir_fd=parent)
+        return self.run_call(os.open, name, _DIRECTORY | _NO_LINK, dir_fd=parent)
 
     def open_read(self, name: str, directory: int) -> int:
         """Open a file for reading."""
-        return self.call(os.open, name, _READ, dir_fd=directory)
+        return self.run_call(os.open, name, _READ, dir_fd=directory)
 
     def open_new(self, name: str, directory: int) -> int:
         """Create a file that must not exist, mode 0600."""
-        return self.call(os.open, name, _CREATE_NEW, 0o600, dir_fd=directory)
+        return self.run_call(os.open, name, _CREATE_NEW, 0o600, dir_fd=directory)
 
     def open_lock(self, name: str, directory: int) -> int:
         """Open a lock file, made with mode 0600 where there is none."""
-        return self.call(os.open, name, _LOCK, 0o600, dir_fd=directory)
+        return self.run_call(os.open, name, _LOCK, 0o600, dir_fd=directory)
 
-    def lock(self, descriptor: int) -> bool:
+    def try_lock(self, descriptor: int) -> bool:
         """Take the exclusive lock on an open file without waiting; False when another process has it."""
         try:
-            self.call(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.run_call(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
-    def status(self, descriptor: int) -> os.stat_result:
+    def file_status(self, descriptor: int) -> os.stat_result:
         """Return the status of an open file."""
-        return self.call(os.fstat, descriptor)
+        return self.run_call(os.fstat, descriptor)
 
     def status_of(self, name: str, directory: int) -> os.stat_result:
         """Return the status of a name, of the link itself where it is one."""
-        return self.call(os.stat, name, dir_fd=directory, follow_symlinks=False)
+        return self.run_call(os.stat, name, dir_fd=directory, follow_symlinks=False)
 
-    def names(self, directory: int) -> list[str]:
+    def list_names(self, directory: int) -> list[str]:
         """List a directory, sorted."""
-        return sorted(self.call(os.listdir, directory))
+        return sorted(self.run_call(os.listdir, directory))
 
-    def read(self, descriptor: int, limit: int) -> bytes:
+    def read_up_to(self, descriptor: int, limit: int) -> bytes:
         """Read to the end, or to one byte past `limit`."""
         parts: list[bytes] = []
         left = limit + 1
-        while left > 0 and (part := self.call(os.read, descriptor, min(left, _CHUNK))):
+        while left > 0 and (part := self.run_call(os.read, descriptor, min(left, _CHUNK))):
             parts.append(part)
             left -= len(part)
         return b"".join(parts)
 
-    def write(self, descriptor: int, data: bytes) -> None:
+    def write_all(self, descriptor: int, data: bytes) -> None:
         """Write all of `data`."""
         view = memoryview(data)
         while view:
-            written = self.call(os.write, descriptor, view)
+            written = self.run_call(os.write, descriptor, view)
             if written == 0:
                 raise OSError(errno.EIO, "nothing was written")
             view = view[written:]
 
-    def sync(self, descriptor: int) -> None:
+    def sync_file(self, descriptor: int) -> None:
         """Return when the file or directory is on the medium."""
         if sys.platform == "darwin":
             # macOS: fsync leaves the data in the drive's cache; this one does not.
-            self.call(fcntl.fcntl, descriptor, fcntl.F_FULLFSYNC)
+            self.run_call(fcntl.fcntl, descriptor, fcntl.F_FULLFSYNC)
         else:
-            self.call(os.fsync, descriptor)
+            self.run_call(os.fsync, descriptor)
 
-    def rename(self, old: str, new: str, directory: int) -> None:
+    def rename_file(self, old: str, new: str, directory: int) -> None:
         """Replace `new` by `old` in one step."""
-        self.call(os.rename, old, new, src_dir_fd=directory, dst_dir_fd=directory)
+        self.run_call(os.rename, old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
-    def unlink(self, name: str, directory: int) -> None:
+    def unlink_file(self, name: str, directory: int) -> None:
         """Remove a file."""
-        self.call(os.unlink, name, dir_fd=directory)
+        self.run_call(os.unlink, name, dir_fd=directory)
 
     def make_base(self, path: str) -> None:
         """Make a directory by path, mode 0700."""
-        self.call(os.mkdir, path, 0o700)
+        self.run_call(os.mkdir, path, 0o700)
 
     def make_directory(self, name: str, parent: int) -> None:
         """Make a directory inside another, mode 0700."""
-        self.call(os.mkdir, name, 0o700, dir_fd=parent)
+        self.run_call(os.mkdir, name, 0o700, dir_fd=parent)
 
     def remove_directory(self, name: str, parent: int) -> None:
         """Remove an empty directory."""
-        self.call(os.rmdir, name, dir_fd=parent)
+        self.run_call(os.rmdir, name, dir_fd=parent)
 
-    def close(self, descriptor: int) -> None:
+    def close_file(self, descriptor: int) -> None:
         """Close a descriptor; closing the lock file releases the lock."""
-        self.call(os.close, descriptor)
+        self.run_call(os.close, descriptor)

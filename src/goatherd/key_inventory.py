@@ -26,7 +26,7 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.identity.key_age import silent_since_ms, unretired
+from goatherd.identity.key_age import last_signed_ms, roots_with_keys
 from goatherd.identity.transitions import CANCELLED
 from goatherd.providers.base import Guarantees, StoreReader
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionState, shown_label
@@ -92,10 +92,12 @@ async def find_holdings(
         holding = await _look_into(provider, secret_id, document, version)
         if holding is not None:
             found.append(holding)
-    return tuple(_dated(one, found, document, latest_ms) for one in found)
+    return tuple(_with_retirement_time(one, found, document, latest_ms) for one in found)
 
 
-def _dated(holding: Holding, versions: Sequence[Holding], document: IdentityDocument, latest_ms: int | None) -> Holding:
+def _with_retirement_time(
+    holding: Holding, versions: Sequence[Holding], document: IdentityDocument, latest_ms: int | None
+) -> Holding:
     """Return a holding with the time of retirement that the versions themselves show, where the history is silent.
 
     The history forgets the eldest rotations. Of a root that it does not name only the last rotation would be known, and
@@ -108,7 +110,7 @@ def _dated(holding: Holding, versions: Sequence[Holding], document: IdentityDocu
     # Its keys' own times say it then: the document's are limited (`goatherd.identity.recorded_times`).
     times = [0 if holding.private_ids and latest_ms is not None and made_ms > latest_ms else made_ms]
     for key in holding.private_ids - {document.current.id}:
-        silent_ms = silent_since_ms(document, key)
+        silent_ms = last_signed_ms(document, key)
         newer = list(takewhile(lambda one, key=key: key not in one.private_ids, versions))  # type: ignore[misc]
         is_named = any(key in (entry.from_id, entry.to_id) for entry in document.history)
         if not is_named and newer and not any(one.problem for one in newer):
@@ -190,7 +192,7 @@ async def _look_into(
             raise
         # What is not Goatherd's is not Goatherd's to destroy.
         return replace(unknown, problem=f"not written by Goatherd ({error.code})", is_unknown_leftover=False)
-    retired_ms = max([version.created_ms, *(silent_since_ms(document, key) for key in private - {document.current.id})])
+    retired_ms = max([version.created_ms, *(last_signed_ms(document, key) for key in private - {document.current.id})])
     cancelled = {entry.rotation_id for entry in document.history if entry.event == CANCELLED}
     return Holding(
         version=version,
@@ -272,26 +274,26 @@ class KeyInventory:
         """Return the ids of the versions that hold this root's private key."""
         return tuple(one.version.id for one in self.holdings if root in one.private_ids)
 
-    def due(self, now_ms: int) -> tuple[Holding, ...]:
+    def holdings_due(self, now_ms: int) -> tuple[Holding, ...]:
         """Return the versions that `goatherd retire` would destroy now."""
-        return tuple(one for one in self.retirable() if self.due_ms(one) <= now_ms)
+        return tuple(one for one in self.retirable_holdings() if self.due_ms(one) <= now_ms)
 
-    def kept(self, now_ms: int) -> tuple[Holding, ...]:
+    def holdings_kept_by_labels(self, now_ms: int) -> tuple[Holding, ...]:
         """Return the versions that `goatherd retire` would destroy now if no foreign label pointed at them."""
-        return tuple(one for one in self.retired() if one.foreign_labels and self.due_ms(one) <= now_ms)
+        return tuple(one for one in self.retired_holdings() if one.foreign_labels and self.due_ms(one) <= now_ms)
 
     def next_due_ms(self, now_ms: int) -> int | None:
         """Return when the next version is due to be destroyed, where one is."""
-        return min([self.due_ms(one) for one in self.retirable() if self.due_ms(one) > now_ms], default=None)
+        return min([self.due_ms(one) for one in self.retirable_holdings() if self.due_ms(one) > now_ms], default=None)
 
-    def recordable(self, now_ms: int) -> tuple[str, ...]:
+    def recordable_roots(self, now_ms: int) -> tuple[str, ...]:
         """Return the roots of which `goatherd retire` would put on record now that no version holds their keys."""
         if not self.is_complete:
             return ()
         grace_ms = milliseconds(self.grace)
         return tuple(root for root, ms in self.unretired if ms + grace_ms <= now_ms and not self.versions_with(root))
 
-    def retired(self) -> list[Holding]:
+    def retired_holdings(self) -> list[Holding]:
         """Return the versions with a private key that no longer signs, without those that are current or stable."""
         ours = {CURRENT, STABLE}
         return [
@@ -300,9 +302,9 @@ class KeyInventory:
             if (one.private_ids - self.signing or one.is_unknown_leftover) and not ours & one.version.labels
         ]
 
-    def retirable(self) -> list[Holding]:
+    def retirable_holdings(self) -> list[Holding]:
         """Return the retired versions that no label keeps."""
-        return [one for one in self.retired() if not one.foreign_labels]
+        return [one for one in self.retired_holdings() if not one.foreign_labels]
 
     def due_ms(self, one: Holding) -> int:
         """Return when a retired version may be destroyed."""
@@ -332,7 +334,7 @@ async def take_key_inventory(
         signing=frozenset([document.current.id, *([document.next.id] if document.next else [])]),
         roots=tuple(root.id for root in document.roots),
         recorded=document.retired_ids,
-        unretired=unretired(document) if document.rotation is None else (),
+        unretired=roots_with_keys(document) if document.rotation is None else (),
         grace=grace,
         copies=retained_copies(provider.guarantees),
         problem=problem,

@@ -46,7 +46,7 @@ FAILURES: Final = ("cancelled", "rolled-back")
 INTERRUPTED: Final = "interrupted"
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     """Prometheus' type of a metric."""
 
     GAUGE = "gauge"
@@ -54,7 +54,7 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-class Where(StrEnum):
+class Exporter(StrEnum):
     """Who exports a metric."""
 
     NODE = "a node"
@@ -66,156 +66,189 @@ class Where(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class MetricFamily:
     """What a metric is. `help` is one line for people, and Prometheus' HELP."""
 
-    kind: Kind
-    where: Where
+    kind: MetricKind
+    where: Exporter
     help: str
     labels: tuple[str, ...] = ()
 
 
-FAMILIES: Final[dict[Metric, About]] = {
-    Metric.BUILD_INFO: About(Kind.GAUGE, Where.BOTH, "1; the label is Goatherd's version.", ("version",)),
-    Metric.IDENTITY_GENERATION: About(
-        Kind.GAUGE, Where.BOTH, "Generation of the identity in use; rises by one with every write."
+FAMILIES: Final[dict[Metric, MetricFamily]] = {
+    Metric.BUILD_INFO: MetricFamily(
+        MetricKind.GAUGE, Exporter.BOTH, "1; the label is Goatherd's version.", ("version",)
     ),
-    Metric.IDENTITY_INFO: About(Kind.GAUGE, Where.BOTH, "1; the label is the id of the root that signs.", ("root",)),
-    Metric.ROOT_SIGNING_SINCE: About(
-        Kind.GAUGE,
-        Where.BOTH,
+    Metric.IDENTITY_GENERATION: MetricFamily(
+        MetricKind.GAUGE, Exporter.BOTH, "Generation of the identity in use; rises by one with every write."
+    ),
+    Metric.IDENTITY_INFO: MetricFamily(
+        MetricKind.GAUGE, Exporter.BOTH, "1; the label is the id of the root that signs.", ("root",)
+    ),
+    Metric.ROOT_SIGNING_SINCE: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.BOTH,
         "When the root that signs came to sign, in seconds since 1970; where the document no longer tells, the "
         "earliest moment that it remembers. time() minus this is the age of the key.",
     ),
-    Metric.ROOT_EXPIRES: About(
-        Kind.GAUGE, Where.BOTH, "When the root that signs expires, in seconds since 1970. Minus time(): what is left."
+    Metric.ROOT_EXPIRES: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.BOTH,
+        "When the root that signs expires, in seconds since 1970. Minus time(): what is left.",
     ),
-    Metric.ROTATION_PHASE: About(
-        Kind.GAUGE, Where.BOTH, "1 for the phase in which the identity is, 0 for the others.", ("phase",)
+    Metric.ROTATION_PHASE: MetricFamily(
+        MetricKind.GAUGE, Exporter.BOTH, "1 for the phase in which the identity is, 0 for the others.", ("phase",)
     ),
-    Metric.ROTATION_PHASE_ENTERED: About(
-        Kind.GAUGE,
-        Where.BOTH,
+    Metric.ROTATION_PHASE_ENTERED: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.BOTH,
         "When the phase was entered, in seconds since 1970; while steady, when the identity was last written.",
     ),
-    Metric.ROTATION_LAST_SUCCESS: About(
-        Kind.GAUGE,
-        Where.BOTH,
+    Metric.ROTATION_LAST_SUCCESS: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.BOTH,
         "When a rotation last ended with its new root, in seconds since 1970; 0 where the document remembers none.",
     ),
-    Metric.ROTATION_LAST_FAILURE: About(
-        Kind.GAUGE,
-        Where.BOTH,
+    Metric.ROTATION_LAST_FAILURE: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.BOTH,
         "When a rotation last ended without its new root, in seconds since 1970; 0 where the document remembers none.",
         ("event",),
     ),
-    Metric.SETTINGS_AGE_SECONDS: About(Kind.GAUGE, Where.NODE, "Seconds since the store last gave a good answer."),
-    Metric.SETTINGS_DEGRADED: About(
-        Kind.GAUGE, Where.NODE, "1 while the last look at the store failed or was refused."
+    Metric.SETTINGS_AGE_SECONDS: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "Seconds since the store last gave a good answer."
     ),
-    Metric.SETTINGS_FAILURES: About(Kind.GAUGE, Where.NODE, "Looks at the store in a row that failed or were refused."),
-    Metric.SETTINGS_LAST_KNOWN_GOOD: About(
-        Kind.GAUGE, Where.NODE, "1 while the identity in use is from the sealed copy."
+    Metric.SETTINGS_DEGRADED: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "1 while the last look at the store failed or was refused."
     ),
-    Metric.SETTINGS_BREAKER_OPEN: About(
-        Kind.GAUGE, Where.NODE, "1 while the store is asked ever more seldom because it fails."
+    Metric.SETTINGS_FAILURES: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "Looks at the store in a row that failed or were refused."
     ),
-    Metric.SETTINGS_WATCHING: About(Kind.GAUGE, Where.NODE, "1 while the store tells of changes by itself."),
-    Metric.DOCUMENTS_REFUSED: About(
-        Kind.COUNTER,
-        Where.NODE,
+    Metric.SETTINGS_LAST_KNOWN_GOOD: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "1 while the identity in use is from the sealed copy."
+    ),
+    Metric.SETTINGS_BREAKER_OPEN: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "1 while the store is asked ever more seldom because it fails."
+    ),
+    Metric.SETTINGS_WATCHING: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "1 while the store tells of changes by itself."
+    ),
+    Metric.DOCUMENTS_REFUSED: MetricFamily(
+        MetricKind.COUNTER,
+        Exporter.NODE,
         "Looks at the store that found an identity which is not to be used, by the error's code.",
         ("code",),
     ),
-    Metric.DATA_CHECKED: About(
-        Kind.GAUGE, Where.NODE, "1 once the server has read all of its logs since its start, and verified every record."
+    Metric.DATA_CHECKED: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.NODE,
+        "1 once the server has read all of its logs since its start, and verified every record.",
     ),
-    Metric.DATA_RECORDS: About(Kind.GAUGE, Where.NODE, "Commits that this check has read so far."),
-    Metric.DATA_UNUSABLE: About(
-        Kind.GAUGE,
-        Where.NODE,
+    Metric.DATA_RECORDS: MetricFamily(MetricKind.GAUGE, Exporter.NODE, "Commits that this check has read so far."),
+    Metric.DATA_UNUSABLE: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.NODE,
         "Records in the logs that cannot be used: damaged (no commit), or unverifiable (its signature is wrong or its "
         "signer unknown).",
         ("kind",),
     ),
-    Metric.DATA_UNWRITABLE: About(Kind.GAUGE, Where.NODE, "Repositories whose log cannot be written now."),
-    Metric.CONNECTIONS: About(Kind.GAUGE, Where.FRONT, "Open connections of callers."),
-    Metric.STOPPED: About(
-        Kind.COUNTER,
-        Where.FRONT,
+    Metric.DATA_UNWRITABLE: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "Repositories whose log cannot be written now."
+    ),
+    Metric.CONNECTIONS: MetricFamily(MetricKind.GAUGE, Exporter.FRONT, "Open connections of callers."),
+    Metric.STOPPED: MetricFamily(
+        MetricKind.COUNTER,
+        Exporter.FRONT,
         "Requests that were refused, and in a door commits that were taken out, by the rule; a server has too-large, "
         "too-slow and too-many.",
         ("rule",),
     ),
-    Metric.PAUSED: About(
-        Kind.COUNTER,
-        Where.NODE,
+    Metric.PAUSED: MetricFamily(
+        MetricKind.COUNTER,
+        Exporter.NODE,
         "Requests that had to wait because their session had sent too many (requests), or had used too much of the "
         "processor (work).",
         ("cause",),
     ),
-    Metric.UNUSED_SESSIONS: About(
-        Kind.GAUGE, Where.NODE, "Sessions that have signed nothing yet and are not in /sys/sessions."
+    Metric.UNUSED_SESSIONS: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "Sessions that have signed nothing yet and are not in /sys/sessions."
     ),
-    Metric.UNUSED_SESSIONS_DROPPED: About(
-        Kind.COUNTER, Where.NODE, "Sessions that were dropped before they signed anything, because there were too many."
+    Metric.UNUSED_SESSIONS_DROPPED: MetricFamily(
+        MetricKind.COUNTER,
+        Exporter.NODE,
+        "Sessions that were dropped before they signed anything, because there were too many.",
     ),
-    Metric.DOOR_REQUESTS: About(Kind.COUNTER, Where.DOOR, "Requests that the server behind the door has answered."),
-    Metric.DOOR_SESSIONS: About(Kind.GAUGE, Where.DOOR, "Sessions that the door knows."),
-    Metric.DOOR_BLIND: About(
-        Kind.GAUGE, Where.DOOR, "1 while the door cannot read the server's sessions: pushes of unknown ones wait."
+    Metric.DOOR_REQUESTS: MetricFamily(
+        MetricKind.COUNTER, Exporter.DOOR, "Requests that the server behind the door has answered."
     ),
-    Metric.DOOR_EXPOSED: About(
-        Kind.GAUGE, Where.DOOR, "1 if the server was reached past the door, at another address of its machine."
+    Metric.DOOR_SESSIONS: MetricFamily(MetricKind.GAUGE, Exporter.DOOR, "Sessions that the door knows."),
+    Metric.DOOR_BLIND: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.DOOR,
+        "1 while the door cannot read the server's sessions: pushes of unknown ones wait.",
     ),
-    Metric.SERVER_STATE: About(
-        Kind.GAUGE,
-        Where.AGENT,
+    Metric.DOOR_EXPOSED: MetricFamily(
+        MetricKind.GAUGE, Exporter.DOOR, "1 if the server was reached past the door, at another address of its machine."
+    ),
+    Metric.SERVER_STATE: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.AGENT,
         "1 for what the agent does with its server, 0 for the others: starting, serving, restarting, stopped.",
         ("state",),
     ),
-    Metric.SERVER_RESTARTS: About(Kind.COUNTER, Where.AGENT, "How often the agent has started its server again."),
-    Metric.PROVIDER_CALLS: About(
-        Kind.COUNTER,
-        Where.BOTH,
+    Metric.SERVER_RESTARTS: MetricFamily(
+        MetricKind.COUNTER, Exporter.AGENT, "How often the agent has started its server again."
+    ),
+    Metric.PROVIDER_CALLS: MetricFamily(
+        MetricKind.COUNTER,
+        Exporter.BOTH,
         "Calls of the store by operation and outcome: ok, cancelled, or the error's code. Retries are not counted.",
         ("provider", "operation", "outcome"),
     ),
-    Metric.PROVIDER_RETRIES: About(
-        Kind.COUNTER, Where.BOTH, "Attempts at the store beyond the first of each call.", ("provider", "operation")
+    Metric.PROVIDER_RETRIES: MetricFamily(
+        MetricKind.COUNTER,
+        Exporter.BOTH,
+        "Attempts at the store beyond the first of each call.",
+        ("provider", "operation"),
     ),
-    Metric.PROVIDER_CALL_DURATION: About(
-        Kind.HISTOGRAM,
-        Where.BOTH,
+    Metric.PROVIDER_CALL_DURATION: MetricFamily(
+        MetricKind.HISTOGRAM,
+        Exporter.BOTH,
         "How long calls of the store took, retries and pauses included, in seconds.",
         ("provider", "operation"),
     ),
-    Metric.RUNS: About(
-        Kind.COUNTER,
-        Where.ROTATOR,
+    Metric.RUNS: MetricFamily(
+        MetricKind.COUNTER,
+        Exporter.ROTATOR,
         "Runs of a rotation by outcome: rotated, restored, abandoned, reached, nothing, interrupted, an error's code.",
         ("outcome",),
     ),
-    Metric.RUN_ENDED: About(Kind.GAUGE, Where.ROTATOR, "When the last run ended, in seconds since 1970."),
-    Metric.RUN_SUCCEEDED: About(Kind.GAUGE, Where.ROTATOR, "1 if the last run did what was asked of it, else 0."),
-    Metric.PHASE_DURATION: About(
-        Kind.GAUGE,
-        Where.ROTATOR,
+    Metric.RUN_ENDED: MetricFamily(
+        MetricKind.GAUGE, Exporter.ROTATOR, "When the last run ended, in seconds since 1970."
+    ),
+    Metric.RUN_SUCCEEDED: MetricFamily(
+        MetricKind.GAUGE, Exporter.ROTATOR, "1 if the last run did what was asked of it, else 0."
+    ),
+    Metric.PHASE_DURATION: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.ROTATOR,
         "How long the rotation that was last driven from here was in a phase, in seconds.",
         ("phase",),
     ),
-    Metric.NODES: About(
-        Kind.GAUGE, Where.ROTATOR, "Nodes as they were last seen: reachable or unreachable.", ("state",)
+    Metric.NODES: MetricFamily(
+        MetricKind.GAUGE, Exporter.ROTATOR, "Nodes as they were last seen: reachable or unreachable.", ("state",)
     ),
-    Metric.NEXT_ROTATION: About(
-        Kind.GAUGE, Where.ROTATOR, "When the next rotation is planned, in seconds since 1970; absent where none is."
+    Metric.NEXT_ROTATION: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.ROTATOR,
+        "When the next rotation is planned, in seconds since 1970; absent where none is.",
     ),
 }
 """Every metric, in the order of the reference page."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MetricSample:
     """One value, or the durations of a histogram. `labels` are the values of the family's labels, in their order."""
 
     metric: Metric
@@ -226,29 +259,29 @@ class Sample:
 # --- where values come from ---------------------------------------------------------------------------------------
 
 
-def build_samples() -> Iterator[Sample]:
+def build_samples() -> Iterator[MetricSample]:
     """Tell which Goatherd this is."""
-    yield Sample(Metric.BUILD_INFO, 1, (goatherd.__version__,))
+    yield MetricSample(Metric.BUILD_INFO, 1, (goatherd.__version__,))
 
 
-def identity_samples(document: IdentityDocument) -> Iterator[Sample]:
+def identity_samples(document: IdentityDocument) -> Iterator[MetricSample]:
     """Tell who signs, since when and until when, where its rotation stands, and how earlier ones ended."""
     record = document.rotation
     phase = Phase.STEADY if record is None else Phase(record.phase)
     entered = document.last_updated if record is None else record.phase_at
-    yield Sample(Metric.IDENTITY_GENERATION, document.generation)
-    yield Sample(Metric.IDENTITY_INFO, 1, (document.current.id,))
+    yield MetricSample(Metric.IDENTITY_GENERATION, document.generation)
+    yield MetricSample(Metric.IDENTITY_INFO, 1, (document.current.id,))
     since = signing_since_ms(document)
     if since is not None:
-        yield Sample(Metric.ROOT_SIGNING_SINCE, since / 1000)
-    yield Sample(Metric.ROOT_EXPIRES, document.current.session.expiration_ms / 1000)
+        yield MetricSample(Metric.ROOT_SIGNING_SINCE, since / 1000)
+    yield MetricSample(Metric.ROOT_EXPIRES, document.current.session.expiration_ms / 1000)
     for each in Phase:
-        yield Sample(Metric.ROTATION_PHASE, each is phase, (each.value,))
+        yield MetricSample(Metric.ROTATION_PHASE, each is phase, (each.value,))
     if entered is not None:
-        yield Sample(Metric.ROTATION_PHASE_ENTERED, entered / 1000)
-    yield Sample(Metric.ROTATION_LAST_SUCCESS, _last(document, SUCCESSES))
+        yield MetricSample(Metric.ROTATION_PHASE_ENTERED, entered / 1000)
+    yield MetricSample(Metric.ROTATION_LAST_SUCCESS, _last_event(document, SUCCESSES))
     for event in FAILURES:
-        yield Sample(Metric.ROTATION_LAST_FAILURE, _last(document, (event,)), (event,))
+        yield MetricSample(Metric.ROTATION_LAST_FAILURE, _last_event(document, (event,)), (event,))
 
 
 def signing_since_ms(document: IdentityDocument) -> int | None:
@@ -274,31 +307,31 @@ def rotation_codes() -> tuple[str, ...]:
     return tuple(sorted({kind.code for kind in kinds}))
 
 
-def _last(document: IdentityDocument, events: Collection[str]) -> float:
+def _last_event(document: IdentityDocument, events: Collection[str]) -> float:
     return max((entry.at / 1000 for entry in document.history if entry.event in events), default=NEVER)
 
 
-def settings_samples(status: SettingsStatus) -> Iterator[Sample]:
+def settings_samples(status: SettingsStatus) -> Iterator[MetricSample]:
     """Tell how fresh a node's identity is, and how often it has refused another."""
     if status.age is not None:
-        yield Sample(Metric.SETTINGS_AGE_SECONDS, status.age / timedelta(seconds=1))
-    yield Sample(Metric.SETTINGS_DEGRADED, status.is_degraded)
-    yield Sample(Metric.SETTINGS_FAILURES, status.failures)
-    yield Sample(Metric.SETTINGS_LAST_KNOWN_GOOD, status.origin is Origin.LAST_KNOWN_GOOD)
-    yield Sample(Metric.SETTINGS_BREAKER_OPEN, status.is_backing_off)
-    yield Sample(Metric.SETTINGS_WATCHING, status.is_watching)
+        yield MetricSample(Metric.SETTINGS_AGE_SECONDS, status.age / timedelta(seconds=1))
+    yield MetricSample(Metric.SETTINGS_DEGRADED, status.is_degraded)
+    yield MetricSample(Metric.SETTINGS_FAILURES, status.failures)
+    yield MetricSample(Metric.SETTINGS_LAST_KNOWN_GOOD, status.origin is Origin.LAST_KNOWN_GOOD)
+    yield MetricSample(Metric.SETTINGS_BREAKER_OPEN, status.is_backing_off)
+    yield MetricSample(Metric.SETTINGS_WATCHING, status.is_watching)
     for code, count in status.refused.items():
-        yield Sample(Metric.DOCUMENTS_REFUSED, count, (code,))
+        yield MetricSample(Metric.DOCUMENTS_REFUSED, count, (code,))
 
 
-def call_samples(calls: CallCounts) -> Iterator[Sample]:
+def call_samples(calls: CallCounts) -> Iterator[MetricSample]:
     """Tell of a provider's calls."""
     for (operation, outcome), count in calls.ended.items():
-        yield Sample(Metric.PROVIDER_CALLS, count, (calls.provider, operation, outcome))
+        yield MetricSample(Metric.PROVIDER_CALLS, count, (calls.provider, operation, outcome))
     for operation, count in calls.retries.items():
-        yield Sample(Metric.PROVIDER_RETRIES, count, (calls.provider, operation))
+        yield MetricSample(Metric.PROVIDER_RETRIES, count, (calls.provider, operation))
     for operation, durations in calls.durations.items():
-        yield Sample(Metric.PROVIDER_CALL_DURATION, durations, (calls.provider, operation))
+        yield MetricSample(Metric.PROVIDER_CALL_DURATION, durations, (calls.provider, operation))
 
 
 class RotationMetrics:
@@ -324,10 +357,10 @@ class RotationMetrics:
         self._phases: dict[Phase, float] = {}
         self._reachable: tuple[int, int] | None = None
 
-    def told(self, event: Event) -> None:
+    def record_event(self, event: Event) -> None:
         """Take note of what a rotation tells."""
         if isinstance(event, PhaseEntered):
-            self._enter(event)
+            self._enter_phase(event)
         elif isinstance(event, NodesSeen):
             up = sum(node.reachable for node in event.nodes)
             self._reachable = (up, len(event.nodes) - up)
@@ -335,7 +368,7 @@ class RotationMetrics:
             self._outcome = event.report.outcome.name.lower()
 
     @contextmanager
-    def run(self, clock: Clock) -> Iterator[None]:
+    def count_run(self, clock: Clock) -> Iterator[None]:
         """Count what happens inside as one run of a rotation."""
         self._outcome, self._entered, self._succeeded = None, None, False
         try:
@@ -349,27 +382,27 @@ class RotationMetrics:
             self._runs[outcome] = self._runs.get(outcome, 0) + 1
             self._ended_ms = clock.now_ms()
 
-    def samples(self) -> Iterator[Sample]:
+    def all_samples(self) -> Iterator[MetricSample]:
         """Tell everything."""
         yield from build_samples()
         if self.document is not None:
             yield from identity_samples(self.document)
         for outcome, count in dict(self._runs).items():
-            yield Sample(Metric.RUNS, count, (outcome,))
+            yield MetricSample(Metric.RUNS, count, (outcome,))
         if self._ended_ms is not None:
-            yield Sample(Metric.RUN_ENDED, self._ended_ms / 1000)
-            yield Sample(Metric.RUN_SUCCEEDED, self._succeeded)
+            yield MetricSample(Metric.RUN_ENDED, self._ended_ms / 1000)
+            yield MetricSample(Metric.RUN_SUCCEEDED, self._succeeded)
         for phase, seconds in dict(self._phases).items():
-            yield Sample(Metric.PHASE_DURATION, seconds, (phase.value,))
+            yield MetricSample(Metric.PHASE_DURATION, seconds, (phase.value,))
         if self._reachable is not None:
             for state, count in zip(("reachable", "unreachable"), self._reachable, strict=True):
-                yield Sample(Metric.NODES, count, (state,))
+                yield MetricSample(Metric.NODES, count, (state,))
         if self.next_ms is not None:
-            yield Sample(Metric.NEXT_ROTATION, self.next_ms / 1000)
+            yield MetricSample(Metric.NEXT_ROTATION, self.next_ms / 1000)
         if self.calls is not None:
             yield from call_samples(self.calls)
 
-    def _enter(self, event: PhaseEntered) -> None:
+    def _enter_phase(self, event: PhaseEntered) -> None:
         if event.rotation_id is not None and event.rotation_id != self._rotation_id:
             self._rotation_id, self._entered, self._phases = event.rotation_id, None, {}
         if self._entered is not None:
@@ -381,21 +414,21 @@ class RotationMetrics:
 # --- ways out -----------------------------------------------------------------------------------------------------
 
 
-def exposition(samples: Iterable[Sample]) -> bytes:
+def format_samples(samples: Iterable[MetricSample]) -> bytes:
     """Return the samples in Prometheus' text format 0.0.4 (`TEXT_TYPE`). Takes milliseconds: not for an event loop.
 
     Raises:
         MissingExtraError: ``prometheus_client`` is not installed.
     """
     listed = list(samples)
-    registry = _registry(lambda: listed)
+    registry = _new_registry(lambda: listed)
     from prometheus_client import generate_latest
 
     return generate_latest(registry)
 
 
 @contextmanager
-def served(samples: Callable[[], Iterable[Sample]], *, host: str, port: int) -> Iterator[int]:
+def serve_metrics(samples: Callable[[], Iterable[MetricSample]], *, host: str, port: int) -> Iterator[int]:
     """Answer ``GET /metrics`` with the samples while the block runs, from a thread of its own; yields the port.
 
     Args:
@@ -407,7 +440,7 @@ def served(samples: Callable[[], Iterable[Sample]], *, host: str, port: int) -> 
         MissingExtraError: ``prometheus_client`` is not installed.
         OSError: The address cannot be had.
     """
-    registry = _registry(samples)
+    registry = _new_registry(samples)
     from prometheus_client import start_http_server
 
     server, thread = start_http_server(port, addr=host, registry=registry)
@@ -419,7 +452,7 @@ def served(samples: Callable[[], Iterable[Sample]], *, host: str, port: int) -> 
         thread.join()
 
 
-def write_file(path: Path, samples: Iterable[Sample], *, store: str) -> None:
+def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> None:
     """Write the gauges for node_exporter's textfile collector: another file takes the place of the one before, whole.
 
     Counters are left out: a process that runs once has counted from nothing, and Prometheus would see no increase.
@@ -433,8 +466,8 @@ def write_file(path: Path, samples: Iterable[Sample], *, store: str) -> None:
         MissingExtraError: ``prometheus_client`` is not installed.
         OSError: The file cannot be written; the one before is as it was.
     """
-    gauges = [sample for sample in samples if FAMILIES[sample.metric].kind is Kind.GAUGE]
-    registry = _registry(lambda: gauges, {"store": store})
+    gauges = [sample for sample in samples if FAMILIES[sample.metric].kind is MetricKind.GAUGE]
+    registry = _new_registry(lambda: gauges, {"store": store})
     from prometheus_client import write_to_textfile
 
     write_to_textfile(str(path), registry)
@@ -455,14 +488,16 @@ def require_library() -> None:
         ) from error
 
 
-def _registry(samples: Callable[[], Iterable[Sample]], constant: dict[str, str] | None = None) -> CollectorRegistry:
+def _new_registry(
+    samples: Callable[[], Iterable[MetricSample]], constant: dict[str, str] | None = None
+) -> CollectorRegistry:
     require_library()
     from prometheus_client.core import CollectorRegistry
     from prometheus_client.registry import Collector
 
     class Samples(Collector):
         def collect(self) -> Iterable[Family]:
-            return _families(samples(), constant or {})
+            return _build_families(samples(), constant or {})
 
         def describe(self) -> Iterable[Family]:
             return ()
@@ -472,7 +507,7 @@ def _registry(samples: Callable[[], Iterable[Sample]], constant: dict[str, str] 
     return registry
 
 
-def _families(samples: Iterable[Sample], constant: dict[str, str]) -> list[Family]:
+def _build_families(samples: Iterable[MetricSample], constant: dict[str, str]) -> list[Family]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     found: dict[Metric, CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily] = {}
@@ -484,17 +519,17 @@ def _families(samples: Iterable[Sample], constant: dict[str, str]) -> list[Famil
             if family is None:
                 family = found[sample.metric] = HistogramMetricFamily(sample.metric, about.help, labels=names)
             assert isinstance(family, HistogramMetricFamily)
-            family.add_metric(values, _buckets(sample.value), sample.value.total)
+            family.add_metric(values, _cumulative_buckets(sample.value), sample.value.total)
             continue
         if family is None:
-            make = CounterMetricFamily if about.kind is Kind.COUNTER else GaugeMetricFamily
+            make = CounterMetricFamily if about.kind is MetricKind.COUNTER else GaugeMetricFamily
             family = found[sample.metric] = make(sample.metric, about.help, labels=names)
         assert not isinstance(family, HistogramMetricFamily)
         family.add_metric(values, float(sample.value))
     return list(found.values())
 
 
-def _buckets(durations: Durations) -> list[tuple[str, float]]:
+def _cumulative_buckets(durations: Durations) -> list[tuple[str, float]]:
     """Return the cumulative counts by upper bound, as Prometheus wants them."""
     counts, running = [], 0
     for bound, count in zip((*map(str, BUCKETS), "+Inf"), durations.counts, strict=True):

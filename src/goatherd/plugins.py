@@ -56,13 +56,13 @@ class PluginStatus:
 
 def provider_schemes() -> tuple[str, ...]:
     """Return the URI schemes that some installed distribution registers, sorted. Imports none of them."""
-    return tuple(sorted({point.name for point in _points(PROVIDERS)}))
+    return tuple(sorted({point.name for point in _entry_points(PROVIDERS)}))
 
 
 def check_providers() -> tuple[PluginStatus, ...]:
     """Import every registered provider and say which can be used. One broken plugin does not hide the others."""
     found = []
-    for point in _points(PROVIDERS):
+    for point in _entry_points(PROVIDERS):
         problem: GoatherdError | None = None
         try:
             _provider_class(point.name)
@@ -70,7 +70,7 @@ def check_providers() -> tuple[PluginStatus, ...]:
             problem = error
         version = point.dist.version if point.dist else "?"
         found.append(
-            PluginStatus(scheme=point.name, distribution=_distribution(point), version=version, problem=problem)
+            PluginStatus(scheme=point.name, distribution=_distribution_name(point), version=version, problem=problem)
         )
     return tuple(found)
 
@@ -158,14 +158,14 @@ def policy_text(name: str, role: str, secret: str) -> str:
         PluginNotFoundError: No plugin prints policies for the scheme; the message lists those that do.
     """
     scheme = _NAMES.get(name, name)
-    points = [point for point in _points(POLICIES) if point.name == scheme]
+    points = [point for point in _entry_points(POLICIES) if point.name == scheme]
     if not points:
-        known = ", ".join(sorted({point.name for point in _points(POLICIES)}))
+        known = ", ".join(sorted({point.name for point in _entry_points(POLICIES)}))
         raise PluginNotFoundError(f"no policies for the scheme {scheme!r}; known schemes: {known}")
     if len(points) > 1:
         raise _claimed_twice(scheme, points)
     _check_placeholders(secret)
-    policy: Policy = _load(points[0], scheme)
+    policy: Policy = _load_plugin(points[0], scheme)
     with _address_of(scheme):
         return policy(role, secret)
 
@@ -196,38 +196,38 @@ def _address_of(scheme: str) -> Iterator[None]:
         ) from None
 
 
-def _points(group: str) -> list[EntryPoint]:
+def _entry_points(group: str) -> list[EntryPoint]:
     """Return the group's entry points, sorted, each once though its distribution be found twice on the path."""
-    unique = {(point.name, _distribution(point), point.value): point for point in entry_points(group=group)}
+    unique = {(point.name, _distribution_name(point), point.value): point for point in entry_points(group=group)}
     return [unique[key] for key in sorted(unique)]
 
 
-def _distribution(point: EntryPoint) -> str:
+def _distribution_name(point: EntryPoint) -> str:
     return point.dist.name if point.dist else "?"
 
 
 def _provider_class(scheme: str) -> type[SecretProvider]:
-    points = [point for point in _points(PROVIDERS) if point.name == scheme]
+    points = [point for point in _entry_points(PROVIDERS) if point.name == scheme]
     if not points:
         raise _not_found(scheme)
     if len(points) > 1:
         raise _claimed_twice(scheme, points)
-    loaded = _load(points[0], scheme)
+    loaded = _load_plugin(points[0], scheme)
     if not (isinstance(loaded, type) and hasattr(loaded, "from_uri") and hasattr(loaded, "from_config")):
-        distribution, value = _distribution(points[0]), points[0].value
+        distribution, value = _distribution_name(points[0]), points[0].value
         raise ConfigurationError(f"the {scheme} provider of {distribution} is not a SecretProvider: {value}")
     return loaded
 
 
 def _claimed_twice(scheme: str, points: list[EntryPoint]) -> ConfigurationError:
-    names = " and ".join(f"{_distribution(point)} ({point.value})" for point in points)
+    names = " and ".join(f"{_distribution_name(point)} ({point.value})" for point in points)
     return ConfigurationError(
         f"the scheme {scheme!r} is claimed twice: by {names}", hint="Uninstall the one that you do not want."
     )
 
 
-def _load(point: EntryPoint, scheme: str) -> Any:
-    distribution = _distribution(point)
+def _load_plugin(point: EntryPoint, scheme: str) -> Any:
+    distribution = _distribution_name(point)
     try:
         return point.load()
     except ImportError as error:

@@ -257,7 +257,7 @@ def make_visible(text: str) -> str:
 _KEY_MATERIAL = re.compile(r"(?![0-9a-f]{64}(?![A-Za-z0-9_+=-]))[A-Za-z0-9_+=-]{64,}")
 
 
-def scrub(text: str) -> str:
+def hide_key_material(text: str) -> str:
     """Return `text` with everything hidden that is long enough to be a key or a signature.
 
     SECURITY: the last line of defence for texts that are not ours (tests/unit/cli/test_no_keys_in_output.py,

@@ -56,8 +56,8 @@ from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope, parse_signature, verify_request
 from goatherd.identity.session_commits import (
     SESSIONS_NAMESPACE,
-    better,
     claims_root,
+    preferred_session,
     session_from_commit,
     verify_commit_by,
 )
@@ -99,7 +99,7 @@ class _Introduction:
 
 
 @dataclass(slots=True)
-class _Job:
+class _SessionCommitCheck:
     """One session commit still to be verified, against the root that claims to have written it."""
 
     session_id: str
@@ -107,7 +107,7 @@ class _Job:
     root: Session
     outcome: Session | DecodeError | VerificationError | None = None
 
-    def run(self) -> None:
+    def verify(self) -> None:
         try:
             session = session_from_commit(self.commit)
             verify_commit_by(self.root, self.commit)
@@ -118,9 +118,10 @@ class _Job:
 
 
 class Verification:
-    """Commits on their way to a verdict. Made by `TrustPool.prepare`, judged by `run`, closed by `TrustPool.conclude`.
+    """Verify commits in a thread.
 
-    `run` may be called in any thread while the pool goes on living: it uses only what it was given.
+    `TrustPool.prepare_verification` makes it, `run` verifies, `TrustPool.conclude_verification` takes the results into
+    the pool. `run` can be called in any thread while the pool is in use: it reads only its own snapshot.
     """
 
     __slots__ = ("_commits", "_jobs", "_signers", "verdicts")
@@ -129,7 +130,10 @@ class Verification:
     """One per commit after `run`: None for a good one, else why not."""
 
     def __init__(
-        self, commits: Sequence[Commit], signers: Sequence[Session | VerificationError | None], jobs: list[_Job]
+        self,
+        commits: Sequence[Commit],
+        signers: Sequence[Session | VerificationError | None],
+        jobs: list[_SessionCommitCheck],
     ) -> None:
         self._commits = commits
         self._signers = signers
@@ -142,11 +146,11 @@ class Verification:
         Args:
             executor: Spreads the work. Not the one whose thread this call already occupies.
         """
-        _spread(_Job.run, self._jobs, executor)
+        _map_in_threads(_SessionCommitCheck.verify, self._jobs, executor)
         found: dict[str, Session] = {}
         for job in self._jobs:
             if isinstance(job.outcome, Session):
-                found[job.session_id] = better(found.get(job.session_id), job.outcome)
+                found[job.session_id] = preferred_session(found.get(job.session_id), job.outcome)
         pairs = list(zip(self._commits, self._signers, strict=True))
 
         def judge(pair: tuple[Commit, Session | VerificationError | None]) -> VerificationError | None:
@@ -162,7 +166,7 @@ class Verification:
                 return error
             return None
 
-        self.verdicts = _spread(judge, pairs, executor)
+        self.verdicts = _map_in_threads(judge, pairs, executor)
 
 
 class TrustPool:
@@ -201,9 +205,9 @@ class TrustPool:
         self._settled: frozenset[str] = frozenset()
         self._current = current
         for session in trusted:
-            self._given[session.id] = better(self._given.get(session.id), session)
-            self._learn(self._given[session.id])
-        self.replace(current=current, roots=roots, revoked=revoked)
+            self._given[session.id] = preferred_session(self._given.get(session.id), session)
+            self._learn_session(self._given[session.id])
+        self.replace_roots(current=current, roots=roots, revoked=revoked)
 
     # --- what it knows ---------------------------------------------------------------------------------------------
 
@@ -239,7 +243,7 @@ class TrustPool:
         """How many sessions are trusted now; those still to be verified are not among them."""
         return len(self._learnt) + sum(id_ not in self._learnt for id_ in self._document)
 
-    def knows(self, session_id: str) -> bool:
+    def knows_session(self, session_id: str) -> bool:
         """Whether a session is trusted or was revoked, as far as has been verified."""
         return any(session_id in each for each in (self._document, self._learnt, self._revoked))
 
@@ -248,19 +252,19 @@ class TrustPool:
         """How many session ids have a commit that has not been verified yet."""
         return len(self._pending)
 
-    def session(self, session_id: str) -> Session:
+    def get_session(self, session_id: str) -> Session:
         """Return a trusted session, verifying its commit now if that has not happened yet.
 
         Raises:
             RevokedSessionError: It has been revoked.
             UnknownSignerError: It is not known, or nobody trusted vouches for it.
         """
-        session = self._find(session_id)
+        session = self._find_session(session_id)
         if session is None and session_id in self._pending:
-            verification = Verification((), (), self._jobs(session_id))
+            verification = Verification((), (), self._checks_for(session_id))
             verification.run()
-            self.conclude(verification)
-            session = self._find(session_id)
+            self.conclude_verification(verification)
+            session = self._find_session(session_id)
         if session is None:
             raise UnknownSignerError(f"session {session_id!r} is not known")
         return session
@@ -275,15 +279,15 @@ class TrustPool:
 
     # --- live changes ----------------------------------------------------------------------------------------------
 
-    def swap(self, document: TrustSource) -> None:
+    def adopt_document(self, document: TrustSource) -> None:
         """Take current session, roots and revocations from a checked identity document; what was learnt stays."""
-        self.replace(
+        self.replace_roots(
             current=document.current,
             roots=document.roots,
             revoked=[revocation.id for revocation in document.revoked],
         )
 
-    def replace(self, *, current: OwnedSession, roots: Iterable[Session], revoked: Iterable[str] = ()) -> None:
+    def replace_roots(self, *, current: OwnedSession, roots: Iterable[Session], revoked: Iterable[str] = ()) -> None:
         """As `swap`, from parts. The same id again is an update; a root that is gone is no longer a document root.
 
         Raises:
@@ -301,15 +305,15 @@ class TrustPool:
         changed = revoked_ids != self._revoked
         self._revoked = revoked_ids
         if changed:
-            self._weigh_again()
+            self._reassess_introductions()
         self._settle_roots()
 
-    def freeze(self, lists: Mapping[str, FrozenList], settled: Iterable[str] = ()) -> None:
+    def set_frozen_commits(self, lists: Mapping[str, FrozenList], settled: Iterable[str] = ()) -> None:
         """Take what the cluster held of revoked roots, by id, and those whose sessions were introduced again."""
         self._frozen = dict(lists)
         before, self._settled = self._settled, frozenset(settled)
         if before != self._settled:
-            self._weigh_again()
+            self._reassess_introductions()
 
     # --- learning from /sys/sessions -------------------------------------------------------------------------------
 
@@ -334,33 +338,33 @@ class TrustPool:
             Whether the commit is a root's word. False changes nothing.
         """
         try:
-            verify_commit_by(self.root(commit.session), commit)
+            verify_commit_by(self.get_root(commit.session), commit)
         except VerificationError:
             return False
         return self.add_verified_session_commit_unsafe(commit)
 
     def add_verified_session_commit_unsafe(self, commit: Commit) -> bool:
         """As `add_session_commit`, for a commit whose signature by `commit.session` this pool has just verified."""
-        root = self._may_vouch(commit)
+        root = self._find_introducer(commit)
         if root is None:
             return False
         try:
             session = session_from_commit(commit)
         except DecodeError:
             return False
-        self._accept(_Introduction(session, commit, root.id))
+        self._accept_introduction(_Introduction(session, commit, root.id))
         if session.is_root:
             self._settle_roots()
         return True
 
-    def root(self, session_id: str) -> Session:
+    def get_root(self, session_id: str) -> Session:
         """Return a trusted root.
 
         Raises:
             RevokedSessionError: It has been revoked.
             UntrustedRootError: It is not a root that counts here.
         """
-        session = self._find(session_id)
+        session = self._find_session(session_id)
         if session is None or not session.is_root:
             raise UntrustedRootError(f"session {session_id!r} is not a trusted root")
         return session
@@ -387,11 +391,11 @@ class TrustPool:
             executor: See `Verification.run`.
             held: They are from our own log, so a revoked root's count as well.
         """
-        verification = self.prepare(commits, held=held)
+        verification = self.prepare_verification(commits, held=held)
         verification.run(executor)
-        return self.conclude(verification)
+        return self.conclude_verification(verification)
 
-    def author(self, commit: Commit) -> Session:
+    def get_author(self, commit: Commit) -> Session:
         """Return who wrote a commit that has been verified: a trusted session, or a revoked root that is frozen.
 
         Raises:
@@ -399,27 +403,27 @@ class TrustPool:
         """
         if commit.session in self._revoked and self._is_frozen(commit):
             return self._vouchers[commit.session]
-        return self.session(commit.session)
+        return self.get_session(commit.session)
 
-    def prepare(self, commits: Sequence[Commit], *, held: bool = False) -> Verification:
+    def prepare_verification(self, commits: Sequence[Commit], *, held: bool = False) -> Verification:
         """Take a snapshot of what is needed to judge `commits`; cheap, no cryptography but digests."""
         signers: list[Session | VerificationError | None] = []
-        jobs: dict[str, list[_Job]] = {}
+        jobs: dict[str, list[_SessionCommitCheck]] = {}
         for commit in commits:
             signer: Session | VerificationError | None
             try:
-                signer = self._find(commit.session)
+                signer = self._find_session(commit.session)
             except RevokedSessionError as error:
                 # SECURITY: what a stolen root signs is not to be told from what it signed before, but by this
                 # (tests/unit/test_trust_frozen.py).
                 is_held = held or self._is_frozen(commit)
                 signer = (self._vouchers.get(commit.session) if is_held else None) or error
             if signer is None and commit.session in self._pending and commit.session not in jobs:
-                jobs[commit.session] = self._jobs(commit.session)
+                jobs[commit.session] = self._checks_for(commit.session)
             signers.append(signer)
         return Verification(commits, signers, list(chain.from_iterable(jobs.values())))
 
-    def conclude(self, verification: Verification) -> list[VerificationError | None]:
+    def conclude_verification(self, verification: Verification) -> list[VerificationError | None]:
         """Take over what a run has found out about session commits, and return its verdicts."""
         settled = False
         for job in verification._jobs:
@@ -430,8 +434,8 @@ class TrustPool:
             if position is None:
                 continue  # somebody else has settled it meanwhile
             self._forget_pending(job.session_id, position)
-            if isinstance(job.outcome, Session) and self._may_vouch(job.commit) is not None:
-                self._accept(_Introduction(job.outcome, job.commit, job.root.id))
+            if isinstance(job.outcome, Session) and self._find_introducer(job.commit) is not None:
+                self._accept_introduction(_Introduction(job.outcome, job.commit, job.root.id))
                 settled = settled or job.outcome.is_root
         for session_id in {job.session_id for job in verification._jobs}:
             if session_id in self._pending and session_id not in self._queue:
@@ -453,7 +457,7 @@ class TrustPool:
             UnknownSignerError, RevokedSessionError, ExpiredSessionError, ClockSkewError: As they say.
         """
         envelope = parse_signature(header) if isinstance(header, str) else header
-        session = self.session(envelope.session_id) if unused is None else unused
+        session = self.get_session(envelope.session_id) if unused is None else unused
         if not isinstance(envelope.data, Mapping) or not isinstance(envelope.data.get("id"), str):
             # SECURITY: a login token in somebody's mailbox is signed by the root and must not speak for it
             # (tests/unit/test_trust.py).
@@ -466,10 +470,10 @@ class TrustPool:
 
     def prepare_pending(self, limit: int) -> Verification:
         """Return up to `limit` session ids' worth of background work, to be run in a thread and concluded here."""
-        taken: list[list[_Job]] = []
+        taken: list[list[_SessionCommitCheck]] = []
         while self._queue and len(taken) < limit:
             session_id, _ = self._queue.popitem()
-            if found := self._jobs(session_id):
+            if found := self._checks_for(session_id):
                 taken.append(found)
             else:
                 self._waiting.add(session_id)
@@ -489,12 +493,12 @@ class TrustPool:
         """Verify up to `limit` of the sessions that nobody has needed yet; return how many are still to be done."""
         verification = self.prepare_pending(limit)
         verification.run()
-        self.conclude(verification)
+        self.conclude_verification(verification)
         return self.queued_count
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _find(self, session_id: str) -> Session | None:
+    def _find_session(self, session_id: str) -> Session | None:
         if session_id in self._revoked:
             raise RevokedSessionError(f"session {session_id!r} has been revoked")
         return self._document.get(session_id) or self._learnt.get(session_id)
@@ -503,7 +507,7 @@ class TrustPool:
         frozen = self._frozen.get(commit.session)
         return frozen is not None and commit.session in self._vouchers and commit_digest(commit) in frozen.digests
 
-    def _may_vouch(self, commit: Commit) -> Session | None:
+    def _find_introducer(self, commit: Commit) -> Session | None:
         """Return the root that may have signed a session commit that we hold, or None."""
         signer = commit.session
         if signer in self._revoked:
@@ -511,12 +515,12 @@ class TrustPool:
         session = self._document.get(signer) or self._learnt.get(signer) or self._vouchers.get(signer)
         return session if session is not None and session.is_root else None
 
-    def _jobs(self, session_id: str) -> list[_Job]:
+    def _checks_for(self, session_id: str) -> list[_SessionCommitCheck]:
         jobs = []
         for commit in self._pending.get(session_id, ()):
-            root = self._may_vouch(commit)
+            root = self._find_introducer(commit)
             if root is not None:
-                jobs.append(_Job(session_id, commit, root))
+                jobs.append(_SessionCommitCheck(session_id, commit, root))
         return jobs
 
     def _forget_pending(self, session_id: str, position: int) -> None:
@@ -528,14 +532,14 @@ class TrustPool:
             self._waiting.discard(session_id)
             self._pending_roots.discard(session_id)
 
-    def _accept(self, introduction: _Introduction) -> None:
+    def _accept_introduction(self, introduction: _Introduction) -> None:
         session_id = introduction.session.id
         introductions = self._accepted.setdefault(session_id, [])
         if all(known.commit.id != introduction.commit.id for known in introductions):
             introductions.append(introduction)
-        self._learn(better(self._learnt.get(session_id), introduction.session))
+        self._learn_session(preferred_session(self._learnt.get(session_id), introduction.session))
 
-    def _learn(self, session: Session) -> None:
+    def _learn_session(self, session: Session) -> None:
         self._learnt[session.id] = session
         if session.is_root:
             self._learnt_roots[session.id] = None  # few among tens of thousands, and asked for by every new client
@@ -555,19 +559,19 @@ class TrustPool:
         while todo:
             session_id = todo.popleft()
             is_accepted = False
-            for job in [job for job in self._jobs(session_id) if claims_root(job.commit)]:
-                job.run()
+            for job in [job for job in self._checks_for(session_id) if claims_root(job.commit)]:
+                job.verify()
                 commits = self._pending[session_id]
                 self._forget_pending(session_id, next(i for i, c in enumerate(commits) if c is job.commit))
                 if isinstance(job.outcome, Session):
-                    self._accept(_Introduction(job.outcome, job.commit, job.root.id))
+                    self._accept_introduction(_Introduction(job.outcome, job.commit, job.root.id))
                     is_accepted = True
             if is_accepted:
                 todo.extend(signed_by.get(session_id, ()))
         self._queue.update(dict.fromkeys(self._waiting))
         self._waiting.clear()
 
-    def _ungrounded(self) -> set[str]:
+    def _find_ungrounded(self) -> set[str]:
         """Return the learnt roots to which no chain of unrevoked introductions leads from a root that was given.
 
         SECURITY: from the given ones on, not "somebody else vouches for it": two roots of a thief that introduce each
@@ -589,9 +593,9 @@ class TrustPool:
                     todo.append(session_id)
         return learnt - grounded
 
-    def _weigh_again(self) -> None:
+    def _reassess_introductions(self) -> None:
         """Decide anew, without cryptography, what accepted session commits are worth after a change of revocations."""
-        tainted = self._revoked | self._ungrounded()
+        tainted = self._revoked | self._find_ungrounded()
         counting = self._revoked - self._settled
         for session_id, introductions in list(self._accepted.items()):
             good = [
@@ -610,20 +614,20 @@ class TrustPool:
                         self._pending_roots.add(session_id)
             best = self._given.get(session_id)
             for one in good:
-                best = better(best, one.session)
+                best = preferred_session(best, one.session)
             if good:
                 self._accepted[session_id] = good
             else:
                 del self._accepted[session_id]
             if best is not None:
-                self._learn(best)
+                self._learn_session(best)
             else:
                 self._learnt.pop(session_id, None)
         self._queue.update(dict.fromkeys(self._waiting))
         self._waiting.clear()
 
 
-def _spread(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
+def _map_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
     if executor is None or len(items) <= _CHUNK:
         return [function(item) for item in items]
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]

@@ -18,7 +18,7 @@ from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.settings import CloudSecretSettings
@@ -37,7 +37,7 @@ async def measure(top: Path, count: int) -> tuple[float, float, int]:
     (directory / "sys").mkdir(parents=True)
     (directory / "sys" / "sessions.jsonl").write_bytes(log)
     async with MemorySecretProvider() as provider:
-        await provider.create("root", encode_document(create(root, now_ms)))
+        await provider.create("root", encode_document(create_document(root, now_ms)))
         file = SettingsFile(link=directory / "settings.json", target=top / f"{count}.json")
         async with ManagedOrganization(
             org="localhost",

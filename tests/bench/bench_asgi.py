@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.node import Server
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.settings import CloudSecretSettings
@@ -70,7 +70,7 @@ async def measure(rounds: int) -> dict[str, float]:
     root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=now_ms)
     provider = MemorySecretProvider(MemoryStore())
     async with provider:
-        await provider.create("root", encode_document(create(root, now_ms)))
+        await provider.create("root", encode_document(create_document(root, now_ms)))
         with tempfile.TemporaryDirectory() as directory:
             async with Server(Path(directory), CloudSecretSettings(provider, "root")) as server:
                 starlette = Starlette(routes=[Route("/healthy", healthy)])

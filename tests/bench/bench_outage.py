@@ -26,7 +26,7 @@ from typing import Any, Final
 from goatherd.errors import GoatherdError, UnavailableError
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
@@ -159,7 +159,7 @@ async def simulate(kind: str, *, nodes: int = NODES, outage: timedelta = OUTAGE,
     store = Store(clock)
     run = _Run(clock, store)
     root = OwnedSession.generate(session_id="a" * 24, owner="root", now_ms=clock.now_ms())
-    await store.create(SECRET, encode_document(create(root, clock.now_ms())))
+    await store.create(SECRET, encode_document(create_document(root, clock.now_ms())))
     settings: list[CloudSecretSettings] = []
     async with AsyncExitStack() as stack:
         for number in range(nodes):

@@ -17,7 +17,7 @@ from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
 from goatherd.wire.commit import new_commit
-from goatherd.wire.commit_log import frame
+from goatherd.wire.commit_log import frame_records
 from goatherd.wire.javascript_values import seconds_from_ms
 from goatherd.wire.json import to_json
 from tests.ports import free_ports
@@ -61,7 +61,7 @@ def session_log(root: OwnedSession, count: int) -> tuple[bytes, OwnedSession | N
             connection="bench",
         )
         records.append(sign_commit(root, draft, now_ms=now_ms).to_json())
-    return b"".join(frame([record]) for record in records), last
+    return b"".join(frame_records([record]) for record in records), last
 
 
 async def start(data: Path, store: str, last: OwnedSession | None) -> tuple[float, float, float]:

@@ -31,7 +31,7 @@ class MortalSystem(System):
         self.left = number
         self.before = before
 
-    def call(self, operation, *args, **kwargs):
+    def run_call(self, operation, *args, **kwargs):
         self.left -= 1
         if self.left == 0 and self.before:
             os._exit(DIED)
@@ -167,7 +167,7 @@ class RecordingSystem(System):
         self.calls: list[str] = []
         self.opened: dict[int, str] = {}
 
-    def call(self, operation, *args, **kwargs):
+    def run_call(self, operation, *args, **kwargs):
         result = operation(*args, **kwargs)
         if operation is os.open:
             self.opened[result] = args[0]
@@ -179,8 +179,8 @@ class RecordingSystem(System):
             self.calls.append(f"{operation.__name__} {args[0]}")
         return result
 
-    def sync(self, descriptor: int) -> None:
-        self.call(os.fsync, descriptor)
+    def sync_file(self, descriptor: int) -> None:
+        self.run_call(os.fsync, descriptor)
 
 
 READ = ["sync root"]

@@ -18,7 +18,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
@@ -169,7 +169,7 @@ async def cluster(top: Path, count: int, *, lifetime: timedelta = timedelta(days
     async with provider:
         now_ms = SystemClock().now_ms()
         first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=lifetime)
-        await provider.create(secret_id, encode_document(create(first, now_ms)))
+        await provider.create(secret_id, encode_document(create_document(first, now_ms)))
         ports = free_ports(count)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         made = Cluster(provider=provider, secret_id=secret_id, uri=uri, first=first)

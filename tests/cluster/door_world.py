@@ -15,13 +15,13 @@ from goatherd.clock import SystemClock
 from goatherd.door import Door, DoorLimits, Rule, TrustedSessions
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.wire.commit import Commit
-from goatherd.wire.schema import Field, Registry, Schema
+from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.goats import NOW, ORG, element, owned, root, signed_header
 
-NOTE = Schema(ns="note", version=1, fields=(Field(name="text", type="string", required=True),))
+NOTE = Schema(ns="note", version=1, fields=(SchemaField(name="text", type="string", required=True),))
 A, B = root("root-a"), root("root-b")
 X, Y = owned("anon-x"), owned("anon-y")
 
@@ -99,7 +99,7 @@ def identity(
     current: OwnedSession = A, *more: OwnedSession, revoked: tuple[str, ...] = ()
 ) -> IdentityDocument | Identity:
     if not more and not revoked:
-        return create(current, NOW)
+        return create_document(current, NOW)
     return Identity(current, tuple(each.session for each in (current, *more)), revoked)
 
 

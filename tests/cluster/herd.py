@@ -17,9 +17,9 @@ from goatherd.clock import SystemClock
 from goatherd.errors import UnavailableError
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
-from goatherd.node.server import Listener, Server
+from goatherd.node.server import Server, ServerListener
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretValue, VersionId
@@ -81,7 +81,7 @@ async def herd_around(
         await stack.enter_async_context(provider)
         now_ms = SystemClock().now_ms()
         first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
-        await provider.create(secret_id, encode_document(create(first, now_ms)))
+        await provider.create(secret_id, encode_document(create_document(first, now_ms)))
         ports = free_ports(count)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         servers, cables = [], []
@@ -91,7 +91,7 @@ async def herd_around(
             peers = [url for url in urls if not url.endswith(f":{port}")]
             server = Server(top / f"node-{number}", settings, peers=peers)
             await stack.enter_async_context(server)
-            await stack.enter_async_context(Listener(server, port=port))
+            await stack.enter_async_context(ServerListener(server, port=port))
             servers.append(server)
             cables.append(cable)
         yield Herd(urls=urls, servers=servers, cables=cables, provider=provider, secret_id=secret_id, first=first)

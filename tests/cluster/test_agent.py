@@ -22,7 +22,7 @@ from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError, NotAdoptedError, ObstructedError
 from goatherd.identity.settings_json import to_settings
-from goatherd.node.server import Listener, Server
+from goatherd.node.server import Server, ServerListener
 from goatherd.operations.workload import LoadAudit, Workload
 from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Outcome, Phase, Policy
@@ -377,7 +377,7 @@ async def test_a_rotation_drives_our_own_server_an_agent_and_a_bare_server_that_
         own, agented, bare = made.nodes
         settings = CloudSecretSettings(open_provider(made.uri)[0], made.secret_id, refresh_interval=SECOND / 2)
         server = await stack.enter_async_context(Server(own.data, settings, peers=own.peers))
-        await stack.enter_async_context(Listener(server, port=own.port))
+        await stack.enter_async_context(ServerListener(server, port=own.port))
         bare.is_bare = True
         bare.settings.parent.mkdir(parents=True)
         bare.settings.write_bytes(to_settings(await made.document()))

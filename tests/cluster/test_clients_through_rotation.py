@@ -14,9 +14,9 @@ from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
-from goatherd.node.server import Listener, Server
+from goatherd.node.server import Server, ServerListener
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Policy, Rotator
@@ -74,7 +74,9 @@ class Herd:
         """Wait until both servers hold the same."""
         for _ in range(600):
             engines = [server.database().engine for server in self.servers]
-            held = [{path: frozenset(engine.repository(path).ids) for path in (SESSIONS, NOTES)} for engine in engines]
+            held = [
+                {path: frozenset(engine.get_repository(path).ids) for path in (SESSIONS, NOTES)} for engine in engines
+            ]
             if held[0] == held[1]:
                 return
             await self.clock.sleep(SECOND / 10)
@@ -88,7 +90,7 @@ async def herd_of(top: Path) -> AsyncIterator[Herd]:
     first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=clock.now_ms(), lifetime=LIFE)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(provider)
-        await provider.create("root", encode_document(create(first, clock.now_ms())))
+        await provider.create("root", encode_document(create_document(first, clock.now_ms())))
         ports = free_ports(2)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         servers = []
@@ -99,7 +101,7 @@ async def herd_of(top: Path) -> AsyncIterator[Herd]:
             peers = [url for url in urls if not url.endswith(f":{port}")]
             server = Server(top / f"node-{number}", settings, peers=peers, clock=clock, debug=True)
             await stack.enter_async_context(server)
-            await stack.enter_async_context(Listener(server, port=port))
+            await stack.enter_async_context(ServerListener(server, port=port))
             servers.append(server)
         yield Herd(clock, provider, urls, servers)
 

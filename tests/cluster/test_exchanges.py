@@ -342,7 +342,7 @@ async def test_no_private_key_leaves_a_server_whose_settings_hold_them_among_the
                 await replay.send(exchange)
         identity = json.loads((await replay.request("GET", "/goatherd/v1/identity", {}, b"")).content)
         for path in ("/batch-sync", "/goatherd/v1/refresh"):
-            binding = RequestBinding.of("POST", path, everything, [identity["instance"]])
+            binding = RequestBinding.for_request("POST", path, everything, [identity["instance"]])
             headers = {"x-goat-sig": sign_bound_request(root, binding, now_ms=replay.clock.at_ms, nonce=new_id())}
             response = await replay.request("POST", path, headers, everything)
             assert response.status_code == 200

@@ -12,7 +12,7 @@ import pytest
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import IllegalStepError, NodeError
 from goatherd.identity.key_age import REPLACE_EXPIRED
-from goatherd.node.server import Listener, Server
+from goatherd.node.server import Server, ServerListener
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Policy
 from goatherd.rotation.replacement import ReplacementReport, Replacer
@@ -48,7 +48,7 @@ async def test_after_the_expired_root_is_replaced_every_server_serves_and_every_
         herd.clock.ahead += 2 * LIFE
         (port,) = free_ports(1)
         late = Server(tmp_path / "late", settings_of(herd), peers=herd.urls, clock=herd.clock, debug=True)
-        async with late, Listener(late, port=port):
+        async with late, ServerListener(late, port=port):
             with pytest.raises(IllegalStepError) as caught:
                 await herd.rotate()
             assert REPLACE_EXPIRED in (caught.value.hint or "")
@@ -72,7 +72,7 @@ async def test_after_the_expired_root_is_replaced_every_server_serves_and_every_
             latest = await new.write("by one whom B has introduced")
             wanted = {oldest.id, by_a.commit.id, latest.id}
             async with asyncio.timeout(120):
-                while not all(wanted <= set(one.database().engine.repository(NOTES).ids) for one in servers):
+                while not all(wanted <= set(one.database().engine.get_repository(NOTES).ids) for one in servers):
                     await herd.clock.sleep(SECOND / 10)
             await new.sync()
             assert a in new.roots, "an expired root is no revoked one: its successor introduces it"
@@ -85,7 +85,7 @@ async def test_after_the_expired_root_is_replaced_every_server_serves_and_every_
             await old.sync()
             left_ms = document.current.session.expiration_ms - herd.clock.now_ms()
             assert timedelta(milliseconds=left_ms) > timedelta(days=170)
-            assert herd.clock.now_ms() > (document.root(a) or document.current.session).expiration_ms
+            assert herd.clock.now_ms() > (document.find_root(a) or document.current.session).expiration_ms
 
 
 async def replaced(made: Cluster, clock: Shifted, *, patience: timedelta = 120 * SECOND) -> ReplacementReport:

@@ -134,7 +134,7 @@ async def test_no_command_writes_to_a_store_that_went_back_and_no_server_follows
         # Somebody goes on all the same, from a machine that knows of no server: twice, past the servers' generation.
         for _ in range(2):
             await rotator_of(cluster, listed=False).rotate()
-        assert (await cluster.document()).root(b.id) is None
+        assert (await cluster.document()).find_root(b.id) is None
         assert (await cluster.document()).generation > document_of(cluster.members[0]).generation
         await refused_by_all(cluster, ForkedIdentityError)
         assert [member.root for member in cluster.members] == [b.id, b.id], "the root that had been signing is gone"
@@ -168,7 +168,7 @@ async def test_the_older_identity_can_be_accepted_on_every_server_and_nothing_th
         for member in cluster.members:
             assert member.server is not None
             pool = member.server.database().pool
-            held = list(member.server.database().engine.repository(NOTES))
+            held = list(member.server.database().engine.get_repository(NOTES))
             assert {commit.id for commit in held} == {by_b.id}
             assert pool.verify_commits(held) == [None]
 

@@ -17,9 +17,9 @@ from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeRefusedError
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
-from goatherd.node.server import Listener, Server
+from goatherd.node.server import Server, ServerListener
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT, VersionId
 from goatherd.revocation.revoker import Revoker
@@ -81,7 +81,7 @@ class Member:
         self.server = Server(self.directory, settings, peers=peers, debug=True)
         self.stack = contextlib.AsyncExitStack()
         await self.stack.enter_async_context(self.server)
-        await self.stack.enter_async_context(Listener(self.server, port=self.port))
+        await self.stack.enter_async_context(ServerListener(self.server, port=self.port))
 
     async def stop(self) -> None:
         await self.stack.aclose()
@@ -89,7 +89,7 @@ class Member:
 
     def holds(self, path: str) -> set[str]:
         assert self.server is not None
-        return set(self.server.database().engine.repository(path).ids)
+        return set(self.server.database().engine.get_repository(path).ids)
 
     @property
     def root(self) -> str:
@@ -137,7 +137,7 @@ async def cluster_of(top: Path, count: int) -> AsyncIterator[Cluster]:
     stolen = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms - 20 * DAY_MS)
     provider = FileSecretProvider(top / "keys")
     async with provider:
-        await provider.create("root", encode_document(create(stolen, now_ms)))
+        await provider.create("root", encode_document(create_document(stolen, now_ms)))
         cluster = Cluster(top, provider, stolen)
         for _ in range(count):
             cluster.add()
@@ -189,7 +189,7 @@ async def test_a_stolen_root_opens_nothing_and_nobody_loses_anything(tmp_path: P
             assert member.holds(NOTES) == expected
             assert member.server is not None
             pool = member.server.database().pool
-            repository = member.server.database().engine.repository(NOTES)
+            repository = member.server.database().engine.get_repository(NOTES)
             assert pool.verify_commits(list(repository), held=True) == [None] * len(expected)
         new, roots = await third.create_session()
         assert [root.id for root in roots] == [b.id]
@@ -260,7 +260,7 @@ async def test_a_server_that_is_cut_off_from_the_store_launders_nothing(tmp_path
         report = await cluster.revoker().revoke(a.id, reason="stolen")
         assert [node.late for node in report.nodes] == [0, 0, 4]
         assert (report.sessions, report.is_complete) == (1, True)
-        assert mole.id not in cluster.members[0].server.database().engine.repository(SESSIONS).item_keys()  # type: ignore[union-attr]
+        assert mole.id not in cluster.members[0].server.database().engine.get_repository(SESSIONS).item_keys()  # type: ignore[union-attr]
         mine = signed_commit(user)
         await cluster.clients[2].push(NOTES, [mine], user)
         await cluster.in_step(path=NOTES, ids={mine.id})

@@ -20,9 +20,9 @@ from goatherd.cluster.node import Node
 from goatherd.errors import NotAdoptedError
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
-from goatherd.node.server import Listener, Server
+from goatherd.node.server import Server, ServerListener
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Event, Outcome, Phase, Policy, Rotator
@@ -56,7 +56,7 @@ class Member:
         settings = CloudSecretSettings(self.cable, SECRET, refresh_interval=SECOND)
         self.server = Server(self.top, settings, peers=self.peers)
         await self.stack.enter_async_context(self.server)
-        await self.stack.enter_async_context(Listener(self.server, port=self.port))
+        await self.stack.enter_async_context(ServerListener(self.server, port=self.port))
 
     async def stop(self) -> None:
         await self.stack.aclose()
@@ -98,7 +98,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with FileSecretProvider(tmp_path / "keys") as provider:
         now_ms = SystemClock().now_ms()
         root = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
-        await provider.create(SECRET, encode_document(create(root, now_ms)))
+        await provider.create(SECRET, encode_document(create_document(root, now_ms)))
         cluster = Cluster(tmp_path, provider)
         try:
             for _ in range(3):

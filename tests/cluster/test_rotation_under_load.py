@@ -12,7 +12,7 @@ import pytest
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NotAdoptedError, ObstructedError
-from goatherd.node.server import Listener, Server
+from goatherd.node.server import Server, ServerListener
 from goatherd.operations.workload import LoadAudit, Workload
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
@@ -118,7 +118,7 @@ async def added_server(cluster: Herd, top: Path, keys: Path) -> AsyncIterator[No
     """Start one more server, which the others do not name as a peer, and list it."""
     (port,) = free_ports(1)
     settings = CloudSecretSettings(CutOff(keys), cluster.secret_id, refresh_interval=SECOND)
-    async with Server(top, settings, peers=list(cluster.urls)) as server, Listener(server, port=port):
+    async with Server(top, settings, peers=list(cluster.urls)) as server, ServerListener(server, port=port):
         cluster.servers.append(server)
         cluster.urls.append(f"http://127.0.0.1:{port}")
         yield

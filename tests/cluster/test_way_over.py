@@ -16,7 +16,7 @@ from goatherd.cli.main import run as run_here
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import Session
-from goatherd.node.server import Listener, Server
+from goatherd.node.server import Server, ServerListener
 from goatherd.operations.workload import decode_commit, learn_sessions, unverifiable_commits
 from goatherd.plugins import open_provider
 from goatherd.rotation.rotator import Rotator
@@ -80,7 +80,10 @@ async def test_a_goatdb_server_is_migrated_served_rotated_and_exported_with_ever
     assert await run("migrate", str(data), "--provider", uri) == 0, "twice is harmless"
 
     provider, secret_id = open_provider(uri)
-    async with Server(data.parent, CloudSecretSettings(provider, secret_id)) as server, Listener(server) as listener:
+    async with (
+        Server(data.parent, CloudSecretSettings(provider, secret_id)) as server,
+        ServerListener(server) as listener,
+    ):
         assert server.database().pool.current.id == A["id"]
         items = {item["key"]: item["item"] for item in REPOSITORIES[NOTES]["items"]}
         for key in await server.database().repository(NOTES).keys():
@@ -104,7 +107,7 @@ async def test_a_goatdb_server_is_migrated_served_rotated_and_exported_with_ever
     assert A["privateKey"]["d"] not in settings.read_text()
 
     shutil.copy(settings, data / "settings.json")
-    async with Server(data.parent, FileSettings(data.parent)) as server, Listener(server) as listener:
+    async with Server(data.parent, FileSettings(data.parent)) as server, ServerListener(server) as listener:
         assert server.database().pool.current.id == second.id
         await check_old_commits(listener.url, [second])
     printed = capsys.readouterr()

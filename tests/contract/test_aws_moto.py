@@ -45,10 +45,10 @@ class MoversTogether(AWSSecretProvider):
         super().__init__(address)
         self._have_looked = asyncio.Barrier(4)
 
-    async def _move(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+    async def _move_label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         if call.operation == "label" and expected is None:
             await self._have_looked.wait()
-        await super()._move(call, label, version, expected)
+        await super()._move_label(call, label, version, expected)
 
 
 class TestMoto(ProviderContract):
@@ -92,7 +92,7 @@ async def test_a_role_is_assumed_with_the_credentials_found(moto: MotoServer, mo
         made = await store.create("role/root", b"1")
         assert (await store.read("role/root")).version.id == made.id
         # moto, like AWS, gives temporary keys that begin so; the one in the environment begins with AKIA.
-        client = store._api._client()
+        client = store._api._get_client()
         assert client._request_signer._credentials.access_key.startswith("ASIA")  # type: ignore[attr-defined]
         await store.delete("role/root")
 

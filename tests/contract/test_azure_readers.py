@@ -194,7 +194,7 @@ async def test_a_view_that_arrives_after_the_next_change_s_is_put_right(vault: F
     async with made(vault) as slow, made(vault) as fast:
         first = await slow.create("goatdb-root", b"first")
         assert slow._vault is not None
-        put = slow._vault.put
+        put = slow._vault.put_secret
 
         async def late(call: Any, name: str, *rest: Any) -> Any:
             if name == "goatdb-root" and not held.is_set():
@@ -202,7 +202,7 @@ async def test_a_view_that_arrives_after_the_next_change_s_is_put_right(vault: F
                 await held.wait()
             return await put(call, name, *rest)
 
-        slow._vault.put = late  # type: ignore[method-assign]
+        slow._vault.put_secret = late  # type: ignore[method-assign]
         writing = asyncio.create_task(slow.write("goatdb-root", b"second", expected=first.id))
         await sent.wait()
         second = await fast.read("goatdb-root")
@@ -241,7 +241,7 @@ async def test_a_value_that_no_pointer_names_is_listed_read_and_switched_off(
     first = await provider.create("goatdb-root", b"first")
     async with made(vault, retry=ONCE) as dying:
         assert dying._vault is not None
-        put, sent = dying._vault.put, asyncio.Event()
+        put, sent = dying._vault.put_secret, asyncio.Event()
 
         async def late(call: Any, *rest: Any) -> Any:
             sent.set()
@@ -250,7 +250,7 @@ async def test_a_value_that_no_pointer_names_is_listed_read_and_switched_off(
 
         overtaken = asyncio.Event()
         await dying.read("goatdb-root")
-        dying._vault.put = late  # type: ignore[method-assign]
+        dying._vault.put_secret = late  # type: ignore[method-assign]
         writing = asyncio.create_task(dying.write("goatdb-root", b"lost", expected=first.id))
         await sent.wait()
         await provider.label("goatdb-root", STABLE, first.id, expected=None)

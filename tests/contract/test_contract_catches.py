@@ -31,13 +31,13 @@ class SortsByTime(MemorySecretProvider):
 
 class LastWriterWins(MemorySecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        holder = self._ledger(call).labels.get(label)
+        holder = self._record_of(call).labels.get(label)
         return await super()._write(call, value, label, None if holder is None else VersionId(holder))
 
 
 class LastMoverWins(MemorySecretProvider):
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        holder = self._ledger(call).labels.get(label)
+        holder = self._record_of(call).labels.get(label)
         await super()._label(call, label, version, None if holder is None else VersionId(holder))
 
 
@@ -67,7 +67,7 @@ class LetsItsOwnErrorsOut(MemorySecretProvider):
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         ledger = self._store.ledgers[call.secret_id]
         number = ledger.labels[at] if isinstance(at, Label) else int(at)
-        return SecretValue(version=ledger.describe(number), value=self._store.values[call.secret_id, number])
+        return SecretValue(version=ledger.describe_version(number), value=self._store.values[call.secret_id, number])
 
 
 class TakesDestroyedForMissing(MemorySecretProvider):
@@ -80,9 +80,9 @@ class TakesDestroyedForMissing(MemorySecretProvider):
 
 class DestroysWhatIsLabelled(MemorySecretProvider):
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        ledger = self._ledger(call)
+        ledger = self._record_of(call)
         self._store.ledgers[call.secret_id] = replace(
-            replace(ledger, labels={}).destroyed(call, version), labels=ledger.labels
+            replace(ledger, labels={}).without_value(call, version), labels=ledger.labels
         )
 
 
@@ -104,7 +104,7 @@ class StripsBytes(MemorySecretProvider):
 class KeepsLabelsOfTheDeleted(MemorySecretProvider):
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         made = await super()._create(call, value, label)
-        ledger = self._ledger(call)
+        ledger = self._record_of(call)
         self._store.ledgers[call.secret_id] = replace(ledger, labels={**ledger.labels, Label("stable"): 1})
         return made
 
@@ -112,7 +112,7 @@ class KeepsLabelsOfTheDeleted(MemorySecretProvider):
 class ReusesIds(MemorySecretProvider):
     async def _destroy(self, call: Call, version: VersionId) -> None:
         await super()._destroy(call, version)
-        ledger = self._ledger(call)
+        ledger = self._record_of(call)
         left = {number: entry for number, entry in ledger.versions.items() if not entry.destroyed}
         self._store.ledgers[call.secret_id] = VersionedRecord(versions=left, labels=ledger.labels)
 
@@ -218,7 +218,7 @@ class Trusting(MemorySecretProvider):
         return made
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        wrong, before = self._fate(changes=True), self._ledger(call)
+        wrong, before = self._fate(changes=True), self._record_of(call)
         written = await super()._write(call, value, label, expected)
         if wrong is WrongAnswer.NOT_DONE:
             self._store.ledgers[call.secret_id] = before

@@ -11,7 +11,7 @@ import pytest
 from goatherd.errors import ProviderError, SecretNotFoundError
 from goatherd.files import System
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.capabilities import DiagnosableSecretProvider, Finding, Verdict, rights
+from goatherd.providers.capabilities import DiagnosableSecretProvider, Finding, Verdict, rights_finding
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import STABLE
@@ -29,7 +29,7 @@ async def found(provider: SecretProvider, secret_id: str) -> dict[str, Finding]:
 
 def test_each_finding_on_rights_names_the_command_that_prints_what_is_needed():
     for may_write, may_destroy, role in ((False, None, "rotator"), (True, False, "admin"), (True, True, "server")):
-        finding = rights("aws", may_write=may_write, may_destroy=may_destroy)
+        finding = rights_finding("aws", may_write=may_write, may_destroy=may_destroy)
         assert finding.verdict is Verdict.FINE
         assert f"`goatherd policy aws --role {role}`" in finding.hint
 
@@ -50,7 +50,7 @@ class Told(System):
     def may_write(self, path: str) -> bool:
         return self.writes
 
-    def room(self, path: str) -> int:
+    def free_bytes(self, path: str) -> int:
         return self.left
 
 

@@ -28,7 +28,7 @@ from goatherd.errors import ConflictError, GoatherdError, SecretNotFoundError, U
 from goatherd.files import System
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import create, prepare
+from goatherd.identity.transitions import create_document, prepare_rotation
 from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionId, VersionState
@@ -177,7 +177,7 @@ class DyingSystem(System):
     def is_dead(self) -> bool:
         return self.calls >= self._at
 
-    def call(self, operation: Any, *args: Any, **options: Any) -> Any:
+    def run_call(self, operation: Any, *args: Any, **options: Any) -> Any:
         self.calls += 1
         if self.is_dead and operation.__name__ == "close":
             return operation(*args, **options)  # the system closes what a dead process had open
@@ -577,7 +577,7 @@ def root_of(name: str, clock: FakeClock) -> OwnedSession:
 async def begin(provider: SecretProvider, name: str, clock: FakeClock, *, rotation_id: str) -> None:
     """Write what the first write of a rotation stores: the current root, and a next one."""
     found = await provider.read(name)
-    prepared = prepare(
+    prepared = prepare_rotation(
         decode_document(found.value.reveal()),
         root_of(f"root-{rotation_id}", clock),
         now_ms=clock.now_ms(),
@@ -618,7 +618,7 @@ async def test_after_a_kill_at_any_request_of_a_write_retire_leaves_no_retired_k
             for at in range(1, MOST_CALLS):
                 moment = f"{'after' if after else 'before'} request {at}"
                 name = store.name()
-                await provider.create(name, encode_document(create(root_of("root-a", clock), clock.now_ms())))
+                await provider.create(name, encode_document(create_document(root_of("root-a", clock), clock.now_ms())))
                 async with store.kill(at, after) as (victim, client):
                     with contextlib.suppress(GoatherdError):
                         await begin(victim, name, clock, rotation_id="b")

@@ -16,7 +16,7 @@ pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import create, prepare
+from goatherd.identity.transitions import create_document, prepare_rotation
 from goatherd.providers.kubernetes import policy
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.rotation import Outcome, Phase
@@ -75,7 +75,7 @@ async def test_a_node_is_told_of_a_new_identity_and_does_not_wait_for_its_interv
     server = fake.account("server", next(yaml.safe_load_all(policy("server", secret))))
     now_ms = SystemClock().now_ms()
     root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=now_ms, lifetime=timedelta(days=90))
-    first = create(root, now_ms)
+    first = create_document(root, now_ms)
     async with provider_of(fake, tmp_path) as writer:
         made = await writer.create(secret, encode_document(first))
         settings = CloudSecretSettings(
@@ -90,7 +90,7 @@ async def test_a_node_is_told_of_a_new_identity_and_does_not_wait_for_its_interv
             successor = OwnedSession.generate(
                 session_id="root-b", owner="root", now_ms=now_ms, lifetime=timedelta(days=90)
             )
-            second = prepare(
+            second = prepare_rotation(
                 first, successor, now_ms=now_ms, rotation_id="r", started_by="test", stable_version=made.id
             )
             await writer.write(secret, encode_document(second), expected=made.id)

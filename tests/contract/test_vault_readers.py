@@ -23,7 +23,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, VersionId, VersionState
@@ -128,7 +128,7 @@ async def test_a_value_that_is_not_text_is_there_in_base64(server: BaoServer):
 async def as_first_format(server: BaoServer, provider: VaultSecretProvider, name: str) -> None:
     """Store the pointer as the first release wrote it."""
     assert provider._client is not None
-    found = await provider._client.read(f"{name}-pointer")
+    found = await provider._client.read_secret(f"{name}-pointer")
     data = dict(getattr(found, "data", {}))
     data.pop("identity")
     data["format"] = FIRST_POINTER_FORMAT
@@ -230,7 +230,7 @@ async def test_what_others_wrote_to_the_entry_of_values_stops_nothing_and_only_g
     """By hand, with `vault kv put`; damaged on the server; and deleted there, but not destroyed."""
     name, clock = new_name(), FakeClock(SystemClock().now_ms())
     root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=clock.now_ms(), lifetime=timedelta(days=400))
-    document = create(root, clock.now_ms())
+    document = create_document(root, clock.now_ms())
     async with open_provider(server) as provider:
         await provider.create(name, encode_document(document))
         stored = server.ask("GET", f"secret/data/{name}?version=1")["data"]["data"]

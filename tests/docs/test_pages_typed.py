@@ -21,7 +21,7 @@ from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
 from goatherd.providers.values import CURRENT
@@ -147,7 +147,7 @@ def test_the_page_about_an_expired_root_works_as_it_is_written(world: World) -> 
     async def keep() -> None:
         provider, secret_id = open_provider(world.provider)
         async with provider:
-            await provider.create(secret_id, encode_document(create(expired, past_ms)))
+            await provider.create(secret_id, encode_document(create_document(expired, past_ms)))
 
     asyncio.run(keep())
     shell = world.shell(GOATHERD_PROVIDER=world.provider)

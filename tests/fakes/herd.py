@@ -35,7 +35,7 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, parse_signature, sign_commit, verify_request
 from goatherd.identity.session_commits import session_from_commit
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation.cross_signing import session_commit
@@ -235,7 +235,7 @@ class HerdNode:
         envelope = parse_signature(signature)
         now_ms = self._herd.clock.now_ms()
         try:
-            session = self.pool.session(envelope.session_id)
+            session = self.pool.get_session(envelope.session_id)
             if session.is_expired(now_ms):
                 return False
             if not self.unmodified or signature not in self._accepted:
@@ -274,7 +274,7 @@ class HerdNode:
             self.refusal = SuccessionError.code
             return
         self.document = document
-        self.pool.swap(document)
+        self.pool.adopt_document(document)
 
     def restart(self) -> None:
         """Start again: the log stays; what was learnt is learnt anew from it; submissions are forgotten."""
@@ -355,7 +355,7 @@ class HerdNode:
 
     def _admit(self, signer: OwnedSession) -> Session:
         try:
-            session = self.pool.session(signer.id)
+            session = self.pool.get_session(signer.id)
             if session.public_key != signer.session.public_key:
                 raise VerificationError("another key")
             if session.is_expired(self._herd.clock.now_ms()):
@@ -493,7 +493,7 @@ class Herd:
     ) -> Herd:
         """Create an identity in the store and a herd that has loaded it; `options` as for the class."""
         root = OwnedSession.generate(session_id="root-a", owner=ROOT_OWNER, now_ms=clock.now_ms(), lifetime=lifetime)
-        document = create(root, clock.now_ms())
+        document = create_document(root, clock.now_ms())
         await provider.create(cls.secret_id, encode_document(document))
         return cls(provider, document, clock=clock, **options)
 

@@ -24,7 +24,7 @@ from goatherd.identity.revocations import FrozenList
 from goatherd.identity.session import Session, parse_signature
 from goatherd.identity.session_commits import session_from_commit
 from goatherd.identity.settings_json import from_settings
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.node.commit_checks import read_commit
 from goatherd.node.data_check import decode_lines
 from goatherd.node.log_storage import MemoryLog
@@ -46,7 +46,7 @@ from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecor
 from goatherd.schedule.due import check_cron
 from goatherd.server_url import parse_listen_address, parse_server_url
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import frame, read_lines, scan
+from goatherd.wire.commit_log import frame_records, read_lines, scan_log
 from goatherd.wire.json import parse_json, stable_stringify, to_json_bytes
 from goatherd.wire.messages import decode_reply, decode_request, decode_request_element, decode_session_reply
 from tests.unit.goats import NOW, ORG, commit_by, element, introduction, owned, root, signed_header
@@ -87,7 +87,7 @@ def text(data: bytes) -> str:
 A, X = root("root-a"), owned("anon-x")
 NOTE = commit_by(X, "k", {"text": "x"})
 BIRTH = introduction(X, A)
-DOCUMENT = encode_document(create(A, NOW))
+DOCUMENT = encode_document(create_document(A, NOW))
 SESSION = to_json_bytes(A.session.to_json())
 BATCH = json.dumps([element("/data/a", [NOTE.to_json()])]).encode()
 KEY = json.dumps({"publicKey": X.session.public_key.to_jwk()}).encode()
@@ -97,13 +97,13 @@ KUBECONFIG = b"""current-context: a
 contexts: [{name: a, context: {cluster: c}}]
 clusters: [{name: c, cluster: {server: 'https://h:1'}}]
 """
-LOG = frame([NOTE.to_json(), BIRTH.to_json()])
+LOG = frame_records([NOTE.to_json(), BIRTH.to_json()])
 
 
 def _ledger() -> VersionedRecord:
     entry = entry_for(SecretBytes(b"x"), request="r", now_ms=NOW)
     call = Call(operation="create", provider="file", secret_id="root", request="r")
-    return VersionedRecord().created(call, entry, check_label("current"))
+    return VersionedRecord().with_first_version(call, entry, check_label("current"))
 
 
 def _object(data: bytes) -> Mapping[str, Any]:
@@ -260,8 +260,8 @@ def entries() -> Sequence[Entry]:
         ),
         Entry(
             "manifest of the file store",
-            lambda raw: versioned_record.decode(raw, layout.FORM),
-            (versioned_record.encode(_ledger(), layout.FORM),),
+            lambda raw: versioned_record.decode_record(raw, layout.FORM),
+            (versioned_record.encode_record(_ledger(), layout.FORM),),
             raises=RECORD,
         ),
         Entry("Vault pointer", lambda data: decode_vault_pointer(_object(data)), (vault_pointer,), raises=RECORD),
@@ -270,7 +270,7 @@ def entries() -> Sequence[Entry]:
         Entry("Azure value", lambda data: decode_leftover(text(data), text=False), (b"QUFB",), raises=RECORD),
         Entry("Kubernetes pointer", decode_kubernetes_pointer, (encode_kubernetes_pointer(_ledger()),), raises=RECORD),
         Entry("log", lambda data: [each.record for each in read_lines(data)], (LOG,)),
-        Entry("log recovery", scan, (LOG,)),
+        Entry("log recovery", scan_log, (LOG,)),
         Entry("log check", lambda data: list(decode_lines(data, ORG)), (LOG,)),
         Entry("audit trail", lambda data: verify_trail(data.splitlines(keepends=True)), (trail,)),
         Entry("data directory", _file("data.jsonl", _directory), (LOG,)),

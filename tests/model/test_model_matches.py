@@ -25,7 +25,7 @@ from goatherd.identity.document import (
 )
 from goatherd.identity.root_signatures import MEMBER
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.strict_json import pretty
+from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.succession import MAX_JUMP, verify_successor
 from goatherd.providers.base import CURRENT
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
@@ -74,7 +74,7 @@ def followed(history: tuple[Pair, ...], step: Step) -> tuple[Pair, ...]:
         case Step.PREPARE:
             number = 1 + max(document.rotation for _, document in history)
             abstract = prepared(abstract, version, number)
-            real = transitions.prepare(
+            real = transitions.prepare_rotation(
                 real,
                 root(NAMES[number]),
                 now_ms=at,
@@ -86,19 +86,22 @@ def followed(history: tuple[Pair, ...], step: Step) -> tuple[Pair, ...]:
         case Step.PUBLISH:
             real = transitions.with_phase(real, Phase.PUBLISHED, at)
         case Step.ACTIVATE:
-            real = transitions.activate(real, at)
+            real = transitions.activate_rotation(real, at)
         case Step.VERIFY:
-            real = transitions.verified(real, at)
+            real = transitions.mark_verified(real, at)
         case Step.FINALIZE:
-            real = transitions.finalize(real, at)
+            real = transitions.finalize_rotation(real, at)
         case Step.CANCEL:
-            real = transitions.cancel(real, at, reason="why")
+            real = transitions.cancel_rotation(real, at, reason="why")
         case Step.PRUNE:
-            leaving = transitions.may_leave(real)
+            leaving = transitions.prunable_roots(real)
             assert leaving == named(may_leave(abstract))
-            return (*history, (transitions.prune(real, leaving, at), pruned(abstract, version, may_leave(abstract))))
+            return (
+                *history,
+                (transitions.prune_roots(real, leaving, at), pruned(abstract, version, may_leave(abstract))),
+            )
         case Step.ROLL_BACK:
-            real = transitions.roll_back(real, history[abstract.rollback][0], at, reason="why")
+            real = transitions.roll_back_rotation(real, history[abstract.rollback][0], at, reason="why")
     earlier = history[abstract.rollback][1] if step is Step.ROLL_BACK else None
     return (*history, (real, advanced(abstract, version, step, earlier)))
 
@@ -117,7 +120,7 @@ def histories(rotations: int) -> tuple[tuple[Pair, ...], ...]:
             if before is phase and not is_full and not is_idle:
                 yield from walk(followed(history, step))
 
-    return tuple(walk(((transitions.create(root("A"), NOW), FIRST),)))
+    return tuple(walk(((transitions.create_document(root("A"), NOW), FIRST),)))
 
 
 def rotations_of(mask: int) -> set[str]:
@@ -167,7 +170,7 @@ def restorations(history: tuple[Pair, ...], earlier: int) -> Iterator[tuple[Pair
     real, abstract = history[-1]
     version, at = len(history) - 1, NOW + 1000 * len(history)
     number = 1 + max(document.rotation for _, document in history)
-    restored = transitions.restore(
+    restored = transitions.prepare_restore(
         real,
         root(NAMES[earlier]),
         now_ms=at,
@@ -266,7 +269,7 @@ def test_what_somebody_without_the_key_alters_is_taken_by_both_or_by_neither(
     store = stored._replace(docs=(*stored.docs, new_model))
     held_model = stored.head
     if not was_signed:
-        held = decode_document(pretty({**document_tree(held), MEMBER: None}))
+        held = decode_document(to_pretty_json({**document_tree(held), MEMBER: None}))
         held_model = held_model._replace(signature=Signature.MISSING)
     try:
         verify_successor(new, held)
@@ -314,7 +317,7 @@ def altered_document(real: IdentityDocument, how: Alteration, signature: Signatu
             tree["generation"] = real.generation + MAX_JUMP + 1
     if signature is Signature.MISSING:
         tree[MEMBER] = None
-    return decode_document(pretty(tree))
+    return decode_document(to_pretty_json(tree))
 
 
 def test_a_node_trusts_whom_the_real_pool_trusts() -> None:

@@ -71,7 +71,7 @@ def loaded(seed: int, *, real: bool = False) -> Iterator[None]:
 
     trees: dict[bytes | str, Mapping[str, Any]] = {}
     documents: dict[int, IdentityDocument] = {}
-    parse, from_tree = strict_json.parse, document.document_from_tree
+    parse, from_tree = strict_json.parse_object, document.document_from_tree
 
     def parse_once(raw: bytes | str, *, max_bytes: int) -> Mapping[str, Any]:
         if raw not in trees:

@@ -14,8 +14,8 @@ from goatherd.errors import ConflictError, ProviderError, RotationBusyError
 from goatherd.identity.document import decode_document, document_tree, encode_document
 from goatherd.identity.revocations import commit_digest
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.strict_json import pretty
-from goatherd.identity.transitions import create
+from goatherd.identity.strict_json import to_pretty_json
+from goatherd.identity.transitions import create_document
 from goatherd.operations.sign import examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
@@ -81,7 +81,7 @@ class Herd:
         """Make the identity and put it in the store, before anybody is there to see it."""
         platform, now_ms = self.world.platform, self.world.clock.now_ms()
         root = OwnedSession.generate(session_id=FIRST_ROOT, owner=ROOT_OWNER, now_ms=now_ms, lifetime=_LIFETIME)
-        value = SecretBytes(encode_document(create(root, now_ms)))
+        value = SecretBytes(encode_document(create_document(root, now_ms)))
         entry = RecordedVersion(created_ms=now_ms, request="", digest="", size=value.size)
         platform.values[1] = value
         platform.become(VersionedRecord(versions=MappingProxyType({1: entry}), labels=MappingProxyType({CURRENT: 1})))
@@ -194,7 +194,7 @@ class Herd:
                     found = await store.read(SECRET, CURRENT)
                     document = decode_document(found.value.reveal())
                     tree = {**document_tree(document), "generation": document.generation + 1, "history": []}
-                    await store.write(SECRET, pretty(tree), label=CURRENT, expected=found.version.id)
+                    await store.write(SECRET, to_pretty_json(tree), label=CURRENT, expected=found.version.id)
                 except ProviderError:
                     await asyncio.sleep(0.3)
                 else:

@@ -54,7 +54,7 @@ def restorable_root(herd: Herd) -> str | None:
     if previous is None or (last is not None and last.event == "rolled-back" and last.to_id == previous):
         return None
     for number, value in platform.values.items():
-        if platform.ledger.describe(number).state is VersionState.ENABLED:
+        if platform.ledger.describe_version(number).state is VersionState.ENABLED:
             held = decode_document(value.reveal())
             if previous in {one.id for one in (held.current, held.next) if one is not None}:
                 return previous
@@ -133,7 +133,7 @@ async def _try_to_steal(herd: Herd, stolen: OwnedSession) -> list[str]:
             anybody, _ = await client.create_session()
             await client.push(SESSIONS, [forged.to_json()], anybody)
         assert node.database is not None
-        if forged.id in node.database.engine.repository(SESSIONS):
+        if forged.id in node.database.engine.get_repository(SESSIONS):
             wrong.append(f"{node.name} took a session of a thief, signed by {stolen.id} after its revocation")
     return wrong
 
@@ -176,7 +176,7 @@ def _store(herd: Herd, document: IdentityDocument) -> Iterator[str]:
     if labels.get(CURRENT) is None or labels.get(CURRENT) != labels.get(STABLE):
         yield f"stable is on version {labels.get(STABLE)}, current on {labels.get(CURRENT)}"
     for number, value in platform.values.items():
-        if platform.ledger.describe(number).state is VersionState.ENABLED:
+        if platform.ledger.describe_version(number).state is VersionState.ENABLED:
             yield from (f"version {number} holds a private key in {place}" for place in _strange_keys(value))
 
 
@@ -221,16 +221,16 @@ def _commits(herd: Herd) -> Iterator[str]:
     for node in up:
         assert node.database is not None
         for path in (SESSIONS, NOTES):
-            commits = node.database.engine.repository(path)
+            commits = node.database.engine.get_repository(path)
             held.update({commit.id: commit for commit in commits if commit.id not in without})
     for node in up:
         assert node.database is not None
         engine = node.database.engine
-        lost = [one for one in promises.written if one not in engine.repository(NOTES) and one not in without]
+        lost = [one for one in promises.written if one not in engine.get_repository(NOTES) and one not in without]
         if lost:
             yield f"{node.name} lacks {len(lost)} acknowledged notes, {lost[0]} of {promises.written[lost[0]]} first"
         introduced = signers - {FIRST_ROOT} - _heirs(herd)
-        unknown = [one for one in introduced if introduction_id(one) not in engine.repository(SESSIONS)]
+        unknown = [one for one in introduced if introduction_id(one) not in engine.get_repository(SESSIONS)]
         if unknown:
             yield f"{node.name} lacks the introduction of {sorted(unknown)}"
         # SECURITY: signatures are verified again, by the node's own pool, whatever it verified before.

@@ -51,15 +51,15 @@ class MachineDisk:
         for log in self._logs.values():
             log.flush()
 
-    def open(self, repository: str) -> _Log:
+    def open_log(self, repository: str) -> _Log:
         if repository not in self._logs:
             self._logs[repository] = _Log(self._kept.setdefault(repository, []))
         return self._logs[repository]
 
-    def read(self, repository: str) -> Sequence[Mapping[str, Any]]:
+    def read_log(self, repository: str) -> Sequence[Mapping[str, Any]]:
         return list(self._kept.get(repository, ()))
 
-    def repositories(self) -> list[str]:
+    def repository_paths(self) -> list[str]:
         return sorted(path for path, records in self._kept.items() if records)
 
     def crash(self, dice: Dice) -> None:
@@ -80,10 +80,10 @@ class _Log:
     def unflushed(self) -> int:
         return len(self._pending)
 
-    def records(self) -> Sequence[Mapping[str, Any]]:
+    def read_records(self) -> Sequence[Mapping[str, Any]]:
         return list(self._kept)
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append_record(self, record: Mapping[str, Any]) -> None:
         self._pending.append(record)
 
     def flush(self) -> None:

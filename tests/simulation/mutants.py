@@ -50,7 +50,7 @@ def unvouched() -> None:
 
 def amnesic() -> None:
     """A roll-back takes the new root out of the roots."""
-    roll_back = transitions.roll_back
+    roll_back = transitions.roll_back_rotation
 
     def without(document: IdentityDocument, stable: IdentityDocument, *rest: Any, **options: Any) -> IdentityDocument:
         back = roll_back(document, stable, *rest, **options)
@@ -58,7 +58,7 @@ def amnesic() -> None:
         words = tuple(one for one in back.endorsements if document.current.id not in (one.by, one.of))
         return sign_document(replace(back, roots=kept, endorsements=words, source=None), back.last_updated or 0)
 
-    transitions.roll_back = without
+    transitions.roll_back_rotation = without
 
 
 def hasty() -> None:
@@ -67,7 +67,7 @@ def hasty() -> None:
     async def not_at_all(self: Any) -> None:
         return None
 
-    log_storage.Disk.durable = not_at_all
+    log_storage.GroupCommit.wait_until_durable = not_at_all
 
 
 def credulous() -> None:
@@ -165,17 +165,17 @@ def grudging() -> None:
 
 def forgiving() -> None:
     """A rotation begins with a document in which nobody is revoked."""
-    prepare = transitions.prepare
+    prepare = transitions.prepare_rotation
 
     def without(*arguments: Any, now_ms: int, **options: Any) -> IdentityDocument:
         return sign_document(replace(prepare(*arguments, now_ms=now_ms, **options), revoked=(), source=None), now_ms)
 
-    transitions.prepare = without
+    transitions.prepare_rotation = without
 
 
 def deaf() -> None:
     """A server goes on believing a revoked root."""
-    TrustPool.swap = lambda self, document: self.replace(current=document.current, roots=document.roots)
+    TrustPool.adopt_document = lambda self, document: self.replace_roots(current=document.current, roots=document.roots)
 
 
 def unfrozen() -> None:
@@ -215,7 +215,7 @@ def discreet() -> None:
 
 def gullible() -> None:
     """What one server alone says that it holds of a stolen root counts."""
-    revoker.counted = lambda lists, **options: FrozenList.union(lists.values())
+    revoker.merge_frozen_lists = lambda lists, **options: FrozenList.union(lists.values())
 
 
 def careless() -> None:
@@ -258,7 +258,7 @@ def oblivious() -> None:
 
 def nominal() -> None:
     """A server takes a version for unchanged if its id is, though a restored store gives ids again."""
-    store_settings._content_of = lambda found: b""
+    store_settings._value_digest = lambda found: b""
 
 
 def unborn() -> None:

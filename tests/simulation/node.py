@@ -76,7 +76,7 @@ class SimulatedNode:
     @property
     def generation(self) -> int:
         """Of the identity that it uses; -1 while it is down."""
-        return -1 if self.database is None else int(self.database.identity()["generation"])
+        return -1 if self.database is None else int(self.database.describe_identity()["generation"])
 
     def start(self) -> None:
         """Start its server; it serves once it has read the store."""
@@ -141,7 +141,7 @@ class SimulatedNode:
             case "GET", _ if path.startswith(_FROZEN):
                 response = database.frozen_commits.answer_get(path.removeprefix(_FROZEN))
             case "GET", "/goatherd/v1/identity":
-                return Answer(200, to_json_bytes(database.identity()))
+                return Answer(200, to_json_bytes(database.describe_identity()))
             case _:
                 return Answer(404)
         if response.status == MISDIRECTED:
@@ -152,7 +152,7 @@ class SimulatedNode:
         """Note the pushed notes that a peer or client may now rely on: answered with 200, and held."""
         for element in orjson.loads(content):
             if element["path"] == NOTES and element["msg"]["c"]:
-                held = database.engine.repository(NOTES)
+                held = database.engine.get_repository(NOTES)
                 for commit in element["msg"]["c"]:
                     if commit["id"] in held:
                         self._world.promises.written.setdefault(commit["id"], self.name)

@@ -109,7 +109,7 @@ def uncounted(nodes: Iterable[SimulatedNode], document: IdentityDocument) -> fro
         commit.id
         for each in up
         for path in (SESSIONS, NOTES)
-        for commit in each.engine.repository(path)
+        for commit in each.engine.get_repository(path)
         if commit.session in revoked and commit_digest(commit) not in counted
     )
 
@@ -130,7 +130,7 @@ def holders(world: World, root_id: str) -> tuple[str, ...]:
     """Return the versions that hold the private key of a root, newest first: the truth."""
     platform, found = world.platform, []
     for number in sorted(platform.values, reverse=True):
-        if platform.ledger.describe(number).state is VersionState.ENABLED:
+        if platform.ledger.describe_version(number).state is VersionState.ENABLED:
             held = decode_document(platform.values[number].reveal())
             if root_id in {one.id for one in (held.current, held.next) if one is not None}:
                 found.append(str(number))

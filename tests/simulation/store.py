@@ -204,10 +204,10 @@ class SimulatedStore(SecretProvider):
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         def work() -> SecretValue:
             seen = self._platform.seen(by_label=isinstance(at, Label))
-            number = seen.find(call, at)
+            number = seen.find_version(call, at)
             if number not in self._platform.values:
                 raise call.error(VersionDisabledError, f"version {number} was destroyed")
-            return SecretValue(version=seen.describe(number), value=self._platform.values[number])
+            return SecretValue(version=seen.describe_version(number), value=self._platform.values[number])
 
         found = await self._call(call, str(at), work)
         self._contents[found.version.id] = _digest(found.value)
@@ -232,7 +232,7 @@ class SimulatedStore(SecretProvider):
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         def work() -> None:
-            self._platform.become(self._platform.ledger.labelled(call, label, version, expected))
+            self._platform.become(self._platform.ledger.with_label(call, label, version, expected))
 
         await self._call(call, f"{label} to {version}", work)
 
@@ -246,7 +246,7 @@ class SimulatedStore(SecretProvider):
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         def work() -> None:
-            self._platform.become(self._platform.ledger.destroyed(call, version))
+            self._platform.become(self._platform.ledger.without_value(call, version))
             value = self._platform.values.pop(int(version), None)
             if value is not None:
                 self._platform.on_destroyed(version, value)
@@ -262,11 +262,11 @@ class SimulatedStore(SecretProvider):
         platform = self._platform
         made = None if platform.kind.forgets else platform.ledger.made_by(call.request)
         if made is not None:
-            return platform.ledger.describe(made)
-        ledger = platform.ledger.written(call, self._entry(call, value), label, expected)
+            return platform.ledger.describe_version(made)
+        ledger = platform.ledger.with_version(call, self._entry(call, value), label, expected)
         platform.values[ledger.next_number - 1] = value
         platform.become(ledger)
-        return ledger.describe(ledger.next_number - 1)
+        return ledger.describe_version(ledger.next_number - 1)
 
     def _put(self, call: Call, value: SecretBytes) -> int:
         ledger, number = self._platform.ledger, self._platform.ledger.next_number
@@ -279,9 +279,9 @@ class SimulatedStore(SecretProvider):
     def _point(self, call: Call, label: Label, number: int, expected: VersionId | None) -> SecretVersion:
         ledger = self._platform.ledger
         if ledger.labels.get(label) != number:
-            ledger = ledger.labelled(call, label, VersionId(number), expected)
+            ledger = ledger.with_label(call, label, VersionId(number), expected)
             self._platform.become(ledger)
-        return ledger.describe(number)
+        return ledger.describe_version(number)
 
     def _entry(self, call: Call, value: SecretBytes) -> RecordedVersion:
         clock = self.clock if self._platform.kind.is_timeless else self._platform.clock
@@ -324,7 +324,7 @@ class SimulatedStore(SecretProvider):
         date = platform.clock.now_ms()
         await self._travel()
         if not platform.kind.is_timeless:
-            self.store_clock.note(formatdate(date / 1000, usegmt=True), began=began)
+            self.store_clock.note_date(formatdate(date / 1000, usegmt=True), began=began)
         return result
 
     async def _until_back(self, call: Call) -> None:

@@ -164,7 +164,7 @@ def test_a_killed_process_has_no_effect_even_when_it_cleans_up() -> None:
             try:
                 await MachineClock(loop).sleep(timedelta(hours=1))
             finally:
-                log.append({"id": "after"})
+                log.append_record({"id": "after"})
                 told.append("cleans up")
                 await asyncio.to_thread(log.flush)
                 told.append("has had an effect")
@@ -174,7 +174,7 @@ def test_a_killed_process_has_no_effect_even_when_it_cleans_up() -> None:
         await asyncio.sleep(1)
         await process.kill()
         assert task.cancelled()
-        return told, len(log.records())
+        return told, len(log.read_records())
 
     from datetime import timedelta
 

@@ -125,13 +125,13 @@ class Node:
             **more,
         )
         if load:
-            self.engine.load()
+            self.engine.load_sessions()
 
     def open_log(self, path: str) -> Log:
         return self.logs.setdefault(path, MemoryLog())
 
     def repository(self, path: str) -> Repository:
-        return self.engine.repository(path)
+        return self.engine.get_repository(path)
 
     def send(self, body: Any, header: str | None, *, now_ms: int = NOW) -> Response:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -160,7 +160,7 @@ def test_every_extra_that_an_install_command_may_name_exists_and_all_brings_each
 
 
 def test_whoever_has_a_provider_prints_policies_too():
-    assert {point.name for point in plugins._points(plugins.POLICIES)} == set(provider_schemes())
+    assert {point.name for point in plugins._entry_points(plugins.POLICIES)} == set(provider_schemes())
 
 
 def test_a_name_that_a_package_hands_out_later_is_the_provider_and_no_other_is_made_up():

@@ -72,7 +72,7 @@ def test_a_session_introduced_by_somebody_else_may_not_sign() -> None:
     assert not pool.add_session_commit(introduction(ANON, B))
     assert not pool.add_session_commit(introduction(B, B))
     with pytest.raises(UnknownSignerError):
-        pool.session(ANON.id)
+        pool.get_session(ANON.id)
 
 
 def test_roots_are_learnt_through_any_chain_in_any_order_of_the_log() -> None:
@@ -88,7 +88,7 @@ def test_roots_that_only_vouch_for_each_other_are_no_roots() -> None:
     pool.offer_session_commits([introduction(B, C), introduction(C, B)])
     assert pool.root_ids == ("root-a",)
     with pytest.raises(UntrustedRootError):
-        pool.root("root-b")
+        pool.get_root("root-b")
 
 
 def test_offered_sessions_are_verified_when_first_needed_and_not_before() -> None:
@@ -96,7 +96,7 @@ def test_offered_sessions_are_verified_when_first_needed_and_not_before() -> Non
     sessions = [owned(f"lazy-{number}") for number in range(3)]
     pool.offer_session_commits([introduction(session, A) for session in sessions])
     assert (pool.pending_count, pool.known_count) == (3, 1)
-    assert pool.session("lazy-1") == sessions[1].session
+    assert pool.get_session("lazy-1") == sessions[1].session
     assert (pool.pending_count, pool.known_count) == (2, 2)
     assert pool.verify_pending(1) == 1
     assert pool.verify_pending(10) == 0
@@ -124,13 +124,13 @@ def test_an_offered_forgery_is_never_trusted() -> None:
     pool.verify_pending(10)
     for session in (USER, B):
         with pytest.raises(UnknownSignerError):
-            pool.session(session.id)
+            pool.get_session(session.id)
 
 
 def test_a_forgery_beside_the_real_introduction_does_no_harm() -> None:
     pool = pool_of(A, A)
     pool.offer_session_commits([introduction(USER, ANON, claimed=A.id), introduction(USER, A)])
-    assert pool.session(USER.id) == USER.session
+    assert pool.get_session(USER.id) == USER.session
 
 
 def test_sessions_wait_for_a_root_that_comes_later() -> None:
@@ -138,9 +138,9 @@ def test_sessions_wait_for_a_root_that_comes_later() -> None:
     pool.offer_session_commits([introduction(USER, B)])
     assert pool.verify_pending(10) == 0
     with pytest.raises(UnknownSignerError):
-        pool.session(USER.id)
+        pool.get_session(USER.id)
     assert pool.add_session_commit(introduction(B, A))
-    assert pool.session(USER.id) == USER.session
+    assert pool.get_session(USER.id) == USER.session
 
 
 def test_a_commit_of_another_schema_is_no_introduction() -> None:
@@ -175,29 +175,29 @@ def test_a_later_expiration_counts_and_an_earlier_one_does_not() -> None:
     pool = pool_of(A, A)
     pool.add_session_commit(introduction(later, A))
     pool.add_session_commit(introduction(USER, A))
-    assert pool.session("user-1").expiration_ms == NOW + 60 * DAY
+    assert pool.get_session("user-1").expiration_ms == NOW + 60 * DAY
 
 
 def test_a_session_gains_its_owner_at_login() -> None:
     pool = pool_of(A, A)
     pool.add_session_commit(introduction(owned("user-1"), A))
-    assert pool.session("user-1").owner is None
+    assert pool.get_session("user-1").owner is None
     pool.add_session_commit(introduction(USER, A))
-    assert pool.session("user-1").owner == "u1"
+    assert pool.get_session("user-1").owner == "u1"
 
 
 def test_nothing_learnt_changes_a_document_root() -> None:
     impostor = replace(owned("impostor").session, id="root-b", owner="root", expiration_ms=NOW + 900 * DAY)
     pool = pool_of(A, A, B)
     pool.add_session_commit(introduction(impostor, A))
-    assert pool.session("root-b") == B.session
+    assert pool.get_session("root-b") == B.session
 
 
 def test_a_root_is_not_demoted_by_a_later_copy_without_owner() -> None:
     pool = pool_of(A, A)
     pool.add_session_commit(introduction(B, A))
     pool.add_session_commit(introduction(owned("root-b", expiration_ms=NOW + 90 * DAY), A))
-    assert pool.session("root-b").is_root
+    assert pool.get_session("root-b").is_root
 
 
 def test_the_author_must_be_the_signer() -> None:
@@ -234,11 +234,11 @@ def test_every_commit_gets_its_own_verdict_in_order(threads: ThreadPoolExecutor)
 def test_a_run_in_a_thread_does_not_need_the_pool() -> None:
     pool = pool_of(A, A)
     pool.offer_session_commits([introduction(USER, A)])
-    first = pool.prepare([commit_by(USER, "k", {"t": "x"})])
-    second = pool.prepare([commit_by(USER, "k", {"t": "y"})])
+    first = pool.prepare_verification([commit_by(USER, "k", {"t": "x"})])
+    second = pool.prepare_verification([commit_by(USER, "k", {"t": "y"})])
     first.run()
     second.run()
-    assert pool.conclude(first) == pool.conclude(second) == [None]
+    assert pool.conclude_verification(first) == pool.conclude_verification(second) == [None]
     assert pool.pending_count == 0
 
 
@@ -246,7 +246,7 @@ def test_a_verification_is_not_concluded_before_it_ran() -> None:
     pool = pool_of(A, A)
     pool.offer_session_commits([introduction(USER, A)])
     with pytest.raises(RuntimeError, match="run before"):
-        pool.conclude(pool.prepare([commit_by(USER, "k", {"t": "x"})]))
+        pool.conclude_verification(pool.prepare_verification([commit_by(USER, "k", {"t": "x"})]))
 
 
 # --- swap and revocation ------------------------------------------------------------------------------------------
@@ -255,23 +255,23 @@ def test_a_verification_is_not_concluded_before_it_ran() -> None:
 def test_a_swap_changes_who_signs_and_keeps_what_was_learnt() -> None:
     pool = pool_of(A, A)
     pool.add_session_commit(introduction(USER, A))
-    pool.swap(Document(B, (A.session, B.session)))
+    pool.adopt_document(Document(B, (A.session, B.session)))
     assert pool.current is B
     assert pool.document_root_ids == ("root-a", "root-b")
-    assert pool.session(USER.id) == USER.session
+    assert pool.get_session(USER.id) == USER.session
 
 
 def test_a_swap_updates_a_session_of_the_same_id() -> None:
     pool = pool_of(A, A)
     extended = root("root-a", expiration_ms=NOW + 99 * DAY)
-    pool.swap(Document(extended, (extended.session,)))
-    assert pool.session("root-a").expiration_ms == NOW + 99 * DAY
+    pool.adopt_document(Document(extended, (extended.session,)))
+    assert pool.get_session("root-a").expiration_ms == NOW + 99 * DAY
 
 
 def test_a_root_that_left_the_document_signs_nothing_new_unless_it_was_introduced() -> None:
     pool = pool_of(A, A, B, C)
     pool.add_session_commit(introduction(C, A))
-    pool.swap(Document(A, (A.session,)))
+    pool.adopt_document(Document(A, (A.session,)))
     assert set(pool.root_ids) == {"root-a", "root-c"}
     with pytest.raises(UnknownSignerError):
         pool.verify_commit(commit_by(B, "k", {"t": "x"}))
@@ -281,13 +281,13 @@ def test_a_root_that_left_the_document_signs_nothing_new_unless_it_was_introduce
 def test_sessions_that_a_former_root_introduced_and_we_hold_are_still_found() -> None:
     pool = pool_of(A, A)
     pool.offer_session_commits([introduction(USER, A)])
-    pool.swap(Document(B, (B.session,)))
-    assert pool.session(USER.id) == USER.session
+    pool.adopt_document(Document(B, (B.session,)))
+    assert pool.get_session(USER.id) == USER.session
 
 
 def test_a_revoked_root_signs_nothing_new() -> None:
     pool = pool_of(A, A, B)
-    pool.swap(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    pool.adopt_document(Document(B, (A.session, B.session), (Revoked("root-a"),)))
     assert pool.root_ids == ("root-b",)
     assert [each.id for each in pool.public_roots(NOW)] == ["root-b"]
     with pytest.raises(RevokedSessionError):
@@ -302,21 +302,21 @@ def test_users_of_a_revoked_root_stay_and_its_roots_go() -> None:
     pool = pool_of(A, A, B)
     for session, by in [(USER, A), (C, A), (mole, C), (fruit, C)]:
         assert pool.add_session_commit(introduction(session, by))
-    pool.swap(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    pool.adopt_document(Document(B, (A.session, B.session), (Revoked("root-a"),)))
     assert pool.root_ids == ("root-b",)
-    assert pool.session(USER.id) == USER.session
+    assert pool.get_session(USER.id) == USER.session
     for gone in ("root-c", "mole", "fruit"):
         with pytest.raises(UnknownSignerError):
-            pool.session(gone)
+            pool.get_session(gone)
 
 
 def test_users_of_a_revoked_root_that_no_document_named_stay_signed_in_as_well() -> None:
     pool = pool_of(A, A)
     for session, by in [(B, A), (USER, B)]:
         assert pool.add_session_commit(introduction(session, by))
-    pool.swap(Document(A, (A.session,), (Revoked("root-b"),)))
+    pool.adopt_document(Document(A, (A.session,), (Revoked("root-b"),)))
     assert pool.root_ids == ("root-a",)
-    assert pool.session(USER.id) == USER.session
+    assert pool.get_session(USER.id) == USER.session
 
 
 def test_after_a_restart_a_revoked_root_counts_for_the_same_as_before() -> None:
@@ -325,16 +325,16 @@ def test_after_a_restart_a_revoked_root_counts_for_the_same_as_before() -> None:
     pool.offer_session_commits(log)
     pool.verify_pending(10)
     assert pool.root_ids == ("root-b",)
-    assert pool.session(USER.id) == USER.session
+    assert pool.get_session(USER.id) == USER.session
     with pytest.raises(UnknownSignerError):
-        pool.session("mole")
+        pool.get_session("mole")
 
 
 def test_a_root_that_a_good_root_introduced_too_survives_the_revocation() -> None:
     pool = pool_of(A, A, B)
     pool.add_session_commit(introduction(C, A))
     pool.add_session_commit(introduction(C, B))
-    pool.swap(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    pool.adopt_document(Document(B, (A.session, B.session), (Revoked("root-a"),)))
     assert set(pool.root_ids) == {"root-b", "root-c"}
 
 
@@ -342,16 +342,16 @@ def test_a_revocation_can_be_taken_back() -> None:
     pool = pool_of(A, A, B)
     pool.add_session_commit(introduction(C, A))
     pool.add_session_commit(introduction(USER, C))
-    pool.swap(Document(B, (A.session, B.session), (Revoked("root-a"),)))
-    pool.swap(Document(B, (A.session, B.session)))
+    pool.adopt_document(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    pool.adopt_document(Document(B, (A.session, B.session)))
     assert set(pool.root_ids) == {"root-a", "root-b", "root-c"}
-    assert pool.session(USER.id) == USER.session
+    assert pool.get_session(USER.id) == USER.session
 
 
 def test_a_revoked_session_cannot_be_the_current_one() -> None:
     pool = pool_of(A, A)
     with pytest.raises(RevokedSessionError):
-        pool.swap(Document(A, (A.session,), (Revoked("root-a"),)))
+        pool.adopt_document(Document(A, (A.session,), (Revoked("root-a"),)))
     assert not pool.revoked
 
 
@@ -371,7 +371,7 @@ def test_a_login_token_is_no_request_signature() -> None:
 
 def test_sessions_of_a_settings_file_are_taken_as_they_are() -> None:
     pool = TrustPool(org="localhost", current=A, roots=[A.session], trusted=[USER.session, B.session])
-    assert pool.session(USER.id) == USER.session
+    assert pool.get_session(USER.id) == USER.session
     assert set(pool.root_ids) == {"root-a", "root-b"}
 
 
@@ -380,7 +380,7 @@ def test_roots_that_introduce_each_other_do_not_survive_the_revocation_of_who_br
     pool = pool_of(A, A, B)
     for commit in (introduction(rogue, B), introduction(other, rogue), introduction(rogue, other)):
         assert pool.add_session_commit(commit)
-    pool.replace(current=A, roots=[A.session, B.session], revoked=[B.id])
+    pool.replace_roots(current=A, roots=[A.session, B.session], revoked=[B.id])
     assert pool.root_ids == (A.id,)
     for one in (rogue, other):
         with pytest.raises(UnknownSignerError):
@@ -391,20 +391,20 @@ def test_a_chain_of_roots_in_the_worst_order_costs_one_signature_each(monkeypatc
     links = [root(f"root-{number}") for number in range(200)]
     chain = [introduction(older, newer) for older, newer in itertools.pairwise(links)]
     counted, looks = 0, 0
-    run, jobs = trust._Job.run, TrustPool._jobs
+    run, jobs = trust._SessionCommitCheck.verify, TrustPool._checks_for
 
-    def counting(job: trust._Job) -> None:
+    def counting(job: trust._SessionCommitCheck) -> None:
         nonlocal counted
         counted += 1
         run(job)
 
-    def looking(pool: TrustPool, session_id: str) -> list[trust._Job]:
+    def looking(pool: TrustPool, session_id: str) -> list[trust._SessionCommitCheck]:
         nonlocal looks
         looks += 1
         return jobs(pool, session_id)
 
-    monkeypatch.setattr(trust._Job, "run", counting)
-    monkeypatch.setattr(TrustPool, "_jobs", looking)
+    monkeypatch.setattr(trust._SessionCommitCheck, "verify", counting)
+    monkeypatch.setattr(TrustPool, "_checks_for", looking)
     pool = pool_of(links[-1], links[-1])
     pool.offer_session_commits(chain)
     assert len(pool.root_ids) == len(links)

@@ -25,7 +25,7 @@ def frozen(*commits: Commit) -> FrozenList:
 def pool_after(*commits: Commit) -> TrustPool:
     """A pool that knows A to be revoked, and these commits of A to be held by the cluster."""
     pool = pool_of(B, A, B, revoked=["root-a"])
-    pool.freeze({"root-a": frozen(*commits)})
+    pool.set_frozen_commits({"root-a": frozen(*commits)})
     return pool
 
 
@@ -33,7 +33,7 @@ def test_a_commit_of_a_revoked_root_is_taken_in_if_it_is_in_the_list() -> None:
     held = commit_by(A, "k", {"t": "x"})
     pool = pool_after(held)
     pool.verify_commit(held)
-    assert pool.author(held) == A.session
+    assert pool.get_author(held) == A.session
 
 
 def test_a_back_dated_commit_of_a_revoked_root_is_refused() -> None:
@@ -42,7 +42,7 @@ def test_a_back_dated_commit_of_a_revoked_root_is_refused() -> None:
         with pytest.raises(RevokedSessionError):
             pool.verify_commit(late)
         with pytest.raises(RevokedSessionError):
-            pool.author(late)
+            pool.get_author(late)
 
 
 def test_another_commit_under_the_id_of_one_in_the_list_is_refused() -> None:
@@ -69,7 +69,7 @@ def test_without_a_list_nothing_of_a_revoked_root_is_taken_in() -> None:
 def test_a_list_counts_for_the_revoked_root_that_it_is_of_only() -> None:
     held = commit_by(A, "k", {"t": "x"})
     pool = pool_of(B, A, B, X, revoked=["root-a", "root-x"])
-    pool.freeze({"root-x": frozen(held)})
+    pool.set_frozen_commits({"root-x": frozen(held)})
     with pytest.raises(RevokedSessionError):
         pool.verify_commit(held)
 
@@ -77,7 +77,7 @@ def test_a_list_counts_for_the_revoked_root_that_it_is_of_only() -> None:
 def test_the_oldest_commits_that_are_held_still_verify() -> None:
     held = commit_by(A, "k", {"t": "x"}, ts=NOW - 20 * DAY)
     pool = pool_of(A, A)
-    pool.replace(current=B, roots=[A.session, B.session], revoked=["root-a"])
+    pool.replace_roots(current=B, roots=[A.session, B.session], revoked=["root-a"])
     assert pool.verify_commits([held], held=True) == [None]
     (verdict,) = pool.verify_commits([held])
     assert isinstance(verdict, RevokedSessionError)
@@ -86,22 +86,22 @@ def test_the_oldest_commits_that_are_held_still_verify() -> None:
 def test_a_user_session_in_the_list_is_learnt_and_a_root_is_not() -> None:
     user, rogue = introduction(USER, A), introduction(X, A)
     node = Node(B, A, B)
-    node.pool.replace(current=B, roots=[A.session, B.session], revoked=["root-a"])
-    node.pool.freeze({"root-a": frozen(user, rogue)})
+    node.pool.replace_roots(current=B, roots=[A.session, B.session], revoked=["root-a"])
+    node.pool.set_frozen_commits({"root-a": frozen(user, rogue)})
     node.sync(B, "/sys/sessions", [user, rogue])
     assert node.stored("/sys/sessions") == {user.id, rogue.id}
-    assert node.pool.session(USER.id) == USER.session
+    assert node.pool.get_session(USER.id) == USER.session
     with pytest.raises(UnknownSignerError):
-        node.pool.session(X.id)
+        node.pool.get_session(X.id)
 
 
 def test_sessions_that_a_revoked_root_introduces_now_are_refused() -> None:
     node = Node(B, A, B)
-    node.pool.replace(current=B, roots=[A.session, B.session], revoked=["root-a"])
+    node.pool.replace_roots(current=B, roots=[A.session, B.session], revoked=["root-a"])
     node.sync(B, "/sys/sessions", [introduction(USER, A, ts=NOW - 20 * DAY)])
     assert node.stored("/sys/sessions") == set()
     with pytest.raises(UnknownSignerError):
-        node.pool.session(USER.id)
+        node.pool.get_session(USER.id)
 
 
 def test_a_restarted_node_knows_what_it_held_by_its_log_alone() -> None:
@@ -109,12 +109,12 @@ def test_a_restarted_node_knows_what_it_held_by_its_log_alone() -> None:
     note, user = commit_by(A, "k", {"t": "x"}), introduction(USER, A)
     before.sync(A, "/sys/sessions", [user])
     before.sync(A, "/data/test", [note])
-    logs = {path: log.records() for path, log in before.logs.items()}
+    logs = {path: log.read_records() for path, log in before.logs.items()}
     after = Node(B, A, B, logs=logs, load=False)
-    after.pool.replace(current=B, roots=[A.session, B.session], revoked=["root-a"])
-    after.engine.load()
+    after.pool.replace_roots(current=B, roots=[A.session, B.session], revoked=["root-a"])
+    after.engine.load_sessions()
     assert after.stored() == {note.id}
-    assert after.pool.session(USER.id) == USER.session
+    assert after.pool.get_session(USER.id) == USER.session
     late = commit_by(A, "k", {"t": "late"}, ts=NOW - DAY)
     after.sync(B, "/data/test", [note, late])
     assert after.stored() == {note.id}
@@ -126,16 +126,16 @@ def test_once_it_is_settled_a_revoked_root_vouches_for_no_session_any_more_at_on
     live = pool_of(A, A)
     for commit in log[:2]:
         assert live.add_session_commit(commit)
-    live.replace(current=B, roots=[A.session, B.session], revoked=["root-a"])
+    live.replace_roots(current=B, roots=[A.session, B.session], revoked=["root-a"])
     assert live.add_session_commit(log[2])
-    assert live.session(mole.id) == mole.session, "until it is settled"
+    assert live.get_session(mole.id) == mole.session, "until it is settled"
     restarted = pool_of(B, A, B, revoked=["root-a"])
     restarted.offer_session_commits(log)
     for pool in (live, restarted):
-        pool.freeze({"root-a": frozen(*log[:2])}, ["root-a"])
-        assert pool.session(USER.id) == USER.session
+        pool.set_frozen_commits({"root-a": frozen(*log[:2])}, ["root-a"])
+        assert pool.get_session(USER.id) == USER.session
         with pytest.raises(UnknownSignerError):
-            pool.session(mole.id)
+            pool.get_session(mole.id)
 
 
 @pytest.mark.parametrize("raw", [b"x", b"b" * 32 + b"a" * 32, b"a" * 64], ids=["short", "unsorted", "twice"])

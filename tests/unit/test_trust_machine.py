@@ -77,7 +77,7 @@ class Trust(RuleBasedStateMachine):
     @rule(who=anybody)
     def need(self, who: OwnedSession) -> None:
         with suppress(VerificationError):
-            assert self.pool.session(who.id).public_key == who.session.public_key
+            assert self.pool.get_session(who.id).public_key == who.session.public_key
 
     @rule(limit=st.integers(1, 3))
     def work_in_the_background(self, limit: int) -> None:
@@ -89,7 +89,7 @@ class Trust(RuleBasedStateMachine):
         self.document = others | {current.id}
         self.former |= self.document
         sessions = tuple(BY_ID[id_].session for id_ in sorted(self.document))
-        self.pool.swap(Document(current, sessions, tuple(Revoked(id_) for id_ in sorted(self.revoked))))
+        self.pool.adopt_document(Document(current, sessions, tuple(Revoked(id_) for id_ in sorted(self.revoked))))
 
     # --- the model ---
 
@@ -124,7 +124,7 @@ class Trust(RuleBasedStateMachine):
         for user in USERS:
             vouchers = {by for who, by in self.held if who == user.id}
             try:
-                self.pool.session(user.id)
+                self.pool.get_session(user.id)
             except VerificationError:
                 assert not vouchers & self.least()
             else:

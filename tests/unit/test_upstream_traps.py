@@ -33,7 +33,7 @@ from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.hashing import murmur3
-from goatherd.wire.schema import Field, Registry, Schema
+from goatherd.wire.schema import Registry, Schema, SchemaField
 
 from .goats import (
     DAY,
@@ -54,7 +54,7 @@ from .node.nodes import document_of, settings_of, store_of
 
 A, B = root("root-a"), root("root-b")
 X, Y = owned("anon-x"), owned("anon-y")
-NOTE = Schema(ns="note", version=1, fields=(Field(name="text", type="string", required=True),))
+NOTE = Schema(ns="note", version=1, fields=(SchemaField(name="text", type="string", required=True),))
 
 
 def node_with(*sessions: OwnedSession) -> Node:
@@ -83,7 +83,7 @@ def test_no_answer_carries_a_private_key() -> None:
     answer = json.loads(response.body)
     assert {each["id"] for each in answer["roots"]} == {"root-a", "root-b"}
     assert all(set(each) == {"id", "publicKey", "owner", "expiration"} for each in answer["roots"])
-    caller = replace(X, session=node.pool.session(answer["session"]["id"]))
+    caller = replace(X, session=node.pool.get_session(answer["session"]["id"]))
     pulled = node.send([element("/sys/sessions")], signed_header(caller))
     for text in (response.body.decode(), pulled.body.decode()):
         assert "privateKey" not in text
@@ -105,10 +105,10 @@ def test_what_lies_in_the_session_log_is_not_trusted_for_lying_there() -> None:
     by_nobody = replace(introduction(Y, A), signature=None)
     node = Node(A, A, logs={"/sys/sessions": [introduction(X, A).to_json(), forged.to_json(), by_nobody.to_json()]})
     assert node.pool.root_ids == ("root-a",)
-    assert node.pool.session(X.id) == X.session
+    assert node.pool.get_session(X.id) == X.session
     for name in ("evil", Y.id):
         with pytest.raises(UnknownSignerError):
-            node.pool.session(name)
+            node.pool.get_session(name)
 
 
 def test_our_root_does_not_sign_over_forgeries_that_it_finds_in_the_session_log() -> None:
@@ -121,15 +121,17 @@ def test_our_root_does_not_sign_over_forgeries_that_it_finds_in_the_session_log(
 
 def test_a_torn_last_line_costs_no_earlier_record(tmp_path: Path) -> None:
     with LogDirectory(tmp_path / "org") as directory:
-        log = directory.open("/data/x")
+        log = directory.open_log("/data/x")
         for number in range(5):
-            log.append({"id": f"c{number}"})
+            log.append_record({"id": f"c{number}"})
             log.flush()
     file = tmp_path / "org/data/x.jsonl"
     for _ in range(3):
         file.write_bytes(file.read_bytes() + b'\n{"id":"torn')
         with LogDirectory(tmp_path / "org") as directory:
-            assert [record["id"] for record in directory.open("/data/x").records()] == [f"c{n}" for n in range(5)]
+            assert [record["id"] for record in directory.open_log("/data/x").read_records()] == [
+                f"c{n}" for n in range(5)
+            ]
 
 
 def test_births_of_one_key_are_merged_before_anybody_is_answered() -> None:
@@ -142,7 +144,7 @@ def test_births_of_one_key_are_merged_before_anybody_is_answered() -> None:
     assert merge["p"] == [first.id, second.id]
     assert merge["c"]["r"]["d"] == {"text": "y", "a": 1, "b": 2}
     repository = node.repository("/data/test")
-    assert [leaf.id for leaf in repository.leaves("k")] == [merge["id"]]
+    assert [leaf.id for leaf in repository.find_leaves("k")] == [merge["id"]]
     assert not unmerged_creations(repository, "k")
     node.pool.verify_commit(Commit.from_json(merge, org=ORG))
 
@@ -157,7 +159,7 @@ def test_many_births_are_merged_in_portions_that_every_peer_takes(monkeypatch: p
     assert [len(each.parents) for each in merges] == [3, 4, 4, 3]
     for each in merges:
         read_commit(each.to_json(), other.repository("/data/test"), SyncLimits(parents=PORTION + 1), NOW)
-    (leaf,) = one.repository("/data/test").leaves("k")
+    (leaf,) = one.repository("/data/test").find_leaves("k")
     assert leaf.data is not None
     assert leaf.data["text"] == "10"
     assert leaf.data["tags"]["__v"] == list(range(11))
@@ -231,8 +233,8 @@ def test_a_second_session_of_the_same_id_gets_its_own_verdict() -> None:
 def test_objects_used_twice_in_a_value_are_written_out() -> None:
     node = Node(A, A)
     shared = {"deep": 1}
-    node.engine.create("/data/test", "k", "thing/1", {"p": shared, "q": shared}, NOW)
-    (record,) = node.logs["/data/test"].records()
+    node.engine.create_item("/data/test", "k", "thing/1", {"p": shared, "q": shared}, NOW)
+    (record,) = node.logs["/data/test"].read_records()
     assert record["c"]["r"]["d"] == {"p": {"deep": 1}, "q": {"deep": 1}}
     node.pool.verify_commit(Commit.from_json(json.loads(json.dumps(record)), org=ORG))
 
@@ -299,8 +301,8 @@ def test_a_session_is_taken_from_the_signed_commit_and_not_from_the_head_of_its_
     node = Node(A, A, logs={"/sys/sessions": [newer.to_json()]})
     real = introduction(X, A)
     node.sync(A, "/sys/sessions", [real])
-    assert node.repository("/sys/sessions").head(X.id) == newer
-    assert node.pool.session(X.id) == X.session
+    assert node.repository("/sys/sessions").find_head(X.id) == newer
+    assert node.pool.get_session(X.id) == X.session
 
 
 def test_a_session_under_another_key_is_refused() -> None:
@@ -309,14 +311,14 @@ def test_a_session_under_another_key_is_refused() -> None:
     assert not node.stored("/sys/sessions")
     for session in (X, Y):
         with pytest.raises(UnknownSignerError):
-            node.pool.session(session.id)
+            node.pool.get_session(session.id)
 
 
 def test_a_wrong_stored_checksum_makes_a_delta_corrupted_and_the_last_good_value_is_read() -> None:
     base = commit_by(X, "k", {"text": "x"})
     broken = delta(X, base.id, new_id())
     repository = repository_of([base.to_json(), replace(broken, ts=NOW + 1).to_json()])
-    item = repository.item("k")
+    item = repository.find_item("k")
     assert item is not None
     assert item.data == {"text": "x"}
     assert item.fallback
@@ -342,8 +344,8 @@ def test_deltas_that_build_on_each_other_are_neither_stored_nor_followed_for_eve
     node.sync(X, commits=chain)
     assert node.stored() == {"dd1"}
     in_the_log = repository_of([each.to_json() for each in chain])
-    assert in_the_log.head("k") is None
-    assert in_the_log.item("k") is None
+    assert in_the_log.find_head("k") is None
+    assert in_the_log.find_item("k") is None
 
 
 def test_a_commit_that_claims_countless_ancestors_is_refused_or_harmless() -> None:
@@ -388,7 +390,7 @@ def test_an_unknown_schema_or_nonsense_does_not_keep_a_repository_shut() -> None
 def test_no_path_leads_out_of_the_data_directory_or_opens_a_file(path: str, tmp_path: Path) -> None:
     with LogDirectory(tmp_path / "org") as directory:
         with pytest.raises(PathError):
-            directory.open(path)
+            directory.open_log(path)
         node = Node(A, A)
         assert node.send([element(path)], signed_header(A)).status == 400
         assert set(node.logs) <= {"/sys/sessions", "/sys/users"}
@@ -411,7 +413,7 @@ def repository_of(records: list[dict[str, object]]) -> Repository:
         own_session=lambda: A.id,
         registry=Registry([NOTE]),
     )
-    repository.load()
+    repository.load_log()
     return repository
 
 

@@ -15,7 +15,7 @@ from goatherd.errors import DecodeError
 from goatherd.wire import bloom, paths
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
-from goatherd.wire.commit_log import scan
+from goatherd.wire.commit_log import scan_log
 from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, refuse_encoded
 from goatherd.wire.hashing import murmur3
 from goatherd.wire.javascript_values import UNDEFINED, date_from_json, number_text, seconds_from_ms
@@ -277,8 +277,8 @@ def log_recovery(document: Document, sheet: Sheet) -> None:
 
 
 def _own_scan(data: bytes) -> list[Any]:
-    found = scan(data)
-    again = scan(data[: found.good_end])
+    found = scan_log(data)
+    again = scan_log(data[: found.good_end])
     if again.damage is not None or len(again.records) != len(found.records):
         raise DecodeError("our own repair loses a record")
     return found.records

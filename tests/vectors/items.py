@@ -15,7 +15,7 @@ from goatherd.wire.items import (
     record_data,
     upgrade_data,
 )
-from goatherd.wire.javascript_values import units
+from goatherd.wire.javascript_values import utf16_units
 from goatherd.wire.json import parse_json, to_json
 from goatherd.wire.schema import NULL_SCHEMA, Data, Registry, Schema
 from tests.vectors.diff import changed_fields, diff_data, wrap_changes
@@ -157,9 +157,11 @@ def edits(document: Document, sheet: Sheet) -> None:
         differing = changed_fields(old, new, schema)
         equal("changed_fields", c["changed_fields"], differing)
         equal("equal", c["equal"], _same_item(c["base"], c["target"], differing))
-        delta_length = len(units(to_json({"sc": base_sum, "dc": target_sum, "c": wrap_changes(changes, alone=True)})))
+        delta_length = len(
+            utf16_units(to_json({"sc": base_sum, "dc": target_sum, "c": wrap_changes(changes, alone=True)}))
+        )
         equal("delta_length", c["delta_length"], delta_length)
-        full_length = len(units(to_json(c["target"])))
+        full_length = len(utf16_units(to_json(c["target"])))
         equal("full_length", c["full_length"], full_length)
         equal("delta_chosen", c["delta_chosen"], delta_length <= 0.85 * full_length)
 

@@ -9,7 +9,7 @@ from typing import Any
 from goatherd.crypto import PublicKey
 from goatherd.identity.session import Session
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, utf16_characters
-from goatherd.wire.schema import Data, Field, Registry, Schema
+from goatherd.wire.schema import Data, Registry, Schema, SchemaField
 
 _CONSTANTS: dict[str, Any] = {
     "undefined": UNDEFINED,
@@ -92,7 +92,7 @@ def registry_of(document: dict[str, Any]) -> Registry:
 def schema_of(encoded: dict[str, Any]) -> Schema:
     """Return one declared schema."""
     fields = [
-        Field(
+        SchemaField(
             name=each["name"],
             type=each["type"],
             required=bool(each.get("required")),

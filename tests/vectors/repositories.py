@@ -8,7 +8,7 @@ from typing import Any
 from goatherd.errors import DecodeError
 from goatherd.identity.session import OwnedSession, Session, parse_signature, verify_commit
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import frame, scan
+from goatherd.wire.commit_log import frame_records, scan_log
 from goatherd.wire.items import apply_edit
 from goatherd.wire.javascript_values import unit_key
 from goatherd.wire.json import parse_json, to_json_bytes, to_pretty_json
@@ -79,7 +79,7 @@ class _Reader:
         if self._commits is None:
             self._data = log_path(self._repository, self._description).read_bytes()
             commits: dict[str, Commit] = {}
-            for record in scan(self._data).records:
+            for record in scan_log(self._data).records:
                 commit = Commit.from_json(record, org=self._org, registry=self._registry, like_goatdb=True)
                 commits.setdefault(commit.id, commit)
             self._commits = commits
@@ -91,11 +91,11 @@ class _Reader:
         if "path_in_data_dir" in self._repository:
             path = log_file(repository_id(self._repository["path"]))
             equal("path_in_data_dir", self._repository["path_in_data_dir"], path)
-        found = scan(self._data)
+        found = scan_log(self._data)
         equal("damage", None, found.damage)
         equal("number of commits", len(self._repository["commits"]), len(found.records))
-        if frame(found.records) != self._data:
-            mismatch("file written anew", self._data, frame(found.records))
+        if frame_records(found.records) != self._data:
+            mismatch("file written anew", self._data, frame_records(found.records))
         for record in found.records:
             sent = Commit.from_json(record, org=self._org, registry=self._registry).to_json()
             equal("record written anew", record, parse_json(to_json_bytes(sent)))

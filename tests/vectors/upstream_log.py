@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from goatherd.errors import DecodeError
-from goatherd.wire.commit_log import frame
+from goatherd.wire.commit_log import frame_records
 from goatherd.wire.json import parse_json
 
 _BUFFER = 1 << 20
@@ -28,7 +28,7 @@ class UpstreamLog:
             if isinstance(identifier, str) and identifier not in self._known:
                 self._known.add(identifier)
                 fresh.append(record)
-        self.data += frame(fresh)
+        self.data += frame_records(fresh)
 
     def scan(self) -> list[Any]:
         """Return the records, and truncate like GoatDB: blank lines are not counted."""

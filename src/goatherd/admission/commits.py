@@ -18,7 +18,7 @@ from goatherd.errors import DecodeError, EncodeError, WireError
 from goatherd.identity.session_commits import session_from_commit
 from goatherd.wire.commit import Commit
 from goatherd.wire.items import record_data
-from goatherd.wire.json import levels
+from goatherd.wire.json import nesting_depth
 from goatherd.wire.paths import SESSIONS_PATH
 from goatherd.wire.schema import BUILTIN, Registry
 
@@ -53,7 +53,7 @@ class NotAdmittedError(DecodeError):
 
 def is_nested_deeper(value: Any, depth: int, forbidden: Sequence[str] = ()) -> bool:
     """Return whether JSON is nested deeper than `depth`, or an object in it has a member of a forbidden name."""
-    for index, level in enumerate(levels(value)):
+    for index, level in enumerate(nesting_depth(value)):
         if index == depth or any(name in item for item in level if type(item) is dict for name in forbidden):
             return True
     return False

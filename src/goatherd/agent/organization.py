@@ -213,7 +213,7 @@ class ManagedOrganization:
             text = f"{self.file.link} is there already and cannot be read: {error}"
             raise IdentityExistsError(text, hint=_PLACE_HINT) from error
         mine = found.current.session
-        known = self.document.root(mine.id) or self._recalled(mine.id)
+        known = self.document.find_root(mine.id) or self._recalled(mine.id)
         if known is None or known.public_key != mine.public_key:
             more = "Was the server started without the agent? Then it has invented that root."
             raise self._other_identity(mine.id, more)

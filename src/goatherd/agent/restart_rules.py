@@ -94,7 +94,7 @@ def stepped_back(wanted: IdentityDocument, good: IdentityDocument) -> IdentityDo
     What the roots are stays as it is in `wanted`: the root that did not come up may have signed something elsewhere.
     """
     earlier = good.current.session
-    known = wanted.root(earlier.id)
+    known = wanted.find_root(earlier.id)
     if known is None or known.public_key != earlier.public_key or earlier.id in wanted.revoked_ids:
         return None
     roots = tuple(earlier if root.id == earlier.id else root for root in wanted.roots)

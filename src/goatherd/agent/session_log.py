@@ -27,7 +27,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import Scan, read_lines, scan
+from goatherd.wire.commit_log import Scan, read_lines, scan_log
 
 _EVERYTHING: Final = 1 << 60
 _TAIL: Final = 1024
@@ -84,7 +84,7 @@ class SessionLogReader:
                     org=self._org, current=document.current, roots=document.roots, revoked=document.revoked_ids
                 )
             else:
-                self._pool.swap(document)
+                self._pool.adopt_document(document)
             self._offered |= {commit.id for commit in fresh}
             for commit in fresh:
                 self._keys[commit.key] = self._keys.get(commit.key, False) or _claims_root(commit)
@@ -92,7 +92,7 @@ class SessionLogReader:
             verification = self._pool.prepare_pending(_EVERYTHING)
             with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-sessions") as executor:
                 await asyncio.to_thread(verification.run, executor)
-            self._pool.conclude(verification)
+            self._pool.conclude_verification(verification)
             return self._judge_sessions(self._pool, found, document)
 
     def _read_new_commits(self) -> tuple[Scan, list[Commit]]:
@@ -104,11 +104,11 @@ class SessionLogReader:
                     self._inode, self._read_to, self._tail = status.st_ino, 0, b""
                 file.seek(self._read_to)
                 data = file.read()
-                found = scan(data)
+                found = scan_log(data)
                 self._read_to += found.good_end
                 self._tail = (self._tail + data[max(0, found.good_end - _TAIL) : found.good_end])[-_TAIL:]
         except FileNotFoundError:
-            return scan(b""), []
+            return scan_log(b""), []
         except OSError as error:
             raise SettingsError(f"cannot read {self._path}: {error.strerror}") from error
         behind = [line.record for line in read_lines(data[found.good_end :]) if line.record is not None]
@@ -132,7 +132,7 @@ class SessionLogReader:
                 revoked.append(key)
                 continue
             try:
-                session = pool.session(key)
+                session = pool.get_session(key)
             except VerificationError:
                 unvouched.append(key)
                 continue

@@ -15,7 +15,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import ConfigurationError, DecodeError, ExpiredSessionError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import ROOT_OWNER, SESSION_LIFETIME, OwnedSession, Session
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.operations.identity_store import DEFAULT_ORG
 from goatherd.rotation.cross_signing import session_commit
@@ -49,7 +49,7 @@ def create_identity(root: OwnedSession) -> IdentityDocument:
         ConfigurationError: `root` is not a root.
     """
     _check_root(root, "an identity")
-    return create(root, SystemClock().now_ms())
+    return create_document(root, SystemClock().now_ms())
 
 
 def create_session_commit(

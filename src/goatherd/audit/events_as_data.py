@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, Final
 
 from goatherd.rotation.events import Decided, Event, NodeTold, PhaseEntered, RunEnded, StoreTroubled
-from goatherd.telemetry import make_visible, scrub
+from goatherd.telemetry import hide_key_material, make_visible
 
 _REPEATED: Final = (Decided, NodeTold, StoreTroubled)
 _MODULES: Final = ("goatherd.rotation.", "goatherd.cluster.node")
@@ -51,7 +51,7 @@ def plain(value: object) -> Any:
     if isinstance(value, Enum):
         return plain(value.value)
     if isinstance(value, str):
-        return make_visible(scrub(value))
+        return make_visible(hide_key_material(value))
     if isinstance(value, timedelta):
         return f"{value / timedelta(seconds=1):g}s"
     if isinstance(value, Mapping):

@@ -175,8 +175,8 @@ class AuditTrail:
                     raise AuditError(f"audit trail {self.path}: {error}") from None
                 out += record.line
                 head, torn, lost = record.head, (), 0
-            self._system.write(descriptor, out)
-            self._system.sync(descriptor)
+            self._system.write_all(descriptor, out)
+            self._system.sync_file(descriptor)
             self.head, self._lost = head, 0
 
     @contextmanager
@@ -188,23 +188,23 @@ class AuditTrail:
             self._lock(descriptor)
             yield descriptor
         finally:
-            self._system.close(descriptor)
+            self._system.close_file(descriptor)
 
     def _open(self) -> int:
         """Open the file that the path names; make it, and its name durable, where there is none."""
         for _ in range(_OPEN_TRIES):
             try:
-                descriptor = self._system.call(os.open, self.path, _FLAGS)
+                descriptor = self._system.run_call(os.open, self.path, _FLAGS)
             except FileNotFoundError:
                 try:
-                    descriptor = self._system.call(os.open, self.path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+                    descriptor = self._system.run_call(os.open, self.path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
                 except FileExistsError:
                     continue
                 parent = self._system.open_base(str(self.path.parent))
                 try:
-                    self._system.sync(parent)
+                    self._system.sync_file(parent)
                 finally:
-                    self._system.close(parent)
+                    self._system.close_file(parent)
             except OSError as error:
                 if error.errno == errno.ELOOP:
                     raise AuditError(f"audit trail {self.path} is a symbolic link") from error
@@ -214,21 +214,21 @@ class AuditTrail:
 
     def _lock(self, descriptor: int) -> None:
         until = time.monotonic() + _LOCK_PATIENCE
-        while not self._system.lock(descriptor):
+        while not self._system.try_lock(descriptor):
             if time.monotonic() > until:
                 raise AuditError(f"audit trail {self.path} is locked by another process")
             time.sleep(_LOCK_PAUSE)
-        status = self._system.status(descriptor)
+        status = self._system.file_status(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise AuditError(f"audit trail {self.path} is no file")
-        if status.st_mode & 0o022 or status.st_uid not in (self._system.user(), 0):
+        if status.st_mode & 0o022 or status.st_uid not in (self._system.effective_user(), 0):
             raise AuditError(
                 f"audit trail {self.path} can be written by others",
                 hint="Only the user that rotates may write it: `chown` it, and `chmod 0600`.",
             )
 
     def _tail(self, descriptor: int) -> _Tail:
-        size = self._system.status(descriptor).st_size
+        size = self._system.file_status(descriptor).st_size
         if size == 0:
             return _Tail(head=Head(), by=None, torn=(), is_whole=True)
         if not _FIRST.startswith(os.pread(descriptor, len(_FIRST), 0).partition(b"\n")[0]):
@@ -387,8 +387,8 @@ def _settled_size(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         until = time.monotonic() + _LOCK_PATIENCE
-        while not system.lock(descriptor) and time.monotonic() < until:
+        while not system.try_lock(descriptor) and time.monotonic() < until:
             time.sleep(_LOCK_PAUSE)
-        return system.status(descriptor).st_size
+        return system.file_status(descriptor).st_size
     finally:
-        system.close(descriptor)
+        system.close_file(descriptor)

@@ -16,7 +16,7 @@ from goatherd.cli.text.rotation import warn_of_short_life
 from goatherd.cli.text.schedule import explanation_data, explanation_lines, turn_data, turn_lines
 from goatherd.clock import SystemClock
 from goatherd.config.build import build_health_signals, build_schedule, open_nodes, open_store, store_name
-from goatherd.metrics import served
+from goatherd.metrics import serve_metrics
 from goatherd.operations.controller import explain_schedule, run_controller
 from goatherd.operations.metrics_file import write_metrics_file
 from goatherd.schedule.due import Missed
@@ -117,7 +117,7 @@ async def _run(app: App, once: bool, metrics: str | None, metrics_file: Path | N
         if metrics is not None:
             host, port = parse_listen_address(metrics)
             try:
-                stack.enter_context(served(seen.samples, host=host, port=port))
+                stack.enter_context(serve_metrics(seen.all_samples, host=host, port=port))
             except OSError as error:
                 raise cannot_listen(metrics, error) from error
         signals = until_the_end.enter_context(watch_stop_signals())

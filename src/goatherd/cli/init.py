@@ -9,7 +9,7 @@ import click
 
 from goatherd.cli.main import App, command
 from goatherd.config.build import build_policy, open_store
-from goatherd.identity.redaction import redacted
+from goatherd.identity.redaction import redact_document
 from goatherd.times import format_duration, iso
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ async def _init(app: App) -> None:
     warn_of_short_life(app.out, policy.lifetime)
     async with open_store(app.options) as store:
         version, document = await init_identity(store, policy)
-    data = {"store": store.name, "storeVersion": version.id, "created": True, **redacted(document)}
+    data = {"store": store.name, "storeVersion": version.id, "created": True, **redact_document(document)}
     app.out.result(
         data,
         [

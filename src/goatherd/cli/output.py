@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
 from goatherd.errors import GoatherdError
-from goatherd.telemetry import make_visible, scrub
+from goatherd.telemetry import hide_key_material, make_visible
 
 
 class Output:
@@ -83,7 +83,7 @@ class Output:
         """Write an error with its code and hint; with `debug` its traceback before it, scrubbed."""
         if debug:
             trace = "".join(traceback.format_exception(error))
-            self._line(self.stderr, scrub(trace).rstrip())
+            self._line(self.stderr, hide_key_material(trace).rstrip())
         if isinstance(error, GoatherdError):
             code, message, hint = error.code, str(error), error.hint
         elif isinstance(error, OSError) and error.strerror:
@@ -97,7 +97,7 @@ class Output:
 
     def failure(self, code: str, message: str, hint: str) -> None:
         """Write an error given by its parts."""
-        message, hint = scrub(message), scrub(hint)
+        message, hint = hide_key_material(message), hide_key_material(hint)
         if self.as_json:
             shape = {"error": {"code": code, "message": message, "hint": hint}}
             with contextlib.suppress(OSError):  # then it is told as text, which is better than nothing

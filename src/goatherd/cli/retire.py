@@ -72,7 +72,7 @@ async def _read_keys(app: App) -> KeyInventory:
 
 def _show(app: App) -> int:
     keys, now_ms = asyncio.run(_read_keys(app)), SystemClock().now_ms()
-    due = [one.version.id for one in keys.due(now_ms)]
+    due = [one.version.id for one in keys.holdings_due(now_ms)]
     data = {"dryRun": True, "wouldDestroy": due, "privateKeys": inventory_data(keys, now_ms)}
     app.out.result(data, [*would_retire_lines(keys, now_ms), "", *inventory_lines(keys, app.out, now_ms)])
     return 0

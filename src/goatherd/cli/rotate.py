@@ -212,7 +212,7 @@ async def drive_rotation(app: App, work: Callable[..., Awaitable[Report]], metri
                 build_policy(options),
                 health=build_health_signals(options),
                 audit_log=audit_log(app),
-                on_event=notify_each(progress.told, seen.told),
+                on_event=notify_each(progress.told, seen.record_event),
             )
         except NotAdoptedError as error:
             if isinstance(error.report, Report):

@@ -9,7 +9,7 @@ import click
 from goatherd.cli.main import App, command
 from goatherd.cli.text.identity import describe
 from goatherd.config.build import open_store
-from goatherd.identity.redaction import redacted
+from goatherd.identity.redaction import redact_document
 from goatherd.providers.values import CURRENT
 
 
@@ -23,5 +23,10 @@ def show(app: App, at: str | None) -> None:
 async def _show(app: App, at: str | None) -> None:
     async with open_store(app.options) as store:
         version, document = await store.read(CURRENT if at is None else await store.find(at))
-    data = {"store": store.name, "storeVersion": version.id, "labels": sorted(version.labels), **redacted(document)}
+    data = {
+        "store": store.name,
+        "storeVersion": version.id,
+        "labels": sorted(version.labels),
+        **redact_document(document),
+    }
     app.out.result(data, describe(app.out, store.name, version.id, document))

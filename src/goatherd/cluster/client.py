@@ -538,7 +538,7 @@ class NodeClient:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._timeout.total_seconds()
-        binding = RequestBinding.of("POST", path, body, tuple(self._instances))
+        binding = RequestBinding.for_request("POST", path, body, tuple(self._instances))
         while True:
             time_ms = self._clock.now_ms() if now_ms is None else now_ms
             signature = sign_bound_request(signer, binding, now_ms=time_ms, nonce=new_id())
@@ -600,7 +600,7 @@ class NodeClient:
                     method, url, content=content, headers=headers, timeout=limit, extensions=extensions
                 ) as answer,
             ):
-                self._server_clock.note(answer.headers.get("date"), began=began)
+                self._server_clock.note_date(answer.headers.get("date"), began=began)
                 # SECURITY: an answer without end, or one that unpacks to one, must not fill the memory
                 # (tests/unit/cluster/test_client.py).
                 parts: list[bytes] = []

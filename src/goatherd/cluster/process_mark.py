@@ -87,4 +87,6 @@ async def find_mark(node: Markable, mark: ProcessMark) -> MarkState:
 
 
 def _sign(signer: OwnedSession, time_ms: int) -> str:
-    return sign_bound_request(signer, RequestBinding.of("POST", "/batch-sync", b"[]"), now_ms=time_ms, nonce=new_id())
+    return sign_bound_request(
+        signer, RequestBinding.for_request("POST", "/batch-sync", b"[]"), now_ms=time_ms, nonce=new_id()
+    )

@@ -5,7 +5,7 @@
 """
 
 from goatherd.crypto.keys import SIGNATURE_BYTES, PrivateKey, PublicKey, fingerprint, library_versions
-from goatherd.crypto.sealed import SEAL_KEY_BYTES, open_sealed, seal
+from goatherd.crypto.sealed import SEAL_KEY_BYTES, open_sealed, seal_data
 
 __all__ = [
     "SEAL_KEY_BYTES",
@@ -15,5 +15,5 @@ __all__ = [
     "fingerprint",
     "library_versions",
     "open_sealed",
-    "seal",
+    "seal_data",
 ]

@@ -50,7 +50,7 @@ COORDINATE_BYTES = 48
 _COORDINATE = re.compile("[A-Za-z0-9_-]{64}")
 
 
-def coordinate(jwk: Mapping[str, Any], member: str) -> bytes:
+def _decode_coordinate(jwk: Mapping[str, Any], member: str) -> bytes:
     """Return 48 bytes; the error names the member and never quotes it."""
     text = jwk.get(member)
     if not isinstance(text, str) or _COORDINATE.fullmatch(text) is None:
@@ -58,12 +58,12 @@ def coordinate(jwk: Mapping[str, Any], member: str) -> bytes:
     return base64.urlsafe_b64decode(text)
 
 
-def base64url(raw: bytes) -> str:
+def _encode_base64url(raw: bytes) -> str:
     """Return bytes as base64url, without padding where their count is a multiple of three."""
     return base64.urlsafe_b64encode(raw).decode("ascii")
 
 
-def check_kind(jwk: Mapping[str, Any]) -> None:
+def _check_jwk(jwk: Mapping[str, Any]) -> None:
     """Check that a JWK is an elliptic-curve key over P-384.
 
     Raises:
@@ -107,8 +107,8 @@ class PublicKey:
             DecodeError: Not an EC P-384 key, or a coordinate is not 48 bytes. A point off the curve shows only at
                 `check`.
         """
-        check_kind(jwk)
-        return cls(coordinate(jwk, "x") + coordinate(jwk, "y"))
+        _check_jwk(jwk)
+        return cls(_decode_coordinate(jwk, "x") + _decode_coordinate(jwk, "y"))
 
     @classmethod
     def from_compressed(cls, compressed: bytes) -> PublicKey:
@@ -135,7 +135,7 @@ class PublicKey:
         Raises:
             DecodeError: The point is not on the curve.
         """
-        self._openssl()
+        self._parse_key()
 
     def to_jwk(self) -> dict[str, Any]:
         """Return the JWK with its members in the order in which Deno exports them."""
@@ -144,8 +144,8 @@ class PublicKey:
             "kty": "EC",
             "alg": "ES384",
             "crv": "P-384",
-            "x": base64url(x),
-            "y": base64url(y),
+            "x": _encode_base64url(x),
+            "y": _encode_base64url(y),
             "key_ops": ["verify"],
             "ext": True,
         }
@@ -159,7 +159,7 @@ class PublicKey:
         if len(signature) != SIGNATURE_BYTES:
             raise InvalidSignatureError(f"a signature has {SIGNATURE_BYTES} bytes, this one {len(signature)}")
         try:
-            key = self._openssl()
+            key = self._parse_key()
         except DecodeError as error:
             raise InvalidSignatureError(str(error)) from error
         try:
@@ -176,9 +176,9 @@ class PublicKey:
         # Imported here, since it doubles the time that this module takes to import.
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-        return self._openssl().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return self._parse_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
-    def _openssl(self) -> ec.EllipticCurvePublicKey:
+    def _parse_key(self) -> ec.EllipticCurvePublicKey:
         if self._key is None:
             try:
                 self._key = ec.EllipticCurvePublicKey.from_encoded_point(CURVE, b"\x04" + self.raw)
@@ -193,7 +193,7 @@ class PublicKey:
         return hash(self.raw)
 
     def __repr__(self) -> str:
-        return f"PublicKey(x={base64url(self.raw[:6])}…)"
+        return f"PublicKey(x={_encode_base64url(self.raw[:6])}…)"
 
 
 class PrivateKey:
@@ -225,14 +225,14 @@ class PrivateKey:
         Raises:
             DecodeError: Not a P-384 key, or ``x`` and ``y`` are not the point of ``d``. Never quotes the key.
         """
-        check_kind(jwk)
-        d = int.from_bytes(coordinate(jwk, "d"), "big")
+        _check_jwk(jwk)
+        d = int.from_bytes(_decode_coordinate(jwk, "d"), "big")
         try:
             key = ec.derive_private_key(d, CURVE)
         except ValueError:
             raise DecodeError("JWK member 'd' is out of range for P-384") from None
         private = cls(key)
-        if private.public_key.raw != coordinate(jwk, "x") + coordinate(jwk, "y"):
+        if private.public_key.raw != _decode_coordinate(jwk, "x") + _decode_coordinate(jwk, "y"):
             raise DecodeError("the private JWK's x and y do not belong to its d")
         return private
 
@@ -244,7 +244,7 @@ class PrivateKey:
             "kty": public["kty"],
             "alg": public["alg"],
             "crv": public["crv"],
-            "d": base64url(d),
+            "d": _encode_base64url(d),
             "x": public["x"],
             "y": public["y"],
             "key_ops": ["sign"],

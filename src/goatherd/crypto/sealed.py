@@ -12,7 +12,7 @@ _NONCE_BYTES = 12
 _TAG_BYTES = 16
 
 
-def seal(data: bytes, *, key: bytes, associated: bytes) -> bytes:
+def seal_data(data: bytes, *, key: bytes, associated: bytes) -> bytes:
     """Encrypt and authenticate `data` with AES-256-GCM (NIST SP 800-38D), under a fresh random nonce.
 
     One key may seal some four thousand million times, far more than a file is ever written.
@@ -27,7 +27,7 @@ def seal(data: bytes, *, key: bytes, associated: bytes) -> bytes:
     """
     # `cryptography` has no name for "random bytes"; a key is what it calls them. A nonce is never the caller's affair.
     nonce = AESGCM.generate_key(bit_length=128)[:_NONCE_BYTES]
-    return nonce + AESGCM(_checked(key)).encrypt(nonce, data, associated)
+    return nonce + AESGCM(_check_key(key)).encrypt(nonce, data, associated)
 
 
 def open_sealed(sealed: bytes, *, key: bytes, associated: bytes) -> bytes:
@@ -40,12 +40,12 @@ def open_sealed(sealed: bytes, *, key: bytes, associated: bytes) -> bytes:
     if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
         raise InvalidSealError("too short to be sealed data")
     try:
-        return AESGCM(_checked(key)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated)
+        return AESGCM(_check_key(key)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated)
     except InvalidTag:
         raise InvalidSealError("sealed with another key or for another purpose, or damaged") from None
 
 
-def _checked(key: bytes) -> bytes:
+def _check_key(key: bytes) -> bytes:
     if len(key) != SEAL_KEY_BYTES:
         raise ValueError(f"a key to seal with has {SEAL_KEY_BYTES} bytes")
     return key

@@ -313,7 +313,7 @@ class Door:
             writer.close()
             return True
         other = Upstream(f"http://{host}:{self._upstream.port}", connect_timeout=EXPOSURE_TIMEOUT)
-        binding = RequestBinding.of("POST", "/batch-sync", b"[]")
+        binding = RequestBinding.for_request("POST", "/batch-sync", b"[]")
         signature = sign_bound_request(trust.pool.current, binding, now_ms=self._clock.now_ms(), nonce=new_id())
         headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
         limit = EXPOSURE_TIMEOUT.total_seconds()

@@ -668,7 +668,7 @@ class Proxy:
         return good, any(isinstance(verdict, UnknownSignerError) for verdict in verdicts)
 
     def _may_write(self, trust: TrustedSessions, path: str, commit: Commit) -> bool:
-        author = trust.pool.session(commit.session)
+        author = trust.pool.get_session(commit.session)
         return author.is_root or is_allowed_by_default(path, author.owner)
 
     async def _admitted(self, index: RepositoryIndex, commits: Sequence[Verified]) -> list[Verified]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from goatherd.door.request_checks import Rule
 from goatherd.metrics import (
     TEXT_TYPE,
-    Sample,
+    MetricSample,
     build_samples,
     call_samples,
-    exposition,
+    format_samples,
     identity_samples,
     settings_samples,
 )
@@ -66,22 +66,22 @@ def health(status: SettingsStatus, door: DoorStatus | None, state: str | None = 
     }
 
 
-def door_samples(door: DoorStatus) -> Iterator[Sample]:
+def door_samples(door: DoorStatus) -> Iterator[MetricSample]:
     """Return what a door has done so far."""
-    yield Sample(Metric.CONNECTIONS, door.connections)
+    yield MetricSample(Metric.CONNECTIONS, door.connections)
     for rule in Rule:
-        yield Sample(Metric.STOPPED, door.stopped.get(rule, 0), (rule.value,))
-    yield Sample(Metric.DOOR_REQUESTS, door.handed_on)
-    yield Sample(Metric.DOOR_SESSIONS, door.sessions)
-    yield Sample(Metric.DOOR_BLIND, door.is_blind)
-    yield Sample(Metric.DOOR_EXPOSED, door.is_exposed)
+        yield MetricSample(Metric.STOPPED, door.stopped.get(rule, 0), (rule.value,))
+    yield MetricSample(Metric.DOOR_REQUESTS, door.handed_on)
+    yield MetricSample(Metric.DOOR_SESSIONS, door.sessions)
+    yield MetricSample(Metric.DOOR_BLIND, door.is_blind)
+    yield MetricSample(Metric.DOOR_EXPOSED, door.is_exposed)
 
 
-def agent_samples(agent: Mapping[str, Any]) -> Iterator[Sample]:
+def agent_samples(agent: Mapping[str, Any]) -> Iterator[MetricSample]:
     """Return what an agent does with its server."""
-    yield Sample(Metric.SERVER_RESTARTS, agent["restarts"])
+    yield MetricSample(Metric.SERVER_RESTARTS, agent["restarts"])
     for state in STATES:
-        yield Sample(Metric.SERVER_STATE, agent["state"] == state, (state,))
+        yield MetricSample(Metric.SERVER_STATE, agent["state"] == state, (state,))
 
 
 async def metrics(
@@ -105,7 +105,7 @@ async def metrics(
         samples += agent_samples(agent)
     if status.calls is not None:
         samples += call_samples(status.calls)
-    return await asyncio.to_thread(exposition, samples)
+    return await asyncio.to_thread(format_samples, samples)
 
 
 class DoorAPI:

@@ -93,7 +93,7 @@ class TrustedSessions:
 
     def swap(self, identity: TrustSource) -> None:
         """Adopt a new identity document; known sessions stay, revocations take effect immediately."""
-        self.pool.swap(identity)
+        self.pool.adopt_document(identity)
         self._coordinates = None
 
     def attach(self, ask: Ask) -> None:
@@ -204,7 +204,7 @@ class TrustedSessions:
             RevokedSessionError: It is revoked.
         """
         try:
-            return self.pool.session(session_id)
+            return self.pool.get_session(session_id)
         except RevokedSessionError:
             raise
         except UnknownSignerError:
@@ -213,7 +213,7 @@ class TrustedSessions:
     def is_root(self, session_id: str, public_key: PublicKey) -> bool:
         """Whether clients may be told of this root: trusted, not revoked, and with this key."""
         try:
-            return self.pool.root(session_id).public_key == public_key
+            return self.pool.get_root(session_id).public_key == public_key
         except VerificationError:
             return False
 
@@ -243,7 +243,7 @@ class TrustedSessions:
 
     def _counts(self, root_id: str) -> bool:
         try:
-            self.pool.root(root_id)
+            self.pool.get_root(root_id)
         except VerificationError:
             return False
         return True
@@ -283,13 +283,13 @@ class TrustedSessions:
         keys = await asyncio.to_thread(_keys, commits, signers) if are_large else _keys(commits, signers)
         unknown = [index for index, key in enumerate(keys) if key is None or key not in self._verdicts]
         verdicts: list[VerificationError | None] = [None] * len(commits)
-        verification = self.pool.prepare([commits[index] for index in unknown])
+        verification = self.pool.prepare_verification([commits[index] for index in unknown])
         if not are_large and (len(unknown) <= FEW or executor is None):
             verification.run()
         else:
             # In a thread of its own, which spreads the work over the executor's.
             await asyncio.to_thread(verification.run, executor)
-        for index, verdict in zip(unknown, self.pool.conclude(verification), strict=True):
+        for index, verdict in zip(unknown, self.pool.conclude_verification(verification), strict=True):
             verdicts[index] = verdict
             key = keys[index]
             if verdict is None and key is not None:
@@ -312,7 +312,7 @@ class TrustedSessions:
             return UntrustedRootError(f"session {commit.session!r} is no root and introduces nobody")
         try:
             self.pool.verify_commit(commit)
-            self.pool.root(commit.session)
+            self.pool.get_root(commit.session)
         except UntrustedRootError:
             return UntrustedRootError(f"session {commit.session!r} is no root and introduces nobody")
         except VerificationError as error:

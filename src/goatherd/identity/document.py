@@ -34,7 +34,7 @@ from goatherd.identity.root_signatures import (
     verify_endorsement,
 )
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
-from goatherd.identity.strict_json import holds_private_key, parse, pretty, strings
+from goatherd.identity.strict_json import all_strings, holds_private_key, parse_object, to_pretty_json
 from goatherd.times import iso, read_iso
 
 VERSION: Final = 2
@@ -105,7 +105,7 @@ class HistoryEntry:
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
-class _Source:
+class _DecodedFrom:
     """What a document was decoded from, kept to write unchanged parts as they were. Holds key material, shows none."""
 
     __slots__ = ("decoded", "tree")
@@ -161,7 +161,7 @@ class IdentityDocument:
     lineage: Lineage | None = None
     signature: DocumentSignature | None = field(default=None, compare=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    source: _Source | None = field(default=None, repr=False, compare=False)
+    source: _DecodedFrom | None = field(default=None, repr=False, compare=False)
 
     @property
     def phase(self) -> Phase | None:
@@ -185,7 +185,7 @@ class IdentityDocument:
         tree = document_tree(self)
         return is_signed_by(tree, self.signature, by=self.current.session, generation=self.generation)
 
-    def root(self, session_id: str) -> Session | None:
+    def find_root(self, session_id: str) -> Session | None:
         """Return the root with this id, revoked or not."""
         return next((root for root in self.roots if root.id == session_id), None)
 
@@ -196,7 +196,7 @@ class IdentityDocument:
             MalformedIdentityError: It breaks a rule of its form; the message names the rule.
             KeyMismatchError: A private key does not belong to the public key beside it.
         """
-        _check(self)
+        _check_document(self)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def decode_document(raw: bytes | str) -> IdentityDocument:
         MalformedIdentityError: It breaks a rule of its form; the message names the rule and the position.
         KeyMismatchError: A private key does not belong to the public key beside it.
     """
-    return document_from_tree(parse(raw, max_bytes=SIZE_LIMIT_BYTES))
+    return document_from_tree(parse_object(raw, max_bytes=SIZE_LIMIT_BYTES))
 
 
 def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
@@ -231,7 +231,7 @@ def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
             raise MalformedIdentityError(f"{name} is missing")
     decoded.setdefault("generation", 0)
     decoded["extra"] = {name: value for name, value in tree.items() if name not in _MEMBERS and name != "version"}
-    document = IdentityDocument(**decoded, source=_Source(tree, decoded))
+    document = IdentityDocument(**decoded, source=_DecodedFrom(tree, decoded))
     document.check()
     _refuse_copies(document, tree)
     return document
@@ -255,7 +255,7 @@ def _refuse_copies(document: IdentityDocument, tree: Mapping[str, Any]) -> None:
     for owned, name in ((document.current, "currentSession"), (document.next, "nextSession")):
         if owned is not None:
             secret = tree[name]["privateKey"]["d"]
-            if sum(text.count(secret) for text in strings(tree)) != 1:
+            if sum(text.count(secret) for text in all_strings(tree)) != 1:
                 raise MalformedIdentityError(f"the private key of {name} is also somewhere else in the document")
 
 
@@ -381,7 +381,7 @@ def _read_rotation(value: Any, where: str) -> RotationRecord:
         phase_at=_read_time(member["phaseAt"], f"{where}.phaseAt") if "phaseAt" in member else started_at,
         stable_version=None if stable is None else read_text(stable, f"{where}.stableVersion"),
         is_restore=restores,
-        extra=_without(member, *_ROTATION_MEMBERS),
+        extra=_unknown_members(member, *_ROTATION_MEMBERS),
     )
 
 
@@ -391,12 +391,12 @@ def _read_endorsements(value: Any, where: str) -> tuple[Endorsement, ...]:
         member = _read_object(item, position)
         by, of = read_id(member.get("by"), f"{position}.by"), read_id(member.get("of"), f"{position}.of")
         signature = read_text(member.get("signature"), f"{position}.signature", limit=4096)
-        extra = _without(member, "by", "of", "signature")
+        extra = _unknown_members(member, "by", "of", "signature")
         result.append(Endorsement(by=by, of=of, signature=signature, extra=extra))
     return tuple(result)
 
 
-def _without(member: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
+def _unknown_members(member: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
     """Return what this version does not know of a member: it is written back, whatever else changes."""
     return {name: value for name, value in member.items() if name not in known}
 
@@ -407,7 +407,7 @@ def _read_signature(value: Any, where: str) -> DocumentSignature:
         by=read_id(member.get("by"), f"{where}.by"),
         generation=_read_generation(member.get("generation"), f"{where}.generation"),
         signature=read_text(member.get("signature"), f"{where}.signature", limit=4096),
-        extra=_without(member, "by", "generation", "signature"),
+        extra=_unknown_members(member, "by", "generation", "signature"),
     )
 
 
@@ -425,7 +425,7 @@ def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
                 proof=None if proof is None else read_text(proof, f"{position}.proof", limit=4096),
                 freeze=None if freeze is None else _read_freeze(freeze, f"{position}.freeze"),
                 settled_at=_read_time(member["settledAt"], f"{position}.settledAt") if "settledAt" in member else None,
-                extra=_without(member, "id", "at", "reason", "successor", "proof", "freeze", "settledAt"),
+                extra=_unknown_members(member, "id", "at", "reason", "successor", "proof", "freeze", "settledAt"),
             )
         )
     return tuple(result)
@@ -437,7 +437,7 @@ def _read_freeze(value: Any, where: str) -> Freeze:
     if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
         raise MalformedIdentityError(f"{where}.digest is not a SHA-256")
     commits = _read_generation(member.get("commits"), f"{where}.commits")
-    at, extra = _read_time(member.get("at"), f"{where}.at"), _without(member, "at", "commits", "digest")
+    at, extra = _read_time(member.get("at"), f"{where}.at"), _unknown_members(member, "at", "commits", "digest")
     return Freeze(at=at, commits=commits, digest=digest, extra=extra)
 
 
@@ -455,7 +455,7 @@ def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
                 rotation_id=None
                 if member.get("rotation") is None
                 else read_id(member["rotation"], f"{position}.rotation"),
-                extra=_without(member, "at", "event", "from", "to", "reason", "rotation"),
+                extra=_unknown_members(member, "at", "event", "from", "to", "reason", "rotation"),
             )
         )
     return tuple(result)
@@ -487,7 +487,7 @@ _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def _check(document: IdentityDocument) -> None:
+def _check_document(document: IdentityDocument) -> None:
     ids = [root.id for root in document.roots]
     if len(set(ids)) != len(ids):
         raise MalformedIdentityError("two roots have the same id")
@@ -502,7 +502,7 @@ def _check(document: IdentityDocument) -> None:
             raise KeyMismatchError(f"{name}: the private key does not belong to the public key")
         # SECURITY: a GoatDB server publishes the private key when its root is not among the roots with the very same
         # expiration (tests/unit/identity/test_document.py).
-        if document.root(owned.id) != owned.session:
+        if document.find_root(owned.id) != owned.session:
             raise MalformedIdentityError(f"{name} is not among the roots with the same key, owner and expiration")
     if document.current.id in document.revoked_ids:
         raise MalformedIdentityError("currentSession is revoked")
@@ -521,7 +521,7 @@ def _check_rotation(document: IdentityDocument) -> None:
         return
     if rotation.from_id == rotation.to_id:
         raise MalformedIdentityError("the rotation leads from a root to itself")
-    if document.root(rotation.from_id) is None:
+    if document.find_root(rotation.from_id) is None:
         raise MalformedIdentityError("the rotation's from is not among the roots")
     if rotation.phase in (Phase.PREPARED, Phase.PUBLISHED):
         if following is None:
@@ -540,7 +540,7 @@ def _check_rotation(document: IdentityDocument) -> None:
 def _check_endorsements(document: IdentityDocument) -> None:
     broken = False
     for index, endorsement in enumerate(document.endorsements):
-        by, of = document.root(endorsement.by), document.root(endorsement.of)
+        by, of = document.find_root(endorsement.by), document.find_root(endorsement.of)
         if by is None or of is None:
             raise MalformedIdentityError(f"endorsements[{index}] names a session that is not among the roots")
         try:
@@ -555,7 +555,7 @@ def _check_proofs(document: IdentityDocument) -> None:
     for index, revocation in enumerate(document.revoked):
         if revocation.successor is None and revocation.proof is None:
             continue
-        revoked, successor = document.root(revocation.id), document.root(revocation.successor or "")
+        revoked, successor = document.find_root(revocation.id), document.find_root(revocation.successor or "")
         try:
             if revoked is None or successor is None:
                 raise SuccessionError("a session that is not among the roots")
@@ -576,7 +576,7 @@ def encode_document(document: IdentityDocument) -> bytes:
         MalformedIdentityError: It would be larger than `SIZE_LIMIT_BYTES`.
         TypeError: A key lies elsewhere (a KMS) and cannot be exported.
     """
-    raw = pretty(document_tree(document))
+    raw = to_pretty_json(document_tree(document))
     if len(raw) > SIZE_LIMIT_BYTES:
         raise MalformedIdentityError(f"the identity has {len(raw)} bytes, more than {SIZE_LIMIT_BYTES}")
     return raw
@@ -594,14 +594,14 @@ def source_digest(document: IdentityDocument) -> str:
     """Return the digest of the text that the document was decoded from, whatever was changed in it since."""
     if document.source is None:
         return document_digest(document)
-    return hashlib.sha256(pretty(document.source.tree)).hexdigest()
+    return hashlib.sha256(to_pretty_json(document.source.tree)).hexdigest()
 
 
 def document_tree(document: IdentityDocument) -> dict[str, Any]:
     """Return the document as plain JSON values, private keys included."""
     tree: Mapping[str, Any] = document.source.tree if document.source else {}
     decoded: Mapping[str, Any] = document.source.decoded if document.source else {}
-    sessions = _SessionTexts(tree)
+    sessions = _OriginalSessions(tree)
     model: dict[str, Any] = {"version": document.version}
     for name, (attribute, _) in _MEMBERS.items():
         value = getattr(document, attribute)
@@ -616,7 +616,7 @@ def document_tree(document: IdentityDocument) -> dict[str, Any]:
     return {name: model[name] for name in [*order, *(name for name in model if name not in tree)]}
 
 
-class _SessionTexts:
+class _OriginalSessions:
     """Sessions as they were read, by id, for writing them back with whatever else they held."""
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
@@ -627,24 +627,24 @@ class _SessionTexts:
             public = {name: value for name, value in member.items() if name != "privateKey"}
             self._public.setdefault(member["id"], public)
 
-    def owned(self, owned: OwnedSession) -> Mapping[str, Any]:
+    def encode_owned(self, owned: OwnedSession) -> Mapping[str, Any]:
         kept = self._owned.get(owned.id)
         if kept is not None and Session.from_json(kept) == owned.session:
             return kept
         return {**owned.to_secret_json(), **owned.session.extra}
 
-    def public(self, session: Session) -> Mapping[str, Any]:
+    def encode_public(self, session: Session) -> Mapping[str, Any]:
         kept = self._public.get(session.id)
         if kept is not None and Session.from_json(kept) == session:
             return kept
         return {**session.to_json(), **session.extra}
 
 
-def _encode_member(value: Any, sessions: _SessionTexts) -> Any:
+def _encode_member(value: Any, sessions: _OriginalSessions) -> Any:
     if isinstance(value, OwnedSession):
-        return sessions.owned(value)
+        return sessions.encode_owned(value)
     if isinstance(value, Session):
-        return sessions.public(value)
+        return sessions.encode_public(value)
     if isinstance(value, tuple):
         return [_encode_member(item, sessions) for item in value]
     if isinstance(value, Endorsement | DocumentSignature):
@@ -700,6 +700,6 @@ def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     return replace(document, signature=signature)
 
 
-def settled(document: IdentityDocument) -> IdentityDocument:
+def normalize_document(document: IdentityDocument) -> IdentityDocument:
     """Return the document as its own text reads: checked whole, and with nothing of an earlier text behind it."""
     return decode_document(encode_document(document))

@@ -70,7 +70,7 @@ class RootIntroductions:
         lacking = {commit.id for commit in missing if claims_root(commit)}
         if not lacking:
             return list(missing)
-        route = _route(self._commits, _oldest(self._commits))
+        route = _build_route(self._commits, _find_oldest(self._commits))
         placed = [commit for step in (*route.steps, route.rest) for commit in step if commit.id in lacking]
         return _with_first(placed, missing)
 
@@ -91,7 +91,7 @@ class RootIntroductions:
         # SECURITY: a client cannot be told that a root was revoked, but need not be told of it
         # (tests/cluster/test_clients_through_rotation.py).
         good = [commit for commit in self._commits if counts(commit.key)]
-        route = _route(good, _oldest(good, born_under))
+        route = _build_route(good, _find_oldest(good, born_under))
         first = next((n for n, step in enumerate(route.steps) if any(one.id in lacking for one in step)), None)
         steps = () if first is None else route.steps[max(0, first - MARGIN) :]
         placed: list[Commit] = []
@@ -102,7 +102,7 @@ class RootIntroductions:
         return _with_first(placed, missing, lacking)
 
 
-def _route(introductions: Sequence[Commit], start: str) -> Route:
+def _build_route(introductions: Sequence[Commit], start: str) -> Route:
     by_signer: dict[str, list[Commit]] = {}
     for commit in introductions:
         by_signer.setdefault(commit.session, []).append(commit)
@@ -123,7 +123,7 @@ def _route(introductions: Sequence[Commit], start: str) -> Route:
     return Route(tuple(tuple(step) for step in steps.values()), tuple(rest))
 
 
-def _oldest(introductions: Sequence[Commit], among: Collection[str] = ()) -> str:
+def _find_oldest(introductions: Sequence[Commit], among: Collection[str] = ()) -> str:
     """Return the oldest of some roots, or of all of them: the one from which the others were introduced."""
     if len(among) == 1:
         return next(iter(among))
@@ -131,7 +131,7 @@ def _oldest(introductions: Sequence[Commit], among: Collection[str] = ()) -> str
         return min(among, default="")
     start = min(introductions, key=lambda commit: commit.ts).session
     order: Mapping[str, int] = {
-        key: n for n, key in enumerate([start, *[step[0].key for step in _route(introductions, start).steps]])
+        key: n for n, key in enumerate([start, *[step[0].key for step in _build_route(introductions, start).steps]])
     }
     return min(among, key=lambda one: (order.get(one, len(order)), one), default=start)
 

@@ -80,7 +80,7 @@ def is_fresh_and_short(document: IdentityDocument) -> bool:
     return left <= GOATDB_LIFE
 
 
-def urgency(document: IdentityDocument, now_ms: int) -> Urgency:
+def assess_urgency(document: IdentityDocument, now_ms: int) -> Urgency:
     """Return how urgent a new root is.
 
     Args:
@@ -100,13 +100,13 @@ def urgency(document: IdentityDocument, now_ms: int) -> Urgency:
     return Urgency.FINE
 
 
-def unretired(document: IdentityDocument) -> tuple[tuple[str, int], ...]:
+def roots_with_keys(document: IdentityDocument) -> tuple[tuple[str, int], ...]:
     """Return the earlier roots that are not on record as retired, and since when each has not signed."""
     ended = document.retired_ids | {document.current.id}
-    return tuple((root.id, silent_since_ms(document, root.id)) for root in document.roots if root.id not in ended)
+    return tuple((root.id, last_signed_ms(document, root.id)) for root in document.roots if root.id not in ended)
 
 
-def silent_since_ms(document: IdentityDocument, session_id: str) -> int:
+def last_signed_ms(document: IdentityDocument, session_id: str) -> int:
     """Return since when a session has not signed, in milliseconds since 1970; the grace period counts from here.
 
     By the history. That forgets the eldest rotations: of a root that it does not name, nothing was signed since signing
@@ -118,6 +118,6 @@ def silent_since_ms(document: IdentityDocument, session_id: str) -> int:
     times = signed or [entry.at for entry in named]
     if times:
         return max(times)
-    if document.rotated_at is not None or document.root(session_id) is None:
+    if document.rotated_at is not None or document.find_root(session_id) is None:
         return document.rotated_at or 0
     return document.last_updated or 0

@@ -15,7 +15,7 @@ from goatherd.times import milliseconds
 
 def recorded_ahead_ms(document: IdentityDocument, now_ms: int) -> int:
     """Return how far the latest time that the document records is ahead of `now_ms`; 0 where none is."""
-    return max(0, max(_recorded(document), default=0) - now_ms)
+    return max(0, max(_recorded_times(document), default=0) - now_ms)
 
 
 def limit_times(
@@ -52,7 +52,7 @@ def limit_times(
     )
 
 
-def _recorded(document: IdentityDocument) -> Iterator[int]:
+def _recorded_times(document: IdentityDocument) -> Iterator[int]:
     yield from (at_ms for at_ms in (document.last_updated, document.rotated_at) if at_ms is not None)
     if document.rotation is not None:
         yield from (document.rotation.started_at, document.rotation.phase_at)

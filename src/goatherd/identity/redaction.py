@@ -27,7 +27,7 @@ def days_left(document: IdentityDocument, now_ms: int) -> float:
     return (document.current.session.expiration_ms - now_ms) / 86_400_000
 
 
-def notes(document: IdentityDocument, now_ms: int) -> list[str]:
+def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
     """Return what an operator should know about a document that is valid nevertheless."""
     found = []
     left, size = days_left(document, now_ms), len(encode_document(document))
@@ -48,7 +48,7 @@ def notes(document: IdentityDocument, now_ms: int) -> list[str]:
     return found
 
 
-def redacted(document: IdentityDocument) -> dict[str, Any]:
+def redact_document(document: IdentityDocument) -> dict[str, Any]:
     """Return what may be shown of a document: ids, fingerprints, times and phases, no key material.
 
     Of members that we do not know only the names are given.

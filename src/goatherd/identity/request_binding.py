@@ -53,7 +53,7 @@ class RequestBinding:
     digest: str
 
     @classmethod
-    def of(cls, method: str, path: str, body: bytes, audience: Sequence[str] = ()) -> RequestBinding:
+    def for_request(cls, method: str, path: str, body: bytes, audience: Sequence[str] = ()) -> RequestBinding:
         """Return the binding of a request that is about to be sent."""
         return cls(tuple(audience), method, path, digest_body(body))
 
@@ -153,9 +153,9 @@ class RequestGuard:
         if self.instance not in binding.audience:
             raise OtherServerError(f"{method} {path}: signed for another server")
         if is_root:
-            self._accept(envelope, now_ms)
+            self._accept_nonce(envelope, now_ms)
 
-    def _accept(self, envelope: SignatureEnvelope, now_ms: int) -> None:
+    def _accept_nonce(self, envelope: SignatureEnvelope, now_ms: int) -> None:
         window_ms = REQUEST_WINDOW.total_seconds() * 1000
         # In the order of arrival; one whose sender's clock is ahead keeps later ones for six minutes at most.
         while self._accepted and self._accepted[oldest := next(iter(self._accepted))] < now_ms:

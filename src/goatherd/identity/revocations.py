@@ -76,11 +76,11 @@ class Revocation:
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
-def prove(revoked: OwnedSession, successor: Session, at: int) -> str:
+def sign_proof(revoked: OwnedSession, successor: Session, at: int) -> str:
     """Sign, with the revoked root's key, that it was revoked at `at` (milliseconds since 1970) for `successor`."""
     # The time in an envelope is not signed. A root that has expired must still be replaceable.
     ts = min(at, revoked.session.expiration_ms)
-    return sign_data(revoked, now_ms=ts, external=_statement(revoked.id, successor, at))
+    return sign_data(revoked, now_ms=ts, external=_proof_statement(revoked.id, successor, at))
 
 
 def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session) -> None:
@@ -96,7 +96,7 @@ def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session
         # SECURITY: as for an endorsement, nothing else may be signed with it (tests/unit/identity/test_revocations.py).
         valid = envelope.data is UNDEFINED
         if valid:
-            verify_data(revoked, envelope, external=_statement(revoked.id, successor, revocation.at))
+            verify_data(revoked, envelope, external=_proof_statement(revoked.id, successor, revocation.at))
     except VerificationError:
         valid = False
     if not valid:
@@ -115,7 +115,7 @@ def revocation_json(revocation: Revocation) -> dict[str, Any]:
     return {**encoded, **revocation.extra}
 
 
-def _statement(revoked_id: str, successor: Session, at: int) -> dict[str, Any]:
+def _proof_statement(revoked_id: str, successor: Session, at: int) -> dict[str, Any]:
     # SECURITY: the first member keeps a proof from ever being an endorsement, a commit or a request
     # (tests/unit/identity/test_revocations.py).
     return {"goatherd": DOMAIN, "revoked": revoked_id, "at": at, "successor": successor.to_json()}
@@ -173,7 +173,7 @@ class FrozenList:
         return len(self.digests)
 
 
-def counted(
+def merge_frozen_lists(
     lists: Mapping[str, FrozenList],
     *,
     listed: Collection[str],

@@ -21,7 +21,7 @@ from typing import Any, Final
 from goatherd.errors import SuccessionError, VerificationError
 from goatherd.identity.key_age import last_valid_ms
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_data, verify_data
-from goatherd.identity.strict_json import canonical
+from goatherd.identity.strict_json import to_canonical_json
 from goatherd.wire.javascript_values import UNDEFINED
 
 ENDORSEMENT_DOMAIN = "endorsement/1"
@@ -40,9 +40,9 @@ class Endorsement:
         return {"by": self.by, "of": self.of, "signature": self.signature, **self.extra}
 
 
-def endorse(by: OwnedSession, of: Session, now_ms: int) -> Endorsement:
+def endorse_root(by: OwnedSession, of: Session, now_ms: int) -> Endorsement:
     """Sign `of` with `by`; only the public half is signed, and only GoatDB's four members of it."""
-    signature = sign_data(by, now_ms=now_ms, external=_endorsed_statement(of))
+    signature = sign_data(by, now_ms=now_ms, external=_endorsement_statement(of))
     return Endorsement(by=by.id, of=of.id, signature=signature)
 
 
@@ -57,7 +57,7 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
         raise SuccessionError("the endorsement names other sessions")
     if by.id == of.id:
         raise SuccessionError("a root cannot endorse itself")
-    _verify_statement(endorsement.signature, by, of)
+    _verify_endorsement(endorsement.signature, by, of)
 
 
 # A document is decoded at every look at it, and its endorsements are the same ones each time: what has verified once is
@@ -65,21 +65,21 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
 # coordinates included, and only a success is kept
 # (tests/unit/identity/test_succession.py, "a verified endorsement is worth nothing for another key").
 @lru_cache(maxsize=256)
-def _verify_statement(signature: str, by: Session, of: Session) -> None:
+def _verify_endorsement(signature: str, by: Session, of: Session) -> None:
     try:
         envelope = parse_signature(signature)
         # SECURITY: data embedded in the signature would be a second thing that was signed; none is allowed
         # (tests/unit/identity/test_succession.py).
         valid = envelope.data is UNDEFINED
         if valid:
-            verify_data(by, envelope, external=_endorsed_statement(of))
+            verify_data(by, envelope, external=_endorsement_statement(of))
     except VerificationError:
         valid = False
     if not valid:
         raise SuccessionError(f"the endorsement of {of.id} by {by.id} does not verify")
 
 
-def _endorsed_statement(session: Session) -> dict[str, Any]:
+def _endorsement_statement(session: Session) -> dict[str, Any]:
     # SECURITY: GoatDB signs objects of commits and requests with the same key; the first member keeps an endorsement
     # from ever being one of those (tests/unit/identity/test_succession.py).
     return {"goatherd": ENDORSEMENT_DOMAIN, "session": session.to_json()}
@@ -129,7 +129,7 @@ def is_signed_by(tree: Mapping[str, Any], signature: DocumentSignature, *, by: S
     """Return whether `by` signed exactly this tree, at this generation."""
     if signature.by != by.id or signature.generation != generation:
         return False
-    return _verifies(signature.signature, by, tree_digest(tree))
+    return _is_signature_valid(signature.signature, by, tree_digest(tree))
 
 
 def tree_digest(tree: Mapping[str, Any]) -> str:
@@ -137,13 +137,13 @@ def tree_digest(tree: Mapping[str, Any]) -> str:
     signed = dict(tree)
     if isinstance(member := tree.get(MEMBER), Mapping):
         signed[MEMBER] = {name: value for name, value in member.items() if name != "signature"}
-    return hashlib.sha256(canonical(signed)).hexdigest()
+    return hashlib.sha256(to_canonical_json(signed)).hexdigest()
 
 
 # A document is looked at all the time. SECURITY: everything that is verified is in the key, the public key and the
 # digest of the whole document included (tests/unit/identity/test_root_signatures.py).
 @lru_cache(maxsize=256)
-def _verifies(signature: str, by: Session, digest: str) -> bool:
+def _is_signature_valid(signature: str, by: Session, digest: str) -> bool:
     try:
         envelope = parse_signature(signature)
         # SECURITY: as for an endorsement, nothing else may be signed with it

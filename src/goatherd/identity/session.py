@@ -227,7 +227,7 @@ def signed_text(session_id: str, external: Any, embedded: Any) -> str:
     return stable_stringify(container)
 
 
-def _number(value: Any) -> float:
+def _to_number(value: Any) -> float:
     """Return JavaScript's ``Number(value)`` as far as JSON values go; NaN for what is no number.
 
     SECURITY: this is read from a header before its signature is checked; a text of megabytes must cost nothing, so one
@@ -238,7 +238,7 @@ def _number(value: Any) -> float:
     if isinstance(value, bool | int | float):
         return float(value)
     if isinstance(value, list) and len(value) <= 1:
-        return _number(value[0] if value and value[0] is not None else "")
+        return _to_number(value[0] if value and value[0] is not None else "")
     if not isinstance(value, str) or len(value) > _MAX_NUMBER_TEXT:
         return math.nan
     text = value.strip(JS_SPACE)
@@ -277,10 +277,10 @@ def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedde
         EncodeError: A null inside the data.
     """
     text = signed_text(owned.id, external, embedded)
-    return _sign(owned, text, now_ms, f',"d":{to_json(embedded)}' if is_truthy(embedded) else "")
+    return _sign_text(owned, text, now_ms, f',"d":{to_json(embedded)}' if is_truthy(embedded) else "")
 
 
-def _sign(owned: OwnedSession, text: str, now_ms: int, data: str = "") -> str:
+def _sign_text(owned: OwnedSession, text: str, now_ms: int, data: str = "") -> str:
     signature = base32_encode(owned.signer.sign(text.encode()))
     envelope = f'{{"i":{json_string(owned.session.id)},"s":"{signature}","ts":{now_ms}{data}}}'
     return base32_encode(envelope.encode())
@@ -310,7 +310,7 @@ def _check_envelope(session: Session, envelope: SignatureEnvelope) -> None:
     if _is_long_text(ts):
         raise InvalidSignatureError("the signature's time is written in more than 40 characters")
     # COMPAT: JavaScript's comparison; a missing ts never counts as late.
-    if ts is not UNDEFINED and _number(ts) > session.expiration_ms:
+    if ts is not UNDEFINED and _to_number(ts) > session.expiration_ms:
         raise ExpiredSessionError(f"session {session.id!r} had expired when this was signed")
 
 
@@ -325,7 +325,7 @@ def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
     """
     if not commit.ts or not commit.connection or not commit.version:
         raise EncodeError(f"commit {commit.id!r:.100} lacks a ts, a connection id or a version")
-    return commit.with_signature(_sign(owned, commit.signed_text(owned.session.id), now_ms))
+    return commit.with_signature(_sign_text(owned, commit.signed_text(owned.session.id), now_ms))
 
 
 def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope | None = None) -> None:
@@ -397,6 +397,6 @@ def check_request_time(envelope: SignatureEnvelope, *, now_ms: int) -> None:
     data = envelope.data
     if not is_truthy(data):
         raise InvalidSignatureError("a request signature holds embedded data")
-    ts = _number(data["ts"]) if isinstance(data, dict) and "ts" in data else math.nan
+    ts = _to_number(data["ts"]) if isinstance(data, dict) and "ts" in data else math.nan
     if not abs(now_ms - ts) <= REQUEST_WINDOW.total_seconds() * 1000:
         raise ClockSkewError("the request was signed more than three minutes away from this clock")

@@ -97,7 +97,7 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
         raise InvalidSignatureError(f"commit {commit.id!r} is nested too deeply") from None
 
 
-def better(known: Session | None, new: Session) -> Session:
+def preferred_session(known: Session | None, new: Session) -> Session:
     """Choose between two versions of one session, as GoatDB does (docs/reference/goatdb-protocol.md#trust).
 
     Ours on top: a root stays a root, so that a later copy without an owner cannot demote it.

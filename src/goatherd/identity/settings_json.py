@@ -17,14 +17,14 @@ from goatherd.identity.document import (
     IdentityDocument,
     document_from_tree,
     document_tree,
+    normalize_document,
     read_owned,
     read_session,
-    settled,
 )
 from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE
 from goatherd.identity.redaction import days_left
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
-from goatherd.identity.strict_json import holds_private_key, parse, pretty
+from goatherd.identity.strict_json import holds_private_key, parse_object, to_pretty_json
 from goatherd.wire.json import to_json_bytes
 
 SETTINGS_LIMIT_BYTES: Final = 256 * 1024 * 1024
@@ -47,18 +47,18 @@ def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tupl
         MalformedIdentityError: Anything in it is malformed. Nothing is skipped, nothing is invented.
         KeyMismatchError: The private key does not belong to the public one.
     """
-    tree = parse(raw, max_bytes=SETTINGS_LIMIT_BYTES)
+    tree = parse_object(raw, max_bytes=SETTINGS_LIMIT_BYTES)
     notes: list[str] = []
     trusted = _read_trusted(tree, notes)
     if "generation" in tree or "version" in tree:
         own = {name: value for name, value in tree.items() if name != "trustedSessions"}
         document = document_from_tree(own)
         users = tuple(session for session in trusted if not session.is_root)
-        missing = [session.id for session in trusted if session.is_root and document.root(session.id) is None]
+        missing = [session.id for session in trusted if session.is_root and document.find_root(session.id) is None]
         if missing:
             raise MalformedIdentityError(f"trustedSessions holds root {missing[0]} that is not among the roots")
     else:
-        document, users = _convert(tree, trusted, now_ms, notes)
+        document, users = _convert_settings(tree, trusted, now_ms, notes)
     left = days_left(document, now_ms)
     if left < 0:
         notes.append(f"the current root {document.current.id} has expired. {EXPIRED_HINT}")
@@ -67,7 +67,7 @@ def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tupl
     return document, users, notes
 
 
-def _convert(
+def _convert_settings(
     tree: Mapping[str, Any], trusted: Iterable[Session], now_ms: int, notes: list[str]
 ) -> tuple[IdentityDocument, tuple[Session, ...]]:
     if tree.get("currentSession") is None:
@@ -75,15 +75,15 @@ def _convert(
     current = read_owned(tree["currentSession"], "currentSession")
     if current.session.owner != ROOT_OWNER:
         raise MalformedIdentityError("the owner of currentSession is not root: these are a client's settings")
-    current = OwnedSession(session=_plain(current.session, "currentSession", notes), signer=current.signer)
+    current = OwnedSession(session=_without_unknown(current.session, "currentSession", notes), signer=current.signer)
     roots: dict[str, Session] = {current.id: current.session}
     for root in _read_roots(tree, notes):
-        _unite(roots, root, notes)
+        _add_root(roots, root, notes)
     for session in trusted:
         if session.is_root:
             if session.id not in roots:
                 notes.append(f"root {session.id} was in trustedSessions only; it is among the roots now")
-            _unite(roots, session, notes)
+            _add_root(roots, session, notes)
     # COMPAT: a later copy of its own session extends a GoatDB server's current session too.
     current = OwnedSession(session=roots[current.id], signer=current.signer)
     extra = {}
@@ -93,13 +93,13 @@ def _convert(
                 notes.append("an unknown member that holds a private key was left out")
             else:
                 extra[name] = value
-    document = settled(
+    document = normalize_document(
         IdentityDocument(generation=1, current=current, roots=tuple(roots.values()), last_updated=now_ms, extra=extra)
     )
     return document, tuple(session for session in trusted if not session.is_root)
 
 
-def _unite(roots: dict[str, Session], root: Session, notes: list[str]) -> None:
+def _add_root(roots: dict[str, Session], root: Session, notes: list[str]) -> None:
     known = roots.get(root.id)
     if known is None:
         roots[root.id] = root
@@ -121,7 +121,7 @@ def _read_roots(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
     roots = []
     for index, item in enumerate(value):
         where = f"roots[{index}]"
-        root = _plain(read_session(item, where), where, notes)
+        root = _without_unknown(read_session(item, where), where, notes)
         if root.owner != ROOT_OWNER:
             raise MalformedIdentityError(f"the owner of {where} is not root")
         if "privateKey" in item:
@@ -139,7 +139,7 @@ def _read_trusted(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
     sessions: dict[str, Session] = {}
     for index, item in enumerate(value):
         where = f"trustedSessions[{index}]"
-        session = _plain(_read_user_session(item, where), where, notes)
+        session = _without_unknown(_read_user_session(item, where), where, notes)
         if session.id in sessions and sessions[session.id].public_key != session.public_key:
             raise MalformedIdentityError(f"{where} has the id of another session with another key")
         if "privateKey" in item:
@@ -155,7 +155,7 @@ def _read_user_session(value: Any, where: str) -> Session:
     return read_session(value, where, is_key_checked=False)
 
 
-def _plain(session: Session, where: str, notes: list[str]) -> Session:
+def _without_unknown(session: Session, where: str, notes: list[str]) -> Session:
     """Drop what GoatDB does not know inside a session: a GoatDB server would publish it."""
     if not session.extra:
         return session
@@ -190,13 +190,13 @@ def to_settings(
             hint=EXPIRED_HINT if left < 0 else "Rotate first: `goatherd rotate`.",
         )
     members = _settings_members(document, trusted)
-    return to_json_bytes(members) if is_compact else pretty(members)
+    return to_json_bytes(members) if is_compact else to_pretty_json(members)
 
 
 def to_settings_keeping(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
     """Return a ``settings.json`` that is an identity document as well: all of its members, and the user sessions."""
     tree = document_tree(document)
-    return pretty({**tree, "trustedSessions": _settings_members(document, trusted)["trustedSessions"]})
+    return to_pretty_json({**tree, "trustedSessions": _settings_members(document, trusted)["trustedSessions"]})
 
 
 def _settings_members(document: IdentityDocument, trusted: Iterable[Session]) -> dict[str, Any]:

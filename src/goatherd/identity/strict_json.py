@@ -25,11 +25,11 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _json_string = json.encoder.encode_basestring
 
 
-class _RefusedError(ValueError):
+class _NotStrictError(ValueError):
     """Something that JSON allows and an identity does not; its text quotes nothing."""
 
 
-def parse(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
+def parse_object(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
@@ -40,7 +40,7 @@ def parse(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
         MalformedIdentityError: Too large, not UTF-8, not JSON, not an object, a member twice, a number that no
             JavaScript number holds, or nested deeper than `MAX_DEPTH`.
     """
-    value, problem = _parse(raw, max_bytes)
+    value, problem = _parse_value(raw, max_bytes)
     # SECURITY: raised out here, so that no exception that holds the text is in its context
     # (tests/unit/identity/test_document_properties.py).
     if problem is not None:
@@ -52,15 +52,19 @@ def parse(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
     return value
 
 
-def _parse(raw: bytes | str, max_bytes: int) -> tuple[Any, str | None]:
+def _parse_value(raw: bytes | str, max_bytes: int) -> tuple[Any, str | None]:
     if len(raw) > max_bytes:
         return None, f"the identity has {len(raw)} bytes, more than {max_bytes}"
     try:
         text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
         value = json.loads(
-            text, object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=_constant
+            text,
+            object_pairs_hook=_object_of_pairs,
+            parse_float=_finite_float,
+            parse_int=_javascript_integer,
+            parse_constant=_refuse_constant,
         )
-    except _RefusedError as error:
+    except _NotStrictError as error:
         return None, str(error)
     except UnicodeDecodeError:
         return None, "the identity is not UTF-8"
@@ -71,29 +75,29 @@ def _parse(raw: bytes | str, max_bytes: int) -> tuple[Any, str | None]:
     return value, None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise _RefusedError("an object has a member twice")
+        raise _NotStrictError("an object has a member twice")
     return value
 
 
-def _float(text: str) -> float:
+def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _RefusedError("a number is out of range")
+        raise _NotStrictError("a number is out of range")
     return value
 
 
-def _int(text: str) -> int | float:
+def _javascript_integer(text: str) -> int | float:
     if len(text) > 308:
-        raise _RefusedError("a number is out of range")
+        raise _NotStrictError("a number is out of range")
     value = int(text)
     return value if abs(value) <= 2**53 else float(value)
 
 
-def _constant(_: str) -> NoReturn:
-    raise _RefusedError("a number is not finite")
+def _refuse_constant(_: str) -> NoReturn:
+    raise _NotStrictError("a number is not finite")
 
 
 def _is_deeper_than(value: Any, levels: int) -> bool:
@@ -105,14 +109,14 @@ def _is_deeper_than(value: Any, levels: int) -> bool:
     return any(_is_deeper_than(member, levels - 1) for member in members)
 
 
-def pretty(value: Any) -> bytes:
+def to_pretty_json(value: Any) -> bytes:
     """Return ``JSON.stringify(value, null, 2)`` as UTF-8, without a trailing newline."""
     if orjson_agrees(value):
         return orjson.dumps(value, option=orjson.OPT_INDENT_2)
-    return _pretty(value, "\n").encode()
+    return _indent_value(value, "\n").encode()
 
 
-def _pretty(value: Any, newline: str) -> str:
+def _indent_value(value: Any, newline: str) -> str:
     if isinstance(value, str):
         return string_text(value)
     if value is None:
@@ -123,34 +127,34 @@ def _pretty(value: Any, newline: str) -> str:
         return number_text(value)
     inner = newline + "  "
     if isinstance(value, Mapping):
-        members = [f"{string_text(name)}: {_pretty(member, inner)}" for name, member in value.items()]
+        members = [f"{string_text(name)}: {_indent_value(member, inner)}" for name, member in value.items()]
         opening, closing = "{", "}"
     else:
-        members = [_pretty(member, inner) for member in value]
+        members = [_indent_value(member, inner) for member in value]
         opening, closing = "[", "]"
     if not members:
         return opening + closing
     return opening + inner + ("," + inner).join(members) + newline + closing
 
 
-def canonical(value: Any) -> bytes:
+def to_canonical_json(value: Any) -> bytes:
     """Return a JSON value in canonical form (RFC 8785): no white space, members sorted by their UTF-16 code units.
 
     A lone surrogate, which that form does not know, is escaped.
     """
-    return _canonical(value).encode()
+    return _canonical_text(value).encode()
 
 
-def _canonical(value: Any) -> str:
+def _canonical_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        names = sorted(value, key=_utf16)
-        return "{" + ",".join(f"{string_text(name)}:{_canonical(value[name])}" for name in names) + "}"
+        names = sorted(value, key=_utf16_key)
+        return "{" + ",".join(f"{string_text(name)}:{_canonical_text(value[name])}" for name in names) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_canonical(member) for member in value) + "]"
-    return _pretty(value, "")
+        return "[" + ",".join(_canonical_text(member) for member in value) + "]"
+    return _indent_value(value, "")
 
 
-def _utf16(name: str) -> bytes:
+def _utf16_key(name: str) -> bytes:
     return name.encode("utf-16-be", "surrogatepass")
 
 
@@ -159,17 +163,17 @@ def string_text(text: str) -> str:
     return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", _json_string(text))
 
 
-def strings(value: Any) -> Iterator[str]:
+def all_strings(value: Any) -> Iterator[str]:
     """Yield every text inside `value`, member names included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, member in value.items():
             yield name
-            yield from strings(member)
+            yield from all_strings(member)
     elif isinstance(value, list | tuple):
         for member in value:
-            yield from strings(member)
+            yield from all_strings(member)
 
 
 def holds_private_key(value: Any) -> bool:

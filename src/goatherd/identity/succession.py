@@ -41,7 +41,7 @@ from goatherd.identity.session_commits import (
     session_from_commit,
     verify_commit_by,
 )
-from goatherd.identity.strict_json import canonical, parse, pretty
+from goatherd.identity.strict_json import parse_object, to_canonical_json, to_pretty_json
 
 if TYPE_CHECKING:
     from goatherd.crypto import PublicKey
@@ -81,17 +81,17 @@ def verify_succession(
     for root in document.roots:
         if root.id in known and known[root.id].public_key != root.public_key:
             raise SuccessionError(f"root {root.id} has come back with another key")
-    believed = _believed(document, known, introductions)
+    believed = _trusted_roots(document, known, introductions)
     if document.current.id not in believed:
-        raise _open_chain(f"the current root {document.current.id}")
+        raise _open_chain_error(f"the current root {document.current.id}")
     # SECURITY: who can write the secret but does not hold a root's key must not be able to slip in a root of his own
     # beside the real one (tests/unit/identity/test_succession.py).
     strange = [root.id for root in document.roots if root.id not in believed and root.id not in revoked]
     if strange:
-        raise _open_chain(f"root {strange[0]}")
+        raise _open_chain_error(f"root {strange[0]}")
 
 
-def _open_chain(to: str) -> SuccessionError:
+def _open_chain_error(to: str) -> SuccessionError:
     error = SuccessionError(f"no chain of endorsements leads from a root trusted here to {to}")
     error.is_chain_open = True
     return error
@@ -105,18 +105,18 @@ def find_introduced(document: IdentityDocument, introductions: Iterable[Commit])
         introductions: As for `verify_succession`.
     """
     known = {root.id: root for root in document.roots if root.id not in document.revoked_ids}
-    reached = _reached(document, known, introductions)
+    reached = _reachable_roots(document, known, introductions)
     return {one: session for one, session in reached.items() if one not in document.revoked_ids}
 
 
-def _believed(
+def _trusted_roots(
     document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
 ) -> frozenset[str]:
     """Return the roots to believe: no revoked one is among them, though some are reached."""
-    return frozenset(_reached(document, known, introductions)) - document.revoked_ids
+    return frozenset(_reachable_roots(document, known, introductions)) - document.revoked_ids
 
 
-def _reached(
+def _reachable_roots(
     document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
 ) -> dict[str, Session]:
     revoked = document.revoked_ids
@@ -152,7 +152,7 @@ def _reached(
                 session
                 for commit in introduced.get(by.id, ())
                 if commit.key not in reached
-                and (session := _introduced(commit, by)) is not None
+                and (session := _read_introduction(commit, by)) is not None
                 # What the document says of a root must be what was introduced, down to the expiration.
                 and listed.get(session.id, session) == session
             ]
@@ -163,7 +163,7 @@ def _reached(
     return reached
 
 
-def _introduced(commit: Commit, by: Session) -> Session | None:
+def _read_introduction(commit: Commit, by: Session) -> Session | None:
     """Return the root that a session commit introduces, or None where `by` did not sign it or it is something else."""
     try:
         session = session_from_commit(commit)
@@ -174,7 +174,7 @@ def _introduced(commit: Commit, by: Session) -> Session | None:
     return session if session.is_root else None
 
 
-def check_generation(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
+def check_generation(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint) -> None:
     """Check that `new` does not lead back behind `seen`, the highest generation seen so far.
 
     Raises:
@@ -188,7 +188,7 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument | Seen) -> No
         )
     if new.generation < seen.generation:
         raise GenerationError(f"generation went back from {seen.generation} to {new.generation}")
-    if new.generation == seen.generation and document_digest(new) != _seen(seen).digest:
+    if new.generation == seen.generation and document_digest(new) != _as_checkpoint(seen).digest:
         raise GenerationError(f"generation {new.generation} was seen with other contents")
 
 
@@ -204,14 +204,14 @@ def check_first(document: IdentityDocument) -> None:
         )
 
 
-def check_signature(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
+def check_signature(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint) -> None:
     """Check that `new` is signed by its current root, where a signed document was seen before.
 
     Raises:
         UnsignedIdentityError: It has no signature, or one that does not verify. What was seen itself passes: the
             operator has accepted it.
     """
-    before = _seen(seen)
+    before = _as_checkpoint(seen)
     if before.is_signed and document_digest(new) != before.digest:
         verify_signed(new)
 
@@ -234,13 +234,13 @@ def verify_signed(document: IdentityDocument) -> None:
     raise UnsignedIdentityError(f"generation {generation} of the identity {problem}")
 
 
-def check_lineage(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
+def check_lineage(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint) -> None:
     """Check that `new` has grown from `seen`, as far as it names its predecessors.
 
     Raises:
         ForkedIdentityError: It names another document of that generation.
     """
-    if new.lineage is not None and new.lineage.contradicts(seen.generation, _seen(seen).digest):
+    if new.lineage is not None and new.lineage.contradicts(seen.generation, _as_checkpoint(seen).digest):
         raise ForkedIdentityError(
             f"generation {new.generation} has not grown from the generation {seen.generation} that is in use, but from"
             " another one with that number"
@@ -249,7 +249,7 @@ def check_lineage(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
 
 def verify_successor(
     new: IdentityDocument,
-    seen: IdentityDocument | Seen,
+    seen: IdentityDocument | TrustCheckpoint,
     introductions: Iterable[Commit] = (),
     *,
     may_fork: bool = False,
@@ -288,7 +288,7 @@ def verify_successor(
     lost = find_lost_roots(new, seen, commits)
     # SECURITY: somebody who goes on from a restored backup must not take the root with him that has signed since
     # (tests/unit/identity/test_lineage.py).
-    if lost and not (is_pruning_believed and new.pruned - _seen(seen).pruned >= len(lost)):
+    if lost and not (is_pruning_believed and new.pruned - _as_checkpoint(seen).pruned >= len(lost)):
         error = SuccessionError(
             f"root {lost[0].id}, which is trusted here, is gone from the identity: it is neither retired nor revoked,"
             " and no later root has introduced it",
@@ -300,7 +300,7 @@ def verify_successor(
 
 
 def find_lost_roots(
-    new: IdentityDocument, seen: IdentityDocument | Seen, introductions: Iterable[Commit]
+    new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint, introductions: Iterable[Commit]
 ) -> tuple[Session, ...]:
     """Return the roots of `seen` that `new` does not list and whose absence nothing explains.
 
@@ -313,16 +313,16 @@ def find_lost_roots(
         seen: What a node uses, or has used last.
         introductions: Session commits, unverified and in any order.
     """
-    known = _seen(seen)
+    known = _as_checkpoint(seen)
     explained = {root.id for root in new.roots} | new.revoked_ids | new.retired_ids | {known.prepared_id}
     lost = tuple(root for root in known.roots if root.id not in explained)
     if not lost:
         return ()
-    outlived = _outlived(new, introductions)
+    outlived = _later_introduced_keys(new, introductions)
     return tuple(root for root in lost if outlived.get(root.id) != root.public_key)
 
 
-def _outlived(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, PublicKey]:
+def _later_introduced_keys(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, PublicKey]:
     """Return the keys of the roots that a later root has introduced, back from those of the document.
 
     A root that was revoked since is a witness still: this decides about no trust.
@@ -336,7 +336,7 @@ def _outlived(document: IdentityDocument, introductions: Iterable[Commit]) -> di
     while todo:
         by = todo.pop()
         for commit in by_signer.pop(by.id, ()):
-            session = _introduced(commit, by)
+            session = _read_introduction(commit, by)
             if session is not None and session.id not in found:
                 found[session.id] = session.public_key
                 todo.append(session)
@@ -344,7 +344,7 @@ def _outlived(document: IdentityDocument, introductions: Iterable[Commit]) -> di
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class TrustCheckpoint:
     """What is enough to remember of an identity in order not to go back behind it. Holds nothing secret.
 
     Attributes:
@@ -366,7 +366,7 @@ class Seen:
     pruned: int = 0
 
     @classmethod
-    def of(cls, document: IdentityDocument) -> Seen:
+    def from_document(cls, document: IdentityDocument) -> TrustCheckpoint:
         record = document.rotation
         is_unknown = record is not None and record.phase is Phase.PREPARED and not record.is_restore
         return cls(
@@ -385,14 +385,14 @@ class Seen:
         return any(keys.get(root.id) == root.public_key for root in document.roots)
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> Seen:
+    def from_bytes(cls, raw: bytes) -> TrustCheckpoint:
         """Read what `to_bytes` wrote.
 
         Raises:
             MalformedIdentityError: It is something else, or was changed since. Goatherd 0.1.0 wrote no checksum.
         """
-        tree = parse(raw, max_bytes=SIZE_LIMIT_BYTES)
-        if ("checksum" in tree or "signed" in tree) and tree.pop("checksum", None) != _checksum(tree):
+        tree = parse_object(raw, max_bytes=SIZE_LIMIT_BYTES)
+        if ("checksum" in tree or "signed" in tree) and tree.pop("checksum", None) != _checkpoint_digest(tree):
             raise MalformedIdentityError("its checksum does not match what it holds")
         generation, digest = tree.get("generation"), tree.get("digest")
         roots, revoked = tree.get("roots"), tree.get("revoked")
@@ -427,12 +427,12 @@ class Seen:
         }
         if self.prepared_id is not None:
             tree["prepared"] = self.prepared_id
-        return pretty({**tree, "checksum": _checksum(tree)})
+        return to_pretty_json({**tree, "checksum": _checkpoint_digest(tree)})
 
 
-def _checksum(tree: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(tree)).hexdigest()
+def _checkpoint_digest(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_canonical_json(tree)).hexdigest()
 
 
-def _seen(seen: IdentityDocument | Seen) -> Seen:
-    return seen if isinstance(seen, Seen) else Seen.of(seen)
+def _as_checkpoint(seen: IdentityDocument | TrustCheckpoint) -> TrustCheckpoint:
+    return seen if isinstance(seen, TrustCheckpoint) else TrustCheckpoint.from_document(seen)

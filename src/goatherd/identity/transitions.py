@@ -26,16 +26,16 @@ from goatherd.identity.document import (
     RotationRecord,
     encode_document,
     history_json,
-    settled,
+    normalize_document,
     sign_document,
     source_digest,
 )
 from goatherd.identity.key_age import EXPIRED_HINT, last_valid_ms
 from goatherd.identity.lineage import Lineage
-from goatherd.identity.revocations import Freeze, Revocation, prove
-from goatherd.identity.root_signatures import Endorsement, endorse
+from goatherd.identity.revocations import Freeze, Revocation, sign_proof
+from goatherd.identity.root_signatures import Endorsement, endorse_root
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.identity.strict_json import pretty
+from goatherd.identity.strict_json import to_pretty_json
 
 MAX_HISTORY = 16
 MAX_HISTORY_BYTES: Final = 2048
@@ -49,7 +49,7 @@ SUCCESSES = frozenset({ROTATED, RESTORED})
 """Events of the history by which a rotation has come to its end."""
 
 
-def create(current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = ()) -> IdentityDocument:
+def create_document(current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = ()) -> IdentityDocument:
     """Make the first document of a cluster, generation 1.
 
     Args:
@@ -62,10 +62,10 @@ def create(current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = ())
     """
     others = tuple(root for root in roots if root.id != current.id)
     first = IdentityDocument(generation=1, current=current, roots=(current.session, *others), last_updated=now_ms)
-    return settled(sign_document(first, now_ms))
+    return normalize_document(sign_document(first, now_ms))
 
 
-def prepare(
+def prepare_rotation(
     document: IdentityDocument,
     successor: OwnedSession,
     *,
@@ -92,7 +92,7 @@ def prepare(
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
     if not successor.session.is_root:
         raise IllegalStepError("the successor's owner is not root")
-    if document.root(successor.id) is not None or successor.id in document.revoked_ids:
+    if document.find_root(successor.id) is not None or successor.id in document.revoked_ids:
         raise IllegalStepError(f"root {successor.id} was used before")
     if document.current.session.is_expired(now_ms):
         raise IllegalStepError(
@@ -109,17 +109,17 @@ def prepare(
         phase_at=now_ms,
         stable_version=stable_version,
     )
-    return _changed(
+    return _next_document(
         document,
         now_ms,
         next=successor,
         roots=(*document.roots, successor.session),
         rotation=record,
-        endorsements=(*document.endorsements, endorse(document.current, successor.session, now_ms)),
+        endorsements=(*document.endorsements, endorse_root(document.current, successor.session, now_ms)),
     )
 
 
-def restore(
+def prepare_restore(
     document: IdentityDocument,
     earlier: OwnedSession,
     *,
@@ -151,7 +151,7 @@ def restore(
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
-    listed, is_listed_again = document.root(earlier.id), False
+    listed, is_listed_again = document.find_root(earlier.id), False
     if listed is None and has_left and not document.current.session.is_expired(now_ms):
         is_listed_again = True
     elif listed != earlier.session or earlier.id == document.current.id:
@@ -172,8 +172,8 @@ def restore(
     current, endorsements = document.current, document.endorsements
     is_endorsed = any(item.by == current.id and item.of == earlier.id for item in endorsements)
     if not is_endorsed and not current.session.is_expired(now_ms):
-        endorsements = (*endorsements, endorse(current, earlier.session, now_ms))
-    return _changed(
+        endorsements = (*endorsements, endorse_root(current, earlier.session, now_ms))
+    return _next_document(
         document,
         now_ms,
         next=earlier,
@@ -209,13 +209,13 @@ def replace_expired(
     if not successor.session.is_root or successor.session.is_expired(now_ms):
         raise IllegalStepError("the successor is no root, or has expired as well")
     is_prepared = find_successor(document, now_ms) == successor
-    if not is_prepared and (document.root(successor.id) is not None or successor.id in document.revoked_ids):
+    if not is_prepared and (document.find_root(successor.id) is not None or successor.id in document.revoked_ids):
         raise IllegalStepError(f"root {successor.id} was used before")
     roots, endorsements = document.roots, document.endorsements
     if not is_prepared:
         roots = (*roots, successor.session)
-        endorsements = (*endorsements, endorse(expired, successor.session, last_valid_ms(expired.session)))
-    return _changed(
+        endorsements = (*endorsements, endorse_root(expired, successor.session, last_valid_ms(expired.session)))
+    return _next_document(
         document,
         now_ms,
         current=successor,
@@ -250,7 +250,7 @@ def find_successor(document: IdentityDocument, now_ms: int) -> OwnedSession | No
 
 def find_replaced(document: IdentityDocument) -> Session | None:
     """Return the root that had expired when the current one took its place; None where none had."""
-    replaced = document.root(document.rotated_from or "")
+    replaced = document.find_root(document.rotated_from or "")
     if replaced is None or document.rotated_at is None or replaced.id == document.current.id:
         return None
     return replaced if replaced.is_expired(document.rotated_at) else None
@@ -269,23 +269,23 @@ def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> Identit
     Raises:
         IllegalStepError: Anything but prepared to published or activated to verified. (`activate` changes more.)
     """
-    record = _rotation(document, "go on")
+    record = _require_rotation(document, "go on")
     if (record.phase, phase) not in {(Phase.PREPARED, Phase.PUBLISHED), (Phase.ACTIVATED, Phase.VERIFIED)}:
         raise IllegalStepError(f"rotation {record.id} is {record.phase}; it cannot become {phase} by itself")
-    return _changed(document, now_ms, rotation=replace(record, phase=phase, phase_at=now_ms))
+    return _next_document(document, now_ms, rotation=replace(record, phase=phase, phase_at=now_ms))
 
 
-def activate(document: IdentityDocument, now_ms: int) -> IdentityDocument:
+def activate_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     """Move signing to the next session; the earlier root's private key leaves the document.
 
     Raises:
         IllegalStepError: The rotation is not published, or the next session has expired.
     """
-    record = _rotation(document, "activate", Phase.PUBLISHED)
+    record = _require_rotation(document, "activate", Phase.PUBLISHED)
     successor = document.next
     if successor is None or successor.session.is_expired(now_ms):
         raise IllegalStepError("the next session has expired; cancel the rotation")
-    return _changed(
+    return _next_document(
         document,
         now_ms,
         current=successor,
@@ -296,27 +296,27 @@ def activate(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     )
 
 
-def verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
+def mark_verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     """Record that every node signs with the new root and took the cross-signed commit; `with_phase` says the rest."""
     return with_phase(document, Phase.VERIFIED, now_ms)
 
 
 def correct_times(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     """Write a document anew whose times in the future were limited (`goatherd.identity.recorded_times`)."""
-    return _changed(document, now_ms)
+    return _next_document(document, now_ms)
 
 
-def finalize(document: IdentityDocument, now_ms: int) -> IdentityDocument:
+def finalize_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     """End a verified rotation; who signed before, and until when, stays.
 
     Raises:
         IllegalStepError: The rotation is not verified.
     """
-    record = _rotation(document, "finalize", Phase.VERIFIED)
-    return _ended(document, now_ms, RESTORED if record.is_restore else ROTATED, record, None)
+    record = _require_rotation(document, "finalize", Phase.VERIFIED)
+    return _end_rotation(document, now_ms, RESTORED if record.is_restore else ROTATED, record, None)
 
 
-def cancel(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
+def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
     """Give up a rotation before activation; the current root goes on signing.
 
     A root that was published already is known to nodes, and stays among the roots as a public key. So does an earlier
@@ -325,10 +325,10 @@ def cancel(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityD
     Raises:
         IllegalStepError: The rotation is activated already (roll it back), or there is none.
     """
-    record = _rotation(document, "cancel", Phase.PREPARED, Phase.PUBLISHED)
+    record = _require_rotation(document, "cancel", Phase.PREPARED, Phase.PUBLISHED)
     if record.phase is Phase.PUBLISHED or record.is_restore:
-        return _ended(document, now_ms, CANCELLED, record, reason, next=None)
-    return _ended(
+        return _end_rotation(document, now_ms, CANCELLED, record, reason, next=None)
+    return _end_rotation(
         document,
         now_ms,
         CANCELLED,
@@ -340,7 +340,9 @@ def cancel(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityD
     )
 
 
-def roll_back(document: IdentityDocument, stable: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
+def roll_back_rotation(
+    document: IdentityDocument, stable: IdentityDocument, now_ms: int, *, reason: str
+) -> IdentityDocument:
     """Let the earlier root sign again, after activation. The new root stays trusted: what it signed must verify.
 
     Args:
@@ -353,15 +355,15 @@ def roll_back(document: IdentityDocument, stable: IdentityDocument, now_ms: int,
         IllegalStepError: The rotation is not activated, `stable` holds another root or key, or that root has expired or
             is revoked.
     """
-    record = _rotation(document, "roll back", Phase.ACTIVATED, Phase.VERIFIED)
+    record = _require_rotation(document, "roll back", Phase.ACTIVATED, Phase.VERIFIED)
     earlier = stable.current
-    if earlier.id != record.from_id or document.root(earlier.id) != earlier.session:
+    if earlier.id != record.from_id or document.find_root(earlier.id) != earlier.session:
         raise IllegalStepError(f"the stable version does not hold the earlier root {record.from_id}")
     if earlier.session.is_expired(now_ms) or earlier.id in document.revoked_ids:
         raise IllegalStepError(f"the earlier root {earlier.id} has expired or is revoked")
     # SECURITY: roots are left as they are: without the new root's public key its commits could not be
     # verified any more (tests/unit/identity/test_transitions.py).
-    return _ended(
+    return _end_rotation(
         document,
         now_ms,
         "rolled-back",
@@ -373,7 +375,7 @@ def roll_back(document: IdentityDocument, stable: IdentityDocument, now_ms: int,
     )
 
 
-def retire(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
+def record_retirement(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
     """Record that no version in the store holds this root's private key any more; its public half stays.
 
     A rotation in progress may roll back to an earlier root, but never to a revoked one, so that can be retired then.
@@ -383,14 +385,14 @@ def retire(document: IdentityDocument, session_id: str, now_ms: int) -> Identity
     """
     if document.rotation is not None and session_id not in document.revoked_ids:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; it may go back")
-    if document.root(session_id) is None or session_id == document.current.id:
+    if document.find_root(session_id) is None or session_id == document.current.id:
         raise IllegalStepError(f"{session_id} is no earlier root")
     if session_id in document.retired_ids:
         raise IllegalStepError(f"root {session_id} is retired already")
-    return _changed(document, now_ms, entry=HistoryEntry(at=now_ms, event=_RETIRED, from_id=session_id))
+    return _next_document(document, now_ms, entry=HistoryEntry(at=now_ms, event=_RETIRED, from_id=session_id))
 
 
-def prune(document: IdentityDocument, session_ids: Collection[str], now_ms: int) -> IdentityDocument:
+def prune_roots(document: IdentityDocument, session_ids: Collection[str], now_ms: int) -> IdentityDocument:
     """Take earlier roots out of the document, with their endorsements and the records that they are retired.
 
     Nodes go on trusting them by their introductions in ``/sys/sessions``; that every node holds these is for the caller
@@ -401,10 +403,10 @@ def prune(document: IdentityDocument, session_ids: Collection[str], now_ms: int)
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; no root leaves now")
-    staying = sorted(set(session_ids) - may_leave(document))
+    staying = sorted(set(session_ids) - prunable_roots(document))
     if staying or not session_ids:
         raise IllegalStepError(f"{', '.join(staying) or 'no root'}: not an earlier root that may leave the document")
-    return _changed(
+    return _next_document(
         document,
         now_ms,
         roots=tuple(root for root in document.roots if root.id not in session_ids),
@@ -413,7 +415,7 @@ def prune(document: IdentityDocument, session_ids: Collection[str], now_ms: int)
     )
 
 
-def revoke(
+def revoke_root(
     document: IdentityDocument,
     session_id: str,
     now_ms: int,
@@ -444,47 +446,47 @@ def revoke(
         IllegalStepError: The root is unknown or revoked already, the current root has no successor given, another
             root has one, or the successor is no root, revoked, expired, or known with another key.
     """
-    if document.root(session_id) is None or session_id in document.revoked_ids:
+    if document.find_root(session_id) is None or session_id in document.revoked_ids:
         raise IllegalStepError(f"{session_id} is no root that could be revoked")
     is_current = session_id == document.current.id
     if is_current == (successor is None):
         raise IllegalStepError("a successor is given when, and only when, the current root is revoked")
     current = successor or document.current
-    _check_heir(document, current, session_id, now_ms)
+    _check_successor(document, current, session_id, now_ms)
     prover = document.current if is_current else proving
-    if prover is not None and prover.session != document.root(session_id):
+    if prover is not None and prover.session != document.find_root(session_id):
         raise IllegalStepError("the proof is not made with the revoked root")
     revoked = [
         Revocation(
             id=session_id,
             at=now_ms,
-            reason=_shortened(reason),
+            reason=_shorten_reason(reason),
             successor=None if prover is None else current.id,
-            proof=None if prover is None else prove(prover, current.session, now_ms),
+            proof=None if prover is None else sign_proof(prover, current.session, now_ms),
         )
     ]
     has_signed = document.rotation is not None and document.rotation.is_restore
     if document.next is not None and document.next.id not in (session_id, current.id) and not has_signed:
         revoked.append(Revocation(id=document.next.id, at=now_ms, reason=f"lay beside {session_id}"))
-    roots = document.roots if document.root(current.id) else (*document.roots, current.session)
+    roots = document.roots if document.find_root(current.id) else (*document.roots, current.session)
     revoked_ids = document.revoked_ids | {one.id for one in revoked}
     changes: dict[str, Any] = {
         "revoked": (*_without_old_proofs(document.revoked), *revoked),
         "rotation": None,
         "next": None,
         "roots": roots,
-        "endorsements": _vouched_anew(document, current, roots, revoked_ids, now_ms),
+        "endorsements": _renew_endorsements(document, current, roots, revoked_ids, now_ms),
         "entry": HistoryEntry(
             at=now_ms,
             event="revoked",
             from_id=session_id,
             to_id=successor.id if successor else None,
-            reason=_shortened(reason),
+            reason=_shorten_reason(reason),
         ),
     }
     if successor is not None:
         changes.update(current=successor, rotated_from=session_id, rotated_at=now_ms)
-    return _changed(document, now_ms, **changes)
+    return _next_document(document, now_ms, **changes)
 
 
 def sign_again(
@@ -502,14 +504,14 @@ def sign_again(
             is as unsigned as the rest of it, and it may have the same generation as this one.
     """
     if signed is None:
-        return _changed(document, now_ms, generation=after + 1)
+        return _next_document(document, now_ms, generation=after + 1)
     lineage = (signed.lineage or Lineage()).followed_by(signed.generation, source_digest(signed))
     if signed.generation < document.generation <= after:
         lineage = lineage.followed_by(document.generation, source_digest(document))
-    return _changed(document, now_ms, generation=after + 1, lineage=lineage)
+    return _next_document(document, now_ms, generation=after + 1, lineage=lineage)
 
 
-def close_freeze(
+def record_frozen_commits(
     document: IdentityDocument, session_id: str, now_ms: int, *, commits: int, digest: str
 ) -> IdentityDocument:
     """Record what the cluster held of a revoked root's commits: nothing else of it is taken in any more, by anybody.
@@ -528,10 +530,10 @@ def close_freeze(
         raise IllegalStepError(f"{session_id} is not revoked")
     freeze = Freeze(at=now_ms, commits=commits, digest=digest)
     revoked = tuple(replace(one, freeze=freeze) if one.id == session_id else one for one in document.revoked)
-    return _changed(document, now_ms, revoked=revoked)
+    return _next_document(document, now_ms, revoked=revoked)
 
 
-def settle(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
+def record_reissued_sessions(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
     """Record that the sessions that a revoked root had introduced were introduced again: its word counts no more.
 
     Raises:
@@ -541,7 +543,7 @@ def settle(document: IdentityDocument, session_id: str, now_ms: int) -> Identity
     if found is None or found.freeze is None:
         raise IllegalStepError(f"{session_id} is not revoked, or its freeze is not closed")
     revoked = tuple(replace(one, settled_at=now_ms) if one.id == session_id else one for one in document.revoked)
-    return _changed(document, now_ms, revoked=revoked)
+    return _next_document(document, now_ms, revoked=revoked)
 
 
 def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ...]:
@@ -554,16 +556,16 @@ def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ..
     return (*bare, *revoked[len(old) :])
 
 
-def _check_heir(document: IdentityDocument, heir: OwnedSession, session_id: str, now_ms: int) -> None:
+def _check_successor(document: IdentityDocument, heir: OwnedSession, session_id: str, now_ms: int) -> None:
     if heir.id == session_id or not heir.session.is_root or heir.id in document.revoked_ids:
         raise IllegalStepError("the successor is no root that is to be believed")
-    if document.root(heir.id) not in (None, heir.session):
+    if document.find_root(heir.id) not in (None, heir.session):
         raise IllegalStepError("the successor is known with another key")
     if heir.session.is_expired(now_ms):
         raise IllegalStepError("the successor has expired")
 
 
-def _vouched_anew(
+def _renew_endorsements(
     document: IdentityDocument,
     current: OwnedSession,
     roots: Iterable[Session],
@@ -574,10 +576,10 @@ def _vouched_anew(
     kept = [item for item in document.endorsements if item.by not in revoked_ids]
     known = {item.of for item in kept if item.by == current.id}
     others = [root for root in roots if root.id not in revoked_ids | known | {current.id}]
-    return (*kept, *(endorse(current, root, now_ms) for root in others))
+    return (*kept, *(endorse_root(current, root, now_ms) for root in others))
 
 
-def _rotation(document: IdentityDocument, step: str, *phases: Phase) -> RotationRecord:
+def _require_rotation(document: IdentityDocument, step: str, *phases: Phase) -> RotationRecord:
     record = document.rotation
     if record is None:
         raise IllegalStepError(f"cannot {step}: there is no rotation under way")
@@ -586,7 +588,7 @@ def _rotation(document: IdentityDocument, step: str, *phases: Phase) -> Rotation
     return record
 
 
-def _ended(
+def _end_rotation(
     document: IdentityDocument, now_ms: int, event: str, record: RotationRecord, reason: str | None, **changes: Any
 ) -> IdentityDocument:
     entry = HistoryEntry(
@@ -594,13 +596,13 @@ def _ended(
         event=event,
         from_id=record.from_id,
         to_id=record.to_id,
-        reason=None if reason is None else _shortened(reason),
+        reason=None if reason is None else _shorten_reason(reason),
         rotation_id=record.id,
     )
-    return _changed(document, now_ms, entry=entry, rotation=None, **changes)
+    return _next_document(document, now_ms, entry=entry, rotation=None, **changes)
 
 
-def _changed(
+def _next_document(
     document: IdentityDocument, now_ms: int, *, entry: HistoryEntry | None = None, **changes: Any
 ) -> IdentityDocument:
     history = document.history if entry is None else (*document.history, entry)
@@ -609,14 +611,14 @@ def _changed(
     changes.setdefault("lineage", lineage)
     changed = replace(document, last_updated=now_ms, **changes)
     roots = frozenset(root.id for root in changed.roots)
-    return settled(sign_document(replace(changed, history=_trimmed(history, roots)), now_ms))
+    return normalize_document(sign_document(replace(changed, history=_trim_history(history, roots)), now_ms))
 
 
-def _shortened(reason: str) -> str:
+def _shorten_reason(reason: str) -> str:
     return reason if len(reason) <= _MAX_REASON else f"{reason[: _MAX_REASON - 3]}..."
 
 
-def _trimmed(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> tuple[HistoryEntry, ...]:
+def _trim_history(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> tuple[HistoryEntry, ...]:
     """Return the latest entries, within both bounds, and the records that roots of the document are retired.
 
     Such a record stays as long as its root: the key would be looked for again without it. Many of them must not crowd
@@ -625,7 +627,7 @@ def _trimmed(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> tuple[
     kept: set[int] = set()
     size = 0
     for entry in reversed([one for one in history if one.event != _RETIRED]):
-        size += len(pretty(history_json(entry)))
+        size += len(to_pretty_json(history_json(entry)))
         if kept and (size > MAX_HISTORY_BYTES or len(kept) == MAX_HISTORY):
             break
         kept.add(id(entry))
@@ -646,7 +648,7 @@ ENDORSEMENT_BYTES: Final = 512
 """What it adds for each root that its successor endorses anew."""
 
 
-def may_leave(document: IdentityDocument) -> frozenset[str]:
+def prunable_roots(document: IdentityDocument) -> frozenset[str]:
     """Return the roots without which the document is still whole.
 
     Not the current root, and not the one before it: by that one a node that missed the last rotation follows, and what
@@ -660,14 +662,14 @@ def may_leave(document: IdentityDocument) -> frozenset[str]:
     return frozenset(root.id for root in document.roots) - staying
 
 
-def leaving(document: IdentityDocument) -> tuple[str, ...]:
+def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
     """Return the roots that should leave a steady document, oldest first.
 
     A root that is on record as retired, and one whose rotation was cancelled, which has signed nothing. Of the others,
     which can still be restored, the latest `KEPT_ROOTS` stay, the root before the current one among them.
     """
-    earlier = [root.id for root in document.roots if root.id in may_leave(document)]
-    done = document.retired_ids | _cancelled(document)
+    earlier = [root.id for root in document.roots if root.id in prunable_roots(document)]
+    done = document.retired_ids | _cancelled_roots(document)
     kept = [one for one in earlier if one not in done][-(KEPT_ROOTS - 1) :]
     return tuple(one for one in earlier if one not in kept)
 
@@ -679,7 +681,7 @@ def is_full(document: IdentityDocument) -> bool:
     return worst > MOST_BYTES
 
 
-def _cancelled(document: IdentityDocument) -> frozenset[str]:
+def _cancelled_roots(document: IdentityDocument) -> frozenset[str]:
     """Return the roots of which the history says that their rotation was cancelled, and nothing else."""
     cancelled = {entry.to_id for entry in document.history if entry.event == "cancelled" and entry.to_id}
     # A rotation to an earlier root can be cancelled too; that one has endorsed the root after it.

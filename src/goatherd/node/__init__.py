@@ -11,11 +11,11 @@
 * `peer`: keeps a database in step with another server
 * `server`: the HTTP face and the process
 
-Start with `Server`, and `serve` or `Listener` to put it on a socket.
+Start with `Server`, and `serve` or `ServerListener` to put it on a socket.
 """
 
 from goatherd.node.database import Database, DatabaseRepository
 from goatherd.node.peer import PeerStatus
-from goatherd.node.server import Listener, Server, run, serve
+from goatherd.node.server import Server, ServerListener, run, serve
 
-__all__ = ["Database", "DatabaseRepository", "Listener", "PeerStatus", "Server", "run", "serve"]
+__all__ = ["Database", "DatabaseRepository", "PeerStatus", "Server", "ServerListener", "run", "serve"]

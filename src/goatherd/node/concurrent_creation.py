@@ -35,7 +35,7 @@ def unmerged_creations(repository: Repository, key: str) -> list[Commit]:
     """
     if repository.is_linked(key):
         return []
-    leaves = repository.leaves(key)
+    leaves = repository.find_leaves(key)
     if len(leaves) < 2:
         return []
     # COMPAT: before GoatDB merges it leaves out leaves that say the same, as the introductions of one root do. A merge
@@ -64,17 +64,17 @@ def merge_creations(
         merged: Merges among the creations that are not in the repository yet.
     """
     whole = {merge.id: merge.record for merge in merged}
-    read = [whole[creation.id] if creation.id in whole else repository.record(creation) for creation in creations]
+    read = [whole[creation.id] if creation.id in whole else repository.build_record(creation) for creation in creations]
     records = [record for record in read if record is not None]
     if not records:
         return None
     marker = str(records[0]["s"])
-    fields: dict[str, _Union] = {}
+    fields: dict[str, _FieldUnion] = {}
     for record in records:
         if record["s"] == marker:
             for name, value in record["d"].items():
-                if name not in fields or not fields[name].take(value):
-                    fields[name] = _Union(value)
+                if name not in fields or not fields[name].merge_value(value):
+                    fields[name] = _FieldUnion(value)
     names = "\n".join([session_id, *[commit.id for commit in creations]])
     digest = hashlib.sha512(names.encode(errors="surrogatepass")).digest()
     commit_id = id_of_digest(digest[:24])
@@ -88,7 +88,7 @@ def merge_creations(
             ts=int(creations[-1].ts) + 1,
             org=repository.org,
             parents=[commit.id for commit in creations],
-            data={name: union.value() for name, union in fields.items()},
+            data={name: union.merged_value() for name, union in fields.items()},
             schema_marker=marker,
             connection=commit_id,
             ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, seeds),
@@ -99,30 +99,30 @@ def merge_creations(
         return None
 
 
-class _Union:
+class _FieldUnion:
     """Merge one encoded field of concurrent creations: sets and maps grow, of anything else the latest counts."""
 
     __slots__ = ("_members", "_value")
 
     def __init__(self, value: Any) -> None:
         self._value = value
-        self._members = _members(value)
+        self._members = _mergeable_members(value)
 
-    def take(self, value: Any) -> bool:
+    def merge_value(self, value: Any) -> bool:
         """Add the elements of another set to a set, or the entries of a map to a map; otherwise return False."""
-        members = _members(value)
+        members = _mergeable_members(value)
         if self._members is None or members is None or ("__t" in self._value) != ("__t" in value):
             return False
         self._members |= members
         return True
 
-    def value(self) -> Any:
+    def merged_value(self) -> Any:
         if self._members is None:
             return self._value
         return {"__t": "S", "__v": list(self._members.values())} if "__t" in self._value else self._members
 
 
-def _members(value: Any) -> dict[str, Any] | None:
+def _mergeable_members(value: Any) -> dict[str, Any] | None:
     """Return the entries of an encoded map, or the elements of an encoded set by their text; None for anything else."""
     if not isinstance(value, Mapping) or _is_rich_text(value):
         return None

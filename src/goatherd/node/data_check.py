@@ -37,7 +37,7 @@ from goatherd.node.engine import Engine
 from goatherd.node.log_storage import LogDirectory
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import Line, read_lines
+from goatherd.wire.commit_log import LogLine, read_lines
 from goatherd.wire.paths import SESSIONS_PATH, USERS_PATH
 
 _log = logging.getLogger("goatherd.node")
@@ -55,7 +55,7 @@ _FIRST: Final = (SESSIONS_PATH, USERS_PATH)
 _ID: Final = re.compile(rb'"id":\s*"([A-Za-z0-9._~-]{1,63})"')
 
 
-class Kind(StrEnum):
+class LineProblem(StrEnum):
     """What is wrong with a line of a log."""
 
     TORN = "torn"
@@ -72,24 +72,24 @@ class Kind(StrEnum):
 class Unreadable:
     """A line that is no commit: what is wrong, in one word and in several, and the id that it may have had."""
 
-    kind: Kind
+    kind: LineProblem
     reason: str
     commit_id: str | None
 
 
-def decode_lines(data: bytes, org: str) -> Iterator[tuple[Line, Commit | Unreadable]]:
+def decode_lines(data: bytes, org: str) -> Iterator[tuple[LogLine, Commit | Unreadable]]:
     """Yield every line of a log that is not blank, decoded."""
     for line in read_lines(data):
         raw = data[line.start : line.end]
         if not line.is_finished:
-            yield line, Unreadable(Kind.TORN, "an unfinished last line, as a crash leaves it", _guess_id(raw))
+            yield line, Unreadable(LineProblem.TORN, "an unfinished last line, as a crash leaves it", _guess_id(raw))
         elif line.record is None:
-            yield line, Unreadable(Kind.DAMAGED, "not a JSON object", _guess_id(raw))
+            yield line, Unreadable(LineProblem.DAMAGED, "not a JSON object", _guess_id(raw))
         else:
             try:
                 yield line, Commit.from_json(line.record, org=org)
             except DecodeError as error:
-                yield line, Unreadable(Kind.NOT_A_COMMIT, str(error), _guess_id(raw))
+                yield line, Unreadable(LineProblem.NOT_A_COMMIT, str(error), _guess_id(raw))
 
 
 def order_repositories(paths: Sequence[str]) -> list[str]:
@@ -174,7 +174,7 @@ class DataCheck:
     def status(self) -> DataStatus:
         """What was found so far."""
         pool = self._engine.pool
-        unknown = sum(count for session, count in self._unknown.items() if not pool.knows(session))
+        unknown = sum(count for session, count in self._unknown.items() if not pool.knows_session(session))
         return DataStatus(
             is_complete=self._is_complete,
             records=self._records,
@@ -184,7 +184,7 @@ class DataCheck:
 
     async def run(self) -> None:
         """Check every log; a log that cannot be read is a warning. What fails otherwise is tried again later."""
-        left = order_repositories(await asyncio.to_thread(self._logs.repositories))
+        left = order_repositories(await asyncio.to_thread(self._logs.repository_paths))
         rest = AGAIN
         while left := [path for path in left if not await self._is_checked(path)]:
             await self._clock.sleep(rest)
@@ -198,7 +198,7 @@ class DataCheck:
         """Check a log, and return whether it need not be tried again."""
         before = self._records, self._damaged, self._unverifiable, self._unknown.copy()
         try:
-            await self._check(path)
+            await self._check_log(path)
         except GoatherdError as error:
             _log.warning("%s", event_text(Event.DATA_DAMAGED, repository=path, error=error))
         except Exception:  # noqa: BLE001 - one log must not leave the others unchecked
@@ -207,9 +207,9 @@ class DataCheck:
             return False
         return True
 
-    async def _check(self, path: str) -> None:
-        log = self._logs.open(path)
-        lines = decode_lines(await self._in_thread(log.read), self._engine.org)
+    async def _check_log(self, path: str) -> None:
+        log = self._logs.open_log(path)
+        lines = decode_lines(await self._in_thread(log.read_bytes), self._engine.org)
         first: int | None = None
         damaged, wrong, unknown = 0, dict[str, list[Commit]](), 0
         good: dict[str, Commit] = {}
@@ -222,12 +222,12 @@ class DataCheck:
             for line, outcome in batch:
                 if isinstance(outcome, Commit):
                     commits.append(outcome)
-                elif outcome.kind is not Kind.TORN:  # which may be a write in progress
+                elif outcome.kind is not LineProblem.TORN:  # which may be a write in progress
                     damaged += 1
                     self._damaged += 1
                     first = line.start if first is None else first
             starts = iter(line.start for line, outcome in batch if isinstance(outcome, Commit))
-            for start, commit, verdict in zip(starts, commits, await self._verify(commits), strict=True):
+            for start, commit, verdict in zip(starts, commits, await self._verify_commits(commits), strict=True):
                 self._records += 1
                 if verdict is None:
                     if commit.id in wrong:
@@ -244,7 +244,7 @@ class DataCheck:
                     self._unverifiable += 1
             if len(batch) == BATCH:
                 await self._clock.sleep(timedelta(seconds=REST * (self._clock.monotonic() - began)))
-        if wrong and self._engine.withhold(path, wrong, good):
+        if wrong and self._engine.withhold_damaged(path, wrong, good):
             self._withheld(path)
         if first is not None:
             bad = sum(map(len, wrong.values()))
@@ -258,11 +258,11 @@ class DataCheck:
             )
             _log.warning("%s: stop the server and run `goatherd doctor --data check %s`", text, self._logs.path)
 
-    async def _verify(self, commits: Sequence[Commit]) -> list[VerificationError | None]:
+    async def _verify_commits(self, commits: Sequence[Commit]) -> list[VerificationError | None]:
         pool = self._engine.pool
-        verification = pool.prepare(commits, held=True)
+        verification = pool.prepare_verification(commits, held=True)
         await self._in_thread(verification.run)
-        return pool.conclude(verification)
+        return pool.conclude_verification(verification)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)

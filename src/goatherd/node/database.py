@@ -54,19 +54,19 @@ from goatherd.identity.session import OwnedSession, parse_signature
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck, DataStatus
-from goatherd.node.engine import CANNOT_WRITE, Engine, Response, Step, Steps, drive
+from goatherd.node.engine import CANNOT_WRITE, Engine, EngineStep, EngineSteps, Response, drive_steps
 from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.node.frozen_commits import FOLDER, FrozenCommitStore
-from goatherd.node.log_storage import Disk, LogDirectory, TrackedLog, TrackedUnusedLog
+from goatherd.node.log_storage import GroupCommit, LogDirectory, TrackedLog, TrackedUnusedLog
 from goatherd.node.management import refuse_unless_root
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Log, Repository
-from goatherd.node.unused_session_exchange import UnusedExchange
+from goatherd.node.unused_session_exchange import UnusedSessionExchange
 from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
 from goatherd.serving.caller_limiter import LONGEST_PAUSE
 from goatherd.serving.caller_limits import Rate, TokenBuckets
 from goatherd.settings import DBSettings, SettingsProvider, SettingsStatus
-from goatherd.settings.base import Settings, describe_identity
+from goatherd.settings.base import SettingsSource, describe_identity
 from goatherd.telemetry import Event, event_text
 from goatherd.trust import TrustPool
 from goatherd.wire.json import to_json_bytes
@@ -92,7 +92,7 @@ class PendingCommits:
     def __contains__(self, fingerprint: bytes) -> bool:
         return fingerprint in self._commits
 
-    def add(self, fingerprint: bytes, path: str, commit: Any) -> None:
+    def add_commit(self, fingerprint: bytes, path: str, commit: Any) -> None:
         if fingerprint in self._commits:
             return
         self._commits[fingerprint] = (path, commit)
@@ -151,13 +151,13 @@ class DataDirectory(Protocol):
 
     def close(self) -> None: ...
 
-    def open(self, repository: str) -> Log: ...
+    def open_log(self, repository: str) -> Log: ...
 
-    def read(self, repository: str) -> Iterable[Any]:
+    def read_log(self, repository: str) -> Iterable[Any]:
         """Return the records that are stored in a log, whether or not it is open."""
         ...
 
-    def repositories(self) -> list[str]: ...
+    def repository_paths(self) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +194,8 @@ class DatabaseRepository:
         Raises:
             StorageError: The repository cannot be read.
         """
-        engine = await self._open()
-        return engine.get(self.path, key)
+        engine = await self._open_repository()
+        return engine.get_item(self.path, key)
 
     async def keys(self) -> list[str]:
         """Return the keys of the items that are not deleted.
@@ -203,8 +203,10 @@ class DatabaseRepository:
         Raises:
             StorageError: The repository cannot be read.
         """
-        engine = await self._open()
-        return [key for key in engine.repository(self.path).item_keys() if engine.get(self.path, key) is not None]
+        engine = await self._open_repository()
+        return [
+            key for key in engine.get_repository(self.path).item_keys() if engine.get_item(self.path, key) is not None
+        ]
 
     async def create(self, key: str, schema: str, data: Mapping[str, Any]) -> Item:
         """Create an item.
@@ -219,10 +221,10 @@ class DatabaseRepository:
             PathError, DecodeError, EncodeError: The key or the data are not allowed; in ``/sys/sessions``: no session.
             StorageError: It could not be written.
         """
-        engine = await self._open()
+        engine = await self._open_repository()
         engine.check_writable(self.path)
-        engine.create(self.path, key, schema, _fields(data), self._database.now_ms())
-        return await self._written(key)
+        engine.create_item(self.path, key, schema, _encode_fields(data), self._database.now_ms())
+        return await self._publish_item(key)
 
     async def set(self, key: str, data: Mapping[str, Any]) -> Item:
         """Replace an item's fields.
@@ -232,10 +234,10 @@ class DatabaseRepository:
             DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: no session.
             StorageError: It could not be written.
         """
-        engine = await self._open()
+        engine = await self._open_repository()
         engine.check_writable(self.path)
-        engine.set(self.path, key, _fields(data), self._database.now_ms())
-        return await self._written(key)
+        engine.set_item(self.path, key, _encode_fields(data), self._database.now_ms())
+        return await self._publish_item(key)
 
     async def delete(self, key: str) -> None:
         """Delete an item.
@@ -244,17 +246,17 @@ class DatabaseRepository:
             ItemNotFoundError, DecodeError: There is none; it is a session, which would stay trusted.
             StorageError: It could not be written.
         """
-        engine = await self._open()
+        engine = await self._open_repository()
         engine.check_writable(self.path)
-        engine.delete(self.path, key, self._database.now_ms())
-        await self._database.publish(self.path)
+        engine.delete_item(self.path, key, self._database.now_ms())
+        await self._database.publish_changes(self.path)
 
-    async def _open(self) -> Engine:
+    async def _open_repository(self) -> Engine:
         return await self._database.open_repository(self.path)
 
-    async def _written(self, key: str) -> Item:
-        await self._database.publish(self.path)
-        item = (await self._open()).get(self.path, key)
+    async def _publish_item(self, key: str) -> Item:
+        await self._database.publish_changes(self.path)
+        item = (await self._open_repository()).get_item(self.path, key)
         if item is None:
             raise KeyError(key)  # somebody deleted it in the meantime
         return item
@@ -314,7 +316,7 @@ class Database:
         self._new_id = new_id
         self._connect = connect or self._connect_over_http
         self._engine: Engine | None = None
-        self._disk = Disk(self._on_disk_change)
+        self._disk = GroupCommit(self._on_disk_change)
         self._cannot_write = asyncio.Event()
         self._pending = PendingCommits()
         self._paths: dict[str, None] = dict.fromkeys(FIRST_PATHS)
@@ -327,7 +329,7 @@ class Database:
         self._frozen_commits: FrozenCommitStore | None = None
         self._data_check: DataCheck | None = None
         self._unused_capacity = unused_sessions
-        self._exchange: UnusedExchange | None = None
+        self._exchange: UnusedSessionExchange | None = None
         self._work = TokenBuckets(WORK)
         self.paused_count = 0
         self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
@@ -342,18 +344,18 @@ class Database:
             StorageError: The data directory is in use or cannot be read.
         """
         try:
-            await self._open()
+            await self._open_parts()
         except BaseException:
             await self.aclose()
             raise
 
-    async def _open(self) -> None:
+    async def _open_parts(self) -> None:
         self._stack.callback(self._disk.close)
         await self._stack.enter_async_context(self._settings)
-        if isinstance(self._settings, Settings):
+        if isinstance(self._settings, SettingsSource):
             self._settings.introductions = introduction_source(
                 org=self.org,
-                read_own=partial(self._directory.read, SESSIONS_PATH),
+                read_own=partial(self._directory.read_log, SESSIONS_PATH),
                 peers=lambda: self._peer_urls,
                 connect=self._connect,
                 clock=self._clock,
@@ -379,18 +381,18 @@ class Database:
             rules=self._rules,
             instance=self.instance,
         )
-        await asyncio.to_thread(engine.load)
+        await asyncio.to_thread(engine.load_sessions)
         self._engine = engine
-        self._paths.update(dict.fromkeys(await asyncio.to_thread(self._directory.repositories)))
+        self._paths.update(dict.fromkeys(await asyncio.to_thread(self._directory.repository_paths)))
         self._frozen_commits = FrozenCommitStore(
             engine=engine,
             folder=self._directory.path / FOLDER if isinstance(self._directory, LogDirectory) else None,
-            repositories=self._directory.repositories,
+            repositories=self._directory.repository_paths,
             peers=lambda: [peer.client for peer in self._peers],
             clock=self._clock,
             changed=self._trust_changed.set,
         )
-        self._frozen_commits.follow(document)
+        self._frozen_commits.apply_document(document)
         if isinstance(self._directory, LogDirectory):
             self._data_check = DataCheck(
                 engine=engine,
@@ -399,44 +401,44 @@ class Database:
                 clock=self._clock,
                 withheld=self._fetch_again,
             )
-            self._spawn(self._data_check.run(), "check the data")
-        self._stack.callback(self._settings.subscribe(self._swap))
-        self._spawn(self._frozen_commits.run(), "fetch frozen lists")
-        self._spawn(self._retry_writes(), "write again")
-        self._spawn(self._expiry.run(), "watch the root's expiration")
+            self._spawn_task(self._data_check.run(), "check the data")
+        self._stack.callback(self._settings.subscribe(self._adopt_settings))
+        self._spawn_task(self._frozen_commits.run(), "fetch frozen lists")
+        self._spawn_task(self._retry_writes(), "write again")
+        self._spawn_task(self._expiry.run(), "watch the root's expiration")
         self._trust_changed.set()
-        self._spawn(self._follow_trust(), "follow the trusted sessions")
+        self._spawn_task(self._follow_trust(), "follow the trusted sessions")
         for url in self._peer_urls:
             client = await self._stack.enter_async_context(self._connect(url))
             peer = Peer(self, client, self._clock)
             self._peers.append(peer)
-            self._spawn(peer.run(), f"peer {url}")
+            self._spawn_task(peer.run(), f"peer {url}")
         if isinstance(self._directory, LogDirectory):
             self._stack.push_async_callback((await self._open_unused(self._directory, engine)).aclose)
 
-    async def _open_unused(self, directory: LogDirectory, engine: Engine) -> UnusedExchange:
-        log = TrackedUnusedLog(directory.open_unused(), lambda log: self._disk.touch(log, UNUSED_LOG))
+    async def _open_unused(self, directory: LogDirectory, engine: Engine) -> UnusedSessionExchange:
+        log = TrackedUnusedLog(directory.open_unused(), lambda log: self._disk.mark_dirty(log, UNUSED_LOG))
         unused = UnusedSessions(log, self._unused_capacity or MAX_UNUSED)
-        await asyncio.to_thread(unused.load, engine.is_introduced, self.now_ms())
+        await asyncio.to_thread(unused.load_log, engine.is_introduced, self.now_ms())
         engine.unused = unused
-        engine.on_first_use = lambda: self._spawn(self._publish_sessions(), "introduce a session")
-        self._exchange = UnusedExchange(
+        engine.on_first_use = lambda: self._spawn_task(self._publish_sessions(), "introduce a session")
+        self._exchange = UnusedSessionExchange(
             engine=engine,
             unused=unused,
             clients=[peer.client for peer in self._peers],
-            signer=self.signer,
+            signer=self.current_signer,
             clock=self._clock,
-            durable=lambda: self._disk.durable([UNUSED_LOG]),
-            publish=lambda: self.publish(SESSIONS_PATH),
+            durable=lambda: self._disk.wait_until_durable([UNUSED_LOG]),
+            publish=lambda: self.publish_changes(SESSIONS_PATH),
             is_wanted=self._unused_capacity > 0,
         )
         if self._unused_capacity or len(unused):
-            self._spawn(self._exchange.run(), "exchange unused sessions")
+            self._spawn_task(self._exchange.run(), "exchange unused sessions")
         return self._exchange
 
     async def _publish_sessions(self) -> None:
         with suppress(StorageError):  # until they can be written, they are still among the unused ones
-            await self.publish(SESSIONS_PATH)
+            await self.publish_changes(SESSIONS_PATH)
 
     def _connect_over_http(self, url: str) -> NodeClient:
         return NodeClient(url, timeout=PEER_TIMEOUT, clock=self._clock, sender=self.instance)
@@ -459,7 +461,7 @@ class Database:
         self._peers.clear()
         await self._stack.aclose()
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=f"{self.org}: {name}")
         self._background.add(task)
         task.add_done_callback(self._background_ended)
@@ -511,23 +513,23 @@ class Database:
 
     async def open_repository(self, path: str) -> Engine:
         """Open a repository, reading its log in a thread, and return the engine."""
-        await self._drive(self.engine.opening(path))
+        await self._drive_steps(self.engine.open_in_steps(path))
         return self.engine
 
-    async def publish(self, path: str) -> None:
+    async def publish_changes(self, path: str) -> None:
         """Make what was written durable, then tell the peers.
 
         Raises:
             StorageError: It could not be written.
         """
-        await self._disk.durable([path])
+        await self._disk.wait_until_durable([path])
         if path == SESSIONS_PATH:
             self._trust_changed.set()
-        self._poke(path)
+        self._notify_peers(path)
 
     async def wait_for_peers(self, path: str, timeout: timedelta) -> bool:
         """Push a repository to every peer; return whether each has answered within `timeout`."""
-        watchers = {peer.settled(path) for peer in self._peers}
+        watchers = {peer.push_changes(path) for peer in self._peers}
         if not watchers:
             return True
         done, late = await asyncio.wait(watchers, timeout=timeout.total_seconds())
@@ -553,7 +555,7 @@ class Database:
             admit: Called with the id of the session that has signed, unless it is a root; may raise.
             sender: Which server process asks, by `SENDER_HEADER`; None where the request does not say.
         """
-        return await self._finish(self._answer_sync(body, header, admit, sender))
+        return await self._run_to_end(self._answer_sync(body, header, admit, sender))
 
     async def _answer_sync(
         self, body: bytes, header: str | None, admit: Callable[[str], None], sender: str | None
@@ -563,7 +565,7 @@ class Database:
             await self._clock.sleep(timedelta(seconds=pause))
         spent = 0.0
 
-        def run(step: Step) -> Any:
+        def run(step: EngineStep) -> Any:
             nonlocal spent
             begun = time.thread_time()
             try:
@@ -571,16 +573,16 @@ class Database:
             finally:
                 spent += time.thread_time() - begun
 
-        async def run_aside(step: Step) -> Any:
+        async def run_aside(step: EngineStep) -> Any:
             return await asyncio.get_running_loop().run_in_executor(self._workers, run, step)
 
         failures = self._disk.failure_count
-        response = await drive(self.engine.batch_sync(header, body, self.now_ms(), admit), run_aside)
+        response = await drive_steps(self.engine.batch_sync(header, body, self.now_ms(), admit), run_aside)
         if response.requester is not None and spent > FREE_WORK:
             self._work.charge(response.requester, self._clock.monotonic(), spent - FREE_WORK)
         if response.status == 200 and response.requester is None and self._exchange is not None:
             self._exchange.note_asker(sender)
-        return await self._settle(response, failures)
+        return await self._finish_response(response, failures)
 
     def _pause_for(self, header: str | None) -> float:
         """Return how many seconds a request waits because its session has used more than its share before.
@@ -595,24 +597,24 @@ class Database:
     async def is_signed(self, header: str | None) -> bool:
         """Whether a request's signature is good, so that its body is worth reading."""
         try:
-            await self._drive(self.engine.authenticate(header or "", self.now_ms()))
+            await self._drive_steps(self.engine.authenticate_request(header or "", self.now_ms()))
         except VerificationError:
             return False
         return True
 
     async def answer_session(self, body: bytes) -> Response:
         """Answer ``POST /auth/session``."""
-        return await self._finish(self._answer_session(body))
+        return await self._run_to_end(self._answer_session(body))
 
     async def _answer_session(self, body: bytes) -> Response:
         exchange = self._exchange if self._exchange is not None and self._exchange.may_defer else None
         made = self.engine.create_session(body, self.now_ms(), is_deferred=exchange is not None)
-        response = await self._settle(made, self._disk.failure_count)
-        if response.unused is None or exchange is None or await exchange.share(response.unused):
+        response = await self._finish_response(made, self._disk.failure_count)
+        if response.unused is None or exchange is None or await exchange.share_session(response.unused):
             return response
-        self.engine.introduce(response.unused, self.now_ms())
+        self.engine.introduce_session(response.unused, self.now_ms())
         changed = frozenset({SESSIONS_PATH})
-        return await self._settle(
+        return await self._finish_response(
             replace(response, flush=changed, changed_paths=changed, wait_for_peers=True, unused=None),
             self._disk.failure_count,
         )
@@ -621,7 +623,7 @@ class Database:
         """Answer ``POST /goatherd/v1/unused``: exchange sessions that have signed nothing yet, if a root asks."""
         if self._exchange is None:
             return Response(status=404)
-        return await self._finish(self._exchange.answer(body, header))
+        return await self._run_to_end(self._exchange.answer_request(body, header))
 
     @property
     def unused(self) -> tuple[int, int]:
@@ -634,7 +636,7 @@ class Database:
         path = "/goatherd/v1/refresh"
         if refusal := await refuse_unless_root(self.engine, path, body, header, now_ms=self.now_ms()):
             return refusal
-        changed = await self._finish(self._settings.refresh())
+        changed = await self._run_to_end(self._settings.refresh())
         told = {"generation": self._settings.settings.document.generation, "changed": changed}
         return Response(status=200, body=to_json_bytes(told), content_type=_JSON)
 
@@ -671,7 +673,7 @@ class Database:
         """How long the root that signs still lives."""
         return self._expiry
 
-    def identity(self) -> dict[str, Any]:
+    def describe_identity(self) -> dict[str, Any]:
         """Return the answer to ``GET /goatherd/v1/identity``: ids and numbers only.
 
         SECURITY: built from ids, never from a document (tests/cluster/test_exchanges.py).
@@ -696,7 +698,7 @@ class Database:
             "nowMs": self.now_ms(),
         }
 
-    async def _settle(self, response: Response, failures: int) -> Response:
+    async def _finish_response(self, response: Response, failures: int) -> Response:
         """Do what a response asks for before it is sent.
 
         Args:
@@ -707,18 +709,18 @@ class Database:
             _log.debug("commit %s refused: %s: %s", commit_id, error.code, error)
         # Not only what this request wrote: its answer may show what another one has only just stored.
         try:
-            is_whole = await self._disk.durable(response.flush)
+            is_whole = await self._disk.wait_until_durable(response.flush)
         except StorageError:
             return CANNOT_WRITE
         if response.again is not None and not (is_whole and self._disk.failure_count == failures):
             failures = self._disk.failure_count
-            anew = await self._drive(response.again())
+            anew = await self._drive_steps(response.again())
             anew = replace(anew, flush=response.flush, changed_paths=response.changed_paths, refused=response.refused)
-            return await self._settle(anew, failures)
+            return await self._finish_response(anew, failures)
         if SESSIONS_PATH in response.changed_paths:
             self._trust_changed.set()
         for path in response.changed_paths:
-            self._poke(path)
+            self._notify_peers(path)
         for path in response.lacking:
             self._look_for(path)
         if response.wait_for_peers and not self._debug:
@@ -726,26 +728,26 @@ class Database:
             await self.wait_for_peers(SESSIONS_PATH, SETTLE)
         return response
 
-    async def _finish(self, work: Coroutine[Any, Any, R]) -> R:
+    async def _run_to_end(self, work: Coroutine[Any, Any, R]) -> R:
         """Run to the end even if the caller is cancelled."""
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def _drive(self, steps: Steps[R]) -> R:
-        return await drive(steps, self._run_step)
+    async def _drive_steps(self, steps: EngineSteps[R]) -> R:
+        return await drive_steps(steps, self._run_step)
 
-    async def _run_step(self, step: Step) -> Any:
+    async def _run_step(self, step: EngineStep) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._workers, step.run, self._verifiers)
 
     # --- identity ---------------------------------------------------------------------------------------------------
 
-    def _swap(self, settings: DBSettings) -> None:
+    def _adopt_settings(self, settings: DBSettings) -> None:
         before = self.pool.current.id
-        self.pool.swap(settings.document)
-        self.frozen_commits.follow(settings.document)
-        self._expiry.check()
+        self.pool.adopt_document(settings.document)
+        self.frozen_commits.apply_document(settings.document)
+        self._expiry.check_expiry()
         if self.pool.current.id != before:
             fields = {"org": self.org, "root": self.pool.current.id, "before": before}
             _log.info("%s", event_text(Event.NODE_SIGNER, **fields))
@@ -761,7 +763,7 @@ class Database:
                 verification = self.pool.prepare_pending(limit)
                 try:
                     await asyncio.get_running_loop().run_in_executor(self._workers, verification.run)
-                    self.pool.conclude(verification)
+                    self.pool.conclude_verification(verification)
                 except Exception:  # noqa: BLE001 - what one batch does must not leave the others unverified
                     _log.exception("%s: verifying sessions; again in %s", self.org, rest)
                     self.pool.requeue(verification)
@@ -774,7 +776,7 @@ class Database:
     # --- the disk ---------------------------------------------------------------------------------------------------
 
     def _open_log(self, path: str) -> TrackedLog:
-        return TrackedLog(self._directory.open(path), lambda log: self._disk.touch(log, path))
+        return TrackedLog(self._directory.open_log(path), lambda log: self._disk.mark_dirty(log, path))
 
     def _on_disk_change(self, path: str, can_be_written: bool) -> None:
         self.engine.note_writable(path, can_be_written)
@@ -785,7 +787,7 @@ class Database:
             return
         if path == SESSIONS_PATH:
             self._trust_changed.set()
-        self._poke(path)
+        self._notify_peers(path)
 
     async def _retry_writes(self) -> None:
         """Try, until cancelled, to write the logs that could not be written."""
@@ -799,7 +801,7 @@ class Database:
                     _log.error("%s", event_text(Event.DATA_UNWRITABLE, **fields))
                 await self._clock.sleep(WRITE_AGAIN)
                 try:
-                    await self._disk.retry()
+                    await self._disk.retry_failed()
                 except Exception:  # noqa: BLE001 - a loop that ended would leave this server unwritable
                     _log.exception("%s: writing again", self.org)
             self._cannot_write.clear()
@@ -807,19 +809,19 @@ class Database:
 
     # --- peers ------------------------------------------------------------------------------------------------------
 
-    def signer(self) -> OwnedSession:
+    def current_signer(self) -> OwnedSession:
         """Return the session that signs requests to peers, now."""
         return self.pool.current
 
-    def paths(self) -> Sequence[str]:
+    def synced_paths(self) -> Sequence[str]:
         """Return the repositories to keep in step, in the order that matters."""
         return list(self._paths)
 
-    async def view(self, path: str) -> _RepositoryView:
+    async def open_view(self, path: str) -> _RepositoryView:
         """Open a repository for a peer."""
-        return _RepositoryView((await self.open_repository(path)).repository(path))
+        return _RepositoryView((await self.open_repository(path)).get_repository(path))
 
-    async def take(self, path: str, commits: Sequence[Any]) -> int:
+    async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
         """Verify and store what a peer sent; return how many commits were new.
 
         What cannot be believed yet is kept, within bounds, and tried again when the trusted sessions change.
@@ -827,29 +829,29 @@ class Database:
         Raises:
             StorageError: It could not be written.
         """
-        return await self._finish(self._take(path, commits))
+        return await self._run_to_end(self._store_commits(path, commits))
 
-    async def _take(self, path: str, commits: Sequence[Any]) -> int:
+    async def _store_commits(self, path: str, commits: Sequence[Any]) -> int:
         fresh = {fingerprint: raw for raw in commits if (fingerprint := fingerprint_of(path, raw)) not in self._pending}
         if not fresh:
             return 0
-        done = await self._drive(self.engine.ingest(path, list(fresh.values()), self.now_ms()))
+        done = await self._drive_steps(self.engine.ingest_commits(path, list(fresh.values()), self.now_ms()))
         early = {commit_id for commit_id, error in done.refused if isinstance(error, _MAY_CHANGE)}
         if early:
             for fingerprint, raw in fresh.items():
                 if isinstance(raw, dict) and raw.get("id") in early:
-                    self._pending.add(fingerprint, path, raw)
-        await self._disk.durable([path])
+                    self._pending.add_commit(fingerprint, path, raw)
+        await self._disk.wait_until_durable([path])
         if done.accepted:
             if path == SESSIONS_PATH:
                 self._trust_changed.set()
-            self._poke(path)
+            self._notify_peers(path)
         return len(done.accepted)
 
     def _fetch_again(self, path: str) -> None:
         self._paths[path] = None
         for peer in self._peers:
-            peer.forget(path)
+            peer.resync_path(path)
 
     def _look_for(self, path: str) -> None:
         """Ask the peers for a repository that only a client knows of.
@@ -863,12 +865,12 @@ class Database:
             oldest, _ = self._lacking.popitem(last=False)
             self._paths.pop(oldest, None)
             for peer in self._peers:
-                peer.leave(oldest)
+                peer.stop_syncing(oldest)
         self._lacking[path] = self._paths[path] = None
         for peer in self._peers:
             peer.mark_changed(path, pull=True)
 
-    def _poke(self, path: str) -> None:
+    def _notify_peers(self, path: str) -> None:
         self._paths[path] = None
         self._lacking.pop(path, None)
         for peer in self._peers:
@@ -881,20 +883,20 @@ class Database:
             self._trust_changed.clear()
             if self.pool.queued_count and not self._verifying:
                 self._verifying = True
-                self._spawn(self._verify_sessions(), "verify sessions")
+                self._spawn_task(self._verify_sessions(), "verify sessions")
             began = self._clock.monotonic()
             for path, commits in self._pending.take_all().items():
                 with suppress(GoatherdError):
-                    await self.take(path, commits)
+                    await self.store_commits(path, commits)
             if self._pending:  # 10 000 take 0.25 s and more: not anew for every session that is made
                 await self._clock.sleep(timedelta(seconds=RETRY_REST * (self._clock.monotonic() - began)))
 
 
-def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _field(value) for name, value in data.items()}
+def _encode_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _encode_field(value) for name, value in data.items()}
 
 
-def _field(value: Any) -> Any:
+def _encode_field(value: Any) -> Any:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise TypeError("a date without a time zone means nothing")

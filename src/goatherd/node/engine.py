@@ -95,7 +95,7 @@ from goatherd.node.commit_checks import check_against, read_commit
 from goatherd.node.concurrent_creation import merge_creations, portions_of, unmerged_creations
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions
-from goatherd.node.views import BIG_VIEW, Room, SyncLimits, Views
+from goatherd.node.views import BIG_VIEW, ReplyBudget, SyncLimits, Views
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, read_batch
@@ -114,7 +114,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class EngineStep:
     """Work for a thread. It touches nothing that changes meanwhile."""
 
     work: Callable[[Executor | None], Any]
@@ -124,10 +124,10 @@ class Step:
         return self.work(executor)
 
 
-Steps = Generator[Step, Any, R]
+EngineSteps = Generator[EngineStep, Any, R]
 
 
-def drive_inline(steps: Steps[R], executor: Executor | None = None) -> R:
+def drive_inline(steps: EngineSteps[R], executor: Executor | None = None) -> R:
     """Run everything in this thread. An error of a step is raised inside the generator."""
     try:
         step = next(steps)
@@ -143,7 +143,7 @@ def drive_inline(steps: Steps[R], executor: Executor | None = None) -> R:
         return answer
 
 
-async def drive(steps: Steps[R], run: Callable[[Step], Awaitable[Any]]) -> R:
+async def drive_steps(steps: EngineSteps[R], run: Callable[[EngineStep], Awaitable[Any]]) -> R:
     """Advance here, and have the steps done by `run`. An error of a step is raised inside the generator."""
     try:
         step = next(steps)
@@ -159,7 +159,7 @@ async def drive(steps: Steps[R], run: Callable[[Step], Awaitable[Any]]) -> R:
         return answer
 
 
-__all__ = ["Engine", "Ingested", "Response", "Step", "Steps", "drive", "drive_inline"]
+__all__ = ["Engine", "EngineStep", "EngineSteps", "Ingested", "Response", "drive_inline", "drive_steps"]
 
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain;charset=UTF-8"
@@ -200,7 +200,7 @@ class Response:
     lacking: frozenset[str] = frozenset()
     requester: str | None = None
     unused: Session | None = None
-    again: Callable[[], Steps[Response]] | None = None
+    again: Callable[[], EngineSteps[Response]] | None = None
 
 
 def refuse_request(error: VerificationError) -> Response:
@@ -255,7 +255,7 @@ class Engine:
         org: The organization's id.
         pool: Whom it trusts. Shared with whoever swaps the identity.
         open_log: Gives the log of a repository. Called in steps' threads too, so it must be thread-safe, and give one
-            object per repository (`goatherd.node.log_storage.LogDirectory.open`).
+            object per repository (`goatherd.node.log_storage.LogDirectory.open_log`).
         new_id: Gives fresh ids.
         new_seeds: Gives fresh filter seeds.
         registry: The schemas that are known beyond GoatDB's own.
@@ -306,23 +306,23 @@ class Engine:
 
     # --- repositories ------------------------------------------------------------------------------------------------
 
-    def load(self) -> None:
+    def load_sessions(self) -> None:
         """Open ``/sys/sessions`` and ``/sys/users`` and index the sessions. Blocks; call it before serving.
 
         Raises:
             StorageError: A log cannot be read.
         """
-        sessions = self.repository(SESSIONS_PATH)
+        sessions = self.get_repository(SESSIONS_PATH)
         self.pool.offer_session_commits(sessions)
-        drive_inline(self._merge_births(sessions, sessions.item_keys(), check=True))
-        self.repository(USERS_PATH)
+        drive_inline(self._merge_creations(sessions, sessions.item_keys(), check=True))
+        self.get_repository(USERS_PATH)
 
     @property
     def repositories(self) -> Mapping[str, Repository]:
         """The open repositories by path."""
         return self._repositories
 
-    def repository(self, path: str) -> Repository:
+    def get_repository(self, path: str) -> Repository:
         """Return a repository, opening it (and blocking) if need be; it stays open.
 
         Raises:
@@ -331,32 +331,32 @@ class Engine:
         """
         found = self._repositories.get(path)
         if found is None:
-            read = self._read(path)
-            found = drive_inline(self._register(read.path, read))
+            read = self._read_repository(path)
+            found = drive_inline(self._register_repository(read.path, read))
         self._pinned.add(found.path)
         return found
 
-    def opening(self, path: str) -> Steps[Repository]:
+    def open_in_steps(self, path: str) -> EngineSteps[Repository]:
         """As `repository`, with the reading in a step."""
         kind, name = check_repository_path(path)
         if f"/{kind}/{name}" not in self._repositories:
-            read = yield Step(lambda _: self._read(path))
-            yield from self._register(f"/{kind}/{name}", read)
-        return self.repository(f"/{kind}/{name}")
+            read = yield EngineStep(lambda _: self._read_repository(path))
+            yield from self._register_repository(f"/{kind}/{name}", read)
+        return self.get_repository(f"/{kind}/{name}")
 
-    def peek(self, path: str) -> Repository:
+    def read_repository(self, path: str) -> Repository:
         """Read a repository that need not stay open. Blocks; any thread.
 
         Raises:
             PathError, StorageError: As `repository`.
         """
-        return self._read(path)
+        return self._read_repository(path)
 
     def flush_log(self, path: str) -> Log:
         """Return the log to flush for a path in `Response.flush`."""
         return self._repositories[path].log
 
-    def _read(self, path: str) -> Repository:
+    def _read_repository(self, path: str) -> Repository:
         repository = Repository(
             path,
             self._open_log(path),
@@ -366,10 +366,10 @@ class Engine:
             registry=self.registry,
         )
         wrong, _ = self._wrong.get(repository.path, (None, None))
-        repository.load(wrong)
+        repository.load_log(wrong)
         return repository
 
-    def withhold(self, path: str, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
+    def withhold_damaged(self, path: str, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
         """Take commits whose stored form is damaged out of a repository, now and whenever it is opened again.
 
         Args:
@@ -382,9 +382,9 @@ class Engine:
         """
         self._wrong[path] = wrong, good
         repository = self._repositories.get(path)
-        if repository is None or not repository.withhold(wrong, good):
+        if repository is None or not repository.withhold_damaged(wrong, good):
             return False
-        self._views.forget(path)
+        self._views.drop_views(path)
         return True
 
     def note_writable(self, path: str, can_be_written: bool) -> None:
@@ -399,7 +399,7 @@ class Engine:
                 repository.show_written()
             else:
                 repository.hold_back_unwritten()
-            self._views.forget(path)
+            self._views.drop_views(path)
 
     def check_writable(self, path: str) -> None:
         """Make sure that a repository's log could be written the last time.
@@ -410,33 +410,33 @@ class Engine:
         if path in self._unwritable:
             raise StorageError(f"{path} cannot be written now; it can be read")
 
-    def _register(self, path: str, read: Repository) -> Steps[Repository]:
+    def _register_repository(self, path: str, read: Repository) -> EngineSteps[Repository]:
         """Put a repository in the list, unless somebody was faster, and make it fit for real peers."""
         repository = self._repositories.setdefault(path, read)
         if repository is read and path in self._wrong:
             # SECURITY: the check of its log may have ended while a thread was reading it
             # (tests/unit/node/test_data_check.py).
-            repository.withhold(*self._wrong[path])
+            repository.withhold_damaged(*self._wrong[path])
         if repository is read and path != SESSIONS_PATH:
             with repository.hold_back_everything():
-                yield from self._merge_births(repository, repository.item_keys(), check=True)
+                yield from self._merge_creations(repository, repository.item_keys(), check=True)
         return repository
 
-    def _hold(self, path: str) -> Steps[None]:
+    def _hold_repository(self, path: str) -> EngineSteps[None]:
         """Open for one request; `_release` closes again what stayed empty, so that asking costs nothing that stays."""
         if path not in self._repositories:
-            read = yield Step(lambda _: self._read(path))
-            yield from self._register(path, read)
+            read = yield EngineStep(lambda _: self._read_repository(path))
+            yield from self._register_repository(path, read)
         self._in_use[path] = self._in_use.get(path, 0) + 1
 
-    def _release(self, path: str) -> None:
+    def _release_repository(self, path: str) -> None:
         left = self._in_use[path] = self._in_use[path] - 1
         if left:
             return
         del self._in_use[path]
         if path not in self._pinned and not len(self._repositories[path]):
             del self._repositories[path]
-            self._views.forget(path)
+            self._views.drop_views(path)
 
     # --- POST /auth/session ------------------------------------------------------------------------------------------
 
@@ -464,9 +464,9 @@ class Engine:
             expiration_ms=exact_expiration_ms(now_ms + milliseconds(SESSION_LIFETIME)),
         )
         if unused is None:
-            self.introduce(session, now_ms)
+            self.introduce_session(session, now_ms)
         else:
-            unused.add(session)
+            unused.add_session(session)
         encoded = session.to_json()
         # SECURITY: public halves only (tests/unit/test_upstream_traps.py).
         roots = [each.to_json() for each in self.pool.public_roots(now_ms)]
@@ -486,7 +486,7 @@ class Engine:
 
     def is_introduced(self, session_id: str) -> bool:
         """Whether ``/sys/sessions`` has the session."""
-        return self.repository(SESSIONS_PATH).count_of(session_id) > 0
+        return self.get_repository(SESSIONS_PATH).count_of(session_id) > 0
 
     def introduce_unused(self, count: int, now_ms: int) -> int:
         """Introduce some of the sessions that have signed nothing yet; return how many. Flush ``/sys/sessions`` then.
@@ -495,9 +495,9 @@ class Engine:
         """
         if self.unused is None or not self._can_introduce(now_ms):
             return 0
-        sessions = self.unused.oldest(count, now_ms)
+        sessions = self.unused.oldest_sessions(count, now_ms)
         for session in sessions:
-            self.introduce(session, now_ms)
+            self.introduce_session(session, now_ms)
         return len(sessions)
 
     def _begin_use(self, envelope: SignatureEnvelope, now_ms: int) -> Session | None:
@@ -506,24 +506,24 @@ class Engine:
         Raises:
             VerificationError: It has not signed it.
         """
-        unused = None if self.unused is None else self.unused.find(envelope.session_id, now_ms)
+        unused = None if self.unused is None else self.unused.find_session(envelope.session_id, now_ms)
         if unused is None or self.is_introduced(envelope.session_id):
             return None
         # SECURITY: what others send in its name introduces nothing (tests/unit/node/test_unused_sessions.py).
         self.pool.verify_request(envelope, now_ms, unused=unused)
         if self._can_introduce(now_ms):
-            self.introduce(unused, now_ms)
+            self.introduce_session(unused, now_ms)
             self.on_first_use()
         return unused
 
-    def introduce(self, session: Session, now_ms: int) -> Commit:
+    def introduce_session(self, session: Session, now_ms: int) -> Commit:
         """Store the session commit that introduces `session`, signed by the current root, and trust it.
 
         An item that is there already gets a new version. Flush ``/sys/sessions`` afterwards.
         """
-        repository = self.repository(SESSIONS_PATH)
-        head = repository.head(session.id)
-        ancestors_filter, count = repository.ancestors(session.id, self._new_seeds)
+        repository = self.get_repository(SESSIONS_PATH)
+        head = repository.find_head(session.id)
+        ancestors_filter, count = repository.build_ancestors_filter(session.id, self._new_seeds)
         commit = new_commit(
             commit_id=self._new_id(),
             key=session.id,
@@ -543,7 +543,7 @@ class Engine:
 
     def batch_sync(
         self, header: str | None, body: bytes, now_ms: int, admit: Callable[[str], None] = lambda _: None
-    ) -> Steps[Response]:
+    ) -> EngineSteps[Response]:
         """Answer ``POST /batch-sync``.
 
         Args:
@@ -563,7 +563,9 @@ class Engine:
             admit(requester.id)
         is_small = len(body) <= SMALL_BODY
         try:
-            elements = self._elements(body) if is_small else (yield Step(lambda _: self._elements(body)))
+            elements = (
+                self._read_elements(body) if is_small else (yield EngineStep(lambda _: self._read_elements(body)))
+            )
         except (DecodeError, PathError):
             return Response(status=400)
         if any(element.message.commits and element.path in self._unwritable for element in elements):
@@ -572,21 +574,21 @@ class Engine:
 
     def _answer_batch(
         self, elements: Sequence[_Element], requester: Session, now_ms: int, *, is_small: bool
-    ) -> Steps[Response]:
+    ) -> EngineSteps[Response]:
         held: list[str] = []
         try:
             for path in dict.fromkeys(element.path for element in elements):
-                yield from self._hold(path)
+                yield from self._hold_repository(path)
                 held.append(path)
             done = Ingested()
-            for batch in _stages(elements):
-                yield from self._ingest(batch, now_ms, done, is_small=is_small)
-            answer = yield from self._replies(elements, requester, now_ms)
+            for batch in _order_elements(elements):
+                yield from self._ingest_elements(batch, now_ms, done, is_small=is_small)
+            answer = yield from self._build_replies(elements, requester, now_ms)
             # Peers ask for whatever they look for themselves, and would be looked for in turn.
             lacking = [] if requester.is_root else [path for path in held if not self._repositories[path].ids]
         finally:
             for path in held:
-                self._release(path)
+                self._release_repository(path)
         changed = frozenset(element.path for element in elements if element.brought)
         return Response(
             status=200,
@@ -602,13 +604,13 @@ class Engine:
             ),
         )
 
-    def _authenticate_batch(self, header: str, body: bytes, now_ms: int) -> Steps[Session]:
+    def _authenticate_batch(self, header: str, body: bytes, now_ms: int) -> EngineSteps[Session]:
         envelope = parse_signature(header)
-        requester = yield from self.authenticate(envelope, now_ms)
+        requester = yield from self.authenticate_request(envelope, now_ms)
         binding = read_binding(envelope)
         if binding is not None:
             is_big = len(body) > SMALL_BODY
-            digest = (yield Step(lambda _: digest_body(body))) if is_big else digest_body(body)
+            digest = (yield EngineStep(lambda _: digest_body(body))) if is_big else digest_body(body)
             self.guard.check(
                 envelope,
                 binding,
@@ -620,7 +622,7 @@ class Engine:
             )
         return requester
 
-    def authenticate(self, header: str | SignatureEnvelope, now_ms: int) -> Steps[Session]:
+    def authenticate_request(self, header: str | SignatureEnvelope, now_ms: int) -> EngineSteps[Session]:
         """Return who signed a request. Whether it was meant for this server is not looked at (`guard`).
 
         Raises:
@@ -632,10 +634,10 @@ class Engine:
             raise AccessDeniedError(f"session {session.id!r} belongs to a user who does not exist")
         return session
 
-    def _is_user(self, owner: str) -> Steps[bool]:
+    def _is_user(self, owner: str) -> EngineSteps[bool]:
         """Return whether there is an item of a user that is not deleted."""
-        users = self.repository(USERS_PATH)
-        head = users.head(owner)
+        users = self.get_repository(USERS_PATH)
+        head = users.find_head(owner)
         if head is None:
             return False
         if not head.is_delta:
@@ -645,13 +647,13 @@ class Engine:
         known = owner, head.id, users.count_of(owner)
         if known not in self._users:
             commits = users.commits_of(owner)
-            item = yield Step(lambda _: users.read_item(owner, head, commits))
+            item = yield EngineStep(lambda _: users.read_item(owner, head, commits))
             self._users[known] = item is not None and not item.deleted
             if len(self._users) > _MOST_USERS:
                 self._users.popitem(last=False)
         return self._users[known]
 
-    def ingest(self, path: str, commits: Sequence[Any], now_ms: int) -> Steps[Ingested]:
+    def ingest_commits(self, path: str, commits: Sequence[Any], now_ms: int) -> EngineSteps[Ingested]:
         """Verify and store commits that a peer sent, exactly as if they had been pushed. Flush `path` afterwards.
 
         Raises:
@@ -659,25 +661,25 @@ class Engine:
             StorageError: The repository cannot be opened, or not be written.
         """
         self.check_writable(path)
-        repository = yield from self.opening(path)
+        repository = yield from self.open_in_steps(path)
         message = SyncMessage(version=VERSION, filter=BloomFilter(b"", ()), size=0, commits=commits)
         done = Ingested()
-        yield from self._ingest([_Element(path, repository.path, message)], now_ms, done)
+        yield from self._ingest_elements([_Element(path, repository.path, message)], now_ms, done)
         return done
 
-    def _elements(self, body: bytes) -> list[_Element]:
-        return [self._element(path, message) for path, message in read_batch(body, self.limits.elements)]
+    def _read_elements(self, body: bytes) -> list[_Element]:
+        return [self._check_element(path, message) for path, message in read_batch(body, self.limits.elements)]
 
-    def _element(self, given_path: str, message: SyncMessage) -> _Element:
+    def _check_element(self, given_path: str, message: SyncMessage) -> _Element:
         path = read_repository_path(given_path)
         check_filter_size(message.filter, self.limits)
         return _Element(given_path, path, message)
 
     # --- taking in ---------------------------------------------------------------------------------------------------
 
-    def _ingest(
+    def _ingest_elements(
         self, elements: Sequence[_Element], now_ms: int, done: Ingested, *, is_small: bool = False
-    ) -> Steps[None]:
+    ) -> EngineSteps[None]:
         """Decode, verify and store what some elements brought, in portions, so that others get their turn.
 
         Args:
@@ -688,11 +690,11 @@ class Engine:
         """
         early: list[tuple[_Element, Commit]] = []
         learnt = False
-        for portions in _portions(elements):
-            decode = partial(self._decode, portions, now_ms)
+        for portions in _split_portions(elements):
+            decode = partial(self._decode_portions, portions, now_ms)
             few = is_small and sum(portion.end - portion.start for portion in portions) <= _FEW_COMMITS
-            decoded, refused = decode(None) if few else (yield Step(decode))
-            _note(done, refused)
+            decoded, refused = decode(None) if few else (yield EngineStep(decode))
+            _note_undecodable(done, refused)
             later, is_learnt = yield from self._take_in(decoded, done)
             early += later
             learnt = learnt or is_learnt
@@ -702,7 +704,7 @@ class Engine:
             (commit.id, UnknownSignerError(f"session {commit.session!r} is not known")) for _, commit in early
         ]
 
-    def _introduce_authors(self, early: Sequence[tuple[_Element, Commit]], now_ms: int) -> Steps[bool]:
+    def _introduce_authors(self, early: Sequence[tuple[_Element, Commit]], now_ms: int) -> EngineSteps[bool]:
         """Introduce the unused sessions that have signed one of these commits; return whether there were any.
 
         A client signs its first request before a server sends its commits on. But a commit can come by another way, for
@@ -711,7 +713,7 @@ class Engine:
         if self.unused is None or not self._can_introduce(now_ms):
             return False
         ids = {commit.session for _, commit in early}
-        unused = {one: session for one in ids if (session := self.unused.find(one, now_ms)) is not None}
+        unused = {one: session for one in ids if (session := self.unused.find_session(one, now_ms)) is not None}
         if not unused:
             return False
         authors: dict[str, Session] = {}
@@ -725,23 +727,23 @@ class Engine:
                         verify_commit(session, commit)
                         authors[commit.session] = session
 
-        yield Step(find_authors)
+        yield EngineStep(find_authors)
         introduced = [session for one, session in authors.items() if not self.is_introduced(one)]
         for session in introduced:
-            self.introduce(session, now_ms)
+            self.introduce_session(session, now_ms)
         if introduced:
             self.on_first_use()
         return bool(introduced)
 
     def _take_in(
         self, candidates: list[tuple[_Element, Commit]], done: Ingested
-    ) -> Steps[tuple[list[tuple[_Element, Commit]], bool]]:
+    ) -> EngineSteps[tuple[list[tuple[_Element, Commit]], bool]]:
         """Verify and store decoded commits; return those of unknown sessions, and whether a session was learnt."""
         if not candidates:
             return [], False
-        verification = self.pool.prepare([commit for _, commit in candidates])
-        yield Step(verification.run)
-        verdicts = self.pool.conclude(verification)
+        verification = self.pool.prepare_verification([commit for _, commit in candidates])
+        yield EngineStep(verification.run)
+        verdicts = self.pool.conclude_verification(verification)
         early: list[tuple[_Element, Commit]] = []
         learnt = False
         fresh: dict[str, set[str]] = {}
@@ -756,7 +758,7 @@ class Engine:
                 if isinstance(verdict, UnknownSignerError):
                     early.append((element, commit))
                     continue
-                outcome = verdict or self._store(element.path, commit)
+                outcome = verdict or self._store_commit(element.path, commit)
                 if isinstance(outcome, GoatherdError):
                     done.refused.append((commit.id, outcome.with_traceback(None)))
                 elif outcome:
@@ -765,10 +767,10 @@ class Engine:
                     fresh.setdefault(element.path, set()).add(commit.key)
                     learnt = learnt or element.path == SESSIONS_PATH
             for path, keys in fresh.items():
-                yield from self._merge_births(self._repositories[path], keys, check=path == SESSIONS_PATH)
+                yield from self._merge_creations(self._repositories[path], keys, check=path == SESSIONS_PATH)
         return early, learnt
 
-    def _decode(
+    def _decode_portions(
         self, portions: Sequence[_Portion], now_ms: int, _: object
     ) -> tuple[list[tuple[_Element, Commit]], list[DecodeError]]:
         """Decode commits one by one; of two with one id both go on, the first may be a forgery."""
@@ -784,10 +786,10 @@ class Engine:
                         continue
                     decoded.append((portion.element, read_commit(raw, repository, self.limits, now_ms)))
                 except DecodeError as error:
-                    refused.append(_bare(error))
+                    refused.append(_without_traceback(error))
         return decoded, refused
 
-    def _store(self, path: str, commit: Commit) -> GoatherdError | bool:
+    def _store_commit(self, path: str, commit: Commit) -> GoatherdError | bool:
         """Authorize a verified commit by its signer and store it, or return why not.
 
         Returns:
@@ -795,14 +797,14 @@ class Engine:
         """
         repository = self._repositories[path]
         try:
-            author = self.pool.author(commit)
+            author = self.pool.get_author(commit)
             check_against(commit, repository)
         except (VerificationError, DecodeError) as error:
             return error
         access = Access(repository=path, key=commit.key, session=author, operation="write")
         if author.id != self.pool.current.id and not self.rulebook.allows(access):
             return AccessDeniedError(f"session {author.id!r} may not write {path}/{commit.key}")
-        is_new = repository.add(commit)
+        is_new = repository.add_commit(commit)
         if is_new and path == SESSIONS_PATH:
             self._learn_session(commit)
         return is_new
@@ -810,16 +812,16 @@ class Engine:
     def _learn_session(self, commit: Commit) -> None:
         self.pool.add_verified_session_commit_unsafe(commit)
         if self.unused is not None:
-            self.unused.discard(commit.key)
+            self.unused.discard_session(commit.key)
 
     def _store_own(self, repository: Repository, commit: Commit, now_ms: int) -> Commit:
         signed = sign_commit(self.pool.current, commit, now_ms=now_ms)
-        repository.add(signed)
+        repository.add_commit(signed)
         if repository.path == SESSIONS_PATH:
             self._learn_session(signed)
         return signed
 
-    def _merge_births(self, repository: Repository, keys: Iterable[str], *, check: bool) -> Steps[None]:
+    def _merge_creations(self, repository: Repository, keys: Iterable[str], *, check: bool) -> EngineSteps[None]:
         """Merge creations that would end a real peer's process, before anybody is told about them.
 
         Args:
@@ -829,11 +831,11 @@ class Engine:
         """
         for key in keys:
             creations = unmerged_creations(repository, key)
-            if not creations or (check and not (yield from self._vouched(repository.path, creations))):
+            if not creations or (check and not (yield from self._are_verified(repository.path, creations))):
                 continue
-            merged = yield Step(partial(self._sign_merges, creations, repository, self.pool.current))
+            merged = yield EngineStep(partial(self._sign_merges, creations, repository, self.pool.current))
             for merge in merged:
-                repository.add(merge)
+                repository.add_commit(merge)
                 if repository.path == SESSIONS_PATH:
                     self.pool.add_verified_session_commit_unsafe(merge)
 
@@ -851,80 +853,80 @@ class Engine:
             merged.append(sign_commit(signer, merge, now_ms=int(merge.ts)))
         return merged
 
-    def _vouched(self, path: str, commits: Sequence[Commit]) -> Steps[bool]:
+    def _are_verified(self, path: str, commits: Sequence[Commit]) -> EngineSteps[bool]:
         """Return whether all commits verify now; in ``/sys/sessions``, by a root.
 
         SECURITY: what a GoatDB server let into its log must not get our root's signature (test_upstream_traps.py).
         """
         if path == SESSIONS_PATH and not all(commit.session in self.pool.root_ids for commit in commits):
             return False
-        verification = self.pool.prepare(commits, held=True)
-        yield Step(verification.run)
-        return not any(self.pool.conclude(verification))
+        verification = self.pool.prepare_verification(commits, held=True)
+        yield EngineStep(verification.run)
+        return not any(self.pool.conclude_verification(verification))
 
     # --- answering ---------------------------------------------------------------------------------------------------
 
-    def _replies(self, elements: Sequence[_Element], requester: Session, now_ms: int) -> Steps[bytes]:
+    def _build_replies(self, elements: Sequence[_Element], requester: Session, now_ms: int) -> EngineSteps[bytes]:
         """Build the body of the answer, in the order of the request."""
-        views = [self._views.of(self._repositories[element.path], requester) for element in elements]
+        views = [self._views.view_for(self._repositories[element.path], requester) for element in elements]
         born_under = None
         if not requester.is_root:
-            introductions = self.repository(SESSIONS_PATH).commits_of(requester.id)
+            introductions = self.get_repository(SESSIONS_PATH).commits_of(requester.id)
             born_under = frozenset(commit.session for commit in introductions)
 
         def answers() -> Iterator[tuple[str, SyncMessage, list[bytes]]]:
-            room = Room(self.limits.reply_bytes)
-            served = self._views.affordable(views, [element.message for element in elements])
+            room = ReplyBudget(self.limits.reply_bytes)
+            served = self._views.choose_served(views, [element.message for element in elements])
             for element, view, is_served in zip(elements, views, served, strict=True):
                 asks = (element.message, bool(element.brought), now_ms)
-                reply = self._views.reply(view, *asks, born_under=born_under, room=room, is_served=is_served)
+                reply = self._views.build_reply(view, *asks, born_under=born_under, room=room, is_served=is_served)
                 yield element.given_path, *reply
 
         is_small = sum(self._repositories[element.path].weight for element in elements) <= _LIGHT
         if is_small and sum(len(view.commits) for view in views) <= BIG_VIEW:
             return encode_reply(answers())
-        body: bytes = yield Step(lambda _: encode_reply(answers()))
+        body: bytes = yield EngineStep(lambda _: encode_reply(answers()))
         return body
 
     # --- reading and writing from Python -----------------------------------------------------------------------------
 
-    def get(self, path: str, key: str) -> Item | None:
+    def get_item(self, path: str, key: str) -> Item | None:
         """Return an item, None where there is none or only a deleted one."""
-        item = self.repository(path).item(key)
+        item = self.get_repository(path).find_item(key)
         return None if item is None or item.deleted else item
 
-    def create(self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int) -> Commit:
+    def create_item(self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int) -> Commit:
         """Create an item, signed by the current root. Flush `path` afterwards.
 
         Raises:
             ItemExistsError: There is one.
             PathError, DecodeError, EncodeError: Path, key or data are not allowed; in ``/sys/sessions``, no session.
         """
-        repository = self.repository(path)
-        commit = repository.build_create(key, schema, data, **self._authorship(now_ms))
-        return self._write(repository, commit, now_ms)
+        repository = self.get_repository(path)
+        commit = repository.build_create(key, schema, data, **self._new_authorship(now_ms))
+        return self._write_item(repository, commit, now_ms)
 
-    def set(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
+    def set_item(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
         """Replace an item's fields, signed by the current root. Flush `path` afterwards.
 
         Raises:
             ItemNotFoundError: There is none.
             PathError, DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: no session.
         """
-        repository = self.repository(path)
-        return self._write(repository, repository.build_set(key, data, **self._authorship(now_ms)), now_ms)
+        repository = self.get_repository(path)
+        return self._write_item(repository, repository.build_set(key, data, **self._new_authorship(now_ms)), now_ms)
 
-    def delete(self, path: str, key: str, now_ms: int) -> Commit:
+    def delete_item(self, path: str, key: str, now_ms: int) -> Commit:
         """Delete an item, signed by the current root. Flush `path` afterwards.
 
         Raises:
             ItemNotFoundError: There is none.
             DecodeError: A session: it would stay trusted.
         """
-        repository = self.repository(path)
-        return self._write(repository, repository.build_delete(key, **self._authorship(now_ms)), now_ms)
+        repository = self.get_repository(path)
+        return self._write_item(repository, repository.build_delete(key, **self._new_authorship(now_ms)), now_ms)
 
-    def _write(self, repository: Repository, commit: Commit, now_ms: int) -> Commit:
+    def _write_item(self, repository: Repository, commit: Commit, now_ms: int) -> Commit:
         if repository.path == SESSIONS_PATH:
             # SECURITY: a value that is no session keeps GoatDB from starting again (tests/unit/node/test_engine.py).
             try:
@@ -933,23 +935,23 @@ class Engine:
                 raise NotAdmittedError(f"{repository.path}/{commit.key} would be no session: {error}") from None
         return self._store_own(repository, commit, now_ms)
 
-    def _authorship(self, now_ms: int) -> Authorship:
+    def _new_authorship(self, now_ms: int) -> Authorship:
         return Authorship(commit_id=self._new_id(), session_id=self.pool.current.id, ts=now_ms, seeds=self._new_seeds)
 
 
-def _note(done: Ingested, refused: Sequence[DecodeError]) -> None:
+def _note_undecodable(done: Ingested, refused: Sequence[DecodeError]) -> None:
     """List undecodable commits, as many as fit."""
     # SECURITY: a body of nothing else must not become a list of errors (tests/unit/node/test_cost.py).
     done.refused += [("", error) for error in refused[: max(0, _MOST_REFUSALS - len(done.refused))]]
 
 
-def _bare(error: DecodeError) -> DecodeError:
+def _without_traceback(error: DecodeError) -> DecodeError:
     """Return an error without the frames and causes that it keeps alive."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
-def _portions(elements: Sequence[_Element]) -> Iterator[list[_Portion]]:
+def _split_portions(elements: Sequence[_Element]) -> Iterator[list[_Portion]]:
     """Yield the commits of some elements in portions that one step decodes, and that are stored in one go."""
     gathered: list[_Portion] = []
     count = 0
@@ -975,7 +977,7 @@ def _is_known(raw: Any, repository: Repository) -> bool:
     return isinstance(commit_id, str) and commit_id in repository
 
 
-def _stages(elements: Sequence[_Element]) -> list[list[_Element]]:
+def _order_elements(elements: Sequence[_Element]) -> list[list[_Element]]:
     """Return the elements in the order in which they are taken in; the others in one go, so that they share threads."""
     sessions = [element for element in elements if element.path == SESSIONS_PATH]
     users = [element for element in elements if element.path == USERS_PATH]

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from goatherd.clock import Clock
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.key_age import REPLACE_EXPIRED, Urgency, time_left, urgency
+from goatherd.identity.key_age import REPLACE_EXPIRED, Urgency, assess_urgency, time_left
 from goatherd.telemetry import Event, event_text
 from goatherd.times import iso
 
@@ -50,13 +50,13 @@ class ExpiryWatch:
     async def run(self) -> None:
         """Check once an hour, until cancelled."""
         while True:
-            self.check()
+            self.check_expiry()
             await self._clock.sleep(LOOK_EVERY)
 
-    def check(self) -> None:
+    def check_expiry(self) -> None:
         """Check now, and log a warning unless the same one was logged in the last day."""
         document, now_ms = self._document(), self._clock.now_ms()
-        stage = urgency(document, now_ms)
+        stage = assess_urgency(document, now_ms)
         news = (document.current.id, stage)
         age = self._clock.monotonic() - self._said_at
         if stage is Urgency.FINE or (news == self._said and age < SAY_EVERY.total_seconds()):
@@ -71,20 +71,20 @@ class ExpiryWatch:
                 urgency=stage.value,
                 days_left=f"{time_left(document, now_ms) / _DAY:.1f}",
                 expires=iso(document.current.session.expiration_ms),
-                do=_remedy(stage),
+                do=_command_for(stage),
             ),
         )
 
-    def report(self) -> dict[str, Any]:
+    def describe_expiry(self) -> dict[str, Any]:
         """Return what the health page shows."""
         document, now_ms = self._document(), self._clock.now_ms()
         return {
             "root": document.current.id,
             "expires": iso(document.current.session.expiration_ms),
             "daysLeft": round(time_left(document, now_ms) / _DAY, 2),
-            "urgency": urgency(document, now_ms).value,
+            "urgency": assess_urgency(document, now_ms).value,
         }
 
 
-def _remedy(stage: Urgency) -> str:
+def _command_for(stage: Urgency) -> str:
     return REPLACE_EXPIRED if stage is Urgency.EXPIRED else "goatherd rotate"

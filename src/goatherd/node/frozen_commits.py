@@ -77,13 +77,13 @@ class FrozenCommitStore:
 
     # --- keeping up -------------------------------------------------------------------------------------------------
 
-    def follow(self, document: IdentityDocument) -> None:
+    def apply_document(self, document: IdentityDocument) -> None:
         """Apply the lists that an identity document names; `run` fetches the missing ones."""
         self._document = document
-        for digest in self._wanted():
+        for digest in self._wanted_digests():
             if digest not in self._lists:
-                self._recall(digest)
-        self._apply()
+                self._read_list(digest)
+        self._update_pool()
         self._wake.set()
 
     async def run(self) -> None:
@@ -91,17 +91,17 @@ class FrozenCommitStore:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while missing := [digest for digest in self._wanted() if digest not in self._lists]:
+            while missing := [digest for digest in self._wanted_digests() if digest not in self._lists]:
                 for digest in missing:
-                    await self._fetch(digest)
+                    await self._fetch_list(digest)
                 if any(digest not in self._lists for digest in missing):
                     await self._clock.sleep(RETRY)
 
-    def _wanted(self) -> list[str]:
+    def _wanted_digests(self) -> list[str]:
         revoked = self._document.revoked if self._document is not None else ()
         return [one.freeze.digest for one in revoked if one.freeze is not None]
 
-    def _apply(self) -> None:
+    def _update_pool(self) -> None:
         if self._document is None:
             return
         known = {
@@ -109,11 +109,13 @@ class FrozenCommitStore:
             for one in self._document.revoked
             if one.freeze is not None and one.freeze.digest in self._lists
         }
-        self._engine.pool.freeze(known, [one.id for one in self._document.revoked if one.settled_at is not None])
+        self._engine.pool.set_frozen_commits(
+            known, [one.id for one in self._document.revoked if one.settled_at is not None]
+        )
         if known:
             self._changed()
 
-    async def _fetch(self, digest: str) -> None:
+    async def _fetch_list(self, digest: str) -> None:
         for client in self._peers():
             try:
                 raw = await client.frozen(digest)
@@ -122,24 +124,24 @@ class FrozenCommitStore:
                 continue
             # SECURITY: the identity says which list counts, whoever brings it (tests/unit/node/test_frozen_commits.py).
             if found is not None and found.digest == digest:
-                await self._keep(found)
+                await self._store_list(found)
                 return
 
-    async def _keep(self, frozen: FrozenList) -> None:
+    async def _store_list(self, frozen: FrozenList) -> None:
         digest = frozen.digest
         if self._folder is not None and digest not in self._lists:
-            await asyncio.to_thread(self._write, self._folder, digest, frozen.to_bytes())
+            await asyncio.to_thread(self._write_list, self._folder, digest, frozen.to_bytes())
         self._lists[digest] = frozen
-        self._apply()
+        self._update_pool()
 
-    def _write(self, folder: Path, digest: str, raw: bytes) -> None:
+    def _write_list(self, folder: Path, digest: str, raw: bytes) -> None:
         try:
             replace_file(folder / digest, raw)
         except SettingsError as error:
             # The list stays in memory, and peers have it: no reason to stop serving.
             _log.error(event_text(Event.FREEZE_NOT_KEPT, digest=digest, message=error))
 
-    def _recall(self, digest: str) -> None:
+    def _read_list(self, digest: str) -> None:
         if self._folder is None or not (self._folder / digest).exists():
             return
         try:
@@ -160,13 +162,13 @@ class FrozenCommitStore:
 
     async def answer_put(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/frozen``: keep a list that a root hands over, until the identity names it."""
-        if refusal := await self._refuse("frozen", body, header):
+        if refusal := await self._refuse_unless_root("frozen", body, header):
             return refusal
         try:
             frozen = FrozenList.from_bytes(body)
         except DecodeError:
             return Response(status=400)
-        await self._keep(frozen)
+        await self._store_list(frozen)
         return Response(status=200, body=to_json_bytes({"digest": frozen.digest}), content_type=JSON_TYPE)
 
     async def answer_held(self, body: bytes, header: str | None) -> Response:
@@ -175,7 +177,7 @@ class FrozenCommitStore:
         409 where the root is not revoked here, unless asked for early: a list made before the freeze would be none.
         With digests to show: where those commits are and what they say of their time.
         """
-        if refusal := await self._refuse("held", body, header):
+        if refusal := await self._refuse_unless_root("held", body, header):
             return refusal
         try:
             asked = parse_json(body)
@@ -191,16 +193,16 @@ class FrozenCommitStore:
             wanted = {one for one in show[:MAX_SHOWN] if isinstance(one, str)}
             found = [
                 {"digest": digest.hex(), "path": path, "key": commit.key, "ts": commit.ts}
-                for digest, (path, commit) in (await self._held(session_id)).items()
+                for digest, (path, commit) in (await self._find_held(session_id)).items()
                 if digest.hex() in wanted
             ]
             return Response(status=200, body=to_json_bytes({"commits": found}), content_type=JSON_TYPE)
-        frozen = await self.held(session_id)
+        frozen = await self.held_commits(session_id)
         return Response(status=200, body=frozen.to_bytes(), content_type=BINARY_TYPE)
 
     async def answer_lacking(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/lacking``: which of some commits of a repository are not here."""
-        if refusal := await self._refuse("lacking", body, header):
+        if refusal := await self._refuse_unless_root("lacking", body, header):
             return refusal
         try:
             asked = parse_json(body)
@@ -208,27 +210,27 @@ class FrozenCommitStore:
             if not isinstance(path, str) or not isinstance(commits, list):
                 return Response(status=400)
             found = self._engine.repositories.get(path)
-            repository = found if found is not None else await asyncio.to_thread(self._engine.peek, path)
+            repository = found if found is not None else await asyncio.to_thread(self._engine.read_repository, path)
         except (DecodeError, PathError):
             return Response(status=400)
         lacking = [one for one in commits if not isinstance(one, str) or one not in repository]
         return Response(status=200, body=to_json_bytes({"lacking": lacking}), content_type=JSON_TYPE)
 
-    async def held(self, session_id: str) -> FrozenList:
+    async def held_commits(self, session_id: str) -> FrozenList:
         """Return what this server holds of a root's commits, in memory or on the disk.
 
         Raises:
             StorageError: A log cannot be read.
         """
-        return FrozenList(frozenset(await self._held(session_id)))
+        return FrozenList(frozenset(await self._find_held(session_id)))
 
-    async def _held(self, session_id: str) -> dict[bytes, tuple[str, Commit]]:
+    async def _find_held(self, session_id: str) -> dict[bytes, tuple[str, Commit]]:
         open_now = dict(self._engine.repositories)
-        commits = {path: _by(session_id, repository) for path, repository in open_now.items()}
+        commits = {path: _signed_by(session_id, repository) for path, repository in open_now.items()}
         roots = frozenset() if self._document is None else frozenset(root.id for root in self._document.roots)
-        return await asyncio.to_thread(self._digests, session_id, commits, roots)
+        return await asyncio.to_thread(self._collect_digests, session_id, commits, roots)
 
-    def _digests(
+    def _collect_digests(
         self, session_id: str, commits: dict[str, list[Commit]], roots: frozenset[str]
     ) -> dict[bytes, tuple[str, Commit]]:
         found: dict[bytes, tuple[str, Commit]] = {}
@@ -236,15 +238,15 @@ class FrozenCommitStore:
         for path, listed in commits.items():
             found |= _digests_of(path, listed, roots)
         for path in closed:
-            found |= _digests_of(path, _by(session_id, self._engine.peek(path)), roots)
+            found |= _digests_of(path, _signed_by(session_id, self._engine.read_repository(path)), roots)
         return found
 
-    async def _refuse(self, endpoint: str, body: bytes, header: str | None) -> Response | None:
+    async def _refuse_unless_root(self, endpoint: str, body: bytes, header: str | None) -> Response | None:
         path = f"/goatherd/v1/{endpoint}"
         return await refuse_unless_root(self._engine, path, body, header, now_ms=self._clock.now_ms())
 
 
-def _by(session_id: str, commits: Iterable[Commit]) -> list[Commit]:
+def _signed_by(session_id: str, commits: Iterable[Commit]) -> list[Commit]:
     return [commit for commit in commits if commit.session == session_id]
 
 

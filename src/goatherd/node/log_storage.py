@@ -1,27 +1,21 @@
-"""Where commits rest: a GoatDB log file per repository, or memory.
+"""Store commits: one GoatDB log file for each repository, or memory; and make them durable by group commit.
 
-A log (`goatherd.node.repository.Log`) hands out what it holds and takes records to append. It knows JSON, not commits.
-Appending is
-cheap and touches no disk; `flush` writes everything appended so far in one write and one fsync, so one flush serves
-every request that waits for it (group commit). The bytes are GoatDB's
-(docs/reference/goatdb-formats.md#logs).
+A log (`goatherd.node.repository.Log`) returns its records and takes new ones. It knows JSON, not commits. Appending is
+cheap and does not touch the disk. `flush` writes everything appended so far with one write and one fsync, so one flush
+serves every request that waits for it. The bytes are GoatDB's (docs/reference/goatdb-formats.md#logs).
 
-Repair. A last line without its newline is a torn write that nobody was told had succeeded: it is cut off, at the end of
-the last good line (GoatDB cuts into the good ones). A broken line with others behind it is no torn write: nothing
-is cut, the line is skipped and counted as damaged, and the next append begins with a newline, as every append does.
+Torn writes. A last line without a newline is a write that a crash interrupted, and whose success was never reported. It
+is cut off at the end of the last good line (GoatDB also cuts good lines). A damaged line with lines after it is no torn
+write: nothing is cut, the line is skipped and counted as damaged, and the next append begins with a newline.
 
-Rules: directories 0700, files 0600; no descriptor stays open but the lock's; a repository that nothing was written to
-has no file; every path comes through `check_repository_path`. Calls block; the server makes them in threads. One
-`LogDirectory` and its logs may be used from several threads.
+Group commit. A `TrackedLog` reports each append to `GroupCommit`. `GroupCommit.wait_until_durable` waits for everything
+appended so far. One flush runs at a time, in its own thread, and serves every request that waits when it begins. A log
+that cannot be written does not stop the others: it is listed in `GroupCommit.failing`, requests that need it get the
+error, and `GroupCommit.retry_failed` flushes it again.
 
-When commits are on the disk: group commit over the logs of one database.
-
-Not the writing itself (`goatherd.node.log_storage`). A log that is tracked says when something was appended to it, and
-`Disk.durable` waits for everything appended so far, by whomever. One flush runs at a time, in a thread of its own, and
-serves all who wait when it begins.
-
-A log that cannot be written does not stop the others. It is listed in `Disk.failing` and not flushed again until
-`Disk.retry`; who waits for it gets the error, and nobody else does.
+Rules: directories have mode 0700, files 0600; only the descriptor of the lock stays open; a repository without commits
+has no file; every path passes `check_repository_path`. Calls block; the server makes them in threads. One
+`LogDirectory` and its logs can be used from several threads.
 """
 
 from __future__ import annotations
@@ -46,7 +40,7 @@ from goatherd.errors import GoatherdError, PathError, StorageError
 from goatherd.node.repository import Log
 from goatherd.node.unused_sessions import UnusedLog
 from goatherd.telemetry import Event, event_text
-from goatherd.wire.commit_log import Line, frame, read_lines
+from goatherd.wire.commit_log import LogLine, frame_records, read_lines
 from goatherd.wire.paths import check_repository_path
 
 LOCK_NAME = ".goatherd.lock"
@@ -63,10 +57,10 @@ class MemoryLog:
         self._unflushed = 0
         self.damaged = 0
 
-    def records(self) -> list[Mapping[str, Any]]:
+    def read_records(self) -> list[Mapping[str, Any]]:
         return list(self._records)
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append_record(self, record: Mapping[str, Any]) -> None:
         self._records.append(record)
         self._unflushed += 1
 
@@ -86,8 +80,8 @@ class _Scan:
     damaged: int
 
 
-def _scan(data: bytes) -> _Scan:
-    """Read a whole file; unlike `goatherd.wire.commit_log.scan` it goes on behind a broken line."""
+def _scan_log(data: bytes) -> _Scan:
+    """Read a whole file; unlike `goatherd.wire.commit_log.scan_log` it goes on behind a broken line."""
     records: list[Mapping[str, Any]] = []
     damaged = 0
     for line in read_lines(data):
@@ -101,7 +95,7 @@ def _scan(data: bytes) -> _Scan:
 
 
 class FileLog:
-    """One ``.jsonl`` file. Made by `LogDirectory.open`; the file appears with the first flush that has something."""
+    """One ``.jsonl`` file, opened by `LogDirectory.open_log`; the first flush with records creates the file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -112,18 +106,18 @@ class FileLog:
         self._write_lock = threading.Lock()
         self.damaged = 0
 
-    def records(self) -> list[Mapping[str, Any]]:
+    def read_records(self) -> list[Mapping[str, Any]]:
         with self._write_lock:
-            data = self.read()
-            scan = _scan(data)
+            data = self.read_bytes()
+            scan = _scan_log(data)
             self.damaged = scan.damaged
             if scan.torn:
-                self._cut(scan.good_end)
+                self._truncate_log(scan.good_end)
                 text = event_text(Event.DATA_TORN, file=self._file, bytes=len(data) - scan.good_end)
                 _log.info("%s", text)
             return scan.records
 
-    def read(self) -> bytes:
+    def read_bytes(self) -> bytes:
         """Return the file as it is, without waiting for a write; empty where there is none.
 
         Raises:
@@ -146,7 +140,7 @@ class FileLog:
         """Where `set_aside` moves lines to."""
         return self._file.with_name(self._file.name + DAMAGED_SUFFIX)
 
-    def set_aside(self, lines: Sequence[Line]) -> None:
+    def set_aside(self, lines: Sequence[LogLine]) -> None:
         """Move lines of the file, as they are, to the end of `set_aside_file`. All other bytes stay as they are.
 
         Both files are replaced in one step each, with the log's owner and mode. After a crash every line is in one of
@@ -159,7 +153,7 @@ class FileLog:
             StorageError: It could not be done; no line is lost.
         """
         with self._write_lock:
-            data = self.read()
+            data = self.read_bytes()
             moved = [data[line.start : line.end] for line in lines]
             try:
                 status = self._file.stat()
@@ -168,17 +162,17 @@ class FileLog:
                 fresh = [text for text in dict.fromkeys(moved) if text not in present]
                 if fresh:
                     start = aside if aside.endswith(b"\n") or not aside else aside + b"\n"
-                    _replace(self.set_aside_file, start + b"".join(text + b"\n" for text in fresh), status)
-                _replace(self._file, _without(data, lines), status)
+                    _replace_file(self.set_aside_file, start + b"".join(text + b"\n" for text in fresh), status)
+                _replace_file(self._file, _without_lines(data, lines), status)
             except OSError as error:
                 raise StorageError(f"{self._file}: {error.strerror}; run this again") from error
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append_record(self, record: Mapping[str, Any]) -> None:
         # It becomes JSON when it is written: large records take long, and this runs on the event loop.
         with self._pending_lock:
             self._pending.append(record)
 
-    def rewrite(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+    def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Have the next flush replace everything by these records, and by what is appended from now on.
 
         Args:
@@ -202,9 +196,9 @@ class FileLog:
                 return
             try:
                 if anew is not None and self._file.exists():
-                    _replace(self._file, frame([*anew(), *records]), self._file.stat())
+                    _replace_file(self._file, frame_records([*anew(), *records]), self._file.stat())
                 else:
-                    self._write(frame(records if anew is None else [*anew(), *records]))
+                    self._append_bytes(frame_records(records if anew is None else [*anew(), *records]))
             except OSError as error:
                 with self._pending_lock:
                     if self._anew is None:
@@ -215,7 +209,7 @@ class FileLog:
                 with self._pending_lock:
                     self._taken = 0
 
-    def _write(self, data: bytes) -> None:
+    def _append_bytes(self, data: bytes) -> None:
         fresh = not self._file.exists()
         if fresh:
             _make_directory(self._file.parent)
@@ -237,7 +231,7 @@ class FileLog:
         if fresh:
             _sync_directory(self._file.parent)
 
-    def _cut(self, length: int) -> None:
+    def _truncate_log(self, length: int) -> None:
         try:
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -313,7 +307,7 @@ class LogDirectory:
                 self._lock = None
             self._logs.clear()
 
-    def open(self, repository: str) -> FileLog:
+    def open_log(self, repository: str) -> FileLog:
         """Return the log of a repository; the same object for as long as somebody holds it. Creates nothing.
 
         Raises:
@@ -332,7 +326,7 @@ class LogDirectory:
                 log = self._logs[f"/{kind}/{name}"] = FileLog(self.path / kind / f"{name}{LOG_SUFFIX}")
             return log
 
-    def read(self, repository: str) -> list[Any]:
+    def read_log(self, repository: str) -> list[Any]:
         """Return the records of a log as its file holds them now; damaged lines are skipped. Changes nothing.
 
         Raises:
@@ -356,7 +350,7 @@ class LogDirectory:
                 log = self._logs[UNUSED_NAME] = FileLog(self.path / UNUSED_NAME)
             return log
 
-    def repositories(self) -> list[str]:
+    def repository_paths(self) -> list[str]:
         """Return the paths of the repositories that have a file, sorted."""
         found = []
         for file in sorted(self.path.glob(f"*/*{LOG_SUFFIX}")):
@@ -367,7 +361,7 @@ class LogDirectory:
         return found
 
 
-def _without(data: bytes, lines: Sequence[Line]) -> bytes:
+def _without_lines(data: bytes, lines: Sequence[LogLine]) -> bytes:
     """Return a log without some of its lines, and without the blank line that precedes each."""
     kept, position = [], 0
     for line in sorted(lines, key=lambda one: one.start):
@@ -378,7 +372,7 @@ def _without(data: bytes, lines: Sequence[Line]) -> bytes:
     return b"".join([*kept, data[position:]])
 
 
-def _replace(path: Path, data: bytes, like: os.stat_result) -> None:
+def _replace_file(path: Path, data: bytes, like: os.stat_result) -> None:
     """Write a file whole, durably and in one step, with the mode and the owner of another one."""
     path = path.resolve()
     for left in path.parent.glob(f".{path.name}.*.new"):
@@ -436,11 +430,11 @@ class TrackedLog:
     def unflushed(self) -> int:
         return self._log.unflushed
 
-    def records(self) -> Sequence[Mapping[str, Any]]:
-        return self._log.records()
+    def read_records(self) -> Sequence[Mapping[str, Any]]:
+        return self._log.read_records()
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        self._log.append(record)
+    def append_record(self, record: Mapping[str, Any]) -> None:
+        self._log.append_record(record)
         self._on_append(self._log)
 
     def flush(self) -> None:
@@ -456,12 +450,12 @@ class TrackedUnusedLog(TrackedLog):
         super().__init__(log, on_append)
         self._rewritten = log
 
-    def rewrite(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        self._rewritten.rewrite(records)
+    def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        self._rewritten.rewrite_records(records)
         self._on_append(self._rewritten)
 
 
-class Disk:
+class GroupCommit:
     """Group commit: one thread, one flush at a time, shared by everybody who waits when it begins.
 
     Args:
@@ -484,12 +478,12 @@ class Disk:
         """Why logs cannot be written, by the repository's path."""
         return self._errors
 
-    def touch(self, log: Log, path: str) -> None:
+    def mark_dirty(self, log: Log, path: str) -> None:
         """Note that the log of a repository has something to write. Called on the event loop's thread."""
         if log not in self._broken:
             self._dirty[log] = path
 
-    async def durable(self, paths: Collection[str] = ()) -> bool:
+    async def wait_until_durable(self, paths: Collection[str] = ()) -> bool:
         """Wait until everything appended so far, by whomever, is on the disk or has failed to get there.
 
         Args:
@@ -506,9 +500,9 @@ class Disk:
         # whoever waits for it already must be told what becomes of what was appended.
         if self._next is None and self._dirty:
             if running:
-                self._next = asyncio.create_task(self._flush(self._flushing))
+                self._next = asyncio.create_task(self._flush_after(self._flushing))
             else:
-                self._flushing = asyncio.create_task(self._flush(None))
+                self._flushing = asyncio.create_task(self._flush_after(None))
                 running = True
         task = self._next or (self._flushing if running else None)
         is_whole = task is None or await asyncio.shield(task)
@@ -517,13 +511,13 @@ class Disk:
                 raise self._errors[path].with_traceback(None)
         return is_whole
 
-    async def _flush(self, before: asyncio.Task[bool] | None) -> bool:
+    async def _flush_after(self, before: asyncio.Task[bool] | None) -> bool:
         if before is not None:
             await asyncio.wait({before})
             self._flushing, self._next = self._next, None
         logs, self._dirty = self._dirty, {}
         try:
-            failed = await self._run(logs)
+            failed = await self._flush_logs(logs)
         except BaseException:
             self._dirty = {**logs, **self._dirty}
             raise
@@ -535,10 +529,10 @@ class Disk:
             self._on_change(logs[log], False)
         return not failed
 
-    async def retry(self) -> None:
+    async def retry_failed(self) -> None:
         """Try to write the logs that could not be written."""
         logs = dict(self._broken)
-        failed = await self._run(logs)
+        failed = await self._flush_logs(logs)
         for log, path in logs.items():
             if log in failed:
                 self._errors[path] = failed[log]
@@ -547,9 +541,9 @@ class Disk:
             if log.unflushed:  # appended meanwhile
                 self._dirty[log] = path
             self._on_change(path, True)
-        await self.durable()
+        await self.wait_until_durable()
 
-    async def _run(self, logs: Iterable[Log]) -> dict[Log, GoatherdError]:
+    async def _flush_logs(self, logs: Iterable[Log]) -> dict[Log, GoatherdError]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, _flush_all, list(logs))
 
     def close(self) -> None:

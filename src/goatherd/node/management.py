@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 from goatherd.errors import AccessDeniedError, VerificationError
 from goatherd.identity.request_binding import digest_body, read_binding
 from goatherd.identity.session import parse_signature
-from goatherd.metrics import Sample, build_samples, call_samples, exposition, identity_samples, settings_samples
+from goatherd.metrics import (
+    MetricSample,
+    build_samples,
+    call_samples,
+    format_samples,
+    identity_samples,
+    settings_samples,
+)
 from goatherd.node.engine import Engine, Response, refuse_request
 from goatherd.telemetry import Metric
 
@@ -30,16 +37,16 @@ if TYPE_CHECKING:
     from goatherd.settings import SettingsStatus
 
 
-def data_samples(data: DataStatus) -> Iterator[Sample]:
+def data_samples(data: DataStatus) -> Iterator[MetricSample]:
     """Return what the check of the logs has found."""
-    yield Sample(Metric.DATA_CHECKED, data.is_complete)
-    yield Sample(Metric.DATA_RECORDS, data.records)
-    yield Sample(Metric.DATA_UNUSABLE, data.damaged, ("damaged",))
-    yield Sample(Metric.DATA_UNUSABLE, data.unverifiable, ("unverifiable",))
-    yield Sample(Metric.DATA_UNWRITABLE, data.unwritable)
+    yield MetricSample(Metric.DATA_CHECKED, data.is_complete)
+    yield MetricSample(Metric.DATA_RECORDS, data.records)
+    yield MetricSample(Metric.DATA_UNUSABLE, data.damaged, ("damaged",))
+    yield MetricSample(Metric.DATA_UNUSABLE, data.unverifiable, ("unverifiable",))
+    yield MetricSample(Metric.DATA_UNWRITABLE, data.unwritable)
 
 
-def health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
+def describe_health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
     """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and why.
 
     A degraded node serves and verifies with the identity that it has; no rotation begins with it. Damaged records do
@@ -57,30 +64,30 @@ def health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
     }
 
 
-def caller_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[Sample]:
+def caller_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[MetricSample]:
     """Return what callers have taken too much of."""
-    yield Sample(Metric.CONNECTIONS, connections)
+    yield MetricSample(Metric.CONNECTIONS, connections)
     for excess, count in stopped.items():
-        yield Sample(Metric.STOPPED, count, (excess.value,))
+        yield MetricSample(Metric.STOPPED, count, (excess.value,))
 
 
-def paused_samples(paused: Mapping[str, int]) -> Iterator[Sample]:
+def paused_samples(paused: Mapping[str, int]) -> Iterator[MetricSample]:
     """Return how many requests had to wait, by the cause."""
     for cause, count in paused.items():
-        yield Sample(Metric.PAUSED, count, (cause,))
+        yield MetricSample(Metric.PAUSED, count, (cause,))
 
 
-def unused_samples(count: int, dropped: int) -> Iterator[Sample]:
+def unused_samples(count: int, dropped: int) -> Iterator[MetricSample]:
     """Return how many sessions have signed nothing yet."""
-    yield Sample(Metric.UNUSED_SESSIONS, count)
-    yield Sample(Metric.UNUSED_SESSIONS_DROPPED, dropped)
+    yield MetricSample(Metric.UNUSED_SESSIONS, count)
+    yield MetricSample(Metric.UNUSED_SESSIONS_DROPPED, dropped)
 
 
-def metrics(
+def format_metrics(
     document: IdentityDocument,
     status: SettingsStatus,
     data: DataStatus | None = None,
-    callers: Iterable[Sample] = (),
+    callers: Iterable[MetricSample] = (),
 ) -> bytes:
     """Return the answer to ``GET /goatherd/v1/metrics``. Takes milliseconds: not for an event loop.
 
@@ -98,7 +105,7 @@ def metrics(
         samples += data_samples(data)
     if status.calls is not None:
         samples += call_samples(status.calls)
-    return exposition(samples)
+    return format_samples(samples)
 
 
 _BIG_BODY: Final = 64 * 1024

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from goatherd.cluster.client import NodeClient
     from goatherd.identity.session import OwnedSession
 
-__all__ = ["Peer", "PeerStatus", "Replica", "View"]
+__all__ = ["Peer", "PeerStatus", "PeerView", "SyncedDatabase"]
 
 _log = logging.getLogger("goatherd.node.peer")
 
@@ -72,7 +72,7 @@ CYCLES: Final = 3
 _HAVE_ALL: Final = BloomFilter(b"\0", ())
 
 
-class View(Protocol):
+class PeerView(Protocol):
     """An open repository as its peers see it."""
 
     @property
@@ -85,16 +85,16 @@ class View(Protocol):
         ...
 
 
-class Replica(Protocol):
+class SyncedDatabase(Protocol):
     """What a peer needs of the database that it keeps in step (`goatherd.node.database.Database`)."""
 
-    def signer(self) -> OwnedSession: ...
+    def current_signer(self) -> OwnedSession: ...
 
-    def paths(self) -> Sequence[str]: ...
+    def synced_paths(self) -> Sequence[str]: ...
 
-    async def view(self, path: str) -> View: ...
+    async def open_view(self, path: str) -> PeerView: ...
 
-    async def take(self, path: str, commits: Sequence[Any]) -> int:
+    async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
         """Verify and store commits that a peer sent; return how many were new."""
         ...
 
@@ -172,7 +172,7 @@ class Peer:
         clock: Monotonic time and waiting.
     """
 
-    def __init__(self, replica: Replica, client: NodeClient, clock: Clock) -> None:
+    def __init__(self, replica: SyncedDatabase, client: NodeClient, clock: Clock) -> None:
         self._replica = replica
         self._client = client
         self._clock = clock
@@ -214,21 +214,21 @@ class Peer:
     def mark_changed(self, path: str, *, pull: bool = False) -> None:
         """Mark a repository as changed, so that its new commits are sent now. With `pull`, request the peer's, too."""
         now = self._clock.monotonic()
-        state = self._state(path)
+        state = self._state_of(path)
         state.due = state.reset = now
         state.pull = state.pull or pull
         self._wake.set()
 
-    def leave(self, path: str) -> None:
+    def stop_syncing(self, path: str) -> None:
         """Ask for a repository no longer, until it changes again."""
         self._repositories.pop(path, None)
 
-    def forget(self, path: str) -> None:
+    def resync_path(self, path: str) -> None:
         """Commits were taken out of a repository: ask the peer about everything again, and for what is not here."""
-        self._state(path).is_outdated = True
+        self._state_of(path).is_outdated = True
         self.mark_changed(path, pull=True)
 
-    def settled(self, path: str) -> asyncio.Future[bool]:
+    def push_changes(self, path: str) -> asyncio.Future[bool]:
         """Offer what is new, at once even if the peer seemed to be down.
 
         Returns:
@@ -236,7 +236,7 @@ class Peer:
         """
         self.sync_now()
         watcher: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._state(path).watchers.append(watcher)
+        self._state_of(path).watchers.append(watcher)
         self.mark_changed(path)
         return watcher
 
@@ -249,29 +249,29 @@ class Peer:
     async def run(self) -> None:
         """Poll and push until cancelled."""
         while True:
-            for path in self._replica.paths():
-                self._state(path)
+            for path in self._replica.synced_paths():
+                self._state_of(path)
             now = self._clock.monotonic()
-            due = self._due(now)
+            due = self._due_repositories(now)
             if due:
                 try:
-                    await self._round(due)
+                    await self._run_round(due)
                 except NodeError as error:
-                    self._failed(due, error)
+                    self._record_failure(due, error)
                 except (GoatherdError, OSError) as error:
                     # Ours, not the peer's: a log that cannot be read or written. Said aloud, and tried again.
                     _log.error("syncing with %s: %s", self.url, error)
-                    self._failed(due, error)
+                    self._record_failure(due, error)
                 except Exception as error:  # noqa: BLE001 - a loop that ended would leave this server alone for good
                     _log.exception("syncing with %s", self.url)
-                    self._failed(due, error)
+                    self._record_failure(due, error)
             else:
-                await self._pause(now)
+                await self._wait_for_work(now)
 
     # --- one round --------------------------------------------------------------------------------------------------
 
-    async def _round(self, due: Sequence[_Repository]) -> None:
-        budget = _Budget(self._limit)
+    async def _run_round(self, due: Sequence[_Repository]) -> None:
+        budget = _RequestBudget(self._limit)
         sent: list[tuple[_Repository, bool, list[asyncio.Future[bool]]]] = []
         requests: list[tuple[str, dict[str, Any]]] = []
         try:
@@ -279,29 +279,29 @@ class Peer:
                 # Those who ask from here on want the next request, not this one.
                 watchers, state.watchers = state.watchers, []
                 sent.append((state, False, watchers))
-                message, pulled = await self._message(state, budget)
+                message, pulled = await self._build_message(state, budget)
                 if message is None:
                     sent.pop()
-                    _tell(watchers, answer=False)
+                    _resolve_watchers(watchers, answer=False)
                     continue
                 sent[-1] = (state, pulled, watchers)
                 requests.append((state.path, message))
-            replies = await self._client.batch_sync(requests, self._replica.signer()) if requests else []
-            self._succeeded(has_asked=bool(requests))
+            replies = await self._client.batch_sync(requests, self._replica.current_signer()) if requests else []
+            self._record_success(has_asked=bool(requests))
             for (state, pulled, watchers), reply in zip(sent, replies, strict=True):
-                await self._digest(state, pulled, reply)
+                await self._process_reply(state, pulled, reply)
                 if state.has_news:
                     state.watchers.extend(watchers)
                 else:
-                    _tell(watchers, answer=True)
+                    _resolve_watchers(watchers, answer=True)
         except BaseException:
             for _, _, watchers in sent:
-                _tell(watchers, answer=False)
+                _resolve_watchers(watchers, answer=False)
             raise
 
-    async def _message(self, state: _Repository, budget: _Budget) -> tuple[dict[str, Any] | None, bool]:
+    async def _build_message(self, state: _Repository, budget: _RequestBudget) -> tuple[dict[str, Any] | None, bool]:
         try:
-            view = await self._replica.view(state.path)
+            view = await self._replica.open_view(state.path)
         except PathError:
             self._repositories.pop(state.path, None)
             return None, False
@@ -311,8 +311,8 @@ class Peer:
             state.waiting.clear()
             state.seen = state.own_seen = state.own_size = 0
             state.own, state.has_filter, state.pull = None, False, True
-        await _aside(len(view.ids) > MANY, self._notice, state, view.ids, now)
-        commits = self._offer(state, view, budget, now)
+        await _run_aside(len(view.ids) > MANY, self._add_new_commits, state, view.ids, now)
+        commits = self._choose_commits(state, view, budget, now)
         count = len(view.ids)
         is_pull = state.pull or (not commits and now - state.reset >= POLL_MIN.total_seconds())
         if is_pull and count > SMALL and not state.pull and state.size == count and state.light < LIGHT_POLLS:
@@ -321,11 +321,11 @@ class Peer:
             is_pull = False
         elif is_pull:
             state.light = 0
-        bloom = await _aside(count > MANY, self._own_filter, state, view.ids) if is_pull else _HAVE_ALL
+        bloom = await _run_aside(count > MANY, self._own_filter, state, view.ids) if is_pull else _HAVE_ALL
         message = SyncMessage(version=VERSION, filter=bloom, size=count, commits=commits).to_json()
         return message, is_pull
 
-    def _notice(self, state: _Repository, ids: Sequence[str], now: float) -> None:
+    def _add_new_commits(self, state: _Repository, ids: Sequence[str], now: float) -> None:
         """Take up commits that came since the last round."""
         for commit_id in ids[state.seen :]:
             state.waiting[commit_id] = _Waiting()
@@ -341,7 +341,9 @@ class Peer:
                 state.waiting[commit_id] = _Waiting()
         state.has_filter = False
 
-    def _offer(self, state: _Repository, view: View, budget: _Budget, now: float) -> list[Mapping[str, Any]]:
+    def _choose_commits(
+        self, state: _Repository, view: PeerView, budget: _RequestBudget, now: float
+    ) -> list[Mapping[str, Any]]:
         """Choose what to send: nothing before the first filter, then the least often offered first."""
         if not state.has_filter:
             state.pull = True
@@ -360,7 +362,7 @@ class Peer:
             except KeyError:  # taken out since
                 del state.waiting[commit_id]
                 continue
-            if not budget.take(commit):
+            if not budget.take_commit(commit):
                 break
             one = state.waiting[commit_id]
             one.offers += 1
@@ -383,7 +385,7 @@ class Peer:
         state.own_seen += len(fresh)
         return state.own
 
-    async def _digest(self, state: _Repository, pulled: bool, reply: Mapping[str, Any]) -> None:
+    async def _process_reply(self, state: _Repository, pulled: bool, reply: Mapping[str, Any]) -> None:
         try:
             message = SyncMessage.from_json(reply)
         except DecodeError as error:
@@ -395,8 +397,8 @@ class Peer:
         state.size = size
         if pulled:
             state.pull = False
-        await _aside(len(state.waiting) > MANY, self._learn, state, message.filter)
-        new = await self._replica.take(state.path, message.commits) if message.commits else 0
+        await _run_aside(len(state.waiting) > MANY, self._mark_confirmed, state, message.filter)
+        new = await self._replica.store_commits(state.path, message.commits) if message.commits else 0
         if new:
             state.reset = now
             state.pull = True
@@ -405,9 +407,9 @@ class Peer:
         elif new:
             state.due = now + POLL_MIN.total_seconds()
         elif state.due <= now:
-            state.due = now + self._interval(state, now)
+            state.due = now + self._poll_interval(state, now)
 
-    def _learn(self, state: _Repository, shown: BloomFilter) -> None:
+    def _mark_confirmed(self, state: _Repository, shown: BloomFilter) -> None:
         """Cross out what the peer's filter shows, once that is certain enough."""
         error_rate = shown.error_rate
         state.has_filter = True
@@ -423,25 +425,25 @@ class Peer:
 
     # --- rhythm -----------------------------------------------------------------------------------------------------
 
-    def _state(self, path: str) -> _Repository:
+    def _state_of(self, path: str) -> _Repository:
         state = self._repositories.get(path)
         if state is None:
             now = self._clock.monotonic()
             state = self._repositories[path] = _Repository(path, due=now, reset=now, checked=now)
         return state
 
-    def _due(self, now: float) -> list[_Repository]:
+    def _due_repositories(self, now: float) -> list[_Repository]:
         if self._retry_at > now:
             return []
         due = [state for state in self._repositories.values() if state.due <= now]
-        due.sort(key=_rank)
+        due.sort(key=_sync_order)
         if due and due[0].path not in FIRST_PATHS:
             # Whatever these commits were signed by goes along, if the peer may lack it.
             first = [self._repositories[path] for path in FIRST_PATHS if path in self._repositories]
             due[:0] = [state for state in first if any(one.doubt >= 1.0 for one in state.waiting.values())]
         return due[:MAX_PATHS]
 
-    async def _pause(self, now: float) -> None:
+    async def _wait_for_work(self, now: float) -> None:
         """Wait for the next repository to fall due, or for a change."""
         self._wake.clear()
         until = max(min((state.due for state in self._repositories.values()), default=now + 1.0), self._retry_at)
@@ -453,7 +455,7 @@ class Peer:
             sleep.cancel()
             wake.cancel()
 
-    def _interval(self, state: _Repository, now: float) -> float:
+    def _poll_interval(self, state: _Repository, now: float) -> float:
         """GoatDB's ramp: 0.3 s after a change, 1.5 s three seconds later.
 
         Of very many repositories, quiet ones are asked about less often, so that what is asked in all stays bounded.
@@ -464,7 +466,7 @@ class Peer:
         part = min(1.0, max(0.0, now - state.reset) / RAMP.total_seconds())
         return low + ((2.0 ** (10 * part - 10)) if part > 0 else 0.0) * (high - low)
 
-    def _succeeded(self, *, has_asked: bool) -> None:
+    def _record_success(self, *, has_asked: bool) -> None:
         if self._failures:
             _log.info("%s", event_text(Event.NODE_PEER_FOUND, url=self.url))
             for state in self._repositories.values():
@@ -481,7 +483,7 @@ class Peer:
                 del self._answered[next(iter(self._answered))]
         self._limit = min(MAX_COMMITS, self._limit * 2)
 
-    def _failed(self, due: Sequence[_Repository], error: Exception) -> None:
+    def _record_failure(self, due: Sequence[_Repository], error: Exception) -> None:
         if not self._failures:
             text = event_text(Event.NODE_PEER_LOST, url=self.url, message=error)
             _log.warning("%s", text)
@@ -497,7 +499,7 @@ class Peer:
             state.due = now
 
 
-class _Budget:
+class _RequestBudget:
     """What may still go into one request."""
 
     __slots__ = ("bytes", "commits")
@@ -506,7 +508,7 @@ class _Budget:
         self.commits = commits
         self.bytes = MAX_BYTES
 
-    def take(self, commit: Mapping[str, Any]) -> bool:
+    def take_commit(self, commit: Mapping[str, Any]) -> bool:
         """Count a commit in; False when it has to wait. The first one always fits."""
         size = len(to_json_bytes(commit))
         if self.commits <= 0 or (size > self.bytes and self.bytes < MAX_BYTES):
@@ -516,16 +518,16 @@ class _Budget:
         return True
 
 
-async def _aside(is_much: bool, work: Callable[..., T], *arguments: Any) -> T:
+async def _run_aside(is_much: bool, work: Callable[..., T], *arguments: Any) -> T:
     """Do work on a repository's state, much of it in a thread: only the loop of its peer touches it, and waits."""
     return await asyncio.to_thread(work, *arguments) if is_much else work(*arguments)
 
 
-def _tell(watchers: Sequence[asyncio.Future[bool]], *, answer: bool) -> None:
+def _resolve_watchers(watchers: Sequence[asyncio.Future[bool]], *, answer: bool) -> None:
     for watcher in watchers:
         if not watcher.done():
             watcher.set_result(answer)
 
 
-def _rank(state: _Repository) -> tuple[int, float]:
+def _sync_order(state: _Repository) -> tuple[int, float]:
     return (FIRST_PATHS.index(state.path) if state.path in FIRST_PATHS else len(FIRST_PATHS), state.due)

@@ -53,7 +53,7 @@ class Log(Protocol):
         """How many appended records no flush has made durable yet."""
         ...
 
-    def records(self) -> Sequence[Mapping[str, Any]]:
+    def read_records(self) -> Sequence[Mapping[str, Any]]:
         """Read every good record, in order. Duplicates are possible.
 
         Raises:
@@ -61,7 +61,7 @@ class Log(Protocol):
         """
         ...
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append_record(self, record: Mapping[str, Any]) -> None:
         """Take a record for the next `flush`."""
         ...
 
@@ -163,7 +163,7 @@ class Repository:
         self._with_child: set[str] = set()
         self._bases: set[str] = set()
 
-    def load(self, wrong: Mapping[str, Sequence[Commit]] | None = None) -> None:
+    def load_log(self, wrong: Mapping[str, Sequence[Commit]] | None = None) -> None:
         """Read the log. No signature is checked: what is in it was checked on its way in.
 
         Args:
@@ -172,7 +172,7 @@ class Repository:
         Raises:
             StorageError: The log cannot be read.
         """
-        for record in self.log.records():
+        for record in self.log.read_records():
             try:
                 commit = Commit.from_json(record, org=self.org, registry=self.registry)
             except DecodeError:
@@ -181,11 +181,11 @@ class Repository:
             if wrong and commit in wrong.get(commit.id, ()):
                 continue
             if commit.id not in self._commits and not self.closes_a_cycle(commit):
-                self._index(commit)
+                self._index_commit(commit)
 
     # --- adding ------------------------------------------------------------------------------------------------------
 
-    def add(self, commit: Commit) -> bool:
+    def add_commit(self, commit: Commit) -> bool:
         """Take a verified commit and hand it to the log; durable after the log's next flush.
 
         Returns:
@@ -193,11 +193,11 @@ class Repository:
         """
         if commit.id in self._commits or self.closes_a_cycle(commit):
             return False
-        self._index(commit)
-        self.log.append(commit.to_json())
+        self._index_commit(commit)
+        self.log.append_record(commit.to_json())
         return True
 
-    def _index(self, commit: Commit) -> None:
+    def _index_commit(self, commit: Commit) -> None:
         self._commits[commit.id] = commit
         if commit.key in self._held_keys:
             if self._shown is None:
@@ -207,15 +207,15 @@ class Repository:
             self._shown.append(commit.id)
         self.ids.append(commit.id)
         self._by_key.setdefault(commit.key, []).append(commit)
-        self._link(commit)
+        self._link_parents(commit)
         if not commit.is_delta:
             self._namespaces.setdefault(commit.key, commit.namespace)
         if commit.base is not None:
             self._bases.add(commit.base)
-        self.weight += _weigh(commit)
+        self.weight += _weigh_commit(commit)
         self.version += 1
 
-    def _link(self, commit: Commit) -> None:
+    def _link_parents(self, commit: Commit) -> None:
         """Keep the list of tips, so that nothing looks at the whole history of a key that is written all the time."""
         if commit.id in self._with_child:
             self._linked.add(commit.key)
@@ -243,7 +243,7 @@ class Repository:
             base = known.base
         return True
 
-    def withhold(self, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
+    def withhold_damaged(self, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
         """Take out commits whose stored form was found to be damaged; the log stays as it is.
 
         Args:
@@ -267,7 +267,7 @@ class Repository:
         for commit in self:
             kept = good.get(commit.id) if commit.id in out else commit
             if kept is not None and not left.closes_a_cycle(kept):
-                left._index(kept)
+                left._index_commit(kept)
         left.version += self.version + 1
         left.undecodable = self.undecodable
         left._held_keys, left._closed = self._held_keys, self._closed
@@ -282,7 +282,7 @@ class Repository:
     def hold_back_unwritten(self) -> None:
         """Let nobody see what the log has not written yet, nor what comes after it, until `show_written`."""
         unwritten = set(self.ids[max(0, len(self.ids) - self.log.unflushed) :])
-        self._written = [commit_id for commit_id in self._showable() if commit_id not in unwritten]
+        self._written = [commit_id for commit_id in self._showable_ids() if commit_id not in unwritten]
         self.version += 1
 
     def show_written(self) -> None:
@@ -312,9 +312,9 @@ class Repository:
         """The ids of the commits that clients and peers may be told of; all but those held back."""
         if self._closed:
             return ()
-        return self._showable() if self._written is None else self._written
+        return self._showable_ids() if self._written is None else self._written
 
-    def _showable(self) -> list[str]:
+    def _showable_ids(self) -> list[str]:
         return self.ids if self._shown is None else self._shown
 
     def shown_since(self, count: int) -> list[Commit]:
@@ -360,7 +360,7 @@ class Repository:
 
     def commits_of(self, key: str) -> list[Commit]:
         """Return the commits of a key in descending order: later first, then larger id first."""
-        return sorted(self._by_key.get(key, ()), key=_order, reverse=True)
+        return sorted(self._by_key.get(key, ()), key=_commit_order, reverse=True)
 
     def count_of(self, key: str) -> int:
         """Return how many commits a key has."""
@@ -378,20 +378,20 @@ class Repository:
         """Whether a known delta builds on this id."""
         return commit_id in self._bases
 
-    def readable(self, commit: Commit) -> bool:
+    def is_readable(self, commit: Commit) -> bool:
         """Whether the commit is full, or a delta whose chain of bases ends in a full commit that is here."""
-        return self._chain(commit) is not None
+        return self._delta_chain(commit) is not None
 
-    def leaves(self, key: str) -> list[Commit]:
+    def find_leaves(self, key: str) -> list[Commit]:
         """Return the readable commits of a key that nothing lists as a parent, in descending order."""
-        return sorted(filter(self.readable, self._tips.get(key, {}).values()), key=_order, reverse=True)
+        return sorted(filter(self.is_readable, self._tips.get(key, {}).values()), key=_commit_order, reverse=True)
 
-    def head(self, key: str) -> Commit | None:
+    def find_head(self, key: str) -> Commit | None:
         """Return the commit that stands for a key, or None when nothing readable is there."""
-        leaves = self.leaves(key)
+        leaves = self.find_leaves(key)
         if len(leaves) == 1:
             return leaves[0]
-        candidates = leaves or [commit for commit in self.commits_of(key) if self.readable(commit)]
+        candidates = leaves or [commit for commit in self.commits_of(key) if self.is_readable(commit)]
         if not candidates:
             return None
         own = self._own_session()
@@ -401,27 +401,27 @@ class Repository:
             or candidates[0]
         )
 
-    def item(self, key: str) -> Item | None:
+    def find_item(self, key: str) -> Item | None:
         """Return what a key holds, a deleted item included; None when there is nothing to read."""
-        head = self.head(key)
+        head = self.find_head(key)
         if head is None:
             return None
         return self.read_item(key, head, ()) or self.read_item(key, head, self.commits_of(key))
 
     def read_item(self, key: str, head: Commit, commits: Sequence[Commit]) -> Item | None:
         """Return what a key holds, given its `head` and its `commits_of`. It may be read in any thread."""
-        record = self.record(head)
+        record = self.build_record(head)
         if record is not None:
             return Item(key=key, schema=str(record["s"]), data=record["d"], commit=head, head=head)
         for commit in commits:
-            record = self.record(commit)
+            record = self.build_record(commit)
             if record is not None:
                 return Item(key=key, schema=str(record["s"]), data=record["d"], commit=commit, head=head)
         return None
 
-    def record(self, commit: Commit) -> Mapping[str, Any] | None:
+    def build_record(self, commit: Commit) -> Mapping[str, Any] | None:
         """Return the record that a commit stands for; None when it is corrupted or unreadable."""
-        chain = self._chain(commit)
+        chain = self._delta_chain(commit)
         if chain is None:
             return None
         record: Mapping[str, Any] | None = chain.pop().record
@@ -432,7 +432,7 @@ class Repository:
             return None
         return record
 
-    def _chain(self, commit: Commit) -> list[Commit] | None:
+    def _delta_chain(self, commit: Commit) -> list[Commit] | None:
         """Return the commit, its base, and so on to a full commit; None when that is not here or there is no end."""
         chain = [commit]
         while chain[-1].base is not None:
@@ -462,10 +462,10 @@ class Repository:
             ItemExistsError: There is an item that is not deleted.
             PathError, EncodeError, DecodeError: The key or the data are not allowed.
         """
-        item = self.item(key)
+        item = self.find_item(key)
         if item is not None and not item.deleted:
             raise ItemExistsError(f"{self.path}/{key} exists")
-        return self._build(key, schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
+        return self._build_commit(key, schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
 
     def build_set(
         self, key: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
@@ -476,8 +476,10 @@ class Repository:
             ItemNotFoundError: There is no item, or it is deleted.
             PathError, EncodeError, DecodeError: The data are not allowed.
         """
-        item = self._existing(key)
-        return self._build(key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
+        item = self._require_item(key)
+        return self._build_commit(
+            key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds
+        )
 
     def build_delete(self, key: str, *, commit_id: str, session_id: str, ts: int, seeds: Seeds) -> Commit:
         """Build the unsigned commit that deletes an item: the same fields with ``isDeleted``.
@@ -485,22 +487,24 @@ class Repository:
         Raises:
             ItemNotFoundError: There is no item, or it is deleted.
         """
-        item = self._existing(key)
+        item = self._require_item(key)
         data = {**item.data, "isDeleted": True}
-        return self._build(key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
+        return self._build_commit(
+            key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds
+        )
 
-    def _existing(self, key: str) -> Item:
-        item = self.item(key)
+    def _require_item(self, key: str) -> Item:
+        item = self.find_item(key)
         if item is None or item.deleted:
             raise ItemNotFoundError(f"{self.path}/{key} does not exist")
         return item
 
-    def _build(
+    def _build_commit(
         self, key: str, schema: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
     ) -> Commit:
         check_item_path(self.path, key)
-        head = self.head(key)
-        ancestors_filter, count = self.ancestors(key, seeds)
+        head = self.find_head(key)
+        ancestors_filter, count = self.build_ancestors_filter(key, seeds)
         return new_commit(
             commit_id=commit_id,
             key=key,
@@ -508,7 +512,7 @@ class Repository:
             ts=ts,
             org=self.org,
             parents=() if head is None else (head.id,),
-            data=self._checked(schema, data),
+            data=self._check_data(schema, data),
             schema_marker=schema,
             connection=self.connection,
             ancestors_filter=ancestors_filter,
@@ -516,7 +520,7 @@ class Repository:
             registry=self.registry,
         )
 
-    def ancestors(self, key: str, seeds: Seeds) -> tuple[BloomFilter, int]:
+    def build_ancestors_filter(self, key: str, seeds: Seeds) -> tuple[BloomFilter, int]:
         """Return the ancestors filter of the key's next commit, and how many it holds."""
         ancestors = [commit.id for commit in self._by_key.get(key, ()) if commit.id in self._with_child]
         size = max(1, len(ancestors))
@@ -525,7 +529,7 @@ class Repository:
             ancestors_filter.add(commit_id)
         return ancestors_filter, len(ancestors)
 
-    def _checked(self, marker: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    def _check_data(self, marker: str, data: Mapping[str, Any]) -> dict[str, Any]:
         schema = self.registry.from_marker(marker)
         if schema is None or schema.ns is None:
             return dict(data)
@@ -537,7 +541,7 @@ class Repository:
         return encode_data(normalize_data(values, schema), schema)
 
 
-def _weigh(commit: Commit) -> int:
+def _weigh_commit(commit: Commit) -> int:
     """Return about how many bytes a commit has, in time that does not grow with them."""
     held = commit.ancestors_filter
     weight = 500 + 32 * len(commit.parents) + (0 if held is None else len(held.bits))
@@ -554,5 +558,5 @@ def _weigh(commit: Commit) -> int:
     return min(weight, MAX_WEIGHT)
 
 
-def _order(commit: Commit) -> tuple[float, bytes]:
+def _commit_order(commit: Commit) -> tuple[float, bytes]:
     return commit.ts, unit_key(commit.id)

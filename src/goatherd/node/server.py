@@ -42,7 +42,7 @@ from goatherd.ids import new_id
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
-from goatherd.node.management import caller_samples, health, metrics, paused_samples, unused_samples
+from goatherd.node.management import caller_samples, describe_health, format_metrics, paused_samples, unused_samples
 from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.providers.values import ORG_FIELD
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Scope, Send, send_refusal
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from goatherd.settings import SettingsProvider
 
-__all__ = ["Listener", "Server", "run", "serve"]
+__all__ = ["Server", "ServerListener", "run", "serve"]
 
 _log = logging.getLogger("goatherd.node")
 
@@ -98,7 +98,7 @@ class Server:
             ``{"type": "cloud", "cloudConfig": {…}}``, ``{"type": "file"}``, or the URI of a secret. The server then
             remembers in its data directory which identity it has used, and does not go back behind it.
         org_id: The organization of every request, unless `resolve_domain` is given.
-        base_url: The public URL for CORS: a text, or a function of the organization's id. ``Listener`` fills in
+        base_url: The public URL for CORS: a text, or a function of the organization's id. ``ServerListener`` fills in
             ``http://localhost:<port>`` when there is none.
         resolve_domain: Organization id of a request's full URL; an empty one is answered with 404.
         peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. Its own
@@ -189,7 +189,7 @@ class Server:
         self.stopping = False
         try:
             if self._resolve_domain is None:
-                await self._database(self.org_id)
+                await self._get_database(self.org_id)
         except BaseException:
             await self._stack.aclose()
             raise
@@ -221,7 +221,7 @@ class Server:
         Raises:
             GoatherdError: The identity or the data cannot be loaded, or the address is in use.
         """
-        listener = Listener(self, host, port)
+        listener = ServerListener(self, host, port)
         async with self, listener:
             yield listener.url
 
@@ -240,9 +240,9 @@ class Server:
             GoatherdError: It cannot be opened.
             ValueError: The id is none.
         """
-        return await self._database(org)
+        return await self._get_database(org)
 
-    async def _database(self, org: str) -> Database:
+    async def _get_database(self, org: str) -> Database:
         database = self._databases.get(org)
         if database is not None:
             return database
@@ -250,12 +250,12 @@ class Server:
             raise ValueError(f"not an organization id: {org!r:.100}")
         task = self._opening.get(org)
         if task is None:
-            task = self._opening[org] = asyncio.create_task(self._open(org), name=f"open {org}")
+            task = self._opening[org] = asyncio.create_task(self._open_database(org), name=f"open {org}")
             task.add_done_callback(lambda _: self._opening.pop(org, None))
         # One waiter that goes away must not take the opening from the others.
         return await asyncio.shield(task)
 
-    async def _open(self, org: str) -> Database:
+    async def _open_database(self, org: str) -> Database:
         if self._workers is None:
             raise RuntimeError("the server has not been entered")
         database = Database(
@@ -292,7 +292,7 @@ class Server:
             return
         self._running += 1
         try:
-            status, headers, body = await self._answer(scope, receive)
+            status, headers, body = await self._answer_request(scope, receive)
         except GoneError:
             return
         except RefusedError as refused:
@@ -307,12 +307,12 @@ class Server:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+    async def _answer_request(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
         method: str = scope["method"]
         # COMPAT: GoatDB compares the path without decoding it, and this URL as a whole, letter by letter.
         path = _raw_path(scope).lower()
-        headers = _headers(scope)
-        url = _url(scope, headers.get(b"host", ""))
+        headers = _read_headers(scope)
+        url = _request_url(scope, headers.get(b"host", ""))
         if url == LOAD_BALANCER_URL:
             return 200, [], b""
         if self.stopping:
@@ -322,8 +322,8 @@ class Server:
             org = self.org_id if self._resolve_domain is None else self._resolve_domain(url)
             if _ORG_ID.fullmatch(org) is None:
                 return 404, [], b""
-            database = self._databases.get(org) or await self._database(org)
-            answer = await self._dispatch(
+            database = self._databases.get(org) or await self._get_database(org)
+            answer = await self._dispatch_request(
                 database, method, path, headers, Body(self.limiter, scope, receive, path, address)
             )
         except (GoneError, RefusedError):
@@ -342,10 +342,10 @@ class Server:
         if answer.status == MISDIRECTED or (method == "POST" and path == "/batch-sync" and answer.status == 200):
             fields.append((INSTANCE_HEADER.encode(), database.instance.encode()))
         if answer.cors:
-            fields += self._cors(org, method)
+            fields += self._cors_headers(org, method)
         return answer.status, fields, answer.body
 
-    def _cors(self, org: str, method: str) -> Headers:
+    def _cors_headers(self, org: str, method: str) -> Headers:
         base = self.base_url(org) if callable(self.base_url) else self.base_url
         return [
             (b"access-control-allow-origin", (base or f"http://{DEFAULT_ORG}").encode("latin-1")),
@@ -353,7 +353,7 @@ class Server:
             (b"access-control-allow-headers", b"*"),
         ]
 
-    async def _dispatch(
+    async def _dispatch_request(
         self, database: Database, method: str, path: str, headers: Mapping[bytes, str], body: Body
     ) -> Response:
         if method == "POST":
@@ -363,7 +363,7 @@ class Server:
                     self.limiter.take_session(body.address)
                     return await database.answer_session(content)
             if path == "/batch-sync":
-                await self._pause(signature)
+                await self._pause_session(signature)
             answers: dict[str, Callable[[bytes, str | None], Awaitable[Response]]] = {
                 "/batch-sync": partial(
                     database.answer_sync,
@@ -386,9 +386,9 @@ class Server:
             if path == "/healthy":
                 return Response(status=200, body=b"OK", content_type=TEXT_TYPE)
             if path == "/goatherd/v1/identity":
-                return Response(status=200, body=to_json_bytes(database.identity()), content_type=JSON_TYPE)
+                return Response(status=200, body=to_json_bytes(database.describe_identity()), content_type=JSON_TYPE)
             if path == "/goatherd/v1/health":
-                found = {**health(database.status, database.data), "expiry": database.expiry.report()}
+                found = {**describe_health(database.status, database.data), "expiry": database.expiry.describe_expiry()}
                 return Response(status=200, body=to_json_bytes(found), content_type=JSON_TYPE)
             if path.startswith(FROZEN_PREFIX):
                 return database.frozen_commits.answer_get(path.removeprefix(FROZEN_PREFIX))
@@ -396,7 +396,9 @@ class Server:
                 paused = {"requests": self.limiter.paused_count, "work": database.paused_count}
                 samples = [*caller_samples(self.limiter.connection_count, self.stopped), *paused_samples(paused)]
                 samples += unused_samples(*database.unused)
-                text = await asyncio.to_thread(metrics, database.document, database.status, database.data, samples)
+                text = await asyncio.to_thread(
+                    format_metrics, database.document, database.status, database.data, samples
+                )
                 return Response(status=200, body=text, content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":
             return Response(status=400, body=b"Unknown request", content_type=TEXT_TYPE)
@@ -404,7 +406,7 @@ class Server:
             return Response(status=200)
         return Response(status=404)
 
-    async def _pause(self, signature: str | None) -> None:
+    async def _pause_session(self, signature: str | None) -> None:
         with suppress(VerificationError):
             session_id = parse_signature(signature or "").session_id
             await self.limiter.pause_request(session_id)
@@ -457,7 +459,7 @@ class Body:
             share.give_back()
 
 
-def _headers(scope: Scope) -> dict[bytes, str]:
+def _read_headers(scope: Scope) -> dict[bytes, str]:
     """Return a request's headers; several of one name joined, as fetch does (COMPAT): two signatures are none."""
     headers: dict[bytes, str] = {}
     for name, raw in scope["headers"]:
@@ -466,7 +468,7 @@ def _headers(scope: Scope) -> dict[bytes, str]:
     return headers
 
 
-def _url(scope: Scope, host: str) -> str:
+def _request_url(scope: Scope, host: str) -> str:
     """Return the full URL of a request, as it was sent."""
     query = scope.get("query_string", b"").decode("latin-1")
     return f"{scope['scheme']}://{host}{_raw_path(scope)}{'?' + query if query else ''}"
@@ -481,7 +483,7 @@ def _raw_path(scope: Scope) -> str:
 # --- process --------------------------------------------------------------------------------------------------------
 
 
-class Listener:
+class ServerListener:
     """A server on a socket: an async context manager around a `Server` that has been entered.
 
     Leaving it stops accepting, answers what is running and closes the connections.
@@ -524,7 +526,7 @@ class Listener:
         """
         return self._listener.bind()
 
-    async def __aenter__(self) -> Listener:
+    async def __aenter__(self) -> ServerListener:
         self.bind()
         if self._server.base_url is None:
             self._server.base_url = f"http://{DEFAULT_ORG}:{self.port}"
@@ -564,9 +566,9 @@ async def serve(
         GoatherdError: The identity or the data cannot be loaded, or the address cannot be had.
     """
     shorten_switch_interval()
-    listener = Listener(server, host, port, grace=grace)
+    listener = ServerListener(server, host, port, grace=grace)
     with watch_stop_signals() as signals:
-        async with server, Listener(server, host, port, grace=grace) as listener:
+        async with server, ServerListener(server, host, port, grace=grace) as listener:
             signals.on_repeat.append(listener.hurry)
             _log.info("%s", event_text(Event.NODE_STARTED, url=listener.url, version=goatherd.__version__))
             if started is not None:

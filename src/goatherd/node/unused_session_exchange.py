@@ -53,7 +53,7 @@ _MOST_ASKERS: Final = 64
 _INTRODUCED_AT_ONCE: Final = 64
 
 
-class _Courier:
+class _PeerHandover:
     """Hands sessions to one peer: those that came while one request was under way, in the next."""
 
     def __init__(
@@ -85,10 +85,10 @@ class _Courier:
         self._waiting.append((record, future))
         if not is_busy:
             self._began = now
-            self._task = asyncio.create_task(self._run(), name=f"unused sessions to {self.client.base_url}")
+            self._task = asyncio.create_task(self._send_waiting(), name=f"unused sessions to {self.client.base_url}")
         return future
 
-    async def _run(self) -> None:
+    async def _send_waiting(self) -> None:
         while self._waiting:
             taken, self._waiting = self._waiting[:_MOST_RECORDS], self._waiting[_MOST_RECORDS:]
             self._began = self._clock.monotonic()
@@ -114,7 +114,7 @@ class _Courier:
             await asyncio.wait({self._task})
 
 
-class UnusedExchange:
+class UnusedSessionExchange:
     """The unused sessions of one database, and what its peers have of them.
 
     Args:
@@ -142,7 +142,7 @@ class UnusedExchange:
     ) -> None:
         self._engine = engine
         self._unused = unused
-        self._couriers = [_Courier(client, signer, clock, self._recipients) for client in clients]
+        self._couriers = [_PeerHandover(client, signer, clock, self._known_recipients) for client in clients]
         self._signer = signer
         self._clock = clock
         self._durable = durable
@@ -165,7 +165,7 @@ class UnusedExchange:
         """Whether a new session may stay out of ``/sys/sessions``, if the peers confirm it."""
         if not self._is_wanted or self._clock.monotonic() - self._began < FIRST_LOOK.total_seconds():
             return False
-        return not self._others()
+        return not self._unconfirmed_askers()
 
     def note_asker(self, sender: str | None) -> None:
         """Note that a root has asked for ``/sys/sessions``.
@@ -189,11 +189,11 @@ class UnusedExchange:
         self._askers = {sender: times for sender, times in self._askers.items() if times[1] >= since}
         return self._askers
 
-    def _others(self) -> list[tuple[float, float]]:
+    def _unconfirmed_askers(self) -> list[tuple[float, float]]:
         """Return when those servers asked first and last that have confirmed nothing."""
         return [times for sender, times in self._recent_askers().items() if sender not in self._confirmed]
 
-    async def share(self, session: Session) -> bool:
+    async def share_session(self, session: Session) -> bool:
         """Hand a new session to all peers; return whether each has stored it."""
         if not self._couriers:
             return True
@@ -205,7 +205,7 @@ class UnusedExchange:
             self._note_confirmed(instance)
         return None not in instances
 
-    def _recipients(self) -> list[str]:
+    def _known_recipients(self) -> list[str]:
         """Return the processes that have each session: this server, and each peer as it answered last."""
         answered = [courier.client.answered_by for courier in self._couriers]
         return [self._engine.instance, *(instance for instance in answered if instance is not None)]
@@ -229,7 +229,7 @@ class UnusedExchange:
         tidied = self._clock.monotonic()
         while True:
             try:
-                await self._look()
+                await self._sync_peers()
             except GoatherdError as error:
                 _log.warning("unused sessions: %s", error)
             except Exception:  # noqa: BLE001 - a loop that ended would leave this server without its peers' sessions
@@ -240,10 +240,10 @@ class UnusedExchange:
                 await self._durable()
             await self._clock.sleep(LOOK)
 
-    async def _look(self) -> None:
+    async def _sync_peers(self) -> None:
         for courier in self._couriers:
             if not courier.has_given and self._clock.monotonic() >= courier.fetch_not_before:
-                courier.has_given = await self._fetch(courier)
+                courier.has_given = await self._fetch_sessions(courier)
                 courier.fetch_not_before = self._clock.monotonic() + FETCH_AGAIN.total_seconds()
         if self._wake.is_set():
             self._wake.clear()
@@ -259,12 +259,12 @@ class UnusedExchange:
             return True
         now = self._clock.monotonic()
         patience = PERSISTENT.total_seconds()
-        return any(last - first >= patience and now - last < patience for first, last in self._others())
+        return any(last - first >= patience and now - last < patience for first, last in self._unconfirmed_askers())
 
     def _engine_now(self) -> int:
         return self._clock.now_ms()
 
-    async def _fetch(self, courier: _Courier) -> bool:
+    async def _fetch_sessions(self, courier: _PeerHandover) -> bool:
         """Take in what a peer has; return whether it has given everything, or never will."""
         after = ""
         while True:
@@ -274,7 +274,7 @@ class UnusedExchange:
                 return False
             if not page:
                 return True
-            self._unused.take(page, self._engine.is_introduced, self._engine_now())
+            self._unused.add_records(page, self._engine.is_introduced, self._engine_now())
             await self._durable()
             last = max((record["id"] for record in page if isinstance(record.get("id"), str)), default="")
             if last <= after:
@@ -283,7 +283,7 @@ class UnusedExchange:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    async def answer(self, body: bytes, header: str | None) -> Response:
+    async def answer_request(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/unused``: store a peer's sessions, or give it those that are here."""
         if refusal := await refuse_unless_root(self._engine, PATH, body, header, now_ms=self._engine_now()):
             return refusal
@@ -299,9 +299,9 @@ class UnusedExchange:
             # (tests/unit/node/test_unused_sessions.py).
             if not self.may_defer or not self._is_complete(recipients):
                 return Response(status=409)
-            self._unused.take(given, self._engine.is_introduced, self._engine_now())
+            self._unused.add_records(given, self._engine.is_introduced, self._engine_now())
             await self._durable()
         answer: dict[str, Any] = {"instance": self._engine.instance}
         if isinstance(after, str):
-            answer["sessions"] = await asyncio.to_thread(self._unused.pages(), after, PAGE)
+            answer["sessions"] = await asyncio.to_thread(self._unused.page_reader(), after, PAGE)
         return Response(status=200, body=to_json_bytes(answer), content_type=JSON_TYPE)

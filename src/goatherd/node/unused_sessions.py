@@ -38,7 +38,7 @@ _LATEST: Final = int(SESSION_LIFETIME.total_seconds() * 1000) + 86_400_000
 class UnusedLog(Log, Protocol):
     """A log that can be written anew."""
 
-    def rewrite(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+    def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Have the next flush replace everything by these records, and by what is appended from now on."""
         ...
 
@@ -70,17 +70,17 @@ class UnusedSessions:
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._sessions
 
-    def load(self, is_introduced: Callable[[str], bool], now_ms: int) -> None:
+    def load_log(self, is_introduced: Callable[[str], bool], now_ms: int) -> None:
         """Read the log; what has been introduced meanwhile, or has expired, is left out. Blocks.
 
         Raises:
             StorageError: It cannot be read.
         """
-        records = self._log.records()
+        records = self._log.read_records()
         self._recorded = len(records)
-        self.take(records, is_introduced, now_ms, is_recorded=True)
+        self.add_records(records, is_introduced, now_ms, is_recorded=True)
 
-    def take(
+    def add_records(
         self,
         records: Iterable[Mapping[str, Any]],
         is_introduced: Callable[[str], bool],
@@ -92,55 +92,57 @@ class UnusedSessions:
         before = len(self._sessions)
         for record in records:
             try:
-                session_id, packed = _pack(record, now_ms)
+                session_id, packed = _pack_session(record, now_ms)
             except DecodeError:
                 continue
             if session_id not in self._sessions and not is_introduced(session_id):
-                self._add(session_id, packed, is_recorded=is_recorded)
+                self._add_packed(session_id, packed, is_recorded=is_recorded)
         return max(0, len(self._sessions) - before)
 
-    def add(self, session: Session) -> None:
+    def add_session(self, session: Session) -> None:
         """Take a session in; durable after the log's next flush."""
-        self._add(session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed, is_recorded=False)
+        self._add_packed(
+            session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed, is_recorded=False
+        )
 
-    def find(self, session_id: str, now_ms: int) -> Session | None:
+    def find_session(self, session_id: str, now_ms: int) -> Session | None:
         """Return a session that has signed nothing yet."""
         packed = self._sessions.get(session_id)
         if packed is None:
             return None
-        session = _unpack(session_id, packed)
+        session = _unpack_session(session_id, packed)
         return None if session.is_expired(now_ms) else session
 
-    def oldest(self, count: int, now_ms: int) -> list[Session]:
+    def oldest_sessions(self, count: int, now_ms: int) -> list[Session]:
         """Return the oldest ones that have not expired, at most so many."""
-        found = (self.find(session_id, now_ms) for session_id in self._sessions)
+        found = (self.find_session(session_id, now_ms) for session_id in self._sessions)
         return list(islice((session for session in found if session is not None), count))
 
-    def discard(self, session_id: str) -> None:
+    def discard_session(self, session_id: str) -> None:
         """Forget a session, since it has been introduced."""
         packed = self._sessions.pop(session_id, None)
         if packed is not None:
             self._leaving.append((session_id, packed))
-            self._tidy()
+            self._compact_log()
 
     def drop_expired(self, now_ms: int) -> None:
         """Forget the sessions that have expired."""
         gone = [session_id for session_id, packed in self._sessions.items() if int.from_bytes(packed[:6]) < now_ms]
         for session_id in gone:
             del self._sessions[session_id]
-        self._tidy()
+        self._compact_log()
 
-    def pages(self) -> Callable[[str, int], list[dict[str, Any]]]:
+    def page_reader(self) -> Callable[[str, int], list[dict[str, Any]]]:
         """Return a function that gives, in any thread, so many records of now in the order of their ids after one."""
         sessions = self._sessions.copy()
 
         def page(after: str, count: int) -> list[dict[str, Any]]:
             ids = sorted([session_id for session_id in sessions if session_id > after])[:count]
-            return [_record(session_id, sessions[session_id]) for session_id in ids]
+            return [_unpack_record(session_id, sessions[session_id]) for session_id in ids]
 
         return page
 
-    def _add(self, session_id: str, packed: bytes, *, is_recorded: bool) -> None:
+    def _add_packed(self, session_id: str, packed: bytes, *, is_recorded: bool) -> None:
         if len(self._sessions) >= self._capacity:
             # SECURITY: bounded, whatever callers ask for (tests/unit/node/test_unused_sessions.py).
             oldest = list(islice(self._sessions, max(1, self._capacity // _DROPPED_AT_ONCE)))
@@ -149,21 +151,21 @@ class UnusedSessions:
             self.dropped_count += len(oldest)
         self._sessions[session_id] = packed
         if not is_recorded:
-            self._log.append(_record(session_id, packed))
+            self._log.append_record(_unpack_record(session_id, packed))
             self._recorded += 1
-        self._tidy()
+        self._compact_log()
 
-    def _tidy(self) -> None:
+    def _compact_log(self) -> None:
         """Have the log written anew once most of it is of no more use."""
         if self._recorded > 2 * len(self._sessions) + _SPARE_RECORDS:
             left = (*self._leaving, *self._sessions.items())
             self._recorded = len(left)
-            self._log.rewrite(lambda: [_record(session_id, packed) for session_id, packed in left])
+            self._log.rewrite_records(lambda: [_unpack_record(session_id, packed) for session_id, packed in left])
 
 
 def record_of(session: Session) -> dict[str, Any]:
     """Return a session as it is stored, and handed to peers."""
-    return _record(session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed)
+    return _unpack_record(session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed)
 
 
 def read_records(value: object) -> Sequence[Mapping[str, Any]]:
@@ -188,12 +190,12 @@ def read_servers(value: object) -> frozenset[str]:
     return frozenset(value)
 
 
-def _record(session_id: str, packed: bytes) -> dict[str, Any]:
+def _unpack_record(session_id: str, packed: bytes) -> dict[str, Any]:
     key = base64.urlsafe_b64encode(packed[6:]).decode()
     return {"id": session_id, "key": key, "expiration": int.from_bytes(packed[:6])}
 
 
-def _pack(record: Mapping[str, Any], now_ms: int) -> tuple[str, bytes]:
+def _pack_session(record: Mapping[str, Any], now_ms: int) -> tuple[str, bytes]:
     session_id, key, expiration = record.get("id"), record.get("key"), record.get("expiration")
     if not isinstance(session_id, str) or _ID.fullmatch(session_id) is None:
         raise DecodeError("an unused session has no id")
@@ -208,6 +210,6 @@ def _pack(record: Mapping[str, Any], now_ms: int) -> tuple[str, bytes]:
     return session_id, expiration.to_bytes(6) + raw
 
 
-def _unpack(session_id: str, packed: bytes) -> Session:
+def _unpack_session(session_id: str, packed: bytes) -> Session:
     key = PublicKey.from_compressed(packed[6:])
     return Session(id=session_id, public_key=key, owner=None, expiration_ms=int.from_bytes(packed[:6]))

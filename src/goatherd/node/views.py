@@ -1,9 +1,9 @@
-"""What one session may see of a repository, and the answer to its sync message. Pure.
+"""Build the answer to a sync message from the commits that the requesting session may read. Pure.
 
 The message: docs/reference/goatdb-protocol.md#sync-messages.
 
-A view is made once per owner and change of the repository. `Views.of` and `Views.forget` belong to the event loop's
-thread; `Views.reply` changes nothing but the view that it is given, and may run in another.
+A view is built once for each owner and each version of a repository. `Views.view_for` and `Views.drop_views` run on the
+event loop's thread. `Views.build_reply` changes only the view that it is given, and can run in another thread.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Filter:
 
 
 @dataclass(slots=True)
-class View:
+class SessionView:
     """The commits that one owner may see at one version of a repository, and the filters over them."""
 
     version: int
@@ -56,13 +56,13 @@ class View:
 
 
 @dataclass(slots=True)
-class Room:
+class ReplyBudget:
     """How many bytes an answer may still hold; one for all its elements."""
 
     left: int
     is_untouched: bool = True
 
-    def take(self, size: int) -> bool:
+    def take_bytes(self, size: int) -> bool:
         """Count something in; False when it has to wait. The first thing always fits."""
         if size > self.left and not self.is_untouched:
             return False
@@ -98,17 +98,17 @@ class Views:
         self._limits = limits
         self._pool = pool
         self._new_seeds = new_seeds
-        self._views: dict[str, dict[str | None, View]] = {}
+        self._views: dict[str, dict[str | None, SessionView]] = {}
 
-    def forget(self, path: str) -> None:
+    def drop_views(self, path: str) -> None:
         """Drop the views of a repository that is closed."""
         self._views.pop(path, None)
 
-    def of(self, repository: Repository, requester: Session) -> View:
+    def view_for(self, repository: Repository, requester: Session) -> SessionView:
         """Return what a session may see; all sessions of one owner see the same (COMPAT)."""
         whole = requester.id == self._pool.current.id or self._rulebook.reads_whole(repository.path, requester)
         if whole is False:
-            return View(version=repository.version, commits=[])
+            return SessionView(version=repository.version, commits=[])
         name = None if whole else f"@{requester.owner or ''}"
         views = self._views.setdefault(repository.path, {})
         view = views.get(name)
@@ -117,7 +117,7 @@ class Views:
         rule = self._rulebook.rule_for(repository.path)
         if rule is None or whole:
             # Grows in place, so that one more commit costs one more; a thread that is reading it sees a truthful list.
-            view = view or View(version=0, commits=[])
+            view = view or SessionView(version=0, commits=[])
             fresh = repository.shown_since(len(view.commits))
             view.commits += fresh
             if repository.path == SESSIONS_PATH:
@@ -129,7 +129,7 @@ class Views:
                 for key in repository.item_keys()
             }
             commits = [commit for commit in repository.shown_since(0) if allowed[commit.key]]
-            view = View(version=repository.version, commits=commits)
+            view = SessionView(version=repository.version, commits=commits)
             if repository.path == SESSIONS_PATH:
                 view.introductions.extend(commits)
         if len(views) > _MOST:
@@ -137,7 +137,7 @@ class Views:
         views[name] = view
         return view
 
-    def affordable(self, views: Sequence[View], asked: Sequence[SyncMessage]) -> list[bool]:
+    def choose_served(self, views: Sequence[SessionView], asked: Sequence[SyncMessage]) -> list[bool]:
         """Return which elements of a batch get commits: as many as may be looked for in one answer, at least one.
 
         The first to be served is drawn by lot, so that none waits for ever behind the same others.
@@ -158,15 +158,15 @@ class Views:
             left -= costs[index]
         return served
 
-    def reply(
+    def build_reply(
         self,
-        view: View,
+        view: SessionView,
         asked: SyncMessage,
         brought: bool,
         now_ms: int,
         *,
         born_under: Collection[str] | None,
-        room: Room,
+        room: ReplyBudget,
         is_served: bool,
     ) -> tuple[SyncMessage, list[bytes]]:
         """Build the answer to one sync message.
@@ -189,29 +189,29 @@ class Views:
         cycles = 1 if brought else _CYCLES
         if asked.version < VERSION:
             # COMPAT: an older build gets a count and nothing else.
-            shown, commits = self._empty(max(count, peer), cycles), []
+            shown, commits = self._empty_filter(max(count, peer), cycles), []
         else:
             # SECURITY: a thousand elements that each ask for everything must not fill the memory
             # (tests/unit/node/test_engine_answers.py).
-            shown = self._filter(view, max(count, peer), cycles, now_ms)
-            commits = self._missing(view, asked.filter, born_under, room) if is_served else []
-        if not room.take(len(shown.bits)):
+            shown = self._view_filter(view, max(count, peer), cycles, now_ms)
+            commits = self._missing_commits(view, asked.filter, born_under, room) if is_served else []
+        if not room.take_bytes(len(shown.bits)):
             # "I have nothing" costs the asker bandwidth; a filter that lacks something would cost it commits.
-            shown = self._empty(1, cycles)
+            shown = self._empty_filter(1, cycles)
         return SyncMessage(version=VERSION, filter=shown, size=count), commits
 
-    def _empty(self, size: int, cycles: int) -> BloomFilter:
+    def _empty_filter(self, size: int, cycles: int) -> BloomFilter:
         size, fpr = filter_parameters(size, size, cycles)
         return BloomFilter.for_size(size, fpr, self._new_seeds(seed_count(size, fpr)))
 
-    def _filter(self, view: View, size: int, cycles: int, now_ms: int) -> BloomFilter:
+    def _view_filter(self, view: SessionView, size: int, cycles: int, now_ms: int) -> BloomFilter:
         """Return a filter over a view; over a big one the same for a second or more, new commits put in.
 
         Fresh seeds are what makes rounds converge, but a second is one or two rounds, and building a filter over 50 000
         commits takes a third of one.
         """
         if len(view.commits) <= BIG_VIEW:
-            made = self._empty(size, cycles)
+            made = self._empty_filter(size, cycles)
             made.update([commit.id for commit in view.commits])
             return made
         # Room to grow by a quarter and more: a filter is made anew a few times while a repository doubles.
@@ -220,7 +220,7 @@ class Views:
         life = max(_FILTER_LIFE_MS, len(view.commits) // _COMMITS_PER_MS)
         known = view.filters.get((size, cycles))
         if known is None or not 0 <= now_ms - known.made_ms < life:
-            known = _Filter(now_ms, 0, self._empty(size, cycles))
+            known = _Filter(now_ms, 0, self._empty_filter(size, cycles))
         done = known.count
         fresh = view.commits[done:]
         known.bloom.update([commit.id for commit in fresh])
@@ -231,15 +231,17 @@ class Views:
         view.filters[size, cycles] = known
         return known.bloom
 
-    def _counts(self, session_id: str) -> bool:
+    def _is_trusted_root(self, session_id: str) -> bool:
         """Whether a root is trusted. A look into the pool's dicts, which any thread may take."""
         try:
-            self._pool.root(session_id)
+            self._pool.get_root(session_id)
         except VerificationError:
             return False
         return True
 
-    def _missing(self, view: View, held: BloomFilter, born_under: Collection[str] | None, room: Room) -> list[bytes]:
+    def _missing_commits(
+        self, view: SessionView, held: BloomFilter, born_under: Collection[str] | None, room: ReplyBudget
+    ) -> list[bytes]:
         """Return what a peer lacks, capped, encoded; never a birth without the merge that makes it harmless."""
         if not held.seeds or room.left <= 0:
             return []
@@ -249,12 +251,12 @@ class Views:
             if born_under is None:
                 missing = view.introductions.for_peer(missing)
             else:
-                missing = view.introductions.for_client(missing, born_under=born_under, counts=self._counts)
+                missing = view.introductions.for_client(missing, born_under=born_under, counts=self._is_trusted_root)
         chosen: list[bytes] = []
         ids: set[str] = set()
         for commit in missing[: self._limits.reply_commits]:
             encoded = to_json_bytes(commit.to_json())
-            if not room.take(len(encoded)):
+            if not room.take_bytes(len(encoded)):
                 break
             chosen.append(encoded)
             ids.add(commit.id)

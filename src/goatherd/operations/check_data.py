@@ -35,13 +35,13 @@ from goatherd.files import lock_file
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import from_settings
-from goatherd.identity.succession import Seen
-from goatherd.node.data_check import Kind, decode_lines, order_repositories
+from goatherd.identity.succession import TrustCheckpoint
+from goatherd.node.data_check import LineProblem, decode_lines, order_repositories
 from goatherd.node.log_storage import FileLog, LogDirectory
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import Line
+from goatherd.wire.commit_log import LogLine
 from goatherd.wire.paths import SESSIONS_PATH
 
 _EVERYTHING: Final = 1 << 60
@@ -66,7 +66,7 @@ class LogFinding:
     file: Path
     offset: int
     length: int
-    kind: Kind
+    kind: LineProblem
     reason: str
     code: str | None = None
     commit_id: str | None = None
@@ -254,7 +254,7 @@ def find_anchor(directory: Path, now_ms: int) -> Anchor | None:
             raise StorageError(f"{path} cannot be read: {error.strerror}") from error
         try:
             if name == SEEN_NAME:
-                seen = Seen.from_bytes(raw)
+                seen = TrustCheckpoint.from_bytes(raw)
                 return Anchor(source=str(path), roots=seen.roots, revoked=seen.revoked_ids)
             document, _, _ = from_settings(raw, now_ms)
         except IdentityError as error:
@@ -290,10 +290,10 @@ def check_organization(
     found, verified, signers = [], 0, set()
     sessions: list[Commit] = []
     for repository in list_repositories(logs):
-        log = logs.open(repository)
+        log = logs.open_log(repository)
         findings: list[LogFinding] = []
-        commits: list[tuple[Line, Commit]] = []
-        for line, outcome in decode_lines(log.read(), org):
+        commits: list[tuple[LogLine, Commit]] = []
+        for line, outcome in decode_lines(log.read_bytes(), org):
             if isinstance(outcome, Commit):
                 commits.append((line, outcome))
             else:
@@ -309,7 +309,7 @@ def check_organization(
                 if verdict is not None:
                     text = str(verdict)
                     findings.append(
-                        _make_finding(repository, log, line, Kind.UNVERIFIABLE, text, commit.id, verdict.code)
+                        _make_finding(repository, log, line, LineProblem.UNVERIFIABLE, text, commit.id, verdict.code)
                     )
         if repository == SESSIONS_PATH:
             sessions = good
@@ -336,7 +336,7 @@ def check_organization(
 
 
 def list_repositories(logs: LogDirectory) -> list[str]:
-    return order_repositories(logs.repositories())
+    return order_repositories(logs.repository_paths())
 
 
 def decode_log_commits(data: bytes, org: str) -> list[Commit]:
@@ -344,7 +344,13 @@ def decode_log_commits(data: bytes, org: str) -> list[Commit]:
 
 
 def _make_finding(
-    repository: str, log: FileLog, line: Line, kind: Kind, reason: str, commit_id: str | None, code: str | None = None
+    repository: str,
+    log: FileLog,
+    line: LogLine,
+    kind: LineProblem,
+    reason: str,
+    commit_id: str | None,
+    code: str | None = None,
 ) -> LogFinding:
     return LogFinding(
         repository=repository,
@@ -367,14 +373,14 @@ def verify_commits(
     pool.offer_session_commits(commits)
     verification = pool.prepare_pending(_EVERYTHING)
     verification.run(executor)
-    pool.conclude(verification)
+    pool.conclude_verification(verification)
     verdicts = pool.verify_commits(commits, executor, held=True)
     return [verdict or _check_signed_by_root(pool, commit) for verdict, commit in zip(verdicts, commits, strict=True)]
 
 
 def _check_signed_by_root(pool: TrustPool, commit: Commit) -> VerificationError | None:
     try:
-        pool.root(commit.session)
+        pool.get_root(commit.session)
     except RevokedSessionError:
         return None
     except VerificationError as error:

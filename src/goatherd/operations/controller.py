@@ -155,7 +155,7 @@ async def run_controller(
         )
 
     def make_worker(on_event: EventListener) -> Worker:
-        rotator = make(notify_each(on_event, seen.told))
+        rotator = make(notify_each(on_event, seen.record_event))
         return _CountedWorker(rotator, seen) if counts_runs else rotator
 
     def keep(document: IdentityDocument, verdict: Verdict) -> None:
@@ -191,11 +191,11 @@ class _CountedWorker:
         self._seen = seen
 
     async def rotate(self) -> Report:
-        with self._seen.run(SystemClock()):
+        with self._seen.count_run(SystemClock()):
             return await self._rotator.rotate()
 
     async def resume(self) -> Report:
-        with self._seen.run(SystemClock()):
+        with self._seen.count_run(SystemClock()):
             return await self._rotator.resume()
 
     async def retire(self) -> Report:

@@ -25,7 +25,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.operations.workload import LoadAudit, LoadWindow, Workload
 from goatherd.plugins import open_provider
@@ -114,7 +114,7 @@ async def _run(top: Path, tell: Tell) -> DemoReport:
     async with provider:
         now_ms = clock.now_ms()
         first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
-        await provider.create(secret_id, encode_document(create(first, now_ms)))
+        await provider.create(secret_id, encode_document(create_document(first, now_ms)))
         tell("identity", f"one identity, root {first.id}, in {store}")
         async with _herd(top, store) as servers:
             urls = [server.url for server in servers]

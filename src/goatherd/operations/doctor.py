@@ -20,9 +20,9 @@ from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.server_answers import DataReport
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.key_age import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, is_fresh_and_short, urgency
+from goatherd.identity.key_age import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, assess_urgency, is_fresh_and_short
 from goatherd.identity.recorded_times import recorded_ahead_ms
-from goatherd.identity.redaction import days_left, notes
+from goatherd.identity.redaction import days_left, find_warnings
 from goatherd.identity.succession import verify_signed
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
@@ -155,12 +155,12 @@ def _identity_checks(document: IdentityDocument, examined: Examined) -> list[Che
     text = f"whole, generation {document.generation}, {len(document.roots)} roots"
     checks = [Check(name="identity", level=OK, text=text), _signature_check(document)]
     left = days_left(document, now_ms)
-    for remark in notes(document, now_ms):
+    for remark in find_warnings(document, now_ms):
         level = FAILED if left < 0 else WARNING
         hint = EXPIRED_HINT if left < 0 else "`goatherd rotate`." if left < SHORT_LIFE.days else ""
         checks.append(Check(name="identity", level=level, text=remark, hint=hint))
     if left >= SHORT_LIFE.days:
-        stage = urgency(document, now_ms)
+        stage = assess_urgency(document, now_ms)
         level, hint = (OK, "") if stage is Urgency.FINE else (WARNING, _EXPIRY_HINTS[stage])
         if stage is Urgency.DUE and is_fresh_and_short(document):
             hint = _SHORT_FROM_THE_START

@@ -11,7 +11,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import GoatherdError, IdentityExistsError, SecretExistsError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.operations.identity_store import Store
 from goatherd.providers.values import SecretBytes, SecretVersion
@@ -40,7 +40,7 @@ async def init_identity(store: Store, policy: Policy) -> tuple[SecretVersion, Id
         await store.read()  # the answer carries the store's time; `create` detects an existing identity
     store.check_clock(policy.clock_tolerance)
     root = OwnedSession.generate(session_id=new_id(), owner="root", now_ms=now_ms, lifetime=policy.lifetime)
-    document = create(root, now_ms)
+    document = create_document(root, now_ms)
     try:
         version = await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
     except SecretExistsError as error:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from goatherd.data_directory import read_commits
 from goatherd.errors import SettingsError
-from goatherd.identity.document import IdentityDocument, settled
+from goatherd.identity.document import IdentityDocument, normalize_document
 from goatherd.identity.key_age import last_valid_ms
-from goatherd.identity.root_signatures import endorse
+from goatherd.identity.root_signatures import endorse_root
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.operations.migration_files import SHOWN, MigrationSource
 from goatherd.times import iso
@@ -57,11 +57,11 @@ def merge_server_identities(
         return whole
     # Both ways: a server or client that trusts one of the roots can verify the other.
     endorsements = [
-        endorse(by, of, min(now_ms, last_valid_ms(by.session)))
+        endorse_root(by, of, min(now_ms, last_valid_ms(by.session)))
         for root in given_up
         for by, of in ((root, newest.current.session), (newest.current, root.session))
     ]
-    return settled(replace(whole, endorsements=(*whole.endorsements, *endorsements)))
+    return normalize_document(replace(whole, endorsements=(*whole.endorsements, *endorsements)))
 
 
 def _choose_latest(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> IdentityDocument:
@@ -84,7 +84,7 @@ def _choose_latest(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> 
 
 def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
     """Whether an identity has this root, with the same key, as its current root or as a previous one."""
-    kept = document.root(root.id)
+    kept = document.find_root(root.id)
     return kept is not None and kept.public_key == root.session.public_key
 
 

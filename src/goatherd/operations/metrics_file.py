@@ -42,11 +42,11 @@ def write_metrics_file(path: Path | None, store: str, on_failure: Callable[[str]
         )
     require_library()
     try:
-        with seen.run(SystemClock()):
+        with seen.count_run(SystemClock()):
             yield seen
     finally:
         try:
-            write_file(path, seen.samples(), store=store)
+            write_file(path, seen.all_samples(), store=store)
         except OSError as error:
             on_failure(f"the metrics file {path} was not written: {error.strerror or error}")
 

@@ -136,7 +136,7 @@ def read_session_log(data: Path, document: IdentityDocument, org: str) -> Sessio
     problems = []
     for session_id in latest:
         try:
-            pool.session(session_id)
+            pool.get_session(session_id)
         except VerificationError as error:
             problems.append(f"session {session_id} of the log could not be verified: {error}")
     return SessionLog(pool=pool, latest=latest, problems=tuple(problems))
@@ -154,7 +154,7 @@ def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple
     found = []
     for session_id in log.latest:
         try:
-            session = log.pool.session(session_id)
+            session = log.pool.get_session(session_id)
         except VerificationError:
             continue
         if not session.is_root:

@@ -28,7 +28,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
-from goatherd.identity.session_commits import better, session_from_commit, verify_commit_by
+from goatherd.identity.session_commits import preferred_session, session_from_commit, verify_commit_by
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import SHOWN, MigrationSource, SessionLog, read_session_log
 from goatherd.revocation.reintroduction import decode
@@ -62,7 +62,7 @@ def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, S
                     f"session {user.id!r} has different keys in the settings.json of two servers",
                     hint="One of them is forged. Find out which before anything trusts these servers again.",
                 )
-            agreed[user.id] = better(known, user)
+            agreed[user.id] = preferred_session(known, user)
     return agreed
 
 
@@ -76,7 +76,7 @@ def find_held_in_logs(sources: Sequence[MigrationSource], identity: IdentityDocu
         commits = read_commits(source.data / SESSIONS_LOG, source.org)
         for session_id in log.latest:
             try:
-                log.pool.session(session_id)
+                log.pool.get_session(session_id)
             except VerificationError:
                 continue
             held.setdefault(session_id, [commit for commit in commits if commit.key == session_id])
@@ -169,7 +169,7 @@ def find_missing_sessions(log: SessionLog, users: Iterable[Session]) -> tuple[li
     lacking, fine = [], 0
     for user in users:
         try:
-            known = log.pool.session(user.id)
+            known = log.pool.get_session(user.id)
         except UnknownSignerError:
             lacking.append(user)
             continue
@@ -215,19 +215,19 @@ class SessionComparison:
         if self.directory is None or not self.lacking:
             return
         now_ms = SystemClock().now_ms()
-        log = self.directory.open(SESSIONS_PATH)
-        log.records()  # cuts a torn last line off, so that nothing is appended to it
+        log = self.directory.open_log(SESSIONS_PATH)
+        log.read_records()  # cuts a torn last line off, so that nothing is appended to it
         for session in self.lacking:
             known = self.latest.get(session.id)
             copied = held.get(session.id, ()) if known is None else ()
             for commit in copied:
-                log.append(commit.to_json())
+                log.append_record(commit.to_json())
             if copied:
                 if _is_covered(copied, session):
                     continue
                 followed = {parent for commit in copied for parent in commit.parents}
                 known = next(commit.id for commit in reversed(copied) if commit.id not in followed)
-            log.append(introduction_of_migrated(session, signer, org, known, now_ms))
+            log.append_record(introduction_of_migrated(session, signer, org, known, now_ms))
         log.flush()
 
     def write_roots(
@@ -247,14 +247,14 @@ class SessionComparison:
             of_root = [commit for commit in commits if commit.key == root.id]
             if any(_is_by(by.session, commit) for commit in of_root):
                 continue
-            log = self.directory.open(SESSIONS_PATH)
-            log.records()
+            log = self.directory.open_log(SESSIONS_PATH)
+            log.read_records()
             if not of_root:
                 of_root = list(held.get(root.id, ()))
                 for commit in of_root:
-                    log.append(commit.to_json())
+                    log.append_record(commit.to_json())
             parent = of_root[-1].id if of_root else None
-            log.append(introduction_of_migrated(root, by, org, parent, SystemClock().now_ms()))
+            log.append_record(introduction_of_migrated(root, by, org, parent, SystemClock().now_ms()))
             log.flush()
 
 
@@ -271,10 +271,10 @@ def _is_covered(commits: Iterable[Commit], session: Session) -> bool:
     best: Session | None = None
     for commit in commits:
         try:
-            best = better(best, session_from_commit(commit))
+            best = preferred_session(best, session_from_commit(commit))
         except DecodeError:
             continue
-    return best is not None and better(best, session) == best
+    return best is not None and preferred_session(best, session) == best
 
 
 def introduction_of_migrated(

@@ -24,7 +24,7 @@ from goatherd.errors import (
     UnknownSignerError,
 )
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.node.data_check import Kind
+from goatherd.node.data_check import LineProblem
 from goatherd.node.log_storage import FileLog, LogDirectory
 from goatherd.node.repository import Repository
 from goatherd.operations.check_data import (
@@ -39,7 +39,7 @@ from goatherd.operations.check_data import (
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts, join_creations
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import Line
+from goatherd.wire.commit_log import LogLine
 from goatherd.wire.paths import SESSIONS_PATH
 
 
@@ -144,13 +144,13 @@ async def repair_organization(
     """
     _check_verifiable(peers, anchor)
     before = check_organization(logs, org, anchor, executor)
-    sessions = logs.open(SESSIONS_PATH)
+    sessions = logs.open_log(SESSIONS_PATH)
     is_incomplete = sessions.set_aside_file.exists() or any(one.repository == SESSIONS_PATH for one in before.findings)
     moved: list[LogFinding] = []
     for log in before.logs:
         chosen = [one for one in log.findings if not (is_incomplete and one.code == UnknownSignerError.code)]
         if chosen:
-            logs.open(log.repository).set_aside([_locate_line(finding) for finding in chosen])
+            logs.open_log(log.repository).set_aside([_locate_line(finding) for finding in chosen])
             moved += chosen
     restored, fetched, held, problems = 0, 0, set[str](), list[str]()
     joined: tuple[str, ...] = ()
@@ -158,9 +158,9 @@ async def repair_organization(
     if anchor is not None:
         fetcher = _PeerClient(peers, anchor.current)
         pool = anchor.make_pool(org)
-        pool.offer_session_commits(decode_log_commits(sessions.read(), org))
+        pool.offer_session_commits(decode_log_commits(sessions.read_bytes(), org))
         for repository in _list_set_aside(logs):
-            restorer = _CommitRestorer(logs.open(repository), repository, org, pool, executor)
+            restorer = _CommitRestorer(logs.open_log(repository), repository, org, pool, executor)
             restored += restorer.restore_set_aside()
             fetched += restorer.add_sent(await fetcher.pull(repository, restorer.ids))
             held |= set(restorer.ids)
@@ -171,7 +171,9 @@ async def repair_organization(
         after = check_organization(logs, org, anchor, executor, held_by_peers)
     else:
         after = before
-    ids = [finding.commit_id for finding in moved if finding.kind is not Kind.TORN]  # its write was never confirmed
+    ids = [
+        finding.commit_id for finding in moved if finding.kind is not LineProblem.TORN
+    ]  # its write was never confirmed
     return Repair(
         before=before,
         after=after,
@@ -218,7 +220,7 @@ class _CreationJoiner:
         self, logs: LogDirectory, org: str, anchor: Anchor, fetcher: _PeerClient, executor: Executor | None
     ) -> None:
         self._logs = logs
-        self._log = logs.open(SESSIONS_PATH)
+        self._log = logs.open_log(SESSIONS_PATH)
         self._org = org
         self._anchor = anchor
         self._fetcher = fetcher
@@ -232,7 +234,7 @@ class _CreationJoiner:
             that the peers hold now.
         """
         held = await self.read_peers()
-        local = decode_log_commits(self._log.read(), self._org)
+        local = decode_log_commits(self._log.read_bytes(), self._org)
         conflicts = find_conflicts({str(self._logs.path): local, **held})
         if conflicts:
             local = self._select_verified(local, self._anchor.make_pool(self._org))
@@ -264,7 +266,7 @@ class _CreationJoiner:
     async def read_peers(self) -> dict[str, list[Commit]]:
         """Return the commits of each peer's ``/sys/sessions`` that a root has signed."""
         pool = self._anchor.make_pool(self._org)
-        pool.offer_session_commits(decode_log_commits(self._log.read(), self._org))
+        pool.offer_session_commits(decode_log_commits(self._log.read_bytes(), self._org))
         held = {}
         for url, records in (await self._fetcher.pull_each(SESSIONS_PATH)).items():
             commits = []
@@ -281,21 +283,23 @@ class _CreationJoiner:
         return [commit for commit, verdict in zip(commits, verdicts, strict=True) if verdict is None]
 
     def _write(self, joined: Iterable[tuple[Conflict, dict[str, Any]]], present: Collection[str]) -> None:
-        self._log.records()  # cuts a torn last line off, so that nothing is appended to it
+        self._log.read_records()  # cuts a torn last line off, so that nothing is appended to it
         for conflict, commit in joined:
             for creation in conflict.creations:
                 if creation.id not in present:
-                    self._log.append(creation.to_json())
-            self._log.append(commit)
+                    self._log.append_record(creation.to_json())
+            self._log.append_record(commit)
         self._log.flush()
 
 
-def _locate_line(finding: LogFinding) -> Line:
-    return Line(finding.offset, finding.offset + finding.length, None, is_finished=finding.kind is not Kind.TORN)
+def _locate_line(finding: LogFinding) -> LogLine:
+    return LogLine(
+        finding.offset, finding.offset + finding.length, None, is_finished=finding.kind is not LineProblem.TORN
+    )
 
 
 def _list_set_aside(logs: LogDirectory) -> list[str]:
-    return [path for path in list_repositories(logs) if logs.open(path).set_aside_file.exists()]
+    return [path for path in list_repositories(logs) if logs.open_log(path).set_aside_file.exists()]
 
 
 class _CommitRestorer:
@@ -308,7 +312,7 @@ class _CommitRestorer:
         self._pool = pool
         self._executor = executor
         self._repository = Repository(path, log, org=org, connection="", own_session=lambda: "")
-        self._repository.load()
+        self._repository.load_log()
 
     @property
     def ids(self) -> Sequence[str]:
@@ -352,7 +356,7 @@ class _CommitRestorer:
         return [commit for commit in commits if commit.id not in self._repository]
 
     def _add_commits(self, commits: Iterable[Commit]) -> int:
-        count = sum(self._repository.add(commit) for commit in commits)
+        count = sum(self._repository.add_commit(commit) for commit in commits)
         self._log.flush()
         return count
 

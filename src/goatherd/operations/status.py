@@ -20,7 +20,7 @@ from goatherd.cluster.session_queries import prove_signer
 from goatherd.errors import DiscoveryError, NodeError
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.recorded_times import recorded_ahead_ms
-from goatherd.identity.redaction import notes
+from goatherd.identity.redaction import find_warnings
 from goatherd.key_inventory import KeyInventory, take_key_inventory
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
@@ -182,7 +182,7 @@ async def read_status(
         servers=tuple(servers),
         obstacles=survey.obstacles,
         progress=survey.progress,
-        notes=(*notes(document, now_ms), *clock_notes(document, store_ahead_ms, servers, now_ms)),
+        notes=(*find_warnings(document, now_ms), *clock_notes(document, store_ahead_ms, servers, now_ms)),
         store_ahead_ms=store_ahead_ms,
         at_ms=now_ms,
     )

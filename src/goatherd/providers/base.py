@@ -246,13 +246,13 @@ class SecretProvider(ABC):
         """What this provider promises."""
 
     async def __aenter__(self) -> Self:
-        await self._lifetime.enter(self._open)
+        await self._lifetime.enter_resource(self._open)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._lifetime.leave(self._close)
+        await self._lifetime.leave_resource(self._close)
 
     def __enter__(self) -> NoReturn:
         raise TypeError(f"use `async with`, not `with`: {type(self).__name__} is an asynchronous context manager")
@@ -273,7 +273,7 @@ class SecretProvider(ABC):
             SecretExistsError: There is one already; it was not touched.
             SecretTooLargeError: The value is longer than the store takes.
         """
-        call = self._start("create", secret_id)
+        call = self._start_call("create", secret_id)
         hidden, checked = self._check_value(call, value), self._check_label(call, label)
 
         async def make(now: Call) -> SecretVersion:
@@ -281,7 +281,7 @@ class SecretProvider(ABC):
             await self._confirm_label(now, checked, made.id, None)
             return made
 
-        return await self._run(call, make)
+        return await self._run_call(call, make)
 
     async def read(
         self, secret_id: str, at: Label | VersionId | str = CURRENT, *, attempts: int | None = None
@@ -297,7 +297,7 @@ class SecretProvider(ABC):
             SecretNotFoundError: No such secret or version, or no version holds the label.
             VersionDisabledError: The version's value was disabled or destroyed.
         """
-        call = self._start("read", secret_id)
+        call = self._start_call("read", secret_id)
         if not isinstance(at, Label | VersionId) and not is_label(at):
             raise call.error(
                 ProviderConfigurationError,
@@ -305,7 +305,7 @@ class SecretProvider(ABC):
                 hint=f"A string is a label. For the id of a version, write VersionId({str(at)!r}).",
             )
         place = at if isinstance(at, VersionId) else self._check_label(call, at)
-        found = await self._run(call, lambda now: self._read(now, place), attempts)
+        found = await self._run_call(call, lambda now: self._read(now, place), attempts)
         if found.value.size > self.guarantees.max_value_bytes:
             raise call.error(SecretTooLargeError, f"version {found.version.id} is {found.value.size} bytes long")
         return found
@@ -326,7 +326,7 @@ class SecretProvider(ABC):
             SecretNotFoundError: There is no such secret: `create` makes one.
             SecretTooLargeError: The value is longer than the store takes.
         """
-        call = self._start("write", secret_id)
+        call = self._start_call("write", secret_id)
         hidden, checked = self._check_value(call, value), self._check_label(call, label)
         holder = None if expected is None else _version_id(expected)
 
@@ -335,7 +335,7 @@ class SecretProvider(ABC):
             await self._confirm_label(now, checked, written.id, holder)
             return written
 
-        return await self._run(call, put)
+        return await self._run_call(call, put)
 
     async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
         """Move `label` to an existing version, if it still points at `expected` (None: if no version holds it).
@@ -345,7 +345,7 @@ class SecretProvider(ABC):
             SecretNotFoundError: No such secret or version.
             VersionDisabledError: The version's value was disabled or destroyed.
         """
-        call = self._start("label", secret_id)
+        call = self._start_call("label", secret_id)
         checked, target = self._check_label(call, label), _version_id(version)
         holder = None if expected is None else _version_id(expected)
 
@@ -360,7 +360,7 @@ class SecretProvider(ABC):
                     raise
             await self._confirm_label(now, checked, target, holder)
 
-        await self._run(call, move)
+        await self._run_call(call, move)
 
     async def unlabel(self, secret_id: str, label: str, *, expected: str) -> None:
         """Take `label` off the version that holds it, if that is still `expected`.
@@ -373,7 +373,7 @@ class SecretProvider(ABC):
             ProviderConfigurationError: `label` is ``current``, without which no reader finds the identity, or the store
                 does not take labels off (`Guarantees.custom_labels`).
         """
-        call = self._start("unlabel", secret_id)
+        call = self._start_call("unlabel", secret_id)
         checked, holder = self._check_held_label(call, label), _version_id(expected)
         if not self.guarantees.custom_labels:
             raise call.error(ProviderConfigurationError, "this store cannot take a label off a version")
@@ -393,7 +393,7 @@ class SecretProvider(ABC):
                     raise
             await self._confirm_label(now, checked, None, holder)
 
-        await self._run(call, remove)
+        await self._run_call(call, remove)
 
     async def versions(self, secret_id: str) -> list[SecretVersion]:
         """List the versions, newest first, destroyed ones too where the store remembers them.
@@ -404,8 +404,8 @@ class SecretProvider(ABC):
         Raises:
             SecretNotFoundError: No such secret.
         """
-        call = self._start("versions", secret_id)
-        return list(await self._run(call, self._versions))
+        call = self._start_call("versions", secret_id)
+        return list(await self._run_call(call, self._versions))
 
     async def destroy(self, secret_id: str, version: str) -> None:
         """Make a version's value unreadable for good. Destroying a destroyed version does nothing.
@@ -420,7 +420,7 @@ class SecretProvider(ABC):
             SecretNotFoundError: No such secret or version.
             ProviderConfigurationError: The store does none of it (`Guarantees.destroys`, ``deprecates``, ``disables``).
         """
-        call = self._start("destroy", secret_id)
+        call = self._start_call("destroy", secret_id)
         promised = self.guarantees
         if not (promised.destroys or promised.deprecates or promised.disables):
             raise call.error(ProviderConfigurationError, "this store cannot destroy a single version")
@@ -430,7 +430,7 @@ class SecretProvider(ABC):
             await self._destroy(now, target)
             await self._confirm_destroyed(now, target)
 
-        await self._run(call, destroy)
+        await self._run_call(call, destroy)
 
     async def delete(self, secret_id: str) -> None:
         """Remove the secret with all its versions and labels.
@@ -440,7 +440,7 @@ class SecretProvider(ABC):
             SecretDeletedError: It is deleted already, but could still be brought back (`Guarantees.recoverable`). Every
                 other method but `versions` raises it too for such a secret.
         """
-        call = self._start("delete", secret_id)
+        call = self._start_call("delete", secret_id)
 
         async def remove(now: Call) -> None:
             try:
@@ -451,7 +451,7 @@ class SecretProvider(ABC):
                     raise
             await self._confirm_deleted(now)
 
-        await self._run(call, remove)
+        await self._run_call(call, remove)
 
     # --- the four calls of GoatDB's proposal --------------------------------------------------------------------------
 
@@ -636,7 +636,7 @@ class SecretProvider(ABC):
 
     # --- around each call -------------------------------------------------------------------------------------------
 
-    def _start(self, operation: str, secret_id: str) -> Call:
+    def _start_call(self, operation: str, secret_id: str) -> Call:
         call = Call(provider=self.scheme, secret_id=secret_id, operation=operation)
         try:
             self.check_secret_id(secret_id)
@@ -665,14 +665,16 @@ class SecretProvider(ABC):
             raise call.error(ProviderConfigurationError, "an empty value is no secret: some stores refuse it")
         return hidden
 
-    async def _run(
+    async def _run_call(
         self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None = None
     ) -> Result:
         """Run one attempt after another until one succeeds, the policy ends, or the deadline passes; and count it."""
-        with self.call_counts.timed(call.operation, self.clock.monotonic):
-            return await self._attempts(call, action, attempts)
+        with self.call_counts.count_call(call.operation, self.clock.monotonic):
+            return await self._run_attempts(call, action, attempts)
 
-    async def _attempts(self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None) -> Result:
+    async def _run_attempts(
+        self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None
+    ) -> Result:
         most = min(attempts or self.retry.attempts, self.retry.attempts)
         scope = asyncio.timeout(self.timeout.total_seconds())
         last: ProviderError | None = None
@@ -681,7 +683,7 @@ class SecretProvider(ABC):
             async with scope:
                 while True:
                     try:
-                        return await _guarded(call, lambda now: self._do_opened(now, action))
+                        return await _run_guarded(call, lambda now: self._do_opened(now, action))
                     except (ThrottledError, UnavailableError) as error:
                         last = error
                         if isinstance(error, UnavailableError) and call.operation not in _READING:
@@ -697,7 +699,7 @@ class SecretProvider(ABC):
                             raise
                     await self.clock.sleep(pause)
                     call = replace(call, attempt=call.attempt + 1)
-                    self.call_counts.retried(call.operation)
+                    self.call_counts.count_retry(call.operation)
         except ThrottledError as error:
             if unsure is None:
                 raise
@@ -727,7 +729,7 @@ def _version_id(text: str) -> VersionId:
     return VersionId(text)
 
 
-async def _guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) -> Result:
+async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) -> Result:
     try:
         return await action(call)
     except GoatherdError:
@@ -774,7 +776,7 @@ class PlatformError(Exception):
         self.retry_after = retry_after
         self.final = final
 
-    def of(self, call: Call) -> ProviderError:
+    def for_call(self, call: Call) -> ProviderError:
         """Return it as the error of one call."""
         error = call.error(self.kind, str(self), hint=self.hint, final=self.final)
         if isinstance(error, ThrottledError):

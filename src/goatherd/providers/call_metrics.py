@@ -21,7 +21,7 @@ CANCELLED: Final = "cancelled"
 """The caller went away before the store had answered."""
 
 
-def outcomes() -> tuple[str, ...]:
+def possible_outcomes() -> tuple[str, ...]:
     """Return every outcome that a call can have: ``ok``, ``cancelled``, or the code of the error."""
     kinds = [ProviderError]
     for kind in kinds:
@@ -36,7 +36,7 @@ class Durations:
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
     total: float = 0.0
 
-    def add(self, seconds: float) -> None:
+    def add_duration(self, seconds: float) -> None:
         self.counts[bisect_left(BUCKETS, seconds)] += 1
         self.total += seconds
 
@@ -51,7 +51,7 @@ class CallCounts:
         self._durations: dict[str, Durations] = {}
 
     @contextmanager
-    def timed(self, operation: str, monotonic: Callable[[], float]) -> Iterator[None]:
+    def count_call(self, operation: str, monotonic: Callable[[], float]) -> Iterator[None]:
         """Count what happens inside as one call.
 
         Args:
@@ -68,7 +68,7 @@ class CallCounts:
         finally:
             self._ended_with(operation, outcome, monotonic() - began)
 
-    def retried(self, operation: str) -> None:
+    def count_retry(self, operation: str) -> None:
         """Count one more attempt of a call that was made before."""
         self._retries[operation] = self._retries.get(operation, 0) + 1
 
@@ -90,7 +90,7 @@ class CallCounts:
     def _ended_with(self, operation: str, outcome: str, seconds: float) -> None:
         if operation not in self._durations:
             # Every outcome begins at 0, or its first occurrence would be no increase that a query could see.
-            self._ended.update({(operation, each): 0 for each in outcomes()})
+            self._ended.update({(operation, each): 0 for each in possible_outcomes()})
             self._durations[operation] = Durations()
         self._ended[operation, outcome] = self._ended.get((operation, outcome), 0) + 1
-        self._durations[operation].add(seconds)
+        self._durations[operation].add_duration(seconds)

@@ -60,7 +60,7 @@ class DiagnosableSecretProvider(Protocol):
         ...
 
 
-def rights(scheme: str, *, may_write: bool, may_destroy: bool | None) -> Finding:
+def rights_finding(scheme: str, *, may_write: bool, may_destroy: bool | None) -> Finding:
     """Return the finding on what the credentials in use may do; that they may read is known.
 
     Args:

@@ -35,22 +35,22 @@ class SharedLifetime:
         self._opened: asyncio.Future[None] | None = None
         self._is_closed = False
 
-    async def enter(self, opening: Work) -> None:
+    async def enter_resource(self, opening: Work) -> None:
         """Start to use the resource: do `opening` for the first user, else wait until it has ended."""
         self._forget_ended_loop()
         while self._busy is not None:
             await asyncio.wait({self._busy})
         if self._users == 0:
-            await self._alone(opening)
+            await self._run_alone(opening)
             self._loop, self._is_closed = asyncio.get_running_loop(), False
         self._users += 1
 
-    async def leave(self, closing: Work) -> None:
+    async def leave_resource(self, closing: Work) -> None:
         """Stop using the resource: do `closing` after the last user, and refuse calls until it is entered again."""
         self._users -= 1
         if self._users == 0:
             self._is_closed = True
-            await self._alone(closing)
+            await self._run_alone(closing)
 
     async def hold_open(self, opening: Work, closing: Work) -> None:
         """Open the resource for a call whose caller did not enter; it is closed when the event loop ends.
@@ -85,7 +85,7 @@ class SharedLifetime:
 
     async def _hold(self, opening: Work, closing: Work, opened: asyncio.Future[None]) -> None:
         try:
-            await self.enter(opening)
+            await self.enter_resource(opening)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 opened.cancel()
@@ -97,7 +97,7 @@ class SharedLifetime:
             opened.set_result(None)
             await asyncio.get_running_loop().create_future()  # until `release`, or the end of the loop
         finally:
-            await self.leave(closing)
+            await self.leave_resource(closing)
             self._is_closed = False
 
     def _forget_ended_loop(self) -> None:
@@ -105,7 +105,7 @@ class SharedLifetime:
         if self._loop is not None and self._loop.is_closed():
             self._users, self._busy, self._loop, self._holder = 0, None, None, None
 
-    async def _alone(self, work: Work) -> None:
+    async def _run_alone(self, work: Work) -> None:
         busy = self._busy = asyncio.get_running_loop().create_future()
         try:
             await work()

@@ -80,62 +80,66 @@ class MemorySecretProvider(SecretProvider):
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         with self._store.lock:
-            ledger = self._ledger(call)
+            ledger = self._record_of(call)
             if (made := ledger.made_by(call.request)) is not None:
-                return ledger.describe(made)
-            return self._put(call, ledger.created(call, self._entry(call, value), label), value)
+                return ledger.describe_version(made)
+            return self._store_record(call, ledger.with_first_version(call, self._new_entry(call, value), label), value)
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         with self._store.lock:
-            ledger = self._ledger(call)
-            number = ledger.find(call, at)
-            return SecretValue(version=ledger.describe(number), value=self._store.values[call.secret_id, number])
+            ledger = self._record_of(call)
+            number = ledger.find_version(call, at)
+            return SecretValue(
+                version=ledger.describe_version(number), value=self._store.values[call.secret_id, number]
+            )
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         with self._store.lock:
-            ledger = self._ledger(call)
+            ledger = self._record_of(call)
             if (made := ledger.made_by(call.request)) is not None:
-                return ledger.describe(made)
-            return self._put(call, ledger.written(call, self._entry(call, value), label, expected), value)
+                return ledger.describe_version(made)
+            return self._store_record(
+                call, ledger.with_version(call, self._new_entry(call, value), label, expected), value
+            )
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         with self._store.lock:
-            self._store.ledgers[call.secret_id] = self._ledger(call).labelled(call, label, version, expected)
+            self._store.ledgers[call.secret_id] = self._record_of(call).with_label(call, label, version, expected)
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
         with self._store.lock:
-            self._store.ledgers[call.secret_id] = self._ledger(call).unlabelled(call, label, expected)
+            self._store.ledgers[call.secret_id] = self._record_of(call).without_label(call, label, expected)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         with self._store.lock:
-            ledger = self._ledger(call)
+            ledger = self._record_of(call)
             ledger.must_exist(call)
             return ledger.newest_first()
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         with self._store.lock:
-            self._store.ledgers[call.secret_id] = self._ledger(call).destroyed(call, version)
+            self._store.ledgers[call.secret_id] = self._record_of(call).without_value(call, version)
             self._store.values.pop((call.secret_id, int(version)), None)
 
     async def _delete(self, call: Call) -> None:
         with self._store.lock:
-            ledger = self._ledger(call)
+            ledger = self._record_of(call)
             ledger.must_exist(call)
             del self._store.ledgers[call.secret_id]
             for number in ledger.versions:
                 self._store.values.pop((call.secret_id, number), None)
 
-    def _ledger(self, call: Call) -> VersionedRecord:
+    def _record_of(self, call: Call) -> VersionedRecord:
         return self._store.ledgers.get(call.secret_id, VersionedRecord())
 
-    def _entry(self, call: Call, value: SecretBytes) -> RecordedVersion:
+    def _new_entry(self, call: Call, value: SecretBytes) -> RecordedVersion:
         return entry_for(value, request=call.request, now_ms=self.clock.now_ms())
 
-    def _put(self, call: Call, ledger: VersionedRecord, value: SecretBytes) -> SecretVersion:
+    def _store_record(self, call: Call, ledger: VersionedRecord, value: SecretBytes) -> SecretVersion:
         number = ledger.next_number - 1
         self._store.values[call.secret_id, number] = value
         self._store.ledgers[call.secret_id] = ledger
-        return ledger.describe(number)
+        return ledger.describe_version(number)
 
 
 def policy(role: str, secret: str) -> str:

@@ -83,7 +83,7 @@ class LabelledVersions(Generic[Key, Kept]):
     def must_exist(self, call: Call) -> None:
         """Raise `SecretNotFoundError` unless there is a secret."""
 
-    def find(self, call: Call, at: Label | VersionId) -> Key:
+    def find_version(self, call: Call, at: Label | VersionId) -> Key:
         """Return the key of a readable version.
 
         Raises:
@@ -92,16 +92,16 @@ class LabelledVersions(Generic[Key, Kept]):
         """
         self.must_exist(call)
         if isinstance(at, VersionId):
-            key = self.known(call, at)
+            key = self.parse_version(call, at)
         elif at in self.labels:
             key = self.labels[at]
         else:
             raise call.error(SecretNotFoundError, f"no version holds the label {at!r}")
-        if (how := self.withdrawal(key)) is not None:
+        if (how := self.how_withdrawn(key)) is not None:
             raise call.error(VersionDisabledError, f"version {key} was {how}")
         return key
 
-    def compare(self, call: Call, label: Label, expected: VersionId | None) -> None:
+    def check_expected(self, call: Call, label: Label, expected: VersionId | None) -> None:
         """Raise `ConflictError` unless `label` is where `expected` says."""
         holder = self.labels.get(label)
         if (None if holder is None else str(holder)) != expected:
@@ -109,7 +109,7 @@ class LabelledVersions(Generic[Key, Kept]):
             wanted = "none" if expected is None else f"version {expected[:40]}"
             raise call.error(ConflictError, f"{found} holds the label {label!r}; expected: {wanted}")
 
-    def labelled(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> Self:
+    def with_label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> Self:
         """Return the record with `label` moved.
 
         Raises:
@@ -117,11 +117,11 @@ class LabelledVersions(Generic[Key, Kept]):
             VersionDisabledError: The version's value was withdrawn.
             ConflictError: `label` is not where `expected` says.
         """
-        key = self.find(call, version)
-        self.compare(call, label, expected)
+        key = self.find_version(call, version)
+        self.check_expected(call, label, expected)
         return replace(self, labels=MappingProxyType({**self.labels, label: key}))
 
-    def unlabelled(self, call: Call, label: Label, expected: VersionId) -> Self:
+    def without_label(self, call: Call, label: Label, expected: VersionId) -> Self:
         """Return the record without `label`.
 
         Raises:
@@ -129,11 +129,11 @@ class LabelledVersions(Generic[Key, Kept]):
             ConflictError: `label` is not where `expected` says.
         """
         self.must_exist(call)
-        self.compare(call, label, expected)
+        self.check_expected(call, label, expected)
         left = {name: key for name, key in self.labels.items() if name != label}
         return replace(self, labels=MappingProxyType(left))
 
-    def unheld(self, call: Call, version: VersionId) -> Key:
+    def require_unlabelled(self, call: Call, version: VersionId) -> Key:
         """Return the key of a version that no label holds, so that its value may be withdrawn.
 
         Raises:
@@ -141,7 +141,7 @@ class LabelledVersions(Generic[Key, Kept]):
             ConflictError: A label points at it.
         """
         self.must_exist(call)
-        key = self.known(call, version)
+        key = self.parse_version(call, version)
         holders = sorted(self.labels_of(key))
         if holders:
             raise call.error(
@@ -155,7 +155,7 @@ class LabelledVersions(Generic[Key, Kept]):
         """Return the labels that a version holds."""
         return frozenset(label for label, holder in self.labels.items() if holder == key)
 
-    def known(self, call: Call, version: VersionId) -> Key:
+    def parse_version(self, call: Call, version: VersionId) -> Key:
         """Return the key of a version id.
 
         Raises:
@@ -163,7 +163,7 @@ class LabelledVersions(Generic[Key, Kept]):
         """
         raise NotImplementedError
 
-    def withdrawal(self, key: Key) -> str | None:
+    def how_withdrawn(self, key: Key) -> str | None:
         """Return what was done to a version's value, such as ``destroyed``; None where it can be read."""
         raise NotImplementedError
 
@@ -187,7 +187,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         """The number that the next version gets."""
         return max(self.versions, default=0) + 1
 
-    def describe(self, number: int) -> SecretVersion:
+    def describe_version(self, number: int) -> SecretVersion:
         """Return what a caller is told of version `number`."""
         entry = self.versions[number]
         return SecretVersion(
@@ -199,7 +199,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
 
     def newest_first(self) -> list[SecretVersion]:
         """Return all versions by number, highest first."""
-        return [self.describe(number) for number in sorted(self.versions, reverse=True)]
+        return [self.describe_version(number) for number in sorted(self.versions, reverse=True)]
 
     def must_exist(self, call: Call) -> None:
         """Raise `SecretNotFoundError` unless there is a secret."""
@@ -209,9 +209,9 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
     def made_by(self, request: str) -> int | None:
         """Return the version that an earlier attempt of the same call wrote, if there is one."""
         newest = self.next_number - 1
-        return next((n for n in range(newest, max(0, newest - 64), -1) if self._request(n) == request), None)
+        return next((n for n in range(newest, max(0, newest - 64), -1) if self._request_of(n) == request), None)
 
-    def created(self, call: Call, entry: RecordedVersion, label: Label) -> VersionedRecord:
+    def with_first_version(self, call: Call, entry: RecordedVersion, label: Label) -> VersionedRecord:
         """Return the ledger of a new secret.
 
         Raises:
@@ -219,9 +219,11 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         """
         if self.exists:
             raise call.error(SecretExistsError, "the secret exists already")
-        return self._added(entry, label)
+        return self._add_version(entry, label)
 
-    def written(self, call: Call, entry: RecordedVersion, label: Label, expected: VersionId | None) -> VersionedRecord:
+    def with_version(
+        self, call: Call, entry: RecordedVersion, label: Label, expected: VersionId | None
+    ) -> VersionedRecord:
         """Return the ledger with one more version that holds `label`.
 
         Raises:
@@ -229,36 +231,36 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
             ConflictError: `label` is not where `expected` says.
         """
         self.must_exist(call)
-        self.compare(call, label, expected)
-        return self._added(entry, label)
+        self.check_expected(call, label, expected)
+        return self._add_version(entry, label)
 
-    def destroyed(self, call: Call, version: VersionId) -> VersionedRecord:
+    def without_value(self, call: Call, version: VersionId) -> VersionedRecord:
         """Return the ledger with a version's value gone; itself when it is gone already.
 
         Raises:
             SecretNotFoundError: No such secret or version.
             ConflictError: A label points at it.
         """
-        number = self.unheld(call, version)
+        number = self.require_unlabelled(call, version)
         if self.versions[number].destroyed:
             return self
         gone = replace(self.versions[number], destroyed=True, digest="", size=0)
         return replace(self, versions=MappingProxyType({**self.versions, number: gone}))
 
-    def _request(self, number: int) -> str | None:
+    def _request_of(self, number: int) -> str | None:
         entry = self.versions.get(number)
         return entry.request if entry else None
 
-    def known(self, call: Call, version: VersionId) -> int:
+    def parse_version(self, call: Call, version: VersionId) -> int:
         number = parse_number(version)
         if number not in self.versions:
             raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
         return number
 
-    def withdrawal(self, key: int) -> str | None:
+    def how_withdrawn(self, key: int) -> str | None:
         return "destroyed" if self.versions[key].destroyed else None
 
-    def _added(self, entry: RecordedVersion, label: Label) -> VersionedRecord:
+    def _add_version(self, entry: RecordedVersion, label: Label) -> VersionedRecord:
         number = self.next_number
         return VersionedRecord(
             versions=MappingProxyType({**self.versions, number: entry}),
@@ -283,12 +285,12 @@ class RecordForm:
     is_alone: bool = False
 
 
-def encode(record: VersionedRecord, form: RecordForm) -> bytes:
+def encode_record(record: VersionedRecord, form: RecordForm) -> bytes:
     """Return the bytes of a record."""
-    return json.dumps(sealed(form.name, record_content(record, form.members)), indent=1).encode() + b"\n"
+    return json.dumps(with_digest(form.name, record_content(record, form.members)), indent=1).encode() + b"\n"
 
 
-def decode(raw: bytes, form: RecordForm) -> VersionedRecord:
+def decode_record(raw: bytes, form: RecordForm) -> VersionedRecord:
     """Return the record that `raw` holds.
 
     Raises:
@@ -296,12 +298,12 @@ def decode(raw: bytes, form: RecordForm) -> VersionedRecord:
         DamagedRecordError: It is not what `encode` wrote.
     """
     try:
-        record = record_of(parse(raw, form.name), may_be_empty=form.may_be_empty)
+        record = record_of(parse_record(raw, form.name), may_be_empty=form.may_be_empty)
     except ForeignRecordError as error:
         if form.is_alone:
             raise DamagedRecordError(str(error)) from None
         raise
-    must_be_equal(encode(record, form), raw)
+    must_be_equal(encode_record(record, form), raw)
     return record
 
 
@@ -332,18 +334,18 @@ def entry_for(value: SecretBytes, *, request: str, now_ms: int) -> RecordedVersi
     return RecordedVersion(created_ms=now_ms, request=request, digest=digest_of(value), size=value.size)
 
 
-def fits(value: SecretBytes, entry: RecordedVersion) -> bool:
+def matches_entry(value: SecretBytes, entry: RecordedVersion) -> bool:
     """Whether a value is the one that a ledger's entry was made for."""
     return value.size == entry.size and digest_of(value) == entry.digest
 
 
-def sealed(form: str, content: Mapping[str, Any]) -> dict[str, Any]:
+def with_digest(form: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with its format and its digest before it."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {"format": form, "sha256": digest, **content}
 
 
-def parse(stored: str | bytes, *formats: str) -> dict[str, Any]:
+def parse_record(stored: str | bytes, *formats: str) -> dict[str, Any]:
     """Return the members of a stored record. The digest is not checked: compare the record with what would be written.
 
     Args:
@@ -395,7 +397,7 @@ def record_content(ledger: VersionedRecord, members: tuple[str, ...] = _MEMBERS)
     return {
         "labels": {str(label): ledger.labels[label] for label in sorted(ledger.labels)},
         "versions": {
-            str(number): {member: _encoded(entry)[member] for member in members}
+            str(number): {member: _encode_entry(entry)[member] for member in members}
             for number, entry in sorted(ledger.versions.items())
         },
     }
@@ -413,7 +415,7 @@ def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> Ver
     """
     with reading_members():
         ledger = VersionedRecord(
-            versions=MappingProxyType({int(n): _entry(entry) for n, entry in document["versions"].items()}),
+            versions=MappingProxyType({int(n): _decode_entry(entry) for n, entry in document["versions"].items()}),
             labels=MappingProxyType({Label(name): int(n) for name, n in document["labels"].items()}),
         )
     if not (ledger.versions or may_be_empty) or not set(ledger.labels.values()) <= set(ledger.versions):
@@ -421,7 +423,7 @@ def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> Ver
     return ledger
 
 
-def _encoded(entry: RecordedVersion) -> dict[str, Any]:
+def _encode_entry(entry: RecordedVersion) -> dict[str, Any]:
     return {
         "created": entry.created_ms,
         "destroyed": entry.destroyed,
@@ -431,7 +433,7 @@ def _encoded(entry: RecordedVersion) -> dict[str, Any]:
     }
 
 
-def _entry(encoded: Mapping[str, Any]) -> RecordedVersion:
+def _decode_entry(encoded: Mapping[str, Any]) -> RecordedVersion:
     return RecordedVersion(
         created_ms=int(encoded["created"]),
         request=str(encoded["request"]),

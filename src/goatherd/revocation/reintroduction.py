@@ -17,7 +17,7 @@ from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError, VerificationError
 from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
-from goatherd.identity.session_commits import better, session_from_commit, verify_commit_by
+from goatherd.identity.session_commits import preferred_session, session_from_commit, verify_commit_by
 from goatherd.rotation.cross_signing import session_commit
 from goatherd.wire.commit import Commit
 
@@ -107,7 +107,7 @@ def survey(
             known = found.get(session.id)
             longest = commit.ts + (SESSION_LIFETIME + _SLACK).total_seconds() * 1000
             is_long = session.expiration_ms > longest or (known is not None and known[1])
-            found[session.id] = (better(known[0] if known else None, session), is_long)
+            found[session.id] = (preferred_session(known[0] if known else None, session), is_long)
     sessions = []
     for session, is_long in found.values():
         if session.id in leave_out:

@@ -118,7 +118,7 @@ class Resettler:
         signer = document.current
         for url in ours or [one.url for one in self._outcomes.values() if one.problem is None]:
             await self._on_each([url], lambda node: self._collect(node, signer, raw), is_long=True)
-        revoked = document.root(session_id)
+        revoked = document.find_root(session_id)
         assert revoked is not None
 
         def look() -> Survey:

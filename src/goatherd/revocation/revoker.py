@@ -42,7 +42,7 @@ from goatherd.errors import (
 )
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
-from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, counted
+from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, merge_frozen_lists
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_holdings
@@ -259,7 +259,7 @@ class Revoker:
                 self._has_waited = True
                 await self._timed("spread", self._in_step(document, session_id))
                 await self._read()  # that took its time: what is in hand may be what a restored store no longer holds
-            return transitions.revoke(
+            return transitions.revoke_root(
                 document,
                 session_id,
                 self._clock.now_ms(),
@@ -290,7 +290,7 @@ class Revoker:
         It was pruned, or the store was restored from a backup of before it. With its public half what the cluster holds
         of it goes on being verified; and nodes, which trust it by its introduction, refuse it by the revocation.
         """
-        if document.root(session_id) is not None:
+        if document.find_root(session_id) is not None:
             return document
         found = await self._resettler(document).find_pruned(document, session_id)
         if found is None:
@@ -301,7 +301,7 @@ class Revoker:
         self, document: IdentityDocument, session_id: str, successor: str
     ) -> tuple[OwnedSession | None, OwnedSession | None]:
         """Return who signs from now on, None where that stays as it is, and the stolen root with its key if there."""
-        if document.root(session_id) is None:
+        if document.find_root(session_id) is None:
             raise IllegalStepError(
                 f"{session_id} is no root of this identity", hint="`goatherd show` lists the roots that there are."
             )
@@ -348,7 +348,7 @@ class Revoker:
 
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
         """Return an earlier root with its private key, from the version that holds it."""
-        known = document.root(session_id)
+        known = document.find_root(session_id)
         for holding in await self._call_store(find_holdings(self._store, self._secret_id, document)):
             if session_id in holding.private_ids:
                 found = await self._call_store(self._store.read(self._secret_id, holding.version.id))
@@ -360,7 +360,7 @@ class Revoker:
 
     async def _spread(self, document: IdentityDocument, heir: Session) -> None:
         stolen, now_ms = document.current, self._clock.now_ms()
-        if document.root(heir.id) is not None or stolen.session.is_expired(now_ms):
+        if document.find_root(heir.id) is not None or stolen.session.is_expired(now_ms):
             return
         commits = [
             session_commit(heir, signer=stolen, commit_id=commit_id, ts=now_ms, org=self._org)
@@ -509,7 +509,7 @@ class Revoker:
         return lists
 
     def _counted(self, lists: Mapping[str, FrozenList]) -> FrozenList:
-        return counted(
+        return merge_frozen_lists(
             lists,
             listed=[one.url for one in self._outcomes.values() if not one.is_unmodified],
             distrusted=self._distrust,
@@ -557,7 +557,9 @@ class Revoker:
             # A store may apply a write and report a conflict, so this may be our own.
             if freeze is not None and (freeze.commits, freeze.digest) == (len(union), union.digest):
                 return None
-            return transitions.close_freeze(document, session_id, now_ms, commits=len(union), digest=union.digest)
+            return transitions.record_frozen_commits(
+                document, session_id, now_ms, commits=len(union), digest=union.digest
+            )
 
         changed, _ = await self._rewrite("write the closed list of commits", change)
         self._stepped(RevocationStep.CLOSED, changed, session_id, count=len(union))
@@ -688,7 +690,11 @@ class Revoker:
 
         async def change(document: IdentityDocument) -> IdentityDocument | None:
             is_recorded = _entry(document, session_id).settled_at is not None
-            return None if is_recorded else transitions.settle(document, session_id, self._clock.now_ms())
+            return (
+                None
+                if is_recorded
+                else transitions.record_reissued_sessions(document, session_id, self._clock.now_ms())
+            )
 
         changed, _ = await self._rewrite("record the revocation as settled", change)
         self._stepped(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
@@ -701,7 +707,7 @@ class Revoker:
         # Whatever can refuse the record of what is destroyed refuses now: a destroyed key does not come back.
         await self._signatures.check(document)
         if session_id not in document.retired_ids:
-            transitions.retire(document, session_id, self._clock.now_ms())
+            transitions.record_retirement(document, session_id, self._clock.now_ms())
         report = self._report
         report.destroyed = report.given_up = ()
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
@@ -715,7 +721,7 @@ class Revoker:
 
         async def change(document: IdentityDocument) -> IdentityDocument | None:
             is_recorded = session_id in document.retired_ids
-            return None if is_recorded else transitions.retire(document, session_id, self._clock.now_ms())
+            return None if is_recorded else transitions.record_retirement(document, session_id, self._clock.now_ms())
 
         changed, _ = await self._rewrite(f"record root {session_id} as retired", change)
         return changed

@@ -15,7 +15,7 @@ from typing import Any, Final
 from goatherd.cluster.session_queries import ExpectedCommit
 from goatherd.derived_ids import derived_id
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.key_age import silent_since_ms
+from goatherd.identity.key_age import last_signed_ms
 from goatherd.identity.session import (
     OwnedSession,
     Session,
@@ -152,7 +152,7 @@ def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
     record, expected = document.rotation, expected_cross_signature(document)
     assert record is not None
     assert expected is not None
-    earlier = document.root(record.from_id)
+    earlier = document.find_root(record.from_id)
     assert earlier is not None
     assert document.rotated_at is not None
     return session_commit(
@@ -195,14 +195,14 @@ def earlier_introduction(document: IdentityDocument, session_id: str, *, org: st
         session_id: A root of it.
         org: See `introduction`.
     """
-    earlier = document.root(session_id)
+    earlier = document.find_root(session_id)
     assert earlier is not None
     return session_commit(
         earlier,
         signer=document.current,
         commit_id=expected_earlier_introduction(document, session_id).commit_id,
         # Of the document alone, so that the commit is the same whoever makes it; and no later than now.
-        ts=document.rotated_at or silent_since_ms(document, session_id),
+        ts=document.rotated_at or last_signed_ms(document, session_id),
         org=org,
     )
 

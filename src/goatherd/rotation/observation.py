@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from goatherd.cluster.node import FlowProbe, NodeView
 from goatherd.identity.document import IdentityDocument, Phase, source_digest
-from goatherd.identity.key_age import unretired
+from goatherd.identity.key_age import roots_with_keys
 from goatherd.identity.lineage import Lineage
 from goatherd.identity.recorded_times import recorded_ahead_ms
-from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES, is_full, leaving
+from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES, is_full, roots_to_prune
 from goatherd.rotation.policy import Policy, rotation_due_ms
 from goatherd.times import iso
 
@@ -163,7 +163,7 @@ def make_store_view(
         restored=frozenset(one.rotation_id for one in document.history if one.event == RESTORED and one.rotation_id),
         cancelled=frozenset(one.rotation_id for one in document.history if one.event == CANCELLED and one.rotation_id),
         finished=frozenset(one.rotation_id for one in document.history if one.event in SUCCESSES and one.rotation_id),
-        unretired=unretired(document),
+        unretired=roots_with_keys(document),
         root_ids=frozenset(root.id for root in document.roots),
         clock_ahead_ms=clock_ahead_ms,
         recorded_ahead_ms=recorded_ahead_ms(document, seen_ms),
@@ -172,7 +172,7 @@ def make_store_view(
     )
     record, following = document.rotation, document.next
     if record is None:
-        return replace(view, leaving=leaving(document), is_full=is_full(document))
+        return replace(view, leaving=roots_to_prune(document), is_full=is_full(document))
     next_due_ms = None
     if following is not None:
         # It was made when its rotation began.

@@ -297,7 +297,7 @@ class Replacer:
                 found = await self._store.read(self._secret_id, holding.version.id)
                 held = decode_document(found.value.reveal())
                 for owned in (held.current, held.next):
-                    if owned is not None and owned.session == document.root(expired_id):
+                    if owned is not None and owned.session == document.find_root(expired_id):
                         return owned
         return None
 

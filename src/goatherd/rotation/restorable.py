@@ -48,7 +48,7 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
     revocation = next((one for one in document.revoked if one.id == chosen), None)
     if revocation is not None:
         raise NotRestorableError(f"root {chosen} was revoked at {iso(revocation.at)}: {revocation.reason}")
-    root = document.root(chosen)
+    root = document.find_root(chosen)
     if root is not None and root.is_expired(now_ms):
         raise NotRestorableError(f"root {chosen} has expired at {iso(root.expiration_ms)}", hint=_NEW_ROOT)
     destroyed = [one.at for one in document.history if one.event == "retired" and one.from_id == chosen]

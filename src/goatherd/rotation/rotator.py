@@ -253,7 +253,7 @@ class Rotator:
         if document.rotation is None:
             root_id = choose_root(document, root_id, self._clock.now_ms())
             unmodified = await self._observer.find_unmodified()
-            root = document.root(root_id)
+            root = document.find_root(root_id)
             if root is None:
                 now_ms = self._clock.now_ms()
                 root = await find_left_root(
@@ -615,7 +615,7 @@ class Rotator:
                 successor = OwnedSession.generate(
                     session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
                 )
-                prepared = transitions.prepare(
+                prepared = transitions.prepare_rotation(
                     document,
                     successor,
                     now_ms=now_ms,
@@ -626,11 +626,11 @@ class Rotator:
                 await self._write(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
                 await reserve_room(self._provider, self._secret_id)
-                wanted = document.root(root_id) or self._restoring
+                wanted = document.find_root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")
                 earlier = await read_earlier_root(self._store, self._secret_id, wanted)
-                prepared = transitions.restore(
+                prepared = transitions.prepare_restore(
                     document,
                     earlier,
                     now_ms=now_ms,
@@ -662,7 +662,7 @@ class Rotator:
                         raise
                     self._undestroyed[version] = error.code
             case RecordRetired(session_id=session_id, expected=expected):
-                await self._write(transitions.retire(document, session_id, now_ms), expected)
+                await self._write(transitions.record_retirement(document, session_id, now_ms), expected)
             case CorrectTimes(expected=expected):
                 await self._write(transitions.correct_times(document, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
@@ -671,7 +671,7 @@ class Rotator:
                     urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
                 )
             case Prune(session_ids=ids, expected=expected):
-                await self._write(transitions.prune(document, ids, now_ms), expected)
+                await self._write(transitions.prune_roots(document, ids, now_ms), expected)
                 self._pruned.update(ids)
             case _:  # pragma: no cover - the loop handles the others
                 raise AssertionError(f"not an action to do: {action}")
@@ -679,13 +679,13 @@ class Rotator:
     async def _abandoned(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
         now_ms = self._time_to_record()
         if step is Step.CANCEL:
-            return transitions.cancel(document, now_ms, reason=reason)
+            return transitions.cancel_rotation(document, now_ms, reason=reason)
         record = document.rotation
         assert record is not None
         assert record.stable_version is not None
         found = await self._store.read(self._secret_id, VersionId(record.stable_version))
         stable = decode_document(found.value.reveal())
-        return transitions.roll_back(document, stable, now_ms, reason=reason)
+        return transitions.roll_back_rotation(document, stable, now_ms, reason=reason)
 
     # --- the store --------------------------------------------------------------------------------------------------
 
@@ -936,7 +936,7 @@ class Rotator:
             event=last.event if last is not None else None,
             is_restore=intent.is_restore,
             trusts_next=intent.to_id is not None
-            and (document.root(intent.to_id) is not None or intent.to_id in self._pruned),
+            and (document.find_root(intent.to_id) is not None or intent.to_id in self._pruned),
             behind=action.behind,
             left_out=self._left_out,
             destroyed=destroyed,
@@ -992,9 +992,9 @@ def _unreadable(attempted: object) -> tuple[type[ProviderError], ...]:
 
 def _advanced(document: IdentityDocument, step: Step, now_ms: int) -> IdentityDocument:
     if step is Step.ACTIVATE:
-        return transitions.activate(document, now_ms)
+        return transitions.activate_rotation(document, now_ms)
     if step is Step.FINALIZE:
-        return transitions.finalize(document, now_ms)
+        return transitions.finalize_rotation(document, now_ms)
     return transitions.with_phase(document, _RECORDED[step], now_ms)
 
 

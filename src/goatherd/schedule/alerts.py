@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Final
 
 from goatherd.telemetry import Event as LogEvent
-from goatherd.telemetry import event_text, scrub
+from goatherd.telemetry import event_text, hide_key_material
 
 _log = logging.getLogger("goatherd.rotation")
 
@@ -60,7 +60,7 @@ class Alert:
     def to_json(self) -> dict[str, object]:
         return {
             "kind": self.kind.value,
-            "reason": scrub(self.reason),
+            "reason": hide_key_material(self.reason),
             "root": self.root_id,
             "code": self.code,
             "failures": self.failures,

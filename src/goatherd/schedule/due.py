@@ -25,7 +25,7 @@ from cronsim import CronSim, CronSimError
 
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
-from goatherd.identity.key_age import REPLACE_EXPIRED, unretired
+from goatherd.identity.key_age import REPLACE_EXPIRED, roots_with_keys
 from goatherd.identity.recorded_times import limit_times
 from goatherd.identity.transitions import RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
@@ -116,7 +116,7 @@ def facts_of(document: IdentityDocument, now_ms: int, *, written_ms: int, tolera
         underway=None
         if record is None
         else Underway(id=record.id, phase=record.phase, started_by=record.started_by, phase_ms=record.phase_at),
-        unretired=unretired(document),
+        unretired=roots_with_keys(document),
     )
 
 

@@ -1,7 +1,7 @@
 """What every source of settings shares: the identity in use, who is told of another, one refresh at a time, failures.
 
 What it is not: it reads and writes nothing. Rules: what is refused leaves the identity in use as it is and shows in
-`Settings.status`; between an answer and the swap that it causes nothing is awaited.
+`SettingsSource.status`; between an answer and the swap that it causes nothing is awaited.
 
 The members of ``GET /goatherd/v1/identity`` that a Goatherd server and an agent have in common.
 
@@ -200,7 +200,7 @@ DBSettingsProvider = SettingsProvider
 """The name that GoatDB's proposal has for it."""
 
 
-class Settings(ABC):
+class SettingsSource(ABC):
     """What both kinds share: the identity in use, who is told, one refresh at a time, the record of failures.
 
     Attributes:
@@ -231,27 +231,27 @@ class Settings(ABC):
         self._lifetime = SharedLifetime()
 
     async def __aenter__(self) -> Self:
-        await self._lifetime.enter(self._open)
+        await self._lifetime.enter_resource(self._open_source)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._lifetime.leave(self._end)
+        await self._lifetime.leave_resource(self._stop)
 
-    async def _end(self) -> None:
+    async def _stop(self) -> None:
         try:
-            await cancelled(self._queued, self._active)
+            await cancel_tasks(self._queued, self._active)
         finally:
             self._queued = self._active = None
-            await self._close()
+            await self._close_source()
 
     @abstractmethod
-    async def _open(self) -> None:
+    async def _open_source(self) -> None:
         """Open what is owned."""
 
     @abstractmethod
-    async def _close(self) -> None:
+    async def _close_source(self) -> None:
         """Close it."""
 
     @property
@@ -311,7 +311,7 @@ class Settings(ABC):
             failure = error
         else:
             if self._settings is None:
-                self._take(settings, Event.SETTINGS_LOADED)
+                self._apply_settings(settings, Event.SETTINGS_LOADED)
             return self.settings
         raise type(failure)(f"{self._source}: {failure}", hint=failure.hint)
 
@@ -326,35 +326,35 @@ class Settings(ABC):
         Raises:
             SettingsError: Nothing has been loaded yet.
         """
-        return await self._refresh(is_told=True)
+        return await self._share_refresh(is_told=True)
 
-    async def _refresh(self, *, is_told: bool) -> bool:
+    async def _share_refresh(self, *, is_told: bool) -> bool:
         """Look now; with `is_told`, somebody waits for the answer, else it is one of many looks."""
         _ = self.settings
         if self._queued is not None and not self._queued.done():
             task = self._queued
         elif self._active is not None and not self._active.done():
-            look = self._look(self._active, is_told=is_told)
+            look = self._refresh_once(self._active, is_told=is_told)
             task = self._queued = asyncio.create_task(look, name=f"refresh {self._source} again")
         else:
-            look = self._look(None, is_told=is_told)
+            look = self._refresh_once(None, is_told=is_told)
             task = self._active = asyncio.create_task(look, name=f"refresh {self._source}")
         # One caller that goes away must not take the answer from the others.
         return await asyncio.shield(task)
 
-    async def _look(self, before: asyncio.Task[bool] | None, *, is_told: bool) -> bool:
+    async def _refresh_once(self, before: asyncio.Task[bool] | None, *, is_told: bool) -> bool:
         if before is not None:
             await asyncio.wait({before})
             self._active, self._queued = self._queued, None
         try:
             found = await self._read_again(is_told=is_told)
         except GoatherdError as error:
-            self._refused(error)
+            self._record_failure(error)
             return False
         if found is None:
-            self._succeeded()
+            self._record_success()
             return False
-        self._take(found, Event.SETTINGS_CHANGED)
+        self._apply_settings(found, Event.SETTINGS_CHANGED)
         return True
 
     @abstractmethod
@@ -365,10 +365,10 @@ class Settings(ABC):
     async def _read_again(self, *, is_told: bool) -> DBSettings | None:
         """Return new settings, or None where nothing has changed, or raise to refuse."""
 
-    def _take(self, settings: DBSettings, event: Event) -> None:
+    def _apply_settings(self, settings: DBSettings, event: Event) -> None:
         self._settings = settings
         if settings.confirmed_at_ms is None:
-            self._succeeded()
+            self._record_success()
         else:
             self._last_success_ms = settings.confirmed_at_ms
         document = settings.document
@@ -383,16 +383,16 @@ class Settings(ABC):
             )
         )
         if event is not Event.SETTINGS_LOADED:
-            self._tell(settings)
+            self._notify_subscribers(settings)
 
-    def _tell(self, settings: DBSettings) -> None:
+    def _notify_subscribers(self, settings: DBSettings) -> None:
         for callback in list(self._subscribers.values()):
             try:
                 callback(settings)
             except Exception:  # noqa: BLE001 - one that fails must not keep the others on the old key
                 _log.exception(event_text(Event.SETTINGS_SUBSCRIBER_FAILED, source=self._source))
 
-    def _succeeded(self) -> None:
+    def _record_success(self) -> None:
         if self._failures:
             _log.warning(event_text(Event.SETTINGS_RECOVERED, source=self._source, failures=self._failures))
         self._failures = 0
@@ -400,7 +400,7 @@ class Settings(ABC):
         if self._settings is not None and self._is_copy:
             self._settings = replace(self._settings, source=self._source, confirmed_at_ms=None)
 
-    def _refused(self, error: GoatherdError) -> None:
+    def _record_failure(self, error: GoatherdError) -> None:
         self._failures += 1
         if isinstance(error, IdentityError):
             self._refusals[error.code] = self._refusals.get(error.code, 0) + 1
@@ -428,7 +428,7 @@ def identity_codes() -> tuple[str, ...]:
     return tuple(sorted({kind.code for kind in kinds}))
 
 
-async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
+async def cancel_tasks(*tasks: asyncio.Task[Any] | None) -> None:
     running = [task for task in tasks if task is not None and not task.done()]
     for task in running:
         task.cancel()

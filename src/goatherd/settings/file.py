@@ -21,14 +21,14 @@ from goatherd.identity.session import Session
 from goatherd.identity.settings_json import from_settings, to_settings, to_settings_keeping
 from goatherd.identity.succession import check_generation, check_signature, verify_succession, verify_successor
 from goatherd.providers.values import ORG_FIELD, secret_id_for
-from goatherd.settings.base import DBSettings, Origin, Settings, cancelled
+from goatherd.settings.base import DBSettings, Origin, SettingsSource, cancel_tasks
 from goatherd.telemetry import Event
 
 WRITE_DELAY: Final = timedelta(seconds=1)
 SETTINGS_NAME: Final = "settings.json"
 
 
-class FileSettings(Settings):
+class FileSettings(SettingsSource):
     """Settings from GoatDB's own ``settings.json``, user sessions included. For one server on one machine.
 
     The file is replaced in one step, mode 0600. User sessions that become known are written together, a moment later
@@ -94,18 +94,18 @@ class FileSettings(Settings):
             self._is_trusted_stale = False
         return settings
 
-    async def _open(self) -> None:
+    async def _open_source(self) -> None:
         pass
 
-    async def _close(self) -> None:
+    async def _close_source(self) -> None:
         later, self._later = self._later, None
-        await cancelled(later)
+        await cancel_tasks(later)
         if self._is_dirty:
             await self.flush()
 
     async def _read_first(self) -> DBSettings:
         raw = await asyncio.to_thread(read_file, self.path)
-        settings = self._read(raw)
+        settings = self._decode_settings(raw)
         if self._settings is None:
             self._written = raw
             self._trusted = {session.id: session for session in settings.trusted}
@@ -116,7 +116,7 @@ class FileSettings(Settings):
             raw = await asyncio.to_thread(read_file, self.path)
             if raw == self._written:
                 return None
-            found, seen = self._read(raw), self.settings.document
+            found, seen = self._decode_settings(raw), self.settings.document
             # GoatDB's own form has no generations.
             if found.document.generation > 1 or seen.generation > 1:
                 check_generation(found.document, seen)
@@ -126,7 +126,7 @@ class FileSettings(Settings):
             self._trusted |= {session.id: session for session in found.trusted}
             return replace(found, trusted=tuple(self._trusted.values()))
 
-    def _read(self, raw: bytes) -> DBSettings:
+    def _decode_settings(self, raw: bytes) -> DBSettings:
         now_ms = self._clock.now_ms()
         document, trusted, notes = from_settings(raw, now_ms)
         return DBSettings(
@@ -167,7 +167,7 @@ class FileSettings(Settings):
             return False
         verify_successor(document, in_use)
         async with self._writing:
-            await self._write(document)
+            await self._write_file(document)
             settings = replace(
                 self.settings,
                 current=document.current,
@@ -175,7 +175,7 @@ class FileSettings(Settings):
                 document=document,
                 loaded_at_ms=self._clock.now_ms(),
             )
-            self._take(settings, Event.SETTINGS_CHANGED)
+            self._apply_settings(settings, Event.SETTINGS_CHANGED)
         return True
 
     async def flush(self) -> None:
@@ -185,7 +185,7 @@ class FileSettings(Settings):
             SettingsError: The file cannot be written.
         """
         async with self._writing:
-            await self._write(self.settings.document)
+            await self._write_file(self.settings.document)
 
     async def _write_later(self) -> None:
         while self._is_dirty:
@@ -193,9 +193,9 @@ class FileSettings(Settings):
             try:
                 await self.flush()
             except GoatherdError as error:
-                self._refused(error)
+                self._record_failure(error)
 
-    async def _write(self, document: IdentityDocument) -> None:
+    async def _write_file(self, document: IdentityDocument) -> None:
         raw = _file_text(document, self._trusted.values())
         self._is_dirty = False
         if raw == self._written:

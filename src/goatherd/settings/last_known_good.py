@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from goatherd.crypto import SEAL_KEY_BYTES, open_sealed, seal
+from goatherd.crypto import SEAL_KEY_BYTES, open_sealed, seal_data
 from goatherd.errors import (
     ConfigurationError,
     IdentityError,
@@ -32,7 +32,7 @@ from goatherd.errors import (
 )
 from goatherd.files import read_file, replace_file
 from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, decode_document, encode_document
-from goatherd.identity.strict_json import parse, pretty
+from goatherd.identity.strict_json import parse_object, to_pretty_json
 from goatherd.providers.values import ORG_FIELD, SecretBytes, secret_id_for
 
 MAX_AGE: Final = timedelta(hours=24)
@@ -91,17 +91,17 @@ class KeySource:
         if self.kind == "env":
             text = environ.get(self.name, "")
             if not text:
-                raise self._problem("the environment variable is not set")
-            return self._decode(text.encode("utf-8", "surrogateescape"))
+                raise self._key_error("the environment variable is not set")
+            return self._decode_key(text.encode("utf-8", "surrogateescape"))
         if self.kind == "file":
-            return self._decode(self._contents(Path(self.name), forbidden=0o077))
+            return self._decode_key(self._read_key_file(Path(self.name), forbidden=0o077))
         directory = environ.get(CREDENTIALS_VARIABLE, "")
         if not directory:
-            raise self._problem(f"{CREDENTIALS_VARIABLE} is not set", hint="Use LoadCredential= in the systemd unit.")
+            raise self._key_error(f"{CREDENTIALS_VARIABLE} is not set", hint="Use LoadCredential= in the systemd unit.")
         # systemd may grant the service's user access by an ACL, which shows as bits of the group.
-        return self._decode(self._contents(Path(directory) / self.name, forbidden=0o007))
+        return self._decode_key(self._read_key_file(Path(directory) / self.name, forbidden=0o007))
 
-    def _contents(self, path: Path, *, forbidden: int) -> bytes:
+    def _read_key_file(self, path: Path, *, forbidden: int) -> bytes:
         try:
             # O_NONBLOCK: a pipe in the file's place must not make the start wait. Links are followed: Kubernetes mounts
             # its secrets as links.
@@ -109,19 +109,19 @@ class KeySource:
             try:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
-                    raise self._problem("it is not a file")
+                    raise self._key_error("it is not a file")
                 # SECURITY: a key that others can read protects nothing (tests/unit/settings/test_last_known_good.py).
                 if status.st_mode & forbidden or status.st_uid not in (os.geteuid(), 0):
                     mode = stat.S_IMODE(status.st_mode)
                     hint = f"Make it the server's own: chown it, and chmod 0600 {path}."
-                    raise self._problem(f"others can read or change it (mode {mode:04o})", hint=hint)
+                    raise self._key_error(f"others can read or change it (mode {mode:04o})", hint=hint)
                 return os.read(descriptor, 4096)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise self._problem(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
+            raise self._key_error(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
 
-    def _decode(self, raw: bytes) -> SecretBytes:
+    def _decode_key(self, raw: bytes) -> SecretBytes:
         # SECURITY: 32 characters that somebody thought up are no key, so bytes as they are do not count as one.
         text = raw.strip()
         try:
@@ -129,10 +129,10 @@ class KeySource:
         except (ValueError, binascii.Error):
             key = b""
         if len(key) != SEAL_KEY_BYTES or len(set(key)) < SEAL_KEY_BYTES // 2:
-            raise self._problem("what is there is not 32 random bytes as base64 or hexadecimal", hint=_KEY_HINT)
+            raise self._key_error("what is there is not 32 random bytes as base64 or hexadecimal", hint=_KEY_HINT)
         return SecretBytes(key)
 
-    def _problem(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
+    def _key_error(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
         return ConfigurationError(f"the key of the last known good identity, {self}: {problem}", hint=hint)
 
 
@@ -195,7 +195,7 @@ class LastKnownGood:
         path = secret_id_for(str(self.path), org)
         return LastKnownGood(path, self._source, max_age=self.max_age, store=self._store)
 
-    def check(self) -> None:
+    def check_usable(self) -> None:
         """Get the key, so that what is wrong with it shows at every start and not in the outage.
 
         Raises:
@@ -219,7 +219,7 @@ class LastKnownGood:
         # A stamp from a clock that was ahead would be refused in the outage, as one from the future.
         return not timedelta(0) <= age < self.max_age / STAMPS or raw != encode_document(document)
 
-    def save(self, secret: str, document: IdentityDocument, confirmed_ms: int) -> None:
+    def save_copy(self, secret: str, document: IdentityDocument, confirmed_ms: int) -> None:
         """Replace the copy, in one step, mode 0600.
 
         Args:
@@ -232,11 +232,11 @@ class LastKnownGood:
         """
         raw = encode_document(document)
         head = _Head(secret=secret, generation=document.generation, confirmed_ms=confirmed_ms)
-        sealed = seal(raw, key=self._secret_key(), associated=self._associated(head))
-        replace_file(self.path, pretty({**head.to_json(), "sealed": base64.b64encode(sealed).decode("ascii")}))
+        sealed = seal_data(raw, key=self._secret_key(), associated=self._associated_data(head))
+        replace_file(self.path, to_pretty_json({**head.to_json(), "sealed": base64.b64encode(sealed).decode("ascii")}))
         self._written = (raw, confirmed_ms)
 
-    def open(self, secret: str, now_ms: int) -> Opened | None:
+    def open_copy(self, secret: str, now_ms: int) -> Opened | None:
         """Return the identity, or None where there is no copy.
 
         Args:
@@ -246,62 +246,66 @@ class LastKnownGood:
         Raises:
             LastKnownGoodError: There is one that must not be used; the message says why.
         """
-        found = self._read()
+        found = self._read_parts()
         if found is None:
             return None
         head, sealed = found
         if head.secret != secret:
-            raise self._unusable(f"is a copy of secret {head.secret!r}")
+            raise self._unusable_error(f"is a copy of secret {head.secret!r}")
         try:
-            raw = open_sealed(sealed, key=self._secret_key(), associated=self._associated(head))
+            raw = open_sealed(sealed, key=self._secret_key(), associated=self._associated_data(head))
             document = decode_document(raw)
         except InvalidSealError:
-            raise self._unusable("was sealed with another key, or for another store, or was changed since") from None
+            raise self._unusable_error(
+                "was sealed with another key, or for another store, or was changed since"
+            ) from None
         except IdentityError as error:
-            raise self._unusable(f"holds no identity: {error}") from None
+            raise self._unusable_error(f"holds no identity: {error}") from None
         # From here on, the head is known to be ours too: it is under the seal.
         age = timedelta(milliseconds=now_ms - head.confirmed_ms)
         if age > self.max_age:
-            raise self._unusable(f"is {_hours(age)} old, and the longest age is {_hours(self.max_age)}")
+            raise self._unusable_error(
+                f"is {_format_hours(age)} old, and the longest age is {_format_hours(self.max_age)}"
+            )
         if age < -CLOCK_TOLERANCE:
-            raise self._unusable("is from the future: this machine's clock is wrong, or was when it was written")
+            raise self._unusable_error("is from the future: this machine's clock is wrong, or was when it was written")
         return Opened(document=document, confirmed_ms=min(now_ms, head.confirmed_ms))
 
-    def _read(self) -> tuple[_Head, bytes] | None:
+    def _read_parts(self) -> tuple[_Head, bytes] | None:
         try:
             if self.path.stat().st_size > _SIZE_LIMIT:
-                raise self._unusable("is damaged: it is too long")
-            tree = parse(read_file(self.path), max_bytes=_SIZE_LIMIT)
+                raise self._unusable_error("is damaged: it is too long")
+            tree = parse_object(read_file(self.path), max_bytes=_SIZE_LIMIT)
             sealed = base64.b64decode(str(tree.pop("sealed", "")), validate=True)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._unusable(f"cannot be read: {error.strerror or type(error).__name__}") from error
+            raise self._unusable_error(f"cannot be read: {error.strerror or type(error).__name__}") from error
         except LastKnownGoodError:
             raise
         except SettingsError as error:
-            raise self._unusable(f"cannot be used: {error}") from error
+            raise self._unusable_error(f"cannot be used: {error}") from error
         except (MalformedIdentityError, binascii.Error, ValueError):
-            raise self._unusable("is damaged") from None
+            raise self._unusable_error("is damaged") from None
         secret, generation, confirmed = tree.get("secret"), tree.get("generation"), tree.get("confirmedAt")
         if tree.get("format") != _FORMAT or not isinstance(secret, str):
-            raise self._unusable("is damaged, or of another version of Goatherd")
+            raise self._unusable_error("is damaged, or of another version of Goatherd")
         if not isinstance(generation, int) or not isinstance(confirmed, int) or tree.keys() != set(_HEAD):
-            raise self._unusable("is damaged")
+            raise self._unusable_error("is damaged")
         return _Head(secret=secret, generation=generation, confirmed_ms=confirmed), sealed
 
-    def _associated(self, head: _Head) -> bytes:
+    def _associated_data(self, head: _Head) -> bytes:
         # SECURITY: a copy of another secret, of another generation, with another time or from another store does not
         # open (tests/unit/settings/test_last_known_good.py).
-        return pretty({**head.to_json(), "store": self._store})
+        return to_pretty_json({**head.to_json(), "store": self._store})
 
     def _secret_key(self) -> bytes:
         if self._key is None:
-            self.check()
+            self.check_usable()
         assert self._key is not None
         return self._key.reveal()
 
-    def _unusable(self, problem: str) -> LastKnownGoodError:
+    def _unusable_error(self, problem: str) -> LastKnownGoodError:
         return LastKnownGoodError(
             f"the last known good identity {self.path} {problem}",
             hint="It was left as it is, and no new identity is made. Bring the store back; remove the copy if it is"
@@ -309,5 +313,5 @@ class LastKnownGood:
         )
 
 
-def _hours(duration: timedelta) -> str:
+def _format_hours(duration: timedelta) -> str:
     return f"{duration / timedelta(hours=1):.1f} h"

@@ -1,19 +1,14 @@
-"""When a store that failed may be asked again.
+"""Decide when to read the store: at intervals, less often while it fails, and at once when it reports a change.
 
-What it is: a circuit breaker over one secret, with backoff, and the memory of the answer while it is open. Pure: the
-time and the dice are handed in. What it is not: a retry. It repeats nothing; whoever asks, asks through it, and the
-repeats of one call stay in `goatherd.providers.base`.
+`Breaker` is a circuit breaker for one secret. It is pure: the time and random numbers are arguments. It repeats no call
+(retries of one call are in `goatherd.providers.base`). `StoreRefresher` reads the store through the breaker, in a loop.
+Neither knows what is done with the value.
 
-Rules: one failed call opens it, since that call has been repeated in vain already; "not found" and "denied" are kept as
-well as "unavailable"; every pause is drawn anew from nothing to twice the last longest one, up to the cap, so that many
-nodes that failed together do not come back together; a word from outside gets through an open breaker, but no more than
-once in a short while.
-
-When the store is asked: at intervals, ever more seldom while it fails, and when it tells of a change by itself.
-
-What it is not: it does not know what is read, or what is done with it. Rules: every call to the store goes through
-`Keeper.ask`; a poll, which another one follows, is given few attempts, and a probe of a store that failed one; a watch
-carries no value, so that a lost one costs time and nothing else.
+Rules: one failed call opens the breaker, since its retries have failed already. "Not found" and "access denied" open it
+as "unavailable" does. Each pause is random, from zero to twice the previous maximum, up to a cap, so that servers that
+failed together do not retry together. An explicit refresh passes an open breaker, but at most once every few seconds. A
+regular poll makes few attempts, since another poll follows; a probe of a failed store makes one. A watch carries no
+value: a lost watch delays a refresh and has no other effect.
 """
 
 from __future__ import annotations
@@ -65,26 +60,26 @@ class Breaker:
         """Whether the last call failed."""
         return self._error is not None
 
-    def admits(self, now: float) -> bool:
+    def admits_call(self, now: float) -> bool:
         """Whether the store may be asked at `now` (seconds on a monotonic clock)."""
         return self._error is None or now >= self._due_at or now - self._asked_at >= self._gap
 
-    def wait(self, now: float) -> timedelta:
+    def time_to_probe(self, now: float) -> timedelta:
         """Return how long until the next probe; nothing while closed. After that, `admits` is true."""
         if not self.is_open:
             return timedelta(0)
         # Up to the next microsecond: rounded down to nothing, it would have its caller ask again and again in vain.
         return timedelta(microseconds=max(0, math.ceil((self._due_at - now) * 1e6)))
 
-    def asked(self, now: float) -> None:
+    def record_call(self, now: float) -> None:
         """Remember that a call begins."""
         self._asked_at = now
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Close: the store has answered with a value."""
         self._failures, self._error = 0, None
 
-    def failed(self, now: float, error: ProviderError) -> None:
+    def record_failure(self, now: float, error: ProviderError) -> None:
         """Open, or stay open for longer.
 
         Args:
@@ -115,7 +110,7 @@ def new_breaker(interval: timedelta) -> Breaker:
     return Breaker(first=2 * interval, cap=max(CAP, interval), gap=min(GAP, interval), roll=_RANDOM.random)
 
 
-class Keeper:
+class StoreRefresher:
     """Asks one store for one secret, and says when.
 
     Args:
@@ -157,11 +152,11 @@ class Keeper:
         """Longest time between two polls of a store that answers; longer while it tells of changes by itself."""
         return self._interval * (1 + self._jitter) * (SAFETY_FACTOR if self.is_watching else 1)
 
-    def admits(self) -> bool:
+    def admits_call(self) -> bool:
         """Whether a call would reach the store now."""
-        return self._breaker.admits(self._clock.monotonic())
+        return self._breaker.admits_call(self._clock.monotonic())
 
-    async def ask(self, *, is_told: bool) -> SecretValue:
+    async def read_store(self, *, is_told: bool) -> SecretValue:
         """Read the secret's current version, or raise what the store said last where it is too early to ask again.
 
         Args:
@@ -173,21 +168,23 @@ class Keeper:
         breaker = self._breaker
         now = self._clock.monotonic()
         was_open = breaker.error
-        if was_open is not None and not breaker.admits(now):
+        if was_open is not None and not breaker.admits_call(now):
             raise was_open.with_traceback(None)
-        breaker.asked(now)
+        breaker.record_call(now)
         attempts = 1 if was_open else None if is_told else POLL_ATTEMPTS
         try:
             found = await self._provider.read(self._secret_id, CURRENT, attempts=attempts)
         except ProviderError as error:
-            breaker.failed(self._clock.monotonic(), error)
+            breaker.record_failure(self._clock.monotonic(), error)
             if not was_open:
-                wait = breaker.wait(self._clock.monotonic())
-                self._changed(Event.SETTINGS_BREAKER_OPENED, code=error.code, probe_in=f"{wait.total_seconds():.0f}s")
+                wait = breaker.time_to_probe(self._clock.monotonic())
+                self._report_change(
+                    Event.SETTINGS_BREAKER_OPENED, code=error.code, probe_in=f"{wait.total_seconds():.0f}s"
+                )
             raise
-        breaker.succeeded()
+        breaker.record_success()
         if was_open:
-            self._changed(Event.SETTINGS_BREAKER_CLOSED)
+            self._report_change(Event.SETTINGS_BREAKER_CLOSED)
         return found
 
     async def run(self, poll: Callable[[], Awaitable[object]]) -> None:
@@ -195,19 +192,23 @@ class Keeper:
         async with asyncio.TaskGroup() as group:
             if isinstance(self._provider, WatchableSecretProvider):
                 provider, secret_id = self._provider, self._secret_id
-                group.create_task(self._listen(lambda: provider.watch(secret_id), poll), name=f"watch {self._name}")
+                group.create_task(
+                    self._keep_watching(lambda: provider.watch(secret_id), poll), name=f"watch {self._name}"
+                )
             while True:
-                if await self._nap(self._pause()) and not self._breaker.wait(self._clock.monotonic()):
+                if await self._wait_or_wake(self._next_pause()) and not self._breaker.time_to_probe(
+                    self._clock.monotonic()
+                ):
                     await poll()
 
-    def _pause(self) -> timedelta:
+    def _next_pause(self) -> timedelta:
         if self._breaker.is_open:
-            return self._breaker.wait(self._clock.monotonic())
+            return self._breaker.time_to_probe(self._clock.monotonic())
         # Spread, so that a cluster that was started at once does not ask at once for ever.
         spread = _RANDOM.uniform(1 - self._jitter, 1 + self._jitter)
         return self._interval * spread * (SAFETY_FACTOR if self.is_watching else 1)
 
-    async def _nap(self, pause: timedelta) -> bool:
+    async def _wait_or_wake(self, pause: timedelta) -> bool:
         """Sleep; return whether to the end. What makes the pause a wrong one ends it."""
         self._is_outdated.clear()
         sleep = asyncio.ensure_future(self._clock.sleep(pause))
@@ -219,26 +220,28 @@ class Keeper:
             sleep.cancel()
             change.cancel()
 
-    async def _listen(self, watch: Callable[[], AsyncIterator[None]], poll: Callable[[], Awaitable[object]]) -> None:
+    async def _keep_watching(
+        self, watch: Callable[[], AsyncIterator[None]], poll: Callable[[], Awaitable[object]]
+    ) -> None:
         # A watch that breaks at once, again and again, must not become a storm either.
         backoff = new_breaker(self._interval)
         while True:
             began = self._clock.monotonic()
-            error = await self._hear(watch, poll)
+            error = await self._watch_store(watch, poll)
             if self._clock.monotonic() - began >= self._interval.total_seconds():
-                backoff.succeeded()
+                backoff.record_success()
                 if error is None:
                     continue  # stores end a watch every few minutes
             is_news = not backoff.is_open
-            error = error or self._unheard("it ended at once")
-            backoff.failed(self._clock.monotonic(), error)
+            error = error or self._watch_error("it ended at once")
+            backoff.record_failure(self._clock.monotonic(), error)
             self.is_watching = False
             self._is_outdated.set()
             if is_news:
-                self._changed(Event.SETTINGS_WATCH_LOST, code=error.code, message=error)
-            await self._clock.sleep(backoff.wait(self._clock.monotonic()))
+                self._report_change(Event.SETTINGS_WATCH_LOST, code=error.code, message=error)
+            await self._clock.sleep(backoff.time_to_probe(self._clock.monotonic()))
 
-    async def _hear(
+    async def _watch_store(
         self, watch: Callable[[], AsyncIterator[None]], poll: Callable[[], Awaitable[object]]
     ) -> ProviderError | None:
         """Poll at every hint, until the watch ends; return why it broke."""
@@ -247,7 +250,7 @@ class Keeper:
             async for _ in hints:
                 if not self.is_watching:
                     self.is_watching = True
-                    self._changed(Event.SETTINGS_WATCHING)
+                    self._report_change(Event.SETTINGS_WATCHING)
                 await self._clock.sleep(PUSH_SPREAD * _RANDOM.random())
                 await poll()
         except ProviderError as error:
@@ -255,16 +258,16 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - without the watch there are the polls; without this task, neither
             # SECURITY: as in `goatherd.providers.base`, the text of a stranger's exception is not shown
             # (tests/unit/settings/test_watching.py).
-            return self._unheard(f"the plugin failed with {type(error).__name__}")
+            return self._watch_error(f"the plugin failed with {type(error).__name__}")
         finally:
             if isinstance(hints, AsyncGenerator):
                 await hints.aclose()
         return None
 
-    def _unheard(self, message: str) -> UnavailableError:
+    def _watch_error(self, message: str) -> UnavailableError:
         return UnavailableError(message, provider=self._provider.scheme, secret_id=self._secret_id, operation="watch")
 
-    def _changed(self, event: Event, **fields: object) -> None:
+    def _report_change(self, event: Event, **fields: object) -> None:
         self._is_outdated.set()
         level = logging.WARNING if event in (Event.SETTINGS_BREAKER_OPENED, Event.SETTINGS_WATCH_LOST) else logging.INFO
         _log.log(level, event_text(event, source=self._name, **fields))

@@ -38,14 +38,14 @@ from goatherd.errors import (
 from goatherd.files import read_if_there, replace_file
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import Session
-from goatherd.identity.succession import Seen, check_first, verify_successor
+from goatherd.identity.succession import TrustCheckpoint, check_first, verify_successor
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, SecretValue, secret_id_for
-from goatherd.settings.base import DBSettings, Origin, Settings, SettingsStatus, cancelled
+from goatherd.settings.base import DBSettings, Origin, SettingsSource, SettingsStatus, cancel_tasks
 from goatherd.settings.file import FileSettings
 from goatherd.settings.last_known_good import LastKnownGood
-from goatherd.settings.refresh import Breaker, Keeper, new_breaker
+from goatherd.settings.refresh import Breaker, StoreRefresher, new_breaker
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ _WENT_BACK_HINT: Final = (
 _log = logging.getLogger("goatherd.settings")
 
 
-class CloudSecretSettings(Settings):
+class CloudSecretSettings(SettingsSource):
     """Settings from a secret store, kept fresh while entered.
 
     An identity is taken over when it is whole, its generation does not go back, it follows from the one in use, and its
@@ -120,7 +120,7 @@ class CloudSecretSettings(Settings):
         self._copy = last_known_good
         # One for each secret, kept over the organizations' settings, which come and go while a secret cannot be read.
         self._breakers: dict[str, Breaker] = {}
-        self._keeper = self._new_keeper()
+        self._keeper = self._new_refresher()
         self._digest: bytes | None = None
         self._refused_digest: bytes | None = None
         self._refused_error: IdentityError | None = None
@@ -130,13 +130,13 @@ class CloudSecretSettings(Settings):
         self._remembered: IdentityDocument | None = None
         self._has_seen_signed = False
 
-    def _new_keeper(self) -> Keeper:
+    def _new_refresher(self) -> StoreRefresher:
         breaker = self._breakers.get(self._secret_id)
         if breaker is None:
             while len(self._breakers) >= _BREAKERS:
                 del self._breakers[next(iter(self._breakers))]
             breaker = self._breakers[self._secret_id] = new_breaker(self._refresh_interval)
-        return Keeper(
+        return StoreRefresher(
             provider=self._provider,
             secret_id=self._secret_id,
             interval=self._refresh_interval,
@@ -165,7 +165,7 @@ class CloudSecretSettings(Settings):
         )
         settings._breakers = self._breakers
         settings.introductions = self.introductions
-        settings._keeper = settings._new_keeper()
+        settings._keeper = settings._new_refresher()
         return settings
 
     @property
@@ -185,24 +185,24 @@ class CloudSecretSettings(Settings):
         self._is_next_accepted = True
         self._refused_version = None
 
-    async def _open(self) -> None:
+    async def _open_source(self) -> None:
         await self._provider.__aenter__()
-        self._loop = asyncio.create_task(self._keeper.run(self._poll), name=f"keep {self._source} fresh")
+        self._loop = asyncio.create_task(self._keeper.run(self._poll_store), name=f"keep {self._source} fresh")
 
-    async def _close(self) -> None:
+    async def _close_source(self) -> None:
         try:
-            await cancelled(self._loop)
+            await cancel_tasks(self._loop)
             if self._remembering is not None:
                 await self._remembering
         finally:
             self._loop = self._remembering = None
             await self._provider.__aexit__(None, None, None)
 
-    async def _poll(self) -> None:
+    async def _poll_store(self) -> None:
         if self._settings is None:
             return
         try:
-            await self._refresh(is_told=False)
+            await self._share_refresh(is_told=False)
         except Exception:  # noqa: BLE001 - without the loop, a node keeps an old key for ever
             _log.exception(event_text(Event.SETTINGS_UNREACHABLE, source=self._source))
 
@@ -213,7 +213,7 @@ class CloudSecretSettings(Settings):
         the answer is False, and `status` tells why.
         """
         _ = self.settings
-        if not self._keeper.admits():
+        if not self._keeper.admits_call():
             return False
         return await super().refresh()
 
@@ -221,26 +221,26 @@ class CloudSecretSettings(Settings):
         if ORG_FIELD in str(self._seen):
             raise ConfigurationError(f"{self._seen} still holds {ORG_FIELD}: name an organization")
         if self._copy is not None:
-            await asyncio.to_thread(self._copy.check)
+            await asyncio.to_thread(self._copy.check_usable)
         try:
-            found = await self._keeper.ask(is_told=True)
+            found = await self._keeper.read_store(is_told=True)
         except (ThrottledError, UnavailableError) as error:
             # SECURITY: a store that answers "no", or with an identity that is refused, is never answered with a copy
             # (tests/unit/settings/test_last_known_good.py).
             return await self._read_copy(error)
         document = decode_document(found.value.reveal())
-        before = await self._recalled()
+        before = await self._read_checkpoint()
         if before is not None:
             await self._verify_first(document, before)
             self.recalled = before.roots
         elif not self._is_next_accepted:
             check_first(document)
         if self._settings is None:
-            self._version, self._digest = str(found.version.id), _content_of(found)
+            self._version, self._digest = str(found.version.id), _value_digest(found)
         return self._settings_from(document)
 
-    async def _recalled(self) -> Seen | None:
-        before = None if self._seen is None else await asyncio.to_thread(_recall, self._seen)
+    async def _read_checkpoint(self) -> TrustCheckpoint | None:
+        before = None if self._seen is None else await asyncio.to_thread(_read_checkpoint_file, self._seen)
         self._has_seen_signed = self._has_seen_signed or (before is not None and before.is_signed)
         return before
 
@@ -249,17 +249,17 @@ class CloudSecretSettings(Settings):
         if self._copy is None:
             raise failure
         try:
-            opened = await asyncio.to_thread(self._copy.open, self._secret_id, self._clock.now_ms())
+            opened = await asyncio.to_thread(self._copy.open_copy, self._secret_id, self._clock.now_ms())
             if opened is None:
                 raise failure
-            before = await self._recalled()
+            before = await self._read_checkpoint()
             if before is not None:
                 await self._verify_since(opened.document, before)
         except (LastKnownGoodError, GenerationError, SuccessionError) as error:
             message = str(error) if isinstance(error, LastKnownGoodError) else f"{self._copy.path}: {error}"
             problem = LastKnownGoodError(f"{failure}; and {message}", hint=error.hint)
             raise problem from failure
-        self._refused(failure)
+        self._record_failure(failure)
         settings = replace(
             self._settings_from(opened.document),
             source=f"the last known good copy {self._copy.path} of {self._source}",
@@ -279,12 +279,12 @@ class CloudSecretSettings(Settings):
     async def _read_again(self, *, is_told: bool) -> DBSettings | None:
         while True:
             before = self._version
-            found = await self._keeper.ask(is_told=is_told)
+            found = await self._keeper.read_store(is_told=is_told)
             # A write of ours that ended meanwhile: what was read may be older than what is in use.
             if self._version != before:
                 continue
             # SECURITY: the id alone is no proof that nothing has changed (tests/unit/settings/test_restored_store.py).
-            version, digest = str(found.version.id), _content_of(found)
+            version, digest = str(found.version.id), _value_digest(found)
             if (version, digest) == (self._version, self._digest):
                 self._refused_version = None
                 return None
@@ -292,7 +292,7 @@ class CloudSecretSettings(Settings):
             if is_refused and self._refused_error is not None and not self._may_retry():
                 raise self._refused_error.with_traceback(None)
             try:
-                document = await self._examined(found)
+                document = await self._verify_document(found)
             except IdentityError as error:
                 self._refused_version, self._refused_digest, self._refused_error = version, digest, error
                 self._refused_at = self._clock.monotonic()
@@ -311,31 +311,31 @@ class CloudSecretSettings(Settings):
             return False
         return self._clock.monotonic() - self._refused_at >= CHAIN_RETRY.total_seconds()
 
-    async def _examined(self, found: SecretValue) -> IdentityDocument:
+    async def _verify_document(self, found: SecretValue) -> IdentityDocument:
         document = decode_document(found.value.reveal())
-        seen = self._seen_of(self.settings.document)
+        seen = self._checkpoint_of(self.settings.document)
         try:
-            self._verify(document, seen)
+            self._check_successor(document, seen)
         except SuccessionError as error:
             await self._close_chain(document, seen, error)
         return document
 
-    def _seen_of(self, document: IdentityDocument) -> Seen:
+    def _checkpoint_of(self, document: IdentityDocument) -> TrustCheckpoint:
         # SECURITY: once a signed document was seen, an unsigned one is refused, though the operator may have accepted
         # one in between (tests/unit/settings/test_signed_documents.py).
-        return replace(Seen.of(document), is_signed=self._has_seen_signed)
+        return replace(TrustCheckpoint.from_document(document), is_signed=self._has_seen_signed)
 
-    def _take(self, settings: DBSettings, event: Event) -> None:
+    def _apply_settings(self, settings: DBSettings, event: Event) -> None:
         is_signed = settings.document.is_signed
         if not is_signed:
             _log.warning(
                 event_text(Event.SETTINGS_UNSIGNED, source=self._source, generation=settings.document.generation)
             )
         self._has_seen_signed = self._has_seen_signed or is_signed
-        super()._take(settings, event)
+        super()._apply_settings(settings, event)
 
     async def _close_chain(
-        self, document: IdentityDocument, before: IdentityDocument | Seen, open_: SuccessionError
+        self, document: IdentityDocument, before: IdentityDocument | TrustCheckpoint, open_: SuccessionError
     ) -> None:
         """Look for the introductions that lead from the roots of `before` to those of `document`.
 
@@ -377,7 +377,7 @@ class CloudSecretSettings(Settings):
         raise failure
 
     def _verify_successor(
-        self, document: IdentityDocument, before: IdentityDocument | Seen, commits: tuple[Commit, ...] = ()
+        self, document: IdentityDocument, before: IdentityDocument | TrustCheckpoint, commits: tuple[Commit, ...] = ()
     ) -> None:
         guarantees = self._provider.guarantees
         verify_successor(
@@ -389,7 +389,7 @@ class CloudSecretSettings(Settings):
             is_pruning_believed=self.introductions is None,
         )
 
-    async def _verify_since(self, document: IdentityDocument, before: Seen) -> None:
+    async def _verify_since(self, document: IdentityDocument, before: TrustCheckpoint) -> None:
         """Check an identity against what was used before the start; look for introductions if they could help."""
         try:
             self._verify_successor(document, before)
@@ -398,13 +398,13 @@ class CloudSecretSettings(Settings):
                 raise
             await self._close_chain(document, before, error)
 
-    async def _verify_first(self, document: IdentityDocument, before: Seen) -> None:
+    async def _verify_first(self, document: IdentityDocument, before: TrustCheckpoint) -> None:
         try:
             await self._verify_since(document, before)
         except (GenerationError, SuccessionError) as error:
             if not self._is_next_accepted:
                 if not before.shares_root_with(document):
-                    raise self._another_identity(document, before, error) from None
+                    raise self._other_identity_error(document, before, error) from None
                 is_open = isinstance(error, SuccessionError) and error.is_chain_open
                 if isinstance(error, UnsignedIdentityError):
                     raise UnsignedIdentityError(f"{error}, and {self._seen} records a signed one") from None
@@ -413,8 +413,8 @@ class CloudSecretSettings(Settings):
             self._is_next_accepted = False
             _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
 
-    def _another_identity(
-        self, document: IdentityDocument, before: Seen, error: GenerationError | SuccessionError
+    def _other_identity_error(
+        self, document: IdentityDocument, before: TrustCheckpoint, error: GenerationError | SuccessionError
     ) -> SuccessionError:
         earlier = before.roots[-1].id if before.roots else "unknown"
         return SuccessionError(
@@ -423,15 +423,15 @@ class CloudSecretSettings(Settings):
             hint=f"{_CHAIN_HINT} So too if the cluster's identity was replaced on purpose.",
         )
 
-    def _succeeded(self) -> None:
-        super()._succeeded()
+    def _record_success(self) -> None:
+        super()._record_success()
         document, now_ms = self.settings.document, self._clock.now_ms()
         is_due = self._copy is not None and self._copy.is_due(document, now_ms)
         if is_due or (self._seen is not None and self._remembered is not document):
             self._remembered = document
-            self._remembering = asyncio.create_task(self._remember(document, now_ms, self._remembering))
+            self._remembering = asyncio.create_task(self._write_records(document, now_ms, self._remembering))
 
-    async def _remember(self, document: IdentityDocument, now_ms: int, before: asyncio.Task[None] | None) -> None:
+    async def _write_records(self, document: IdentityDocument, now_ms: int, before: asyncio.Task[None] | None) -> None:
         """Write the copy, then what was seen: a crash in between leaves a copy that a restart may use."""
         if before is not None:
             await asyncio.wait({before})
@@ -439,17 +439,17 @@ class CloudSecretSettings(Settings):
         # and without the other, a restart trusts the store's word.
         if self._copy is not None:
             try:
-                await asyncio.to_thread(self._copy.save, self._secret_id, document, now_ms)
+                await asyncio.to_thread(self._copy.save_copy, self._secret_id, document, now_ms)
             except SettingsError as error:
                 _log.error(event_text(Event.SETTINGS_NOT_SEALED, source=self._source, message=error))
         if self._seen is not None:
             try:
-                await asyncio.to_thread(replace_file, self._seen, self._seen_of(document).to_bytes())
+                await asyncio.to_thread(replace_file, self._seen, self._checkpoint_of(document).to_bytes())
             except SettingsError as error:
                 _log.error(event_text(Event.SETTINGS_NOT_REMEMBERED, source=self._source, message=error))
                 self._remembered = None  # the next look at the store tries again
 
-    def _verify(self, document: IdentityDocument, seen: Seen) -> None:
+    def _check_successor(self, document: IdentityDocument, seen: TrustCheckpoint) -> None:
         # SECURITY: whoever can write the secret but holds no root's key cannot make this node follow him
         # (tests/unit/settings/test_store.py).
         try:
@@ -498,37 +498,37 @@ class CloudSecretSettings(Settings):
             raise DegradedError(f"{self._source} cannot be reached: its last known good identity serves, unchanged")
         if document.generation != seen.generation + 1:
             raise GenerationError(f"generation {document.generation} does not come next after {seen.generation}")
-        self._verify(document, self._seen_of(seen))
+        self._check_successor(document, self._checkpoint_of(seen))
         failure: ConflictError | UnavailableError
         try:
             version = await self._provider.write(self._secret_id, raw, label=CURRENT, expected=self._version)
         except (ConflictError, UnavailableError) as error:
             failure = error
         else:
-            self._wrote(document, str(version.id), raw)
+            self._record_write(document, str(version.id), raw)
             return True
         # An answer may have got lost after the write was done, and then another attempt finds a conflict.
         found = await self._provider.read(self._secret_id, CURRENT)
         if found.value.reveal() == raw:
-            self._wrote(document, str(found.version.id), raw)
+            self._record_write(document, str(found.version.id), raw)
             return True
         if isinstance(failure, ConflictError):
             await self.refresh()
         raise failure
 
-    def _wrote(self, document: IdentityDocument, version: str, raw: bytes) -> None:
+    def _record_write(self, document: IdentityDocument, version: str, raw: bytes) -> None:
         _log.info(event_text(Event.SETTINGS_WRITTEN, source=self._source, generation=document.generation))
         # A refresh may have seen this version, or one after it, before the answer to the write was here.
         if self.settings.document.generation < document.generation:
             self._version, self._digest, self._refused_version = version, hashlib.sha256(raw).digest(), None
-            self._take(self._settings_from(document), Event.SETTINGS_CHANGED)
+            self._apply_settings(self._settings_from(document), Event.SETTINGS_CHANGED)
 
 
-def _content_of(found: SecretValue) -> bytes:
+def _value_digest(found: SecretValue) -> bytes:
     return hashlib.sha256(found.value.reveal()).digest()
 
 
-def _recall(path: Path) -> Seen | None:
+def _read_checkpoint_file(path: Path) -> TrustCheckpoint | None:
     """Return what was seen before; None where the file is absent, never where it is unreadable.
 
     Raises:
@@ -538,7 +538,7 @@ def _recall(path: Path) -> Seen | None:
     if raw is None:
         return None
     try:
-        return Seen.from_bytes(raw)
+        return TrustCheckpoint.from_bytes(raw)
     except IdentityError as error:
         problem = str(error)
     raise SettingsError(

@@ -142,7 +142,7 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
         DecodeError: Not JSON, no array, an element is malformed, or there are more elements or values than that.
     """
     if len(body) <= SMALL_BODY:
-        return [decode_request_element(each) for each in _array(parse_json(body), most)]
+        return [decode_request_element(each) for each in _check_array(parse_json(body), most)]
     elements, lists = split_batch(body, most)
     for commits in lists:
         commits.check()
@@ -164,13 +164,13 @@ def split_batch(body: bytes, most: int) -> tuple[list[Any], list[RawCommits]]:
         DecodeError: Not JSON, no array, or more elements or values than `most` and the bounds of this module.
     """
     try:
-        rest, lists = _split(body)
+        rest, lists = _split_elements(body)
     except IndexError:
         raise DecodeError("not JSON") from None
-    return _array(parse_json(rest), most), lists
+    return _check_array(parse_json(rest), most), lists
 
 
-def _array(value: Any, most: int) -> list[Any]:
+def _check_array(value: Any, most: int) -> list[Any]:
     if not isinstance(value, list):
         raise DecodeError("a batch is a JSON array")
     if len(value) > most:
@@ -178,7 +178,7 @@ def _array(value: Any, most: int) -> list[Any]:
     return value
 
 
-def _split(body: bytes) -> tuple[bytes, list[RawCommits]]:
+def _split_elements(body: bytes) -> tuple[bytes, list[RawCommits]]:
     """Return the body with the contents of the arrays of commits replaced by their number, and these arrays."""
     rest: list[bytes] = []
     lists: list[RawCommits] = []

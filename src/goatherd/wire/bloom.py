@@ -132,7 +132,7 @@ class BloomFilter:
             raise DecodeError("a filter has a text d and an array s")
         if len(seeds) > MAX_SEEDS:
             raise DecodeError(f"a filter with {len(seeds)} seeds is not believable")
-        return cls(bytearray(_from_base64(text)), tuple([_seed(seed) for seed in seeds]))
+        return cls(bytearray(_from_base64(text)), tuple([_read_seed(seed) for seed in seeds]))
 
     def to_json(self) -> dict[str, Any]:
         """Encode as ``{"d": base64, "s": [seeds]}``."""
@@ -153,7 +153,7 @@ class BloomFilter:
         return f"BloomFilter({len(self.bits)} bytes, {len(self.seeds)} seeds)"
 
 
-def _seed(value: Any) -> int:
+def _read_seed(value: Any) -> int:
     if type(value) is int and 0 <= value <= _MAX_SEED:
         return value
     if type(value) is float and 0 <= value <= _MAX_SEED and value.is_integer():

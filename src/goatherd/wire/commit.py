@@ -18,7 +18,7 @@ from goatherd.wire.javascript_values import is_truthy
 from goatherd.wire.json import (
     json_number,
     json_string,
-    levels,
+    nesting_depth,
     parse_json,
     stable_member,
     stable_stringify,
@@ -124,7 +124,7 @@ class Commit:
     @property
     def is_finite(self) -> bool:
         """Whether JSON can carry every number in the contents."""
-        for level in levels(self.contents):
+        for level in nesting_depth(self.contents):
             for container in level:
                 values = container.values() if isinstance(container, dict) else container
                 if any(isinstance(value, float) and not math.isfinite(value) for value in values):
@@ -179,18 +179,18 @@ class Commit:
             id=commit_id,
             key=key,
             session=session,
-            ts=_number(get("ts"), "ts"),
-            version=_integer(encoded["ver"], "ver") if "ver" in encoded else None,
+            ts=_read_number(get("ts"), "ts"),
+            version=_read_integer(encoded["ver"], "ver") if "ver" in encoded else None,
             org=org,
             connection=connection if isinstance(connection, str) else "",
-            contents=_contents(get("c"), registry, like_goatdb),
+            contents=_read_contents(get("c"), registry, like_goatdb),
             parents=tuple(parents),
             ancestors_filter=BloomFilter.from_json(raw_filter) if is_truthy(raw_filter) else None,
-            ancestors_count=_integer(get("ac"), "ac"),
-            merge_base=_text(get("mb"), "mb"),
-            merge_leader="" if get("ml") == "" and like_goatdb else _text(get("ml"), "ml"),
+            ancestors_count=_read_integer(get("ac"), "ac"),
+            merge_base=_read_text(get("mb"), "mb"),
+            merge_leader="" if get("ml") == "" and like_goatdb else _read_text(get("ml"), "ml"),
             revert=is_truthy(get("revert")),
-            signature=_text(get("sig"), "sig"),
+            signature=_read_text(get("sig"), "sig"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class Commit:
             return stable_stringify({"extData": self.signed_object(), "sessionId": signer_id})
         # Ids as GoatDB makes them need no escaping; one test for all of them.
         ids = f"{self.id}{self.key}{self.session}{self.org}{self.connection}{signer_id}{''.join(self.parents)}"
-        q = _quoted if ids.isalnum() and ids.isascii() else json_string
+        q = _quote_text if ids.isalnum() and ids.isascii() else json_string
         before = after = ""
         if self.ancestors_count:
             before = f'"ac":{self.ancestors_count},'
@@ -249,7 +249,9 @@ class Commit:
             before_org = ""
         if self.parents:
             parents = [q(parent) for parent in self.parents]
-            after = f'"p":{{"0":{parents[0]}}},{after}' if len(parents) == 1 else f'"p":{_indexed(parents)},{after}'
+            after = (
+                f'"p":{{"0":{parents[0]}}},{after}' if len(parents) == 1 else f'"p":{_stable_array(parents)},{after}'
+            )
         ts = self.ts if type(self.ts) is int else json_number(self.ts)
         return (
             f'{{"extData":{{{before}"c":{_contents_text(self.contents)},"cid":{q(self.connection)},"id":{q(self.id)},'
@@ -336,17 +338,17 @@ def new_commit(
     )
 
 
-def _quoted(text: str) -> str:
+def _quote_text(text: str) -> str:
     return f'"{text}"'
 
 
-def _indexed(texts: list[str]) -> str:
+def _stable_array(texts: list[str]) -> str:
     """Return an array of ready texts in the stable form: an object with its keys sorted as text."""
     order = sorted(range(len(texts)), key=str)
     return "{" + ",".join([f'"{index}":{texts[index]}' for index in order]) + "}"
 
 
-def _contents(raw: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
+def _read_contents(raw: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
     if type(raw) is not dict:
         raise DecodeError("a commit has contents")
     if raw.get("r") is not None:
@@ -371,7 +373,7 @@ def _contents_text(contents: Mapping[str, Any]) -> str:
     )
 
 
-def _number(value: Any, member: str) -> float:
+def _read_number(value: Any, member: str) -> float:
     if not is_truthy(value):
         return 0
     if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
@@ -379,14 +381,14 @@ def _number(value: Any, member: str) -> float:
     return value
 
 
-def _integer(value: Any, member: str) -> int:
-    number = _number(value, member)
+def _read_integer(value: Any, member: str) -> int:
+    number = _read_number(value, member)
     if not abs(number) <= 2**53 or number != int(number):
         raise DecodeError(f"a commit's {member} is an integer")
     return int(number)
 
 
-def _text(value: Any, member: str) -> str | None:
+def _read_text(value: Any, member: str) -> str | None:
     if not is_truthy(value):
         return None
     if not isinstance(value, str):

@@ -14,7 +14,7 @@ from goatherd.errors import DecodeError
 from goatherd.wire.json import parse_json, to_json_bytes
 
 
-def frame(records: Iterable[Any]) -> bytes:
+def frame_records(records: Iterable[Any]) -> bytes:
     """Return the bytes of one append: each record preceded by a blank line; two newlines when there is none.
 
     Args:
@@ -25,7 +25,7 @@ def frame(records: Iterable[Any]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LogLine:
     """One line of a log that is not blank.
 
     Attributes:
@@ -41,20 +41,20 @@ class Line:
     is_finished: bool
 
 
-def read_lines(data: bytes) -> Iterator[Line]:
+def read_lines(data: bytes) -> Iterator[LogLine]:
     """Yield every line that is not blank, damaged ones and those behind them included."""
     position, length = 0, len(data)
     while position < length:
         newline = data.find(b"\n", position)
         if newline < 0:
-            yield Line(position, length, None, is_finished=False)
+            yield LogLine(position, length, None, is_finished=False)
             return
         if newline > position:
-            yield Line(position, newline, _object(data[position:newline]), is_finished=True)
+            yield LogLine(position, newline, _parse_record(data[position:newline]), is_finished=True)
         position = newline + 1
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _parse_record(line: bytes) -> dict[str, Any] | None:
     try:
         record = parse_json(line)
     except DecodeError:
@@ -80,7 +80,7 @@ class Scan:
     records_after_damage: int
 
 
-def scan(data: bytes) -> Scan:
+def scan_log(data: bytes) -> Scan:
     """Read a whole log. Blank lines are skipped, as is a lone trailing run of newlines."""
     records: list[Any] = []
     position = good_end = 0

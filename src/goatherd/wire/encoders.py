@@ -12,7 +12,7 @@ from typing import Any
 
 from goatherd.errors import DecodeError
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, own_keys
-from goatherd.wire.json import levels
+from goatherd.wire.json import nesting_depth
 
 ElementFilter = Callable[[Any], bool]
 
@@ -203,7 +203,7 @@ class Decoder:
             return UNDEFINED
         record = records[int(number)]
         if id(record) not in self._sizes:
-            self._sizes[id(record)] = 1 + sum(len(each) for level in levels(record) for each in level)
+            self._sizes[id(record)] = 1 + sum(len(each) for level in nesting_depth(record) for each in level)
         self._referenced_values += self._sizes[id(record)]
         if self._referenced_values > MAX_REFERENCED:
             raise DecodeError("references to more values than are read")

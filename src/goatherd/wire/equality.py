@@ -38,11 +38,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _close(a: float, b: float) -> bool:
+def _are_close(a: float, b: float) -> bool:
     return a == b or abs(a - b) < EPSILON
 
 
-def _identical(a: Any, b: Any) -> bool:
+def _are_identical(a: Any, b: Any) -> bool:
     """JavaScript's ``===``."""
     if _is_number(a) and _is_number(b):
         return bool(a == b)
@@ -56,26 +56,26 @@ def core_equal(a: Any, b: Any) -> bool:
 
     COMPAT: numbers closer than `EPSILON` are equal; Maps compare their values by identity.
     """
-    if _identical(a, b):
+    if _are_identical(a, b):
         return True
     if _is_number(a) and _is_number(b):
-        return _close(a, b)
+        return _are_close(a, b)
     if isinstance(a, JSDate) and isinstance(b, JSDate):
-        return a.ms is not None and b.ms is not None and _close(a.ms, b.ms)
+        return a.ms is not None and b.ms is not None and _are_close(a.ms, b.ms)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(core_equal, a, b))
     if isinstance(a, JSSet) and isinstance(b, JSSet):
         return len(a) == len(b) and all(any(core_equal(x, y) for y in b) for x in a)
     if isinstance(a, JSMap) and isinstance(b, JSMap):
         return len(a) == len(b) and all(
-            key in b and item is not UNDEFINED and _identical(item, b[key]) for key, item in a.items()
+            key in b and item is not UNDEFINED and _are_identical(item, b[key]) for key, item in a.items()
         )
     if type(a) is dict and type(b) is dict:
         return a.keys() == b.keys() and all(core_equal(item, b[key]) for key, item in a.items())
     return False
 
 
-def _falsy(value: Any) -> bool:
+def _is_falsy(value: Any) -> bool:
     return (
         value is None
         or value is UNDEFINED
@@ -86,10 +86,10 @@ def _falsy(value: Any) -> bool:
 
 def loose_equal(a: Any, b: Any) -> bool:
     """GoatDB's loose equality, only used when adding to a set."""
-    if _identical(a, b) or (_falsy(a) and _falsy(b)):
+    if _are_identical(a, b) or (_is_falsy(a) and _is_falsy(b)):
         return True
     if _is_number(a) and _is_number(b):
-        return _close(a, b)
+        return _are_close(a, b)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(loose_equal, a, b))
     if isinstance(a, JSSet) and isinstance(b, JSSet):
@@ -160,13 +160,13 @@ class _Objects:
                 self.add(item)
 
     def add(self, item: Any) -> None:
-        shape, size, _ = _measure(item)
+        shape, size, _ = _measure_value(item)
         if self._measured is not None:
             self._measured.take(size)
         self._by_shape.setdefault(shape, []).append((item, size))
 
     def hold(self, item: Any, equal: Callable[[Any, Any], bool]) -> bool:
-        shape, size, holds_set = _measure(item)
+        shape, size, holds_set = _measure_value(item)
         for other, other_size in self._by_shape.get(shape, ()):
             self._work.take(size * other_size if holds_set else size)
             if equal(item, other):
@@ -174,7 +174,7 @@ class _Objects:
         return False
 
 
-def _measure(value: Any) -> tuple[Any, int, bool]:
+def _measure_value(value: Any) -> tuple[Any, int, bool]:
     """Return a value's shape, its number of nodes, and whether a Set is inside; what is equal has the same shape."""
     if _is_number(value):
         # Beyond 1, no two doubles are closer than `EPSILON`.
@@ -184,11 +184,11 @@ def _measure(value: Any) -> tuple[Any, int, bool]:
     if isinstance(value, JSDate):
         return ("date", value.ms), 1, False
     if isinstance(value, dict):
-        members = {key: _measure(item) for key, item in value.items()}
+        members = {key: _measure_value(item) for key, item in value.items()}
         shape: Any = ("object", frozenset((key, each[0]) for key, each in members.items()))
         parts = list(members.values())
     elif isinstance(value, list | JSSet):
-        parts = [_measure(item) for item in value]
+        parts = [_measure_value(item) for item in value]
         shape = ("set", len(value)) if isinstance(value, JSSet) else ("array", *[each[0] for each in parts])
     else:
         return ("other", id(value)), 1, False

@@ -11,7 +11,7 @@ from typing import Any
 import mmh3
 
 from goatherd.errors import EncodeError
-from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, number_text, unit_key, units
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, number_text, unit_key, utf16_units
 
 DEFAULT_SEED = 3172939476544195
 _MASK = 0xFFFFFFFF
@@ -27,7 +27,7 @@ def murmur3(text: str, seed: int) -> int:
     try:
         return mmh3.hash(text.encode("latin-1"), seed & _MASK, signed=False)
     except UnicodeEncodeError:
-        return _murmur3_units(units(text), seed & _MASK)
+        return _murmur3_units(utf16_units(text), seed & _MASK)
 
 
 def _murmur3_units(u: list[int], h: int) -> int:

@@ -120,14 +120,14 @@ def encode_field(value: Any, kind: str) -> Any:
         EncodeError: A value that GoatDB cannot write in such a field.
     """
     if kind == "date":
-        seconds = _seconds(value)
+        seconds = _date_seconds(value)
         return None if seconds != seconds else seconds
     if kind == "richtext":
         return encode_cyclical(value, rich_text_filter)
     return encode_cyclical(value)
 
 
-def _seconds(value: Any) -> float:
+def _date_seconds(value: Any) -> float:
     """Return the serialized form of what a date field holds; NaN for an invalid date."""
     if isinstance(value, JSDate):
         return value.seconds
@@ -206,7 +206,7 @@ def data_checksum(data: Data, schema: Schema | None) -> str:
         else:
             rich = field.type == "richtext"
             if field.type == "date":
-                value = _seconds(value)
+                value = _date_seconds(value)
         texts[name] = rich_text_checksum(value) if rich else value_text(value, texts=shared)
     return item_checksum(texts)
 

@@ -114,7 +114,7 @@ def unit_key(text: str) -> bytes:
     return text.encode("utf-16-be", "surrogatepass")
 
 
-def units(text: str) -> list[int]:
+def utf16_units(text: str) -> list[int]:
     """Return the UTF-16 code units of a text; lone surrogates are units of their own."""
     raw = text.encode("utf-16-le", "surrogatepass")
     return [raw[index] | raw[index + 1] << 8 for index in range(0, len(raw), 2)]
@@ -182,7 +182,7 @@ def number_text(value: float) -> str:
 
 def utf16_characters(text: str) -> dict[str, str]:
     """Return a string as JavaScript's ``Object.keys`` sees it: one member per UTF-16 unit."""
-    return {str(index): chr(unit) for index, unit in enumerate(units(text))}
+    return {str(index): chr(unit) for index, unit in enumerate(utf16_units(text))}
 
 
 def text_order(count: int) -> Iterable[int]:

@@ -251,7 +251,7 @@ def _parse_slowly(text: bytes | str) -> Any:
         raise DecodeError(f"not JSON{position}") from None
 
 
-def _integer(digits: str) -> float:
+def _parse_integer(digits: str) -> float:
     return int(digits) if len(digits) <= 15 else float(digits)
 
 
@@ -259,7 +259,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-_PARSER = json.JSONDecoder(parse_int=_integer, parse_constant=_refuse_constant)
+_PARSER = json.JSONDecoder(parse_int=_parse_integer, parse_constant=_refuse_constant)
 
 
 def _as_doubles(value: Any) -> Any:
@@ -288,7 +288,7 @@ def _as_doubles(value: Any) -> Any:
     raise DecodeError(f"JSON is nested deeper than {MAX_DEPTH}")
 
 
-def levels(value: Any) -> Iterator[list[Any]]:
+def nesting_depth(value: Any) -> Iterator[list[Any]]:
     """Yield the objects and arrays at each depth of parsed JSON, the outermost first; nothing for anything else."""
     level = [value] if type(value) is dict or type(value) is list else []
     while level:

@@ -62,9 +62,9 @@ class SyncMessage:
             # COMPAT: JavaScript's arithmetic makes numbers of texts; in a commit's own filter they stay texts.
             raw = {**raw, "s": [int(seed) if _is_whole(seed) else seed for seed in seeds]}
         return cls(
-            version=_number(encoded.get("ver")),
+            version=_read_number(encoded.get("ver")),
             filter=BloomFilter.from_json(raw),
-            size=_number(encoded.get("s")),
+            size=_read_number(encoded.get("s")),
             commits=commits,
         )
 
@@ -83,7 +83,7 @@ def _is_whole(seed: Any) -> bool:
     return isinstance(seed, str) and seed.isascii() and seed.isdecimal() and len(seed) <= 16
 
 
-def _number(value: Any) -> float:
+def _read_number(value: Any) -> float:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
 
 
@@ -109,7 +109,7 @@ def cycles_for(measured_ms: float) -> int:
 
 def encode_request(requests: Iterable[tuple[str, SyncMessage | Mapping[str, Any]]]) -> bytes:
     """Return the body of ``POST /batch-sync``."""
-    return to_json_bytes([{"path": path, "msg": _message(message)} for path, message in requests])
+    return to_json_bytes([{"path": path, "msg": _message_json(message)} for path, message in requests])
 
 
 def decode_request(body: bytes | str) -> list[Any]:
@@ -140,7 +140,7 @@ def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
 
 def encode_reply(replies: Iterable[tuple[str, SyncMessage, Sequence[bytes]]]) -> bytes:
     """Return the body of the answer to ``POST /batch-sync``: path as it was asked for, message, its encoded commits."""
-    return b"[" + b",".join([_reply(*reply) for reply in replies]) + b"]"
+    return b"[" + b",".join([_encode_reply(*reply) for reply in replies]) + b"]"
 
 
 def decode_reply(body: bytes | str) -> list[tuple[str, SyncMessage]]:
@@ -179,11 +179,11 @@ def decode_session_reply(body: bytes | str) -> tuple[dict[str, Any], list[dict[s
     return session, roots
 
 
-def _message(message: SyncMessage | Mapping[str, Any]) -> Mapping[str, Any]:
+def _message_json(message: SyncMessage | Mapping[str, Any]) -> Mapping[str, Any]:
     return message.to_json() if isinstance(message, SyncMessage) else message
 
 
-def _reply(path: str, message: SyncMessage, commits: Sequence[bytes]) -> bytes:
+def _encode_reply(path: str, message: SyncMessage, commits: Sequence[bytes]) -> bytes:
     members = message.to_json()
     parts = {name: to_json_bytes(value) for name, value in members.items()} | {"c": b"[" + b",".join(commits) + b"]"}
     text = b",".join([b'"%b":%b' % (name.encode(), value) for name, value in parts.items()])

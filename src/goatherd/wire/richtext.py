@@ -10,7 +10,7 @@ from typing import Any
 
 from goatherd.errors import EncodeError
 from goatherd.wire.hashing import text_hash, value_hash, value_text
-from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSSet, join_surrogates, unit_key, units
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSSet, join_surrogates, unit_key, utf16_units
 
 Atom = dict[str, Any]
 
@@ -24,16 +24,16 @@ def rich_text_checksum(tree: Any) -> str:
     root = tree.get("root") if type(tree) is dict else None
     if type(root) is not dict or not isinstance(root.get("children"), list):
         raise EncodeError("not a rich text tree")
-    pointers = _by_node(_pointers(tree.get("pointers")))
-    atoms = _flatten(root["children"], 0, pointers)
+    pointers = _by_node(_read_pointers(tree.get("pointers")))
+    atoms = _flatten_nodes(root["children"], 0, pointers)
     texts: dict[int, str] = {}
     for atom in atoms:
         if id(atom) not in texts:
-            texts[id(atom)] = value_text(_bare(atom))
+            texts[id(atom)] = value_text(_without_links(atom))
     return text_hash("".join([texts[id(atom)] for atom in atoms]))
 
 
-def _pointers(raw: Any) -> list[Atom]:
+def _read_pointers(raw: Any) -> list[Atom]:
     """Return the shared pointers, without duplicates, in their order."""
     if not isinstance(raw, JSSet):
         return []
@@ -57,23 +57,23 @@ def _by_node(pointers: list[Atom]) -> dict[int, list[Atom]]:
     for pointer in pointers:
         found.setdefault(id(pointer.get("node")), []).append(pointer)
     for own in found.values():
-        own.sort(key=lambda pointer: _number(pointer.get("offset")))
+        own.sort(key=lambda pointer: _read_number(pointer.get("offset")))
     return found
 
 
 def _pointer_order(pointer: Atom) -> tuple[bytes, bytes, float, tuple[bool, float]]:
     expiration = pointer.get("expiration")
     ms = expiration.ms or 0 if isinstance(expiration, JSDate) else 0
-    key, kind, direction = str(pointer.get("key")), str(pointer.get("type")), _number(pointer.get("dir"))
+    key, kind, direction = str(pointer.get("key")), str(pointer.get("type")), _read_number(pointer.get("dir"))
     return unit_key(key), unit_key(kind), direction, (isinstance(expiration, JSDate), ms)
 
 
-def _number(value: Any) -> float:
+def _read_number(value: Any) -> float:
     """Return a number to sort or count by; 0 for what is none, so that a stranger's pointer cannot stop a reader."""
     return value if isinstance(value, int | float) and value == value else 0
 
 
-def _flatten(siblings: Iterable[Any], depth: int, pointers: dict[int, list[Atom]]) -> list[Any]:
+def _flatten_nodes(siblings: Iterable[Any], depth: int, pointers: dict[int, list[Atom]]) -> list[Any]:
     atoms: list[Any] = []
     for node in siblings:
         if type(node) is dict and node.get("isLocal") is True:
@@ -82,7 +82,7 @@ def _flatten(siblings: Iterable[Any], depth: int, pointers: dict[int, list[Atom]
             atoms += _flatten_text(node, pointers)
         elif type(node) is dict and isinstance(node.get("children"), list):
             atoms += [{"__elementSpacer": True}, node]
-            inner = _flatten(node["children"], depth + 1, pointers)
+            inner = _flatten_nodes(node["children"], depth + 1, pointers)
             if inner:
                 atoms += [{"depthMarker": depth + 1}, *inner, {"depthMarker": depth}]
         else:
@@ -93,12 +93,12 @@ def _flatten(siblings: Iterable[Any], depth: int, pointers: dict[int, list[Atom]
 def _flatten_text(node: Atom, pointers: dict[int, list[Atom]]) -> list[Any]:
     if not pointers:
         return [node]
-    text = units(node["text"])
+    text = utf16_units(node["text"])
     own = pointers.get(id(node), [])
     atoms: list[Any] = []
     position = 0
     for pointer in own:
-        offset = int(min(max(_number(pointer.get("offset")), -1), len(text)))
+        offset = int(min(max(_read_number(pointer.get("offset")), -1), len(text)))
         if offset > position:
             atoms.append(_with_text(node, text[position:offset]))
         if offset >= position:
@@ -114,7 +114,7 @@ def _with_text(node: Atom, part: list[int]) -> Atom:
     return {**node, "text": join_surrogates("".join(map(chr, part)))}
 
 
-def _bare(value: Any) -> Any:
+def _without_links(value: Any) -> Any:
     """Return the value with elements' ``children`` and pointers' ``node`` and ``offset`` left out, at every depth."""
     if type(value) is dict:
         dropped: tuple[str, ...] = ()
@@ -122,7 +122,9 @@ def _bare(value: Any) -> Any:
             dropped = ("children",)
         elif value.get("type") in ("anchor", "focus") and "key" in value:
             dropped = ("node", "offset")
-        return {key: _bare(item) for key, item in value.items() if key not in dropped and item is not UNDEFINED}
+        return {
+            key: _without_links(item) for key, item in value.items() if key not in dropped and item is not UNDEFINED
+        }
     if type(value) is list:
-        return [_bare(item) for item in value]
+        return [_without_links(item) for item in value]
     return value

@@ -21,7 +21,7 @@ Data = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
+class SchemaField:
     """One field of a schema.
 
     Attributes:
@@ -39,7 +39,7 @@ class Field:
     validate: Callable[[Any], bool] | None = None
 
 
-IS_DELETED: Final = Field(name="isDeleted", type="boolean")
+IS_DELETED: Final = SchemaField(name="isDeleted", type="boolean")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +55,9 @@ class Schema:
 
     ns: str | None
     version: int
-    fields: tuple[Field, ...]
+    fields: tuple[SchemaField, ...]
     upgrade: Callable[[Data], Data] | None = None
-    by_name: Mapping[str, Field] = field(init=False, compare=False, repr=False)
+    by_name: Mapping[str, SchemaField] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         by_name = {each.name: each for each in (*self.fields, IS_DELETED)}
@@ -106,16 +106,16 @@ SESSIONS: Final = Schema(
     ns="sessions",
     version=1,
     fields=(
-        Field(name="id", type="string", required=True),
-        Field(name="publicKey", type="string", required=True),
-        Field(name="expiration", type="date", required=True),
-        Field(name="owner", type="string"),
+        SchemaField(name="id", type="string", required=True),
+        SchemaField(name="publicKey", type="string", required=True),
+        SchemaField(name="expiration", type="date", required=True),
+        SchemaField(name="owner", type="string"),
     ),
 )
 USER_STATS: Final = Schema(
     ns="user-stats",
     version=1,
-    fields=(Field(name="firstLoggedIn", type="date"), Field(name="lastLoggedIn", type="date")),
+    fields=(SchemaField(name="firstLoggedIn", type="date"), SchemaField(name="lastLoggedIn", type="date")),
 )
 
 

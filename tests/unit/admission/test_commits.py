@@ -39,7 +39,7 @@ FAULTS = [
 def test_node_and_door_reject_the_same_form(change: dict[str, Any], fault: CommitFault) -> None:
     raw = {**COMMIT, **change}
     with pytest.raises(NotAdmittedError) as at_node:
-        read_at_node(raw, Node(A, A).engine.repository("/data/a"), SyncLimits(), NOW)
+        read_at_node(raw, Node(A, A).engine.get_repository("/data/a"), SyncLimits(), NOW)
     with pytest.raises(DroppedError) as at_door:
         read_at_door(raw, "/data/a", org=ORG, limits=DoorLimits(), now_ms=NOW)
     assert at_node.value.fault is fault

@@ -13,7 +13,7 @@ from goatherd.identity.session_commits import session_fields
 from goatherd.ids import new_id
 from goatherd.settings.base import DBSettings, SettingsStatus
 from goatherd.wire.commit import new_commit
-from goatherd.wire.commit_log import frame
+from goatherd.wire.commit_log import frame_records
 from tests.unit.identity.make import NOW, first
 
 
@@ -39,7 +39,7 @@ def write_log(directory: Path, records: Iterable[dict[str, Any]], *, tail: bytes
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         for record in records:
-            file.write(frame([record]))
+            file.write(frame_records([record]))
         file.write(tail)
     return path
 

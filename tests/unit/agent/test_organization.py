@@ -21,7 +21,7 @@ from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, 
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import to_settings
-from goatherd.identity.transitions import revoke
+from goatherd.identity.transitions import revoke_root
 from tests.unit.identity.make import DAY, NOW, activated, first, owned, published, rotated, secret_of, shows_key
 from tests.unit.settings.make import HandClock
 
@@ -89,7 +89,7 @@ class Kit:
     def tree(self) -> Any:
         return json.loads(self.file.link.read_bytes())
 
-    def rewrite(self, **members: Any) -> None:
+    def rewrite_records(self, **members: Any) -> None:
         """As GoatDB does: in place."""
         text = json.dumps({**self.tree, **members}).encode()
         descriptor = os.open(self.file.link, os.O_WRONLY)
@@ -214,7 +214,7 @@ async def test_a_root_that_the_server_has_invented_is_not_written_over_after_its
     await kit.organization.write()
     kit.settings.document = rotated()
     await kit.organization.check_place(is_left_over=True)
-    kit.rewrite(currentSession=owned("z").to_secret_json())
+    kit.rewrite_records(currentSession=owned("z").to_secret_json())
     with pytest.raises(IdentityExistsError, match=owned("z").id) as caught:
         await kit.organization.check_place(is_left_over=True)
     assert "migrate" in caught.value.hint
@@ -251,7 +251,7 @@ async def test_a_root_that_the_server_has_invented_is_left_where_it_is_at_the_en
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
     await kit.organization.write()
-    kit.rewrite(currentSession=owned("z").to_secret_json())
+    kit.rewrite_records(currentSession=owned("z").to_secret_json())
     await kit.organization.remove()
     assert kit.tree["currentSession"]["id"] == owned("z").id
     assert "was left there" in told.text
@@ -266,7 +266,7 @@ async def test_what_the_server_learns_is_told_without_its_keys_and_the_store_is_
     await kit.organization.write()
     before = kit.settings.document
     users = [owned(name, owner=None).session.to_json() for name in ("u", "v")]
-    kit.rewrite(trustedSessions=[A.to_secret_json(), *users], roots=[A.session.to_json(), B.session.to_json()])
+    kit.rewrite_records(trustedSessions=[A.to_secret_json(), *users], roots=[A.session.to_json(), B.session.to_json()])
     assert not await kit.organization.check_file()
     assert f"it has learnt root {B.id}" in told.text
     assert "it has learnt 2 sessions" in told.text
@@ -285,11 +285,11 @@ async def test_what_puts_the_key_in_danger_makes_the_agent_ask_the_server(
     await kit.organization.write()
     current = kit.tree["currentSession"]
     if how == "invented":
-        kit.rewrite(currentSession=owned("z").to_secret_json())
+        kit.rewrite_records(currentSession=owned("z").to_secret_json())
     elif how == "extended":
-        kit.rewrite(currentSession={**current, "expiration": current["expiration"] + 86_400})
+        kit.rewrite_records(currentSession={**current, "expiration": current["expiration"] + 86_400})
     else:
-        kit.rewrite(roots=[current])
+        kit.rewrite_records(roots=[current])
     assert await kit.organization.check_file()
     assert "agent.key_in_danger" in told.text
     assert not shows_key(told.text, A, owned("z"))
@@ -324,7 +324,7 @@ async def test_a_revoked_root_in_the_servers_log_is_named_once_and_is_no_error(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
     write_log(kit.directory, [introduction(B.session, A), introduction(A.session, B)])
-    kit.settings.document = revoke(rotated(), A.id, NOW, reason="stolen")
+    kit.settings.document = revoke_root(rotated(), A.id, NOW, reason="stolen")
     for _ in range(3):
         await kit.organization.write()
     assert told.text.count("agent.revoked_root") == 1
@@ -365,7 +365,7 @@ async def test_that_the_server_wrote_the_earlier_root_over_the_new_one_is_notice
     kit.settings.document = activated()
     await kit.organization.write()
     assert not await kit.organization.is_regressed()
-    kit.rewrite(**before)
+    kit.rewrite_records(**before)
     assert await kit.organization.is_regressed()
 
 

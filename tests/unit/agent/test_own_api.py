@@ -23,7 +23,7 @@ from goatherd.door.report import DoorAPI
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestBinding, RequestGuard, sign_bound_request
 from goatherd.identity.session import OwnedSession, sign_request
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Metric
@@ -139,7 +139,7 @@ async def test_a_server_that_can_be_reached_past_its_door_is_warned_of(
     clock = Standing()
     async with UpstreamChild(A, clock=clock, host=host) as child:
         child.introduce(owned("user", owner=None).session)
-        trust = TrustedSessions(org=ORG, identity=create(A, clock.now_ms()), clock=clock)
+        trust = TrustedSessions(org=ORG, identity=create_document(A, clock.now_ms()), clock=clock)
         done = asyncio.Event()
 
         def find() -> list[str]:
@@ -168,7 +168,7 @@ async def test_neither_the_door_itself_nor_a_stranger_at_the_same_port_is_the_se
     """Server and door may share a port number at two addresses; another program may have it at a third."""
     clock = Standing()
     async with UpstreamChild(A, clock=clock) as child, UpstreamChild(owned("z"), clock=clock) as stranger:
-        trust = TrustedSessions(org=ORG, identity=create(A, clock.now_ms()), clock=clock)
+        trust = TrustedSessions(org=ORG, identity=create_document(A, clock.now_ms()), clock=clock)
         door = Door(upstream=child.url, trust=trust, clock=clock, addresses=list)
         async with door:
             assert await door._is_server_at("127.0.0.1", trust)
@@ -241,7 +241,7 @@ async def test_several_organizations_are_told_apart(tmp_path: Any) -> None:
 
 
 async def test_each_organization_is_refreshed_by_its_own_root(tmp_path: Any) -> None:
-    documents = [first(), create(owned("b"), NOW)]
+    documents = [first(), create_document(owned("b"), NOW)]
     kits = [Kit(tmp_path / name, document) for name, document in zip(("one", "two"), documents, strict=True)]
     kits[1].organization.org = "other"
     own = api(kits)
@@ -278,7 +278,7 @@ async def test_only_a_root_has_the_store_read(tmp_path: Any) -> None:
         return (await own.answer("POST", REFRESH, "", header, b""))[0]
 
     def bound(signer: OwnedSession, at_ms: int = now_ms, *, audience: str = "agent", body: bytes = b"") -> str:
-        binding = RequestBinding.of("POST", REFRESH, body, [audience])
+        binding = RequestBinding.for_request("POST", REFRESH, body, [audience])
         return sign_bound_request(signer, binding, now_ms=at_ms, nonce=new_id())
 
     good = bound(owned("a"))
@@ -363,7 +363,7 @@ async def test_a_door_without_an_agent_tells_how_it_is(tmp_path: Path) -> None:
     async with UpstreamChild(A, clock=clock) as child:
         door = Door(
             upstream=child.url,
-            trust=TrustedSessions(org=ORG, identity=create(A, clock.now_ms())),
+            trust=TrustedSessions(org=ORG, identity=create_document(A, clock.now_ms())),
             clock=clock,
             own=own.answer,
         )

@@ -22,7 +22,7 @@ from goatherd.agent.restart_rules import (
 from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument, Revocation
 from goatherd.identity.settings_json import to_settings
-from goatherd.identity.transitions import revoke
+from goatherd.identity.transitions import revoke_root
 from tests.unit.identity.make import DAY, NOW, activated, first, owned, prepared, published, rotated, secret_of
 
 HOUR = 3_600_000
@@ -190,7 +190,7 @@ def test_a_root_that_the_server_has_invented_is_serious() -> None:
 def test_a_known_root_that_a_running_server_has_written_back_is_not_one_that_it_has_invented(is_revoked: bool) -> None:
     document = activated()
     if is_revoked:
-        document = revoke(document, owned("a").id, NOW, reason="stolen")
+        document = revoke_root(document, owned("a").id, NOW, reason="stolen")
     before, later = view_of(to_settings(document)), view_of(to_settings(first()))
     assert before is not None
     assert later is not None

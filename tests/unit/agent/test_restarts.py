@@ -23,21 +23,21 @@ def count_restarts(documents: list[IdentityDocument]) -> int:
 
 def forward(first: IdentityDocument, prepared: IdentityDocument) -> list[IdentityDocument]:
     published = transitions.with_phase(prepared, Phase.PUBLISHED, NOW + 2)
-    activated = transitions.activate(published, NOW + 3)
-    verified = transitions.verified(activated, NOW + 4)
-    return [first, prepared, published, activated, verified, transitions.finalize(verified, NOW + 5)]
+    activated = transitions.activate_rotation(published, NOW + 3)
+    verified = transitions.mark_verified(activated, NOW + 4)
+    return [first, prepared, published, activated, verified, transitions.finalize_rotation(verified, NOW + 5)]
 
 
 def rotation() -> list[IdentityDocument]:
-    first = transitions.create(A, NOW)
+    first = transitions.create_document(A, NOW)
     ids = {"now_ms": NOW + 1, "rotation_id": "r1", "started_by": "", "stable_version": "1"}
-    return forward(first, transitions.prepare(first, B, **ids))  # type: ignore[arg-type]
+    return forward(first, transitions.prepare_rotation(first, B, **ids))  # type: ignore[arg-type]
 
 
 def restoration() -> list[IdentityDocument]:
     first = rotation()[-1]
     ids = {"now_ms": NOW + 6, "rotation_id": "r2", "started_by": "", "stable_version": "6"}
-    return forward(first, transitions.restore(first, A, **ids))  # type: ignore[arg-type]
+    return forward(first, transitions.prepare_restore(first, A, **ids))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [rotation, restoration])
@@ -45,8 +45,8 @@ def test_a_server_restarts_once_in_a_rotation_or_restore_not_if_cancelled_and_on
     documents = make()
     assert count_restarts(documents) == 1
     for left in (2, 3):
-        cancelled = transitions.cancel(documents[left - 1], NOW + 9, reason="")
+        cancelled = transitions.cancel_rotation(documents[left - 1], NOW + 9, reason="")
         assert count_restarts([*documents[:left], cancelled]) == 0
     for left in (4, 5):
-        back = transitions.roll_back(documents[left - 1], documents[0], NOW + 9, reason="")
+        back = transitions.roll_back_rotation(documents[left - 1], documents[0], NOW + 9, reason="")
         assert count_restarts([*documents[:left], back]) == 2

@@ -10,7 +10,7 @@ import pytest
 from goatherd.agent.session_log import SessionLogReader
 from goatherd.errors import SettingsError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.transitions import revoke
+from goatherd.identity.transitions import revoke_root
 from goatherd.trust import TrustPool
 from tests.unit.identity.make import NOW, first, owned, rotated
 
@@ -60,7 +60,7 @@ async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
 async def test_a_revoked_root_is_named_as_such_and_is_no_forged_one(tmp_path: Path) -> None:
     rogue = introduction(STRANGER.session, A)
     write_log(tmp_path, [introduction(B.session, A), introduction(A.session, B), rogue])
-    found = await book(tmp_path).read(revoke(rotated(), A.id, NOW, reason="stolen"))
+    found = await book(tmp_path).read(revoke_root(rotated(), A.id, NOW, reason="stolen"))
     assert found.revoked_roots == (A.id,)
     assert found.unvouched_roots == (STRANGER.id,), "what the revoked root alone has introduced is an attack"
     assert A.id not in {session.id for session in found.sessions}

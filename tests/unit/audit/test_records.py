@@ -143,7 +143,7 @@ def test_a_file_without_a_record_is_no_trail(lines: list[bytes]) -> None:
 
 
 def stranger() -> Writer:
-    alone = transitions.create(root("root-x"), NOW_MS)
+    alone = transitions.create_document(root("root-x"), NOW_MS)
     return Writer().add(before()).add(alone)
 
 
@@ -160,17 +160,17 @@ def test_a_signer_for_whom_none_before_it_vouches_is_found_without_the_identity(
 
 
 def test_a_whole_file_by_a_stranger_is_found_with_the_identity_and_named_without() -> None:
-    lines = Writer().add(transitions.create(root("root-x"), NOW_MS)).lines
+    lines = Writer().add(transitions.create_document(root("root-x"), NOW_MS)).lines
     assert broken(lines, anchors=Anchors.of(after())).line == 1
     assert verify(lines).rests_on == "root-x"
 
 
 def test_a_root_with_the_id_of_another_is_found() -> None:
     double = OwnedSession.generate(session_id="root-b", owner="root", now_ms=NOW_MS, lifetime=timedelta(days=180))
-    lines = Writer().add(before()).add(transitions.create(double, NOW_MS)).lines
+    lines = Writer().add(before()).add(transitions.create_document(double, NOW_MS)).lines
     assert broken(lines).line == 3
     assert broken(lines, anchors=Anchors.of(after())).line == 3
-    again = Writer().add(after()).add(before()).add(transitions.create(double, NOW_MS)).lines
+    again = Writer().add(after()).add(before()).add(transitions.create_document(double, NOW_MS)).lines
     assert broken(again).line == 3, "root-a is vouched for by nobody here"
 
 
@@ -182,11 +182,11 @@ def test_a_record_of_a_signer_that_was_not_introduced_is_found() -> None:
 
 
 def test_a_chain_of_roots_vouches_though_one_of_them_never_signed_here() -> None:
-    document = transitions.prepare(
+    document = transitions.prepare_rotation(
         after(), root("root-c"), now_ms=NOW_MS, rotation_id="rotation-2", started_by="bob", stable_version="1"
     )
     document = transitions.with_phase(document, transitions.Phase.PUBLISHED, NOW_MS)
-    document = transitions.activate(document, NOW_MS)
+    document = transitions.activate_rotation(document, NOW_MS)
     checked = verify(Writer().add(before()).add(document).lines)
     assert checked.signers == ("root-a", "root-c")
 
@@ -301,7 +301,7 @@ def test_a_trail_that_ends_with_a_root_that_has_left_the_identity_is_not_sealed(
 
 
 def test_lines_of_a_stranger_are_not_sealed_by_the_record_after_them() -> None:
-    alone = transitions.create(root("root-x"), NOW_MS)
+    alone = transitions.create_document(root("root-x"), NOW_MS)
     assert broken(Writer().add(alone).add(after()).lines, anchors=aged()).line == 1
     assert broken(Writer().add(before()).add(alone).add(after()).lines, anchors=aged()).line == 3
     assert broken(Writer().add(after()).add(alone).lines, anchors=aged()).line == 3

@@ -138,9 +138,9 @@ def test_each_record_is_on_the_medium_before_the_next_thing_happens(file: Path) 
     calls: list[str] = []
 
     class Watching(System):
-        def call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        def run_call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
             calls.append(operation.__name__)
-            return super().call(operation, *args, **kwargs)
+            return super().run_call(operation, *args, **kwargs)
 
     trail = make(file, system=Watching())
     trail.record("one", {})
@@ -156,7 +156,7 @@ def test_while_another_process_holds_the_lock_nothing_is_written(file: Path, mon
     monkeypatch.setattr("goatherd.audit.trail._LOCK_PATIENCE", 0.05)
     holder = os.open(file, os.O_RDWR)
     try:
-        assert System().lock(holder)
+        assert System().try_lock(holder)
         with pytest.raises(AuditError, match="locked by another process"):
             make(file).record("two", {})
     finally:
@@ -214,11 +214,11 @@ def test_a_disk_that_is_full_half_way_leaves_a_torn_line_that_the_next_record_st
     class Full(System):
         is_full = False
 
-        def write(self, descriptor: int, data: bytes) -> None:
+        def write_all(self, descriptor: int, data: bytes) -> None:
             if self.is_full:
-                super().write(descriptor, data[:40])
+                super().write_all(descriptor, data[:40])
                 raise OSError(28, "No space left on device")
-            super().write(descriptor, data)
+            super().write_all(descriptor, data)
 
     system = Full()
     trail = make(file, system=system)

@@ -22,17 +22,17 @@ def root(name: str) -> OwnedSession:
 @cache
 def before() -> IdentityDocument:
     """The identity whose root-a signs."""
-    return transitions.create(root("root-a"), NOW_MS)
+    return transitions.create_document(root("root-a"), NOW_MS)
 
 
 @cache
 def after() -> IdentityDocument:
     """The same once root-b has taken over."""
-    document = transitions.prepare(
+    document = transitions.prepare_rotation(
         before(), root("root-b"), now_ms=NOW_MS, rotation_id="rotation-1", started_by="bob", stable_version="1"
     )
-    document = transitions.activate(transitions.with_phase(document, Phase.PUBLISHED, NOW_MS), NOW_MS)
-    return transitions.finalize(transitions.verified(document, NOW_MS), NOW_MS)
+    document = transitions.activate_rotation(transitions.with_phase(document, Phase.PUBLISHED, NOW_MS), NOW_MS)
+    return transitions.finalize_rotation(transitions.mark_verified(document, NOW_MS), NOW_MS)
 
 
 def secret_text(session: OwnedSession) -> str:

@@ -19,7 +19,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import to_settings
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.operations.status import NodeState
 from goatherd.operations.store_checks import _clock_check, _other_label_checks
 from goatherd.providers.file import FileSecretProvider
@@ -341,7 +341,7 @@ def test_doctor_names_a_session_whose_creations_end_goatdb(
     user = OwnedSession.generate(session_id="u" * 24, owner=None, now_ms=now_ms)
     first = introduction(user, root, commit_id="first", ts=now_ms - 60_000)
     second = introduction(replace(user.session, owner="u7"), root, commit_id="second", ts=now_ms - 60_000)
-    (tmp_path / "settings.json").write_bytes(to_settings(create(root, now_ms)))
+    (tmp_path / "settings.json").write_bytes(to_settings(create_document(root, now_ms)))
     assert goatherd("migrate", str(tmp_path / "settings.json"), "--provider", store).code == 0
 
     def hold(*commits: Commit) -> Callable[[UpstreamChild], None]:

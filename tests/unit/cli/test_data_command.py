@@ -17,7 +17,7 @@ from goatherd.identity.settings_json import to_settings
 from goatherd.node.log_storage import LogDirectory
 from goatherd.plugins import open_provider
 from goatherd.providers.values import SecretBytes
-from goatherd.wire.commit_log import frame
+from goatherd.wire.commit_log import frame_records
 from tests.deadlines import ANSWER
 from tests.unit.goats import NOW, commit_by, introduction, owned, root
 
@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
     for name, each in commits.items():
         file = directory / f"{name}.jsonl"
         file.parent.mkdir(parents=True)
-        file.write_bytes(frame([commit.to_json() for commit in each]).replace(b'"id":"n1"', b'"id"#"n1"'))
+        file.write_bytes(frame_records([commit.to_json() for commit in each]).replace(b'"id":"n1"', b'"id"#"n1"'))
     return directory.parent
 
 
@@ -132,7 +132,7 @@ def test_repair_fetches_a_damaged_commit_from_a_running_server(
     (done,) = result.json["organizations"]
     assert (result.code, len(done["setAside"]), done["fetched"], done["problems"]) == (0, 1, 1, [])
     with LogDirectory(data / "localhost") as logs:
-        assert {record["id"] for record in logs.open("/data/notes").records()} == set(ids)
+        assert {record["id"] for record in logs.open_log("/data/notes").read_records()} == set(ids)
     assert peer.stop() == 0
 
 

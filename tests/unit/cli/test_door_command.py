@@ -16,7 +16,7 @@ import pytest
 from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.providers.file import FileSecretProvider
 from tests.fakes.upstream_child import UpstreamChild
@@ -45,7 +45,7 @@ async def door(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
 async def test_it_opens_guards_and_closes(tmp_path: Path) -> None:
     root = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=NOW)
     async with FileSecretProvider(tmp_path / "keys") as store:
-        await store.create("root", encode_document(create(root, NOW)))
+        await store.create("root", encode_document(create_document(root, NOW)))
     uri = f"file://{tmp_path}/keys/root"
     async with (
         UpstreamChild(root) as child,
@@ -88,7 +88,7 @@ async def test_an_address_that_is_none_is_an_error_that_says_so(
 ) -> None:
     root = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=NOW)
     async with FileSecretProvider(tmp_path / "keys") as store:
-        await store.create("root", encode_document(create(root, NOW)))
+        await store.create("root", encode_document(create_document(root, NOW)))
     async with door(*arguments, "--port", "0", "--provider", f"file://{tmp_path}/keys/root") as process:
         out, _ = await process.communicate()
         assert process.returncode == status

@@ -18,7 +18,7 @@ import pytest
 import goatherd.errors
 from goatherd.cli import main
 from goatherd.cli.main import EXIT_CODES, run
-from goatherd.cli.output import scrub
+from goatherd.cli.output import hide_key_material
 from goatherd.errors import GoatherdError, NodeError, ProviderError
 from goatherd.identity.session import OwnedSession
 
@@ -187,15 +187,15 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     ids=["a key", "a member", "64 letters", "96 hexadecimal digits", "115 digits"],
 )
 def test_whatever_may_be_a_key_is_hidden(text: str) -> None:
-    assert KEY not in scrub(text)
-    assert "<hidden>" in scrub(text)
+    assert KEY not in hide_key_material(text)
+    assert "<hidden>" in hide_key_material(text)
 
 
 @pytest.mark.parametrize(
     "text", ["file:///a/long/path/" + "x/" * 40, "id abcdefghijklmnopqrstuvwx", "0123456789abcdef" * 4]
 )
 def test_paths_ids_and_sha256_sums_are_shown(text: str) -> None:
-    assert scrub(text) == text
+    assert hide_key_material(text) == text
 
 
 def test_errors_of_providers_name_provider_secret_and_operation(goatherd: Goatherd, store: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from goatherd.clock import SystemClock
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.providers.file import FileSecretProvider
 
@@ -27,7 +27,7 @@ def document(tmp_path: Path) -> IdentityDocument:
     """An identity made half a year ago, whose root has expired, in the store ``keys/root``."""
     past_ms = SystemClock().now_ms() - timedelta(days=181) // timedelta(milliseconds=1)
     root = OwnedSession.generate(session_id=ROOT, owner=ROOT_OWNER, now_ms=past_ms, lifetime=timedelta(days=180))
-    made = create(root, past_ms)
+    made = create_document(root, past_ms)
 
     async def write() -> None:
         async with FileSecretProvider(str(tmp_path / "keys")) as provider:
@@ -50,7 +50,7 @@ def test_each_command_that_meets_an_expired_root_names_the_command_that_replaces
 
 
 def test_the_log_of_a_server_names_it_too(document: IdentityDocument, caplog: pytest.LogCaptureFixture) -> None:
-    ExpiryWatch("localhost", lambda: document, SystemClock()).check()
+    ExpiryWatch("localhost", lambda: document, SystemClock()).check_expiry()
     assert [f"do='{COMMAND}'" in record.getMessage() for record in caplog.records] == [True]
     assert caplog.records[0].levelno == logging.ERROR
 

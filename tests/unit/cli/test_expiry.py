@@ -10,7 +10,7 @@ import pytest
 from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
 
@@ -41,7 +41,7 @@ def test_doctor_says_that_a_rotation_is_overdue(goatherd: Goatherd, store: str) 
     async def keep() -> None:
         provider, secret_id = open_provider(store)
         async with provider:
-            await provider.create(secret_id, encode_document(create(root, made_ms)))
+            await provider.create(secret_id, encode_document(create_document(root, made_ms)))
 
     asyncio.run(keep())
     done = goatherd("doctor", "--provider", store, "--json")

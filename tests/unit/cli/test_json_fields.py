@@ -27,7 +27,7 @@ from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.settings_json import from_settings
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
 from tests.deadlines import HANG
@@ -105,7 +105,7 @@ def expired_root(stage: Stage) -> None:
     async def keep() -> None:
         provider, secret_id = open_provider(stage.store)
         async with provider:
-            await provider.create(secret_id, encode_document(create(root, past_ms)))
+            await provider.create(secret_id, encode_document(create_document(root, past_ms)))
 
     asyncio.run(keep())
     stage.run("rotate", "--replace-expired", "--adoption", "1s", "--node", DOWN)

@@ -134,8 +134,8 @@ def test_a_session_that_only_settings_json_knows_is_written_into_the_log(
     document, _, _ = from_settings(DESCRIPTION["settings_json"], NOW_MS)
     pool = TrustPool(org="localhost", current=document.current, roots=document.roots)
     pool.offer_session_commits(read_commits(log, "localhost"))
-    assert pool.session(owned.id) == owned.session
-    assert pool.session(NAMED["u1"]).owner == "u1"
+    assert pool.get_session(owned.id) == owned.session
+    assert pool.get_session(NAMED["u1"]).owner == "u1"
     again = goatherd("migrate", str(data), "--provider", store, "--json").json["organizations"][0]
     assert again["sessionsWritten"] == []
     assert again["sessionsInLog"] == outcome["sessionsInLog"] + 1

@@ -140,7 +140,7 @@ def test_with_a_chosen_root_the_other_one_stays_trusted_and_all_clients_find_the
         pool = TrustPool(org="localhost", current=trusted, roots=[trusted.session])
         pool.offer_session_commits([*logged(data), *logged(second)])
         assert {root.id for root in pool.roots} == {a, b.id}, "who trusts one of the roots learns the other"
-        assert pool.session(user.id) == user
+        assert pool.get_session(user.id) == user
     births = [{c.id for c in logged(top) if c.key in (a, b.id) and not c.parents} for top in (data, second)]
     assert births[0] == births[1], "the same commits without parents on both, or GoatDB servers would end"
     assert len(births[0]) == 2
@@ -190,8 +190,8 @@ def test_items_that_both_servers_created_are_named_before_anything_is_written(
     assert "created on more than one server" not in goatherd(*command).err, "what was copied is no second creation"
     for top in (data, second):
         with LogDirectory(top / "localhost") as directory:
-            log = directory.open("/data/common")
-            log.append(introduction(user, b, key="settings").to_json())
+            log = directory.open_log("/data/common")
+            log.append_record(introduction(user, b, key="settings").to_json())
             log.flush()
     told = goatherd(*command).err
     assert "1 items were created on more than one server independently (/data/common/settings)" in told
@@ -204,8 +204,8 @@ def a_cluster_of_its_own(top: Path) -> tuple[OwnedSession, Session]:
     rewritten(top, {"currentSession": root.to_secret_json(), "roots": [root.session.to_json()], "trustedSessions": []})
     user = OwnedSession.generate(session_id="u" * 24, owner=None, now_ms=NOW_MS).session
     with LogDirectory(top / "localhost") as directory:
-        log = directory.open(SESSIONS)
-        log.append(introduction(user, root).to_json())
+        log = directory.open_log(SESSIONS)
+        log.append_record(introduction(user, root).to_json())
         log.flush()
     return root, user
 

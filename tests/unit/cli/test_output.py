@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.cli.output import Output, scrub
+from goatherd.cli.output import Output, hide_key_material
 
 from .conftest import Goatherd
 
@@ -116,7 +116,7 @@ def test_what_an_encoding_does_not_have_is_escaped(text: str, encoding: str) -> 
         written = raw.getvalue().decode(encoding)
         if as_json:
             document, _, event = written.rstrip().rpartition("\n")
-            assert json.loads(document)["error"]["message"] == json.loads(event)["text"] == scrub(text)
+            assert json.loads(document)["error"]["message"] == json.loads(event)["text"] == hide_key_material(text)
 
 
 def test_a_directory_that_was_removed_holds_no_configuration(made: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import to_settings
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from tests.deadlines import ANSWER
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
@@ -114,7 +114,7 @@ def test_over_unmodified_servers_it_ends_and_names_what_they_sign_with_the_root_
     now_ms = SystemClock().now_ms()
     root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=now_ms, lifetime=timedelta(days=90))
     user, late = (OwnedSession.generate(session_id=name * 24, owner=None, now_ms=now_ms).session for name in "ul")
-    (tmp_path / "settings.json").write_bytes(to_settings(create(root, now_ms)))
+    (tmp_path / "settings.json").write_bytes(to_settings(create_document(root, now_ms)))
     assert goatherd("migrate", str(tmp_path / "settings.json"), "--provider", store).code == 0
     introduced = introduction(user, root, ts=now_ms)
 

@@ -11,7 +11,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.identity import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import document_tree
-from goatherd.identity.strict_json import pretty
+from goatherd.identity.strict_json import to_pretty_json
 from goatherd.plugins import open_provider
 from goatherd.providers.values import CURRENT
 
@@ -36,7 +36,7 @@ def write(store: str, **members: object) -> None:
             found = await provider.read(secret_id, CURRENT)
             document = decode_document(found.value.reveal())
             tree = {**document_tree(document), "generation": document.generation + 1, **members}
-            raw = encode_document(decode_document(pretty(tree)))
+            raw = encode_document(decode_document(to_pretty_json(tree)))
             await provider.write(secret_id, raw, label=CURRENT, expected=found.version.id)
 
     asyncio.run(put())

@@ -23,7 +23,7 @@ from goatherd.cluster.server_answers import LONGEST_TEXT, ServerIdentity, make_p
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeError, RotationError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import prepare
+from goatherd.identity.transitions import prepare_rotation
 from goatherd.node import Server
 from goatherd.operations.doctor import Examined, _node_checks
 from goatherd.operations.status import read_server_state
@@ -156,7 +156,7 @@ async def servers(
 
 
 def rotating(document: IdentityDocument) -> IdentityDocument:
-    return prepare(
+    return prepare_rotation(
         document, root("next"), now_ms=now_ms(), rotation_id="r" * 24, started_by="test", stable_version=None
     )
 

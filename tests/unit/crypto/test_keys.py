@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goatherd.crypto import PrivateKey, PublicKey, open_sealed, seal
+from goatherd.crypto import PrivateKey, PublicKey, open_sealed, seal_data
 from goatherd.crypto.keys import raw_from_der
 from goatherd.errors import DecodeError, InvalidSealError, InvalidSignatureError
 
@@ -193,14 +193,14 @@ class TestSeal:
 
     @given(st.binary(max_size=300), st.binary(max_size=50))
     def test_it_opens_with_the_same_key_and_data_and_is_28_bytes_longer(self, data: bytes, associated: bytes) -> None:
-        sealed = seal(data, key=self.KEY, associated=associated)
+        sealed = seal_data(data, key=self.KEY, associated=associated)
         assert len(sealed) == len(data) + 28
         assert open_sealed(sealed, key=self.KEY, associated=associated) == data
-        assert seal(data, key=self.KEY, associated=associated)[:12] != sealed[:12]
+        assert seal_data(data, key=self.KEY, associated=associated)[:12] != sealed[:12]
 
     @given(st.binary(max_size=100), st.integers(0, 10_000), st.integers(1, 255))
     def test_any_change_of_it_shows(self, data: bytes, place: int, change: int) -> None:
-        sealed = bytearray(seal(data, key=self.KEY, associated=b"a"))
+        sealed = bytearray(seal_data(data, key=self.KEY, associated=b"a"))
         with pytest.raises(InvalidSealError):
             open_sealed(bytes(sealed), key=self.KEY, associated=b"b")
         with pytest.raises(InvalidSealError):
@@ -214,4 +214,4 @@ class TestSeal:
     @pytest.mark.parametrize("size", [0, 16, 24, 31, 33])
     def test_a_shorter_key_is_no_weaker_seal_but_a_mistake(self, size: int) -> None:
         with pytest.raises(ValueError, match="32 bytes"):
-            seal(b"", key=bytes(size), associated=b"")
+            seal_data(b"", key=bytes(size), associated=b"")

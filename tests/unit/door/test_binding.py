@@ -14,7 +14,7 @@ from tests.cluster.door_world import A, World, X, world
 
 
 def bound(w: World, signer: OwnedSession, body: bytes, *audience: str) -> str:
-    binding = RequestBinding.of("POST", "/batch-sync", body, audience)
+    binding = RequestBinding.for_request("POST", "/batch-sync", body, audience)
     return sign_bound_request(signer, binding, now_ms=w.clock.at_ms, nonce=new_id())
 
 
@@ -63,7 +63,7 @@ async def test_tools_find_their_way_through_a_door_and_an_agents_own_address() -
 @pytest.mark.parametrize("member", ["aud", "method"])
 async def test_a_binding_that_cannot_be_read_is_refused(member: str) -> None:
     async with world() as w:
-        changed = {**RequestBinding.of("POST", "/batch-sync", b"[]", ["x"]).to_json(), member: 7}
+        changed = {**RequestBinding.for_request("POST", "/batch-sync", b"[]", ["x"]).to_json(), member: 7}
         now_ms = w.clock.at_ms
         header = sign_data(A, now_ms=now_ms, embedded={"id": new_id(), "ts": now_ms, "goatherd": changed})
         assert (await w.send(True, b"[]", header)).status_code == 403

@@ -17,7 +17,7 @@ from goatherd.identity.session import OwnedSession, Session, parse_signature, si
 from goatherd.ids import new_id
 from goatherd.serving.caller_limits import RefusedError
 from goatherd.wire.commit import Commit
-from goatherd.wire.schema import Field, Registry, Schema
+from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.cluster.door_world import A, Standing, X, Y
 from tests.deadlines import HANG
 from tests.fakes.upstream_child import UpstreamChild
@@ -28,13 +28,13 @@ NOTE = Schema(
     ns="note",
     version=1,
     fields=(
-        Field(name="title", type="string", required=True),
-        Field(name="n", type="number"),
-        Field(name="done", type="boolean"),
-        Field(name="when", type="date"),
-        Field(name="tags", type="set"),
-        Field(name="meta", type="map"),
-        Field(name="body", type="richtext"),
+        SchemaField(name="title", type="string", required=True),
+        SchemaField(name="n", type="number"),
+        SchemaField(name="done", type="boolean"),
+        SchemaField(name="when", type="date"),
+        SchemaField(name="tags", type="set"),
+        SchemaField(name="meta", type="map"),
+        SchemaField(name="body", type="richtext"),
     ),
 )
 

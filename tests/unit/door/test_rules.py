@@ -36,7 +36,7 @@ from goatherd.wire.commit import Commit
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import decode_request_element
 from goatherd.wire.paths import repository_id
-from goatherd.wire.schema import Field, Registry, Schema
+from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.cluster.door_world import A, X
 from tests.deadlines import HANG
 from tests.unit.goats import NOW, ORG, commit_by, element, key_of, new_id
@@ -247,7 +247,7 @@ def change(kind: str, value: Any) -> dict[str, Any]:
     return {**COMMIT, "c": {"b": "base", "e": {"sc": "1", "dc": "2", "c": {"f": [one]}}}}
 
 
-TAGS = Registry([Schema(ns="task", version=1, fields=(Field(name="tags", type="set"),))])
+TAGS = Registry([Schema(ns="task", version=1, fields=(SchemaField(name="tags", type="set"),))])
 TWICE = {"__t": "S", "__v": [{"__r": [{"x": 1}], "__d": {"a": {"__rId": 0}, "b": {"__rId": 0}}}]}
 
 

@@ -15,11 +15,11 @@ from goatherd.identity import (
     OwnedSession,
     Phase,
     Session,
-    activate,
-    create,
-    finalize,
-    prepare,
-    verified,
+    activate_rotation,
+    create_document,
+    finalize_rotation,
+    mark_verified,
+    prepare_rotation,
     with_phase,
 )
 from goatherd.identity.session import ROOT_OWNER
@@ -45,11 +45,11 @@ def secret_of(session: OwnedSession) -> str:
 
 
 def first() -> IdentityDocument:
-    return create(owned("a"), NOW)
+    return create_document(owned("a"), NOW)
 
 
 def prepared(document: IdentityDocument | None = None, name: str = "b") -> IdentityDocument:
-    return prepare(
+    return prepare_rotation(
         document or first(),
         owned(name),
         now_ms=NOW,
@@ -64,11 +64,11 @@ def published(document: IdentityDocument | None = None, name: str = "b") -> Iden
 
 
 def activated(document: IdentityDocument | None = None, name: str = "b") -> IdentityDocument:
-    return activate(published(document, name), NOW)
+    return activate_rotation(published(document, name), NOW)
 
 
 def rotated(document: IdentityDocument | None = None, name: str = "b") -> IdentityDocument:
-    return finalize(verified(activated(document, name), NOW), NOW)
+    return finalize_rotation(mark_verified(activated(document, name), NOW), NOW)
 
 
 def pieces_of(secret: str) -> set[str]:

@@ -12,15 +12,15 @@ from goatherd.errors import SuccessionError
 from goatherd.identity import (
     IdentityDocument,
     OwnedSession,
-    Seen,
     Session,
-    prune,
-    revoke,
+    TrustCheckpoint,
+    prune_roots,
+    revoke_root,
     verify_succession,
     verify_successor,
 )
 from goatherd.identity.session_commits import earlier_introduction_id
-from goatherd.identity.transitions import may_leave
+from goatherd.identity.transitions import prunable_roots
 from goatherd.rotation.cross_signing import introduction_id, session_commit
 from goatherd.wire.commit import Commit
 
@@ -48,7 +48,7 @@ def aged() -> IdentityDocument:
     document = first()
     for name in NAMES[1:]:
         document = rotated(document, name)
-    return prune(document, may_leave(document), NOW)
+    return prune_roots(document, prunable_roots(document), NOW)
 
 
 def chain() -> list[Commit]:
@@ -69,9 +69,9 @@ def test_a_node_that_missed_every_rotation_but_the_first_follows_by_the_introduc
     assert caught.value.is_chain_open
     verify_succession(document, [owned("a").session], links)
     with pytest.raises(SuccessionError, match="is gone from the identity"):
-        verify_successor(document, Seen.of(first()), links)
-    verify_successor(document, Seen.of(first()), [*links, outlived("a", NAMES[-1])])
-    verify_successor(document, Seen.of(first()), whole_chain())
+        verify_successor(document, TrustCheckpoint.from_document(first()), links)
+    verify_successor(document, TrustCheckpoint.from_document(first()), [*links, outlived("a", NAMES[-1])])
+    verify_successor(document, TrustCheckpoint.from_document(first()), whole_chain())
 
 
 @pytest.mark.parametrize("missing", [0, COUNT // 2, COUNT - 3])
@@ -122,8 +122,8 @@ def test_a_chain_does_not_lead_through_a_root_that_the_document_revokes() -> Non
     document = first()
     for name in NAMES[1:]:
         document = rotated(document, name)
-    document = revoke(document, owned(middle).id, NOW, reason="stolen")
-    document = prune(document, may_leave(document), NOW)
+    document = revoke_root(document, owned(middle).id, NOW, reason="stolen")
+    document = prune_roots(document, prunable_roots(document), NOW)
     with pytest.raises(SuccessionError, match="no chain"):
         verify_succession(document, [owned("a").session], chain())
     verify_succession(document, [owned(NAMES[COUNT // 2 + 1]).session], chain())
@@ -133,9 +133,9 @@ def test_past_a_revoked_root_leads_its_proof() -> None:
     document = first()
     for name in ("r1", "r2"):
         document = rotated(document, name)
-    document = revoke(document, owned("r2").id, NOW, reason="stolen", successor=owned("r3"))
+    document = revoke_root(document, owned("r2").id, NOW, reason="stolen", successor=owned("r3"))
     document = rotated(rotated(document, "r4"), "r5")
-    document = prune(document, may_leave(document), NOW)
+    document = prune_roots(document, prunable_roots(document), NOW)
     kept = {root.id for root in document.roots}
     assert owned("a").id not in kept
     links = [introduced(owned(new).session, owned(old)) for old, new in [("a", "r1"), ("r1", "r2"), ("r3", "r4")]]

@@ -14,18 +14,18 @@ from goatherd.crypto import fingerprint
 from goatherd.errors import IdentityError, KeyMismatchError, MalformedIdentityError
 from goatherd.identity import (
     IdentityDocument,
-    cancel,
-    create,
+    cancel_rotation,
+    create_document,
     days_left,
     decode_document,
     encode_document,
-    notes,
-    redacted,
-    revoke,
-    roll_back,
+    find_warnings,
+    redact_document,
+    revoke_root,
+    roll_back_rotation,
 )
 from goatherd.identity.document import SIZE_LIMIT_BYTES
-from goatherd.identity.strict_json import pretty
+from goatherd.identity.strict_json import to_pretty_json
 
 from .make import DAY, NOW, activated, everything_in, first, owned, prepared, published, rotated, secret_of, shows_key
 
@@ -35,9 +35,9 @@ DOCUMENTS: dict[str, Callable[[], IdentityDocument]] = {
     "published": published,
     "activated": activated,
     "rotated": rotated,
-    "cancelled": lambda: cancel(published(), NOW, reason="node-2 does not trust it"),
-    "rolled back": lambda: roll_back(activated(), first(), NOW, reason="node-2 does not sign"),
-    "revoked": lambda: revoke(rotated(), owned("a").id, NOW, reason="stolen"),
+    "cancelled": lambda: cancel_rotation(published(), NOW, reason="node-2 does not trust it"),
+    "rolled back": lambda: roll_back_rotation(activated(), first(), NOW, reason="node-2 does not sign"),
+    "revoked": lambda: revoke_root(rotated(), owned("a").id, NOW, reason="stolen"),
 }
 
 
@@ -73,7 +73,7 @@ def test_member_order_node_keys_and_unknown_members_survive_untouched() -> None:
             **{name: session["publicKey"][name] for name in ("kty", "x", "y", "crv")},
         }
         session["note"] = "kept"
-    raw = pretty(odd)
+    raw = to_pretty_json(odd)
     assert encode_document(decode_document(raw)) == raw
 
 
@@ -82,7 +82,7 @@ def test_what_a_session_held_beyond_our_members_survives_a_rotation_and_nothing_
     for session in (tree["currentSession"], tree["roots"][0]):
         session["note"] = "kept"
     tree["plugin"] = {"deep": [1, {"x": None}]}
-    after = tree_of(rotated(decode_document(pretty(tree))))
+    after = tree_of(rotated(decode_document(to_pretty_json(tree))))
     assert after["roots"][0] == tree["roots"][0]
     assert after["plugin"] == tree["plugin"]
     assert set(after["currentSession"]) == {"id", "publicKey", "privateKey", "owner", "expiration"}
@@ -98,9 +98,9 @@ def test_the_earlier_private_key_leaves_the_text_and_the_memory_at_activation() 
 def test_a_document_without_generation_is_generation_zero_and_stays_as_it_is() -> None:
     tree = tree_of(first())
     del tree["generation"]
-    document = decode_document(pretty(tree))
+    document = decode_document(to_pretty_json(tree))
     assert document.generation == 0
-    assert encode_document(document) == pretty(tree)
+    assert encode_document(document) == to_pretty_json(tree)
     assert prepared(document).generation == 1
 
 
@@ -213,7 +213,7 @@ def test_a_document_is_refused_and_the_rule_is_named_without_key_material(
     tree = tree_of(prepared())
     change(tree)
     with pytest.raises(MalformedIdentityError) as caught:
-        decode_document(pretty(tree))
+        decode_document(to_pretty_json(tree))
     assert message in str(caught.value)
     assert not shows_key(everything_in(caught.value), owned("a"), owned("b"), owned("c"))
 
@@ -223,7 +223,7 @@ def test_a_private_key_of_somebody_else_is_a_mismatch(member: str) -> None:
     tree = tree_of(prepared())
     tree[member]["privateKey"] = JWK_SECRET
     with pytest.raises(KeyMismatchError, match=member):
-        decode_document(pretty(tree))
+        decode_document(to_pretty_json(tree))
 
 
 @pytest.mark.parametrize(
@@ -268,10 +268,10 @@ def test_a_document_that_grew_too_large_is_not_written() -> None:
 
 
 def test_notes_tell_of_a_large_document_and_of_a_short_life() -> None:
-    assert notes(first(), NOW) == []
-    assert "expires in 14.0 days" in notes(first(), NOW + 16 * DAY)[0]
-    assert "expired 1.0 days ago" in notes(first(), NOW + 31 * DAY)[0]
-    assert "bytes" in notes(replace(first(), extra={"notes": "x" * 10_240}), NOW)[0]
+    assert find_warnings(first(), NOW) == []
+    assert "expires in 14.0 days" in find_warnings(first(), NOW + 16 * DAY)[0]
+    assert "expired 1.0 days ago" in find_warnings(first(), NOW + 31 * DAY)[0]
+    assert "bytes" in find_warnings(replace(first(), extra={"notes": "x" * 10_240}), NOW)[0]
     assert days_left(first(), NOW) == pytest.approx(30, abs=0.01)
 
 
@@ -283,8 +283,8 @@ def test_neither_repr_nor_redaction_shows_key_material(name: str) -> None:
         repr(document),
         str(document),
         f"{document}",
-        json.dumps(redacted(document)),
-        repr(redacted(document)),
+        json.dumps(redact_document(document)),
+        repr(redact_document(document)),
     ):
         assert not shows_key(text, *sessions)
         assert '"kty"' not in text
@@ -294,7 +294,7 @@ def test_neither_repr_nor_redaction_shows_key_material(name: str) -> None:
 
 
 def test_redaction_shows_ids_fingerprints_and_phase_and_of_unknown_members_only_the_names() -> None:
-    shown = redacted(replace(prepared(), extra={"plugin": "private matter"}))
+    shown = redact_document(replace(prepared(), extra={"plugin": "private matter"}))
     assert shown["phase"] == "prepared"
     assert shown["current"]["id"] == owned("a").id
     assert shown["next"]["fingerprint"] == fingerprint(owned("b").session.public_key)
@@ -317,7 +317,7 @@ def test_a_fingerprint_is_that_of_the_key_in_its_usual_form() -> None:
 
 def test_a_first_document_needs_a_root() -> None:
     with pytest.raises(MalformedIdentityError, match="not root"):
-        create(owned("u", owner="u-1"), NOW)
+        create_document(owned("u", owner="u-1"), NOW)
 
 
 def test_another_private_key_does_not_hide_within_the_one_that_is_allowed() -> None:

@@ -13,27 +13,27 @@ from hypothesis import strategies as st
 from goatherd.errors import IdentityError
 from goatherd.identity import (
     IdentityDocument,
-    activate,
-    cancel,
+    activate_rotation,
+    cancel_rotation,
     check_generation,
     decode_document,
     encode_document,
-    finalize,
+    finalize_rotation,
     from_settings,
-    prepare,
-    redacted,
-    retire,
-    revoke,
-    roll_back,
+    mark_verified,
+    prepare_rotation,
+    record_retirement,
+    redact_document,
+    revoke_root,
+    roll_back_rotation,
     to_settings,
-    verified,
     verify_endorsement,
     verify_successor,
     with_phase,
 )
 from goatherd.identity.document import _MEMBERS as KNOWN_MEMBERS
 from goatherd.identity.document import Phase
-from goatherd.identity.strict_json import _pretty, holds_private_key, pretty
+from goatherd.identity.strict_json import _indent_value, holds_private_key, to_pretty_json
 
 from .make import NOW, everything_in, first, owned, secret_of, shows_key
 
@@ -60,7 +60,7 @@ moves = st.lists(st.sampled_from(["go on", "go on", "go on", "undo", "retire", "
 def walk(steps: list[str], extra: dict[str, Any]) -> list[IdentityDocument]:
     """Follow a random walk through the rotations; every document on it."""
     tree = json.loads(encode_document(first()))
-    documents = [decode_document(pretty({**tree, **extra}))]
+    documents = [decode_document(to_pretty_json({**tree, **extra}))]
     stable = documents[0]
     names = iter(NAMES[1:])
     for step in steps:
@@ -71,25 +71,25 @@ def walk(steps: list[str], extra: dict[str, Any]) -> list[IdentityDocument]:
                 if name is None:
                     break
                 stable = document
-                document = prepare(
+                document = prepare_rotation(
                     document, owned(name), now_ms=NOW, rotation_id=f"to-{name}", started_by="me", stable_version="1"
                 )
             elif document.phase is Phase.PREPARED:
                 document = with_phase(document, Phase.PUBLISHED, NOW)
             elif document.phase is Phase.PUBLISHED:
-                document = activate(document, NOW)
+                document = activate_rotation(document, NOW)
             elif document.phase is Phase.ACTIVATED:
-                document = verified(document, NOW)
+                document = mark_verified(document, NOW)
             else:
-                document = finalize(document, NOW)
+                document = finalize_rotation(document, NOW)
         elif step == "undo" and document.phase in (Phase.PREPARED, Phase.PUBLISHED):
-            document = cancel(document, NOW, reason="why")
+            document = cancel_rotation(document, NOW, reason="why")
         elif step == "undo" and document.phase is not None and stable.current.id not in document.revoked_ids:
-            document = roll_back(document, stable, NOW, reason="why")
+            document = roll_back_rotation(document, stable, NOW, reason="why")
         elif step in ("retire", "revoke"):
             old = [root.id for root in document.roots if root.id != document.current.id]
             if document.phase is None and old and old[0] not in document.retired_ids | document.revoked_ids:
-                change = retire(document, old[0], NOW), revoke(document, old[0], NOW, reason="why")
+                change = record_retirement(document, old[0], NOW), revoke_root(document, old[0], NOW, reason="why")
                 document = change[0] if step == "retire" else change[1]
         if document is not documents[-1]:
             documents.append(document)
@@ -131,7 +131,7 @@ def check_consistent(document: IdentityDocument) -> None:
     held = {secret_of(holder) for holder in secret_holders}
     others = [session for session in SESSIONS if secret_of(session) not in held]
     assert not shows_key(raw.decode(), *others)
-    assert not shows_key(repr(document) + json.dumps(redacted(document)), *SESSIONS)
+    assert not shows_key(repr(document) + json.dumps(redact_document(document)), *SESSIONS)
     assert not shows_key(to_settings(document).decode(), *others, *secret_holders[1:])
 
 
@@ -309,10 +309,10 @@ def test_any_member_order_and_unknown_members_inside_sessions_come_back_byte_for
     for session in (tree["currentSession"], *tree["roots"]):
         for name, value in extra.items():
             session.setdefault(name, value)
-    raw = pretty(tree)
+    raw = to_pretty_json(tree)
     assert encode_document(decode_document(raw)) == raw
 
 
 @given(values)
 def test_however_it_is_written_the_text_is_the_same(value: Any) -> None:
-    assert pretty(value) == _pretty(value, "\n").encode()
+    assert to_pretty_json(value) == _indent_value(value, "\n").encode()

@@ -67,7 +67,7 @@ def test_a_server_answers_a_client_in_that_order_and_without_a_revoked_root_and_
     keys = [commit["k"] for commit in node.sync(user, "/sys/sessions")["c"]]
     assert keys[0] == "root-a"
     assert keys.index("old") > keys.index("root-x"), "all roots come first"
-    node.pool.replace(current=B, roots=[Z.session, A.session, B.session], revoked=["root-a"])
+    node.pool.replace_roots(current=B, roots=[Z.session, A.session, B.session], revoked=["root-a"])
     keys = [commit["k"] for commit in node.sync(user, "/sys/sessions")["c"]]
     assert sorted(keys) == ["new", "old"]
     assert len(node.sync(B, "/sys/sessions", held=BloomFilter(b"\0", (1, 2)))["c"]) >= len(log)

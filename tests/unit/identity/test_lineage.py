@@ -9,18 +9,18 @@ import pytest
 from goatherd.errors import ForkedIdentityError, MalformedIdentityError, SuccessionError
 from goatherd.identity import (
     IdentityDocument,
-    Seen,
-    cancel,
+    TrustCheckpoint,
+    cancel_rotation,
     decode_document,
     encode_document,
-    prune,
-    retire,
-    revoke,
+    prune_roots,
+    record_retirement,
+    revoke_root,
     verify_successor,
 )
 from goatherd.identity.document import document_digest, sign_document
 from goatherd.identity.lineage import KEPT, Lineage
-from goatherd.identity.transitions import may_leave
+from goatherd.identity.transitions import prunable_roots
 
 from .make import NOW, first, owned, prepared, published, rotated
 from .test_chains import introduced, outlived
@@ -47,7 +47,7 @@ def test_the_root_that_has_signed_since_the_backup_cannot_be_taken_away_by_going
 
 
 def test_it_is_found_out_by_what_a_server_remembers_over_a_restart() -> None:
-    seen = Seen.from_bytes(Seen.of(rotated(first(), "b")).to_bytes())
+    seen = TrustCheckpoint.from_bytes(TrustCheckpoint.from_document(rotated(first(), "b")).to_bytes())
     with pytest.raises(ForkedIdentityError):
         verify_successor(twice(first()), seen)
     with pytest.raises(SuccessionError, match="is gone"):
@@ -62,7 +62,7 @@ def test_a_writer_that_names_no_predecessors_takes_no_root_away_either() -> None
 
 def test_two_histories_with_the_same_roots_are_told_apart() -> None:
     before = rotated(first(), "b")
-    seen, forked = retire(before, A.id, NOW), prepared(retire(before, A.id, NOW + 1), "d")
+    seen, forked = record_retirement(before, A.id, NOW), prepared(record_retirement(before, A.id, NOW + 1), "d")
     with pytest.raises(ForkedIdentityError):
         verify_successor(forked, seen)
     verify_successor(prepared(seen, "d"), seen)
@@ -72,23 +72,25 @@ def test_two_histories_with_the_same_roots_are_told_apart() -> None:
 
 def test_a_root_that_was_only_prepared_may_be_gone() -> None:
     seen = prepared()
-    after = cancel(seen, NOW, reason="asked for")
-    assert after.root(B.id) is None
+    after = cancel_rotation(seen, NOW, reason="asked for")
+    assert after.find_root(B.id) is None
     verify_successor(after, seen)
-    verify_successor(after, Seen.from_bytes(Seen.of(seen).to_bytes()))
+    verify_successor(after, TrustCheckpoint.from_bytes(TrustCheckpoint.from_document(seen).to_bytes()))
 
 
 def test_a_root_that_was_published_may_not() -> None:
     seen = published()
-    without = sign_document(replace(cancel(seen, NOW, reason="asked for"), roots=(A.session,), endorsements=()), NOW)
+    without = sign_document(
+        replace(cancel_rotation(seen, NOW, reason="asked for"), roots=(A.session,), endorsements=()), NOW
+    )
     with pytest.raises(SuccessionError, match=f"root {B.id}, which is trusted here, is gone"):
         verify_successor(without, seen)
 
 
 def test_a_pruned_root_is_explained_by_the_later_root_that_has_introduced_it() -> None:
     seen = rotated(rotated(first(), "b"), "c")
-    after = prune(seen, may_leave(seen), NOW)
-    assert after.root(A.id) is None
+    after = prune_roots(seen, prunable_roots(seen), NOW)
+    assert after.find_root(A.id) is None
     verify_successor(after, seen, [outlived("a", "c")])
     for links in ([], [outlived("a", "d")], [introduced(A.session, owned("c"))], [introduced(B.session, A)]):
         with pytest.raises(SuccessionError, match=f"root {A.id}, which is trusted here, is gone"):
@@ -101,7 +103,7 @@ def test_it_is_explained_over_roots_that_have_been_pruned_since() -> None:
     document = seen = rotated(rotated(first(), "b"), "c")
     for name in ("d", "e", "f"):
         document = rotated(document, name)
-        document = prune(document, may_leave(document), NOW)
+        document = prune_roots(document, prunable_roots(document), NOW)
     links = [outlived("a", "d"), outlived("b", "d"), outlived("c", "e"), outlived("d", "f")]
     with pytest.raises(SuccessionError, match="no chain"):
         verify_successor(document, seen, links)
@@ -113,7 +115,7 @@ def test_it_is_explained_over_roots_that_have_been_pruned_since() -> None:
 
 def test_where_there_is_nowhere_to_look_the_count_of_pruned_roots_has_to_do() -> None:
     seen = rotated(rotated(first(), "b"), "c")
-    after = prune(seen, may_leave(seen), NOW)
+    after = prune_roots(seen, prunable_roots(seen), NOW)
     verify_successor(after, seen, is_pruning_believed=True)
     with pytest.raises(SuccessionError, match="is gone"):
         verify_successor(sign_document(replace(after, pruned=0), NOW), seen, is_pruning_believed=True, may_fork=True)
@@ -121,7 +123,7 @@ def test_where_there_is_nowhere_to_look_the_count_of_pruned_roots_has_to_do() ->
 
 def test_a_revoked_root_stays_and_is_no_loss() -> None:
     seen = rotated(first(), "b")
-    verify_successor(revoke(seen, A.id, NOW, reason="stolen"), seen)
+    verify_successor(revoke_root(seen, A.id, NOW, reason="stolen"), seen)
 
 
 # --- the list of predecessors -----------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ def test_each_document_names_the_one_before_it_and_forgets_the_eldest() -> None:
 def test_the_predecessor_is_what_was_stored_whatever_was_changed_in_memory_before_the_step() -> None:
     stored = rotated(first(), "b")
     changed = replace(stored, pruned=7)
-    after = retire(changed, A.id, NOW)
+    after = record_retirement(changed, A.id, NOW)
     assert after.lineage is not None
     assert after.lineage.digest_of(stored.generation) == document_digest(stored)[:32]
 
@@ -150,7 +152,7 @@ def test_the_predecessor_is_what_was_stored_whatever_was_changed_in_memory_befor
 def test_a_writer_that_does_not_know_the_list_leaves_a_gap() -> None:
     before = rotated(first(), "b")
     by_another = decode_document(encode_document(replace(before, generation=before.generation + 1)))
-    after = retire(by_another, A.id, NOW)
+    after = record_retirement(by_another, A.id, NOW)
     assert after.lineage is not None
     assert after.lineage.digest_of(before.generation) is None
     verify_successor(after, before)

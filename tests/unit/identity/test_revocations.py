@@ -16,19 +16,19 @@ from goatherd.identity import (
     OwnedSession,
     Revocation,
     Session,
-    close_freeze,
-    create,
+    create_document,
     decode_document,
     encode_document,
-    endorse,
-    notes,
-    redacted,
-    revoke,
-    settle,
+    endorse_root,
+    find_warnings,
+    record_frozen_commits,
+    record_reissued_sessions,
+    redact_document,
+    revoke_root,
     verify_endorsement,
     verify_successor,
 )
-from goatherd.identity.revocations import prove, verify_proof
+from goatherd.identity.revocations import sign_proof, verify_proof
 from goatherd.identity.session import sign_data
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
@@ -38,7 +38,7 @@ A, B, C, D = owned("a"), owned("b"), owned("c"), owned("d")
 
 def stolen(document: IdentityDocument | None = None, successor: OwnedSession = C) -> IdentityDocument:
     start = document or first()
-    return revoke(start, start.current.id, NOW, reason="stolen", successor=successor)
+    return revoke_root(start, start.current.id, NOW, reason="stolen", successor=successor)
 
 
 def test_a_node_that_knows_only_the_stolen_root_follows_to_the_new_one() -> None:
@@ -80,38 +80,38 @@ def test_an_earlier_root_may_be_the_successor() -> None:
 
 
 def test_an_earlier_root_revoked_with_its_key_at_hand_strands_nobody() -> None:
-    document = revoke(rotated(), A.id, NOW, reason="stolen", proving=A)
+    document = revoke_root(rotated(), A.id, NOW, reason="stolen", proving=A)
     assert document.current == B
     verify_successor(document, first())
     verify_successor(document, rotated())
 
 
 def test_an_earlier_root_revoked_without_its_key_strands_those_who_know_only_it() -> None:
-    document = revoke(rotated(), A.id, NOW, reason="stolen")
+    document = revoke_root(rotated(), A.id, NOW, reason="stolen")
     verify_successor(document, rotated())
     with pytest.raises(SuccessionError, match="no chain"):
         verify_successor(document, first())
 
 
 def test_a_node_that_knows_only_the_first_of_three_roots_finds_all_that_are_good() -> None:
-    document = revoke(rotated(rotated(), "c"), A.id, NOW, reason="stolen", proving=A)
+    document = revoke_root(rotated(rotated(), "c"), A.id, NOW, reason="stolen", proving=A)
     verify_successor(document, first())
 
 
 def test_an_expired_root_can_be_replaced_too() -> None:
-    verify_successor(revoke(first(), A.id, NOW + 40 * DAY, reason="late", successor=owned("e", days=90)), first())
+    verify_successor(revoke_root(first(), A.id, NOW + 40 * DAY, reason="late", successor=owned("e", days=90)), first())
 
 
 # --- who is not let in ------------------------------------------------------------------------------------------------
 
 
 def test_whoever_writes_the_store_without_the_stolen_key_is_not_followed() -> None:
-    forged = create(C, NOW, roots=[A.session])
+    forged = create_document(C, NOW, roots=[A.session])
     bare = replace(forged, generation=9, revoked=(Revocation(id=A.id, at=NOW, reason="a lie"),))
     with pytest.raises(SuccessionError, match="no chain"):
         verify_successor(bare, first())
     impostor = OwnedSession(session=A.session, signer=C.signer)
-    lie = Revocation(id=A.id, at=NOW, reason="a lie", successor=C.id, proof=prove(impostor, C.session, NOW))
+    lie = Revocation(id=A.id, at=NOW, reason="a lie", successor=C.id, proof=sign_proof(impostor, C.session, NOW))
     with pytest.raises(SuccessionError, match="does not verify"):
         verify_successor(replace(bare, revoked=(lie,)), first())
     with pytest.raises(MalformedIdentityError, match="proof"):
@@ -129,7 +129,7 @@ def test_a_second_root_cannot_be_slipped_in_with_the_successor() -> None:
     slipped = replace(document, roots=(*document.roots, D.session))
     with pytest.raises(SuccessionError, match=D.id):
         verify_successor(slipped, first())
-    endorsed = replace(slipped, endorsements=(endorse(A, D.session, NOW),))
+    endorsed = replace(slipped, endorsements=(endorse_root(A, D.session, NOW),))
     with pytest.raises(SuccessionError, match=D.id):
         verify_successor(endorsed, first())
 
@@ -140,7 +140,7 @@ def test_a_second_root_cannot_be_slipped_in_with_the_successor() -> None:
     ids=["at", "successor", "id", "proof"],
 )
 def test_a_proof_covers_the_whole_revocation(change: dict[str, Any]) -> None:
-    good = Revocation(id=A.id, at=NOW, reason="", successor=C.id, proof=prove(A, C.session, NOW))
+    good = Revocation(id=A.id, at=NOW, reason="", successor=C.id, proof=sign_proof(A, C.session, NOW))
     verify_proof(good, revoked=A.session, successor=C.session)
     with pytest.raises(SuccessionError):
         verify_proof(replace(good, **change), revoked=A.session, successor=C.session)
@@ -149,7 +149,7 @@ def test_a_proof_covers_the_whole_revocation(change: dict[str, Any]) -> None:
 
 
 def test_a_proof_is_no_endorsement_and_an_endorsement_is_no_proof() -> None:
-    proof, endorsement = prove(A, C.session, NOW), endorse(A, C.session, NOW)
+    proof, endorsement = sign_proof(A, C.session, NOW), endorse_root(A, C.session, NOW)
     with pytest.raises(SuccessionError):
         verify_endorsement(replace(endorsement, signature=proof), by=A.session, of=C.session)
     lie = Revocation(id=A.id, at=NOW, reason="", successor=C.id, proof=endorsement.signature)
@@ -171,13 +171,13 @@ def test_a_malformed_proof_does_not_verify(proof: str | None) -> None:
 
 def test_a_proof_with_another_root_than_the_revoked_one_is_refused() -> None:
     with pytest.raises(IllegalStepError):
-        revoke(rotated(), A.id, NOW, reason="x", proving=C)
+        revoke_root(rotated(), A.id, NOW, reason="x", proving=C)
 
 
 def test_a_known_root_with_another_key_is_no_successor() -> None:
     impostor = OwnedSession(session=Session(**_members(A, public_key=C.session.public_key)), signer=C.signer)
     with pytest.raises(IllegalStepError, match="another key"):
-        revoke(rotated(), B.id, NOW, reason="x", successor=impostor)
+        revoke_root(rotated(), B.id, NOW, reason="x", successor=impostor)
 
 
 def _members(root: OwnedSession, **change: Any) -> dict[str, Any]:
@@ -192,33 +192,33 @@ def _members(root: OwnedSession, **change: Any) -> dict[str, Any]:
 
 
 def test_the_freeze_is_recorded_once_closed_and_survives_the_codec() -> None:
-    document = close_freeze(stolen(), A.id, NOW + 5, commits=3, digest="ab" * 32)
+    document = record_frozen_commits(stolen(), A.id, NOW + 5, commits=3, digest="ab" * 32)
     assert document.generation == stolen().generation + 1
     assert document.revoked[0].freeze == Freeze(at=NOW + 5, commits=3, digest="ab" * 32)
     assert decode_document(encode_document(document)) == document
     verify_successor(document, first())
     with pytest.raises(IllegalStepError):
-        close_freeze(document, C.id, NOW, commits=0, digest="ab" * 32)
+        record_frozen_commits(document, C.id, NOW, commits=0, digest="ab" * 32)
 
 
 def test_a_revocation_that_is_not_finished_is_told_until_it_is() -> None:
     document = stolen(published())
-    assert [A.id in note and "not finished" in note for note in notes(document, NOW)] == [True]
-    document = close_freeze(document, A.id, NOW, commits=3, digest="ab" * 32)
-    assert len(notes(document, NOW)) == 1
-    document = settle(document, A.id, NOW)
-    assert notes(document, NOW) == []
+    assert [A.id in note and "not finished" in note for note in find_warnings(document, NOW)] == [True]
+    document = record_frozen_commits(document, A.id, NOW, commits=3, digest="ab" * 32)
+    assert len(find_warnings(document, NOW)) == 1
+    document = record_reissued_sessions(document, A.id, NOW)
+    assert find_warnings(document, NOW) == []
     assert decode_document(encode_document(document)) == document
 
 
 def test_a_revocation_is_settled_only_after_its_freeze_was_closed() -> None:
     with pytest.raises(IllegalStepError):
-        settle(stolen(), A.id, NOW)
+        record_reissued_sessions(stolen(), A.id, NOW)
 
 
 def test_what_is_shown_of_a_revocation_holds_no_proof_and_no_key() -> None:
-    document = close_freeze(stolen(published()), A.id, NOW, commits=3, digest="ab" * 32)
-    text = json.dumps(redacted(document))
+    document = record_frozen_commits(stolen(published()), A.id, NOW, commits=3, digest="ab" * 32)
+    text = json.dumps(redact_document(document))
     assert document.revoked[0].proof not in text
     assert "stolen" in text
     assert not shows_key(encode_document(document).decode(), A, B)

@@ -14,29 +14,29 @@ from goatherd.errors import IdentityError
 from goatherd.identity import (
     IdentityDocument,
     Phase,
-    Seen,
-    activate,
-    cancel,
-    close_freeze,
+    TrustCheckpoint,
+    activate_rotation,
+    cancel_rotation,
     decode_document,
     encode_document,
-    finalize,
-    prepare,
-    prune,
-    redacted,
-    retire,
-    revoke,
-    roll_back,
-    settle,
-    verified,
+    finalize_rotation,
+    mark_verified,
+    prepare_rotation,
+    prune_roots,
+    record_frozen_commits,
+    record_reissued_sessions,
+    record_retirement,
+    redact_document,
+    revoke_root,
+    roll_back_rotation,
     verify_successor,
     with_phase,
 )
 from goatherd.identity.document import document_tree, sign_document
 from goatherd.identity.root_signatures import MEMBER, DocumentSignature, tree_digest
 from goatherd.identity.session import parse_signature, sign_data
-from goatherd.identity.strict_json import canonical, pretty
-from goatherd.identity.transitions import replace_expired, restore
+from goatherd.identity.strict_json import to_canonical_json, to_pretty_json
+from goatherd.identity.transitions import prepare_restore, replace_expired
 from goatherd.wire.javascript_values import UNDEFINED
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated
@@ -44,16 +44,16 @@ from .make import DAY, NOW, activated, first, owned, prepared, published, rotate
 
 def revoked() -> IdentityDocument:
     """A document with every member: endorsements, a revocation with proof and frozen list, history, a rotation."""
-    stolen = revoke(rotated(), owned("b").id, NOW, reason="stolen", successor=owned("c"))
-    frozen = close_freeze(stolen, owned("b").id, NOW, commits=3, digest="ab" * 32)
-    done = settle(replace(frozen, pruned=2), owned("b").id, NOW)
-    return prepare(done, owned("d"), now_ms=NOW, rotation_id="r9", started_by="me", stable_version="7")
+    stolen = revoke_root(rotated(), owned("b").id, NOW, reason="stolen", successor=owned("c"))
+    frozen = record_frozen_commits(stolen, owned("b").id, NOW, commits=3, digest="ab" * 32)
+    done = record_reissued_sessions(replace(frozen, pruned=2), owned("b").id, NOW)
+    return prepare_rotation(done, owned("d"), now_ms=NOW, rotation_id="r9", started_by="me", stable_version="7")
 
 
 def pruned() -> IdentityDocument:
-    twice = prepare(rotated(), owned("c"), now_ms=NOW, rotation_id="r2", started_by="me", stable_version="7")
-    twice = finalize(verified(activate(published_of(twice), NOW), NOW), NOW)
-    return prune(twice, [owned("a").id], NOW)
+    twice = prepare_rotation(rotated(), owned("c"), now_ms=NOW, rotation_id="r2", started_by="me", stable_version="7")
+    twice = finalize_rotation(mark_verified(activate_rotation(published_of(twice), NOW), NOW), NOW)
+    return prune_roots(twice, [owned("a").id], NOW)
 
 
 def published_of(document: IdentityDocument) -> IdentityDocument:
@@ -66,15 +66,20 @@ WRITTEN: dict[str, tuple[Callable[[], IdentityDocument], str]] = {
     "publish": (published, "a"),
     "activate": (activated, "b"),
     "finalize": (rotated, "b"),
-    "cancel": (lambda: cancel(published(), NOW, reason="why"), "a"),
-    "roll back": (lambda: roll_back(activated(), first(), NOW, reason="why"), "a"),
-    "retire": (lambda: retire(rotated(), owned("a").id, NOW), "b"),
+    "cancel": (lambda: cancel_rotation(published(), NOW, reason="why"), "a"),
+    "roll back": (lambda: roll_back_rotation(activated(), first(), NOW, reason="why"), "a"),
+    "retire": (lambda: record_retirement(rotated(), owned("a").id, NOW), "b"),
     "prune": (pruned, "c"),
-    "revoke another root": (lambda: revoke(rotated(), owned("a").id, NOW, reason="why"), "b"),
-    "revoke the current root": (lambda: revoke(first(), owned("a").id, NOW, reason="why", successor=owned("c")), "c"),
+    "revoke another root": (lambda: revoke_root(rotated(), owned("a").id, NOW, reason="why"), "b"),
+    "revoke the current root": (
+        lambda: revoke_root(first(), owned("a").id, NOW, reason="why", successor=owned("c")),
+        "c",
+    ),
     "freeze, settle": (revoked, "c"),
     "restore": (
-        lambda: restore(rotated(), owned("a"), now_ms=NOW, rotation_id="r2", started_by="me", stable_version="5"),
+        lambda: prepare_restore(
+            rotated(), owned("a"), now_ms=NOW, rotation_id="r2", started_by="me", stable_version="5"
+        ),
         "b",
     ),
     "replace an expired root": (
@@ -96,7 +101,7 @@ def test_whatever_writes_a_document_has_its_current_root_sign_it(name: str) -> N
 
 
 def test_a_root_that_has_expired_still_signs_what_is_written_before_it_is_replaced() -> None:
-    late = retire(rotated(), owned("a").id, NOW + 4000 * DAY)
+    late = record_retirement(rotated(), owned("a").id, NOW + 4000 * DAY)
     assert late.current.session.is_expired(NOW + 4000 * DAY)
     assert late.is_signed
 
@@ -137,13 +142,17 @@ def test_an_altered_member_is_refused_as_malformed_or_is_not_signed(make: Callab
     document = make()
     generation = document.generation - 1
     assert document.lineage is not None
-    before = replace(Seen.of(document), generation=generation, digest=document.lineage.digest_of(generation) or "")
+    before = replace(
+        TrustCheckpoint.from_document(document),
+        generation=generation,
+        digest=document.lineage.digest_of(generation) or "",
+    )
     verify_successor(document, before)
     tree, seen, decoded = document_tree(document), set(), 0
     for mutant in mutations(tree, lambda new: new):
-        seen.add(pretty(mutant))
+        seen.add(to_pretty_json(mutant))
         try:
-            altered = decode_document(pretty(mutant))
+            altered = decode_document(to_pretty_json(mutant))
         except IdentityError:
             continue
         if tree_digest(mutant) == tree_digest(tree):
@@ -169,7 +178,7 @@ def test_order_and_white_space_are_not_signed_since_a_store_may_write_them_anew(
 def test_what_an_older_goatherd_writes_keeps_a_signature_that_does_not_hold() -> None:
     tree = document_tree(rotated())
     tree["generation"] += 1
-    document = decode_document(pretty(tree))
+    document = decode_document(to_pretty_json(tree))
     assert document.signature is not None
     assert document.signature.generation == document.generation - 1
     assert not document.is_signed
@@ -201,8 +210,8 @@ def test_nothing_else_is_signed_with_it_and_nothing_else_passes_for_it() -> None
 def test_a_document_without_a_signature_is_not_signed() -> None:
     tree = document_tree(first())
     del tree[MEMBER]
-    assert not decode_document(pretty(tree)).is_signed
-    assert not decode_document(pretty({**tree, MEMBER: None})).is_signed
+    assert not decode_document(to_pretty_json(tree)).is_signed
+    assert not decode_document(to_pretty_json({**tree, MEMBER: None})).is_signed
 
 
 @pytest.mark.parametrize(
@@ -212,13 +221,13 @@ def test_a_malformed_signature_is_refused_with_its_position(member: Any) -> None
     if member == []:
         member = [1]
     with pytest.raises(IdentityError, match="documentSignature"):
-        decode_document(pretty({**document_tree(first()), MEMBER: member}))
+        decode_document(to_pretty_json({**document_tree(first()), MEMBER: member}))
 
 
 def test_the_canonical_form_is_that_of_rfc_8785() -> None:
     value = {"\u20ac": 1, "\r": 2, "\ufb33": 3, "1": 4, "\U0001f600": 5, "\x80": 6, "\xf6": 7}
-    assert list(json.loads(canonical(value))) == ["\r", "1", "\x80", "\xf6", "\u20ac", "\U0001f600", "\ufb33"]
-    assert canonical({"b": [1e21, 1.0, -0.0, 0.000001], "a": {"d": None, "c": "\u000f\n"}}) == (
+    assert list(json.loads(to_canonical_json(value))) == ["\r", "1", "\x80", "\xf6", "\u20ac", "\U0001f600", "\ufb33"]
+    assert to_canonical_json({"b": [1e21, 1.0, -0.0, 0.000001], "a": {"d": None, "c": "\u000f\n"}}) == (
         b'{"a":{"c":"\\u000f\\n","d":null},"b":[1e+21,1,0,0.000001]}'
     )
 
@@ -230,17 +239,17 @@ def with_unknown(document: IdentityDocument) -> IdentityDocument:
         for item in tree[name]:
             item["newer"] = {"kept": [name, None]}
     tree["revoked"][0]["freeze"]["newer"] = True
-    return sign_document(decode_document(pretty(tree)), NOW)
+    return sign_document(decode_document(to_pretty_json(tree)), NOW)
 
 
 def test_unknown_members_of_list_entries_survive_every_change_and_are_shown_nowhere() -> None:
     document = with_unknown(revoked())
     entries = {name: len(document_tree(document)[name]) for name in ("endorsements", "revoked", "history")}
     # Each of these changes one of the lists, so that it is not written back as it was read.
-    later = cancel(document, NOW, reason="why")
-    later = revoke(later, owned("a").id, NOW, reason="stolen too")
-    later = close_freeze(later, owned("a").id, NOW, commits=1, digest="cd" * 32)
-    later = prepare(later, owned("e"), now_ms=NOW, rotation_id="r10", started_by="me", stable_version="9")
+    later = cancel_rotation(document, NOW, reason="why")
+    later = revoke_root(later, owned("a").id, NOW, reason="stolen too")
+    later = record_frozen_commits(later, owned("a").id, NOW, commits=1, digest="cd" * 32)
+    later = prepare_rotation(later, owned("e"), now_ms=NOW, rotation_id="r10", started_by="me", stable_version="9")
     tree = document_tree(later)
     kept = {name: sum("newer" in item for item in tree[name]) for name in entries}
     assert kept["revoked"] == entries["revoked"]
@@ -248,7 +257,7 @@ def test_unknown_members_of_list_entries_survive_every_change_and_are_shown_nowh
     assert kept["endorsements"] > 0
     assert tree["revoked"][0]["freeze"]["newer"] is True
     assert tree["history"][0]["newer"] == {"kept": ["history", None]}
-    assert "newer" not in json.dumps(redacted(later))
+    assert "newer" not in json.dumps(redact_document(later))
 
 
 def test_a_signature_is_renewed_and_not_piled_up() -> None:
@@ -263,5 +272,5 @@ def test_a_key_in_a_signature_is_refused_as_everywhere() -> None:
     tree = document_tree(first())
     tree[MEMBER] = {**tree[MEMBER], "extra": secret}
     with pytest.raises(IdentityError, match="private key") as caught:
-        decode_document(pretty(tree))
+        decode_document(to_pretty_json(tree))
     assert secret["d"] not in str(caught.value)

@@ -14,9 +14,9 @@ from goatherd.identity import (
     decode_document,
     encode_document,
     from_settings,
-    prepare,
-    redacted,
-    revoke,
+    prepare_rotation,
+    redact_document,
+    revoke_root,
     to_settings,
 )
 from goatherd.identity.settings_json import to_settings_keeping
@@ -51,7 +51,7 @@ def test_what_goatdb_wrote_becomes_a_document_with_the_same_keys(name: str) -> N
     document, trusted, _ = from_settings(raw, NOW)
     assert document.generation == 1
     assert document.current.to_secret_json() == original["currentSession"]
-    assert document.root(document.current.id) == document.current.session
+    assert document.find_root(document.current.id) == document.current.session
     assert {session.id for session in trusted} == {
         session["id"] for session in original["trustedSessions"] if session.get("owner") != "root"
     }
@@ -168,7 +168,7 @@ def test_an_export_holds_what_a_goatdb_server_reads_and_nothing_else() -> None:
 def test_an_export_lists_earlier_roots_as_trusted_but_no_revoked_one() -> None:
     tree = json.loads(to_settings(rotated()))
     assert owned("a").id in [session["id"] for session in tree["trustedSessions"]]
-    revoked = to_settings(revoke(rotated(), owned("a").id, NOW, reason="stolen"), [owned("a").session])
+    revoked = to_settings(revoke_root(rotated(), owned("a").id, NOW, reason="stolen"), [owned("a").session])
     assert owned("a").id.encode() not in revoked
 
 
@@ -187,7 +187,7 @@ def test_a_real_settings_json_is_rotated_and_exported_with_its_old_root_still_li
     assert exported["currentSession"]["id"] == owned("b").id
     assert {root["id"] for root in exported["roots"]} == {document.current.id, owned("b").id}
     assert {session.id for session in trusted} < {session["id"] for session in exported["trustedSessions"]}
-    assert redacted(after)["rotatedFrom"] == document.current.id
+    assert redact_document(after)["rotatedFrom"] == document.current.id
 
 
 def test_the_settings_of_an_activated_rotation_never_hold_the_earlier_key() -> None:
@@ -200,6 +200,6 @@ def test_ten_thousand_user_sessions_are_read_in_good_time() -> None:
     tree = settings_tree(trustedSessions=[{**session, "id": f"user{number}"} for number in range(10_000)])
     document, trusted, _ = from_settings(text(tree), NOW)
     assert len(trusted) == 10_000
-    assert prepare(
+    assert prepare_rotation(
         document, owned("b"), now_ms=NOW, rotation_id="r", started_by="x", stable_version=None
     ).next == owned("b")

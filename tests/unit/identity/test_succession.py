@@ -11,13 +11,13 @@ from goatherd.errors import GenerationError, SuccessionError
 from goatherd.identity import (
     Endorsement,
     Phase,
-    Seen,
-    cancel,
+    TrustCheckpoint,
+    cancel_rotation,
     check_generation,
-    create,
-    endorse,
-    revoke,
-    roll_back,
+    create_document,
+    endorse_root,
+    revoke_root,
+    roll_back_rotation,
     verify_endorsement,
     verify_succession,
     verify_successor,
@@ -31,7 +31,7 @@ A, B, C = owned("a"), owned("b"), owned("c")
 
 
 def test_an_endorsement_verifies_with_the_endorsing_key() -> None:
-    verify_endorsement(endorse(A, B.session, NOW), by=A.session, of=B.session)
+    verify_endorsement(endorse_root(A, B.session, NOW), by=A.session, of=B.session)
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_an_endorsement_verifies_with_the_endorsing_key() -> None:
     ids=["key", "owner", "no owner", "expiration", "id"],
 )
 def test_an_endorsement_covers_every_member_of_the_session(other: object) -> None:
-    endorsement = endorse(A, B.session, NOW)
+    endorsement = endorse_root(A, B.session, NOW)
     with pytest.raises(SuccessionError):
         verify_endorsement(endorsement, by=A.session, of=other)  # type: ignore[arg-type]
 
 
 def test_a_verified_endorsement_is_worth_nothing_for_another_key_or_another_session() -> None:
-    endorsement = endorse(A, B.session, NOW)
+    endorsement = endorse_root(A, B.session, NOW)
     for _ in range(2):
         verify_endorsement(endorsement, by=A.session, of=B.session)
     stolen_name = replace(A.session, public_key=C.session.public_key)
@@ -63,21 +63,21 @@ def test_a_verified_endorsement_is_worth_nothing_for_another_key_or_another_sess
             verify_endorsement(endorsement, by=A.session, of=other)
     with pytest.raises(SuccessionError):
         verify_endorsement(
-            replace(endorsement, signature=endorse(A, C.session, NOW).signature), by=A.session, of=B.session
+            replace(endorsement, signature=endorse_root(A, C.session, NOW).signature), by=A.session, of=B.session
         )
     verify_endorsement(endorsement, by=A.session, of=B.session)
 
 
 def test_an_endorsement_by_another_key_under_the_same_id_does_not_verify() -> None:
     impostor = OwnedSession(session=replace(C.session, id=A.id), signer=C.signer)
-    endorsement = endorse(impostor, B.session, NOW)
+    endorsement = endorse_root(impostor, B.session, NOW)
     with pytest.raises(SuccessionError, match="does not verify"):
         verify_endorsement(endorsement, by=A.session, of=B.session)
 
 
 def test_an_endorsement_made_after_the_root_expired_does_not_verify() -> None:
     with pytest.raises(SuccessionError, match="does not verify"):
-        verify_endorsement(endorse(A, B.session, NOW + 40 * DAY), by=A.session, of=B.session)
+        verify_endorsement(endorse_root(A, B.session, NOW + 40 * DAY), by=A.session, of=B.session)
 
 
 def test_a_signature_made_for_another_purpose_is_no_endorsement() -> None:
@@ -96,7 +96,7 @@ def test_a_signature_made_for_another_purpose_is_no_endorsement() -> None:
 
 def test_a_root_cannot_endorse_itself() -> None:
     with pytest.raises(SuccessionError, match="itself"):
-        verify_endorsement(endorse(A, A.session, NOW), by=A.session, of=A.session)
+        verify_endorsement(endorse_root(A, A.session, NOW), by=A.session, of=A.session)
 
 
 def test_the_steps_of_a_rotation_follow_from_one_another() -> None:
@@ -113,20 +113,20 @@ def test_a_chain_over_several_rotations_is_followed_by_who_missed_them() -> None
 
 def test_a_document_of_strangers_is_refused() -> None:
     with pytest.raises(SuccessionError, match="no chain"):
-        verify_succession(create(C, NOW), [A.session, B.session])
+        verify_succession(create_document(C, NOW), [A.session, B.session])
     with pytest.raises(SuccessionError, match="no chain"):
         verify_succession(first(), [])
 
 
 def test_a_rollback_follows_since_the_earlier_root_is_trusted() -> None:
-    rolled_back = roll_back(activated(), first(), NOW, reason="test")
+    rolled_back = roll_back_rotation(activated(), first(), NOW, reason="test")
     verify_successor(rolled_back, activated())
     verify_succession(rolled_back, [A.session])
 
 
 def test_a_cancelled_rotation_follows() -> None:
-    verify_successor(cancel(prepared(), NOW, reason="test"), prepared())
-    verify_successor(cancel(published(), NOW, reason="test"), published())
+    verify_successor(cancel_rotation(prepared(), NOW, reason="test"), prepared())
+    verify_successor(cancel_rotation(published(), NOW, reason="test"), published())
 
 
 def test_a_root_slipped_in_beside_the_real_ones_is_refused() -> None:
@@ -139,27 +139,27 @@ def test_a_root_slipped_in_beside_the_real_ones_is_refused() -> None:
 def test_a_trusted_id_with_another_key_is_refused() -> None:
     impostor = OwnedSession(session=replace(C.session, id=A.id), signer=C.signer)
     with pytest.raises(SuccessionError, match="another key"):
-        verify_succession(create(impostor, NOW), [A.session])
+        verify_succession(create_document(impostor, NOW), [A.session])
 
 
 def test_the_word_of_a_revoked_root_counts_no_more() -> None:
     thief = activated(first(), "c")
     with_revocation = replace(
-        thief, generation=thief.generation + 1, revoked=revoke(rotated(), A.id, NOW, reason="stolen").revoked
+        thief, generation=thief.generation + 1, revoked=revoke_root(rotated(), A.id, NOW, reason="stolen").revoked
     )
     with pytest.raises(SuccessionError, match="no chain"):
         verify_succession(with_revocation, [A.session])
 
 
 def test_a_revocation_cannot_be_forgotten() -> None:
-    seen = revoke(rotated(), A.id, NOW, reason="stolen")
+    seen = revoke_root(rotated(), A.id, NOW, reason="stolen")
     new = replace(seen, generation=seen.generation + 1, revoked=())
     with pytest.raises(SuccessionError, match="revocation"):
         verify_successor(new, seen)
 
 
 def test_a_revoked_root_cannot_come_back_as_the_current_one() -> None:
-    seen = revoke(rotated(), A.id, NOW, reason="stolen")
+    seen = revoke_root(rotated(), A.id, NOW, reason="stolen")
     again = replace(first(), generation=99)
     with pytest.raises(SuccessionError):
         verify_successor(again, seen)
@@ -177,8 +177,8 @@ def test_a_generation_never_goes_back_and_is_not_written_twice() -> None:
 
 
 def test_what_is_remembered_of_an_identity_is_enough_to_judge_the_next_and_holds_no_key() -> None:
-    seen = Seen.from_bytes(Seen.of(prepared()).to_bytes())
-    assert seen == Seen.of(prepared())
+    seen = TrustCheckpoint.from_bytes(TrustCheckpoint.from_document(prepared()).to_bytes())
+    assert seen == TrustCheckpoint.from_document(prepared())
     verify_successor(published(), seen)
     verify_successor(prepared(), seen)
     with pytest.raises(GenerationError, match="other contents"):
@@ -186,5 +186,5 @@ def test_what_is_remembered_of_an_identity_is_enough_to_judge_the_next_and_holds
     with pytest.raises(GenerationError, match="went back"):
         verify_successor(first(), seen)
     with pytest.raises(SuccessionError):
-        verify_successor(replace(create(C, NOW), generation=9), seen)
+        verify_successor(replace(create_document(C, NOW), generation=9), seen)
     assert not shows_key(seen.to_bytes().decode(), A, B)

@@ -12,32 +12,32 @@ from goatherd.identity import (
     IdentityDocument,
     OwnedSession,
     Phase,
-    activate,
-    cancel,
-    close_freeze,
-    create,
+    activate_rotation,
+    cancel_rotation,
+    create_document,
     decode_document,
     encode_document,
-    finalize,
-    prepare,
-    prune,
-    retire,
-    revoke,
-    roll_back,
-    settle,
-    verified,
+    finalize_rotation,
+    mark_verified,
+    prepare_rotation,
+    prune_roots,
+    record_frozen_commits,
+    record_reissued_sessions,
+    record_retirement,
+    revoke_root,
+    roll_back_rotation,
     with_phase,
 )
 from goatherd.identity.document import history_json
-from goatherd.identity.strict_json import pretty
+from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.transitions import (
     MAX_HISTORY,
     MAX_HISTORY_BYTES,
     MOST_BYTES,
     is_full,
-    leaving,
-    may_leave,
-    restore,
+    prepare_restore,
+    prunable_roots,
+    roots_to_prune,
 )
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
@@ -47,21 +47,21 @@ NOBODY, EXPIRED = owned("u", owner=None), owned("e", days=-1)
 LATER = NOW + 1000
 
 STEPS: dict[str, Callable[[IdentityDocument], IdentityDocument]] = {
-    "prepare": lambda d: prepare(d, C, now_ms=LATER, rotation_id="r", started_by="bob", stable_version=None),
+    "prepare": lambda d: prepare_rotation(d, C, now_ms=LATER, rotation_id="r", started_by="bob", stable_version=None),
     "publish": lambda d: with_phase(d, Phase.PUBLISHED, LATER),
-    "activate": lambda d: activate(d, LATER),
-    "verify": lambda d: verified(d, LATER),
-    "finalize": lambda d: finalize(d, LATER),
-    "cancel": lambda d: cancel(d, LATER, reason="why"),
-    "roll back": lambda d: roll_back(d, first(), LATER, reason="why"),
-    "retire": lambda d: retire(d, A.id if d.current.id == B.id else B.id, LATER),
+    "activate": lambda d: activate_rotation(d, LATER),
+    "verify": lambda d: mark_verified(d, LATER),
+    "finalize": lambda d: finalize_rotation(d, LATER),
+    "cancel": lambda d: cancel_rotation(d, LATER, reason="why"),
+    "roll back": lambda d: roll_back_rotation(d, first(), LATER, reason="why"),
+    "retire": lambda d: record_retirement(d, A.id if d.current.id == B.id else B.id, LATER),
 }
 PHASES: dict[str, tuple[Callable[[], IdentityDocument], set[str]]] = {
     "steady": (first, {"prepare"}),
     "prepared": (prepared, {"publish", "cancel"}),
     "published": (published, {"activate", "cancel"}),
     "activated": (activated, {"verify", "roll back"}),
-    "verified": (lambda: verified(activated(), NOW), {"finalize", "roll back"}),
+    "verified": (lambda: mark_verified(activated(), NOW), {"finalize", "roll back"}),
     "rotated": (rotated, {"prepare", "retire"}),
 }
 
@@ -98,12 +98,12 @@ def test_prepare_adds_an_endorsed_root_and_leaves_signing_alone() -> None:
 )
 def test_prepare_takes_a_fresh_root_only(successor: OwnedSession) -> None:
     with pytest.raises(IllegalStepError):
-        prepare(first(), successor, now_ms=NOW, rotation_id="r", started_by="x", stable_version=None)
+        prepare_rotation(first(), successor, now_ms=NOW, rotation_id="r", started_by="x", stable_version=None)
 
 
 def test_an_expired_root_cannot_begin_a_rotation() -> None:
     with pytest.raises(IllegalStepError, match="expired"):
-        prepare(first(), B, now_ms=NOW + 31 * DAY, rotation_id="r", started_by="x", stable_version=None)
+        prepare_rotation(first(), B, now_ms=NOW + 31 * DAY, rotation_id="r", started_by="x", stable_version=None)
 
 
 def test_activation_moves_signing_and_the_earlier_key_is_gone() -> None:
@@ -116,7 +116,7 @@ def test_activation_moves_signing_and_the_earlier_key_is_gone() -> None:
 
 def test_an_expired_successor_is_not_activated() -> None:
     with pytest.raises(IllegalStepError, match="expired"):
-        activate(published(), NOW + 31 * DAY)
+        activate_rotation(published(), NOW + 31 * DAY)
 
 
 def test_finalize_keeps_who_signed_before_and_tells_it_in_the_history() -> None:
@@ -127,7 +127,7 @@ def test_finalize_keeps_who_signed_before_and_tells_it_in_the_history() -> None:
 
 
 def test_cancelling_before_publication_leaves_no_trace_of_the_successor() -> None:
-    document = cancel(prepared(), LATER, reason="changed my mind")
+    document = cancel_rotation(prepared(), LATER, reason="changed my mind")
     assert document.roots == (A.session,)
     assert document.endorsements == ()
     assert document.history[-1].reason == "changed my mind"
@@ -135,14 +135,14 @@ def test_cancelling_before_publication_leaves_no_trace_of_the_successor() -> Non
 
 
 def test_cancelling_after_publication_keeps_the_successors_public_key() -> None:
-    document = cancel(published(), LATER, reason="node-2 is away")
+    document = cancel_rotation(published(), LATER, reason="node-2 is away")
     assert document.roots == (A.session, B.session)
     assert document.current == A
     assert not shows_key(encode_document(document).decode(), B)
 
 
 def test_rolling_back_restores_the_signer_and_keeps_the_new_roots_public_key() -> None:
-    document = roll_back(activated(), first(), LATER, reason="node-2 does not sign")
+    document = roll_back_rotation(activated(), first(), LATER, reason="node-2 does not sign")
     assert document.current == A
     assert document.current.signer.public_key == A.session.public_key
     assert document.roots == (A.session, B.session)
@@ -153,49 +153,56 @@ def test_rolling_back_restores_the_signer_and_keeps_the_new_roots_public_key() -
 
 
 @pytest.mark.parametrize(
-    "stable", [create(C, NOW), create(OwnedSession(session=replace(C.session, id=A.id), signer=C.signer), NOW)]
+    "stable",
+    [create_document(C, NOW), create_document(OwnedSession(session=replace(C.session, id=A.id), signer=C.signer), NOW)],
 )
 def test_rolling_back_to_anything_but_the_earlier_root_is_refused(stable: IdentityDocument) -> None:
     with pytest.raises(IllegalStepError, match="does not hold"):
-        roll_back(activated(), stable, LATER, reason="x")
+        roll_back_rotation(activated(), stable, LATER, reason="x")
 
 
 def test_rolling_back_to_an_expired_root_is_refused() -> None:
     with pytest.raises(IllegalStepError, match="expired"):
-        roll_back(activated(), first(), NOW + 31 * DAY, reason="x")
+        roll_back_rotation(activated(), first(), NOW + 31 * DAY, reason="x")
 
 
 def test_a_root_is_retired_once_and_stays_as_a_public_key() -> None:
-    document = retire(rotated(), A.id, LATER)
+    document = record_retirement(rotated(), A.id, LATER)
     assert document.retired_ids == {A.id}
     assert A.session in document.roots
     for session_id in (A.id, B.id, "stranger"):
         with pytest.raises(IllegalStepError):
-            retire(document, session_id, LATER)
+            record_retirement(document, session_id, LATER)
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.STEADY])
 def test_during_a_rotation_a_revoked_root_is_retired_and_no_other(phase: Phase) -> None:
-    steady = revoke(rotated(), B.id, LATER, reason="stolen", successor=C)
-    document = prepare(steady, owned("d"), now_ms=LATER, rotation_id="r2", started_by="bob", stable_version="7")
+    steady = revoke_root(rotated(), B.id, LATER, reason="stolen", successor=C)
+    document = prepare_rotation(
+        steady, owned("d"), now_ms=LATER, rotation_id="r2", started_by="bob", stable_version="7"
+    )
     if phase is not Phase.PREPARED:
         document = with_phase(document, Phase.PUBLISHED, LATER)
     if phase in (Phase.ACTIVATED, Phase.VERIFIED):
-        document = activate(document, LATER)
+        document = activate_rotation(document, LATER)
     if phase is Phase.VERIFIED:
-        document = verified(document, LATER)
-    retired = retire(document, B.id, LATER)
+        document = mark_verified(document, LATER)
+    retired = record_retirement(document, B.id, LATER)
     assert (retired.retired_ids, retired.rotation) == ({B.id}, document.rotation)
     is_early = retired.next is not None
-    back = cancel(retired, LATER, reason="x") if is_early else roll_back(retired, steady, LATER, reason="x")
+    back = (
+        cancel_rotation(retired, LATER, reason="x")
+        if is_early
+        else roll_back_rotation(retired, steady, LATER, reason="x")
+    )
     assert (back.current.id, back.retired_ids) == (C.id, {B.id})
     for session_id in (A.id, B.id, C.id):
         with pytest.raises(IllegalStepError):
-            retire(retired, session_id, LATER)
+            record_retirement(retired, session_id, LATER)
 
 
 def test_revoking_the_current_root_puts_another_in_its_place_without_its_word() -> None:
-    document = revoke(published(), A.id, LATER, reason="stolen", successor=C)
+    document = revoke_root(published(), A.id, LATER, reason="stolen", successor=C)
     assert document.current == C
     assert document.revoked_ids == {A.id, B.id}, "B lay beside A, and has signed nothing"
     assert document.rotation is None
@@ -204,9 +211,9 @@ def test_revoking_the_current_root_puts_another_in_its_place_without_its_word() 
 
 
 def test_an_earlier_root_that_was_to_sign_again_is_not_revoked_with_the_current_one() -> None:
-    document = restore(rotated(), A, now_ms=LATER, rotation_id="r", started_by="", stable_version="7")
+    document = prepare_restore(rotated(), A, now_ms=LATER, rotation_id="r", started_by="", stable_version="7")
     assert document.next == A
-    document = revoke(document, B.id, LATER, reason="stolen", successor=C)
+    document = revoke_root(document, B.id, LATER, reason="stolen", successor=C)
     assert (document.revoked_ids, document.next, document.rotation) == ({B.id}, None, None)
     assert A.session in document.roots, "what it has signed counts"
 
@@ -224,7 +231,7 @@ def test_an_earlier_root_that_was_to_sign_again_is_not_revoked_with_the_current_
 )
 def test_a_revocation_that_makes_no_sense_is_refused(session_id: str, successor: OwnedSession | None) -> None:
     with pytest.raises(IllegalStepError):
-        revoke(published(), session_id, LATER, reason="x", successor=successor)
+        revoke_root(published(), session_id, LATER, reason="x", successor=successor)
 
 
 def test_history_stays_bounded_over_many_rotations() -> None:
@@ -232,24 +239,24 @@ def test_history_stays_bounded_over_many_rotations() -> None:
     for number in range(MAX_HISTORY + 2):
         document = prune_all(rotated(document, f"r{number}"))
     assert 8 <= len(document.history) <= MAX_HISTORY
-    assert sum(len(pretty(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
+    assert sum(len(to_pretty_json(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
     assert document.history[-1].to_id == document.current.id
 
 
 def test_long_reasons_do_not_make_the_history_long() -> None:
     document = first()
     for number in range(MAX_HISTORY):
-        document = cancel(prepared(document, f"r{number}"), NOW, reason="\N{GOAT}" * 200)
-    assert sum(len(pretty(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
+        document = cancel_rotation(prepared(document, f"r{number}"), NOW, reason="\N{GOAT}" * 200)
+    assert sum(len(to_pretty_json(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
     assert document.history
 
 
 def test_an_endorsement_stays_as_long_as_its_roots() -> None:
     document = first()
     for number in range(12):
-        document = cancel(published(document, f"r{number}"), NOW, reason="x")
+        document = cancel_rotation(published(document, f"r{number}"), NOW, reason="x")
     assert len(document.endorsements) == 12
-    document = prune(document, [document.roots[1].id], LATER)
+    document = prune_roots(document, [document.roots[1].id], LATER)
     assert len(document.endorsements) == 11
     assert len(document.roots) == 12
 
@@ -261,10 +268,10 @@ def test_that_a_key_is_gone_is_on_record_as_long_as_its_root_and_crowds_out_noth
     before = document.history
     earlier = [root.id for root in document.roots if root.id != document.current.id]
     for number, root_id in enumerate(earlier):
-        document = retire(document, root_id, LATER + number)
+        document = record_retirement(document, root_id, LATER + number)
     assert document.retired_ids == set(earlier)
     assert [entry for entry in document.history if entry.event != "retired"] == list(before)
-    document = prune(document, earlier[:2], LATER)
+    document = prune_roots(document, earlier[:2], LATER)
     assert document.retired_ids == set(earlier[2:])
     assert document.pruned == 2
     assert decode_document(encode_document(document)).pruned == 2
@@ -273,62 +280,62 @@ def test_that_a_key_is_gone_is_on_record_as_long_as_its_root_and_crowds_out_noth
 def test_a_reason_that_is_too_long_is_seen_to_be_cut() -> None:
     document = prepared()
     for reason, kept in (("x" * 200, "x" * 200), ("x" * 201, "x" * 197 + "...")):
-        assert cancel(document, NOW, reason=reason).history[-1].reason == kept
+        assert cancel_rotation(document, NOW, reason=reason).history[-1].reason == kept
 
 
 def prune_all(document: IdentityDocument) -> IdentityDocument:
     """Take out every root that may leave, as if its time were over."""
-    return prune(document, ids, LATER) if (ids := may_leave(document)) else document
+    return prune_roots(document, ids, LATER) if (ids := prunable_roots(document)) else document
 
 
 def test_neither_the_current_root_nor_the_one_before_it_nor_a_revoked_one_leaves_the_document() -> None:
     document = rotated(rotated(rotated(), "c"), "d")
     a, b, c, d = (root.id for root in document.roots)
-    assert may_leave(document) == {a, b}
-    document = revoke(document, b, LATER, reason="stolen", proving=B)
-    assert may_leave(document) == {a}
+    assert prunable_roots(document) == {a, b}
+    document = revoke_root(document, b, LATER, reason="stolen", proving=B)
+    assert prunable_roots(document) == {a}
     for stays in (b, c, d, "stranger"):
         with pytest.raises(IllegalStepError, match="may leave"):
-            prune(document, [a, stays], LATER)
+            prune_roots(document, [a, stays], LATER)
     with pytest.raises(IllegalStepError, match="no root"):
-        prune(document, [], LATER)
+        prune_roots(document, [], LATER)
 
 
 def test_no_root_leaves_during_a_rotation() -> None:
     document = prepared(rotated(rotated(), "c"), "d")
     with pytest.raises(IllegalStepError, match="no root leaves now"):
-        prune(document, [A.id], LATER)
+        prune_roots(document, [A.id], LATER)
 
 
 def test_a_revocation_proof_keeps_the_successor_that_it_names() -> None:
-    document = revoke(rotated(), B.id, LATER, reason="stolen", successor=C)
+    document = revoke_root(rotated(), B.id, LATER, reason="stolen", successor=C)
     document = rotated(rotated(document, "d"), "e")
-    assert document.root(C.id) is not None
-    assert C.id not in may_leave(document)
-    assert A.id in may_leave(document)
+    assert document.find_root(C.id) is not None
+    assert C.id not in prunable_roots(document)
+    assert A.id in prunable_roots(document)
 
 
 def test_a_root_leaves_once_it_is_retired_and_of_the_others_only_the_latest_stay() -> None:
     document = rotated(rotated(rotated(), "c"), "d")
     a, b, c, _ = (root.id for root in document.roots)
-    assert leaving(document) == ()
-    assert leaving(retire(document, b, NOW)) == (b,)
-    assert leaving(retire(document, c, NOW)) == (), "the root before the current one stays"
-    assert leaving(rotated(document, "e")) == (a,)
+    assert roots_to_prune(document) == ()
+    assert roots_to_prune(record_retirement(document, b, NOW)) == (b,)
+    assert roots_to_prune(record_retirement(document, c, NOW)) == (), "the root before the current one stays"
+    assert roots_to_prune(rotated(document, "e")) == (a,)
 
 
 def test_a_root_whose_rotation_was_cancelled_leaves_at_once_and_one_that_has_signed_does_not() -> None:
-    assert leaving(cancel(published(), NOW, reason="x")) == (B.id,)
-    rolled_back = roll_back(activated(), first(), NOW, reason="x")
-    assert leaving(cancel(published(rolled_back, "c"), NOW, reason="x")) == (C.id,)
+    assert roots_to_prune(cancel_rotation(published(), NOW, reason="x")) == (B.id,)
+    rolled_back = roll_back_rotation(activated(), first(), NOW, reason="x")
+    assert roots_to_prune(cancel_rotation(published(rolled_back, "c"), NOW, reason="x")) == (C.id,)
 
 
 def test_an_earlier_root_that_was_to_be_restored_does_not_leave_when_that_was_cancelled() -> None:
     document = rotated(rotated(), "c")
     for _ in range(MAX_HISTORY + 1):
-        document = restore(document, A, now_ms=NOW, rotation_id="r", started_by="", stable_version="7")
-        document = cancel(document, NOW, reason="x")
-    assert leaving(document) == ()
+        document = prepare_restore(document, A, now_ms=NOW, rotation_id="r", started_by="", stable_version="7")
+        document = cancel_rotation(document, NOW, reason="x")
+    assert roots_to_prune(document) == ()
 
 
 def test_even_a_revocation_in_the_middle_of_the_last_rotation_that_fits_stays_below_the_limit_of_every_store() -> None:
@@ -340,13 +347,13 @@ def test_even_a_revocation_in_the_middle_of_the_last_rotation_that_fits_stays_be
             "rotation_id": f"rotation-{number}".ljust(24, "x"),
         }
         before = document
-        document = prepare(document, owned(f"r{number}"), now_ms=NOW, **steps)
+        document = prepare_rotation(document, owned(f"r{number}"), now_ms=NOW, **steps)
         worst = with_phase(document, Phase.PUBLISHED, NOW)
-        document = finalize(verified(activate(worst, NOW), NOW), NOW)
+        document = finalize_rotation(mark_verified(activate_rotation(worst, NOW), NOW), NOW)
         number += 1
     assert before is not document
     assert number >= 8
-    revoked = revoke(worst, worst.current.id, LATER, reason="\N{GOAT}" * 200, successor=C)
+    revoked = revoke_root(worst, worst.current.id, LATER, reason="\N{GOAT}" * 200, successor=C)
     assert len(encode_document(revoked)) < MOST_BYTES
 
 
@@ -355,11 +362,11 @@ def test_fourteen_revocations_fit_and_leave_room_for_a_rotation() -> None:
     for number in range(14):
         assert not is_full(document), number
         stolen = document.current.id
-        document = revoke(document, stolen, NOW, reason="stolen", successor=owned(f"r{number}"))
-        document = close_freeze(document, stolen, NOW, commits=12_345, digest="a" * 64)
-        document = settle(document, stolen, NOW)
-        if ids := may_leave(document):
-            document = prune(document, ids, NOW)
+        document = revoke_root(document, stolen, NOW, reason="stolen", successor=owned(f"r{number}"))
+        document = record_frozen_commits(document, stolen, NOW, commits=12_345, digest="a" * 64)
+        document = record_reissued_sessions(document, stolen, NOW)
+        if ids := prunable_roots(document):
+            document = prune_roots(document, ids, NOW)
     assert len(document.revoked_ids) == 14
     assert [one.proof is not None for one in document.revoked[-4:]] == [False, True, True, True]
     assert all(one.freeze is not None for one in document.revoked), "commits of each are still checked"
@@ -369,5 +376,5 @@ def test_fourteen_revocations_fit_and_leave_room_for_a_rotation() -> None:
 def test_a_revocation_that_is_not_finished_keeps_its_proof() -> None:
     document = first()
     for number in range(5):
-        document = revoke(document, document.current.id, NOW, reason="stolen", successor=owned(f"r{number}"))
+        document = revoke_root(document, document.current.id, NOW, reason="stolen", successor=owned(f"r{number}"))
     assert all(one.proof is not None for one in document.revoked)

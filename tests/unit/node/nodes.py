@@ -15,9 +15,9 @@ from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.identity.session_commits import session_fields
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id, new_seeds
-from goatherd.node import Listener, Server
+from goatherd.node import Server, ServerListener
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.serving.caller_limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
@@ -77,7 +77,7 @@ class Node:
     """A server on a loopback socket."""
 
     server: Server
-    listener: Listener
+    listener: ServerListener
     client: NodeClient
     directory: Path
     settings: CloudSecretSettings
@@ -114,7 +114,7 @@ async def cluster(
         for index in range(count):
             settings = settings_of(stores[index % len(stores)])
             server = Server(directory / str(index), settings, debug=True, limits=limits)
-            listener = Listener(server)
+            listener = ServerListener(server)
             client = await stack.enter_async_context(NodeClient(listener.bind()))
             nodes.append(Node(server, listener, client, directory / str(index), settings))
         for index, node in enumerate(nodes):
@@ -129,7 +129,7 @@ def everybody_else(count: int) -> Callable[[int], list[int]]:
 
 
 def document_of(signer: OwnedSession, *roots: Session) -> IdentityDocument:
-    return create(signer, now_ms(), roots=roots)
+    return create_document(signer, now_ms(), roots=roots)
 
 
 async def eventually(condition: Callable[[], Any]) -> None:

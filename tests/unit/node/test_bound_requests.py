@@ -34,7 +34,7 @@ from goatherd.identity.request_binding import (
 )
 from goatherd.identity.session import OwnedSession, parse_signature, sign_data, sign_request
 from goatherd.ids import new_id
-from goatherd.node import Listener, Server
+from goatherd.node import Server, ServerListener
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Outcome, Policy, Rotator
 from goatherd.settings import CloudSecretSettings
@@ -115,7 +115,7 @@ async def test_only_goatdbs_own_endpoint_takes_a_roots_request_that_names_no_ser
 async def test_a_request_that_names_no_server_is_told_whom_to_name(tmp_path: Path) -> None:
     signer = root()
     async with two_servers(tmp_path, signer) as (honest, _):
-        binding = RequestBinding.of("POST", "/batch-sync", b"[]")
+        binding = RequestBinding.for_request("POST", "/batch-sync", b"[]")
         header = sign_bound_request(signer, binding, now_ms=now_ms(), nonce=new_id())
         answer = await honest.post("/batch-sync", content=b"[]", headers={"x-goat-sig": header})
         identity = (await honest.get("/goatherd/v1/identity")).json()
@@ -195,7 +195,7 @@ async def test_signing_again_is_within_the_deadline_of_the_request() -> None:
 
 
 def arrive(guard: RequestGuard, signer: OwnedSession, nonce: str, *, signed_ms: int = NOW, now_ms: int = NOW) -> str:
-    binding = RequestBinding.of("POST", "/x", b"", ["here"])
+    binding = RequestBinding.for_request("POST", "/x", b"", ["here"])
     header = sign_bound_request(signer, binding, now_ms=signed_ms, nonce=nonce)
     accept(guard, header, now_ms)
     return header
@@ -304,7 +304,7 @@ async def test_a_cluster_that_is_half_upgraded_rotates(tmp_path: Path, order: st
         for number in range(2):
             settings = CloudSecretSettings(MemorySecretProvider(store), SECRET, refresh_interval=timedelta(seconds=0.5))
             servers.append(Server(tmp_path / str(number), settings, debug=True))
-            listeners.append(Listener(servers[-1]))
+            listeners.append(ServerListener(servers[-1]))
         urls = [listener.bind() for listener in listeners]
         for server, listener, is_old in zip(servers, listeners, are_old, strict=True):
             server.peers = urls

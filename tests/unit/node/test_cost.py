@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from goatherd.errors import DecodeError
-from goatherd.node.engine import Response, Step, Steps
+from goatherd.node.engine import EngineStep, EngineSteps, Response
 from goatherd.wire.commit import Commit
 from goatherd.wire.messages import VERSION
 from tests.unit.goats import NOW, ORG, Node, commit_by, element, introduction, owned, root, signed_header
@@ -72,10 +72,10 @@ BODIES: dict[str, Callable[[], list[Any]]] = {
 }
 
 
-def drive(steps: Steps[Response]) -> tuple[Response, float]:
+def drive(steps: EngineSteps[Response]) -> tuple[Response, float]:
     """Run a request; return the answer, and the longest CPU time that it took on the event loop without a break."""
     longest = 0.0
-    advance: Callable[[], Step] = partial(next, steps)
+    advance: Callable[[], EngineStep] = partial(next, steps)
     while True:
         began = time.thread_time()
         try:
@@ -124,14 +124,14 @@ def test_a_body_is_not_read_for_those_who_may_not_send_one(monkeypatch: pytest.M
 def test_a_user_whose_own_item_takes_long_to_patch_is_looked_up_in_a_thread_and_once() -> None:
     node = Node(A, A)
     node.pool.add_session_commit(introduction(U, A))
-    node.engine.create("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
+    node.engine.create_item("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
     users = node.repository("/sys/users")
     (base,) = users
     wrong = {"s": "user/1", "sc": base.checksum, "dc": "0", "c": edit(*[[{"a": n} for n in range(400)]] * 10)["e"]["c"]}
     delta = Commit.from_json(
         {**base.to_json(), "id": "delta", "p": [base.id], "ts": NOW + 1, "c": {"b": base.id, "e": wrong}}, org=ORG
     )
-    assert users.add(delta)
+    assert users.add_commit(delta)
     for is_first in (True, False):
         steps = node.engine.batch_sync(signed_header(U), b"[]", NOW)
         response, longest = drive(steps)

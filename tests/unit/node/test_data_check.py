@@ -17,10 +17,10 @@ import pytest
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import OwnedSession
-from goatherd.node import Listener, Server, data_check
+from goatherd.node import Server, ServerListener, data_check
 from goatherd.node.data_check import BATCH, REST
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import frame
+from goatherd.wire.commit_log import frame_records
 from tests.unit.node.nodes import (
     ORG,
     cluster,
@@ -50,7 +50,7 @@ def user() -> OwnedSession:
 def write(data: Path, path: str, lines: Sequence[Commit | bytes]) -> Path:
     file = data / ORG / f"{path.removeprefix('/')}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(b"".join(frame([line if isinstance(line, bytes) else line.to_json()]) for line in lines))
+    file.write_bytes(b"".join(frame_records([line if isinstance(line, bytes) else line.to_json()]) for line in lines))
     return file
 
 
@@ -89,10 +89,10 @@ async def test_damage_is_counted_said_once_for_each_file_and_withheld(
                 "unverifiable": 2,
                 "unwritable": 0,
             }
-            repository = database.engine.repository(NOTES)
+            repository = database.engine.get_repository(NOTES)
             assert set(repository.ids) == {commits[0].id, commits[2].id, commits[3].id, stranger.id}
-            assert repository.item(commits[1].key) is None
-            async with Listener(server) as listener, NodeClient(listener.url) as client:
+            assert repository.find_item(commits[1].key) is None
+            async with ServerListener(server) as listener, NodeClient(listener.url) as client:
                 served = {commit["id"] for commit in await client.pull(NOTES, user)}
                 assert served == set(repository.ids), "an altered commit is not served"
     assert file.read_bytes() == before, "the log stays as it is"
@@ -111,7 +111,7 @@ async def test_a_repository_that_is_opened_later_leaves_the_altered_commit_out_t
     async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
         await eventually(lambda: is_complete(server))
         engine = await server.database().open_repository(NOTES)
-        assert engine.repository(NOTES).ids == [other.id]
+        assert engine.get_repository(NOTES).ids == [other.id]
 
 
 async def test_a_good_copy_in_the_same_log_takes_the_place_of_an_altered_one(
@@ -123,7 +123,7 @@ async def test_a_good_copy_in_the_same_log_takes_the_place_of_an_altered_one(
     async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
         engine = await server.database().open_repository(NOTES)
         await eventually(lambda: is_complete(server))
-        item = engine.repository(NOTES).item(commit.key)
+        item = engine.get_repository(NOTES).find_item(commit.key)
         assert item is not None
         assert item.data["title"] == "a title"
 
@@ -139,13 +139,13 @@ async def test_damage_that_is_found_while_a_thread_reads_the_log_is_withheld_too
         await eventually(lambda: is_complete(server))
         write(tmp_path, NOTES, [wrong, *good.values()])
         engine = server.database().engine
-        opening = engine.opening(NOTES)
+        opening = engine.open_in_steps(NOTES)
         read = next(opening).run()
-        engine.withhold(NOTES, {commit.id: [wrong]}, good)
+        engine.withhold_damaged(NOTES, {commit.id: [wrong]}, good)
         with suppress(StopIteration):
             while True:
                 read = opening.send(read).run()
-        item = engine.repository(NOTES).item(commit.key)
+        item = engine.get_repository(NOTES).find_item(commit.key)
         assert (item and item.data["title"]) == ("a title" if has_good_copy else None)
 
 
@@ -176,7 +176,7 @@ async def test_an_unknown_signer_that_becomes_known_is_no_longer_counted(
         database = server.database()
         assert database.data is not None
         assert database.data.unverifiable == 1
-        await database.take("/sys/sessions", [session_commit(signer, user.session).to_json()])
+        await database.store_commits("/sys/sessions", [session_commit(signer, user.session).to_json()])
         assert database.data.unverifiable == 0
 
 
@@ -250,7 +250,7 @@ async def test_no_flipped_bit_of_a_record_is_served_once_the_check_is_complete(
 ) -> None:
     """Every third byte of a record, one bit of each: 218 of 350 such records were served as genuine before."""
     commit = signed_commit(signer, title="a title that is long enough")
-    good = frame([commit.to_json()])
+    good = frame_records([commit.to_json()])
     flipped = 0
     lots = random.Random(3)
     for at in range(1, len(good) - 1, 3):
@@ -263,7 +263,7 @@ async def test_no_flipped_bit_of_a_record_is_served_once_the_check_is_complete(
         database, served = server.database(), 0
         for at in range(1, len(good) - 1, 3):
             engine = await database.open_repository(f"/data/n{at}")
-            for held in engine.repository(f"/data/n{at}"):
+            for held in engine.get_repository(f"/data/n{at}"):
                 # Upper-case letters in a signature, and its own time, change nothing that it says.
                 served += held.signed_object() != commit.signed_object()
         assert flipped > 150

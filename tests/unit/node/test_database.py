@@ -18,12 +18,12 @@ from goatherd.errors import StorageError
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import earlier_introduction_id
-from goatherd.identity.transitions import prune
+from goatherd.identity.transitions import prune_roots
 from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.node import database as database_module
 from goatherd.node.database import PENDING_BATCH
-from goatherd.node.log_storage import Disk, FileLog, LogDirectory
+from goatherd.node.log_storage import FileLog, GroupCommit, LogDirectory
 from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.cross_signing import session_commit as session_of_root
 from goatherd.serving.caller_limits import Rate
@@ -61,7 +61,9 @@ async def test_every_session_is_verified_in_the_background_also_what_a_later_roo
             return pool.known_count == count
 
         await eventually(lambda: known(1 + len(disputed) + 1))
-        assert await server.database().take(SESSIONS_PATH, [session_commit(signer, later.session).to_json()]) == 1
+        assert (
+            await server.database().store_commits(SESSIONS_PATH, [session_commit(signer, later.session).to_json()]) == 1
+        )
         await eventually(lambda: known(1 + len(disputed) + 1 + 2))
 
 
@@ -79,11 +81,11 @@ async def test_a_server_without_peers_follows_by_an_introduction_behind_a_damage
     provider = await store_of(document)
     settings = settings_of(provider)
     async with Server(tmp_path, settings, debug=True) as server:
-        assert introduction["id"] in server.database().engine.repository(SESSIONS_PATH).ids
-        pruned = encode_document(prune(document, {earlier.id}, now_ms()))
+        assert introduction["id"] in server.database().engine.get_repository(SESSIONS_PATH).ids
+        pruned = encode_document(prune_roots(document, {earlier.id}, now_ms()))
         await provider.write(SECRET, pruned, label=CURRENT, expected=VersionId("1"))
         assert await settings.refresh(), settings.status.last_refusal
-        assert settings.settings.document.root(earlier.id) is None
+        assert settings.settings.document.find_root(earlier.id) is None
 
 
 async def test_sessions_are_verified_in_the_background_though_some_of_them_make_it_fail(
@@ -143,7 +145,7 @@ async def test_what_cannot_be_believed_is_not_looked_at_anew_for_every_session_t
     settings = settings_of(await store_of(document_of(signer)))
     async with Server(tmp_path, settings, debug=True, clock=clock) as server:
         database = server.database()
-        take, looks = database.take, 0
+        take, looks = database.store_commits, 0
 
         async def slow_take(path: str, commits: Sequence[Any]) -> int:
             nonlocal looks
@@ -160,7 +162,7 @@ async def test_what_cannot_be_believed_is_not_looked_at_anew_for_every_session_t
 
         commit = signed_commit(stranger)
         await take("/data/x", [commit.to_json()])
-        monkeypatch.setattr(database, "take", slow_take)
+        monkeypatch.setattr(database, "store_commits", slow_take)
         await learn()
         await eventually(lambda: rested(1))
         for _ in range(20):
@@ -172,7 +174,7 @@ async def test_what_cannot_be_believed_is_not_looked_at_anew_for_every_session_t
         await take(SESSIONS_PATH, [session_commit(signer, stranger.session).to_json()])
 
         async def is_believed() -> bool:
-            return commit.id in (await database.open_repository("/data/x")).repository("/data/x")
+            return commit.id in (await database.open_repository("/data/x")).get_repository("/data/x")
 
         await eventually(is_believed)
         assert not database.deferred_count
@@ -189,10 +191,10 @@ class Shelf:
         self.fails = fails
         self.unflushed = 1
 
-    def records(self) -> list[Mapping[str, Any]]:
+    def read_records(self) -> list[Mapping[str, Any]]:
         return []
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append_record(self, record: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
     def flush(self) -> None:
@@ -204,20 +206,20 @@ class Shelf:
 
 
 async def test_nobody_is_told_that_something_is_on_the_disk_that_another_ones_flush_has_failed_to_write() -> None:
-    disk = Disk()
+    disk = GroupCommit()
     first, second, third = Shelf(), Shelf(fails=True), Shelf(fails=True)
     second.gate.set()
     third.gate.set()
 
     async def writes_twice() -> None:
-        disk.touch(first, "/a/b")
-        await disk.durable(["/a/b"])
-        disk.touch(third, "/e/f")
-        await disk.durable(["/e/f"])
+        disk.mark_dirty(first, "/a/b")
+        await disk.wait_until_durable(["/a/b"])
+        disk.mark_dirty(third, "/e/f")
+        await disk.wait_until_durable(["/e/f"])
 
     async def writes_meanwhile() -> None:
-        disk.touch(second, "/c/d")
-        await disk.durable(["/c/d"])
+        disk.mark_dirty(second, "/c/d")
+        await disk.wait_until_durable(["/c/d"])
 
     tasks = [asyncio.create_task(writes_twice())]
     while not first.is_flushing.is_set():
@@ -238,8 +240,8 @@ async def test_an_organization_that_cannot_be_closed_cleanly_does_not_keep_the_o
     settings = settings_of(await store_of(document_of(root("signer"))))
     server = await Server(tmp_path, lambda _: settings, resolve_domain=lambda _: "", debug=True).__aenter__()
     for org in ("a", "b", "c"):
-        (await server.open_database(org)).engine.create("/data/x", "k", "note/1", {"text": "x"}, now_ms())
-    monkeypatch.setattr(FileLog, "_write", _no_space)
+        (await server.open_database(org)).engine.create_item("/data/x", "k", "note/1", {"text": "x"}, now_ms())
+    monkeypatch.setattr(FileLog, "_append_bytes", _no_space)
     with pytest.raises(StorageError):
         await server.__aexit__(None, None, None)
     for org in ("a", "b", "c"):

@@ -16,11 +16,11 @@ from goatherd.admission.commits import NotAdmittedError
 from goatherd.errors import AccessDeniedError, DecodeError, StorageError, VerificationError
 from goatherd.identity.session import sign_commit, verify_commit
 from goatherd.identity.session_commits import session_fields
-from goatherd.node.engine import Step, drive, drive_inline
+from goatherd.node.engine import EngineStep, drive_inline, drive_steps
 from goatherd.node.views import SyncLimits
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
-from goatherd.wire.schema import Field, Registry, Schema
+from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.unit.goats import (
     DAY,
     NOW,
@@ -70,18 +70,18 @@ def test_an_unknown_session_is_403_without_cors_and_without_effect(node: Node) -
 
 def test_an_expired_session_is_403_but_what_it_signed_in_time_is_stored(node: Node) -> None:
     late = NOW + 31 * DAY
-    node.engine.introduce(replace(Y.session, id="late", expiration_ms=late + DAY), NOW)
+    node.engine.introduce_session(replace(Y.session, id="late", expiration_ms=late + DAY), NOW)
     assert node.send([], signed_header(X, late), now_ms=late).status == 403
-    sender = replace(Y, session=node.pool.session("late"))
+    sender = replace(Y, session=node.pool.get_session("late"))
     node.sync(sender, commits=[note(X)], now_ms=late)
     assert len(node.stored()) == 1
 
 
 def test_a_session_with_an_owner_needs_a_user_who_is_there_and_not_deleted(node: Node) -> None:
     assert node.send([], signed_header(U)).status == 403
-    node.engine.create("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
+    node.engine.create_item("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
     assert node.send([], signed_header(U)).status == 200
-    node.engine.delete("/sys/users", "u1", NOW + 1)
+    node.engine.delete_item("/sys/users", "u1", NOW + 1)
     assert node.send([], signed_header(U)).status == 403
 
 
@@ -175,7 +175,7 @@ def test_of_two_requests_that_bring_the_same_commit_at_once_one_brings_it(node: 
 def test_the_log_holds_what_was_stored_and_a_restart_finds_it(node: Node) -> None:
     commit = note(X)
     node.sync(X, commits=[commit])
-    again = Node(A, A, logs={"/data/test": node.logs["/data/test"].records()})
+    again = Node(A, A, logs={"/data/test": node.logs["/data/test"].read_records()})
     assert list(again.repository("/data/test")) == [commit]
 
 
@@ -217,7 +217,7 @@ def test_a_root_revoked_while_its_commits_are_being_verified_gets_nothing_in() -
     step = next(steps)
     while True:
         result = step.run()
-        node.pool.replace(current=A, roots=[A.session, B.session], revoked=["root-b"])
+        node.pool.replace_roots(current=A, roots=[A.session, B.session], revoked=["root-b"])
         try:
             step = steps.send(result)
         except StopIteration:
@@ -228,7 +228,7 @@ def test_a_root_revoked_while_its_commits_are_being_verified_gets_nothing_in() -
 def test_two_requests_at_once_over_a_new_repository_share_it(node: Node) -> None:
     bodies = [json.dumps([element("/data/new", [note(X, f"k{n}")])]).encode() for n in range(2)]
     running = [node.engine.batch_sync(signed_header(X), body, NOW) for body in bodies]
-    steps: list[Step | None] = [next(each) for each in running]
+    steps: list[EngineStep | None] = [next(each) for each in running]
     while any(steps):
         for number, step in enumerate(steps):
             if step is not None:
@@ -237,7 +237,7 @@ def test_two_requests_at_once_over_a_new_repository_share_it(node: Node) -> None
                 except StopIteration:
                     steps[number] = None
     assert node.repository("/data/new").item_keys() == ["k0", "k1"]
-    assert len(node.logs["/data/new"].records()) == 2
+    assert len(node.logs["/data/new"].read_records()) == 2
 
 
 def test_a_log_that_cannot_be_read_is_an_error_and_leaves_nothing_open(node: Node) -> None:
@@ -255,12 +255,12 @@ def test_steps_run_in_threads_and_their_errors_come_back(node: Node) -> None:
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1) as workers, ThreadPoolExecutor(2) as verifiers:
 
-            async def run(step: Step) -> Any:
+            async def run(step: EngineStep) -> Any:
                 return await loop.run_in_executor(workers, step.run, verifiers)
 
             commits = [note(X, f"k{number}") for number in range(40)]
             body = json.dumps([element("/data/test", commits)]).encode()
-            response = await drive(node.engine.batch_sync(signed_header(X), body, NOW), run)
+            response = await drive_steps(node.engine.batch_sync(signed_header(X), body, NOW), run)
             assert response.status == 200
             assert len(node.stored()) == 40
 
@@ -269,14 +269,14 @@ def test_steps_run_in_threads_and_their_errors_come_back(node: Node) -> None:
 
             node.engine._open_log = broken  # type: ignore[method-assign]
             with pytest.raises(StorageError):
-                await drive(node.engine.opening("/data/broken"), run)
+                await drive_steps(node.engine.open_in_steps("/data/broken"), run)
 
     asyncio.run(work())
 
 
 def test_pulled_commits_pass_the_same_checks_as_pushed_ones(node: Node) -> None:
     good, forged = note(X), note(X, claimed=A.id)
-    done = drive_inline(node.engine.ingest("/data/test", [good.to_json(), forged.to_json(), 5], NOW))
+    done = drive_inline(node.engine.ingest_commits("/data/test", [good.to_json(), forged.to_json(), 5], NOW))
     assert done.accepted == [good]
     assert [commit_id for commit_id, _ in done.refused] == ["", forged.id]
     assert isinstance(done.refused[1][1], VerificationError)
@@ -301,7 +301,7 @@ def test_pulled_commits_pass_the_same_checks_as_pushed_ones(node: Node) -> None:
     ids=lambda changes: str(changes)[:40],
 )
 def test_what_goatdb_never_writes_is_refused_before_its_signature_is_looked_at(node: Node, changes: Any) -> None:
-    done = drive_inline(node.engine.ingest("/data/test", [{**note(X).to_json(), **changes}], NOW))
+    done = drive_inline(node.engine.ingest_commits("/data/test", [{**note(X).to_json(), **changes}], NOW))
     assert isinstance(done.refused[0][1], DecodeError)
 
 
@@ -315,18 +315,22 @@ def test_what_goatdb_never_writes_is_refused_before_its_signature_is_looked_at(n
 )
 def test_what_the_next_reader_would_find_changed_is_refused(fields: dict[str, Any]) -> None:
     registry = Registry(
-        [Schema(ns="task", version=1, fields=(Field(name="at", type="date"), Field(name="tags", type="set")))]
+        [
+            Schema(
+                ns="task", version=1, fields=(SchemaField(name="at", type="date"), SchemaField(name="tags", type="set"))
+            )
+        ]
     )
     node = Node(A, A, registry=registry)
     raw = commit_by(A, "k", fields, schema="task/1").to_json()
     signed = Commit.from_json(raw, org="localhost", registry=registry)
     raw["sig"] = sign_commit(A, signed, now_ms=NOW).signature
     verify_commit(A.session, Commit.from_json(raw, org="localhost", registry=registry))
-    done = drive_inline(node.engine.ingest("/data/test", [raw], NOW))
+    done = drive_inline(node.engine.ingest_commits("/data/test", [raw], NOW))
     assert "read again" in str(done.refused[0][1])
     same = commit_by(A, "k", {"at": 1700000000000, "tags": {"__t": "S", "__v": [1, 1]}}, schema="task/1").to_json()
     same["sig"] = sign_commit(A, Commit.from_json(same, org="localhost", registry=registry), now_ms=NOW).signature
-    assert drive_inline(node.engine.ingest("/data/test", [same], NOW)).refused == []
+    assert drive_inline(node.engine.ingest_commits("/data/test", [same], NOW)).refused == []
 
 
 @pytest.mark.parametrize(
@@ -342,7 +346,7 @@ def test_what_the_next_reader_would_find_changed_is_refused(fields: dict[str, An
 def test_odd_contents_harm_nothing_else_in_the_batch(node: Node, contents: Any) -> None:
     good = note(X)
     done = drive_inline(
-        node.engine.ingest("/data/test", [note(X, "k2").to_json() | {"c": contents}, good.to_json()], NOW)
+        node.engine.ingest_commits("/data/test", [note(X, "k2").to_json() | {"c": contents}, good.to_json()], NOW)
     )
     assert done.accepted == [good]
     assert len(done.refused) == 1
@@ -352,12 +356,14 @@ def test_contents_nested_without_end_are_refused(node: Node) -> None:
     deep: Any = "x"
     for _ in range(70):
         deep = {"n": deep}
-    done = drive_inline(node.engine.ingest("/data/test", [note(X, schema="deep/1").to_json() | {"c": deep}], NOW))
+    done = drive_inline(
+        node.engine.ingest_commits("/data/test", [note(X, schema="deep/1").to_json() | {"c": deep}], NOW)
+    )
     assert "nested" in str(done.refused[0][1])
 
 
 def test_a_key_keeps_its_schema_and_known_schemas_are_checked() -> None:
-    schema = Schema(ns="task", version=1, fields=(Field(name="title", type="string", required=True),))
+    schema = Schema(ns="task", version=1, fields=(SchemaField(name="title", type="string", required=True),))
     node = Node(A, A, registry=Registry([schema]))
     good = commit_by(A, "k", {"title": "x"}, schema="task/1")
     other = commit_by(A, "k", {"text": "x"}, schema="note/1", parents=[good.id])
@@ -371,21 +377,21 @@ def test_a_key_keeps_its_schema_and_known_schemas_are_checked() -> None:
 
 
 def test_items_are_written_signed_by_the_root_of_the_moment(node: Node) -> None:
-    first = node.engine.create("/data/test", "k", "note/1", {"text": "1"}, NOW)
-    node.pool.replace(current=B, roots=[A.session, B.session])
-    second = node.engine.set("/data/test", "k", {"text": "2"}, NOW + 1)
+    first = node.engine.create_item("/data/test", "k", "note/1", {"text": "1"}, NOW)
+    node.pool.replace_roots(current=B, roots=[A.session, B.session])
+    second = node.engine.set_item("/data/test", "k", {"text": "2"}, NOW + 1)
     assert (first.session, second.session) == ("root-a", "root-b")
-    item = node.engine.get("/data/test", "k")
+    item = node.engine.get_item("/data/test", "k")
     assert item is not None
     assert item.data == {"text": "2"}
     assert node.pool.verify_commits([first, second]) == [None, None]
-    node.engine.delete("/data/test", "k", NOW + 2)
-    assert node.engine.get("/data/test", "k") is None
-    assert node.engine.get("/data/test", "other") is None
+    node.engine.delete_item("/data/test", "k", NOW + 2)
+    assert node.engine.get_item("/data/test", "k") is None
+    assert node.engine.get_item("/data/test", "other") is None
 
 
 def test_who_may_not_write_is_told_only_in_the_refusals(node: Node) -> None:
-    done = drive_inline(node.engine.ingest("/sys/stats", [note(X).to_json()], NOW))
+    done = drive_inline(node.engine.ingest_commits("/sys/stats", [note(X).to_json()], NOW))
     assert isinstance(done.refused[0][1], AccessDeniedError)
 
 
@@ -398,16 +404,16 @@ def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(no
         ("other", "sessions/1", fields),
     ):
         with pytest.raises(NotAdmittedError, match=f"/sys/sessions/{key} would be no session"):
-            engine.create("/sys/sessions", key, schema, data, NOW)
-    engine.create("/sys/sessions", "new", "sessions/1", fields, NOW)
+            engine.create_item("/sys/sessions", key, schema, data, NOW)
+    engine.create_item("/sys/sessions", "new", "sessions/1", fields, NOW)
     with pytest.raises(NotAdmittedError):
-        engine.set("/sys/sessions", "new", {**fields, "id": "other"}, NOW)
+        engine.set_item("/sys/sessions", "new", {**fields, "id": "other"}, NOW)
     with pytest.raises(NotAdmittedError):
-        engine.delete("/sys/sessions", "new", NOW)
-    item = engine.get("/sys/sessions", "new")
+        engine.delete_item("/sys/sessions", "new", NOW)
+    item = engine.get_item("/sys/sessions", "new")
     assert item is not None
     assert item.data == fields
-    assert node.pool.session("new").id == "new"
+    assert node.pool.get_session("new").id == "new"
 
 
 def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_are_merged(node: Node) -> None:
@@ -429,4 +435,6 @@ def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_a
         while True:
             step = merging.send(step.run())
     assert set(node.repository("/data/test").shown_ids) == node.stored()
-    assert all(leaf.parents for leaf in node.repository("/data/test").leaves("both")), "no creation is left unmerged"
+    assert all(leaf.parents for leaf in node.repository("/data/test").find_leaves("both")), (
+        "no creation is left unmerged"
+    )

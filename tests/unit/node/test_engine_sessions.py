@@ -44,12 +44,12 @@ def test_a_new_session_is_stored_trusted_and_told_with_the_roots() -> None:
     answer = json.loads(response.body)
     assert list(answer["session"]) == ["publicKey", "id", "expiration"]
     assert answer["session"]["expiration"] == (NOW + 30 * DAY) / 1000
-    session = node.pool.session(answer["session"]["id"])
+    session = node.pool.get_session(answer["session"]["id"])
     assert (session.owner, session.public_key) == (None, key.public_key)
     (commit,) = node.repository("/sys/sessions")
     assert (commit.key, commit.session, commit.parents) == (session.id, A.id, ())
-    again = Node(A, A, logs={"/sys/sessions": node.logs["/sys/sessions"].records()})
-    assert again.pool.session(session.id) == session
+    again = Node(A, A, logs={"/sys/sessions": node.logs["/sys/sessions"].read_records()})
+    assert again.pool.get_session(session.id) == session
 
 
 GOOD_JWK = PrivateKey.generate().public_key.to_jwk()
@@ -95,10 +95,10 @@ def test_no_session_is_born_under_an_expired_root() -> None:
 
 def test_a_session_can_be_introduced_again_with_more_time() -> None:
     node = Node(A, A)
-    first = node.engine.introduce(X.session, NOW)
-    second = node.engine.introduce(replace(X.session, expiration_ms=NOW + 90 * DAY), NOW + 1)
+    first = node.engine.introduce_session(X.session, NOW)
+    second = node.engine.introduce_session(replace(X.session, expiration_ms=NOW + 90 * DAY), NOW + 1)
     assert second.parents == (first.id,)
-    assert node.pool.session(X.id).expiration_ms == NOW + 90 * DAY
+    assert node.pool.get_session(X.id).expiration_ms == NOW + 90 * DAY
 
 
 def test_the_second_birth_of_a_session_key_is_merged_and_stays_that_session() -> None:
@@ -106,7 +106,7 @@ def test_the_second_birth_of_a_session_key_is_merged_and_stays_that_session() ->
     later = replace(X.session, expiration_ms=NOW + 90 * DAY)
     node.sync(A, "/sys/sessions", [introduction(X, A), introduction(later, B, ts=NOW + 1)])
     repository = node.repository("/sys/sessions")
-    (leaf,) = repository.leaves(X.id)
+    (leaf,) = repository.find_leaves(X.id)
     assert len(leaf.parents) == 2
-    assert node.pool.session(X.id) == later
-    assert Node(A, A, logs={"/sys/sessions": node.logs["/sys/sessions"].records()}).pool.session(X.id) == later
+    assert node.pool.get_session(X.id) == later
+    assert Node(A, A, logs={"/sys/sessions": node.logs["/sys/sessions"].read_records()}).pool.get_session(X.id) == later

@@ -12,9 +12,16 @@ import pytest
 
 from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.key_age import Urgency, urgency
+from goatherd.identity.key_age import Urgency, assess_urgency
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import activate, create, finalize, prepare, verified, with_phase
+from goatherd.identity.transitions import (
+    activate_rotation,
+    create_document,
+    finalize_rotation,
+    mark_verified,
+    prepare_rotation,
+    with_phase,
+)
 from goatherd.node import Server
 from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.rotation.machine import Policy
@@ -27,17 +34,17 @@ DAY = timedelta(days=1)
 
 def first(clock: FakeClock, life: timedelta) -> IdentityDocument:
     owned = OwnedSession.generate(session_id="root-a", owner="root", now_ms=clock.now_ms(), lifetime=life)
-    return create(owned, clock.now_ms())
+    return create_document(owned, clock.now_ms())
 
 
 def rotated(clock: FakeClock, life: timedelta) -> IdentityDocument:
     now = clock.now_ms()
     successor = OwnedSession.generate(session_id="root-b", owner="root", now_ms=now, lifetime=life)
-    document = prepare(
+    document = prepare_rotation(
         first(clock, 30 * DAY), successor, now_ms=now, rotation_id="r", started_by="", stable_version=None
     )
-    document = activate(with_phase(document, Phase.PUBLISHED, now), now)
-    return finalize(verified(document, now), now)
+    document = activate_rotation(with_phase(document, Phase.PUBLISHED, now), now)
+    return finalize_rotation(mark_verified(document, now), now)
 
 
 @pytest.mark.parametrize(
@@ -55,16 +62,16 @@ def test_the_stages_of_a_root(left: timedelta, stage: Urgency) -> None:
     clock = FakeClock()
     document = first(clock, timedelta(days=180))
     clock.turn(timedelta(days=180) - left)
-    assert urgency(document, clock.now_ms()) is stage
+    assert assess_urgency(document, clock.now_ms()) is stage
 
 
 def test_a_new_root_is_fine_from_its_first_day_on_however_short_it_was_made_to_live() -> None:
     clock = FakeClock()
     for life in (Policy().lifetime, 30 * DAY, timedelta(hours=6)):
         document = rotated(clock, life)
-        assert urgency(document, clock.now_ms()) is Urgency.FINE
-        assert urgency(document, clock.now_ms() + int(life.total_seconds() * 600)) in (Urgency.FINE, Urgency.DUE)
-        assert urgency(document, clock.now_ms() + int(life.total_seconds() * 925)) is Urgency.URGENT
+        assert assess_urgency(document, clock.now_ms()) is Urgency.FINE
+        assert assess_urgency(document, clock.now_ms() + int(life.total_seconds() * 600)) in (Urgency.FINE, Urgency.DUE)
+        assert assess_urgency(document, clock.now_ms() + int(life.total_seconds() * 925)) is Urgency.URGENT
 
 
 def test_a_root_of_goatdb_is_due_on_the_first_day_and_not_late() -> None:
@@ -73,7 +80,7 @@ def test_a_root_of_goatdb_is_due_on_the_first_day_and_not_late() -> None:
     document = first(clock, timedelta(days=30))
     stages = {}
     for day in (0, 1, 14, 16, 31):
-        stages[day] = urgency(document, clock.now_ms() + day * 86_400_000 + 1)
+        stages[day] = assess_urgency(document, clock.now_ms() + day * 86_400_000 + 1)
     assert stages == {0: Urgency.DUE, 1: Urgency.DUE, 14: Urgency.DUE, 16: Urgency.URGENT, 31: Urgency.EXPIRED}
 
 
@@ -88,7 +95,7 @@ async def test_a_neglected_server_says_so_daily_and_ever_louder(caplog: pytest.L
     levels: list[tuple[int, int]] = []
     for hour in range(181 * 24):
         caplog.clear()
-        watch.check()
+        watch.check_expiry()
         levels += [(hour // 24, record.levelno) for record in caplog.records]
         clock.turn(timedelta(hours=1))
     assert levels[0] == (120, logging.WARNING)
@@ -101,12 +108,12 @@ async def test_a_new_root_ends_the_warning(caplog: pytest.LogCaptureFixture) -> 
     clock = FakeClock()
     documents = [first(clock, timedelta(days=20))]
     watch = ExpiryWatch("localhost", lambda: documents[-1], clock)
-    watch.check()
+    watch.check_expiry()
     assert "identity.expiring" in caplog.text
     assert "root-a" in caplog.text
     caplog.clear()
     documents.append(rotated(clock, timedelta(days=180)))
-    watch.check()
+    watch.check_expiry()
     assert not caplog.records
 
 

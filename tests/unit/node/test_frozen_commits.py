@@ -12,7 +12,7 @@ from goatherd.errors import NodeRefusedError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import close_freeze, revoke
+from goatherd.identity.transitions import record_frozen_commits, revoke_root
 from goatherd.node import Server
 from goatherd.node.frozen_commits import FOLDER
 from goatherd.providers.memory import MemorySecretProvider
@@ -24,7 +24,7 @@ from .nodes import ORG, SECRET, document_of, now_ms, root, session_commit, setti
 NOTES = "/data/notes"
 A, B, X = root("root-a"), root("root-b"), root("root-x")
 FIRST = document_of(A)
-STOLEN = revoke(FIRST, A.id, now_ms(), reason="stolen", successor=B)
+STOLEN = revoke_root(FIRST, A.id, now_ms(), reason="stolen", successor=B)
 
 
 def listed(*commits: Commit) -> FrozenList:
@@ -34,7 +34,7 @@ def listed(*commits: Commit) -> FrozenList:
 def stolen(frozen: FrozenList | None = None) -> IdentityDocument:
     if frozen is None:
         return STOLEN
-    return close_freeze(STOLEN, A.id, now_ms(), commits=len(frozen), digest=frozen.digest)
+    return record_frozen_commits(STOLEN, A.id, now_ms(), commits=len(frozen), digest=frozen.digest)
 
 
 async def put(provider: MemorySecretProvider, document: IdentityDocument) -> None:

@@ -17,7 +17,7 @@ from goatherd.node.concurrent_creation import merge_creations, unmerged_creation
 from goatherd.node.log_storage import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.wire.commit import Commit
-from goatherd.wire.schema import BUILTIN, Field, Registry, Schema
+from goatherd.wire.schema import BUILTIN, Registry, Schema, SchemaField
 from tests.unit.goats import NOW, ORG, Node, commit_by, element, introduction, new_id, owned, root, signed_header
 
 A, X = root("root-a"), owned("anon-x")
@@ -26,7 +26,7 @@ NOTE = Schema(
     ns="note",
     version=1,
     fields=tuple(
-        Field(name=name, type=kind)
+        SchemaField(name=name, type=kind)
         for name, kind in (("text", "string"), ("tags", "set"), ("more", "map"), ("at", "date"), ("body", "richtext"))
     ),
 )
@@ -71,8 +71,8 @@ def look(node: Node, commits: list[Any]) -> None:
     """Push commits, read what is there, and open it again from its log."""
     body = json.dumps([element(PATH, commits)]).encode()
     assert node.send(body, signed_header(X)).status == 200
-    node.repository(PATH).item("k")
-    again = node_of(node.engine.registry, logs={PATH: json.loads(json.dumps(node.logs[PATH].records()))})
+    node.repository(PATH).find_item("k")
+    again = node_of(node.engine.registry, logs={PATH: json.loads(json.dumps(node.logs[PATH].read_records()))})
     assert again.stored(PATH) == node.stored(PATH)
 
 
@@ -99,7 +99,7 @@ def test_a_delta_of_nonsense_is_refused_or_reads_as_its_base(wrong: dict[str, An
     good = signed({"r": {"s": "note/1", "d": DATA, "n": True, "cs": "1"}}, k="other")
     look(node, [base, signed(delta(base["id"], {"tags": [broken]})), good])
     assert {base["id"], good["id"]} <= node.stored(PATH)
-    item = node.repository(PATH).item("k")
+    item = node.repository(PATH).find_item("k")
     assert item is not None
     assert item.data == DATA
 
@@ -142,8 +142,8 @@ def test_spoilt_commits_cause_nothing_but_their_own_refusal(seed: int, registry:
         found = Repository(
             PATH, MemoryLog(raws), org=ORG, connection="here", own_session=lambda: A.id, registry=registry
         )
-        found.load()
-        found.item("k")
+        found.load_log()
+        found.find_item("k")
         births = unmerged_creations(found, "k")
         if births:
             merge_creations(births, found, A.id)

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import PathError, StorageError
-from goatherd.node.log_storage import LogDirectory, MemoryLog, _scan
-from goatherd.wire.commit_log import frame
+from goatherd.node.log_storage import LogDirectory, MemoryLog, _scan_log
+from goatherd.wire.commit_log import frame_records
 
 
 def ids(records: object) -> list[str]:
@@ -25,9 +25,9 @@ def ids(records: object) -> list[str]:
 
 def filled(path: Path, count: int = 3) -> Path:
     with LogDirectory(path) as directory:
-        log = directory.open("/data/x")
+        log = directory.open_log("/data/x")
         for number in range(count):
-            log.append({"id": f"c{number}"})
+            log.append_record({"id": f"c{number}"})
         log.flush()
     return path / "data/x.jsonl"
 
@@ -36,18 +36,18 @@ def test_the_bytes_are_goatdbs(tmp_path: Path) -> None:
     file = filled(tmp_path, 2)
     assert file.read_bytes() == b'\n{"id":"c0"}\n\n{"id":"c1"}\n'
     with LogDirectory(tmp_path) as directory:
-        log = directory.open("/data/x")
-        log.append({"id": "ü"})
+        log = directory.open_log("/data/x")
+        log.append_record({"id": "ü"})
         log.flush()
     assert file.read_bytes() == '\n{"id":"c0"}\n\n{"id":"c1"}\n\n{"id":"ü"}\n'.encode()
 
 
 def test_nothing_is_written_before_a_flush_and_nothing_by_an_empty_one(tmp_path: Path) -> None:
     with LogDirectory(tmp_path) as directory:
-        log = directory.open("/data/x")
-        assert log.records() == []
+        log = directory.open_log("/data/x")
+        assert log.read_records() == []
         log.flush()
-        log.append({"id": "c"})
+        log.append_record({"id": "c"})
         assert log.unflushed == 1
         assert not (tmp_path / "data").exists()
         log.flush()
@@ -57,8 +57,8 @@ def test_nothing_is_written_before_a_flush_and_nothing_by_an_empty_one(tmp_path:
 
 def test_leaving_the_directory_flushes_what_is_open(tmp_path: Path) -> None:
     with LogDirectory(tmp_path) as directory:
-        log = directory.open("/data/x")
-        log.append({"id": "c"})
+        log = directory.open_log("/data/x")
+        log.append_record({"id": "c"})
     assert b'"c"' in (tmp_path / "data/x.jsonl").read_bytes()
 
 
@@ -71,14 +71,14 @@ def test_files_and_directories_are_the_owners_alone(tmp_path: Path) -> None:
 
 def test_one_log_object_per_repository_while_it_is_held(tmp_path: Path) -> None:
     with LogDirectory(tmp_path) as directory:
-        log = directory.open("/data/x")
-        assert directory.open("/data/x/") is log
-        assert directory.repositories() == []
-        log.append({"id": "c"})
+        log = directory.open_log("/data/x")
+        assert directory.open_log("/data/x/") is log
+        assert directory.repository_paths() == []
+        log.append_record({"id": "c"})
         log.flush()
         (tmp_path / "settings.json").write_text("{}")
         (tmp_path / "data/Not A Repository.jsonl").write_text("")
-        assert directory.repositories() == ["/data/x"]
+        assert directory.repository_paths() == ["/data/x"]
 
 
 @pytest.mark.parametrize("tail", [b'\n{"id":"to', b"\n\0\0\0\0", b'{"id":"complete but not finished"}', b"\xff\xfe"])
@@ -86,12 +86,12 @@ def test_a_torn_tail_is_cut_off_and_the_next_record_is_read_back(tmp_path: Path,
     file = filled(tmp_path)
     file.write_bytes(file.read_bytes() + tail)
     with LogDirectory(tmp_path) as directory:
-        log = directory.open("/data/x")
-        assert ids(log.records()) == ["c0", "c1", "c2"]
+        log = directory.open_log("/data/x")
+        assert ids(log.read_records()) == ["c0", "c1", "c2"]
         assert log.damaged == 0
-        log.append({"id": "new"})
+        log.append_record({"id": "new"})
         log.flush()
-        assert ids(log.records()) == ["c0", "c1", "c2", "new"]
+        assert ids(log.read_records()) == ["c0", "c1", "c2", "new"]
 
 
 def test_a_broken_line_in_the_middle_is_skipped_counted_and_kept(tmp_path: Path) -> None:
@@ -99,38 +99,41 @@ def test_a_broken_line_in_the_middle_is_skipped_counted_and_kept(tmp_path: Path)
     broken = file.read_bytes().replace(b'{"id":"c1"}', b'{"id":"c1')
     file.write_bytes(broken + b"5\n")
     with LogDirectory(tmp_path) as directory:
-        log = directory.open("/data/x")
-        assert ids(log.records()) == ["c0", "c2"]
+        log = directory.open_log("/data/x")
+        assert ids(log.read_records()) == ["c0", "c2"]
         assert log.damaged == 2
-        log.append({"id": "new"})
+        log.append_record({"id": "new"})
         log.flush()
     assert file.read_bytes().startswith(broken)
     with LogDirectory(tmp_path) as directory:
-        assert ids(directory.open("/data/x").records()) == ["c0", "c2", "new"]
+        assert ids(directory.open_log("/data/x").read_records()) == ["c0", "c2", "new"]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.data())
 def test_cutting_a_log_anywhere_loses_at_most_the_record_under_the_knife(
     numbers: list[int], data: st.DataObject
 ) -> None:
-    whole = b"".join(frame([{"id": str(number), "n": number}]) for number in numbers)
+    whole = b"".join(frame_records([{"id": str(number), "n": number}]) for number in numbers)
     cut = data.draw(st.integers(0, len(whole)))
-    scan = _scan(whole[:cut])
+    scan = _scan_log(whole[:cut])
     complete = whole[:cut].count(b"}\n")
     assert ids(scan.records) == [str(number) for number in numbers][:complete]
     assert scan.damaged == 0
-    assert ids(_scan(whole[: scan.good_end] + frame([{"id": "next"}])).records) == [*ids(scan.records), "next"]
+    assert ids(_scan_log(whole[: scan.good_end] + frame_records([{"id": "next"}])).records) == [
+        *ids(scan.records),
+        "next",
+    ]
 
 
 def test_a_write_that_fails_leaves_nothing_half_and_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with LogDirectory(tmp_path) as directory:
-        log = directory.open("/data/x")
-        log.append({"id": "c0"})
+        log = directory.open_log("/data/x")
+        log.append_record({"id": "c0"})
         log.flush()
         before = (tmp_path / "data/x.jsonl").read_bytes()
-        log.append({"id": "c1"})
+        log.append_record({"id": "c1"})
 
         real_write = os.write
 
@@ -145,13 +148,13 @@ def test_a_write_that_fails_leaves_nothing_half_and_is_made_up_for(
         assert (tmp_path / "data/x.jsonl").read_bytes() == before
         assert log.unflushed == 1
         log.flush()
-        assert ids(log.records()) == ["c0", "c1"]
+        assert ids(log.read_records()) == ["c0", "c1"]
 
 
 def test_an_fsync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LogDirectory(tmp_path) as directory:
-        log = directory.open("/data/x")
-        log.append({"id": "c0"})
+        log = directory.open_log("/data/x")
+        log.append_record({"id": "c0"})
         (tmp_path / "data").mkdir()
 
         def broken(descriptor: int) -> None:
@@ -166,23 +169,23 @@ def test_an_fsync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_appends_and_flushes_from_many_threads_lose_nothing(tmp_path: Path) -> None:
     with LogDirectory(tmp_path) as directory, ThreadPoolExecutor(8) as threads:
-        log = directory.open("/data/x")
+        log = directory.open_log("/data/x")
 
         def work(number: int) -> None:
-            log.append({"id": f"c{number}"})
+            log.append_record({"id": f"c{number}"})
             log.flush()
 
         list(threads.map(work, range(200)))
         assert log.unflushed == 0
-        assert sorted(ids(log.records())) == sorted(f"c{number}" for number in range(200))
+        assert sorted(ids(log.read_records())) == sorted(f"c{number}" for number in range(200))
 
 
 def test_many_logs_hold_no_descriptor(tmp_path: Path) -> None:
     with LogDirectory(tmp_path) as directory:
         before = len(list(Path("/proc/self/fd").iterdir()))
-        logs = [directory.open(f"/data/r{number}") for number in range(50)]
+        logs = [directory.open_log(f"/data/r{number}") for number in range(50)]
         for log in logs:
-            log.append({"id": "c"})
+            log.append_record({"id": "c"})
             log.flush()
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
@@ -203,23 +206,23 @@ def test_a_second_server_is_told_who_has_the_directory(tmp_path: Path) -> None:
 
 def test_a_directory_must_be_held_and_usable(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not open"):
-        LogDirectory(tmp_path).open("/data/x")
+        LogDirectory(tmp_path).open_log("/data/x")
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         LogDirectory(tmp_path / "file").acquire()
     with LogDirectory(tmp_path) as directory:
         with pytest.raises(PathError):
-            directory.open("/data/" + "n" * 101)
+            directory.open_log("/data/" + "n" * 101)
         (tmp_path / "data").mkdir()
         (tmp_path / "data/x.jsonl").mkdir()
         with pytest.raises(StorageError):
-            directory.open("/data/x").records()
+            directory.open_log("/data/x").read_records()
 
 
 def test_a_memory_log_reads_back_what_it_was_given() -> None:
     log = MemoryLog([{"id": "a"}])
-    log.append({"id": "b"})
-    assert (ids(log.records()), log.unflushed) == (["a", "b"], 1)
+    log.append_record({"id": "b"})
+    assert (ids(log.read_records()), log.unflushed) == (["a", "b"], 1)
     log.flush()
     assert log.unflushed == 0
 

@@ -147,9 +147,9 @@ async def test_of_paths_that_clients_ask_for_and_nobody_has_only_the_latest_are_
         reader, _ = await nodes[0].client.create_session()
         for number in range(MAX_LACKING + 5):
             await nodes[0].holds(f"/data/n{number}", reader)
-        looked_for = [path for path in nodes[0].server.database().paths() if path.startswith("/data/n")]
+        looked_for = [path for path in nodes[0].server.database().synced_paths() if path.startswith("/data/n")]
         assert looked_for == [f"/data/n{number}" for number in range(5, MAX_LACKING + 5)]
-        assert not [path for path in nodes[1].server.database().paths() if path.startswith("/data/n")]
+        assert not [path for path in nodes[1].server.database().synced_paths() if path.startswith("/data/n")]
 
 
 @pytest.mark.slow
@@ -211,14 +211,14 @@ async def test_a_pulled_commit_is_verified_like_a_pushed_one_and_a_refused_one_w
         tampered = {**signed_commit(signer).to_json(), "k": "another-key"}
         forged = {**signed_commit(stranger).to_json(), "s": signer.id}
         sent: list[Any] = [good.to_json(), early.to_json(), unsigned, tampered, forged, None, {"id": 5}]
-        assert await database.take(PATH, sent) == 1
+        assert await database.store_commits(PATH, sent) == 1
         assert await node.holds(PATH, signer) == {good.id}
         assert database.deferred_count >= 1
-        assert await database.take(PATH, sent) == 0
+        assert await database.store_commits(PATH, sent) == 0
         outsider = signed_commit(user("outsider"))
-        await database.take("/sys/sessions", [session_commit(stranger, stranger.session).to_json()])
-        await database.take(PATH, [outsider.to_json()])
-        assert await database.take("/sys/sessions", [session_commit(signer, author.session).to_json()]) == 1
+        await database.store_commits("/sys/sessions", [session_commit(stranger, stranger.session).to_json()])
+        await database.store_commits(PATH, [outsider.to_json()])
+        assert await database.store_commits("/sys/sessions", [session_commit(signer, author.session).to_json()]) == 1
         await all_hold([node], PATH, {early.id}, signer)
         assert await node.holds(PATH, signer) == {good.id, early.id}
 
@@ -268,16 +268,16 @@ class Here:
         self.shelves = {path: Shelf() for path in (*paths, "/sys/users", "/sys/sessions")}
         self.current = root("current")
 
-    def signer(self) -> OwnedSession:
+    def current_signer(self) -> OwnedSession:
         return self.current
 
-    def paths(self) -> Sequence[str]:
+    def synced_paths(self) -> Sequence[str]:
         return list(self.shelves)
 
-    async def view(self, path: str) -> Shelf:
+    async def open_view(self, path: str) -> Shelf:
         return self.shelves[path]
 
-    async def take(self, path: str, commits: Sequence[Any]) -> int:
+    async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
         return self.shelves[path].put(*commits)
 
 
@@ -570,12 +570,12 @@ async def test_very_many_repositories_do_not_mean_very_many_questions() -> None:
 async def test_settled_tells_when_the_peer_has_been_offered_everything() -> None:
     link = Link(PATH)
     link.here.shelves["/sys/sessions"].put(*fake_commits(1))
-    told = link.peer.settled("/sys/sessions")
+    told = link.peer.push_changes("/sys/sessions")
     await link.until(told.done)
     assert told.result() is True
     assert link.there.shelves["/sys/sessions"].ids == link.here.shelves["/sys/sessions"].ids
     link.there.down = NodeUnreachableError("refused")
-    told = link.peer.settled("/sys/sessions")
+    told = link.peer.push_changes("/sys/sessions")
     await link.until(told.done)
     assert told.result() is False
 

@@ -42,11 +42,11 @@ def act(made: Node, lots: Random, now_ms: int) -> None:
     kind = lots.randrange(5)
     with suppress(ItemExistsError, ItemNotFoundError):
         if kind == 0:
-            made.engine.create(path, key, schema, data(lots), now_ms)
+            made.engine.create_item(path, key, schema, data(lots), now_ms)
         elif kind == 1:
-            made.engine.set(path, key, data(lots), now_ms)
+            made.engine.set_item(path, key, data(lots), now_ms)
         elif kind == 2:
-            made.engine.delete(path, key, now_ms)
+            made.engine.delete_item(path, key, now_ms)
         elif kind == 3:
             pushed = [
                 commit_by(X, key, data(lots), schema=schema, ts=now_ms - n, registry=made.engine.registry)
@@ -54,7 +54,7 @@ def act(made: Node, lots: Random, now_ms: int) -> None:
             ]
             made.sync(X, path, commits=pushed, now_ms=now_ms)
         else:
-            made.engine.introduce(owned(f"user-{lots.randrange(3)}").session, now_ms)
+            made.engine.introduce_session(owned(f"user-{lots.randrange(3)}").session, now_ms)
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -67,6 +67,6 @@ def test_whatever_a_server_makes_its_peers_take_in_any_order(seed: int, monkeypa
     for path in PATHS:
         made = [commit.to_json() for commit in one.repository(path)]
         lots.shuffle(made)
-        done = drive_inline(other.engine.ingest(path, made, NOW + 60_000))
+        done = drive_inline(other.engine.ingest_commits(path, made, NOW + 60_000))
         assert done.refused == []
         assert set(one.repository(path).ids) <= set(other.repository(path).ids)

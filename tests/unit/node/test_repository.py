@@ -15,7 +15,7 @@ from goatherd.node.concurrent_creation import merge_creations, unmerged_creation
 from goatherd.node.log_storage import MemoryLog
 from goatherd.node.repository import MAX_CHAIN, Authorship, Repository
 from goatherd.wire.commit import Commit
-from goatherd.wire.schema import Field, Registry, Schema
+from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.unit.goats import NOW, ORG, commit_by, introduction, new_id, new_seeds, owned, root
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors/orders.json").read_text())
@@ -24,10 +24,10 @@ NOTE = Schema(
     ns="note",
     version=1,
     fields=(
-        Field(name="text", type="string", required=True),
-        Field(name="tags", type="set"),
-        Field(name="at", type="date"),
-        Field(name="kind", type="string", default=lambda _: "plain"),
+        SchemaField(name="text", type="string", required=True),
+        SchemaField(name="tags", type="set"),
+        SchemaField(name="at", type="date"),
+        SchemaField(name="kind", type="string", default=lambda _: "plain"),
     ),
 )
 
@@ -39,7 +39,7 @@ def registry_of_the_vectors() -> Registry:
                 ns=schema["ns"],
                 version=schema["version"],
                 fields=tuple(
-                    Field(name=f["name"], type=f["type"]) for f in schema["fields"] if f["name"] != "isDeleted"
+                    SchemaField(name=f["name"], type=f["type"]) for f in schema["fields"] if f["name"] != "isDeleted"
                 ),
             )
             for schema in VECTORS["schemas"]
@@ -52,7 +52,7 @@ def repository(records: list[Any] | None = None, *, registry: Registry | None = 
     raw = [each.to_json() if isinstance(each, Commit) else each for each in records or []]
     settings = {"connection": "here", "own_session": lambda: A.id, **more}
     found = Repository("/data/test", MemoryLog(raw), org=ORG, registry=registry or Registry([NOTE]), **settings)
-    found.load()
+    found.load_log()
     return found
 
 
@@ -62,7 +62,7 @@ def authorship(ts: int = NOW) -> Authorship:
 
 def write(into: Repository, unsigned: Commit) -> Commit:
     signed = sign_commit(A, unsigned, now_ms=int(unsigned.ts))
-    assert into.add(signed)
+    assert into.add_commit(signed)
     return signed
 
 
@@ -72,15 +72,15 @@ def test_order_leaves_head_and_value_are_goatdbs(graph: dict[str, Any]) -> None:
         graph["commits"], registry=registry_of_the_vectors(), connection="LOCAL", own_session=lambda: "ME"
     )
     assert [commit.id for commit in found.commits_of("k")] == graph["descending"]
-    assert [commit.id for commit in found.leaves("k")] == graph["leaves"]
-    head = found.head("k")
+    assert [commit.id for commit in found.find_leaves("k")] == graph["leaves"]
+    head = found.find_head("k")
     assert (head.id if head else None) == graph["head"]
-    assert {commit.id: found.readable(commit) for commit in found} == graph["has_item"]
+    assert {commit.id: found.is_readable(commit) for commit in found} == graph["has_item"]
     for commit_id, corrupted in graph["corrupted"].items():
         commit = found.get(commit_id)
         assert commit is not None
-        assert (found.readable(commit) and found.record(commit) is None) == corrupted
-    item = found.item("k")
+        assert (found.is_readable(commit) and found.build_record(commit) is None) == corrupted
+    item = found.find_item("k")
     assert (item.data if item else None) == graph["value"]["d"]
 
 
@@ -90,10 +90,10 @@ def test_adding_twice_or_another_commit_of_the_same_id_changes_nothing() -> None
         commit_by(X, "k", {"text": "1"}, commit_id="same"),
         commit_by(X, "k", {"text": "2"}, commit_id="same"),
     )
-    assert found.add(first)
+    assert found.add_commit(first)
     version = found.version
-    assert not found.add(first)
-    assert not found.add(second)
+    assert not found.add_commit(first)
+    assert not found.add_commit(second)
     assert (found.version, found.ids) == (version, ["same"])
     assert found.get("same") is first
 
@@ -102,8 +102,8 @@ def test_what_was_added_is_read_again_from_the_log() -> None:
     found = repository()
     commits = [commit_by(X, f"k{number}", {"text": "x"}) for number in range(3)]
     for commit in commits:
-        found.add(commit)
-    again = repository(found.log.records())  # type: ignore[arg-type]
+        found.add_commit(commit)
+    again = repository(found.log.read_records())  # type: ignore[arg-type]
     assert list(again) == commits
 
 
@@ -116,11 +116,11 @@ def test_leaves_are_what_nothing_lists_as_a_parent_in_whatever_order_commits_com
     for _ in range(10):
         found = repository()
         for count, commit in enumerate(dice.sample(commits, k=len(commits)), start=1):
-            found.add(commit)
+            found.add_commit(commit)
             parents = {parent for one in found for parent in one.parents}
             for key in ("k0", "k1"):
                 own = {one.id for one in found if one.key == key}
-                assert {leaf.id for leaf in found.leaves(key)} == own - parents, count
+                assert {leaf.id for leaf in found.find_leaves(key)} == own - parents, count
                 assert found.is_linked(key) == bool(own & parents)
 
 
@@ -128,13 +128,13 @@ def test_a_key_that_is_written_all_the_time_is_not_sorted_all_the_time(monkeypat
     found, last = repository(), ""
     for number in range(50):
         commit = commit_by(X, "k", {"text": "x"}, ts=NOW + number, parents=[last] if last else [])
-        found.add(commit)
+        found.add_commit(commit)
         last = commit.id
     compared: list[str] = []
     monkeypatch.setattr(
-        "goatherd.node.repository._order", lambda commit: compared.append(commit.id) or (commit.ts, commit.id)
+        "goatherd.node.repository._commit_order", lambda commit: compared.append(commit.id) or (commit.ts, commit.id)
     )
-    item = found.item("k")
+    item = found.find_item("k")
     assert item is not None
     assert item.commit.id == last
     assert not unmerged_creations(found, "k")
@@ -150,7 +150,7 @@ def test_create_set_and_delete_build_on_the_head() -> None:
     assert (first.ancestors_count, second.ancestors_count, third.ancestors_count) == (0, 0, 1)
     assert third.ancestors_filter is not None
     assert first.id in third.ancestors_filter
-    item = found.item("k")
+    item = found.find_item("k")
     assert item is not None
     assert item.deleted
     assert item.data["text"] == "2"
@@ -194,7 +194,7 @@ def test_a_chain_of_deltas_has_an_end() -> None:
     found = repository(records)
     assert f"d{MAX_CHAIN - 2}" in found
     assert f"d{MAX_CHAIN - 1}" not in found
-    assert repository(records[::-1]).item("k") is not None
+    assert repository(records[::-1]).find_item("k") is not None
 
 
 def test_introductions_that_say_the_same_are_not_merged_and_others_are() -> None:
@@ -234,9 +234,9 @@ def test_the_value_of_births_is_united_field_by_field_and_the_later_one_wins() -
     }
     assert merge.parents == tuple(each.id for each in births)
     assert merge.ts == NOW + 3
-    found.add(sign_commit(A, merge, now_ms=NOW + 3))
+    found.add_commit(sign_commit(A, merge, now_ms=NOW + 3))
     assert unmerged_creations(found, "k") == []
-    assert found.head("k") is not None
+    assert found.find_head("k") is not None
 
 
 @pytest.mark.parametrize("odd", [{"__t": "S"}, {"__t": "S", "__v": 5}, {"__t": "S", "__v": {"a": 1}}])

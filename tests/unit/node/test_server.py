@@ -25,7 +25,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import Phase, encode_document
 from goatherd.identity.session import OwnedSession, sign_request, verify_commit
-from goatherd.identity.transitions import activate, prepare, with_phase
+from goatherd.identity.transitions import activate_rotation, prepare_rotation, with_phase
 from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.node.log_storage import FileLog
@@ -315,7 +315,7 @@ async def test_a_disk_that_fails_is_507_and_the_commit_is_written_when_it_works_
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FileLog, "_write", no_space)
+        patch.setattr(FileLog, "_append_bytes", no_space)
         answer = await http.post("/batch-sync", content=batch("/data/x", commit), headers=header(signer))
         assert answer.status_code == 507
 
@@ -396,12 +396,14 @@ async def test_a_new_identity_signs_from_the_next_commit_on_and_the_old_one_stay
         client = NodeClient("http://node", http=http)
         notes = server.database().repository("/data/notes")
         await notes.create("one", "note/1", {"title": "by the first"})
-        document = prepare(first, successor, now_ms=now_ms(), rotation_id="r", started_by="t", stable_version=None)
+        document = prepare_rotation(
+            first, successor, now_ms=now_ms(), rotation_id="r", started_by="t", stable_version=None
+        )
         await provider.write(SECRET, encode_document(document), label="current", expected=(await head(provider)))
         assert await client.refresh(signer) == {"generation": document.generation, "changed": True}
         assert await client.answers(successor), "a document root is trusted before it signs"
         await notes.create("two", "note/1", {"title": "still by the first"})
-        document = activate(with_phase(document, Phase.PUBLISHED, now_ms()), now_ms())
+        document = activate_rotation(with_phase(document, Phase.PUBLISHED, now_ms()), now_ms())
         await provider.write(SECRET, encode_document(document), label="current", expected=(await head(provider)))
         assert (await client.refresh(successor) or {})["changed"] is True
         await notes.create("three", "note/1", {"title": "by the next"})

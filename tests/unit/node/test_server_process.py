@@ -25,7 +25,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id
-from goatherd.node import Listener, Server
+from goatherd.node import Server, ServerListener
 from goatherd.node.log_storage import FileLog
 from goatherd.serving.caller_limits import CallerLimits
 from goatherd.wire.commit import Commit
@@ -79,7 +79,7 @@ def records(file: Path) -> list[Any]:
 async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: Path, signer: OwnedSession) -> None:
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
     async with server:
-        async with Listener(server) as listener, NodeClient(listener.url) as client:
+        async with ServerListener(server) as listener, NodeClient(listener.url) as client:
             assert await client.healthy()
             user, _ = await client.create_session()
             commit = signed_commit(user)
@@ -91,7 +91,7 @@ async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: 
                 await client.create_session()
 
 
-async def answer_to(listener: Listener, sent: bytes) -> bytes:
+async def answer_to(listener: ServerListener, sent: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
     try:
         async with asyncio.timeout(HANG):
@@ -106,7 +106,7 @@ async def answer_to(listener: Listener, sent: bytes) -> bytes:
 )
 async def test_a_head_without_end_is_cut_off(tmp_path: Path, signer: OwnedSession, sent: bytes) -> None:
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
-    async with server, Listener(server) as listener:
+    async with server, ServerListener(server) as listener:
         assert (await answer_to(listener, sent)).startswith(b"HTTP/1.1 431 ")
         async with NodeClient(listener.url) as client:
             assert await client.healthy()
@@ -116,7 +116,7 @@ async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again
     tmp_path: Path, signer: OwnedSession
 ) -> None:
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
-    async with server, Listener(server) as listener, NodeClient(listener.url) as client:
+    async with server, ServerListener(server) as listener, NodeClient(listener.url) as client:
         await client.healthy()
         assert client._http is not None
         reused = client._http._transport._pool._keepalive_expiry
@@ -126,7 +126,7 @@ async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again
 async def test_a_head_that_never_ends_is_not_waited_for(tmp_path: Path, signer: OwnedSession) -> None:
     limits = CallerLimits(header_timeout=timedelta(milliseconds=50))
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))), limits=limits)
-    async with server, Listener(server) as listener:
+    async with server, ServerListener(server) as listener:
         assert (await answer_to(listener, b"GET /healthy HTTP/1.1\r\nhost: ")).startswith(b"HTTP/1.1 408 ")
 
 
@@ -134,7 +134,7 @@ async def test_a_body_after_a_wish_for_another_protocol_is_no_request(tmp_path: 
     hidden = b"GET /healthy HTTP/1.1\r\nhost: h\r\n\r\n"
     head = b"POST /batch-sync HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: x\r\ncontent-length: %d\r\n\r\n"
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
-    async with server, Listener(server) as listener:
+    async with server, ServerListener(server) as listener:
         reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
         writer.write(head % len(hidden))
         said = await reader.readline()
@@ -148,9 +148,9 @@ async def test_a_body_after_a_wish_for_another_protocol_is_no_request(tmp_path: 
 
 async def test_an_address_in_use_is_an_error(tmp_path: Path, signer: OwnedSession) -> None:
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
-    async with server, Listener(server) as listener:
+    async with server, ServerListener(server) as listener:
         with pytest.raises(NodeError, match="in use"):
-            await Listener(server, port=listener.port).__aenter__()
+            await ServerListener(server, port=listener.port).__aenter__()
 
 
 async def test_stopping_answers_what_runs_before_it_closes(
@@ -167,7 +167,7 @@ async def test_stopping_answers_what_runs_before_it_closes(
 
     monkeypatch.setattr(FileLog, "flush", slow_flush)
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
-    listener = Listener(server)
+    listener = ServerListener(server)
     await server.__aenter__()
     await listener.__aenter__()
     commit = signed_commit(signer)

@@ -12,7 +12,7 @@ import pytest
 from goatherd.cluster.client import SENDER_HEADER, NodeClient, NodeRefusedError
 from goatherd.crypto import PublicKey
 from goatherd.identity.session import OwnedSession, Session, sign_request
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.node import Server, unused_session_exchange
 from goatherd.node.log_storage import UNUSED_NAME, FileLog, LogDirectory
@@ -55,7 +55,7 @@ def table_of(node: Node) -> UnusedSessions:
 
 
 def introduced(node: Node) -> list[str]:
-    return node.server.database().engine.repository(SESSIONS_PATH).item_keys()
+    return node.server.database().engine.get_repository(SESSIONS_PATH).item_keys()
 
 
 async def ready(nodes: list[Node]) -> None:
@@ -93,12 +93,12 @@ def test_the_table_is_bounded_and_drops_the_oldest(tmp_path: Path) -> None:
     with LogDirectory(tmp_path) as logs:
         unused, session = UnusedSessions(logs.open_unused(), capacity=32), session_of()
         for number in range(100):
-            unused.add(
+            unused.add_session(
                 Session(id=f"s{number}", public_key=session.public_key, owner=None, expiration_ms=now_ms() + DAY)
             )
             assert len(unused) <= 32
-        assert unused.find("s99", now_ms()) is not None
-        assert unused.find("s10", now_ms()) is None
+        assert unused.find_session("s99", now_ms()) is not None
+        assert unused.find_session("s10", now_ms()) is None
         assert unused.dropped_count == 100 - len(unused)
 
 
@@ -112,19 +112,21 @@ def test_the_log_is_written_anew_once_most_of_it_is_of_no_more_use(
         log = logs.open_unused()
         unused = UnusedSessions(log)
         for number in range(200):
-            unused.add(
+            unused.add_session(
                 Session(id=f"s{number}", public_key=session.public_key, owner=None, expiration_ms=now_ms() + DAY)
             )
             if number % 10:
-                unused.discard(f"s{number}")
+                unused.discard_session(f"s{number}")
             log.flush()
-            assert len(log.records()) <= 2 * len(unused) + 25
-            assert any(record["id"] == f"s{number}" for record in log.records()), "until its introduction is durable"
+            assert len(log.read_records()) <= 2 * len(unused) + 25
+            assert any(record["id"] == f"s{number}" for record in log.read_records()), (
+                "until its introduction is durable"
+            )
         assert (tmp_path / UNUSED_NAME).stat().st_mode & 0o777 == 0o600
     with LogDirectory(tmp_path) as logs:
         again = UnusedSessions(logs.open_unused())
-        again.load(lambda session_id: session_id == "s10" or not session_id.endswith("0"), now_ms())
-        assert [one.id for one in again.oldest(100, now_ms())] == [
+        again.load_log(lambda session_id: session_id == "s10" or not session_id.endswith("0"), now_ms())
+        assert [one.id for one in again.oldest_sessions(100, now_ms())] == [
             f"s{number}" for number in range(0, 200, 10) if number != 10
         ]
 
@@ -135,17 +137,17 @@ def test_a_rewrite_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.
 
     with LogDirectory(tmp_path) as logs:
         log = logs.open_unused()
-        log.append({"id": "a"})
+        log.append_record({"id": "a"})
         log.flush()
-        log.rewrite(lambda: [{"id": "b"}])
-        log.append({"id": "c"})
+        log.rewrite_records(lambda: [{"id": "b"}])
+        log.append_record({"id": "c"})
         with monkeypatch.context() as patch:
-            patch.setattr("goatherd.node.log_storage._replace", full)
+            patch.setattr("goatherd.node.log_storage._replace_file", full)
             with pytest.raises(Exception, match="No space"):
                 log.flush()
         assert log.unflushed == 2
         log.flush()
-        assert [record["id"] for record in log.records()] == ["b", "c"]
+        assert [record["id"] for record in log.read_records()] == ["b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -167,10 +169,10 @@ def test_what_a_peer_sends_is_checked(tmp_path: Path, wrong: dict[str, Any]) -> 
     with LogDirectory(tmp_path) as logs:
         unused = UnusedSessions(logs.open_unused())
         record = record_of(session_of())
-        assert unused.take([{**record, **wrong}, {}], lambda _: False, now_ms()) == 0
-        assert unused.take([record], lambda _: True, now_ms()) == 0
-        assert unused.take([record, record], lambda _: False, now_ms()) == 1
-        assert unused.find("s0000", now_ms() + 31 * DAY) is None
+        assert unused.add_records([{**record, **wrong}, {}], lambda _: False, now_ms()) == 0
+        assert unused.add_records([record], lambda _: True, now_ms()) == 0
+        assert unused.add_records([record, record], lambda _: False, now_ms()) == 1
+        assert unused.find_session("s0000", now_ms() + 31 * DAY) is None
         unused.drop_expired(now_ms() + 31 * DAY)
         assert len(unused) == 0
 
@@ -209,7 +211,7 @@ async def test_a_session_is_introduced_by_its_first_request_and_by_no_other(
         async with again:
             unused = again.database().engine.unused
             assert unused is not None
-            assert [one.id for one in unused.oldest(10, now_ms())] == [silent.id]
+            assert [one.id for one in unused.oldest_sessions(10, now_ms())] == [silent.id]
 
 
 async def test_a_session_is_introduced_by_a_commit_of_its_own_and_by_no_forgery(
@@ -234,16 +236,16 @@ async def test_a_session_signs_its_first_request_after_another_root_has_taken_ov
     async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: []) as (node,):
         user, _ = await node.client.create_session()
         successor = root("successor")
-        node.server.database().pool.swap(create(successor, now_ms(), roots=[signer.session]))
+        node.server.database().pool.adopt_document(create_document(successor, now_ms(), roots=[signer.session]))
         assert await node.client.answers(user)
-        (commit,) = node.server.database().engine.repository(SESSIONS_PATH).commits_of(user.id)
+        (commit,) = node.server.database().engine.get_repository(SESSIONS_PATH).commits_of(user.id)
         assert commit.session == "successor"
 
 
 async def test_a_log_of_unused_sessions_that_cannot_be_written_is_507_and_hurts_nothing_else(
     tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = FileLog._write
+    write = FileLog._append_bytes
 
     def full(log: FileLog, data: bytes) -> None:
         if log.file.name == UNUSED_NAME:
@@ -253,15 +255,15 @@ async def test_a_log_of_unused_sessions_that_cannot_be_written_is_507_and_hurts_
     async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: []) as (node,):
         user, _ = await node.client.create_session()
         with monkeypatch.context() as patch:
-            patch.setattr(FileLog, "_write", full)
+            patch.setattr(FileLog, "_append_bytes", full)
             for _ in range(2):
                 with pytest.raises(NodeRefusedError) as refused:
                     await node.client.create_session()
                 assert refused.value.status == 507
             assert await node.client.answers(user), "its introduction can be written"
-        await node.server.database()._disk.retry()
+        await node.server.database()._disk.retry_failed()
         await node.client.create_session()
-        assert UNUSED_LOG not in node.server.database().paths(), "no repository for the peers"
+        assert UNUSED_LOG not in node.server.database().synced_paths(), "no repository for the peers"
 
 
 async def test_none_is_kept_back_where_the_operator_says_so(tmp_path: Path, signer: OwnedSession) -> None:
@@ -270,7 +272,7 @@ async def test_none_is_kept_back_where_the_operator_says_so(tmp_path: Path, sign
         assert introduced(node) == []
         await node.stop()
         async with Server(node.directory, node.settings, debug=True, unused_sessions=0) as server:
-            sessions = server.database().engine.repository(SESSIONS_PATH)
+            sessions = server.database().engine.get_repository(SESSIONS_PATH)
 
             async def is_introduced() -> bool:
                 return early.id in sessions.item_keys()
@@ -342,7 +344,7 @@ async def test_a_server_that_comes_later_fetches_what_the_others_have(tmp_path: 
         first, second = nodes
         users = [OwnedSession.generate(session_id=new_id(), owner=None, now_ms=now_ms()) for _ in range(3)]
         for user in users:
-            table_of(first).add(user.session)
+            table_of(first).add_session(user.session)
 
         async def has_them() -> bool:
             return len(table_of(second)) == 3

@@ -17,7 +17,7 @@ import pytest
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError, StorageError
 from goatherd.identity.session import OwnedSession
-from goatherd.node import Listener, Server, database
+from goatherd.node import Server, ServerListener, database
 from goatherd.node.log_storage import FileLog
 from goatherd.wire.commit import Commit
 from tests.unit.node.nodes import (
@@ -55,14 +55,14 @@ def log_of(directory: Path, path: str) -> Path:
 def full(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
     """Logs for which there is no room on the disk."""
     files: set[Path] = set()
-    write = FileLog._write
+    write = FileLog._append_bytes
 
     def fails(log: FileLog, data: bytes) -> None:
         if log.file in files:
             raise OSError(28, "No space left on device")
         write(log, data)
 
-    monkeypatch.setattr(FileLog, "_write", fails)
+    monkeypatch.setattr(FileLog, "_append_bytes", fails)
     return files
 
 
@@ -70,7 +70,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
 async def serving(directory: Path, signer: OwnedSession) -> AsyncIterator[tuple[Server, NodeClient]]:
     # Each session enters `/sys/sessions` when it is created.
     server = Server(directory, settings_of(await store_of(document_of(signer))), debug=True, unused_sessions=0)
-    async with server, Listener(server) as listener, NodeClient(listener.url) as client:
+    async with server, ServerListener(server) as listener, NodeClient(listener.url) as client:
         yield server, client
 
 
@@ -154,10 +154,10 @@ async def test_no_session_is_made_while_it_cannot_be_written_and_those_that_are_
         for _ in range(3):
             with pytest.raises(NodeError, match="507"):
                 await client.create_session()
-        count = len(server.database().engine.repository(SESSIONS))
+        count = len(server.database().engine.get_repository(SESSIONS))
         with pytest.raises(NodeError, match="507"):
             await client.create_session()
-        assert len(server.database().engine.repository(SESSIONS)) == count
+        assert len(server.database().engine.get_repository(SESSIONS)) == count
         assert await status_of_push(client, NOTES, signed_commit(own), own) == 200
         full.clear()
 

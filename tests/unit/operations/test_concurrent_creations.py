@@ -22,7 +22,7 @@ from goatherd.operations.concurrent_creations import find_conflicts, join_creati
 from goatherd.operations.repair_data import Repair, read_peers
 from goatherd.operations.repair_data import repair_organization as repair
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import frame
+from goatherd.wire.commit_log import frame_records
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import NOW, ORG, introduction, owned, pool_of, root
 
@@ -109,7 +109,7 @@ class Poisoned:
     def directory(self, path: Path, *commits: Commit) -> Path:
         file = path / ORG / "sys/sessions.jsonl"
         file.parent.mkdir(parents=True)
-        file.write_bytes(b"".join(frame([commit.to_json()]) for commit in commits))
+        file.write_bytes(b"".join(frame_records([commit.to_json()]) for commit in commits))
         return path / ORG
 
     async def push(self, child: UpstreamChild, *commits: Commit) -> None:
@@ -119,7 +119,7 @@ class Poisoned:
 
 def records(directory: Path) -> list[str]:
     with LogDirectory(directory) as logs:
-        return [record["id"] for record in logs.open(SESSIONS).records()]
+        return [record["id"] for record in logs.open_log(SESSIONS).read_records()]
 
 
 async def repaired(directory: Path, anchor: Anchor, *urls: str) -> Repair:
@@ -165,7 +165,7 @@ async def test_a_repair_without_the_other_servers_is_enough_for_what_this_server
     async with UpstreamChild(world.root) as child:
         child.create(SESSIONS, world.second)
         with LogDirectory(directory) as logs:
-            sent = [Commit.from_json(record, org=ORG) for record in logs.open(SESSIONS).records()]
+            sent = [Commit.from_json(record, org=ORG) for record in logs.open_log(SESSIONS).read_records()]
         await world.push(child, *sent)
         assert child.died is None
 

@@ -19,8 +19,8 @@ from goatherd.errors import AgentBusyError, ConfigurationError, NodeUnreachableE
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import to_settings
-from goatherd.identity.succession import Seen
-from goatherd.node.data_check import Kind
+from goatherd.identity.succession import TrustCheckpoint
+from goatherd.node.data_check import LineProblem
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.check_data import (
     Anchor,
@@ -32,7 +32,7 @@ from goatherd.operations.check_data import (
 )
 from goatherd.operations.repair_data import Repair, repair_organization
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import frame
+from goatherd.wire.commit_log import frame_records
 from goatherd.wire.json import to_json_bytes
 from tests.unit.goats import NOW, ORG, commit_by, introduction, owned, root
 
@@ -85,7 +85,7 @@ def directory(tmp_path: Path) -> Path:
     for name, commits in (("sys/sessions", SESSIONS), ("data/notes", NOTES)):
         file = path / f"{name}.jsonl"
         file.parent.mkdir(parents=True)
-        file.write_bytes(b"".join(frame([commit.to_json()]) for commit in commits))
+        file.write_bytes(b"".join(frame_records([commit.to_json()]) for commit in commits))
         file.chmod(0o640)
     return path
 
@@ -118,7 +118,7 @@ async def repair(directory: Path, *peers: FakePeer, anchor: Anchor | None = ANCH
         return await repair_organization(logs, ORG, anchor, peers)
 
 
-def damage_everything(directory: Path) -> dict[str, Kind]:
+def damage_everything(directory: Path) -> dict[str, LineProblem]:
     """Damage five records, each in another way; return what each commit is found as."""
     file = notes(directory)
     replace(file, b'"id":"n0"', b'"id":"n0')
@@ -127,9 +127,14 @@ def damage_everything(directory: Path) -> dict[str, Kind]:
     replace(file, _contents(NOTES[1]), b'"C"' + _contents(NOTES[1])[3:])
     forged = commit_by(STRANGER, "k9", {}, commit_id="n9").to_json()
     with file.open("ab") as log:
-        log.write(frame([forged]) + b'\n{"id":"n7","to')
+        log.write(frame_records([forged]) + b'\n{"id":"n7","to')
     # A line that is no JSON may still show its id; n0's does not.
-    return {"n1": Kind.NOT_A_COMMIT, "n2": Kind.UNVERIFIABLE, "n9": Kind.UNVERIFIABLE, "n7": Kind.TORN}
+    return {
+        "n1": LineProblem.NOT_A_COMMIT,
+        "n2": LineProblem.UNVERIFIABLE,
+        "n9": LineProblem.UNVERIFIABLE,
+        "n7": LineProblem.TORN,
+    }
 
 
 def _contents(commit: Commit) -> bytes:
@@ -158,7 +163,7 @@ def test_every_kind_of_damage_is_found_with_its_offset_and_nothing_is_written(di
             assert finding.commit_id.encode() in line
             assert kinds[finding.commit_id] == finding.kind
     kinds_found = [finding.kind for finding in report.findings]
-    assert sorted(kinds_found) == sorted([*kinds.values(), Kind.DAMAGED, Kind.DAMAGED])
+    assert sorted(kinds_found) == sorted([*kinds.values(), LineProblem.DAMAGED, LineProblem.DAMAGED])
     codes = {finding.commit_id: finding.code for finding in report.findings if finding.code}
     assert codes == {"n2": "verification.invalid_signature", "n9": "verification.unknown_signer"}
     assert tree(directory) == before
@@ -168,14 +173,18 @@ def test_without_an_anchor_damage_is_found_and_signatures_are_said_not_to_be_ver
     damage_everything(directory)
     report = check(directory, None)
     assert report.anchor is None
-    assert {finding.kind for finding in report.findings} == {Kind.TORN, Kind.DAMAGED, Kind.NOT_A_COMMIT}
+    assert {finding.kind for finding in report.findings} == {
+        LineProblem.TORN,
+        LineProblem.DAMAGED,
+        LineProblem.NOT_A_COMMIT,
+    }
 
 
 def test_a_session_that_no_root_has_introduced_is_found(directory: Path) -> None:
     """An unmodified server takes it, and trusts it at its next start."""
     forged = introduction(root("attacker"), USER, commit_id="s9")
     with (directory / "sys" / "sessions.jsonl").open("ab") as log:
-        log.write(frame([forged.to_json()]))
+        log.write(frame_records([forged.to_json()]))
     (finding,) = check(directory).findings
     assert (finding.commit_id, finding.code) == ("s9", "verification.untrusted_root")
 
@@ -212,7 +221,7 @@ async def test_repair_moves_what_is_damaged_aside_and_keeps_every_other_byte(dir
     assert len(done.set_aside) == 5
     left, moved = notes(directory).read_bytes().split(b"\n"), aside.read_bytes().split(b"\n")
     assert sorted(filter(None, [*left, *moved])) == sorted(filter(None, whole.split(b"\n")))
-    assert notes(directory).read_bytes() == b"".join(frame([commit.to_json()]) for commit in NOTES[3:])
+    assert notes(directory).read_bytes() == b"".join(frame_records([commit.to_json()]) for commit in NOTES[3:])
     for file in (aside, notes(directory)):
         assert stat.S_IMODE(file.stat().st_mode) == 0o640, "as the log had it"
     assert set(done.lacking) == {"n1", "n2", "n9"}, "a torn write was never confirmed"
@@ -240,7 +249,7 @@ async def test_a_damaged_introduction_costs_no_record_of_the_session(directory: 
     """Its records cannot be verified, but stay: the introduction comes back from a peer later."""
     replace(directory / "sys" / "sessions.jsonl", b'"id":"s1"', b'"id":"s1')
     done = await repair(directory)
-    assert [finding.kind for finding in done.set_aside] == [Kind.DAMAGED]
+    assert [finding.kind for finding in done.set_aside] == [LineProblem.DAMAGED]
     assert {finding.code for finding in done.after.findings} == {"verification.unknown_signer"}
     assert len(done.after.findings) == len(NOTES)
     fetched = await repair(directory, FakePeer(PEER))
@@ -251,10 +260,10 @@ async def test_a_damaged_introduction_costs_no_record_of_the_session(directory: 
 async def test_what_was_set_aside_and_verifies_later_is_taken_back(directory: Path) -> None:
     late = commit_by(STRANGER, "k9", {}, commit_id="n9")
     with notes(directory).open("ab") as log:
-        log.write(frame([late.to_json()]))
+        log.write(frame_records([late.to_json()]))
     assert [finding.commit_id for finding in (await repair(directory)).set_aside] == ["n9"]
     with (directory / "sys" / "sessions.jsonl").open("ab") as log:
-        log.write(frame([introduction(STRANGER, CURRENT, commit_id="s2").to_json()]))
+        log.write(frame_records([introduction(STRANGER, CURRENT, commit_id="s2").to_json()]))
     done = await repair(directory)
     assert (done.restored, done.after.findings) == (1, ())
     assert b'"n9"' in notes(directory).read_bytes()
@@ -283,7 +292,7 @@ async def test_peers_without_roots_to_verify_with_are_an_error(directory: Path) 
     with pytest.raises(ConfigurationError, match="could not be verified"):
         await repair(directory, FakePeer(PEER), anchor=None)
     done = await repair(directory, anchor=None)
-    assert [finding.kind for finding in done.set_aside] == [Kind.DAMAGED]
+    assert [finding.kind for finding in done.set_aside] == [LineProblem.DAMAGED]
 
 
 async def test_without_the_private_key_an_anonymous_session_asks_the_peer(directory: Path) -> None:
@@ -342,14 +351,16 @@ def test_whatever_bytes_are_flipped_a_check_finds_the_record_or_it_still_verifie
     directory: Path, data: st.DataObject
 ) -> None:
     file = notes(directory)
-    file.write_bytes(b"".join(frame([commit.to_json()]) for commit in NOTES))
+    file.write_bytes(b"".join(frame_records([commit.to_json()]) for commit in NOTES))
     raw = bytearray(file.read_bytes())
     position = data.draw(st.integers(0, len(raw) - 1))
     raw[position] ^= data.draw(st.integers(1, 255))
     file.write_bytes(bytes(raw))
     report = check(directory)
     with LogDirectory(directory) as logs:
-        held = {record["id"] for record in logs.open("/data/notes").records() if isinstance(record.get("id"), str)}
+        held = {
+            record["id"] for record in logs.open_log("/data/notes").read_records() if isinstance(record.get("id"), str)
+        }
     found = {finding.commit_id for finding in report.findings}
     lost = {commit.id for commit in NOTES} - held
     assert not lost or report.findings, "a record that cannot be read is a finding"
@@ -384,7 +395,7 @@ def test_the_roots_are_found_in_what_a_server_remembers_or_in_its_settings(direc
     assert found is not None
     assert (found.source, found.current) == (str(directory / "settings.json"), CURRENT)
     assert "current=" not in repr(found), "it holds the private key"
-    (directory / ".goatherd.seen.json").write_bytes(Seen.of(document()).to_bytes())
+    (directory / ".goatherd.seen.json").write_bytes(TrustCheckpoint.from_document(document()).to_bytes())
     found = find_anchor(directory, NOW)
     assert found is not None
     assert (found.source, found.current) == (str(directory / ".goatherd.seen.json"), None)

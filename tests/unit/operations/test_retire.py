@@ -32,7 +32,7 @@ async def test_the_inventory_names_what_is_destroyed_afterwards(make_herd: MakeH
     first = (await store.read())[1].current.id
     await rotate(store, herd.nodes, POLICY, clock=herd.clock)
     keys = await read_key_inventory(store, NO_GRACE)
-    due = [one.version.id for one in keys.due(herd.clock.now_ms())]
+    due = [one.version.id for one in keys.holdings_due(herd.clock.now_ms())]
     assert set(keys.versions_with(first)) >= set(due) != set()
     done = await retire(store, herd.nodes, NO_GRACE, confirmed=True, clock=herd.clock)
     assert sorted(done.report.destroyed) == sorted(due)

@@ -27,7 +27,7 @@ from goatherd.providers.versioned_record import (
     DamagedRecordError,
     RecordedVersion,
     VersionedRecord,
-    decode,
+    decode_record,
     digest_of,
     entry_for,
 )
@@ -103,7 +103,7 @@ def kubernetes(dice: random.Random, directory: Path) -> SecretProvider:
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     entry = entry_for(VALUE, request="r", now_ms=1)
     call = Call(provider="k8s", secret_id=SECRET, operation="create")
-    whole = new_object("ns", "root", VersionedRecord().created(call, entry, CURRENT), VALUE)
+    whole = new_object("ns", "root", VersionedRecord().with_first_version(call, entry, CURRENT), VALUE)
     whole["metadata"] |= {"resourceVersion": "7", "uid": "u"}
     causes = [{"reason": "FieldValueInvalid", "field": "data"}]
 
@@ -162,7 +162,7 @@ async def test_no_damage_is_taken_for_a_value_an_absence_or_a_bug_of_the_plugin(
 @pytest.mark.parametrize(
     ("decode", "known"),
     [
-        (lambda raw: decode(raw, layout.FORM), f'"format": "{layout.FORM.name}"'),
+        (lambda raw: decode_record(raw, layout.FORM), f'"format": "{layout.FORM.name}"'),
         (k8s_record.decode_pointer, f'"format": "{k8s_record.FORM.name}"'),
         (
             lambda raw: azure_records.decode_pointer(raw.decode()),

@@ -22,16 +22,16 @@ from goatherd.providers.versioned_record import (
     ForeignRecordError,
     RecordedVersion,
     VersionedRecord,
-    decode,
+    decode_record,
     digest_of,
-    encode,
+    encode_record,
     entry_for,
-    fits,
+    matches_entry,
     must_be_equal,
-    parse,
+    parse_record,
     record_content,
     record_of,
-    sealed,
+    with_digest,
 )
 
 KEPT = Path(__file__).with_name("stored_records")
@@ -68,14 +68,14 @@ def vault_value_again(data: dict[str, Any]) -> object:
 
 def azure_again(text: str) -> str:
     pointer = azure.decode_pointer(text)
-    content = azure._earlier_content if '"goatherd-azure-pointer/1"' in text else azure._content
-    return azure._encoded(json.loads(text)["format"], content(pointer))
+    content = azure._earlier_content if '"goatherd-azure-pointer/1"' in text else azure._pointer_content
+    return azure._encode_content(json.loads(text)["format"], content(pointer))
 
 
 @pytest.mark.parametrize(
     ("name", "again"),
     [
-        ("file-1.json", lambda raw: encode(decode(raw, layout.FORM), layout.FORM)),
+        ("file-1.json", lambda raw: encode_record(decode_record(raw, layout.FORM), layout.FORM)),
         ("kubernetes-1.json", lambda raw: kubernetes.encode_pointer(kubernetes.decode_pointer(raw))),
         ("azure-1.json", lambda raw: azure_again(raw.decode().rstrip("\n")).encode() + b"\n"),
         ("azure-2.json", lambda raw: azure_again(raw.decode().rstrip("\n")).encode() + b"\n"),
@@ -102,7 +102,7 @@ def test_the_members_of_a_kept_record_are_those_that_are_written_today(name: str
 
 def test_kept_records_of_one_ledger_say_the_same_in_every_store():
     found = {
-        "file": decode((KEPT / "file-1.json").read_bytes(), layout.FORM),
+        "file": decode_record((KEPT / "file-1.json").read_bytes(), layout.FORM),
         "kubernetes": kubernetes.decode_pointer((KEPT / "kubernetes-1.json").read_bytes()),
         "vault": vault.decode_pointer(json.loads((KEPT / "vault-pointer-2.json").read_text())).ledger,
         "vault 1": vault.decode_pointer(json.loads((KEPT / "vault-pointer-1.json").read_text())).ledger,
@@ -117,15 +117,15 @@ def test_kept_records_of_one_ledger_say_the_same_in_every_store():
 @given(ledgers())
 def test_a_ledger_comes_back_whatever_the_order_of_the_members(ledger: VersionedRecord):
     for members in (("created", "destroyed", "request", "sha256", "size"), layout.FORM.members):
-        record = sealed("x/1", record_content(ledger, members))
-        again = parse(json.dumps(record), "x/1")
+        record = with_digest("x/1", record_content(ledger, members))
+        again = parse_record(json.dumps(record), "x/1")
         assert record_of(again) == ledger
-        must_be_equal(sealed("x/1", record_content(record_of(again), members)), again)
+        must_be_equal(with_digest("x/1", record_content(record_of(again), members)), again)
 
 
 @given(ledgers(), st.data())
 def test_a_member_that_is_missing_or_changed_is_damage(ledger: VersionedRecord, data: st.DataObject):
-    document = sealed("x/1", record_content(ledger))
+    document = with_digest("x/1", record_content(ledger))
     number = data.draw(st.sampled_from(sorted(document["versions"])))
     where = data.draw(st.sampled_from([document, document["versions"], document["versions"][number]]))
     before = where.pop(member := data.draw(st.sampled_from(sorted(where))))
@@ -134,7 +134,9 @@ def test_a_member_that_is_missing_or_changed_is_damage(ledger: VersionedRecord, 
         assume(junk != before)
         where[member] = junk
     with pytest.raises((DamagedRecordError, ForeignRecordError)):
-        must_be_equal(sealed("x/1", record_content(record_of(parse(json.dumps(document), "x/1")))), document)
+        must_be_equal(
+            with_digest("x/1", record_content(record_of(parse_record(json.dumps(document), "x/1")))), document
+        )
 
 
 def test_a_record_without_versions_or_with_a_label_to_nowhere_is_damaged():
@@ -143,7 +145,7 @@ def test_a_record_without_versions_or_with_a_label_to_nowhere_is_damaged():
             record_of(content)
     with pytest.raises(DamagedRecordError, match="points at no version"):
         record_of(content, may_be_empty=True)
-    assert decode(encode(VersionedRecord(), layout.FORM), layout.FORM) == VersionedRecord(), (
+    assert decode_record(encode_record(VersionedRecord(), layout.FORM), layout.FORM) == VersionedRecord(), (
         "a file store writes one before the first value"
     )
 
@@ -151,19 +153,19 @@ def test_a_record_without_versions_or_with_a_label_to_nowhere_is_damaged():
 @pytest.mark.parametrize("stored", ["", "{", b"\xff", "[" * 100_000])
 def test_what_is_not_json_is_damaged(stored: str | bytes):
     with pytest.raises(DamagedRecordError, match="not JSON"):
-        parse(stored, "x/1")
+        parse_record(stored, "x/1")
 
 
 @pytest.mark.parametrize("stored", ["[]", "1", '"x/1"', "{}", '{"format": 1}', '{"format": "x/3"}'])
 def test_what_is_in_no_known_format_is_foreign(stored: str):
     with pytest.raises(ForeignRecordError, match="it is not in the format x/2"):
-        parse(stored, "x/2", "x/1")
+        parse_record(stored, "x/2", "x/1")
 
 
 def test_an_entry_fits_its_value_only():
     value = SecretBytes(b"a value")
     entry = entry_for(value, request="r", now_ms=5)
     assert (entry.created_ms, entry.request, entry.digest, entry.size) == (5, "r", digest_of(value), 7)
-    assert fits(value, entry)
-    assert not fits(SecretBytes(b"a valuf"), entry)
-    assert not fits(SecretBytes(b"a value "), entry)
+    assert matches_entry(value, entry)
+    assert not matches_entry(SecretBytes(b"a valuf"), entry)
+    assert not matches_entry(SecretBytes(b"a value "), entry)

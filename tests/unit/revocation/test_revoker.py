@@ -28,7 +28,14 @@ from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import activate, correct_times, finalize, prepare, verified, with_phase
+from goatherd.identity.transitions import (
+    activate_rotation,
+    correct_times,
+    finalize_rotation,
+    mark_verified,
+    prepare_rotation,
+    with_phase,
+)
 from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.providers.memory import MemorySecretProvider
@@ -573,16 +580,18 @@ def after_a_rotation(
     a: OwnedSession, b: OwnedSession, phase: Phase | None = None, *, first: IdentityDocument | None = None
 ) -> IdentityDocument:
     now = now_ms() if first is None else first.last_updated or 0
-    document = prepare(first or document_of(a), b, now_ms=now, rotation_id="r", started_by="", stable_version="1")
+    document = prepare_rotation(
+        first or document_of(a), b, now_ms=now, rotation_id="r", started_by="", stable_version="1"
+    )
     if phase is Phase.PREPARED:
         return document
     document = with_phase(document, Phase.PUBLISHED, now)
     if phase is Phase.PUBLISHED:
         return document
-    document = activate(document, now)
+    document = activate_rotation(document, now)
     if phase is Phase.ACTIVATED:
         return document
-    return finalize(verified(document, now), now)
+    return finalize_rotation(mark_verified(document, now), now)
 
 
 @pytest.mark.parametrize("choice", ["new", "next", "root-b"])
@@ -827,7 +836,7 @@ async def test_a_root_that_has_left_the_document_can_still_be_revoked(tmp_path: 
         await node.push(NOTES, [note], a)
         roots = await aged_cluster(cluster)
         before = await cluster.document()
-        assert before.root(a.id) is None
+        assert before.find_root(a.id) is None
         assert await node.answers(a), "it is trusted by its introductions"
         planned = await cluster.revoker().plan(a.id)
         assert planned.rogue_roots == ()
@@ -835,7 +844,7 @@ async def test_a_root_that_has_left_the_document_can_still_be_revoked(tmp_path: 
         assert report.rogue_roots == ()
         document = await cluster.document()
         assert a.id in document.revoked_ids
-        assert document.root(a.id) == a.session
+        assert document.find_root(a.id) == a.session
         assert document.pruned == before.pruned - 1
         assert not await node.answers(a)
         await node.push(NOTES, [signed_commit(a)], document.current)
@@ -1068,7 +1077,7 @@ async def test_a_revocation_ends_where_the_store_is_restored_meanwhile_and_gives
     async with cluster_of(tmp_path, document_of(a), 1) as cluster:
         store = cluster.provider._store
         backup = (dict(store.ledgers), dict(store.values))
-        started = prepare(
+        started = prepare_rotation(
             await cluster.document(),
             root("fork"),
             now_ms=now_ms(),

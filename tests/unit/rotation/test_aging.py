@@ -20,7 +20,7 @@ from goatherd.errors import SuccessionError
 from goatherd.identity.document import SIZE_WARNING_BYTES, IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import claims_root
-from goatherd.identity.succession import Seen
+from goatherd.identity.succession import TrustCheckpoint
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Outcome, Phase
 from goatherd.settings import CloudSecretSettings
@@ -99,7 +99,7 @@ class Peer:
         yield Introductions(place="http://node-0", commits=self._commits)
 
 
-async def join(herd: Herd, path: Path, seen: Seen, peer: Peer | None) -> IdentityDocument:
+async def join(herd: Herd, path: Path, seen: TrustCheckpoint, peer: Peer | None) -> IdentityDocument:
     """Start a server that remembers `seen`."""
     path.write_bytes(seen.to_bytes())
     async with CloudSecretSettings(herd.provider, herd.secret_id, seen=path, clock=herd.clock) as settings:
@@ -107,7 +107,7 @@ async def join(herd: Herd, path: Path, seen: Seen, peer: Peer | None) -> Identit
         return (await settings.load()).document
 
 
-async def check_age(herd: Herd, path: Path, seen: Seen, signers: int) -> None:
+async def check_age(herd: Herd, path: Path, seen: TrustCheckpoint, signers: int) -> None:
     document = await document_of(herd)
     fresh = OwnedSession.generate(session_id="fresh", owner=None, now_ms=herd.clock.now_ms())
     pool = TrustPool(org="localhost", current=fresh, roots=document.roots)
@@ -129,7 +129,7 @@ async def age(
     clock, store = FakeClock(), MemoryStore()
     async with MemorySecretProvider(store, clock=clock) as provider:
         herd = await aging_herd(clock, provider)
-        seen = Seen.of(await document_of(herd))
+        seen = TrustCheckpoint.from_document(await document_of(herd))
         for number in range(rotations):
             if number in (0, 1, rotations // 2):
                 await write_note(herd, number)

@@ -114,9 +114,9 @@ def test_a_date_is_compared_with_what_the_answer_explains() -> None:
     began = clock.monotonic()
     clock.turn(timedelta(seconds=2))
     for header in (None, "", "yesterday", "x" * 100_000, "Tue, 99 Nov 2026 99:99:99 GMT"):
-        remote.note(header, began=began)
+        remote.note_date(header, began=began)
         assert remote.ahead_ms(clock.now_ms()) is None
-    remote.note(formatdate(NOW / 1000, usegmt=True), began=began)
+    remote.note_date(formatdate(NOW / 1000, usegmt=True), began=began)
     assert remote.ahead_ms(clock.now_ms()) == 0
     clock.turn(timedelta(hours=1))
     assert remote.ahead_ms(clock.now_ms()) == 0, "both have gone on"
@@ -147,11 +147,11 @@ def root(name: str) -> OwnedSession:
 
 def test_a_time_in_the_future_becomes_the_latest_that_it_can_be() -> None:
     ahead = NOW + 70 * DAY_MS
-    document = transitions.create(root("root-a"), NOW)
-    document = transitions.prepare(
+    document = transitions.create_document(root("root-a"), NOW)
+    document = transitions.prepare_rotation(
         document, root("root-b"), now_ms=ahead, rotation_id="r", started_by="laptop", stable_version="1"
     )
-    document = transitions.activate(transitions.with_phase(document, Phase.PUBLISHED, ahead), ahead)
+    document = transitions.activate_rotation(transitions.with_phase(document, Phase.PUBLISHED, ahead), ahead)
     assert recorded_ahead_ms(document, NOW + 5000) == ahead - NOW - 5000
     by_the_store = limit_times(document, NOW + 5000, written_ms=NOW + 2000)
     assert by_the_store.rotation is not None
@@ -159,14 +159,14 @@ def test_a_time_in_the_future_becomes_the_latest_that_it_can_be() -> None:
     assert (by_the_store.rotation.phase_at, by_the_store.rotation.started_at) == (NOW + 2000, NOW + 2000)
     by_nobody = limit_times(document, NOW + 5000, written_ms=ahead)
     assert by_nobody.rotated_at == NOW + 5000
-    ended = transitions.finalize(transitions.verified(document, ahead), ahead)
+    ended = transitions.finalize_rotation(transitions.mark_verified(document, ahead), ahead)
     assert [one.at for one in limit_times(ended, NOW, written_ms=ahead).history] == [NOW]
     again = decode_document(encode_document(limit_times(ended, NOW, written_ms=ahead)))
     assert recorded_ahead_ms(again, NOW) == 0, "what is written is limited"
 
 
 def test_a_time_that_is_not_in_the_future_stays_as_it_is() -> None:
-    document = transitions.create(root("root-a"), NOW + 60_000)
+    document = transitions.create_document(root("root-a"), NOW + 60_000)
     assert limit_times(document, NOW, written_ms=NOW - DAY_MS, tolerance=TOLERANCE) is document
     assert limit_times(document, NOW + 60_000, written_ms=0) is document
 
@@ -241,10 +241,10 @@ async def test_the_clock_of_the_store_counts_where_it_tells_the_time(make_herd: 
     await rotator_for(herd).rotate()
     herd.clock.turn(POLICY.grace + DAY)
     remote = herd.provider.store_clock
-    remote.note(formatdate(herd.clock.now_ms() / 1000 - 31 * 86_400, usegmt=True), began=herd.clock.monotonic())
+    remote.note_date(formatdate(herd.clock.now_ms() / 1000 - 31 * 86_400, usegmt=True), began=herd.clock.monotonic())
     with pytest.raises(WrongClockError, match="the clock of the store is"):
         await rotator_for(herd).retire()
-    remote.note(formatdate(herd.clock.now_ms() / 1000, usegmt=True), began=herd.clock.monotonic())
+    remote.note_date(formatdate(herd.clock.now_ms() / 1000, usegmt=True), began=herd.clock.monotonic())
     herd.nodes[0].faults.clock_ahead = -31 * DAY
     assert (await rotator_for(herd).retire()).destroyed, "the store is trusted, and no server outvotes it"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from goatherd.identity.document import decode_document, encode_document
-from goatherd.identity.root_signatures import _verify_statement
+from goatherd.identity.root_signatures import _verify_endorsement
 from goatherd.rotation import Phase
 from tests.bench import bench_rotation
 from tests.unit.identity.make import first, rotated
@@ -31,10 +31,10 @@ def test_an_endorsement_is_verified_once_however_often_its_document_is_read() ->
     document = rotated(first())
     raw = encode_document(document)
     decode_document(raw)
-    before = _verify_statement.cache_info().misses
+    before = _verify_endorsement.cache_info().misses
     for _ in range(5):
         assert decode_document(raw).endorsements
-    assert _verify_statement.cache_info().misses == before
+    assert _verify_endorsement.cache_info().misses == before
 
 
 @pytest.mark.slow

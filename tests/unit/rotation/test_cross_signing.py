@@ -29,8 +29,8 @@ def root(name: str) -> OwnedSession:
 
 @pytest.fixture(scope="module")
 def published() -> IdentityDocument:
-    prepared = transitions.prepare(
-        transitions.create(root("root-a"), NOW),
+    prepared = transitions.prepare_rotation(
+        transitions.create_document(root("root-a"), NOW),
         root("root-b"),
         now_ms=NOW + 1000,
         rotation_id="rotation-1",
@@ -41,15 +41,15 @@ def published() -> IdentityDocument:
 
 
 def test_whoever_carries_a_rotation_on_makes_the_very_same_commits(published: IdentityDocument) -> None:
-    activated = transitions.activate(published, NOW + 3000)
+    activated = transitions.activate_rotation(published, NOW + 3000)
     assert introduction(published, org="acme") == introduction(published, org="acme")
     assert cross_signature(activated, org="acme") == cross_signature(activated, org="acme")
-    later = transitions.verified(activated, NOW + 9000)
+    later = transitions.mark_verified(activated, NOW + 9000)
     assert cross_signature(later, org="acme") == cross_signature(activated, org="acme")
 
 
 def test_a_pool_that_knows_a_learns_b_and_one_that_knows_b_learns_a(published: IdentityDocument) -> None:
-    activated = transitions.activate(published, NOW + 3000)
+    activated = transitions.activate_rotation(published, NOW + 3000)
     a, b = published.current, activated.current
     for knows, raw, learns in (
         (a, introduction(published, org="acme"), b),
@@ -57,7 +57,7 @@ def test_a_pool_that_knows_a_learns_b_and_one_that_knows_b_learns_a(published: I
     ):
         pool = TrustPool(org="acme", current=root("client"), roots=[knows.session])
         assert pool.add_session_commit(Commit.from_json(raw, org="acme"))
-        assert pool.root(learns.id).public_key == learns.session.public_key
+        assert pool.get_root(learns.id).public_key == learns.session.public_key
 
 
 def test_a_commit_of_another_organization_is_worth_nothing(published: IdentityDocument) -> None:
@@ -66,7 +66,7 @@ def test_a_commit_of_another_organization_is_worth_nothing(published: IdentityDo
 
 
 def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None:
-    activated = transitions.activate(published, NOW + 3000)
+    activated = transitions.activate_rotation(published, NOW + 3000)
     made = ((expected_introductions(published)[-1], introduction(published, org="acme")),)
     made += ((expected_cross_signature(activated), cross_signature(activated, org="acme")),)
     for sought, commit in made:
@@ -75,19 +75,23 @@ def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None
         assert not sought.matches(commit, org="other")
         for change in ({"k": "another"}, {"id": "another"}, {"sig": "nonsense"}, {"sig": None}, {"ts": 1}, {"c": {}}):
             assert not sought.matches({**commit, **change}, org="acme")
-    steady = transitions.cancel(published, NOW + 4000, reason="")
+    steady = transitions.cancel_rotation(published, NOW + 4000, reason="")
     assert expected_introductions(steady) == ()
     assert expected_cross_signature(steady) is None
 
 
 def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: IdentityDocument) -> None:
     """A client that was away looks at a commit only if it holds no child of it; GoatDB merges leaves that differ."""
-    first = transitions.finalize(transitions.verified(transitions.activate(published, NOW + 3000), NOW), NOW + 5000)
-    prepared = transitions.prepare(
+    first = transitions.finalize_rotation(
+        transitions.mark_verified(transitions.activate_rotation(published, NOW + 3000), NOW), NOW + 5000
+    )
+    prepared = transitions.prepare_rotation(
         first, root("root-c"), now_ms=NOW + 6000, rotation_id="rotation-2", started_by="", stable_version="5"
     )
-    second = transitions.activate(transitions.with_phase(prepared, transitions.Phase.PUBLISHED, NOW + 7000), NOW + 8000)
-    steady = transitions.finalize(transitions.verified(second, NOW + 8500), NOW + 9000)
+    second = transitions.activate_rotation(
+        transitions.with_phase(prepared, transitions.Phase.PUBLISHED, NOW + 7000), NOW + 8000
+    )
+    steady = transitions.finalize_rotation(transitions.mark_verified(second, NOW + 8500), NOW + 9000)
     commits = [
         introduction(published, org="acme"),
         *repeated_introductions(published, org="acme"),

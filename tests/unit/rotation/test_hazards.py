@@ -72,8 +72,8 @@ def restore_the_old_value(monkeypatch: pytest.MonkeyPatch) -> None:
         before = replace(back, roots=stable.roots, endorsements=stable.endorsements, rotated_from=None)
         return sign_document(before, now_ms)
 
-    original = transitions.roll_back
-    monkeypatch.setattr(transitions, "roll_back", naive)
+    original = transitions.roll_back_rotation
+    monkeypatch.setattr(transitions, "roll_back_rotation", naive)
 
 
 @pytest.mark.parametrize(("remove", "loses"), [(nothing, False), (restore_the_old_value, True)])
@@ -130,9 +130,9 @@ async def test_a_client_born_after_a_has_expired_verifies_the_oldest_commit(
 
 
 def record_no_phase_after_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = transitions.activate
+    original = transitions.activate_rotation
     monkeypatch.setattr(
-        transitions, "activate", lambda d, now: sign_document(replace(original(d, now), rotation=None), now)
+        transitions, "activate_rotation", lambda d, now: sign_document(replace(original(d, now), rotation=None), now)
     )
 
 
@@ -200,7 +200,7 @@ async def test_no_version_holds_the_old_private_key_after_the_grace_period(
     report = await rotator_for(herd).retire()
     assert bool(await versions_with_private_key_of(herd, "root-a")) is loses
     document = await document_of(herd)
-    assert document.root("root-a") is not None
+    assert document.find_root("root-a") is not None
     if not loses:
         assert set(report.destroyed) == set(before)
         assert document.retired_ids == {"root-a"}

@@ -23,7 +23,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.key_age import EXPIRED_HINT
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label
 from goatherd.rotation import Outcome, Phase, Quorum
@@ -47,7 +47,7 @@ class Alias:
 def stranger(herd: Herd) -> HerdNode:
     """A server of another cluster."""
     root = OwnedSession.generate(session_id="root-x", owner=ROOT_OWNER, now_ms=herd.clock.now_ms())
-    node = HerdNode(herd, "other", create(root, herd.clock.now_ms()))
+    node = HerdNode(herd, "other", create_document(root, herd.clock.now_ms()))
     node.faults.store_lost = True
     node.peers = []
     return node

@@ -14,7 +14,7 @@ from goatherd.errors import IllegalStepError, NodeUnreachableError, ObstructedEr
 from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create, prepare, with_phase
+from goatherd.identity.transitions import create_document, prepare_rotation, with_phase
 from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.providers.values import STABLE
@@ -36,7 +36,7 @@ def expired_root() -> OwnedSession:
 
 
 def expired_identity(a: OwnedSession) -> IdentityDocument:
-    return create(a, now_ms() - 40 * DAY // timedelta(milliseconds=1))
+    return create_document(a, now_ms() - 40 * DAY // timedelta(milliseconds=1))
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +99,9 @@ async def test_a_server_that_is_away_is_named_and_followed_by_the_next_run(tmp_p
 async def test_the_next_root_of_a_rotation_in_progress_takes_over_and_keeps_its_introduction(tmp_path: Path) -> None:
     a, b = expired_root(), root("root-b")
     began_ms = a.session.expiration_ms - 60_000
-    document = prepare(expired_identity(a), b, now_ms=began_ms, rotation_id="r1", started_by="ops", stable_version="1")
+    document = prepare_rotation(
+        expired_identity(a), b, now_ms=began_ms, rotation_id="r1", started_by="ops", stable_version="1"
+    )
     async with servers_of(tmp_path, with_phase(document, Phase.PUBLISHED, began_ms)) as cluster:
         report = await replacer(cluster).replace()
         assert report.is_complete

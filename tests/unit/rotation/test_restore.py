@@ -53,7 +53,7 @@ async def test_the_previous_root_signs_again_and_nothing_is_refused_or_lost(make
     assert report.behind == ()
     document = await check_steady(herd)
     assert document.current.id == "root-a"
-    assert document.current.session == before.root("root-a"), "the same session, expiration included"
+    assert document.current.session == before.find_root("root-a"), "the same session, expiration included"
     assert {root.id for root in document.roots} == {"root-a", b}, "B stays trusted"
     assert document.generation > before.generation
     assert document.rotated_from == b
@@ -129,10 +129,10 @@ async def test_a_server_that_holds_no_introduction_of_the_restored_root_is_given
 async def test_an_introduction_by_a_revoked_root_does_not_count(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     document = await rotated(herd)
-    a = document.root("root-a")
+    a = document.find_root("root-a")
     assert a is not None
-    restored = transitions.restore(
-        transitions.revoke(
+    restored = transitions.prepare_restore(
+        transitions.revoke_root(
             document,
             document.current.id,
             herd.clock.now_ms(),
@@ -303,7 +303,7 @@ async def test_a_revoked_root_is_never_restored(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1)
     document = await rotated(herd)
     current = await herd.provider.read(herd.secret_id, CURRENT)
-    revoked = transitions.revoke(document, "root-a", herd.clock.now_ms(), reason="stolen")
+    revoked = transitions.revoke_root(document, "root-a", herd.clock.now_ms(), reason="stolen")
     await herd.provider.write(herd.secret_id, encode_document(revoked), label=CURRENT, expected=current.version.id)
     said = await refused(herd)
     assert "root root-a was revoked at 20" in said

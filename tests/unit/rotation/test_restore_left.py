@@ -25,7 +25,7 @@ async def rotated_until_it_left(herd: Herd, rotations: int = 4) -> None:
     for _ in range(rotations):
         await rotator_for(herd).rotate()
     document = await check_steady(herd)
-    assert document.root("root-a") is None
+    assert document.find_root("root-a") is None
     assert document.pruned > 0
 
 
@@ -62,7 +62,7 @@ async def test_the_document_counts_it_as_listed_again_and_stays_whole_when_the_r
     before = await document_of(herd)
     await rotator_for(herd).restore("root-a", to_phase=Phase.PUBLISHED)
     begun = await document_of(herd)
-    assert begun.root("root-a") is not None
+    assert begun.find_root("root-a") is not None
     assert begun.pruned == before.pruned - 1
     report = await rotator_for(herd).abandon("enough")
     assert report.event == "cancelled"
@@ -119,7 +119,7 @@ async def test_a_root_whose_key_somebody_put_into_the_store_is_not_restored(make
 
 async def planted(herd: Herd, owned: OwnedSession) -> None:
     """Store a version with a private key that is not the cluster's, newer than all others, and label it for oneself."""
-    raw = encode_document(transitions.create(owned, herd.clock.now_ms()))
+    raw = encode_document(transitions.create_document(owned, herd.clock.now_ms()))
     await herd.provider.write(
         herd.secret_id, raw, label=f"mine-{owned.id}-{owned.session.expiration_ms}", expected=None
     )
@@ -136,7 +136,7 @@ async def test_a_root_that_was_revoked_after_it_had_left_is_not_restored(make_he
     ]
     first = next(one.current.session for one in held if one.current.id == "root-a")
     listed = replace(document, roots=(*document.roots, first))
-    revoked = transitions.revoke(listed, "root-a", herd.clock.now_ms(), reason="stolen")
+    revoked = transitions.revoke_root(listed, "root-a", herd.clock.now_ms(), reason="stolen")
     await herd.provider.write(herd.secret_id, encode_document(revoked), label=CURRENT, expected=current.version.id)
     with pytest.raises(NotRestorableError, match="was revoked"):
         await rotator_for(herd).restore("root-a")

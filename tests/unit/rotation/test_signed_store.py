@@ -19,7 +19,7 @@ from goatherd.errors import (
 from goatherd.identity import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import document_digest, document_tree
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.strict_json import pretty
+from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import sign_again
 from goatherd.operations.sign import Examined, SignatureState, examine_signature, sign_current, sign_earlier
@@ -40,7 +40,7 @@ def changed(document: IdentityDocument, *, keeps_signature: bool, **members: obj
     tree = {**document_tree(document), "generation": document.generation + 1, **members}
     if not keeps_signature:
         tree.pop("documentSignature", None)
-    return decode_document(pretty(tree))
+    return decode_document(to_pretty_json(tree))
 
 
 async def put(herd: Herd, document: IdentityDocument) -> None:

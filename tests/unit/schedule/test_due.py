@@ -350,22 +350,22 @@ def test_facts_are_read_from_a_document() -> None:
         OwnedSession.generate(session_id=name, owner="root", now_ms=now, lifetime=timedelta(days=180))
         for name in ("root-a", "root-b")
     )
-    document = transitions.create(first, now)
+    document = transitions.create_document(first, now)
     assert seen(document) == Facts(
         generation=1, current_id="root-a", expires_ms=now + LIFETIME, updated_ms=now, history=()
     )
-    document = transitions.prepare(
+    document = transitions.prepare_rotation(
         document, second, now_ms=now + 1, rotation_id="rotation-1", started_by="bob", stable_version="1"
     )
     assert seen(document).underway == Underway(
         id="rotation-1", phase=Phase.PREPARED, started_by="bob", phase_ms=now + 1
     )
-    document = transitions.activate(transitions.with_phase(document, Phase.PUBLISHED, now + 2), now + 3)
-    document = transitions.finalize(transitions.verified(document, now + 4), now + 5)
+    document = transitions.activate_rotation(transitions.with_phase(document, Phase.PUBLISHED, now + 2), now + 3)
+    document = transitions.finalize_rotation(transitions.mark_verified(document, now + 4), now + 5)
     found = seen(document)
     assert (found.current_id, found.underway, found.unretired) == ("root-b", None, (("root-a", now + 5),))
     assert [entry.event for entry in found.history] == ["rotated"]
-    assert seen(transitions.retire(document, "root-a", now + 6)).unretired == ()
+    assert seen(transitions.record_retirement(document, "root-a", now + 6)).unretired == ()
     forgotten = replace(document, history=(), last_updated=now + 9)
     assert seen(forgotten).unretired == (("root-a", now + 3),)  # since signing moved, whatever was written since
 

@@ -17,7 +17,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.errors import ConfigurationError
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id
-from goatherd.node import Listener, Server
+from goatherd.node import Server, ServerListener
 from goatherd.serving.caller_limiter import LONGEST_PAUSE, Budget, CallerLimiter, Share
 from goatherd.serving.caller_limits import CallerLimits, Excess, Rate, RefusedError
 from tests.deadlines import HANG
@@ -39,7 +39,7 @@ async def serving(
     server = Server(directory, settings, debug=True, limits=limits, forwarded_by=forwarded_by, clock=clock)
     async with (
         server,
-        Listener(server) as listener,
+        ServerListener(server) as listener,
         httpx2.AsyncClient(base_url=listener.url, verify=False, timeout=HANG) as http,
     ):
         yield server, signer, http
@@ -120,7 +120,7 @@ async def test_one_address_makes_so_many_sessions_and_no_more(tmp_path: Path) ->
         answers = [await http.post("/auth/session", json=KEY) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
         assert int(answers[-1].headers["retry-after"]) > 1
-        assert len(server.database().engine.repository("/sys/sessions")) == 2
+        assert len(server.database().engine.get_repository("/sys/sessions")) == 2
         assert server.stopped[Excess.TOO_MANY] == 2
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import SuccessionError
-from goatherd.identity import IdentityDocument, Seen, encode_document
+from goatherd.identity import IdentityDocument, TrustCheckpoint, encode_document
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.base import Introductions
 from goatherd.settings.store import CHAIN_RETRY
@@ -49,7 +49,7 @@ def settings_with(
 @pytest.fixture
 def seen(tmp_path: Path) -> Path:
     path = tmp_path / "seen.json"
-    path.write_bytes(Seen.of(first()).to_bytes())
+    path.write_bytes(TrustCheckpoint.from_document(first()).to_bytes())
     return path
 
 
@@ -126,7 +126,7 @@ async def test_peers_are_not_asked_for_what_no_introduction_can_mend(tmp_path: P
     await provider.create(SECRET, encode_document(first()))
     path = tmp_path / "seen.json"
     other = replace(first().roots[0], public_key=owned("thief").session.public_key)
-    path.write_bytes(Seen.of(replace(first(), roots=(other,), generation=0)).to_bytes())
+    path.write_bytes(TrustCheckpoint.from_document(replace(first(), roots=(other,), generation=0)).to_bytes())
     settings = settings_with(provider, path, HandClock(), place("http://b:8101", *whole_chain()))
     async with settings:
         with pytest.raises(SuccessionError, match="another key"):

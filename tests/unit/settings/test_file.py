@@ -22,7 +22,7 @@ from goatherd.errors import (
     SettingsError,
     SuccessionError,
 )
-from goatherd.identity import OwnedSession, create, encode_document, from_settings, prepare
+from goatherd.identity import OwnedSession, create_document, encode_document, from_settings, prepare_rotation
 from goatherd.settings import CloudSecretSettings, DBSettings, FileSettings, settings_from_options
 from tests.deadlines import HANG
 
@@ -37,7 +37,7 @@ def owned(session_id: str, owner: str | None = "root") -> OwnedSession:
 
 
 A, B, U = owned("a" * 24), owned("b" * 24), owned("u" * 24, None)
-FIRST = create(A, NOW)
+FIRST = create_document(A, NOW)
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ async def test_a_changed_identity_is_written_at_once_and_told(path: Path, clock:
     async with FileSettings(path, clock=clock) as settings:
         loaded = await settings.load()
         settings.subscribe(told.append)
-        new = prepare(loaded.document, B, now_ms=NOW, rotation_id="r", started_by="x", stable_version=None)
+        new = prepare_rotation(loaded.document, B, now_ms=NOW, rotation_id="r", started_by="x", stable_version=None)
         assert await settings.update(document=new) is True
         assert await settings.update(document=new) is False
         with pytest.raises(SuccessionError):
@@ -190,7 +190,7 @@ async def test_a_changed_identity_is_written_at_once_and_told(path: Path, clock:
 async def test_an_edit_of_the_file_is_taken_over_where_it_follows_and_refused_where_not(path: Path) -> None:
     settings = FileSettings(path)
     loaded = await settings.load()
-    new = prepare(loaded.document, B, now_ms=NOW, rotation_id="r", started_by="x", stable_version=None)
+    new = prepare_rotation(loaded.document, B, now_ms=NOW, rotation_id="r", started_by="x", stable_version=None)
     path.write_bytes(encode_document(new))
     assert await settings.refresh() is True
     assert settings.settings.document == new
@@ -212,7 +212,7 @@ async def test_create_is_the_explicit_way_and_overwrites_nothing(tmp_path: Path)
     assert stat.S_IMODE(settings.path.stat().st_mode) == 0o600
     before = settings.path.read_bytes()
     with pytest.raises(IdentityExistsError):
-        await FileSettings.create(settings.path, create(B, NOW))
+        await FileSettings.create(settings.path, create_document(B, NOW))
     assert settings.path.read_bytes() == before
     assert list(settings.path.parent.iterdir()) == [settings.path]
 
@@ -263,7 +263,7 @@ def test_a_new_file_is_private_from_its_first_moment(path: Path, monkeypatch: py
 
 async def test_each_organization_has_a_file_of_its_own(tmp_path: Path) -> None:
     await FileSettings.create(tmp_path / "north", FIRST)
-    await FileSettings.create(tmp_path / "south", create(B, NOW))
+    await FileSettings.create(tmp_path / "south", create_document(B, NOW))
     server = FileSettings(tmp_path)
     assert (await server.for_org("north").load()).current == A
     assert (await FileSettings(f"{tmp_path}/{{org}}/settings.json").for_org("south").load()).current == B

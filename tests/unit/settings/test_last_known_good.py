@@ -31,7 +31,15 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.identity import IdentityDocument, OwnedSession, Phase, create, encode_document, prepare, with_phase
+from goatherd.identity import (
+    IdentityDocument,
+    OwnedSession,
+    Phase,
+    create_document,
+    encode_document,
+    prepare_rotation,
+    with_phase,
+)
 from goatherd.settings import CloudSecretSettings, KeySource, LastKnownGood, Origin
 from goatherd.settings.refresh import CAP, GAP
 
@@ -46,10 +54,10 @@ def owned(session_id: str) -> OwnedSession:
 
 
 A, B, C = owned("a" * 24), owned("b" * 24), owned("c" * 24)
-FIRST = create(A, NOW)
-PREPARED = prepare(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
+FIRST = create_document(A, NOW)
+PREPARED = prepare_rotation(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
 PUBLISHED = with_phase(PREPARED, Phase.PUBLISHED, NOW)
-STRANGER = replace(create(C, NOW), generation=99)
+STRANGER = replace(create_document(C, NOW), generation=99)
 
 
 @pytest.fixture
@@ -553,7 +561,7 @@ async def test_each_organization_has_a_copy_of_its_own(
     with pytest.raises(ConfigurationError, match="name an organization"):
         await cluster.load()
     for org, session in (("north", A), ("south", B)):
-        await provider.create(f"goatdb/{org}/root", encode_document(create(session, NOW)))
+        await provider.create(f"goatdb/{org}/root", encode_document(create_document(session, NOW)))
         async with cluster.for_org(org) as settings:
             await settings.load()
     away(provider)

@@ -14,7 +14,7 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
-from goatherd.identity import OwnedSession, create, encode_document, prepare
+from goatherd.identity import OwnedSession, create_document, encode_document, prepare_rotation
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
@@ -26,8 +26,8 @@ from .make import NOW, SECRET, CountingProvider, HandClock, settle
 EVERY = timedelta(seconds=30)
 A = OwnedSession.generate(session_id="a" * 24, owner="root", now_ms=NOW)
 B = OwnedSession.generate(session_id="b" * 24, owner="root", now_ms=NOW)
-FIRST = create(A, NOW)
-PREPARED = prepare(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
+FIRST = create_document(A, NOW)
+PREPARED = prepare_rotation(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
 
 
 def error(kind: type[ProviderError] = UnavailableError) -> ProviderError:
@@ -42,37 +42,37 @@ def test_pauses_double_up_to_the_cap_and_begin_anew_after_a_success() -> None:
     one = breaker()
     pauses = []
     for _ in range(5):
-        one.failed(1000, error())
-        pauses.append(one.wait(1000).total_seconds())
+        one.record_failure(1000, error())
+        pauses.append(one.time_to_probe(1000).total_seconds())
     assert pauses == [60, 120, 240, 300, 300]
-    one.succeeded()
+    one.record_success()
     assert not one.is_open
-    assert one.wait(1000) == timedelta(0)
-    one.failed(1000, error())
-    assert one.wait(1000) == timedelta(seconds=60)
+    assert one.time_to_probe(1000) == timedelta(0)
+    one.record_failure(1000, error())
+    assert one.time_to_probe(1000) == timedelta(seconds=60)
 
 
 def test_the_jitter_is_full_from_nothing_to_the_longest_pause() -> None:
     for roll in (0.0, 0.25, 1.0):
         one = breaker(roll)
-        one.failed(1000, error())
-        assert one.wait(1000) == timedelta(seconds=60 * roll)
+        one.record_failure(1000, error())
+        assert one.time_to_probe(1000) == timedelta(seconds=60 * roll)
 
 
 def test_a_store_that_fails_for_weeks_does_not_overflow_the_pause() -> None:
     one = breaker()
     for _ in range(5000):
-        one.failed(1000, error())
-    assert one.wait(1000) == timedelta(minutes=5)
+        one.record_failure(1000, error())
+    assert one.time_to_probe(1000) == timedelta(minutes=5)
 
 
 def test_a_word_from_outside_gets_through_once_in_a_short_while() -> None:
     one = breaker()
-    one.failed(1000, error())
-    assert [one.admits(1000 + later) for later in (0, 4.9, 5, 59)] == [False, False, True, True]
-    one.asked(1005)
-    assert [one.admits(1005 + later) for later in (0, 4.9, 5)] == [False, False, True]
-    assert one.admits(1060), "the probe is due"
+    one.record_failure(1000, error())
+    assert [one.admits_call(1000 + later) for later in (0, 4.9, 5, 59)] == [False, False, True, True]
+    one.record_call(1005)
+    assert [one.admits_call(1005 + later) for later in (0, 4.9, 5)] == [False, False, True]
+    assert one.admits_call(1060), "the probe is due"
 
 
 @pytest.mark.parametrize(("hint", "least"), [(90.0, 90), (None, 0), (1e9, 300)])
@@ -85,8 +85,8 @@ def test_no_probe_comes_before_the_store_wants_it_and_not_all_of_them_at_that_mo
     waits = []
     for roll in (0.0, 1.0):
         one = breaker(roll)
-        one.failed(1000, throttled)
-        waits.append(one.wait(1000).total_seconds())
+        one.record_failure(1000, throttled)
+        waits.append(one.time_to_probe(1000).total_seconds())
     assert waits == [least, least + 60]
 
 

@@ -14,19 +14,19 @@ from goatherd.identity import (
     IdentityDocument,
     OwnedSession,
     Phase,
-    Seen,
-    activate,
-    create,
+    TrustCheckpoint,
+    activate_rotation,
+    create_document,
     decode_document,
     encode_document,
-    finalize,
-    prepare,
-    revoke,
-    verified,
+    finalize_rotation,
+    mark_verified,
+    prepare_rotation,
+    revoke_root,
     with_phase,
 )
-from goatherd.identity.document import document_tree, settled, sign_document
-from goatherd.identity.strict_json import pretty
+from goatherd.identity.document import document_tree, normalize_document, sign_document
+from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.succession import MAX_JUMP
 from goatherd.settings import CloudSecretSettings, FileSettings
 from goatherd.settings.base import describe_identity
@@ -39,11 +39,11 @@ def owned(session_id: str) -> OwnedSession:
 
 
 A, B, C = owned("a" * 24), owned("b" * 24), owned("c" * 24)
-FIRST = create(A, NOW)
-PREPARED = prepare(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
+FIRST = create_document(A, NOW)
+PREPARED = prepare_rotation(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
 # FIRST is stored with a signature here and without one there: it names neither.
-PREPARED = settled(sign_document(replace(PREPARED, lineage=None), NOW))
-ROTATED = finalize(verified(activate(with_phase(PREPARED, Phase.PUBLISHED, NOW), NOW), NOW), NOW)
+PREPARED = normalize_document(sign_document(replace(PREPARED, lineage=None), NOW))
+ROTATED = finalize_rotation(mark_verified(activate_rotation(with_phase(PREPARED, Phase.PUBLISHED, NOW), NOW), NOW), NOW)
 HIGHEST = 2**53 - 1
 
 
@@ -51,12 +51,12 @@ def unsigned(document: IdentityDocument, **members: object) -> IdentityDocument:
     """Write a document as Goatherd 0.1.0 would: without a signature."""
     tree = {**document_tree(document), **members}
     tree.pop("documentSignature")
-    return decode_document(pretty(tree))
+    return decode_document(to_pretty_json(tree))
 
 
 def stale(document: IdentityDocument) -> IdentityDocument:
     """Write the next generation as Goatherd 0.1.0 does after a version that signs: the signature stays as it was."""
-    return decode_document(pretty({**document_tree(document), "generation": document.generation + 1}))
+    return decode_document(to_pretty_json({**document_tree(document), "generation": document.generation + 1}))
 
 
 def without_root(document: IdentityDocument, session_id: str) -> dict[str, object]:
@@ -105,7 +105,7 @@ async def test_a_writer_of_the_store_without_the_key_changes_nothing_for_a_serve
         tree.pop("documentSignature")
     async with CloudSecretSettings(provider, SECRET, seen=seen) as settings:
         await settings.load()
-        await provider.put(pretty(tree))
+        await provider.put(to_pretty_json(tree))
         assert await settings.refresh() is False
         assert settings.settings.document == ROTATED
         assert settings.status.last_refusal is not None
@@ -114,7 +114,7 @@ async def test_a_writer_of_the_store_without_the_key_changes_nothing_for_a_serve
     async with restarted:
         with pytest.raises(IdentityError):
             await restarted.load()
-    await provider.put(prepare(ROTATED, C, now_ms=NOW, rotation_id="r2", started_by="me", stable_version="9"))
+    await provider.put(prepare_rotation(ROTATED, C, now_ms=NOW, rotation_id="r2", started_by="me", stable_version="9"))
     async with CloudSecretSettings(provider, SECRET, seen=seen) as settings:
         assert (await settings.load()).document.generation == ROTATED.generation + 1
 
@@ -188,16 +188,16 @@ async def test_a_generation_beyond_what_rotations_can_reach_is_not_followed_and_
 
 async def test_the_file_that_remembers_what_was_seen_is_refused_when_one_bit_of_it_has_flipped(tmp_path: Path) -> None:
     provider, path = CountingProvider(), tmp_path / "seen.json"
-    await provider.create(SECRET, encode_document(revoke(ROTATED, A.id, NOW, reason="stolen")))
+    await provider.create(SECRET, encode_document(revoke_root(ROTATED, A.id, NOW, reason="stolen")))
     async with CloudSecretSettings(provider, SECRET, seen=path) as settings:
         await settings.load()
     good = path.read_bytes()
-    assert Seen.from_bytes(good).is_signed
+    assert TrustCheckpoint.from_bytes(good).is_signed
     for index in [index for index in range(0, len(good), 5) if not good[index : index + 1].isspace()]:
         damaged = bytearray(good)
         damaged[index] ^= 1
         with pytest.raises(IdentityError):
-            Seen.from_bytes(bytes(damaged))
+            TrustCheckpoint.from_bytes(bytes(damaged))
     path.write_bytes(good.replace(b'"signed": true', b'"signed": false'))
     started = CloudSecretSettings(provider, SECRET, seen=path)
     async with started:
@@ -207,11 +207,13 @@ async def test_the_file_that_remembers_what_was_seen_is_refused_when_one_bit_of_
 
 
 async def test_a_file_without_a_checksum_is_that_of_goatherd_010_and_is_read(tmp_path: Path) -> None:
-    tree = json.loads(Seen.of(FIRST).to_bytes())
+    tree = json.loads(TrustCheckpoint.from_document(FIRST).to_bytes())
     del tree["checksum"], tree["signed"]
-    assert Seen.from_bytes(pretty(tree)) == replace(Seen.of(FIRST), is_signed=False)
+    assert TrustCheckpoint.from_bytes(to_pretty_json(tree)) == replace(
+        TrustCheckpoint.from_document(FIRST), is_signed=False
+    )
     with pytest.raises(IdentityError, match="checksum"):
-        Seen.from_bytes(pretty({**tree, "signed": True}))
+        TrustCheckpoint.from_bytes(to_pretty_json({**tree, "signed": True}))
 
 
 async def test_a_settings_file_that_is_a_signed_document_is_not_replaced_by_an_unsigned_one(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ async def test_a_settings_file_that_is_a_signed_document_is_not_replaced_by_an_u
         await settings.load()
         await settings.update(document=PREPARED)
         tree = json.loads(path.read_bytes())
-        path.write_bytes(pretty({**tree, "generation": 3, "history": []}))
+        path.write_bytes(to_pretty_json({**tree, "generation": 3, "history": []}))
         assert await settings.refresh() is False
         assert settings.status.last_refusal is not None
         assert settings.status.last_refusal.code == "identity.unsigned"

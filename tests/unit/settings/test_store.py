@@ -29,12 +29,12 @@ from goatherd.identity import (
     IdentityDocument,
     OwnedSession,
     Phase,
-    activate,
-    create,
+    activate_rotation,
+    create_document,
     encode_document,
-    prepare,
-    revoke,
-    roll_back,
+    prepare_rotation,
+    revoke_root,
+    roll_back_rotation,
     with_phase,
 )
 from goatherd.providers.base import Call
@@ -53,11 +53,11 @@ def owned(session_id: str, owner: str | None = "root") -> OwnedSession:
 
 
 A, B, C = owned("a" * 24), owned("b" * 24), owned("c" * 24)
-FIRST = create(A, NOW)
-PREPARED = prepare(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
+FIRST = create_document(A, NOW)
+PREPARED = prepare_rotation(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
 PUBLISHED = with_phase(PREPARED, Phase.PUBLISHED, NOW)
-ACTIVATED = activate(PUBLISHED, NOW)
-STRANGER = replace(create(C, NOW), generation=99)
+ACTIVATED = activate_rotation(PUBLISHED, NOW)
+STRANGER = replace(create_document(C, NOW), generation=99)
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ async def test_the_identity_is_swapped_at_the_next_interval_and_subscribers_are_
     assert settings.settings.roots == (A.session, B.session)
     forget()
     forget()
-    await provider.put(roll_back(ACTIVATED, FIRST, NOW, reason="test"))
+    await provider.put(roll_back_rotation(ACTIVATED, FIRST, NOW, reason="test"))
     await clock.turn(EVERY)
     assert settings.settings.current == A
     assert len(told) == 3
@@ -370,12 +370,12 @@ async def test_a_refused_version_is_parsed_once(
 async def test_the_operators_word_lets_one_stranger_in_and_no_second(
     settings: CloudSecretSettings, provider: CountingProvider
 ) -> None:
-    await provider.put(replace(create(C, NOW), generation=98))
+    await provider.put(replace(create_document(C, NOW), generation=98))
     assert await settings.refresh() is False
     settings.accept_next()
     assert await settings.refresh() is True
     assert settings.settings.current == C
-    await provider.put(replace(create(B, NOW), generation=99))
+    await provider.put(replace(create_document(B, NOW), generation=99))
     assert await settings.refresh() is False
     assert settings.settings.current == C
 
@@ -383,7 +383,7 @@ async def test_the_operators_word_lets_one_stranger_in_and_no_second(
 async def test_a_revocation_is_followed_at_once_and_only_with_its_proof(
     settings: CloudSecretSettings, provider: CountingProvider
 ) -> None:
-    replaced = revoke(FIRST, A.id, NOW, reason="stolen", successor=C)
+    replaced = revoke_root(FIRST, A.id, NOW, reason="stolen", successor=C)
     bare = replace(replaced.revoked[0], successor=None, proof=None)
     await provider.put(replace(replaced, revoked=(bare,)))
     assert await settings.refresh() is False
@@ -473,7 +473,7 @@ async def test_a_changed_identity_is_written_once_by_compare_and_swap(
 async def test_who_writes_second_is_told_and_has_changed_nothing(
     settings: CloudSecretSettings, provider: CountingProvider
 ) -> None:
-    others = prepare(FIRST, C, now_ms=NOW, rotation_id="r2", started_by="bob", stable_version="1")
+    others = prepare_rotation(FIRST, C, now_ms=NOW, rotation_id="r2", started_by="bob", stable_version="1")
     await provider.put(others)
     with pytest.raises(ConflictError):
         await settings.update(document=PREPARED)
@@ -523,7 +523,7 @@ async def test_a_refresh_during_a_write_never_goes_back(
 async def test_each_organization_has_an_identity_of_its_own() -> None:
     provider = MemorySecretProvider()
     for org, session in (("north", A), ("south", B)):
-        await provider.create(f"goatdb/{org}/root", encode_document(create(session, NOW)))
+        await provider.create(f"goatdb/{org}/root", encode_document(create_document(session, NOW)))
     cluster = CloudSecretSettings(provider, "goatdb/{org}/root")
     async with cluster.for_org("north") as north, cluster.for_org("south") as south:
         assert (await north.load()).current == A

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from goatherd.errors import ProviderAccessDeniedError, ProviderError, UnavailableError
-from goatherd.identity import OwnedSession, create, encode_document, prepare
+from goatherd.identity import OwnedSession, create_document, encode_document, prepare_rotation
 from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.refresh import CAP, PUSH_SPREAD
@@ -19,8 +19,8 @@ from .make import NOW, SECRET, CountingProvider, HandClock, settle
 EVERY = timedelta(seconds=30)
 A = OwnedSession.generate(session_id="a" * 24, owner="root", now_ms=NOW)
 B = OwnedSession.generate(session_id="b" * 24, owner="root", now_ms=NOW)
-FIRST = create(A, NOW)
-PREPARED = prepare(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
+FIRST = create_document(A, NOW)
+PREPARED = prepare_rotation(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
 
 
 class Telling(CountingProvider):

@@ -16,7 +16,7 @@ from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, apply_edit, encoded_checksum, new_commit
 from goatherd.wire.items import canonical_edit, canonical_record, record_data
 from goatherd.wire.json import parse_json, stable_stringify, to_json, to_json_bytes
-from goatherd.wire.schema import Field, Registry, Schema
+from goatherd.wire.schema import Registry, Schema, SchemaField
 
 from .test_json import SIGNABLE, TEXT
 
@@ -26,12 +26,12 @@ REGISTRY = Registry(
             ns="all",
             version=1,
             fields=(
-                Field(name="s", type="string"),
-                Field(name="n", type="number"),
-                Field(name="d", type="date"),
-                Field(name="set", type="set"),
-                Field(name="map", type="map"),
-                Field(name="rt", type="richtext"),
+                SchemaField(name="s", type="string"),
+                SchemaField(name="n", type="number"),
+                SchemaField(name="d", type="date"),
+                SchemaField(name="set", type="set"),
+                SchemaField(name="map", type="map"),
+                SchemaField(name="rt", type="richtext"),
             ),
         )
     ]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.wire.commit_log import frame, scan
+from goatherd.wire.commit_log import frame_records, scan_log
 from tests.vectors.upstream_log import UpstreamLog
 
 RECORDS = st.lists(
@@ -21,41 +21,41 @@ RECORDS = st.lists(
 
 @given(st.lists(RECORDS, max_size=4))
 def test_what_was_appended_is_read_back(batches: list[list[Any]]) -> None:
-    data = b"".join(frame(batch) for batch in batches)
-    found = scan(data)
+    data = b"".join(frame_records(batch) for batch in batches)
+    found = scan_log(data)
     assert found.records == [record for batch in batches for record in batch]
     assert (found.good_end, found.damage, found.records_after_damage) == (len(data), None, 0)
 
 
 @given(RECORDS, RECORDS, st.data())
 def test_a_torn_append_never_costs_an_earlier_record(before: list[Any], torn: list[Any], data: st.DataObject) -> None:
-    whole, last = frame(before), frame(torn)
+    whole, last = frame_records(before), frame_records(torn)
     cut = data.draw(st.integers(0, len(last)))
-    found = scan(whole + last[:cut])
+    found = scan_log(whole + last[:cut])
     assert found.records[: len(before)] == before
     repaired = (whole + last[:cut])[: found.good_end]
-    again = scan(repaired + frame([{"id": "next"}]))
+    again = scan_log(repaired + frame_records([{"id": "next"}]))
     assert again.records == [*found.records, {"id": "next"}]
     assert again.damage is None
 
 
 def test_upstreams_repair_loses_a_good_record_where_ours_does_not() -> None:
-    torn = frame([{"id": "a"}, {"id": "b"}]) + b"\n{"
+    torn = frame_records([{"id": "a"}, {"id": "b"}]) + b"\n{"
     upstream = UpstreamLog(torn)
     upstream.scan()
     assert [record["id"] for record in UpstreamLog(upstream.data).scan()] == ["a"]
-    assert [record["id"] for record in scan(torn[: scan(torn).good_end]).records] == ["a", "b"]
+    assert [record["id"] for record in scan_log(torn[: scan_log(torn).good_end]).records] == ["a", "b"]
 
 
 def test_a_complete_line_without_its_newline_is_unfinished() -> None:
-    found = scan(b'{"id":"a"}\n{"id":"b"}')
+    found = scan_log(b'{"id":"a"}\n{"id":"b"}')
     assert found.records == [{"id": "a"}]
     assert found.good_end == 11
     assert found.damage == "unfinished last line"
 
 
 def test_damage_in_the_middle_says_how_much_lies_behind_it() -> None:
-    found = scan(b'{"id":"a"}\n???\n\n{"id":"b"}\n  \n{"id":"c"}\n{"id":')
+    found = scan_log(b'{"id":"a"}\n???\n\n{"id":"b"}\n  \n{"id":"c"}\n{"id":')
     assert found.records == [{"id": "a"}]
     assert found.good_end == 11
     assert found.records_after_damage == 2
@@ -64,13 +64,13 @@ def test_damage_in_the_middle_says_how_much_lies_behind_it() -> None:
 
 @pytest.mark.parametrize("line", [b"   ", b"\r", b"\xff\xfe", b"NaN"])
 def test_a_line_that_is_no_json_is_damage(line: bytes) -> None:
-    assert scan(line + b"\n").damage is not None
+    assert scan_log(line + b"\n").damage is not None
 
 
 def test_an_append_of_nothing_is_two_newlines() -> None:
-    assert frame([]) == b"\n\n"
-    assert scan(b"\n\n").good_end == 2
+    assert frame_records([]) == b"\n\n"
+    assert scan_log(b"\n\n").good_end == 2
 
 
 def test_ready_bytes_are_framed_as_they_are() -> None:
-    assert frame([b'{"id":"a"}', {"id": "b"}]) == b'\n{"id":"a"}\n\n{"id":"b"}\n'
+    assert frame_records([b'{"id":"a"}', {"id": "b"}]) == b'\n{"id":"a"}\n\n{"id":"b"}\n'

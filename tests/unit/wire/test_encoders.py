@@ -18,7 +18,7 @@ from goatherd.wire.items import data_checksum, encode_data, normalize_data, patc
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet
 from goatherd.wire.json import to_json
 from goatherd.wire.richtext import rich_text_checksum
-from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Field, Registry, Schema
+from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Registry, Schema, SchemaField
 from tests.vectors.diff import diff_data, wrap_changes
 
 from .test_json import JSON_VALUES
@@ -27,11 +27,11 @@ ALL = Schema(
     ns="all",
     version=1,
     fields=(
-        Field(name="s", type="string", required=True),
-        Field(name="d", type="date"),
-        Field(name="set", type="set"),
-        Field(name="map", type="map", default=lambda _data: JSMap(k=1)),
-        Field(name="rt", type="richtext"),
+        SchemaField(name="s", type="string", required=True),
+        SchemaField(name="d", type="date"),
+        SchemaField(name="set", type="set"),
+        SchemaField(name="map", type="map", default=lambda _data: JSMap(k=1)),
+        SchemaField(name="rt", type="richtext"),
     ),
 )
 
@@ -172,7 +172,9 @@ def test_validation_speaks_goatdbs_words() -> None:
     assert ALL.problem({"s": "x", "q": 1}) == "Unknown field q"
     assert ALL.problem({"s": 5}) == 'Invalid value for field "s". Expected string'
     assert ALL.problem({"s": "x", "isDeleted": True, "d": JSDate(None), "set": JSSet(), "map": JSMap()}) is None
-    strict = Schema(ns="q", version=1, fields=(Field(name="s", type="string", validate=lambda value: value == "x"),))
+    strict = Schema(
+        ns="q", version=1, fields=(SchemaField(name="s", type="string", validate=lambda value: value == "x"),)
+    )
     assert strict.problem({"s": "y"}) == 'Field "s" failed custom schema validation'
 
 
@@ -196,20 +198,20 @@ def test_a_marker_s_version_is_read_as_javascript_reads_an_integer() -> None:
 
 
 def test_only_an_empty_set_or_map_of_its_own_kind_of_field_is_dropped() -> None:
-    schema = Schema(ns="n", version=1, fields=(Field(name="s", type="string"), Field(name="m", type="map")))
+    schema = Schema(ns="n", version=1, fields=(SchemaField(name="s", type="string"), SchemaField(name="m", type="map")))
     normal = normalize_data({"s": JSSet(), "m": JSSet()}, schema)
     assert list(normal) == ["s"]
 
 
 def test_a_date_field_that_holds_none_has_no_checksum() -> None:
-    schema = Schema(ns="n", version=1, fields=(Field(name="d", type="date"),))
+    schema = Schema(ns="n", version=1, fields=(SchemaField(name="d", type="date"),))
     for value in (None, "soon", True):
         with pytest.raises(EncodeError):
             data_checksum({"d": value}, schema)
 
 
 def test_a_required_field_that_is_there_and_undefined_is_of_a_wrong_type() -> None:
-    schema = Schema(ns="n", version=1, fields=(Field(name="s", type="string", required=True),))
+    schema = Schema(ns="n", version=1, fields=(SchemaField(name="s", type="string", required=True),))
     assert schema.problem({"s": UNDEFINED}) == 'Invalid value for field "s". Expected string'
     assert schema.problem({}) == 'Missing required field "s"'
 
@@ -226,7 +228,7 @@ def test_upgrading_runs_every_version_on_the_way() -> None:
         Schema(
             ns="u",
             version=version,
-            fields=(Field(name="n", type="number"),),
+            fields=(SchemaField(name="n", type="number"),),
             upgrade=lambda d: {"n": d.get("n", 0) + 1},
         )
         for version in (1, 2, 3)
@@ -267,7 +269,7 @@ FIELDS = st.fixed_dictionaries(
 
 @given(FIELDS, FIELDS)
 def test_a_patch_with_the_difference_gives_the_target(old: dict[str, Any], new: dict[str, Any]) -> None:
-    bare = Schema(ns="bare", version=1, fields=(*ALL.fields[:3], Field(name="map", type="map")))
+    bare = Schema(ns="bare", version=1, fields=(*ALL.fields[:3], SchemaField(name="map", type="map")))
     patched = patch_data(old, wrap_changes(diff_data(old, new, bare)), bare)
     assert patched.keys() == new.keys()
     assert all(core_equal(patched[name], new[name]) for name in new)

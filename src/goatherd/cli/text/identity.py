@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from goatherd.cli.output import Output
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.redaction import redacted
+from goatherd.identity.redaction import redact_document
 from goatherd.times import iso
 
 
@@ -18,7 +18,7 @@ def _signature_text(document: IdentityDocument) -> str:
 
 def describe(out: Output, store: str, version: str, document: IdentityDocument) -> list[str]:
     """Return what people are shown of an identity: ids, fingerprints and times."""
-    shown = redacted(document)
+    shown = redact_document(document)
     lines = [
         f"store       {store}, version {version}",
         f"generation  {document.generation}, last written {shown['lastUpdated'] or 'at an unknown time'}",

@@ -33,9 +33,12 @@ def inventory_data(keys: KeyInventory, now_ms: int) -> dict[str, object]:
             for root in keys.roots
         ],
         "copies": keys.copies,
-        "retireDue": [one.version.id for one in keys.due(now_ms)],
-        "retireKept": [{"version": one.version.id, "labels": list(one.foreign_labels)} for one in keys.kept(now_ms)],
-        "recordDue": list(keys.recordable(now_ms)),
+        "retireDue": [one.version.id for one in keys.holdings_due(now_ms)],
+        "retireKept": [
+            {"version": one.version.id, "labels": list(one.foreign_labels)}
+            for one in keys.holdings_kept_by_labels(now_ms)
+        ],
+        "recordDue": list(keys.recordable_roots(now_ms)),
         "retireNext": None if following is None else iso(following),
     }
 
@@ -57,7 +60,7 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
     for root in keys.roots:
         if not keys.versions_with(root):
             lines.append(_absence(keys, root))
-    due, following, recordable = keys.due(now_ms), keys.next_due_ms(now_ms), keys.recordable(now_ms)
+    due, following, recordable = keys.holdings_due(now_ms), keys.next_due_ms(now_ms), keys.recordable_roots(now_ms)
     if recordable:
         named = " ".join(recordable)
         lines.append(f"due: `goatherd retire` puts on record that no version holds the private key of {named}")
@@ -65,7 +68,7 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
         lines.append(f"due: `goatherd retire` destroys {len(due)} versions: {' '.join(one.version.id for one in due)}")
     elif following is not None:
         lines.append(f"`goatherd retire` has nothing to destroy before {iso(following)}")
-    lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.kept(now_ms)]
+    lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
     if keys.copies is not None:
         lines.append(f"mind: {keys.copies}")
     return lines
@@ -75,14 +78,14 @@ def due_lines(keys: KeyInventory, now_ms: int) -> list[str]:
     """Return a line for each version that `goatherd retire` would destroy now: whose private keys it holds."""
     return [
         f"version {one.version.id}, of {iso(one.version.created_ms)}: {_describe_content(one)}"
-        for one in keys.due(now_ms)
+        for one in keys.holdings_due(now_ms)
     ]
 
 
 def _describe_due(keys: KeyInventory, one: Holding) -> str:
-    if one in keys.retirable():
+    if one in keys.retirable_holdings():
         return iso(keys.due_ms(one))
-    return "when no label points at it" if one in keys.retired() else ""
+    return "when no label points at it" if one in keys.retired_holdings() else ""
 
 
 def _absence(keys: KeyInventory, root: str) -> str:

@@ -14,7 +14,7 @@ from goatherd.cli.text.key_inventory import inventory_data, inventory_lines
 from goatherd.cli.text.rotation import ending_data, ending_line, progress_data, progress_lines
 from goatherd.cluster.server_answers import AgentReport
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.redaction import redacted
+from goatherd.identity.redaction import redact_document
 from goatherd.operations.status import ClusterStatus, NodeState
 from goatherd.providers.values import shown_label
 from goatherd.rotation.obstacles import WENT_BACK
@@ -27,7 +27,7 @@ def status_data(status: ClusterStatus) -> dict[str, Any]:
         "store": status.store,
         "storeVersion": status.version,
         "labels": dict(status.labels),
-        "identity": redacted(status.document),
+        "identity": redact_document(status.document),
         "rotation": progress_data(status.progress),
         "lastRotation": ending_data(status.last_rotation),
         "privateKeys": inventory_data(status.keys, status.at_ms),

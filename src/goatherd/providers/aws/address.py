@@ -58,10 +58,10 @@ class AWSAddress:
     recovery_days: int = DEFAULT_RECOVERY_DAYS
 
     def __post_init__(self) -> None:
-        _check(self.region, _REGION, "region", "Such as eu-west-1.")
-        _check(self.profile, _PROFILE, "profile", "The name of a profile in ~/.aws/config.")
-        _check(self.role_arn, _ROLE, "role_arn", "Such as arn:aws:iam::111122223333:role/goatherd.")
-        _check(self.kms_key_id, _KEY, "kms_key_id", "A key id, a key ARN, or alias/name.")
+        _check_pattern(self.region, _REGION, "region", "Such as eu-west-1.")
+        _check_pattern(self.profile, _PROFILE, "profile", "The name of a profile in ~/.aws/config.")
+        _check_pattern(self.role_arn, _ROLE, "role_arn", "Such as arn:aws:iam::111122223333:role/goatherd.")
+        _check_pattern(self.kms_key_id, _KEY, "kms_key_id", "A key id, a key ARN, or alias/name.")
         if self.endpoint is not None:
             _check_endpoint(self.endpoint)
         if self.recovery_days != 0 and self.recovery_days not in RECOVERY_DAYS:
@@ -78,7 +78,7 @@ def parse_uri(uri: str) -> tuple[AWSAddress, str]:
         ConfigurationError: It is not ``aws://REGION/SECRET``, or an option is unknown, doubled or wrong.
     """
     parsed = addresses.parse_uri(FORM, uri)
-    return _address(parsed.host or None, parsed.options), parsed.path
+    return _build_address(parsed.host or None, parsed.options), parsed.path
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
@@ -88,10 +88,10 @@ def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
         ConfigurationError: An option is missing, of the wrong kind, or unknown.
     """
     parsed = addresses.parse_config(FORM, config)
-    return _address(parsed.parts.get("region"), parsed.options), parsed.secret_id
+    return _build_address(parsed.parts.get("region"), parsed.options), parsed.secret_id
 
 
-def _address(region: str | None, options: Mapping[str, str]) -> AWSAddress:
+def _build_address(region: str | None, options: Mapping[str, str]) -> AWSAddress:
     days = options.get("recovery_days", str(DEFAULT_RECOVERY_DAYS))
     return AWSAddress(
         region=region,
@@ -103,7 +103,7 @@ def _address(region: str | None, options: Mapping[str, str]) -> AWSAddress:
     )
 
 
-def _check(value: str | None, pattern: re.Pattern[str], name: str, hint: str) -> None:
+def _check_pattern(value: str | None, pattern: re.Pattern[str], name: str, hint: str) -> None:
     if value is not None and not pattern.fullmatch(value):
         raise ConfigurationError(f"aws address: not a {name}: {value[:80]!r}", hint=hint)
 

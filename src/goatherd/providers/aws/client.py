@@ -171,7 +171,7 @@ class SecretsManagerAPI:
         self._pool: ThreadPoolExecutor | None = None
         self._made: Client | None = None
 
-    async def ask(
+    async def call_service(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
     ) -> Answer:
         """Send one request and return the answer, of which nothing has been checked.
@@ -185,19 +185,19 @@ class SecretsManagerAPI:
         Raises:
             ProviderError: See `refusal_of`.
         """
-        outcome = await self.attempt(call, method, request, carried)
+        outcome = await self.try_call(call, method, request, carried)
         if isinstance(outcome, ServiceRefusal):
             raise outcome.error
         return outcome
 
-    async def attempt(
+    async def try_call(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
     ) -> Answer | ServiceRefusal:
         """Send one request and return the answer, or the refusal for the caller to judge."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="goatherd-aws")
-            job = self._pool.submit(self._send, call, method, request, carried)
+            job = self._pool.submit(self._send_request, call, method, request, carried)
         # A request that another one keeps from being sent is waited for as well: the deadline says for how long.
         waiting = asyncio.wrap_future(job)
         try:
@@ -205,7 +205,7 @@ class SecretsManagerAPI:
         except asyncio.CancelledError:
             # A thread cannot be stopped. What it has not begun is not sent; what it has begun is mostly over soon, and
             # when it is, the outcome is settled before it is read.
-            await _settle(job, waiting)
+            await _settle_future(job, waiting)
             raise
 
     def close(self) -> None:
@@ -218,13 +218,13 @@ class SecretsManagerAPI:
         if made is not None:
             made.close()
 
-    def _send(
+    def _send_request(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None
     ) -> Answer | ServiceRefusal:
         """Do it, in a thread. What the SDK raises ends here, so that no traceback of ours leads to it."""
         began = self._clock.monotonic()
         try:
-            client = self._client()
+            client = self._get_client()
             value = {} if carried is None else _fields_of(carried)
             answer = cast("Answer", getattr(client, method)(**request, **value))
         except Exception as error:  # noqa: BLE001 - under faults, strangers escape the SDK (UnicodeDecodeError, for one)
@@ -235,10 +235,10 @@ class SecretsManagerAPI:
         return answer
 
     def _note_date(self, answer: Mapping[str, object], began: float) -> None:
-        date = _mapping(_mapping(answer.get("ResponseMetadata")).get("HTTPHeaders")).get("date")
-        self._store_clock.note(date if isinstance(date, str) else None, began=began)
+        date = _require_mapping(_require_mapping(answer.get("ResponseMetadata")).get("HTTPHeaders")).get("date")
+        self._store_clock.note_date(date if isinstance(date, str) else None, began=began)
 
-    def _client(self) -> Client:
+    def _get_client(self) -> Client:
         with self._lock:
             if self._made is None:
                 self._made = make_client(self._address, self._timeout)
@@ -255,7 +255,9 @@ def _fields_of(value: SecretBytes) -> dict[str, object]:
     return {"SecretString": text} if _PLAIN.fullmatch(text) else {"SecretBinary": raw}
 
 
-async def _settle(job: Future[Answer | ServiceRefusal], waiting: asyncio.Future[Answer | ServiceRefusal]) -> None:
+async def _settle_future(
+    job: Future[Answer | ServiceRefusal], waiting: asyncio.Future[Answer | ServiceRefusal]
+) -> None:
     if not job.cancel():
         await asyncio.wait({waiting}, timeout=_PATIENCE)
 
@@ -279,11 +281,11 @@ def make_client(address: AWSAddress, timeout: timedelta) -> Client:
     )
     session = boto3.Session(profile_name=address.profile, region_name=address.region)
     if address.role_arn is not None:
-        session = _assumed(session, address.role_arn, config)
+        session = _assume_role(session, address.role_arn, config)
     return cast("Client", session.client(_SERVICE, endpoint_url=address.endpoint, config=config))
 
 
-def _assumed(source: boto3.Session, role_arn: str, config: Config) -> boto3.Session:
+def _assume_role(source: boto3.Session, role_arn: str, config: Config) -> boto3.Session:
     """Return a session with the credentials of a role, renewed by the SDK before they expire."""
     fetcher = AssumeRoleCredentialFetcher(
         client_creator=functools.partial(
@@ -333,17 +335,17 @@ def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
 
 
 def _service_refusal(call: Call, response: Answer) -> ServiceRefusal:
-    told, meta = _mapping(response.get("Error")), _mapping(response.get("ResponseMetadata"))
+    told, meta = _require_mapping(response.get("Error")), _require_mapping(response.get("ResponseMetadata"))
     code, text = str(told.get("Code", "")), str(told.get("Message", ""))
-    status, headers = meta.get("HTTPStatusCode"), _mapping(meta.get("HTTPHeaders"))
+    status, headers = meta.get("HTTPStatusCode"), _require_mapping(meta.get("HTTPHeaders"))
     status = status if isinstance(status, int) else 0
     code = code if _CODE.fullmatch(code) else "?"
     request_id = str(meta.get("RequestId", ""))
     where = f"{code} (HTTP {status}" + (f", request {request_id})" if _REQUEST_ID.fullmatch(request_id) else ")")
-    return ServiceRefusal(code=code, error=_judged(call, code, status, text, where, headers))
+    return ServiceRefusal(code=code, error=_error_for(call, code, status, text, where, headers))
 
 
-def _judged(call: Call, code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
+def _error_for(call: Call, code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
     """Return our error for one of theirs. `text` decides, but is quoted for a denial only."""
     if code in _THROTTLED or status == 429:
         error = call.error(ThrottledError, where)
@@ -375,7 +377,7 @@ def _judged(call: Call, code: str, status: int, text: str, where: str, headers: 
     if code == "ResourceExistsException":
         return call.error(SecretExistsError, f"it exists already: {where}")
     if code == "InvalidRequestException" and "delet" in text:
-        return deleted(call)
+        return deleted_error(call)
     if code == "LimitExceededException":
         return call.error(
             ProviderConfigurationError,
@@ -387,7 +389,7 @@ def _judged(call: Call, code: str, status: int, text: str, where: str, headers: 
     return call.error(ProviderConfigurationError, f"AWS refuses the request: {where}")
 
 
-def deleted(call: Call) -> SecretDeletedError:
+def deleted_error(call: Call) -> SecretDeletedError:
     """Return the error for a secret that is scheduled for deletion."""
     return call.error(
         SecretDeletedError,
@@ -408,7 +410,7 @@ def _retry_after(headers: Answer) -> float | None:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def damaged(call: Call, what: str) -> UnavailableError:
+def damaged_error(call: Call, what: str) -> UnavailableError:
     """Return the error for an answer that is not whole: the SDK makes an empty success of one that was cut."""
     return call.error(UnavailableError, f"the answer is damaged: {what}")
 
@@ -420,14 +422,14 @@ def check_named(call: Call, answer: Answer) -> None:
         UnavailableError: It does not: nothing is known of what the request did.
     """
     if not isinstance(answer.get("ARN"), str) or not answer["ARN"]:
-        raise damaged(call, "it does not name the secret")
+        raise damaged_error(call, "it does not name the secret")
 
 
 def version_of(call: Call, answer: Answer) -> VersionId:
     """Return the version id that an answer tells, checked."""
     told = answer.get("VersionId")
     if not isinstance(told, str) or not is_version_id(told):
-        raise damaged(call, "it has no version id")
+        raise damaged_error(call, "it has no version id")
     return VersionId(told)
 
 
@@ -441,7 +443,7 @@ def stages_of(call: Call, told: object) -> frozenset[str]:
     if told is None:
         return frozenset()
     if not isinstance(told, list) or not all(isinstance(stage, str) for stage in told):
-        raise damaged(call, "its staging labels are not a list of texts")
+        raise damaged_error(call, "its staging labels are not a list of texts")
     return frozenset(told)
 
 
@@ -449,7 +451,7 @@ def created_of(call: Call, answer: Answer) -> int:
     """Return an answer's ``CreatedDate`` in milliseconds since 1970."""
     told = answer.get("CreatedDate")
     if not isinstance(told, datetime) or told.tzinfo is None:
-        raise damaged(call, "it has no time of creation")
+        raise damaged_error(call, "it has no time of creation")
     return round((told - _EPOCH) / _MILLISECOND)
 
 
@@ -466,7 +468,7 @@ def stored_of(call: Call, answer: Answer) -> StoredVersion:
     elif isinstance(binary, bytes) and binary and text is None:
         value = SecretBytes(binary)
     else:
-        raise damaged(call, "it has no value")
+        raise damaged_error(call, "it has no value")
     return StoredVersion(
         id=version_of(call, answer),
         stages=stages_of(call, answer.get("VersionStages")),
@@ -475,5 +477,5 @@ def stored_of(call: Call, answer: Answer) -> StoredVersion:
     )
 
 
-def _mapping(told: object) -> Answer:
+def _require_mapping(told: object) -> Answer:
     return told if isinstance(told, dict) else {}

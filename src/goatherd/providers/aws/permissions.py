@@ -69,7 +69,7 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
     if account != "*" and not (len(account) == 12 and account.isascii() and account.isdigit()):
         raise ConfigurationError("an AWS account is twelve digits")
     region = address.region or "*"
-    partition = _partition(region)
+    partition = _partition_of(region)
     name = secret_id.replace(ORG_FIELD, "*")
     resource = f"arn:{partition}:secretsmanager:{region}:{account}:secret:{name}{_SUFFIX}"
     statements: list[Statement]
@@ -123,7 +123,7 @@ def _key_statement(address: AWSAddress, key: str, role: Role, partition: str, ac
     }
 
 
-def _partition(region: str) -> str:
+def _partition_of(region: str) -> str:
     if region.startswith("cn-"):
         return "aws-cn"
     return "aws-us-gov" if region.startswith("us-gov-") else "aws"

@@ -33,8 +33,8 @@ from goatherd.providers.aws.client import (
     StoredVersion,
     check_named,
     created_of,
-    damaged,
-    deleted,
+    damaged_error,
+    deleted_error,
     is_version_id,
     stages_of,
     stored_of,
@@ -60,10 +60,10 @@ class _Stages:
 
     by_version: Mapping[VersionId, frozenset[str]]
 
-    def holder(self, call: Call, stage: str) -> VersionId | None:
+    def holder_of(self, call: Call, stage: str) -> VersionId | None:
         holders = [version for version, stages in self.by_version.items() if stage in stages]
         if len(holders) > 1:
-            raise damaged(call, f"{len(holders)} versions hold the label {stage!r}")
+            raise damaged_error(call, f"{len(holders)} versions hold the label {stage!r}")
         return holders[0] if holders else None
 
 
@@ -162,85 +162,85 @@ class AWSSecretProvider(SecretProvider):
         request: dict[str, object] = {"Name": call.secret_id, "ClientRequestToken": token}
         if self.address.kms_key_id is not None:
             request["KmsKeyId"] = self.address.kms_key_id
-        answer = await self._api.ask(call, "create_secret", request, value)
+        answer = await self._api.call_service(call, "create_secret", request, value)
         self._check_written(call, answer, token)
         stored = await self._read_back(call, token, value)
         return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         if isinstance(at, Label):
-            stage = _stage(call, at)
-            stored = await self._get(call, VersionStage=stage)
+            stage = _stage_for(call, at)
+            stored = await self._get_version(call, VersionStage=stage)
             if stage not in stored.stages:
-                raise damaged(call, "its version does not hold the label asked for")
+                raise damaged_error(call, "its version does not hold the label asked for")
         else:
             _must_be_possible(call, at)
-            stored = await self._get(call, VersionId=at)
+            stored = await self._get_version(call, VersionId=at)
             if stored.id != at:
-                raise damaged(call, "it is of another version than the one asked for")
-        version = SecretVersion(id=stored.id, labels=_labels(stored.stages), created_ms=stored.created_ms)
+                raise damaged_error(call, "it is of another version than the one asked for")
+        version = SecretVersion(id=stored.id, labels=_labels_of(stored.stages), created_ms=stored.created_ms)
         return SecretValue(version=version, value=stored.value)
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        stage, token = _stage(call, label), version_id_for(call.request, value)
-        stages = await self._stages(call)
-        holder = stages.holder(call, stage)
+        stage, token = _stage_for(call, label), version_id_for(call.request, value)
+        stages = await self._read_stages(call)
+        holder = stages.holder_of(call, stage)
         # An earlier attempt may have done it all, and another writer may have gone on from there since.
         superseded = stage == _CURRENT_STAGE and _PREVIOUS_STAGE in stages.by_version.get(token, frozenset())
         if holder == token or superseded:
             stored = await self._read_back(call, token, value)
-            return SecretVersion(id=token, labels=_labels(stored.stages), created_ms=stored.created_ms)
-        _compare(call, label, holder, expected)
+            return SecretVersion(id=token, labels=_labels_of(stored.stages), created_ms=stored.created_ms)
+        _check_expected(call, label, holder, expected)
         request = {"SecretId": call.secret_id, "ClientRequestToken": token, "VersionStages": [CANDIDATE]}
-        answer = await self._api.ask(call, "put_secret_value", request, value)
+        answer = await self._api.call_service(call, "put_secret_value", request, value)
         self._check_written(call, answer, token)
         # No reader is led to a version that cannot be read yet, or not as it was written.
         stored = await self._read_back(call, token, value)
-        await self._move(call, label, token, expected)
+        await self._move_label(call, label, token, expected)
         return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        stage = _stage(call, label)
-        stages = await self._stages(call)
+        stage = _stage_for(call, label)
+        stages = await self._read_stages(call)
         _must_be_possible(call, version)
-        _compare(call, label, stages.holder(call, stage), expected)
+        _check_expected(call, label, stages.holder_of(call, stage), expected)
         if version != expected:
-            await self._move(call, label, version, expected)
+            await self._move_label(call, label, version, expected)
 
     def takes_label(self, label: str) -> bool:
         return super().takes_label(label) and not _is_kept_back(label)
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
         stage = _held_stage(label)
-        stages = await self._stages(call)
+        stages = await self._read_stages(call)
         if stage in (_CURRENT_STAGE, _PREVIOUS_STAGE, CANDIDATE):
             # AWS's and our own are shown as no label, so that no caller can mean them.
             raise call.error(ConflictError, f"no version holds the label {str(label)!r}")
-        _compare(call, label, stages.holder(call, stage), expected)
+        _check_expected(call, label, stages.holder_of(call, stage), expected)
         request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": expected}
-        outcome = await self._api.attempt(call, "update_secret_version_stage", request)
+        outcome = await self._api.try_call(call, "update_secret_version_stage", request)
         if not isinstance(outcome, ServiceRefusal):
             check_named(call, outcome)
             return
         if outcome.code != "InvalidParameterException":
             raise outcome.error
         # As for a move: the reference does not say which refusal means what.
-        _compare(call, label, (await self._stages(call)).holder(call, stage), expected)
+        _check_expected(call, label, (await self._read_stages(call)).holder_of(call, stage), expected)
         raise call.error(UnavailableError, "AWS refused to take the label off, but does not show yet why")
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         found: dict[VersionId, SecretVersion] = {}
         request: dict[str, object] = {"SecretId": call.secret_id, "IncludeDeprecated": True, "MaxResults": _PAGE}
         for _ in range(_MOST_PAGES):
-            answer = await self._api.ask(call, "list_secret_version_ids", request)
+            answer = await self._api.call_service(call, "list_secret_version_ids", request)
             check_named(call, answer)
             listed = answer.get("Versions", [])
             if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-                raise damaged(call, "its list of versions is none")
+                raise damaged_error(call, "its list of versions is none")
             for entry in listed:
                 version = SecretVersion(
                     id=version_of(call, entry),
-                    labels=_labels(stages_of(call, entry.get("VersionStages"))),
+                    labels=_labels_of(stages_of(call, entry.get("VersionStages"))),
                     created_ms=created_of(call, entry),
                 )
                 found[version.id] = version
@@ -248,26 +248,26 @@ class AWSSecretProvider(SecretProvider):
             if following in (None, ""):
                 break
             if not isinstance(following, str) or request.get("NextToken") == following:
-                raise damaged(call, "its next page is this one again")
+                raise damaged_error(call, "its next page is this one again")
             request["NextToken"] = following
         else:
-            raise damaged(call, f"its list has more than {_MOST_PAGES} pages")
-        if not found and (await self._stages(call)).by_version:  # which says so if the secret is deleted
-            raise damaged(call, "its list of versions is empty, but labels lead to some")
+            raise damaged_error(call, f"its list has more than {_MOST_PAGES} pages")
+        if not found and (await self._read_stages(call)).by_version:  # which says so if the secret is deleted
+            raise damaged_error(call, "its list of versions is empty, but labels lead to some")
         # Ids have no order, and that of the list is not told: of the same millisecond, what is told later is put first.
         newest_first = list(found.values())[::-1]
         newest_first.sort(key=lambda version: version.created_ms, reverse=True)
         return newest_first
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
-        stages = (await self._stages(call)).by_version
-        return {label: version for version, held in stages.items() for label in _labels(held)}
+        stages = (await self._read_stages(call)).by_version
+        return {label: version for version, held in stages.items() for label in _labels_of(held)}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Take AWS's and our own labels off a version; "then Secrets Manager can automatically delete the version"
         (API reference, DeleteSecret). The value stays readable by its id until then."""
         _must_be_possible(call, version)
-        stages = (await self._stages(call)).by_version.get(version)
+        stages = (await self._read_stages(call)).by_version.get(version)
         if stages is None:
             if version not in {known.id for known in await self._versions(call)}:
                 raise call.error(SecretNotFoundError, f"there is no version {version[:64]!r}")
@@ -281,78 +281,80 @@ class AWSSecretProvider(SecretProvider):
             )
         for stage in sorted(stages):
             request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": version}
-            answer = await self._api.ask(call, "update_secret_version_stage", request)
+            answer = await self._api.call_service(call, "update_secret_version_stage", request)
             check_named(call, answer)
 
     async def _delete(self, call: Call) -> None:
         days = self.address.recovery_days
         try:
             # Deleting by force is no error where there is nothing (API reference, DeleteSecret), so it is looked first.
-            await self._stages(call)
+            await self._read_stages(call)
         except SecretDeletedError:
             if call.attempt == 1:
                 raise
             return
         request: dict[str, object] = {"SecretId": call.secret_id}
         request |= {"RecoveryWindowInDays": days} if days else {"ForceDeleteWithoutRecovery": True}
-        check_named(call, await self._api.ask(call, "delete_secret", request))
+        check_named(call, await self._api.call_service(call, "delete_secret", request))
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
     async def _must_be_missing(self, call: Call) -> None:
         try:
-            await self._stages(call)
+            await self._read_stages(call)
         except SecretNotFoundError:
             return
         raise call.error(SecretExistsError, "the secret exists already")
 
-    async def _get(self, call: Call, **at: str) -> StoredVersion:
+    async def _get_version(self, call: Call, **at: str) -> StoredVersion:
         """Read one version, and check it against its id where the id is of our making."""
-        stored = stored_of(call, await self._api.ask(call, "get_secret_value", {"SecretId": call.secret_id, **at}))
+        stored = stored_of(
+            call, await self._api.call_service(call, "get_secret_value", {"SecretId": call.secret_id, **at})
+        )
         ours = _OURS.fullmatch(stored.id)
-        if ours is not None and ours[2] != _sum(ours[1], stored.value):
-            raise damaged(call, f"its value is not the one that was written as version {stored.id}")
+        if ours is not None and ours[2] != _value_digest(ours[1], stored.value):
+            raise damaged_error(call, f"its value is not the one that was written as version {stored.id}")
         return stored
 
     async def _read_back(self, call: Call, token: VersionId, value: SecretBytes) -> StoredVersion:
         try:
-            stored = await self._get(call, VersionId=token)
+            stored = await self._get_version(call, VersionId=token)
         except SecretNotFoundError as error:
             # "All Secrets Manager operations are eventually consistent" (API reference, ListSecrets).
             raise call.error(UnavailableError, "what was just written cannot be read yet") from error
         if stored.id != token or stored.value != value:
-            raise damaged(call, "it is not what was just written")
+            raise damaged_error(call, "it is not what was just written")
         return stored
 
-    async def _stages(self, call: Call) -> _Stages:
-        answer = await self._api.ask(call, "describe_secret", {"SecretId": call.secret_id})
+    async def _read_stages(self, call: Call) -> _Stages:
+        answer = await self._api.call_service(call, "describe_secret", {"SecretId": call.secret_id})
         check_named(call, answer)
         if answer.get("DeletedDate") is not None:
-            raise deleted(call)
+            raise deleted_error(call)
         # AWS leaves the field out where no version has a label, which no secret of ours comes to.
         told = answer.get("VersionIdsToStages", {})
         if not isinstance(told, dict):
-            raise damaged(call, "its labels are no map")
+            raise damaged_error(call, "its labels are no map")
         return _Stages({version_of(call, {"VersionId": one}): stages_of(call, told[one]) for one in told})
 
-    async def _move(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+    async def _move_label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         """Move a label, naming its holder: "If the label is attached and you either do not specify this parameter, or
         the version ID does not match, then the operation fails" (API reference, UpdateSecretVersionStage)."""
-        stage = _stage(call, label)
+        stage = _stage_for(call, label)
         request = {"SecretId": call.secret_id, "VersionStage": stage, "MoveToVersionId": version}
         if expected is not None:
             request["RemoveFromVersionId"] = expected
-        outcome = await self._api.attempt(call, "update_secret_version_stage", request)
+        outcome = await self._api.try_call(call, "update_secret_version_stage", request)
         if not isinstance(outcome, ServiceRefusal):
             check_named(call, outcome)
             return
         if outcome.code != "InvalidParameterException":
             raise outcome.error
         # The reference does not say which refusal means what; who holds the label now does.
-        holder = (await self._stages(call)).holder(call, stage)
+        holder = (await self._read_stages(call)).holder_of(call, stage)
         if call.operation == "write" and holder == version:
             return
-        _compare(call, label, holder, expected)
+        _check_expected(call, label, holder, expected)
         if version not in {known.id for known in await self._versions(call)}:
             raise call.error(SecretNotFoundError, f"there is no version {version!r}")
         raise call.error(UnavailableError, "AWS refused to move the label, but does not show yet why")
@@ -360,7 +362,7 @@ class AWSSecretProvider(SecretProvider):
     def _check_written(self, call: Call, answer: Mapping[str, object], token: VersionId) -> None:
         check_named(call, answer)
         if version_of(call, answer) != token:
-            raise damaged(call, "it is of another version than the one written")
+            raise damaged_error(call, "it is of another version than the one written")
 
 
 def version_id_for(request: str, value: SecretBytes) -> VersionId:
@@ -370,14 +372,14 @@ def version_id_for(request: str, value: SecretBytes) -> VersionId:
     tell nothing about a value that has a key in it; one that could be guessed does not belong into a public id.
     """
     name = str(uuid.UUID(hex=request))
-    return VersionId(f"{name}-g{_sum(name, value)}")
+    return VersionId(f"{name}-g{_value_digest(name, value)}")
 
 
-def _sum(name: str, value: SecretBytes) -> str:
+def _value_digest(name: str, value: SecretBytes) -> str:
     return hashlib.sha256(name.encode() + value.reveal()).hexdigest()[:8]
 
 
-def _stage(call: Call, label: Label) -> str:
+def _stage_for(call: Call, label: Label) -> str:
     """Return the staging label of one of our labels."""
     if label == CURRENT:
         return _CURRENT_STAGE
@@ -390,7 +392,7 @@ def _is_kept_back(label: str) -> bool:
     return label.upper().startswith("AWS") or label == CANDIDATE
 
 
-def _labels(stages: frozenset[str]) -> frozenset[Label]:
+def _labels_of(stages: frozenset[str]) -> frozenset[Label]:
     """Return the labels of a version: each staging label but AWS's mark of the one before, and our candidate's.
 
     AWS takes any text of 1 to 256 characters (API reference, UpdateSecretVersionStage). One that is no label of ours is
@@ -423,7 +425,7 @@ def _must_be_possible(call: Call, version: VersionId) -> None:
         raise call.error(SecretNotFoundError, f"there is no version {version[:64]!r}")
 
 
-def _compare(call: Call, label: Label, holder: VersionId | None, expected: VersionId | None) -> None:
+def _check_expected(call: Call, label: Label, holder: VersionId | None, expected: VersionId | None) -> None:
     if holder != expected:
         found = "no version" if holder is None else f"version {holder}"
         wanted = "none" if expected is None else f"version {expected[:64]}"

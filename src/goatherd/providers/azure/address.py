@@ -74,7 +74,7 @@ def parse_uri(uri: str) -> tuple[AzureAddress, str]:
         ConfigurationError: It is not an address of a secret in a vault.
     """
     parsed = addresses.parse_uri(FORM, uri)
-    return address(parsed.host, parsed.options), _secret(parsed.path)
+    return address(parsed.host, parsed.options), _parse_secret(parsed.path)
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
@@ -89,7 +89,7 @@ def parse_config(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
     vault, secret_id = parsed.parts.get("vault"), parsed.secret_id
     if vault is None:
         vault, _, secret_id = secret_id.removeprefix("/").partition("/")
-    return address(vault, parsed.options), _secret(secret_id)
+    return address(vault, parsed.options), _parse_secret(secret_id)
 
 
 def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
@@ -153,6 +153,6 @@ def check_name(name: str) -> None:
             raise ConfigurationError(f"the azure store keeps names that end in {suffix!r} for itself")
 
 
-def _secret(secret_id: str) -> str:
+def _parse_secret(secret_id: str) -> str:
     check_name(secret_id.replace(ORG_FIELD, "org"))
     return secret_id

@@ -152,7 +152,7 @@ class KeyVault:
                 credential = await stack.enter_async_context(DefaultAzureCredential(**options))
             half = self._timeout.total_seconds() / 2
             options = {"retry_total": 0, "connection_timeout": half, "read_timeout": half}
-            options["transport"] = AioHttpTransport(session=_session(self._address.ca))
+            options["transport"] = AioHttpTransport(session=_new_session(self._address.ca))
             client = SecretClient(
                 self._address.url,
                 credential,
@@ -170,40 +170,45 @@ class KeyVault:
         self._client = None
         await self._stack.aclose()
 
-    async def get(self, call: Call, name: str, version: str = "") -> StoredSecret | None:
+    async def get_secret(self, call: Call, name: str, version: str = "") -> StoredSecret | None:
         """Return one version, or the newest; None where there is none (or the secret is deleted)."""
-        found = await self._ask(call, self._sdk(call).get_secret(name, version), name, missing=None)
+        found = await self._call_sdk(call, self._open_client(call).get_secret(name, version), name, missing=None)
         if found is None:
             return None
-        stored = _checked(call, found.value, found.properties, name)
+        stored = _checked_secret(call, found.value, found.properties, name)
         if version and stored.version != version:
             raise call.error(UnavailableError, f"another version of {name} was answered than was asked for")
         return stored
 
-    async def put(self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]) -> StoredSecret:
+    async def put_secret(
+        self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]
+    ) -> StoredSecret:
         """Write one more version and return it. Once it is sent, a cancellation waits a little for the answer."""
-        writing = self._ask(
-            call, self._sdk(call).set_secret(name, value, content_type=content_type, tags=tags), name, missing=None
+        writing = self._call_sdk(
+            call,
+            self._open_client(call).set_secret(name, value, content_type=content_type, tags=tags),
+            name,
+            missing=None,
         )
         made = await finish_request(writing)
         if made is None:
             raise call.error(UnavailableError, f"the service knows no place to write {name} to (404)")
-        return _checked(call, value, made.properties, name)
+        return _checked_secret(call, value, made.properties, name)
 
-    async def listing(self, call: Call, name: str) -> Listing:
+    async def list_versions(self, call: Call, name: str) -> Listing:
         """Return all versions of a secret, without values. Not the first thing to ask: the time is not known then."""
         # An answer's date says when it was sent, which may be long after what it tells was looked up. So the time is
         # taken from the answer before, and what has passed since: it is not later than any look-up of this listing.
-        now = self.now(call)
+        now = self.service_time(call)
 
         async def collect() -> list[SecretProperties]:
-            return [item async for item in self._sdk(call).list_properties_of_secret_versions(name)]
+            return [item async for item in self._open_client(call).list_properties_of_secret_versions(name)]
 
-        found = await self._ask(call, collect(), name, missing=[])
-        items = [_item(call, item, name) for item in found]
+        found = await self._call_sdk(call, collect(), name, missing=[])
+        items = [_checked_item(call, item, name) for item in found]
         return Listing(now=now, items={item.version: item for item in items})
 
-    def now(self, call: Call) -> int:
+    def service_time(self, call: Call) -> int:
         """Return the service's clock, or less, in seconds since 1970: by the last answer, and what has passed since.
 
         Raises:
@@ -214,42 +219,47 @@ class KeyVault:
         date, then = self._told
         return date + int(self._clock.monotonic() - then)
 
-    async def update(
+    async def update_version(
         self, call: Call, name: str, version: str, *, enabled: bool | None = None, content_type: str | None = None
     ) -> None:
         """Change what is told of one version, such as whether it is switched on; None leaves as it is."""
-        work = self._sdk(call).update_secret_properties(name, version, enabled=enabled, content_type=content_type)
-        if await self._ask(call, work, name, missing=None) is None:
+        work = self._open_client(call).update_secret_properties(
+            name, version, enabled=enabled, content_type=content_type
+        )
+        if await self._call_sdk(call, work, name, missing=None) is None:
             raise call.error(UnavailableError, f"version {version} of {name} is listed, but the service has none")
 
-    async def delete(self, call: Call, name: str) -> None:
+    async def delete_secret(self, call: Call, name: str) -> None:
         """Delete a secret with all its versions, for which it can be brought back for a while. Also if it is gone."""
-        await self._ask(call, self._sdk(call).delete_secret(name), name, missing=None)
+        await self._call_sdk(call, self._open_client(call).delete_secret(name), name, missing=None)
 
     async def is_deleted(self, call: Call, name: str) -> bool:
         """Whether a secret is deleted and can still be brought back. No, where the caller may not know."""
         try:
-            return await self._ask(call, self._sdk(call).get_deleted_secret(name), name, missing=None) is not None
+            return (
+                await self._call_sdk(call, self._open_client(call).get_deleted_secret(name), name, missing=None)
+                is not None
+            )
         except ProviderAccessDeniedError:
             return False
 
-    def deleted(self, call: Call) -> SecretDeletedError:
+    def deleted_error(self, call: Call) -> SecretDeletedError:
         """Return the error for a secret that is deleted and can be brought back."""
-        return _deleted(call, self._address.vault)
+        return _deleted_error(call, self._address.vault)
 
     def _note_date(self, response: PipelineResponse[Any, Any]) -> None:
         header = response.http_response.headers.get("Date")
         # The SDK does not say when it sent the request; it waits no longer than this.
-        self._store_clock.note(header, began=self._clock.monotonic() - self._timeout.total_seconds())
-        date = _date(header)
+        self._store_clock.note_date(header, began=self._clock.monotonic() - self._timeout.total_seconds())
+        date = _parse_date(header)
         self._told = (date, self._clock.monotonic()) if date else None
 
-    def _sdk(self, call: Call) -> SecretClient:
+    def _open_client(self, call: Call) -> SecretClient:
         if self._client is None:
             raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
         return self._client
 
-    async def _ask(self, call: Call, work: Awaitable[Any], name: str, *, missing: Any) -> Any:
+    async def _call_sdk(self, call: Call, work: Awaitable[Any], name: str, *, missing: Any) -> Any:
         """Await one operation of the SDK.
 
         Raises:
@@ -259,8 +269,8 @@ class KeyVault:
             return await work
         except Exception as error:  # noqa: BLE001 - the SDK lets out JSON errors, aiohttp's and its own
             if not (isinstance(error, sdk.HttpResponseError) and error.status_code == 404):
-                ours = self._translated(call, error, name)
-            elif _codes(error)[0] == "SecretNotFound":
+                ours = self._translate_error(call, error, name)
+            elif _error_codes(error)[0] == "SecretNotFound":
                 return missing
             else:
                 # One of something else on the way (a proxy, a wrong address) is not taken for an absent secret.
@@ -268,11 +278,11 @@ class KeyVault:
                 ours = call.error(UnavailableError, text, final=True)
         raise ours  # out here, where the SDK's error is not its context either
 
-    def _translated(self, call: Call, error: Exception, name: str) -> ProviderError:
+    def _translate_error(self, call: Call, error: Exception, name: str) -> ProviderError:
         if isinstance(error, ProviderError):
             return error
         if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
-            return self._refusal(call, error, name)
+            return self._refusal_error(call, error, name)
         if isinstance(error, sdk.ClientAuthenticationError):
             return call.error(
                 ProviderAccessDeniedError,
@@ -281,7 +291,7 @@ class KeyVault:
                 "AZURE_CLIENT_SECRET, or run `az login`.",
             )
         if isinstance(error, sdk.ServiceRequestError | sdk.ServiceResponseError | aiohttp.ClientError | OSError):
-            return call.error(UnavailableError, f"no answer from {self._address.url}: {_why(error)}")
+            return call.error(UnavailableError, f"no answer from {self._address.url}: {_cause_of(error)}")
         if isinstance(error, TimeoutError):
             return call.error(UnavailableError, f"no answer from {self._address.url} in time")
         if isinstance(error, ValueError) and "challenge" in str(error):
@@ -293,9 +303,9 @@ class KeyVault:
         # Not JSON, cut JSON, JSON of another shape: json's, azure.core's and attribute errors.
         return call.error(UnavailableError, f"the answer of {self._address.url} is damaged ({type(error).__name__})")
 
-    def _refusal(self, call: Call, error: sdk.HttpResponseError, name: str) -> ProviderError:
+    def _refusal_error(self, call: Call, error: sdk.HttpResponseError, name: str) -> ProviderError:
         status = error.status_code or 0
-        code, inner, message = _codes(error)
+        code, inner, message = _error_codes(error)
         told = f"{status} {inner or code}".rstrip()
         if status == 403 and inner == "SecretDisabled":
             return call.error(
@@ -312,13 +322,13 @@ class KeyVault:
                 "ForbiddenByFirewall and ForbiddenByConnection are matters of the vault's network settings.",
             )
         if status == 409 and inner == "ObjectIsDeletedButRecoverable":
-            return _deleted(call, self._address.vault)
+            return _deleted_error(call, self._address.vault)
         if status in (409, 423):
             # ObjectIsBeingDeleted, ObjectIsBeingRecovered, or two requests at once: over in a moment.
             return call.error(UnavailableError, f"{name} is being changed ({told})")
         if status == 429:
             throttled = call.error(ThrottledError, f"the vault asks for patience ({told})")
-            throttled.retry_after = _seconds(error)
+            throttled.retry_after = _retry_after(error)
             return throttled
         if status == 413 or (status == 400 and "length" in message.lower() and "secret" in message.lower()):
             return call.error(SecretTooLargeError, f"the vault does not take a value of that size ({told})")
@@ -327,7 +337,7 @@ class KeyVault:
         return call.error(ProviderConfigurationError, f"the vault refused the request ({told})")
 
 
-def _session(ca: str | None) -> aiohttp.ClientSession:
+def _new_session(ca: str | None) -> aiohttp.ClientSession:
     """Return a session like the SDK's own, but for two things.
 
     It trusts the file `ca`, where one is given; given to the SDK, that would cost it its pool of connections. And it
@@ -349,7 +359,7 @@ def _session(ca: str | None) -> aiohttp.ClientSession:
     return session
 
 
-def _checked(call: Call, value: object, properties: SecretProperties, name: str) -> StoredSecret:
+def _checked_secret(call: Call, value: object, properties: SecretProperties, name: str) -> StoredSecret:
     try:
         version, created = properties.version, properties.created_on
     except (AttributeError, TypeError, ValueError):
@@ -366,8 +376,8 @@ def _checked(call: Call, value: object, properties: SecretProperties, name: str)
     )
 
 
-def _item(call: Call, listed: SecretProperties, name: str) -> ListedSecret:
-    known = _checked(call, "", listed, name)
+def _checked_item(call: Call, listed: SecretProperties, name: str) -> ListedSecret:
+    known = _checked_secret(call, "", listed, name)
     return ListedSecret(
         version=known.version,
         created=known.created,
@@ -377,7 +387,7 @@ def _item(call: Call, listed: SecretProperties, name: str) -> ListedSecret:
     )
 
 
-def _deleted(call: Call, vault: str) -> SecretDeletedError:
+def _deleted_error(call: Call, vault: str) -> SecretDeletedError:
     names = ", ".join(call.secret_id + suffix for suffix in ("", POINTER_SUFFIX))
     return call.error(
         SecretDeletedError,
@@ -386,7 +396,7 @@ def _deleted(call: Call, vault: str) -> SecretDeletedError:
     )
 
 
-def _codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
+def _error_codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
     """Return the service's code, inner code (whose key is spelled in two ways) and message."""
     try:
         body = json.loads(error.response.text()) if error.response is not None else {}
@@ -406,12 +416,12 @@ def _first_line(message: str) -> str:
     return message.splitlines()[0][:200] if message else "the vault refuses"
 
 
-def _why(error: Exception) -> str:
+def _cause_of(error: Exception) -> str:
     inner = getattr(error, "inner_exception", None) or error.__cause__ or error
     return type(inner).__name__
 
 
-def _seconds(error: sdk.HttpResponseError) -> float | None:
+def _retry_after(error: sdk.HttpResponseError) -> float | None:
     header = getattr(error.response, "headers", {}).get("Retry-After")
     try:
         seconds = float(header) if header is not None else None
@@ -420,7 +430,7 @@ def _seconds(error: sdk.HttpResponseError) -> float | None:
     return seconds if seconds is not None and 0 <= seconds < 86_400 else None
 
 
-def _date(header: str | None) -> int:
+def _parse_date(header: str | None) -> int:
     """Return an HTTP date in seconds since 1970; 0 where it is none."""
     try:
         told = parsedate_to_datetime(header) if header else _NOT_A_DATE

@@ -65,13 +65,13 @@ def policy(role: str, uri: str) -> str:
         name = f"'Goatherd {role} of {address.vault}'"
         lines += [
             'GROUP="${VAULT%/providers/*}"',
-            f"az role definition create --role-definition '{_definition(role, address.vault)}'",
+            f"az role definition create --role-definition '{_role_definition(role, address.vault)}'",
         ]
     lines += [f'az role assignment create --assignee "$PRINCIPAL" --role {name} --scope {scope}' for scope in scopes]
     return "\n".join(lines) + "\n"
 
 
-def _definition(role: str, vault: str) -> str:
+def _role_definition(role: str, vault: str) -> str:
     """Return a custom role as JSON, to stand in single quotes, which it leaves for the one variable in it."""
     definition = {
         "Name": f"Goatherd {role} of {vault}",

@@ -76,7 +76,7 @@ from goatherd.providers.azure.records import (
     Home,
     Pointer,
     Proposal,
-    decide,
+    decide_proposals,
     decode_leftover,
     decode_pointer,
     decode_value,
@@ -84,7 +84,7 @@ from goatherd.providers.azure.records import (
     encode_value,
     is_version_id,
     links_of,
-    rebuilt,
+    rebuild_pointer,
     tags_of,
     value_after_pointer,
     value_tags,
@@ -237,38 +237,38 @@ class AzureSecretProvider(SecretProvider):
     # --- the algebra ------------------------------------------------------------------------------------------------
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        vault = self._opened(call)
-        newest = await self._newest(call, vault)
+        vault = self._open_vault(call)
+        newest = await self._read_newest_pointer(call, vault)
         if newest is None:
             # The view is written last, when it is too late to reject another secret of that name.
             await self._read_view(call, vault, SecretExistsError)
-            draft = self._draft(call, value)
+            draft = self._new_draft(call, value)
             pointer = await self._with_value(call, vault, BEGINNING.pointer, label, draft)
             self._shown[call.secret_id] = _Shown(decided=BEGINNING.id, version=VersionId(""))
-            if (made := await self._propose(call, vault, BEGINNING, pointer, draft)) is not None:
+            if (made := await self._propose_pointer(call, vault, BEGINNING, pointer, draft)) is not None:
                 await self._update_view(call, vault, *made, value)
-                return _described(call, made[0].pointer)
+                return _describe_written(call, made[0].pointer)
         else:
-            last = await self._look(call, vault, newest)
+            last = await self._decide_pointers(call, vault, newest)
             if last.pointer.made_by(call.request) is not None:
                 await self._update_view(call, vault, last)
-                return _described(call, last.pointer)
+                return _describe_written(call, last.pointer)
         raise call.error(SecretExistsError, "the secret exists already")
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        vault = self._opened(call)
-        newest, last = await self._decided(call, vault)
+        vault = self._open_vault(call)
+        newest, last = await self._read_decided(call, vault)
         pointer = last.pointer
         if isinstance(at, VersionId) and (at not in pointer.versions or pointer.versions[at].disabled):
             return await self._read_leftover(call, vault, pointer, at)
-        version = pointer.find(call, at)
+        version = pointer.find_version(call, at)
         try:
             value = await self._read_back(call, vault, pointer, version, newest)
         except VersionDisabledError:
             if version in pointer.labels.values():
                 raise
             return await self._read_leftover(call, vault, pointer, version)  # off by hand, and its copy is not
-        return SecretValue(version=pointer.describe(version), value=value)
+        return SecretValue(version=pointer.describe_version(version), value=value)
 
     async def _read_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretValue:
         """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
@@ -277,7 +277,7 @@ class AzureSecretProvider(SecretProvider):
         found: StoredSecret | None = None
         for name in names if is_version_id(version) else ():
             try:
-                stored = await vault.get(call, name, version)
+                stored = await vault.get_secret(call, name, version)
             except VersionDisabledError as error:
                 off = error
                 continue
@@ -288,7 +288,7 @@ class AzureSecretProvider(SecretProvider):
             if off is not None:
                 found = await self._read_copy(call, vault, version)
         if found is None:
-            pointer.find(call, version)
+            pointer.find_version(call, version)
             raise off or call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
         try:
             value = decode_leftover(_stored_value(found), text=_is_text(found.content_type))
@@ -300,49 +300,49 @@ class AzureSecretProvider(SecretProvider):
 
     async def _read_copy(self, call: Call, vault: KeyVault, version: VersionId) -> StoredSecret | None:
         """Return a copy in the view of a version that is switched off; None where there is none."""
-        copies = (await vault.listing(call, call.secret_id)).items.values()
+        copies = (await vault.list_versions(call, call.secret_id)).items.values()
         at = next((item.version for item in copies if item.enabled and item.tags.get(_VERSION_TAG) == version), None)
-        return None if at is None else await vault.get(call, call.secret_id, at)
+        return None if at is None else await vault.get_secret(call, call.secret_id, at)
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        vault = self._opened(call)
-        draft = self._draft(call, value)
+        vault = self._open_vault(call)
+        draft = self._new_draft(call, value)
 
         async def change(pointer: Pointer) -> Pointer:
             if pointer.made_by(call.request) is not None:
                 return pointer
-            pointer.compare(call, label, expected)
+            pointer.check_expected(call, label, expected)
             return await self._with_value(call, vault, pointer, label, draft)
 
-        pointer = await self._change(call, vault, change, [value] if label == CURRENT else (), draft)
-        return _described(call, pointer)
+        pointer = await self._change_pointer(call, vault, change, [value] if label == CURRENT else (), draft)
+        return _describe_written(call, pointer)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        vault, values = self._opened(call), list[SecretBytes]()
+        vault, values = self._open_vault(call), list[SecretBytes]()
 
         async def change(pointer: Pointer) -> Pointer:
             if call.attempt > 1 and pointer.labels.get(label) == version:
                 return pointer  # an earlier attempt moved it, and may not have come as far as the view
-            moved = pointer.labelled(call, label, version, expected)
+            moved = pointer.with_label(call, label, version, expected)
             # What is switched off or damaged gets no label.
             values[:] = [await self._read_back(call, vault, pointer, version)]
             return moved if moved.labels != pointer.labels else pointer
 
-        await self._change(call, vault, change, values if label == CURRENT else ())
+        await self._change_pointer(call, vault, change, values if label == CURRENT else ())
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
         async def change(pointer: Pointer) -> Pointer:
-            return pointer.unlabelled(call, label, expected)
+            return pointer.without_label(call, label, expected)
 
-        await self._change(call, self._opened(call), change)
+        await self._change_pointer(call, self._open_vault(call), change)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        vault = self._opened(call)
-        _, last = await self._decided(call, vault)
+        vault = self._open_vault(call)
+        _, last = await self._read_decided(call, vault)
         pointer = last.pointer
-        items = await self._values(call, vault, pointer)
+        items = await self._list_values(call, vault, pointer)
         if not set(pointer.labels.values()) <= items.keys():
-            raise await self._lost(call, vault)
+            raise await self._missing_value_error(call, vault)
         numbered = [(pointer.versions[known.id].number, known) for known in pointer.newest_first()]
         for item in items.values():
             if item.version not in pointer.versions:
@@ -355,7 +355,7 @@ class AzureSecretProvider(SecretProvider):
         # writer copied into the view after it was destroyed.
         copied = set[str]()
         with contextlib.suppress(ProviderAccessDeniedError):  # of earlier builds, a server may not list the view
-            view = (await vault.listing(call, call.secret_id)).items.values()
+            view = (await vault.list_versions(call, call.secret_id)).items.values()
             copied = {item.tags.get(_VERSION_TAG, "") for item in view if item.enabled}
         seen = []
         for _, known in numbered:
@@ -368,11 +368,11 @@ class AzureSecretProvider(SecretProvider):
             seen.append(known)
         return seen
 
-    async def _values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, ListedSecret]:
+    async def _list_values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, ListedSecret]:
         """Return what the vault lists of values, without the copies in the view."""
-        items = dict((await vault.listing(call, call.secret_id + POINTER_SUFFIX)).items)
+        items = dict((await vault.list_versions(call, call.secret_id + POINTER_SUFFIX)).items)
         if pointer.after_earlier:
-            earlier = (await vault.listing(call, call.secret_id)).items
+            earlier = (await vault.list_versions(call, call.secret_id)).items
             items |= {version: item for version, item in earlier.items() if _VERSION_TAG not in item.tags}
         return {version: item for version, item in items.items() if _holds_value(item.content_type)}
 
@@ -381,27 +381,27 @@ class AzureSecretProvider(SecretProvider):
 
         Its copies in the view are switched off before, so that the value goes last: until then it is listed.
         """
-        vault = self._opened(call)
+        vault = self._open_vault(call)
 
         async def change(pointer: Pointer) -> Pointer:
             known = await self._with_leftover(call, vault, pointer, version)
-            off = known.disabled(call, version)
+            off = known.without_value(call, version)
             may_update = await self._disable_copies(call, vault, off, version)
             if off is not pointer and not may_update:
                 # Who may not do the last step is told before the pointer changes, by a change that changes nothing.
                 entry = known.versions[version]
                 kind = entry.home.content_type(text=entry.text)
-                await vault.update(call, _name(call, entry.home), version, content_type=kind)
+                await vault.update_version(call, _secret_name(call, entry.home), version, content_type=kind)
             return off
 
-        pointer = await self._change(call, vault, change)
-        name = _name(call, pointer.versions[version].home)
-        await vault.update(call, name, version, enabled=False)
+        pointer = await self._change_pointer(call, vault, change)
+        name = _secret_name(call, pointer.versions[version].home)
+        await vault.update_version(call, name, version, enabled=False)
         await self._confirm_disabled(call, vault, name, version, version)
 
     async def _confirm_disabled(self, call: Call, vault: KeyVault, name: str, at: str, version: VersionId) -> None:
         with contextlib.suppress(VersionDisabledError):
-            if await vault.get(call, name, at) is not None:
+            if await vault.get_secret(call, name, at) is not None:
                 raise call.error(
                     UnavailableError, f"the store answered success, but version {version} is still enabled"
                 )
@@ -412,12 +412,12 @@ class AzureSecretProvider(SecretProvider):
     async def _with_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> Pointer:
         if version in pointer.versions or not is_version_id(version):
             return pointer
-        item = (await self._values(call, vault, pointer)).get(version)
+        item = (await self._list_values(call, vault, pointer)).get(version)
         if item is None:
             return pointer
         home = Home.POINTER if item.content_type in WITH_VALUE_TYPES else Home.ALONE
         if home is Home.ALONE and pointer.after_earlier:
-            is_earlier = version in (await vault.listing(call, call.secret_id)).items
+            is_earlier = version in (await vault.list_versions(call, call.secret_id)).items
             home = Home.EARLIER if is_earlier else Home.ALONE
         return pointer.with_leftover(version, created=item.created, text=_is_text(item.content_type), home=home)
 
@@ -427,36 +427,36 @@ class AzureSecretProvider(SecretProvider):
         The view of earlier builds is switched off as a whole: it is not written any more.
         """
         done = False
-        for item in (await vault.listing(call, call.secret_id)).items.values():
+        for item in (await vault.list_versions(call, call.secret_id)).items.values():
             owner = item.tags.get(_VERSION_TAG, "")
             known = pointer.versions.get(VersionId(owner))
             if item.enabled and (owner == version or (known is not None and known.disabled)):
-                await vault.update(call, call.secret_id, item.version, enabled=False)
+                await vault.update_version(call, call.secret_id, item.version, enabled=False)
                 await self._confirm_disabled(call, vault, call.secret_id, item.version, version)
                 done = True
         if pointer.after_earlier:
             name = call.secret_id + EARLIER_VIEW_SUFFIX
             with contextlib.suppress(ProviderAccessDeniedError):  # of builds that had none, nor a role for it
-                for item in (await vault.listing(call, name)).items.values():
+                for item in (await vault.list_versions(call, name)).items.values():
                     if item.enabled:
-                        await vault.update(call, name, item.version, enabled=False)
+                        await vault.update_version(call, name, item.version, enabled=False)
         return done
 
     async def _delete(self, call: Call) -> None:
-        vault = self._opened(call)
-        newest = await self._newest(call, vault)
+        vault = self._open_vault(call)
+        newest = await self._read_newest_pointer(call, vault)
         if newest is None:
             if not await vault.is_deleted(call, call.secret_id + POINTER_SUFFIX):
                 raise call.error(SecretNotFoundError, "there is no such secret")
             if call.attempt > 1:
                 return  # an earlier attempt did it, and its answer was lost
-            raise vault.deleted(call)
+            raise vault.deleted_error(call)
         # The pointer last: until it is gone, no other writer can create the secret again, and it can be deleted again.
-        await vault.delete(call, call.secret_id)
+        await vault.delete_secret(call, call.secret_id)
         with contextlib.suppress(ForeignRecordError, ProviderAccessDeniedError):
-            if newest.enabled and self._decoded(call, newest).pointer.after_earlier:
-                await vault.delete(call, call.secret_id + EARLIER_VIEW_SUFFIX)
-        await vault.delete(call, call.secret_id + POINTER_SUFFIX)
+            if newest.enabled and self._decode_proposal(call, newest).pointer.after_earlier:
+                await vault.delete_secret(call, call.secret_id + EARLIER_VIEW_SUFFIX)
+        await vault.delete_secret(call, call.secret_id + POINTER_SUFFIX)
         self._known.pop(call.secret_id, None)
         self._shown.pop(call.secret_id, None)
 
@@ -464,15 +464,15 @@ class AzureSecretProvider(SecretProvider):
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Return whether the view holds the current document. See `capabilities`."""
-        call = self._start("diagnose", secret_id)
-        return await self._run(call, self._diagnosed)
+        call = self._start_call("diagnose", secret_id)
+        return await self._run_call(call, self._diagnose_secret)
 
-    async def _diagnosed(self, call: Call) -> list[Finding]:
+    async def _diagnose_secret(self, call: Call) -> list[Finding]:
         text = "may read; Key Vault does not say what else the credentials may do"
         hint = f"What rotating needs: `goatherd policy {self.scheme} --role rotator`."
         first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)
-        vault, view = self._opened(call), call.secret_id
-        _, last = await self._decided(call, vault)
+        vault, view = self._open_vault(call), call.secret_id
+        _, last = await self._read_decided(call, vault)
         pointer = last.pointer
         version = pointer.labels.get(CURRENT)
         try:
@@ -481,7 +481,7 @@ class AzureSecretProvider(SecretProvider):
             text = f"{view} may not be read"
             hint = "`goatherd policy azure` prints the roles for it. Only readers without Goatherd need it."
             return [first, Finding(name="view", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)]
-        if version is not None and found is not None and _shows(found, pointer, version):
+        if version is not None and found is not None and _shows_version(found, pointer, version):
             text = f"{view} holds the current document"
             return [first, Finding(name="view", verdict=Verdict.FINE, text=text)]
         text = f"{view} does not {'exist' if found is None else 'hold the current document'}"
@@ -490,7 +490,7 @@ class AzureSecretProvider(SecretProvider):
 
     # --- values -----------------------------------------------------------------------------------------------------
 
-    def _draft(self, call: Call, value: SecretBytes) -> _Draft:
+    def _new_draft(self, call: Call, value: SecretBytes) -> _Draft:
         stored, is_text = encode_value(value)
         if len(stored.encode()) > MAX_STORED:
             raise call.error(SecretTooLargeError, f"the value takes {len(stored)} bytes, the vault {MAX_STORED}")
@@ -508,20 +508,20 @@ class AzureSecretProvider(SecretProvider):
             draft.version = None  # it was switched off meanwhile, as a value that no pointer named
         if draft.version is None:
             draft.entry = replace(draft.entry, created=0, home=Home.POINTER)
-            grown = pointer.written(label, ITSELF, draft.entry)
+            grown = pointer.with_version(label, ITSELF, draft.entry)
             stored, _ = encode_value(draft.value)
             if len(encode_pointer(grown)) + len(stored.encode()) + _SPARE <= MAX_STORED:
                 return grown
             await self._write_alone(call, vault, pointer, draft)
-        return pointer.written(label, VersionId(draft.version or ""), draft.entry)
+        return pointer.with_version(label, VersionId(draft.version or ""), draft.entry)
 
     async def _find_earlier_attempt(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _Draft) -> None:
         """Note in the draft where an earlier attempt of the same call has stored the value, if it has."""
         name = call.secret_id + POINTER_SUFFIX
-        for item in (await vault.listing(call, name)).items.values():
+        for item in (await vault.list_versions(call, name)).items.values():
             is_same = item.tags.get(REQUEST_TAG) == call.request and _holds_value(item.content_type)
             if is_same and item.enabled and item.version not in pointer.versions:
-                found = await vault.get(call, name, item.version)
+                found = await vault.get_secret(call, name, item.version)
                 if found is not None and _is_whole(found, draft.entry):
                     home = Home.POINTER if item.content_type in WITH_VALUE_TYPES else Home.ALONE
                     draft.version = VersionId(item.version)
@@ -531,8 +531,8 @@ class AzureSecretProvider(SecretProvider):
     async def _write_alone(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _Draft) -> None:
         name, (stored, is_text) = call.secret_id + POINTER_SUFFIX, encode_value(draft.value)
         kind = Home.ALONE.content_type(text=is_text)
-        put = await vault.put(call, name, stored, kind, value_tags(pointer.next_number, call.request))
-        back = await vault.get(call, name, put.version)
+        put = await vault.put_secret(call, name, stored, kind, value_tags(pointer.next_number, call.request))
+        back = await vault.get_secret(call, name, put.version)
         if back is None or not _is_whole(back, draft.entry):
             raise call.error(UnavailableError, "the value does not read back as it was written")
         draft.version = VersionId(put.version)
@@ -546,18 +546,18 @@ class AzureSecretProvider(SecretProvider):
         if newest is not None and newest.enabled and newest.version == version and entry.home is not Home.EARLIER:
             found: StoredSecret | None = newest
         else:
-            found = await vault.get(call, _name(call, entry.home), version)
+            found = await vault.get_secret(call, _secret_name(call, entry.home), version)
         if found is None:
-            raise await self._lost(call, vault)
+            raise await self._missing_value_error(call, vault)
         try:
             return decode_value(_stored_value(found), entry)
         except DamagedRecordError as error:
             raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
 
-    async def _lost(self, call: Call, vault: KeyVault) -> Exception:
+    async def _missing_value_error(self, call: Call, vault: KeyVault) -> Exception:
         """Return the error for a value that is listed, but not there. Never "no such secret"."""
         if await vault.is_deleted(call, call.secret_id):
-            return vault.deleted(call)
+            return vault.deleted_error(call)
         return call.error(
             UnavailableError,
             f"the pointer names versions of {call.secret_id} that the vault does not have",
@@ -566,24 +566,24 @@ class AzureSecretProvider(SecretProvider):
 
     # --- the pointer ------------------------------------------------------------------------------------------------
 
-    async def _newest(self, call: Call, vault: KeyVault) -> StoredSecret | None:
+    async def _read_newest_pointer(self, call: Call, vault: KeyVault) -> StoredSecret | None:
         """Return the newest pointer; None where there is none. One that is switched off has no value."""
         name = call.secret_id + POINTER_SUFFIX
         off: VersionDisabledError | None = None
         try:
-            found = await vault.get(call, name)
+            found = await vault.get_secret(call, name)
         except VersionDisabledError as error:
             found, off = None, error
         if off is None and (found is None or found.content_type not in VALUE_TYPES):
             return found
         # A value that was written alone is newer than the pointer that is to name it.
-        items = (await vault.listing(call, name)).items.values()
+        items = (await vault.list_versions(call, name)).items.values()
         pointers = [item for item in items if item.content_type not in VALUE_TYPES]
         if not pointers:
             return None
         newest = max(pointers, key=lambda item: item.created)
         if newest.enabled:
-            return await vault.get(call, name, newest.version)
+            return await vault.get_secret(call, name, newest.version)
         if newest.content_type not in WITH_VALUE_TYPES and off is not None:
             raise off
         return StoredSecret(
@@ -595,54 +595,54 @@ class AzureSecretProvider(SecretProvider):
             enabled=False,
         )
 
-    async def _decided(self, call: Call, vault: KeyVault) -> tuple[StoredSecret, Proposal]:
+    async def _read_decided(self, call: Call, vault: KeyVault) -> tuple[StoredSecret, Proposal]:
         """Return the newest pointer and the one that counts.
 
         What was written just before is waited for, so that a change whose outcome was never reported is seen too.
         """
-        newest = await self._newest(call, vault)
+        newest = await self._read_newest_pointer(call, vault)
         if newest is None:
             if await vault.is_deleted(call, call.secret_id + POINTER_SUFFIX):
-                raise vault.deleted(call)
+                raise vault.deleted_error(call)
             raise call.error(SecretNotFoundError, "there is no such secret")
         known = self._known.get(call.secret_id)
         if known is not None and known.newest == newest.version:
             return newest, known.decided
-        return newest, await self._look(call, vault, newest)
+        return newest, await self._decide_pointers(call, vault, newest)
 
-    async def _look(self, call: Call, vault: KeyVault, newest: StoredSecret) -> Proposal:
+    async def _decide_pointers(self, call: Call, vault: KeyVault, newest: StoredSecret) -> Proposal:
         """List the proposals and decide. Wait for what was pending at first, but not for what follows that."""
         known = self._known.get(call.secret_id)
         if newest.enabled:
             with contextlib.suppress(ForeignRecordError):
-                self._remember(self._decoded(call, newest))
+                self._cache_proposal(self._decode_proposal(call, newest))
         start = None if known is None else known.decided
         waited = False
         while True:
-            listing = await vault.listing(call, call.secret_id + POINTER_SUFFIX)
+            listing = await vault.list_versions(call, call.secret_id + POINTER_SUFFIX)
             if newest.version not in listing.items:
                 raise call.error(UnavailableError, "the vault's list of pointers lacks the newest one")
             if start is None:
-                start = self._root(call, newest, listing)
+                start = self._first_decided(call, newest, listing)
             elif start.id and start.id not in listing.items:
                 if known is None:
                     raise call.error(UnavailableError, "the vault's list of pointers lacks one that others follow")
-                known, start = None, self._root(call, newest, listing)  # it was purged, and made again
-            decision = await self._decision(call, vault, start, listing)
+                known, start = None, self._first_decided(call, newest, listing)  # it was purged, and made again
+            decision = await self._decide_listed(call, vault, start, listing)
             start = decision.last
             if decision.pending is None or (waited and start.id):
-                start = await self._whole(call, vault, start, listing)
+                start = await self._complete_proposal(call, vault, start, listing)
                 settled = decision.pending is None and listing.now - newest.created >= self._settle
                 self._known[call.secret_id] = _Known(newest=newest.version if settled else "", decided=start)
                 return start
             waited = True
             await self._wait_until_decidable(decision.pending, listing.now)
 
-    def _root(self, call: Call, newest: StoredSecret, listing: Listing) -> Proposal:
+    def _first_decided(self, call: Call, newest: StoredSecret, listing: Listing) -> Proposal:
         """Return a decided pointer to begin with: a writer follows only what is decided."""
         try:
             if newest.enabled:
-                pointer = self._decoded(call, newest).pointer
+                pointer = self._decode_proposal(call, newest).pointer
             else:
                 pointer = links_of(newest.version, newest.created, newest.tags).pointer
         except ForeignRecordError as error:
@@ -655,20 +655,20 @@ class AzureSecretProvider(SecretProvider):
             return BEGINNING
         if pointer.parent not in listing.items:
             raise call.error(UnavailableError, "the vault's list of pointers lacks one that others follow")
-        unread = Proposal.unread(pointer.parent, listing.items[pointer.parent].created, pointer.epoch - 1)
+        unread = Proposal.unread_proposal(pointer.parent, listing.items[pointer.parent].created, pointer.epoch - 1)
         return self._proposals.get(pointer.parent, unread)
 
-    async def _decision(self, call: Call, vault: KeyVault, start: Proposal, listing: Listing) -> Decision:
+    async def _decide_listed(self, call: Call, vault: KeyVault, start: Proposal, listing: Listing) -> Decision:
         proposals = []
         for item in listing.items.values():
             if item.created < start.created or item.version == start.id or item.content_type in VALUE_TYPES:
                 continue
             with contextlib.suppress(ForeignRecordError):  # it cannot win
                 if item.enabled or item.version in self._proposals:
-                    proposals.append(await self._proposal(call, vault, item.version))
+                    proposals.append(await self._read_proposal(call, vault, item.version))
                 else:
                     proposals.append(links_of(item.version, item.created, item.tags))
-        decision = decide(start, proposals, now=listing.now, settle=self._settle)
+        decision = decide_proposals(start, proposals, now=listing.now, settle=self._settle)
         if decision.pending is None and any(p.pointer.epoch > decision.last.pointer.epoch + 1 for p in proposals):
             raise call.error(
                 UnavailableError,
@@ -677,51 +677,53 @@ class AzureSecretProvider(SecretProvider):
             )
         return decision
 
-    async def _whole(self, call: Call, vault: KeyVault, proposal: Proposal, listing: Listing) -> Proposal:
+    async def _complete_proposal(self, call: Call, vault: KeyVault, proposal: Proposal, listing: Listing) -> Proposal:
         """Return a proposal with its pointer, also where it is switched off."""
         if proposal.is_read:
             return proposal
         item = listing.items.get(proposal.id)
         if item is None or item.enabled:
-            return await self._proposal(call, vault, proposal.id)
+            return await self._read_proposal(call, vault, proposal.id)
         try:
             links = links_of(item.version, item.created, item.tags)
             parent = BEGINNING
             if before := links.pointer.parent:
                 created = listing.items[before].created if before in listing.items else 0
-                unread = Proposal.unread(before, created, links.pointer.epoch - 1)
-                parent = await self._whole(call, vault, self._proposals.get(before, unread), listing)
-            return self._remember(rebuilt(links, parent.pointer, item.tags, text=_is_text(item.content_type)))
+                unread = Proposal.unread_proposal(before, created, links.pointer.epoch - 1)
+                parent = await self._complete_proposal(call, vault, self._proposals.get(before, unread), listing)
+            return self._cache_proposal(
+                rebuild_pointer(links, parent.pointer, item.tags, text=_is_text(item.content_type))
+            )
         except ForeignRecordError as error:
             place = f"version {proposal.id} of {call.secret_id}{POINTER_SUFFIX}"
             raise call.error(UnavailableError, f"{place} is damaged: {error}") from None
 
-    async def _proposal(self, call: Call, vault: KeyVault, version: str) -> Proposal:
+    async def _read_proposal(self, call: Call, vault: KeyVault, version: str) -> Proposal:
         if version in self._proposals:
             return self._proposals[version]
         try:
-            stored = await vault.get(call, call.secret_id + POINTER_SUFFIX, version)
+            stored = await vault.get_secret(call, call.secret_id + POINTER_SUFFIX, version)
         except VersionDisabledError:
             raise call.error(UnavailableError, f"the pointer {version} was switched off a moment ago") from None
         if stored is None:
             raise call.error(UnavailableError, "a pointer that is named is not there")
-        return self._remember(self._decoded(call, stored))
+        return self._cache_proposal(self._decode_proposal(call, stored))
 
-    def _remember(self, proposal: Proposal) -> Proposal:
+    def _cache_proposal(self, proposal: Proposal) -> Proposal:
         while len(self._proposals) >= _REMEMBERED:
             self._proposals.pop(next(iter(self._proposals)))
         self._proposals[proposal.id] = proposal
         return proposal
 
-    def _decoded(self, call: Call, stored: StoredSecret) -> Proposal:
+    def _decode_proposal(self, call: Call, stored: StoredSecret) -> Proposal:
         try:
-            pointer = decode_pointer(stored.value).named(VersionId(stored.version), stored.created)
+            pointer = decode_pointer(stored.value).with_version_id(VersionId(stored.version), stored.created)
             return Proposal(id=stored.version, created=stored.created, pointer=pointer)
         except DamagedRecordError as error:
             place = f"version {stored.version} of {call.secret_id}{POINTER_SUFFIX}"
             raise call.error(UnavailableError, f"{place} is damaged: {error}") from None
 
-    async def _change(
+    async def _change_pointer(
         self,
         call: Call,
         vault: KeyVault,
@@ -744,7 +746,7 @@ class AzureSecretProvider(SecretProvider):
         known = self._known.get(call.secret_id)
         remembered = known.decided if known is not None and known.newest and call.attempt == 1 else None
         while True:
-            last = remembered or (await self._decided(call, vault))[1]
+            last = remembered or (await self._read_decided(call, vault))[1]
             with contextlib.suppress(VersionDisabledError):  # switched off by hand: this change may be what helps
                 await self._update_view(call, vault, last)
             try:
@@ -757,11 +759,11 @@ class AzureSecretProvider(SecretProvider):
             remembered = None
             if changed is last.pointer:
                 return changed
-            if (decided := await self._propose(call, vault, last, changed, draft)) is not None:
+            if (decided := await self._propose_pointer(call, vault, last, changed, draft)) is not None:
                 await self._update_view(call, vault, *decided, current[0] if current else None)
                 return decided[0].pointer
 
-    async def _propose(
+    async def _propose_pointer(
         self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer, draft: _Draft | None = None
     ) -> tuple[Proposal, float] | None:
         """Write a pointer that follows `last`, and the value that it names `ITSELF`.
@@ -779,23 +781,23 @@ class AzureSecretProvider(SecretProvider):
         if len(stored.encode()) > MAX_STORED:
             raise call.error(ProviderConfigurationError, "there are more labels than the pointer has room for")
         began = self.clock.monotonic()
-        put = await vault.put(call, name, stored, kind, tags)
+        put = await vault.put_secret(call, name, stored, kind, tags)
         if brings is not None:
             brings.version = VersionId(put.version)
             brings.entry = replace(brings.entry, created=put.created)
-        proposed = proposed.named(VersionId(put.version), put.created)
-        pending = self._remember(Proposal(id=put.version, created=put.created, pointer=proposed))
+        proposed = proposed.with_version_id(VersionId(put.version), put.created)
+        pending = self._cache_proposal(Proposal(id=put.version, created=put.created, pointer=proposed))
         while True:
             # Nothing can be decided before that, so there is no listing that could be of use.
-            await self._wait_until_decidable(pending, vault.now(call))
-            listing = await vault.listing(call, name)
+            await self._wait_until_decidable(pending, vault.service_time(call))
+            listing = await vault.list_versions(call, name)
             if put.version not in listing.items:
                 raise call.error(UnavailableError, "the vault's list of pointers lacks the one that was just written")
-            decision = await self._decision(call, vault, last, listing)
+            decision = await self._decide_listed(call, vault, last, listing)
             # The epoch after `last` is all that matters; what others may have built on it is looked at later.
             following = decision.chain[1] if len(decision.chain) > 1 else None
             if following is not None:
-                following = await self._whole(call, vault, following, listing)
+                following = await self._complete_proposal(call, vault, following, listing)
                 # If it is asked for as the newest one later and still is, nothing can have come between.
                 is_last = following is decision.last and decision.pending is None
                 newest = put.version if is_last and following.id == put.version else ""
@@ -815,7 +817,7 @@ class AzureSecretProvider(SecretProvider):
         Raises:
             ProviderError: A secret of that name exists that Goatherd did not write; of the type `foreign`.
         """
-        found = await vault.get(call, call.secret_id)
+        found = await vault.get_secret(call, call.secret_id)
         if found is not None and found.content_type not in VALUE_TYPES:
             raise call.error(
                 foreign,
@@ -850,14 +852,14 @@ class AzureSecretProvider(SecretProvider):
                     found = await self._read_view(call, vault)
                 except VersionDisabledError:
                     found = None
-                is_right = found is not None and _shows(found, decided.pointer, version)
+                is_right = found is not None and _shows_version(found, decided.pointer, version)
             if not is_right:
                 value = current or await self._read_back(call, vault, decided.pointer, version)
                 stored, is_text = encode_value(value)
                 kind = TEXT_TYPE if is_text else BASE64_TYPE
-                await vault.put(call, call.secret_id, stored, kind, {_VERSION_TAG: str(version)})
+                await vault.put_secret(call, call.secret_id, stored, kind, {_VERSION_TAG: str(version)})
                 if since is None or self.clock.monotonic() - since > self._settle + PROMPT.total_seconds():
-                    _, last = await self._decided(call, vault)
+                    _, last = await self._read_decided(call, vault)
                     if last.id != decided.id:
                         # Another writer has decided the next change, and may have written the view before this request
                         # arrived.
@@ -871,7 +873,7 @@ class AzureSecretProvider(SecretProvider):
         seconds = pending.created + self._settle - now
         await self.clock.sleep(timedelta(seconds=max(0.1, min(seconds, self._settle))))
 
-    def _opened(self, call: Call) -> KeyVault:
+    def _open_vault(self, call: Call) -> KeyVault:
         if self._vault is None:
             raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
         return self._vault
@@ -885,7 +887,7 @@ def _is_whole(stored: StoredSecret, entry: Entry) -> bool:
     return True
 
 
-def _shows(view: StoredSecret, pointer: Pointer, version: VersionId) -> bool:
+def _shows_version(view: StoredSecret, pointer: Pointer, version: VersionId) -> bool:
     return view.tags.get(_VERSION_TAG, view.version) == version and _is_whole(view, pointer.versions[version])
 
 
@@ -901,12 +903,12 @@ def _is_text(content_type: str) -> bool:
     return content_type in (TEXT_TYPE, WITH_TEXT_TYPE)
 
 
-def _name(call: Call, home: Home) -> str:
+def _secret_name(call: Call, home: Home) -> str:
     return call.secret_id if home is Home.EARLIER else call.secret_id + POINTER_SUFFIX
 
 
-def _described(call: Call, pointer: Pointer) -> SecretVersion:
+def _describe_written(call: Call, pointer: Pointer) -> SecretVersion:
     made = pointer.made_by(call.request)
     if made is None:
         raise call.error(UnavailableError, "the pointer that was written does not hold what was written")
-    return pointer.describe(made)
+    return pointer.describe_version(made)

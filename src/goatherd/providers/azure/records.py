@@ -34,9 +34,9 @@ from goatherd.providers.versioned_record import (
     LabelledVersions,
     digest_of,
     must_be_equal,
-    parse,
+    parse_record,
     reading_members,
-    sealed,
+    with_digest,
 )
 
 POINTER_FORMAT: Final = "goatherd-azure-pointer/2"
@@ -136,7 +136,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
     request: str
     after_earlier: bool = False
 
-    def describe(self, version: VersionId) -> SecretVersion:
+    def describe_version(self, version: VersionId) -> SecretVersion:
         """Return what a caller is told of a version."""
         entry = self.versions[version]
         return SecretVersion(
@@ -153,13 +153,13 @@ class Pointer(LabelledVersions[VersionId, Entry]):
 
     def newest_first(self) -> list[SecretVersion]:
         """Return all versions, the highest number first."""
-        return [self.describe(version) for version in self._in_order()]
+        return [self.describe_version(version) for version in self._in_order()]
 
     def made_by(self, request: str) -> VersionId | None:
         """Return the version that an earlier attempt of the same call wrote, if there is one."""
         return next((version for version, entry in self.versions.items() if entry.request == request), None)
 
-    def written(self, label: Label, version: VersionId, entry: Entry) -> Pointer:
+    def with_version(self, label: Label, version: VersionId, entry: Entry) -> Pointer:
         """Return it with one more version, which holds `label`. The oldest that hold none are forgotten."""
         grown = replace(
             self,
@@ -173,14 +173,14 @@ class Pointer(LabelledVersions[VersionId, Entry]):
             grown, versions=MappingProxyType({each: grown.versions[each] for each in grown.versions if each in kept})
         )
 
-    def disabled(self, call: Call, version: VersionId) -> Pointer:
+    def without_value(self, call: Call, version: VersionId) -> Pointer:
         """Return it with a version switched off; itself when it is off already.
 
         Raises:
             SecretNotFoundError: No such version.
             ConflictError: A label points at it.
         """
-        known = self.unheld(call, version)
+        known = self.require_unlabelled(call, version)
         if self.versions[known].disabled:
             return self
         off = replace(self.versions[known], disabled=True)
@@ -198,7 +198,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         kept = {one: known for one, known in self.versions.items() if one not in dropped}
         return replace(self, versions=MappingProxyType({**kept, version: entry}))
 
-    def named(self, version: VersionId, created: int) -> Pointer:
+    def with_version_id(self, version: VersionId, created: int) -> Pointer:
         """Return it with the version that brought it in place of `ITSELF`."""
         if ITSELF not in self.versions:
             return self
@@ -207,12 +207,12 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         labels = {label: version if holder == ITSELF else holder for label, holder in self.labels.items()}
         return replace(self, versions=MappingProxyType(versions), labels=MappingProxyType(labels))
 
-    def known(self, call: Call, version: VersionId) -> VersionId:
+    def parse_version(self, call: Call, version: VersionId) -> VersionId:
         if version not in self.versions:
             raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
         return version
 
-    def withdrawal(self, key: VersionId) -> str | None:
+    def how_withdrawn(self, key: VersionId) -> str | None:
         return "switched off" if self.versions[key].disabled else None
 
     def _in_order(self) -> list[VersionId]:
@@ -241,7 +241,7 @@ class Proposal:
     is_read: bool = True
 
     @classmethod
-    def unread(cls, version: str, created: int, epoch: int) -> Proposal:
+    def unread_proposal(cls, version: str, created: int, epoch: int) -> Proposal:
         """Return one of which only this is known. It is decided, so what it follows is of no interest."""
         return cls(id=version, created=created, pointer=replace(NOTHING, epoch=epoch), is_read=False)
 
@@ -268,7 +268,7 @@ class Decision:
         return self.chain[-1]
 
 
-def decide(
+def decide_proposals(
     start: Proposal,
     proposals: Iterable[Proposal],
     *,
@@ -339,7 +339,7 @@ def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
 
 def encode_pointer(pointer: Pointer) -> str:
     """Return what is stored for a pointer: one line."""
-    return _encoded(POINTER_FORMAT, _content(pointer))
+    return _encode_content(POINTER_FORMAT, _pointer_content(pointer))
 
 
 def value_after_pointer(stored: str) -> str:
@@ -356,11 +356,11 @@ def decode_pointer(stored: str) -> Pointer:
     """
     stored = stored.partition("\n")[0]
     try:
-        data = parse(stored, POINTER_FORMAT, EARLIER_FORMAT)
+        data = parse_record(stored, POINTER_FORMAT, EARLIER_FORMAT)
     except DamagedRecordError as error:
         raise ForeignRecordError(str(error)) from None  # any program may write text
     is_earlier = data["format"] == EARLIER_FORMAT
-    entry_of = _earlier_entry if is_earlier else _entry
+    entry_of = _earlier_entry if is_earlier else _decode_entry
     with reading_members():
         pointer = Pointer(
             epoch=int(data["epoch"]),
@@ -370,8 +370,8 @@ def decode_pointer(stored: str) -> Pointer:
             labels=MappingProxyType({Label(name): VersionId(v) for name, v in data["labels"].items()}),
             after_earlier=is_earlier or data["after_earlier"] is True,
         )
-    content = (_earlier_content if is_earlier else _content)(pointer)
-    must_be_equal(_encoded(data["format"], content), stored)
+    content = (_earlier_content if is_earlier else _pointer_content)(pointer)
+    must_be_equal(_encode_content(data["format"], content), stored)
     return pointer
 
 
@@ -408,7 +408,7 @@ def links_of(version: str, created: int, tags: Mapping[str, str]) -> Proposal:
     return Proposal(id=version, created=created, pointer=pointer, is_read=False)
 
 
-def rebuilt(links: Proposal, parent: Pointer, tags: Mapping[str, str], *, text: bool) -> Proposal:
+def rebuild_pointer(links: Proposal, parent: Pointer, tags: Mapping[str, str], *, text: bool) -> Proposal:
     """Return a proposal that is switched off, from the pointer that it follows and what it added.
 
     Raises:
@@ -420,7 +420,7 @@ def rebuilt(links: Proposal, parent: Pointer, tags: Mapping[str, str], *, text: 
         raise ForeignRecordError("it is switched off, and its tags are not those of a pointer") from None
     entry = Entry(number=0, created=links.created, request=links.pointer.request, digest=digest, text=text)
     pointer = replace(
-        parent.written(label, VersionId(links.id), entry),
+        parent.with_version(label, VersionId(links.id), entry),
         epoch=links.pointer.epoch,
         parent=links.pointer.parent,
         request=links.pointer.request,
@@ -428,9 +428,9 @@ def rebuilt(links: Proposal, parent: Pointer, tags: Mapping[str, str], *, text: 
     return replace(links, pointer=pointer, is_read=True)
 
 
-def _content(pointer: Pointer) -> dict[str, Any]:
+def _pointer_content(pointer: Pointer) -> dict[str, Any]:
     return {
-        **_labels(pointer),
+        **_labels_content(pointer),
         "after_earlier": pointer.after_earlier,
         # A list each, so that a document of usual length has room after the pointer.
         "versions": {
@@ -448,7 +448,7 @@ def _content(pointer: Pointer) -> dict[str, Any]:
     }
 
 
-def _entry(encoded: Sequence[Any]) -> Entry:
+def _decode_entry(encoded: Sequence[Any]) -> Entry:
     number, created, request, digest, encoding, home, state = encoded
     return Entry(
         number=int(number),
@@ -463,7 +463,7 @@ def _entry(encoded: Sequence[Any]) -> Entry:
 
 def _earlier_content(pointer: Pointer) -> dict[str, Any]:
     return {
-        **_labels(pointer),
+        **_labels_content(pointer),
         "versions": {
             str(version): {
                 "number": entry.number,
@@ -490,7 +490,7 @@ def _earlier_entry(encoded: Mapping[str, Any]) -> Entry:
     )
 
 
-def _labels(pointer: Pointer) -> dict[str, Any]:
+def _labels_content(pointer: Pointer) -> dict[str, Any]:
     return {
         "epoch": pointer.epoch,
         "parent": pointer.parent,
@@ -503,5 +503,5 @@ def _state(entry: Entry) -> str:
     return "disabled" if entry.disabled else "enabled"
 
 
-def _encoded(form: str, content: Mapping[str, Any]) -> str:
-    return json.dumps(sealed(form, content), sort_keys=True, separators=(",", ":"))
+def _encode_content(form: str, content: Mapping[str, Any]) -> str:
+    return json.dumps(with_digest(form, content), sort_keys=True, separators=(",", ":"))

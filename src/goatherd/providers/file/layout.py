@@ -6,7 +6,7 @@ What it is: the synchronous steps of the file provider. What it is not: asyncio,
     manifest.json   labels, versions, the digest of each value, a digest of itself; replaced in one rename
     7.value         the bytes of version 7; never changed once the manifest names it
     lock            writers hold flock() on it
-    reserve.bin     bytes without a meaning, which a writer removes when the disk is full; see `SecretDirectory.reserve`
+    reserve.bin     filler that a writer removes when the disk is full (`SecretDirectory.reserve_room`)
 
 Rules:
 - The rename of ``manifest.json`` is the only commit point. A value is on the medium before the manifest names it, and
@@ -45,10 +45,10 @@ from goatherd.providers.versioned_record import (
     RecordedVersion,
     RecordForm,
     VersionedRecord,
-    decode,
-    encode,
+    decode_record,
+    encode_record,
     entry_for,
-    fits,
+    matches_entry,
     parse_number,
 )
 
@@ -78,7 +78,7 @@ def _living_numbers(ledger: VersionedRecord) -> set[int]:
     return {number for number, entry in ledger.versions.items() if not entry.destroyed}
 
 
-def _above(path: str) -> str:
+def _parent_of(path: str) -> str:
     return str(PurePosixPath(path).parent)
 
 
@@ -119,32 +119,32 @@ class SecretDirectory:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
-    def read(self, at: Label | VersionId) -> SecretValue:
+    def read_version(self, at: Label | VersionId) -> SecretValue:
         """Return a version with its value."""
         for _ in range(_ATTEMPTS):
-            with self._opened() as here:
-                raw, ledger = self._load(here)
+            with self._open_directory() as here:
+                raw, ledger = self._load_record(here)
                 if isinstance(at, VersionId) and (left := self._read_leftover(here, ledger, at)) is not None:
                     return left
-                number = ledger.find(self._call, at)
+                number = ledger.find_version(self._call, at)
                 entry = ledger.versions[number]
                 try:
-                    value = SecretBytes(self._content(here, f"{number}.value", entry.size))
+                    value = SecretBytes(self._read_content(here, f"{number}.value", entry.size))
                 except FileNotFoundError:
                     problem = "its file is missing"
                 else:
-                    if fits(value, entry):
-                        return SecretValue(version=ledger.describe(number), value=value)
+                    if matches_entry(value, entry):
+                        return SecretValue(version=ledger.describe_version(number), value=value)
                     problem = "its bytes do not fit the digest in the manifest"
                 # A writer may have destroyed it, or replaced the whole secret, since the manifest was read.
-                if self._load(here)[0] == raw and raw is not None:
-                    raise self._damaged(f"version {number} is damaged: {problem}")
+                if self._load_record(here)[0] == raw and raw is not None:
+                    raise self._damaged_error(f"version {number} is damaged: {problem}")
         raise self._call.error(UnavailableError, "the secret changed faster than it could be read")
 
-    def versions(self) -> list[SecretVersion]:
+    def list_versions(self) -> list[SecretVersion]:
         """List the versions, newest first, with the values that a killed writer left."""
-        with self._opened() as here:
-            _, ledger = self._load(here)
+        with self._open_directory() as here:
+            _, ledger = self._load_record(here)
             ledger.must_exist(self._call)
             if not self._find_leftovers(here, ledger):
                 return ledger.newest_first()
@@ -153,10 +153,10 @@ class SecretDirectory:
             with contextlib.ExitStack() as stack:
                 with contextlib.suppress(OSError):
                     lock = self._system.open_lock(LOCK, here.descriptor)
-                    stack.callback(self._system.close, lock)
-                    if not self._system.lock(lock):
+                    stack.callback(self._system.close_file, lock)
+                    if not self._system.try_lock(lock):
                         return ledger.newest_first()
-                _, ledger = self._load(here)
+                _, ledger = self._load_record(here)
                 ledger.must_exist(self._call)
                 found = {int(version.id): version for version in ledger.newest_first()}
                 for number in self._find_leftovers(here, ledger):
@@ -167,7 +167,7 @@ class SecretDirectory:
 
     def _find_leftovers(self, here: _Opened, ledger: VersionedRecord) -> set[int]:
         """Return the numbers of the values that are there although `ledger` does not name them."""
-        names = (VALUE.fullmatch(name) for name in self._system.names(here.descriptor))
+        names = (VALUE.fullmatch(name) for name in self._system.list_names(here.descriptor))
         return {int(name[1]) for name in names if name is not None} - _living_numbers(ledger)
 
     def _read_leftover(self, here: _Opened, ledger: VersionedRecord, version: VersionId) -> SecretValue | None:
@@ -175,7 +175,7 @@ class SecretDirectory:
         if not ledger.exists or not number or number in _living_numbers(ledger):
             return None
         try:
-            value = self._content(here, f"{number}.value", _MAX_MANIFEST_BYTES)
+            value = self._read_content(here, f"{number}.value", _MAX_MANIFEST_BYTES)
             created_ms = int(self._system.status_of(f"{number}.value", here.descriptor).st_mtime * 1000)
         except FileNotFoundError:
             return None
@@ -184,63 +184,67 @@ class SecretDirectory:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    def create(self, value: SecretBytes, label: Label, now_ms: int) -> SecretVersion:
+    def create_secret(self, value: SecretBytes, label: Label, now_ms: int) -> SecretVersion:
         """Make the secret."""
-        self._make()
-        return self._add(value, now_ms, lambda ledger, entry: ledger.created(self._call, entry, label))
+        self._make_directory()
+        return self._add_version(
+            value, now_ms, lambda ledger, entry: ledger.with_first_version(self._call, entry, label)
+        )
 
-    def write(self, value: SecretBytes, label: Label, expected: VersionId | None, now_ms: int) -> SecretVersion:
+    def write_version(self, value: SecretBytes, label: Label, expected: VersionId | None, now_ms: int) -> SecretVersion:
         """Add a version and move `label` to it."""
-        return self._add(value, now_ms, lambda ledger, entry: ledger.written(self._call, entry, label, expected))
+        return self._add_version(
+            value, now_ms, lambda ledger, entry: ledger.with_version(self._call, entry, label, expected)
+        )
 
-    def label(self, label: Label, version: VersionId, expected: VersionId | None) -> None:
+    def move_label(self, label: Label, version: VersionId, expected: VersionId | None) -> None:
         """Move `label`."""
-        with self._locked() as here:
-            _, ledger = self._recovered(here)
-            self._replace(here, ledger.labelled(self._call, label, version, expected))
+        with self._lock_directory() as here:
+            _, ledger = self._load_and_clean(here)
+            self._replace_record(here, ledger.with_label(self._call, label, version, expected))
 
-    def unlabel(self, label: Label, expected: VersionId) -> None:
+    def remove_label(self, label: Label, expected: VersionId) -> None:
         """Take `label` off the version that holds it."""
-        with self._locked() as here:
-            _, ledger = self._recovered(here)
-            self._replace(here, ledger.unlabelled(self._call, label, expected))
+        with self._lock_directory() as here:
+            _, ledger = self._load_and_clean(here)
+            self._replace_record(here, ledger.without_label(self._call, label, expected))
 
-    def destroy(self, version: VersionId) -> None:
+    def destroy_version(self, version: VersionId) -> None:
         """Take a value out of the manifest, then unlink its file."""
-        with self._locked() as here:
-            _, ledger = self._load(here)
+        with self._lock_directory() as here:
+            _, ledger = self._load_record(here)
             is_left = parse_number(version) in self._find_leftovers(here, ledger)
-            _, ledger = self._recovered(here)
+            _, ledger = self._load_and_clean(here)
             if is_left and ledger.exists:
                 return
-            changed = ledger.destroyed(self._call, version)
+            changed = ledger.without_value(self._call, version)
             if changed is not ledger:
-                self._replace(here, changed)
-                self._clean(here, changed)
+                self._replace_record(here, changed)
+                self._remove_leftovers(here, changed)
 
-    def delete(self) -> None:
+    def delete_secret(self) -> None:
         """Remove the secret: to a reader it is gone in one step, then its files go."""
-        with self._locked() as here:
-            _, ledger = self._recovered(here)
+        with self._lock_directory() as here:
+            _, ledger = self._load_and_clean(here)
             ledger.must_exist(self._call)
-            self._replace(here, VersionedRecord())
-            self._clean(here, VersionedRecord())
+            self._replace_record(here, VersionedRecord())
+            self._remove_leftovers(here, VersionedRecord())
             self._forget_reserve(here)
-            self._system.unlink(MANIFEST, here.descriptor)
+            self._system.unlink_file(MANIFEST, here.descriptor)
             # A writer that waits for this lock sees that its name is gone, and starts again.
-            self._system.unlink(LOCK, here.descriptor)
+            self._system.unlink_file(LOCK, here.descriptor)
             with contextlib.suppress(OSError):
                 # Not empty: a new secret is being made here already, or it holds files that are not ours.
                 self._system.remove_directory(here.name, here.parent)
-            self._system.sync(here.parent)
+            self._system.sync_file(here.parent)
 
-    def reserve(self) -> None:
+    def reserve_room(self) -> None:
         """Make sure that there is a reserve, so that the writes of a command have room on a disk that runs full.
 
         A write that finds the disk full removes it and tries once more.
         """
-        with self._locked() as here:
-            _, ledger = self._load(here)
+        with self._lock_directory() as here:
+            _, ledger = self._load_record(here)
             ledger.must_exist(self._call)
             with contextlib.suppress(FileNotFoundError):
                 if self._system.status_of(RESERVE, here.descriptor).st_size >= _RESERVED_BYTES:
@@ -248,50 +252,50 @@ class SecretDirectory:
             self._forget_reserve(here)
             # Bytes that no file system compresses or leaves out.
             self._write_once(here, RESERVE, os.urandom(_RESERVED_BYTES))
-            self._system.sync(here.descriptor)
+            self._system.sync_file(here.descriptor)
 
     def _forget_reserve(self, here: _Opened) -> bool:
         """Remove the reserve; return whether there was one."""
         try:
-            self._system.unlink(RESERVE, here.descriptor)
+            self._system.unlink_file(RESERVE, here.descriptor)
         except FileNotFoundError:
             return False
-        self._system.sync(here.descriptor)
+        self._system.sync_file(here.descriptor)
         return True
 
-    def _add(
+    def _add_version(
         self, value: SecretBytes, now_ms: int, change: Callable[[VersionedRecord, RecordedVersion], VersionedRecord]
     ) -> SecretVersion:
-        with self._locked() as here:
-            raw, ledger = self._recovered(here)
+        with self._lock_directory() as here:
+            raw, ledger = self._load_and_clean(here)
             made = ledger.made_by(self._call.request)
             if made is not None:
                 # The rename was done but its answer was lost: make sure of the medium, and answer.
-                self._system.sync(here.descriptor)
-                return ledger.describe(made)
+                self._system.sync_file(here.descriptor)
+                return ledger.describe_version(made)
             changed = change(ledger, entry_for(value, request=self._call.request, now_ms=now_ms))
             if raw is None:
-                self._replace(here, ledger)
+                self._replace_record(here, ledger)
             number = ledger.next_number
             self._write_new(here, f"{number}.value", value.reveal())
             try:
-                self._system.sync(here.descriptor)
-                self._replace(here, changed)
+                self._system.sync_file(here.descriptor)
+                self._replace_record(here, changed)
             except OSError:
-                self._forget(here, f"{number}.value")
+                self._remove_quietly(here, f"{number}.value")
                 raise
-            return changed.describe(number)
+            return changed.describe_version(number)
 
-    def _replace(self, here: _Opened, ledger: VersionedRecord) -> None:
+    def _replace_record(self, here: _Opened, ledger: VersionedRecord) -> None:
         """Commit."""
-        self._write_new(here, NEW_MANIFEST, encode(ledger, FORM))
+        self._write_new(here, NEW_MANIFEST, encode_record(ledger, FORM))
         try:
-            self._system.rename(NEW_MANIFEST, MANIFEST, here.descriptor)
+            self._system.rename_file(NEW_MANIFEST, MANIFEST, here.descriptor)
         except OSError:
             with contextlib.suppress(OSError):
-                self._system.unlink(NEW_MANIFEST, here.descriptor)
+                self._system.unlink_file(NEW_MANIFEST, here.descriptor)
             raise
-        self._system.sync(here.descriptor)
+        self._system.sync_file(here.descriptor)
 
     def _write_new(self, here: _Opened, name: str, data: bytes) -> None:
         try:
@@ -305,90 +309,90 @@ class SecretDirectory:
         descriptor = self._system.open_new(name, here.descriptor)
         try:
             try:
-                self._system.write(descriptor, data)
-                self._system.sync(descriptor)
+                self._system.write_all(descriptor, data)
+                self._system.sync_file(descriptor)
             finally:
-                self._system.close(descriptor)
+                self._system.close_file(descriptor)
         except OSError:
             with contextlib.suppress(OSError):
-                self._system.unlink(name, here.descriptor)
+                self._system.unlink_file(name, here.descriptor)
             raise
 
-    def _forget(self, here: _Opened, name: str) -> None:
+    def _remove_quietly(self, here: _Opened, name: str) -> None:
         """Remove a value whose commit failed, unless the commit is what readers see after all."""
         with contextlib.suppress(OSError, UnavailableError, ProviderConfigurationError):
-            _, ledger = self._load(here)
-            self._clean(here, ledger, only=name)
+            _, ledger = self._load_record(here)
+            self._remove_leftovers(here, ledger, only=name)
 
-    def _recovered(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
+    def _load_and_clean(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
         """Return the manifest, after removing what a killed writer left. Needs the lock."""
-        raw, ledger = self._load(here)
-        self._clean(here, ledger)
+        raw, ledger = self._load_record(here)
+        self._remove_leftovers(here, ledger)
         return raw, ledger
 
-    def _clean(self, here: _Opened, ledger: VersionedRecord, *, only: str | None = None) -> None:
+    def _remove_leftovers(self, here: _Opened, ledger: VersionedRecord, *, only: str | None = None) -> None:
         """Remove the files that `ledger` does not name; others' files are left alone."""
         live = {f"{number}.value" for number in _living_numbers(ledger)}
         removed = False
-        for name in self._system.names(here.descriptor):
+        for name in self._system.list_names(here.descriptor):
             ours = name == NEW_MANIFEST or VALUE.fullmatch(name) is not None
             if ours and name not in live and only in (None, name):
-                self._system.unlink(name, here.descriptor)
+                self._system.unlink_file(name, here.descriptor)
                 removed = True
         if removed:
-            self._system.sync(here.descriptor)
+            self._system.sync_file(here.descriptor)
 
     # --- the files ------------------------------------------------------------------------------------------------
 
-    def _load(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
+    def _load_record(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
         """Return the manifest's bytes (None where there is none) and what they say."""
         for _ in range(_ATTEMPTS):
             try:
                 raw, seen = self._content_and_identity(here, MANIFEST, _MAX_MANIFEST_BYTES)
             except FileNotFoundError:
-                if not any(VALUE.fullmatch(name) for name in self._system.names(here.descriptor)):
+                if not any(VALUE.fullmatch(name) for name in self._system.list_names(here.descriptor)):
                     return None, VersionedRecord()
                 continue  # A creator may have come by between the two looks.
             try:
-                ledger = decode(raw, FORM)
+                ledger = decode_record(raw, FORM)
             except DamagedRecordError as error:
-                raise self._damaged(f"{MANIFEST} is damaged: {error}") from error
+                raise self._damaged_error(f"{MANIFEST} is damaged: {error}") from error
             self._make_durable(here, seen)
             return raw, ledger
-        raise self._damaged(f"{MANIFEST} is missing although values are there")
+        raise self._damaged_error(f"{MANIFEST} is missing although values are there")
 
     def _make_durable(self, here: _Opened, seen: tuple[int, ...]) -> None:
         """See that the manifest that was read is the one after a power failure too."""
         if self._durable.get(self._path) == seen:
             return
         try:
-            self._system.sync(here.descriptor)
+            self._system.sync_file(here.descriptor)
         except OSError as error:
             if error.errno not in _CANNOT_SYNC:
                 raise
             # Where a directory cannot be synced, or only read, there is no writer; if there is, it is told so.
         self._durable[self._path] = seen
 
-    def _content(self, here: _Opened, name: str, limit: int) -> bytes:
+    def _read_content(self, here: _Opened, name: str, limit: int) -> bytes:
         return self._content_and_identity(here, name, limit)[0]
 
     def _content_and_identity(self, here: _Opened, name: str, limit: int) -> tuple[bytes, tuple[int, ...]]:
         """Return the bytes of a file, and what no other file that takes its name has in common with it."""
         descriptor = self._system.open_read(name, here.descriptor)
         try:
-            status = self._system.status(descriptor)
+            status = self._system.file_status(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise self._refused(f"{name} is not a file")
+                raise self._configuration_error(f"{name} is not a file")
             self._check_private(status, f"{self._path}/{name}", "600")
             identity = (status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size)
-            return self._system.read(descriptor, limit), identity
+            return self._system.read_up_to(descriptor, limit), identity
         finally:
-            self._system.close(descriptor)
+            self._system.close_file(descriptor)
 
     # --- the directory and its lock -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[_Opened]:
+    def _open_directory(self) -> Iterator[_Opened]:
         """Open the secret's directory from the base down, checking each step.
 
         Raises:
@@ -399,37 +403,37 @@ class SecretDirectory:
         with contextlib.ExitStack() as stack:
             try:
                 parent = self._system.open_base(self._base)
-                stack.callback(self._system.close, parent)
+                stack.callback(self._system.close_file, parent)
                 self._check_parent(parent, self._base)
                 for step, component in enumerate(above):
                     parent = self._system.open_directory(component, parent)
-                    stack.callback(self._system.close, parent)
+                    stack.callback(self._system.close_file, parent)
                     self._check_parent(parent, "/".join([self._base.rstrip("/"), *above[: step + 1]]))
                 descriptor = self._system.open_directory(name, parent)
             except FileNotFoundError:
                 raise self._call.error(SecretNotFoundError, "there is no such secret") from None
             except NotADirectoryError:
                 raise self._not_a_directory() from None
-            stack.callback(self._system.close, descriptor)
+            stack.callback(self._system.close_file, descriptor)
             # SECURITY: through a directory that others can enter, others read or replace the key
             # (tests/unit/providers/file/test_provider.py).
-            self._check_private(self._system.status(descriptor), self._path, "700")
+            self._check_private(self._system.file_status(descriptor), self._path, "700")
             yield _Opened(descriptor, parent, name)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[_Opened]:
+    def _lock_directory(self) -> Iterator[_Opened]:
         """Open the directory and hold its lock."""
-        with self._opened() as here:
+        with self._open_directory() as here:
             try:
                 lock = self._system.open_lock(LOCK, here.descriptor)
             except FileNotFoundError:
                 raise LockHeldError from None  # The directory was removed under us.
             except IsADirectoryError:
-                raise self._refused(f"{LOCK} is not a file") from None
+                raise self._configuration_error(f"{LOCK} is not a file") from None
             try:
-                mine = self._system.status(lock)
+                mine = self._system.file_status(lock)
                 self._check_private(mine, f"{self._path}/{LOCK}", "600")
-                if not self._system.lock(lock):
+                if not self._system.try_lock(lock):
                     raise LockHeldError
                 try:
                     named = self._system.status_of(LOCK, here.descriptor)
@@ -439,77 +443,77 @@ class SecretDirectory:
                     raise LockHeldError  # We hold the lock of a secret that was deleted meanwhile.
                 yield here
             finally:
-                self._system.close(lock)
+                self._system.close_file(lock)
 
-    def _make(self) -> None:
+    def _make_directory(self) -> None:
         """Make the directories that are missing, each 0700 and on the medium before the next."""
         missing: list[str] = []
         path = self._base
         while not os.path.lexists(path):
             missing.append(path)
-            path = _above(path)
+            path = _parent_of(path)
         for path in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 self._system.make_base(path)
-            self._sync_base(_above(path))
+            self._sync_base(_parent_of(path))
         with contextlib.ExitStack() as stack:
             parent = self._system.open_base(self._base)
-            stack.callback(self._system.close, parent)
+            stack.callback(self._system.close_file, parent)
             for component in self._call.secret_id.split("/"):
                 try:
                     self._system.make_directory(component, parent)
                 except FileExistsError:
                     pass
                 else:
-                    self._system.sync(parent)
+                    self._system.sync_file(parent)
                 try:
                     parent = self._system.open_directory(component, parent)
                 except FileNotFoundError:
                     raise LockHeldError from None  # A deleter took it away again.
                 except NotADirectoryError:
                     raise self._not_a_directory() from None
-                stack.callback(self._system.close, parent)
+                stack.callback(self._system.close_file, parent)
 
     def _sync_base(self, path: str) -> None:
         descriptor = self._system.open_base(path)
         try:
-            self._system.sync(descriptor)
+            self._system.sync_file(descriptor)
         finally:
-            self._system.close(descriptor)
+            self._system.close_file(descriptor)
 
     def _check_private(self, status: os.stat_result, path: str, mode: str) -> None:
-        if status.st_uid != self._system.user():
-            raise self._refused(
-                f"{path} belongs to user {status.st_uid}, this process runs as {self._system.user()}",
+        if status.st_uid != self._system.effective_user():
+            raise self._configuration_error(
+                f"{path} belongs to user {status.st_uid}, this process runs as {self._system.effective_user()}",
                 hint="Run as its owner, or give it to this user with chown.",
             )
         if status.st_mode & _OTHERS:
-            raise self._refused(
+            raise self._configuration_error(
                 f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):o})", hint=f"chmod {mode} {path}"
             )
 
     def _check_parent(self, descriptor: int, path: str) -> None:
         """Refuse a directory in which others could put another in place of the secret's."""
-        status = self._system.status(descriptor)
+        status = self._system.file_status(descriptor)
         if status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
-            raise self._refused(
+            raise self._configuration_error(
                 f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):o})", hint=f"chmod go-w {path}"
             )
-        if status.st_uid not in (0, self._system.user()):
-            raise self._refused(
+        if status.st_uid not in (0, self._system.effective_user()):
+            raise self._configuration_error(
                 f"{path} belongs to user {status.st_uid}", hint="Use a directory of this user's or root's."
             )
 
     def _not_a_directory(self) -> ProviderConfigurationError:
-        return self._refused(
+        return self._configuration_error(
             f"a file or a symbolic link is where a directory must be, on the way to {self._path}",
             hint="Choose another path for the secret, or move that file away.",
         )
 
-    def _refused(self, message: str, *, hint: str | None = None) -> ProviderConfigurationError:
+    def _configuration_error(self, message: str, *, hint: str | None = None) -> ProviderConfigurationError:
         return self._call.error(ProviderConfigurationError, message, hint=hint)
 
-    def _damaged(self, message: str) -> UnavailableError:
+    def _damaged_error(self, message: str) -> UnavailableError:
         return self._call.error(
             UnavailableError,
             message,

@@ -28,7 +28,7 @@ from goatherd.files import SUPPORTED, System
 from goatherd.providers.addresses import AddressForm, parse_config, path_of_uri, split_path
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.cancellation import retrieve_outcome
-from goatherd.providers.capabilities import Finding, Verdict, rights
+from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.file.layout import (
     FULL,
     LOCK,
@@ -96,7 +96,7 @@ class FileSecretProvider(SecretProvider):
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        return cls._at(path_of_uri(uri, hosts=("", "localhost"), example="Write file:///absolute/path/name."))
+        return cls._from_path(path_of_uri(uri, hosts=("", "localhost"), example="Write file:///absolute/path/name."))
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
@@ -110,13 +110,13 @@ class FileSecretProvider(SecretProvider):
         parsed = parse_config(_FORM, config)
         directory = parsed.parts.get("directory")
         if directory is None:
-            return cls._at(parsed.secret_id)
+            return cls._from_path(parsed.secret_id)
         if not directory.startswith("/"):
             raise ConfigurationError("cloudConfig: directory must be an absolute path")
         return cls(directory), parsed.secret_id
 
     @classmethod
-    def _at(cls, path: str) -> tuple[Self, str]:
+    def _from_path(cls, path: str) -> tuple[Self, str]:
         base, secret_id = split_path(path, example=_EXAMPLE)
         return cls(base), secret_id
 
@@ -132,19 +132,21 @@ class FileSecretProvider(SecretProvider):
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Return whether the process may write, and whether there is room. See `capabilities`."""
-        call = self._start("diagnose", secret_id)
-        return await self._run(call, lambda now: self._do(now, lambda _: self._diagnosed(secret_id)))
+        call = self._start_call("diagnose", secret_id)
+        return await self._run_call(
+            call, lambda now: self._run_blocking(now, lambda _: self._diagnose_secret(secret_id))
+        )
 
     async def reserve(self, secret_id: str) -> None:
         """Reserve 128 KiB of the disk, which a write takes when the disk is full. See `capabilities`."""
-        call = self._start("reserve", secret_id)
-        await self._run(call, lambda now: self._change(now, lambda secret: secret.reserve()))
+        call = self._start_call("reserve", secret_id)
+        await self._run_call(call, lambda now: self._run_change(now, lambda secret: secret.reserve_room()))
 
-    def _diagnosed(self, secret_id: str) -> list[Finding]:
+    def _diagnose_secret(self, secret_id: str) -> list[Finding]:
         place = f"{self.base.rstrip('/')}/{secret_id}"
         may_write = self._system.may_write(place)
-        first = rights(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
-        room = self._system.room(place)
+        first = rights_finding(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
+        room = self._system.free_bytes(place)
         text = f"{room // 1_000_000} MB free"
         if room < _LEAST_ROOM:
             return [first, Finding(name="room", verdict=Verdict.CAUTION, text=text, hint=f"Make room under {place}.")]
@@ -152,23 +154,23 @@ class FileSecretProvider(SecretProvider):
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         now_ms = self.clock.now_ms()
-        return await self._change(call, lambda secret: secret.create(value, label, now_ms))
+        return await self._run_change(call, lambda secret: secret.create_secret(value, label, now_ms))
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        return await self._do(call, lambda secret: secret.read(at))
+        return await self._run_blocking(call, lambda secret: secret.read_version(at))
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         now_ms = self.clock.now_ms()
-        return await self._change(call, lambda secret: secret.write(value, label, expected, now_ms))
+        return await self._run_change(call, lambda secret: secret.write_version(value, label, expected, now_ms))
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        await self._change(call, lambda secret: secret.label(label, version, expected))
+        await self._run_change(call, lambda secret: secret.move_label(label, version, expected))
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        await self._change(call, lambda secret: secret.unlabel(label, expected))
+        await self._run_change(call, lambda secret: secret.remove_label(label, expected))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        return await self._do(call, lambda secret: secret.versions())
+        return await self._run_blocking(call, lambda secret: secret.list_versions())
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Unlink the version's file. Nothing is overwritten.
@@ -176,23 +178,23 @@ class FileSecretProvider(SecretProvider):
         On journals, copy-on-write file systems, snapshots and SSDs the old blocks may stay readable for a process
         with the raw device, and overwriting would not change that: use an encrypted volume, and backups that expire.
         """
-        await self._change(call, lambda secret: secret.destroy(version))
+        await self._run_change(call, lambda secret: secret.destroy_version(version))
 
     async def _delete(self, call: Call) -> None:
-        await self._change(call, lambda secret: secret.delete())
+        await self._run_change(call, lambda secret: secret.delete_secret())
 
-    async def _change(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
+    async def _run_change(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
         """Do `work`, retrying while another writer holds the lock."""
         while True:
             try:
-                return await self._do(call, work)
+                return await self._run_blocking(call, work)
             except LockHeldError:
                 call.waits.append(f"another writer holds the lock of {self.base.rstrip('/')}/{call.secret_id}")
                 del call.waits[:-1]
             # Not the provider's clock: this waits for another process, whose time no test turns.
             await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
 
-    async def _do(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
+    async def _run_blocking(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
         if not SUPPORTED:
             raise call.error(ProviderConfigurationError, "the file store needs POSIX locks: not on this system")
         secret = SecretDirectory(call, self.base, self._system, self._durable)
@@ -200,7 +202,7 @@ class FileSecretProvider(SecretProvider):
         try:
             return await asyncio.shield(running)
         except OSError as error:
-            raise self._translated(call, error) from error
+            raise self._translate_error(call, error) from error
         except asyncio.CancelledError:
             # A thread cannot be stopped. Its few system calls end soon; when they have, the outcome is settled.
             running.add_done_callback(retrieve_outcome)
@@ -212,7 +214,7 @@ class FileSecretProvider(SecretProvider):
         path = Path(self.base)
         return str(next((each for each in (path, *path.parents) if os.path.isdir(each)), path))  # noqa: PTH112
 
-    def _translated(self, call: Call, error: OSError) -> ProviderError:
+    def _translate_error(self, call: Call, error: OSError) -> ProviderError:
         reason = f"{error.strerror or type(error).__name__} ({errno.errorcode.get(error.errno or 0, '?')})"
         if error.errno in _DENIED:
             if error.errno == errno.EROFS:

@@ -81,24 +81,24 @@ class GCPAddress:
         """The name of what the secret is created in."""
         return f"projects/{self.project}" + ("" if self.location is None else f"/locations/{self.location}")
 
-    def secret(self, secret_id: str) -> str:
+    def secret_name(self, secret_id: str) -> str:
         """Return the secret's resource name."""
         return f"{self.parent}/secrets/{secret_id}"
 
-    def version(self, secret_id: str, version: str | int) -> str:
+    def version_name(self, secret_id: str, version: str | int) -> str:
         """Return the resource name of a version, by number or by alias."""
-        return f"{self.secret(secret_id)}/versions/{version}"
+        return f"{self.secret_name(secret_id)}/versions/{version}"
 
     def is_secret(self, name: str, secret_id: str) -> bool:
         """Whether the service's `name` is this secret's."""
-        return self._identified(name, secret_id) == ""
+        return self._parse_name(name, secret_id) == ""
 
-    def number(self, name: str, secret_id: str) -> int | None:
+    def number_in(self, name: str, secret_id: str) -> int | None:
         """Return the version's number in the service's `name`, or None unless it is one of this secret's versions."""
-        found = self._identified(name, secret_id)
+        found = self._parse_name(name, secret_id)
         return parse_number(found) if found else None
 
-    def _identified(self, name: str, secret_id: str) -> str | None:
+    def _parse_name(self, name: str, secret_id: str) -> str | None:
         match = _RESOURCE.fullmatch(name)
         if match is None or match["secret"] != secret_id or match["location"] != self.location:
             return None

@@ -29,7 +29,7 @@ from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
 from goatherd.errors import SecretNotFoundError, UnavailableError
 from goatherd.providers.base import Call
 from goatherd.providers.gcp.address import GCPAddress
-from goatherd.providers.gcp.problem import EtagMovedError, status_of, translated
+from goatherd.providers.gcp.problem import EtagMovedError, status_of, translate_error
 from goatherd.providers.values import Label, SecretBytes, SecretVersion, VersionId, VersionState
 
 Answer = TypeVar("Answer")
@@ -66,7 +66,7 @@ class Secret:
     aliases: Mapping[str, int]
     annotations: Mapping[str, str]
 
-    def labels(self, number: int) -> frozenset[Label]:
+    def labels_of(self, number: int) -> frozenset[Label]:
         """Return the labels that point at version `number`."""
         return frozenset(Label(alias) for alias, target in self.aliases.items() if target == number)
 
@@ -80,7 +80,7 @@ class Version:
     state: VersionState
     doomed: bool
 
-    def described(self, labels: frozenset[Label], *, is_left: bool = False) -> SecretVersion:
+    def describe_version(self, labels: frozenset[Label], *, is_left: bool = False) -> SecretVersion:
         """Return what a caller is told.
 
         Args:
@@ -114,8 +114,8 @@ class SecretManagerAPI:
 
     async def get_secret(self, call: Call) -> Secret:
         """GetSecret. Counts against the project's 600 reads of metadata a minute."""
-        request = wire.GetSecretRequest(name=self._secret(call))
-        return self._checked(call, await self._send(call, lambda it: it.get_secret, request))
+        request = wire.GetSecretRequest(name=self._secret_name(call))
+        return self._checked_secret(call, await self._send_request(call, lambda it: it.get_secret, request))
 
     async def create_secret(self, call: Call, annotations: Mapping[str, str]) -> Secret:
         """CreateSecret, without any version."""
@@ -126,7 +126,7 @@ class SecretManagerAPI:
         elif self._address.location is None:
             body.replication = wire.Replication(automatic=wire.Replication.Automatic())
         request = wire.CreateSecretRequest(parent=self._address.parent, secret_id=call.secret_id, secret=body)
-        return self._checked(call, await self._send(call, lambda it: it.create_secret, request))
+        return self._checked_secret(call, await self._send_request(call, lambda it: it.create_secret, request))
 
     async def update_secret(
         self,
@@ -143,35 +143,37 @@ class SecretManagerAPI:
         Raises:
             EtagMovedError: It is not.
         """
-        body = wire.Secret(name=self._secret(call), etag=seen.etag, annotations=dict(annotations))
+        body = wire.Secret(name=self._secret_name(call), etag=seen.etag, annotations=dict(annotations))
         mask = ["annotations"]
         if aliases is not None:
             body.version_aliases = dict(aliases)
             mask.append("version_aliases")
         request = wire.UpdateSecretRequest(secret=body, update_mask={"paths": mask})
-        return self._checked(call, await self._send(call, lambda it: it.update_secret, request, compares=True))
+        return self._checked_secret(
+            call, await self._send_request(call, lambda it: it.update_secret, request, compares=True)
+        )
 
     async def delete_secret(self, call: Call) -> None:
         """DeleteSecret, with all versions."""
-        request = wire.DeleteSecretRequest(name=self._secret(call))
-        await self._send(call, lambda it: it.delete_secret, request, silent=True)
+        request = wire.DeleteSecretRequest(name=self._secret_name(call))
+        await self._send_request(call, lambda it: it.delete_secret, request, silent=True)
 
     async def add_version(self, call: Call, value: SecretBytes, *, timeout: float) -> Version:
         """AddSecretVersion, with the value's CRC32C, which the service checks."""
         data = value.reveal()
         payload = wire.SecretPayload(data=data, data_crc32c=google_crc32c.value(data))
-        request = wire.AddSecretVersionRequest(parent=self._secret(call), payload=payload)
-        answer = await self._send(
+        request = wire.AddSecretVersionRequest(parent=self._secret_name(call), payload=payload)
+        answer = await self._send_request(
             call, lambda it: it.add_secret_version, request, timeout=min(timeout, self._timeout), quoting=False
         )
-        return self._version(call, answer)
+        return self._checked_version(call, answer)
 
-    async def access(self, call: Call, at: str | int) -> tuple[int, SecretBytes]:
+    async def access_version(self, call: Call, at: str | int) -> tuple[int, SecretBytes]:
         """AccessSecretVersion, by alias or by number. Returns the number that it led to, and the value."""
-        name = self._address.version(call.secret_id, at)
+        name = self._address.version_name(call.secret_id, at)
         request = wire.AccessSecretVersionRequest(name=name)
-        answer = await self._send(call, lambda it: it.access_secret_version, request)
-        number = self._address.number(answer.name, call.secret_id)
+        answer = await self._send_request(call, lambda it: it.access_secret_version, request)
+        number = self._address.number_in(answer.name, call.secret_id)
         if number is None or (isinstance(at, int) and number != at):
             raise call.error(UnavailableError, f"the answer is about another version than {str(at)!r}")
         data = answer.payload.data
@@ -185,19 +187,19 @@ class SecretManagerAPI:
 
     async def get_version(self, call: Call, number: int) -> Version:
         """GetSecretVersion. Counts against the project's 600 reads of metadata a minute."""
-        request = wire.GetSecretVersionRequest(name=self._address.version(call.secret_id, number))
-        found = self._version(call, await self._send(call, lambda it: it.get_secret_version, request))
+        request = wire.GetSecretVersionRequest(name=self._address.version_name(call.secret_id, number))
+        found = self._checked_version(call, await self._send_request(call, lambda it: it.get_secret_version, request))
         if found.number != number:
             raise call.error(UnavailableError, f"the answer is about another version than {number}")
         return found
 
     async def list_versions(self, call: Call, *, after: int = 0) -> list[Version]:
         """ListSecretVersions, newest first, down to number `after` and without it."""
-        request = wire.ListSecretVersionsRequest(parent=self._secret(call), page_size=PAGE)
+        request = wire.ListSecretVersionsRequest(parent=self._secret_name(call), page_size=PAGE)
         found: list[Version] = []
         while True:
-            page = await self._send(call, _first_page, request)
-            listed = [self._version(call, each) for each in page.versions]
+            page = await self._send_request(call, _first_page, request)
+            listed = [self._checked_version(call, each) for each in page.versions]
             found += [each for each in listed if each.number > after]
             last = page.next_page_token in ("", request.page_token)
             if last or any(each.number <= after for each in listed):
@@ -206,23 +208,25 @@ class SecretManagerAPI:
 
     async def destroy_version(self, call: Call, number: int) -> None:
         """DestroySecretVersion. With a `version_destroy_ttl` it is disabled now and destroyed then."""
-        request = wire.DestroySecretVersionRequest(name=self._address.version(call.secret_id, number))
-        await self._send(call, lambda it: it.destroy_secret_version, request)
+        request = wire.DestroySecretVersionRequest(name=self._address.version_name(call.secret_id, number))
+        await self._send_request(call, lambda it: it.destroy_secret_version, request)
 
     async def disable_version(self, call: Call, number: int) -> None:
         """DisableSecretVersion; EnableSecretVersion undoes it."""
-        request = wire.DisableSecretVersionRequest(name=self._address.version(call.secret_id, number))
-        await self._send(call, lambda it: it.disable_secret_version, request)
+        request = wire.DisableSecretVersionRequest(name=self._address.version_name(call.secret_id, number))
+        await self._send_request(call, lambda it: it.disable_secret_version, request)
 
-    async def granted(self, call: Call, permissions: Iterable[str]) -> frozenset[str]:
+    async def granted_permissions(self, call: Call, permissions: Iterable[str]) -> frozenset[str]:
         """TestIamPermissions: which of these the credentials have for the secret. Asking needs no right."""
-        request = iam_policy_pb2.TestIamPermissionsRequest(resource=self._secret(call), permissions=sorted(permissions))
-        answer = await self._send(call, lambda it: it.test_iam_permissions, request)
+        request = iam_policy_pb2.TestIamPermissionsRequest(
+            resource=self._secret_name(call), permissions=sorted(permissions)
+        )
+        answer = await self._send_request(call, lambda it: it.test_iam_permissions, request)
         return frozenset(answer.permissions)
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    async def _send(
+    async def _send_request(
         self,
         call: Call,
         method: Callable[[Client], Callable[..., Awaitable[Answer]]],
@@ -236,7 +240,7 @@ class SecretManagerAPI:
         """Send one request, with a deadline of its own and without the SDK's retries."""
         doing = type(request).__name__.removesuffix("Request")
         try:
-            client = await self._connected()
+            client = await self._connect_client()
             answer = await method(client)(request=request, retry=None, timeout=timeout or self._timeout)
             if answer is not None or silent:
                 return answer
@@ -244,12 +248,12 @@ class SecretManagerAPI:
             problem: Exception = call.error(UnavailableError, f"the answer to {doing} is damaged")
         except sdk.GoogleAPICallError as error:
             moved = compares and status_of(error) in _MOVED
-            problem = EtagMovedError() if moved else translated(call, error, doing=doing, quoting=quoting)
+            problem = EtagMovedError() if moved else translate_error(call, error, doing=doing, quoting=quoting)
         except Exception as error:  # noqa: BLE001 - the libraries below raise what they like when bytes are cut
-            problem = translated(call, error, doing=doing)
+            problem = translate_error(call, error, doing=doing)
         raise problem  # outside of the handlers, so that the SDK's exception is not its context
 
-    async def _connected(self) -> Client:
+    async def _connect_client(self) -> Client:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             # In a thread: it reads files, and may ask the metadata server.
@@ -259,22 +263,22 @@ class SecretManagerAPI:
                     logger = logging.getLogger(name)
                     logger.setLevel(max(logger.level, logging.INFO))
                 options = ClientOptions(api_endpoint=self._address.host)
-                self._client = Client(credentials=credentials, transport=_transport, client_options=options)
+                self._client = Client(credentials=credentials, transport=_new_transport, client_options=options)
                 self._loop = loop
         return self._client
 
     # --- one answer -------------------------------------------------------------------------------------------------
 
-    def _secret(self, call: Call) -> str:
-        return self._address.secret(call.secret_id)
+    def _secret_name(self, call: Call) -> str:
+        return self._address.secret_name(call.secret_id)
 
-    def _checked(self, call: Call, answer: wire.Secret) -> Secret:
+    def _checked_secret(self, call: Call, answer: wire.Secret) -> Secret:
         if not self._address.is_secret(answer.name, call.secret_id) or not answer.etag:
             raise call.error(UnavailableError, "the answer does not describe this secret")
         return Secret(etag=answer.etag, aliases=dict(answer.version_aliases), annotations=dict(answer.annotations))
 
-    def _version(self, call: Call, answer: wire.SecretVersion) -> Version:
-        number = self._address.number(answer.name, call.secret_id)
+    def _checked_version(self, call: Call, answer: wire.SecretVersion) -> Version:
+        number = self._address.number_in(answer.name, call.secret_id)
         state = _STATES.get(answer.state)
         created = answer.create_time
         if number is None or state is None or not created:
@@ -307,9 +311,9 @@ def _default_credentials() -> Credentials:
     return found
 
 
-def _transport(**options: Any) -> Transport:
-    return Transport(channel=_channel, **options)
+def _new_transport(**options: Any) -> Transport:
+    return Transport(channel=_new_channel, **options)
 
 
-def _channel(host: str, *, options: list[tuple[str, object]], **others: Any) -> Any:
+def _new_channel(host: str, *, options: list[tuple[str, object]], **others: Any) -> Any:
     return Transport.create_channel(host, options=[*options, *_CHANNEL], **others)

@@ -50,12 +50,12 @@ class Announcement:
         return f"{self.purpose} {self.request} {self.nonce} {self.base}"
 
 
-def short(request: str) -> str:
+def short_request(request: str) -> str:
     """Return the part of a `Call.request` that is noted."""
     return request[:16]
 
 
-def announcement(annotations: Mapping[str, str]) -> Announcement | None:
+def read_announcement(annotations: Mapping[str, str]) -> Announcement | None:
     """Return which writer is at work, if one is."""
     match = _ANNOUNCEMENT.fullmatch(annotations.get(ANNOUNCED, ""))
     if match is None:
@@ -65,27 +65,27 @@ def announcement(annotations: Mapping[str, str]) -> Announcement | None:
     )
 
 
-def announced(annotations: Mapping[str, str], new: Announcement) -> dict[str, str]:
+def with_announcement(annotations: Mapping[str, str], new: Announcement) -> dict[str, str]:
     """Return the annotations with `new` in the place of any other announcement."""
     return {**annotations, ANNOUNCED: str(new)}
 
 
-def withdrawn(annotations: Mapping[str, str]) -> dict[str, str]:
+def without_announcement(annotations: Mapping[str, str]) -> dict[str, str]:
     """Return the annotations without an announcement."""
     return {key: text for key, text in annotations.items() if key != ANNOUNCED}
 
 
-def done(annotations: Mapping[str, str], request: str, number: int) -> dict[str, str]:
+def with_done_note(annotations: Mapping[str, str], request: str, number: int) -> dict[str, str]:
     """Return the annotations without an announcement, and with the note that `request` wrote version `number`."""
     entries = _ENTRY.findall(annotations.get(DONE, ""))[: REMEMBERED - 1]
-    noted = [(str(number), short(request)), *entries]
-    return {**withdrawn(annotations), DONE: " ".join(f"{version}={by}" for version, by in noted)}
+    noted = [(str(number), short_request(request)), *entries]
+    return {**without_announcement(annotations), DONE: " ".join(f"{version}={by}" for version, by in noted)}
 
 
 def written_by(annotations: Mapping[str, str], request: str) -> int | None:
     """Return the version that `request` wrote, if that is among the last few."""
     for version, by in _ENTRY.findall(annotations.get(DONE, "")):
-        if by == short(request):
+        if by == short_request(request):
             return int(version)
     return None
 
@@ -95,12 +95,12 @@ def newest_known(annotations: Mapping[str, str], aliases: Mapping[str, int]) -> 
     return max([0, *aliases.values(), *(int(number) for number, _ in _ENTRY.findall(annotations.get(DONE, "")))])
 
 
-def left(annotations: Mapping[str, str]) -> frozenset[int]:
+def read_left(annotations: Mapping[str, str]) -> frozenset[int]:
     """Return the versions that were switched off because their writer had died."""
     return frozenset(int(number) for number in annotations.get(LEFT, "").split() if _NUMBER.fullmatch(number))
 
 
 def with_left(annotations: Mapping[str, str], numbers: Collection[int]) -> dict[str, str]:
     """Return the annotations with these versions among `left`; of more than `MOST_LEFT`, the newest."""
-    noted = sorted(left(annotations).union(numbers))[-MOST_LEFT:]
+    noted = sorted(read_left(annotations).union(numbers))[-MOST_LEFT:]
     return {**annotations, LEFT: " ".join(map(str, noted))}

@@ -64,11 +64,14 @@ def policy(role: str, uri: str) -> str:
     # SECURITY: what is pasted into a shell is made of checked names only
     # (tests/unit/providers/gcp/test_permissions.py::test_a_name_that_a_shell_would_read_is_refused).
     check_name(secret_id.replace(ORG_FIELD, "x"))
-    lines = [f"# Goatherd {role}: {_PURPOSE[role]}.", f"MEMBER=serviceAccount:goatherd-{role}@{_domain(address)}"]
+    lines = [
+        f"# Goatherd {role}: {_PURPOSE[role]}.",
+        f"MEMBER=serviceAccount:goatherd-{role}@{_account_domain(address)}",
+    ]
     if ORG_FIELD in secret_id:
         lines.append("ORG=acme  # each organization has a secret of its own: repeat for each")
     if role == "server":
-        return "\n".join([*lines, *_binding(address, secret_id, ACCESSOR)]) + "\n"
+        return "\n".join([*lines, *_binding_lines(address, secret_id, ACCESSOR)]) + "\n"
     name = f"goatherd{role.capitalize()}"
     lines += [
         f"cat > {name}.yaml <<'END'",
@@ -84,11 +87,11 @@ def policy(role: str, uri: str) -> str:
     if role == "admin":
         # A secret that does not exist yet cannot carry a grant.
         lines.insert(1, _ADMIN_WARNING.format(project=address.project))
-        return "\n".join([*lines, *_binding(address, None, full)]) + "\n"
-    return "\n".join([*lines, *_binding(address, secret_id, full)]) + "\n"
+        return "\n".join([*lines, *_binding_lines(address, None, full)]) + "\n"
+    return "\n".join([*lines, *_binding_lines(address, secret_id, full)]) + "\n"
 
 
-def _binding(address: GCPAddress, secret_id: str | None, role: str) -> list[str]:
+def _binding_lines(address: GCPAddress, secret_id: str | None, role: str) -> list[str]:
     if secret_id is None:
         target = f"gcloud projects add-iam-policy-binding {address.project}"
     else:
@@ -98,7 +101,7 @@ def _binding(address: GCPAddress, secret_id: str | None, role: str) -> list[str]
     return [f"{target} \\", f'    --member="$MEMBER" --role={role} --condition=None']
 
 
-def _domain(address: GCPAddress) -> str:
+def _account_domain(address: GCPAddress) -> str:
     """Return where the project's service accounts live; of a project ``example.com:name`` the parts are swapped."""
     domain, separator, name = address.project.partition(":")
     return f"{name}.{domain}.iam.gserviceaccount.com" if separator else f"{domain}.iam.gserviceaccount.com"

@@ -57,7 +57,7 @@ def status_of(error: sdk.GoogleAPICallError) -> str:
     return str(getattr(error.grpc_status_code, "name", "UNKNOWN"))
 
 
-def translated(call: Call, error: Exception, *, doing: str, quoting: bool = True) -> ProviderError:
+def translate_error(call: Call, error: Exception, *, doing: str, quoting: bool = True) -> ProviderError:
     """Return our error for one of the SDK's.
 
     Args:

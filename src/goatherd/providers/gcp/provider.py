@@ -40,7 +40,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.cancellation import retrieve_outcome
-from goatherd.providers.capabilities import Finding, Verdict, rights
+from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.gcp import journal
 from goatherd.providers.gcp.address import GCPAddress, check_name, parse_config, parse_number, parse_uri
 from goatherd.providers.gcp.client import Secret, SecretManagerAPI, Version, not_there
@@ -150,12 +150,12 @@ class GCPSecretProvider(SecretProvider):
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Return what the credentials may do. See `capabilities`."""
-        call = self._start("diagnose", secret_id)
+        call = self._start_call("diagnose", secret_id)
         rotator = permissions("rotator")
-        granted = await self._run(call, lambda now: self._api.granted(now, rotator))
+        granted = await self._run_call(call, lambda now: self._api.granted_permissions(now, rotator))
         missing = sorted(rotator - granted)
         if not missing or granted == permissions("server"):
-            return [rights(self.scheme, may_write=not missing, may_destroy=None if missing else True)]
+            return [rights_finding(self.scheme, may_write=not missing, may_destroy=None if missing else True)]
         text = f"neither a server's rights nor a rotator's: {', '.join(missing)} missing for that"
         hint = f"`goatherd policy {self.scheme} --role server` or `--role rotator` prints all that is needed."
         return [Finding(name="rights", verdict=Verdict.CAUTION, text=text, hint=hint)]
@@ -170,8 +170,8 @@ class GCPSecretProvider(SecretProvider):
             wanted = parse_number(at)
             if wanted is None:
                 raise not_there(call, at)
-            number, value = await self._api.access(call, wanted)
-            labels, is_left = await self._labels(call, number)
+            number, value = await self._api.access_version(call, wanted)
+            labels, is_left = await self._read_labels(call, number)
         version = SecretVersion(
             id=VersionId(number),
             labels=labels,
@@ -186,9 +186,9 @@ class GCPSecretProvider(SecretProvider):
         for number in sorted(set(secret.aliases.values()) - set(listed)):  # the list lags
             with contextlib.suppress(SecretNotFoundError):
                 listed[number] = await self._api.get_version(call, number)
-        left = journal.left(secret.annotations)
+        left = journal.read_left(secret.annotations)
         return [
-            listed[number].described(secret.labels(number), is_left=number in left)
+            listed[number].describe_version(secret.labels_of(number), is_left=number in left)
             for number in sorted(listed, reverse=True)
         ]
 
@@ -199,7 +199,7 @@ class GCPSecretProvider(SecretProvider):
     async def _by_label(self, call: Call, label: Label) -> tuple[int, SecretBytes]:
         """Access by alias, which has a large quota; a new alias is looked up on the secret, which knows it earlier."""
         try:
-            return await self._api.access(call, label)
+            return await self._api.access_version(call, label)
         except SecretNotFoundError as missing:
             try:
                 number = (await self._api.get_secret(call)).aliases.get(label)
@@ -207,15 +207,15 @@ class GCPSecretProvider(SecretProvider):
                 number = None
             if number is None:
                 raise call.error(SecretNotFoundError, f"no version holds the label {label!r}") from missing
-        return await self._api.access(call, number)
+        return await self._api.access_version(call, number)
 
-    async def _labels(self, call: Call, number: int) -> tuple[frozenset[Label], bool]:
+    async def _read_labels(self, call: Call, number: int) -> tuple[frozenset[Label], bool]:
         """Return the labels at a version, and whether it was noted as left by a writer that had died."""
         try:
             secret = await self._api.get_secret(call)
         except ProviderAccessDeniedError:  # a server may read values and nothing else
             return frozenset(), False
-        return secret.labels(number), number in journal.left(secret.annotations)
+        return secret.labels_of(number), number in journal.read_left(secret.annotations)
 
     async def _created_ms(self, call: Call, number: int, value: SecretBytes) -> int:
         """Return when a version was made: asked for once, since metadata has a small quota; 0 where that is denied."""
@@ -238,10 +238,10 @@ class GCPSecretProvider(SecretProvider):
             if secret.aliases:
                 raise call.error(SecretExistsError, "the secret exists already")
 
-        work = _Work(began=_now())
-        mine = self._announcement(call, "add", 0)
+        work = _Work(began=_loop_time())
+        mine = self._new_announcement(call, "add", 0)
         try:
-            made = await self._api.create_secret(call, journal.announced({}, mine))
+            made = await self._api.create_secret(call, journal.with_announcement({}, mine))
             work.announced = True
         except (SecretExistsError, ProviderAccessDeniedError) as error:
             made = None
@@ -250,47 +250,49 @@ class GCPSecretProvider(SecretProvider):
             except SecretNotFoundError:
                 raise error from None  # not to be made by us, and not there
         except asyncio.CancelledError:
-            await self._briefly(self._withdraw(call))
+            await self._await_briefly(self._withdraw_announcement(call))
             raise
-        self._forget(call)
-        return await self._add(call, value, label, absent, work, made)
+        self._forget_secret(call)
+        return await self._add_labelled(call, value, label, absent, work, made)
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        return await self._add(call, value, label, lambda secret: _compare(call, secret, label, expected), _Work())
+        return await self._add_labelled(
+            call, value, label, lambda secret: _check_expected(call, secret, label, expected), _Work()
+        )
 
     async def _must_be_empty(self, call: Call) -> None:
         """Refuse a secret that holds a value. A secret without one counts as none: it was created to grant rights."""
         secret = await self._api.get_secret(call)
-        if journal.announcement(secret.annotations) or journal.written_by(secret.annotations, call.request):
+        if journal.read_announcement(secret.annotations) or journal.written_by(secret.annotations, call.request):
             return
         if secret.aliases or await self._api.list_versions(call):
             raise call.error(SecretExistsError, "the secret exists already")
 
-    async def _add(
+    async def _add_labelled(
         self, call: Call, value: SecretBytes, label: Label, check: Check, work: _Work, secret: Secret | None = None
     ) -> SecretVersion:
         """Add a version and move `label` to it, if `check` allows that; clear up unless another attempt follows."""
         try:
             if secret is None:
-                secret = await self._announce(call, "add", check, work)
+                secret = await self._announce_work(call, "add", check, work)
             if work.done is not None:
-                return (await self._api.get_version(call, work.done)).described(secret.labels(work.done))
-            version = await self._added(call, value, work)
-            secret = await self._flipped(call, secret, label, version.number, check)
+                return (await self._api.get_version(call, work.done)).describe_version(secret.labels_of(work.done))
+            version = await self._add_version(call, value, work)
+            secret = await self._move_label(call, secret, label, version.number, check)
         except ProviderError as error:
             given_up = not error.retryable or call.attempt >= self.retry.attempts
             if given_up and (work.announced or call.attempt > 1):
-                await self._briefly(self._undo(call, value, work))
+                await self._await_briefly(self._undo_work(call, value, work))
             raise
         except asyncio.CancelledError:
             if work.announced:
-                await self._briefly(self._undo(call, value, work))
+                await self._await_briefly(self._undo_work(call, value, work))
             raise
         if work.resumed or work.abandoned_base is not None:
-            await self._briefly(self._sweep(call, value, work, secret))
-        return version.described(secret.labels(version.number))
+            await self._await_briefly(self._disable_leftovers(call, value, work, secret))
+        return version.describe_version(secret.labels_of(version.number))
 
-    async def _announce(self, call: Call, purpose: str, check: Check, work: _Work) -> Secret:
+    async def _announce_work(self, call: Call, purpose: str, check: Check, work: _Work) -> Secret:
         """Note that we are at work, once no other writer is. Sets `_Work.done` instead if this call's work is done."""
         watched, since, pause = "", 0.0, _Pause()
         while True:
@@ -299,35 +301,35 @@ class GCPSecretProvider(SecretProvider):
             if work.done is not None:
                 return secret
             check(secret)
-            other = journal.announcement(secret.annotations)
-            work.resumed = other is not None and other.request == journal.short(call.request)
+            other = journal.read_announcement(secret.annotations)
+            work.resumed = other is not None and other.request == journal.short_request(call.request)
             work.base = journal.newest_known(secret.annotations, secret.aliases)
             work.abandoned_base = None
             if other is not None and work.resumed:
                 work.base = other.base
             elif other is not None:
                 if other.nonce != watched:
-                    watched, since = other.nonce, _now()
-                if _now() - since < LEASE.total_seconds():
+                    watched, since = other.nonce, _loop_time()
+                if _loop_time() - since < LEASE.total_seconds():
                     call.waits[:] = [f"another writer is at work on the secret ({other.purpose})"]
                     await pause()
                     continue
                 work.abandoned_base = other.base
-            work.began, work.announced = _now(), True
-            noted = journal.announced(secret.annotations, self._announcement(call, purpose, work.base))
+            work.began, work.announced = _loop_time(), True
+            noted = journal.with_announcement(secret.annotations, self._new_announcement(call, purpose, work.base))
             try:
                 return await self._api.update_secret(call, secret, annotations=noted)
             except EtagMovedError:
                 work.announced = work.resumed
                 await pause()
 
-    async def _added(self, call: Call, value: SecretBytes, work: _Work) -> Version:
+    async def _add_version(self, call: Call, value: SecretBytes, work: _Work) -> Version:
         if work.resumed:
             # AddSecretVersion has no token by which to repeat it: an earlier attempt's version is found by its value.
-            work.number = await self._find(call, value, work.base)
+            work.number = await self._find_version(call, value, work.base)
             if work.number is not None:
                 return await self._api.get_version(call, work.number)
-        left = (LEASE - _MARGIN).total_seconds() - (_now() - work.began)
+        left = (LEASE - _MARGIN).total_seconds() - (_loop_time() - work.began)
         if left <= 0:
             raise call.error(UnavailableError, "the store took too long to begin the write")
         work.sent = True
@@ -345,12 +347,12 @@ class GCPSecretProvider(SecretProvider):
         work.number = version.number
         return version
 
-    async def _flipped(self, call: Call, secret: Secret, label: Label, number: int, check: Check) -> Secret:
+    async def _move_label(self, call: Call, secret: Secret, label: Label, number: int, check: Check) -> Secret:
         """Move the label and withdraw the note, in one step."""
         pause = _Pause()
         while True:
             aliases = {**secret.aliases, label: number}
-            noted = journal.done(secret.annotations, call.request, number)
+            noted = journal.with_done_note(secret.annotations, call.request, number)
             try:
                 return await self._api.update_secret(call, secret, aliases=aliases, annotations=noted)
             except EtagMovedError:
@@ -359,19 +361,19 @@ class GCPSecretProvider(SecretProvider):
             if journal.written_by(secret.annotations, call.request) == number:
                 return secret
             check(secret)
-            other = journal.announcement(secret.annotations)
-            if other is not None and other.request != journal.short(call.request):
+            other = journal.read_announcement(secret.annotations)
+            if other is not None and other.request != journal.short_request(call.request):
                 # We were too slow and count as gone. The writer that took over disables our version: it wins.
                 raise call.error(ConflictError, "another writer took over, because this one took too long")
             # After the secret: a writer that disables or destroys the version as a leftover changes the etag first.
             if (await self._api.get_version(call, number)).state is not VersionState.ENABLED:
                 raise call.error(UnavailableError, f"version {number} was taken for left over before its label moved")
 
-    async def _find(self, call: Call, value: SecretBytes, base: int) -> int | None:
+    async def _find_version(self, call: Call, value: SecretBytes, base: int) -> int | None:
         """Return a version above `base` that holds `value`. By number, which alone is strongly consistent."""
         for number in range(base + 1, base + 1 + _PROBES):
             try:
-                _, found = await self._api.access(call, number)
+                _, found = await self._api.access_version(call, number)
             except SecretNotFoundError:
                 return None
             except VersionDisabledError:
@@ -387,11 +389,11 @@ class GCPSecretProvider(SecretProvider):
             secret = await self._api.get_secret(call)
             if number is None:
                 raise not_there(call, version)
-            other = journal.announcement(secret.annotations)
+            other = journal.read_announcement(secret.annotations)
             if other is not None and other.purpose == "destroy":
                 if other.nonce != watched:
-                    watched, since = other.nonce, _now()
-                if _now() - since < LEASE.total_seconds():
+                    watched, since = other.nonce, _loop_time()
+                if _loop_time() - since < LEASE.total_seconds():
                     call.waits[:] = ["a version of the secret is being destroyed"]
                     await pause()
                     continue
@@ -399,7 +401,7 @@ class GCPSecretProvider(SecretProvider):
             found = await self._api.get_version(call, number)
             if found.state is not VersionState.ENABLED:
                 raise call.error(VersionDisabledError, f"version {number} was {found.state.value}")
-            _compare(call, secret, label, expected)
+            _check_expected(call, secret, label, expected)
             aliases = {**secret.aliases, label: number}
             try:
                 await self._api.update_secret(call, secret, aliases=aliases, annotations=secret.annotations)
@@ -412,7 +414,7 @@ class GCPSecretProvider(SecretProvider):
         pause = _Pause()
         while True:
             secret = await self._api.get_secret(call)
-            _compare(call, secret, label, expected)
+            _check_expected(call, secret, label, expected)
             aliases = {name: number for name, number in secret.aliases.items() if name != label}
             try:
                 await self._api.update_secret(call, secret, aliases=aliases, annotations=secret.annotations)
@@ -425,7 +427,7 @@ class GCPSecretProvider(SecretProvider):
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         def unlabelled(secret: Secret) -> None:
-            if number is not None and (held := sorted(secret.labels(number))):
+            if number is not None and (held := sorted(secret.labels_of(number))):
                 raise call.error(
                     ConflictError,
                     f"the label {held[0]!r} points at version {number}",
@@ -437,35 +439,35 @@ class GCPSecretProvider(SecretProvider):
             raise not_there(call, version)
         if (await self._api.get_version(call, number)).doomed:
             if call.attempt > 1:
-                await self._withdraw(call)
+                await self._withdraw_announcement(call)
             return
         try:
-            await self._announce(call, "destroy", unlabelled, work)
+            await self._announce_work(call, "destroy", unlabelled, work)
             await self._api.destroy_version(call, number)
         except (ProviderError, asyncio.CancelledError):
             if work.announced:
-                await self._briefly(self._withdraw(call))
+                await self._await_briefly(self._withdraw_announcement(call))
             raise
-        await self._withdraw(call)
+        await self._withdraw_announcement(call)
 
     async def _delete(self, call: Call) -> None:
-        self._forget(call)
+        self._forget_secret(call)
         await self._api.delete_secret(call)
 
     # --- clearing up ------------------------------------------------------------------------------------------------
 
-    async def _undo(self, call: Call, value: SecretBytes, work: _Work) -> None:
+    async def _undo_work(self, call: Call, value: SecretBytes, work: _Work) -> None:
         """Take back what this call announced and added, unless it has moved the label after all."""
-        secret = await self._withdraw(call)
+        secret = await self._withdraw_announcement(call)
         if secret is None:
             return
         if work.number is None and (work.sent or call.attempt > 1):
             known = journal.newest_known(secret.annotations, secret.aliases)
-            work.number = await self._find(call, value, max(work.base, known))
-        if work.number is not None and not secret.labels(work.number):
+            work.number = await self._find_version(call, value, max(work.base, known))
+        if work.number is not None and not secret.labels_of(work.number):
             await self._api.destroy_version(call, work.number)
 
-    async def _withdraw(self, call: Call) -> Secret | None:
+    async def _withdraw_announcement(self, call: Call) -> Secret | None:
         """Remove our note, if it stands; None if our version has its label.
 
         The secret is updated in any case: what of ours is still on its way to the store then has an old etag.
@@ -475,26 +477,26 @@ class GCPSecretProvider(SecretProvider):
             secret = await self._api.get_secret(call)
             if journal.written_by(secret.annotations, call.request) is not None:
                 return None
-            standing = journal.announcement(secret.annotations)
-            ours = standing is not None and standing.request == journal.short(call.request)
-            kept = journal.withdrawn(secret.annotations) if ours else secret.annotations
+            standing = journal.read_announcement(secret.annotations)
+            ours = standing is not None and standing.request == journal.short_request(call.request)
+            kept = journal.without_announcement(secret.annotations) if ours else secret.annotations
             try:
                 return await self._api.update_secret(call, secret, annotations=kept)
             except EtagMovedError:
                 await pause()
 
-    async def _sweep(self, call: Call, value: SecretBytes, work: _Work, secret: Secret) -> None:
+    async def _disable_leftovers(self, call: Call, value: SecretBytes, work: _Work, secret: Secret) -> None:
         """Destroy what an earlier attempt of ours has added too; disable what a writer that is gone has left."""
         base = work.base if work.abandoned_base is None else min(work.base, work.abandoned_base)
         abandoned = []
         for version in await self._api.list_versions(call, after=base):
             if version.number == work.number or version.state is not VersionState.ENABLED:
                 continue
-            if secret.labels(version.number):
+            if secret.labels_of(version.number):
                 continue
             if work.abandoned_base is not None and version.number < (work.number or 0):
                 abandoned.append(version.number)
-            elif work.resumed and (await self._api.access(call, version.number))[1] == value:
+            elif work.resumed and (await self._api.access_version(call, version.number))[1] == value:
                 await self._api.destroy_version(call, version.number)
         if abandoned:
             await self._note_left(call, abandoned)
@@ -514,7 +516,7 @@ class GCPSecretProvider(SecretProvider):
             else:
                 return
 
-    async def _briefly(self, clearing: Coroutine[object, object, object]) -> None:
+    async def _await_briefly(self, clearing: Coroutine[object, object, object]) -> None:
         """Clear up for a second at most, even while being cancelled. What fails here is left to the next writer."""
         task = asyncio.ensure_future(clearing)
         task.add_done_callback(retrieve_outcome)
@@ -527,12 +529,12 @@ class GCPSecretProvider(SecretProvider):
             if error is not None and not isinstance(error, ProviderError):
                 raise error
 
-    def _announcement(self, call: Call, purpose: str, base: int) -> journal.Announcement:
+    def _new_announcement(self, call: Call, purpose: str, base: int) -> journal.Announcement:
         return journal.Announcement(
-            purpose=purpose, request=journal.short(call.request), nonce=secrets.token_hex(8), base=base
+            purpose=purpose, request=journal.short_request(call.request), nonce=secrets.token_hex(8), base=base
         )
 
-    def _forget(self, call: Call) -> None:
+    def _forget_secret(self, call: Call) -> None:
         """Forget what is known of the versions of a secret that is made or deleted here."""
         self._created = {key: known for key, known in self._created.items() if key[0] != call.secret_id}
 
@@ -549,11 +551,11 @@ class _Pause:
         self._next = min(1.0, self._next * 1.6)
 
 
-def _now() -> float:
+def _loop_time() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _compare(call: Call, secret: Secret, label: Label, expected: VersionId | None) -> None:
+def _check_expected(call: Call, secret: Secret, label: Label, expected: VersionId | None) -> None:
     holder = secret.aliases.get(label)
     if (None if holder is None else str(holder)) != expected:
         found = "no version" if holder is None else f"version {holder}"

@@ -46,8 +46,8 @@ class ClusterAccess:
     credentials: ClusterCredentials = field(repr=False)
 
     async def credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
-        """Return the credential for the next request. See `ClusterCredentials.current`."""
-        return await self.credentials.current(clock, rejected=rejected)
+        """Return the credential for the next request. See `ClusterCredentials.current_credential`."""
+        return await self.credentials.current_credential(clock, rejected=rejected)
 
     async def close(self) -> None:
         """Stop waiting for a credential plugin that runs."""

@@ -69,7 +69,7 @@ def parse_uri(uri: str) -> tuple[KubernetesAddress, str]:
     parsed = addresses.parse_uri(FORM, uri)
     secret_id = f"{unquote(parsed.host)}/{parsed.path}".removeprefix("/")
     split_secret_id(secret_id.replace(ORG_FIELD, "org"))
-    return _cluster(parsed.options), secret_id
+    return _parse_cluster(parsed.options), secret_id
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[KubernetesAddress, str]:
@@ -86,8 +86,8 @@ def parse_config(config: Mapping[str, object]) -> tuple[KubernetesAddress, str]:
         split_secret_id(secret_id.replace(ORG_FIELD, "org"))
     except ConfigurationError as error:
         raise ConfigurationError(f"cloudConfig: {error}", hint=error.hint) from None
-    return _cluster(parsed.options), secret_id
+    return _parse_cluster(parsed.options), secret_id
 
 
-def _cluster(options: Mapping[str, str]) -> KubernetesAddress:
+def _parse_cluster(options: Mapping[str, str]) -> KubernetesAddress:
     return KubernetesAddress(kubeconfig=options.get("kubeconfig"), context=options.get("context"))

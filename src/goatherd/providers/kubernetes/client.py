@@ -131,21 +131,21 @@ class KubernetesClient:
 
     # --- Secrets ----------------------------------------------------------------------------------------------------
 
-    async def get(self, namespace: str, name: str) -> dict[str, Any] | None:
+    async def get_secret(self, namespace: str, name: str) -> dict[str, Any] | None:
         """Return a Secret; None when there is none.
 
         Without a resourceVersion in the query, the answer is the most recent state, "consistent read":
         https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-get-and-list.
         """
-        status, answer = await self._call("GET", _path(namespace, name))
+        status, answer = await self._call_api("GET", _secret_path(namespace, name))
         if status == 404:
             self._must_be_missing(answer, namespace, name)
             return None
-        return _secret(answer, namespace, name)
+        return _decode_secret(answer, namespace, name)
 
-    async def create(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def create_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
         """Create a Secret; None when there is one already."""
-        status, answer = await finish_request(self._call("POST", _path(namespace), body=content))
+        status, answer = await finish_request(self._call_api("POST", _secret_path(namespace), body=content))
         if status == 404:
             raise PlatformError(
                 ProviderConfigurationError,
@@ -156,31 +156,31 @@ class KubernetesClient:
             # The same status means two things; only the reason tells them apart.
             if answer.get("reason") == "AlreadyExists":
                 return None
-            raise PlatformError(UnavailableError, f"the server refuses to create it now{_reason(answer, ': ')}")
-        return _secret(answer, namespace, name)
+            raise PlatformError(UnavailableError, f"the server refuses to create it now{_reason_of(answer, ': ')}")
+        return _decode_secret(answer, namespace, name)
 
-    async def replace(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def replace_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
         """Replace a Secret if it still has the resourceVersion in `content`; None when it has not, or is gone."""
         # SECURITY: without a resourceVersion the server replaces whatever is there
         # (tests/contract/test_kubernetes_contract.py::test_every_replacement_names_the_state_that_it_replaces).
         if not content["metadata"].get("resourceVersion"):
             raise PlatformError(UnavailableError, "the Secret came without a resourceVersion")
-        status, answer = await finish_request(self._call("PUT", _path(namespace, name), body=content))
+        status, answer = await finish_request(self._call_api("PUT", _secret_path(namespace, name), body=content))
         if status in (404, 409):
             return None
-        return _secret(answer, namespace, name)
+        return _decode_secret(answer, namespace, name)
 
-    async def delete(self, namespace: str, name: str, content: Mapping[str, Any]) -> bool:
+    async def delete_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> bool:
         """Delete a Secret if it is still in the state of `content`; False when it is not, or is gone."""
         metadata = content["metadata"]
         preconditions = {"uid": metadata.get("uid"), "resourceVersion": metadata["resourceVersion"]}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
-        status, answer = await finish_request(self._call("DELETE", _path(namespace, name), body=body))
+        status, answer = await finish_request(self._call_api("DELETE", _secret_path(namespace, name), body=body))
         if status in (404, 409):
             return False
         # A Status of success, or the Secret where a finalizer keeps it for a while.
         if answer.get("kind") not in ("Status", "Secret"):
-            raise _damaged("it is neither a Status nor a Secret")
+            raise _damaged_error("it is neither a Status nor a Secret")
         return True
 
     async def endpoint_slices(self, namespace: str, service: str) -> list[dict[str, Any]]:
@@ -190,17 +190,17 @@ class KubernetesClient:
         a limit is whole: reference/using-api/api-concepts/#retrieving-large-results-sets-in-chunks.
         """
         path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-        status, answer = await self._call("GET", f"{path}?labelSelector=kubernetes.io%2Fservice-name%3D{service}")
+        status, answer = await self._call_api("GET", f"{path}?labelSelector=kubernetes.io%2Fservice-name%3D{service}")
         items, metadata = answer.get("items"), answer.get("metadata")
         if status != 200 or answer.get("kind") != "EndpointSliceList" or not isinstance(items, list):
-            raise _damaged("it is no list of EndpointSlices")
+            raise _damaged_error("it is no list of EndpointSlices")
         if not isinstance(metadata, Mapping) or metadata.get("continue"):
-            raise _damaged("it is a part of a list")
+            raise _damaged_error("it is a part of a list")
         if not all(isinstance(item, dict) for item in items):
-            raise _damaged("an EndpointSlice is no object")
+            raise _damaged_error("an EndpointSlice is no object")
         return items
 
-    async def may(self, verb: str, namespace: str, name: str) -> bool | None:
+    async def may_access(self, verb: str, namespace: str, name: str) -> bool | None:
         """Return whether the credentials may do something to a Secret; None where the server does not say.
 
         Everybody may ask about himself: reference/access-authn-authz/authorization/#checking-api-access.
@@ -213,7 +213,7 @@ class KubernetesClient:
         }
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         try:
-            _, answer = await self._call("POST", path, body=body)
+            _, answer = await self._call_api("POST", path, body=body)
         except PlatformError as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
@@ -223,7 +223,7 @@ class KubernetesClient:
         return allowed if isinstance(allowed, bool) else None
 
     @asynccontextmanager
-    async def watch(
+    async def watch_secret(
         self, namespace: str, name: str, resource_version: str | None, seconds: int
     ) -> AsyncIterator[AsyncIterator[WatchEvent]]:
         """Watch one Secret for some time, from a state that was seen, or from the present one, which is told first.
@@ -249,23 +249,23 @@ class KubernetesClient:
         }
         if resource_version is not None:
             params["resourceVersion"] = resource_version
-        path = _path(namespace)
+        path = _secret_path(namespace)
         credential = await self._access.credential(self._clock)
         for is_last in (False, True):
-            stream = self._stream("GET", path, credential, params=params, read=seconds + _OVERDUE)
+            stream = self._open_stream("GET", path, credential, params=params, read=seconds + _OVERDUE)
             async with stream as response:
                 if response.status_code == 200:
-                    yield self._events(response, namespace, name)
+                    yield self._read_events(response, namespace, name)
                     return
-                raw = await self._read(response)
+                raw = await self._read_answer(response)
             if response.status_code == 410:
                 raise WatchExpiredError
             if response.status_code != 401 or is_last or not self._access.credentials.can_renew:
-                self._judged("watch", path, response, raw)
-                raise _damaged(f"HTTP {response.status_code} to a watch")
+                self._error_for("watch", path, response, raw)
+                raise _damaged_error(f"HTTP {response.status_code} to a watch")
             credential = await self._access.credential(self._clock, rejected=credential)
 
-    async def _events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[WatchEvent]:
+    async def _read_events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[WatchEvent]:
         line = bytearray()
         failure: PlatformError | None = None
         try:
@@ -274,34 +274,34 @@ class KubernetesClient:
                 while (end := line.find(b"\n")) >= 0:
                     whole = bytes(line[:end])
                     del line[: end + 1]
-                    event = _event(whole, namespace, name)
+                    event = _decode_event(whole, namespace, name)
                     if event is not None:
                         yield event
                 if len(line) > _LONGEST_ANSWER:
-                    raise _damaged("an event is too long")
+                    raise _damaged_error("an event is too long")
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-            failure = self._unanswered(error)
+            failure = self._no_answer_error(error)
         if failure is not None:
             raise failure
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    async def _call(
+    async def _call_api(
         self, method: str, path: str, *, body: Mapping[str, Any] | None = None
     ) -> tuple[int, Mapping[str, Any]]:
         """Send a request; return its status (200 to 202, 404 or 409) and the JSON object in the answer."""
         content = None if body is None else json.dumps(body).encode()
         credential = await self._access.credential(self._clock)
         for is_last in (False, True):
-            async with self._stream(method, path, credential, content=content) as response:
-                raw = await self._read(response)
+            async with self._open_stream(method, path, credential, content=content) as response:
+                raw = await self._read_answer(response)
             if response.status_code != 401 or is_last or not self._access.credentials.can_renew:
                 break
             credential = await self._access.credential(self._clock, rejected=credential)
-        return self._judged(method, path, response, raw)
+        return self._error_for(method, path, response, raw)
 
     @asynccontextmanager
-    async def _stream(
+    async def _open_stream(
         self,
         method: str,
         path: str,
@@ -336,11 +336,11 @@ class KubernetesClient:
         began = self._clock.monotonic()
         try:
             response = await http.send(request, stream=True)
-            self._store_clock.note(response.headers.get("date"), began=began)
+            self._store_clock.note_date(response.headers.get("date"), began=began)
         # SECURITY: not `from error`: the exception carries the request, and that the token and the values
         # (tests/contract/test_kubernetes_faults.py::test_no_error_leads_to_the_token_or_the_value).
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
-            problem = self._unanswered(error)
+            problem = self._no_answer_error(error)
         if problem is not None:
             raise problem
         try:
@@ -348,21 +348,21 @@ class KubernetesClient:
         finally:
             await response.aclose()
 
-    async def _read(self, response: httpx2.Response) -> bytes:
+    async def _read_answer(self, response: httpx2.Response) -> bytes:
         raw = bytearray()
         problem: PlatformError | None = None
         try:
             async for chunk in response.aiter_bytes():
                 raw += chunk
                 if len(raw) > _LONGEST_ANSWER:
-                    raise _damaged("it is too long")
+                    raise _damaged_error("it is too long")
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-            problem = self._unanswered(error)
+            problem = self._no_answer_error(error)
         if problem is not None:
             raise problem
         return bytes(raw)
 
-    def _unanswered(self, error: Exception) -> PlatformError:
+    def _no_answer_error(self, error: Exception) -> PlatformError:
         where = self._access.server
         cause: BaseException | None = error
         while cause is not None:
@@ -377,38 +377,40 @@ class KubernetesClient:
             return PlatformError(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
         return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
 
-    def _judged(self, method: str, path: str, response: httpx2.Response, raw: bytes) -> tuple[int, Mapping[str, Any]]:
+    def _error_for(
+        self, method: str, path: str, response: httpx2.Response, raw: bytes
+    ) -> tuple[int, Mapping[str, Any]]:
         what, code = f"{method} {path}", response.status_code
-        answer = _parsed(raw)
+        answer = _parse_object(raw)
         if code == 429:
             # The body may be plain text: a server that is over its limit of requests in flight writes no Status.
             raise PlatformError(
                 ThrottledError,
                 f"the server asks for patience: {what}",
-                retry_after=_seconds(response.headers.get("retry-after"), answer, self._clock.now_ms()),
+                retry_after=_retry_after(response.headers.get("retry-after"), answer, self._clock.now_ms()),
             )
         if code == 413 or (code >= 500 and b"request is too large" in raw):
             raise PlatformError(SecretTooLargeError, f"the server does not take an object of this size: {what}")
         if code >= 500 or code == 408:
-            raise PlatformError(UnavailableError, f"the server failed with HTTP {code}{_reason(answer or {}, ': ')}")
+            raise PlatformError(UnavailableError, f"the server failed with HTTP {code}{_reason_of(answer or {}, ': ')}")
         if code in (401, 403):
-            raise self._denied(what, code, answer or {})
+            raise self._denied_error(what, code, answer or {})
         if code == 422:
-            raise _invalid(answer or {})
+            raise _invalid_reason(answer or {})
         if code in (400, 405, 406, 415):
             # SECURITY: the message of a 400 quotes the body, and so the value: only the reason is shown
             # (tests/contract/test_kubernetes_contract.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
             raise PlatformError(
                 ProviderConfigurationError,
-                f"the server does not understand {what}: HTTP {code}{_reason(answer or {}, ', ')}",
+                f"the server does not understand {what}: HTTP {code}{_reason_of(answer or {}, ', ')}",
             )
         if answer is None or code not in (200, 201, 202, 404, 409):
-            raise _damaged(f"HTTP {code} without the JSON that an API server sends")
+            raise _damaged_error(f"HTTP {code} without the JSON that an API server sends")
         if code in (404, 409) and (answer.get("kind") != "Status" or answer.get("status") != "Failure"):
-            raise _damaged(f"HTTP {code} without a Status: something else answers in the API server's place")
+            raise _damaged_error(f"HTTP {code} without a Status: something else answers in the API server's place")
         return code, answer
 
-    def _denied(self, what: str, code: int, answer: Mapping[str, Any]) -> PlatformError:
+    def _denied_error(self, what: str, code: int, answer: Mapping[str, Any]) -> PlatformError:
         if code == 401:
             return PlatformError(
                 ProviderAccessDeniedError,
@@ -429,44 +431,44 @@ class KubernetesClient:
         details = answer.get("details")
         told = (details.get("kind"), details.get("name")) if isinstance(details, Mapping) else None
         if answer.get("reason") != "NotFound" or told not in (("secrets", name), ("namespaces", namespace)):
-            raise _damaged("HTTP 404 that does not say that this Secret is missing")
+            raise _damaged_error("HTTP 404 that does not say that this Secret is missing")
 
 
-def _path(namespace: str, name: str | None = None) -> str:
+def _secret_path(namespace: str, name: str | None = None) -> str:
     collection = f"/api/v1/namespaces/{namespace}/secrets"
     return collection if name is None else f"{collection}/{name}"
 
 
-def _secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
+def _decode_secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
     """Return the answer if it is the Secret that was asked for."""
     metadata = answer.get("metadata")
     if answer.get("kind") != "Secret" or not isinstance(metadata, Mapping):
-        raise _damaged("it is no Secret")
+        raise _damaged_error("it is no Secret")
     if (metadata.get("namespace"), metadata.get("name")) != (namespace, name):
-        raise _damaged("it is another Secret than the one asked for")
+        raise _damaged_error("it is another Secret than the one asked for")
     if not isinstance(metadata.get("resourceVersion"), str) or not metadata["resourceVersion"]:
-        raise _damaged("it has no resourceVersion")
+        raise _damaged_error("it has no resourceVersion")
     return dict(answer)
 
 
-def _event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
+def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
     """Return what one line of a watch says; None where it says nothing of this Secret.
 
     https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
     """
-    parsed = _parsed(line)
+    parsed = _parse_object(line)
     content = None if parsed is None else parsed.get("object")
     if parsed is None or not isinstance(content, Mapping):
-        raise _damaged("a line of a watch is no event")
+        raise _damaged_error("a line of a watch is no event")
     kind = parsed.get("type")
     if kind == "ERROR":
         if content.get("code") == 410 or content.get("reason") in ("Expired", "Gone"):
             raise WatchExpiredError
-        raise PlatformError(UnavailableError, f"the server ended the watch{_reason(content, ': ')}")
+        raise PlatformError(UnavailableError, f"the server ended the watch{_reason_of(content, ': ')}")
     metadata = content.get("metadata")
     version = metadata.get("resourceVersion") if isinstance(metadata, Mapping) else None
     if not isinstance(version, str) or not version:
-        raise _damaged("an event of a watch has no resourceVersion")
+        raise _damaged_error("an event of a watch has no resourceVersion")
     if kind == "BOOKMARK":
         return WatchEvent(resource_version=version)
     if not isinstance(metadata, Mapping) or metadata.get("name") != name:
@@ -474,11 +476,11 @@ def _event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
     if kind == "DELETED":
         return WatchEvent(is_deleted=True, resource_version=version)
     if kind in ("ADDED", "MODIFIED"):
-        return WatchEvent(content=_secret(content, namespace, name), resource_version=version)
-    raise _damaged("a watch tells of something unknown")
+        return WatchEvent(content=_decode_secret(content, namespace, name), resource_version=version)
+    raise _damaged_error("a watch tells of something unknown")
 
 
-def _parsed(raw: bytes) -> Mapping[str, Any] | None:
+def _parse_object(raw: bytes) -> Mapping[str, Any] | None:
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError):
@@ -486,13 +488,13 @@ def _parsed(raw: bytes) -> Mapping[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _reason(answer: Mapping[str, Any], before: str = "") -> str:
+def _reason_of(answer: Mapping[str, Any], before: str = "") -> str:
     """Return the machine-readable reason of a Status, if it is one of those that exist, so that it quotes nothing."""
     reason = answer.get("reason")
     return f"{before}{reason}" if isinstance(reason, str) and reason in _REASONS else ""
 
 
-def _invalid(answer: Mapping[str, Any]) -> PlatformError:
+def _invalid_reason(answer: Mapping[str, Any]) -> PlatformError:
     """Return what a 422 means. Its message is not shown: it may quote what was sent."""
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, Mapping) else None
@@ -510,7 +512,7 @@ def _invalid(answer: Mapping[str, Any]) -> PlatformError:
     return PlatformError(ProviderConfigurationError, f"the server finds the Secret invalid: {fields or '?'}")
 
 
-def _seconds(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:
+def _retry_after(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:
     """Return the hint of a 429: a number of seconds, a date, or a member of the Status."""
     if header is not None:
         if header.strip().isdecimal():
@@ -526,5 +528,5 @@ def _seconds(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) 
     return float(seconds) if isinstance(seconds, int) and seconds > 0 else None
 
 
-def _damaged(why: str) -> PlatformError:
+def _damaged_error(why: str) -> PlatformError:
     return PlatformError(UnavailableError, f"the server's answer is damaged: {why}")

@@ -65,7 +65,7 @@ class ClusterCredentials(Protocol):
     @property
     def can_renew(self) -> bool: ...
 
-    async def current(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
+    async def current_credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
         """Return the credential to use now.
 
         Args:
@@ -92,7 +92,7 @@ class FixedToken:
     def __init__(self, token: str | None) -> None:
         self._credential = Credential(token=token)
 
-    async def current(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:  # noqa: ARG002
+    async def current_credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:  # noqa: ARG002
         return self._credential
 
     async def close(self) -> None:
@@ -109,7 +109,7 @@ class TokenFile:
         self._credential: Credential | None = None
         self._read_at = 0.0
 
-    async def current(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
+    async def current_credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
         now, known = clock.monotonic(), self._credential
         if known is not None and known != rejected and now - self._read_at < _READ_AGAIN:
             return known
@@ -163,13 +163,13 @@ class CredentialPlugin:
         self._renew_at_ms: int | None = None
         self._running: asyncio.Task[Credential] | None = None
 
-    async def current(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
+    async def current_credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
         known = self._credential
         is_due = self._renew_at_ms is not None and clock.now_ms() >= self._renew_at_ms
         if known is not None and not is_due and (rejected is None or known.generation != rejected.generation):
             return known
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._renew(clock))
+            self._running = asyncio.create_task(self._run_plugin(clock))
             self._running.add_done_callback(retrieve_outcome)
         # A request that gives up waits no longer; the plugin goes on, and the next request gets what it prints.
         return await asyncio.shield(self._running)
@@ -180,16 +180,16 @@ class CredentialPlugin:
             running.cancel()
             await asyncio.wait({running})
 
-    async def _renew(self, clock: Clock) -> Credential:
+    async def _run_plugin(self, clock: Clock) -> Credential:
         status = await run_plugin(self._settings)
-        token, pair, expires_ms = self._checked(status)
+        token, pair, expires_ms = self._check_status(status)
         known = self._credential or Credential(token=None)
         renewed = replace(known, token=token, generation=known.generation + 1)
         if pair is not None and pair != self._pair:
             try:
                 self._use_certificate(*pair)
             except ConfigurationError as error:
-                raise self._wrong("a client certificate or key that cannot be used") from error
+                raise self._output_error("a client certificate or key that cannot be used") from error
             self._pair = pair
             renewed = replace(renewed, certificate=known.certificate + 1)
         now = clock.now_ms()
@@ -199,34 +199,34 @@ class CredentialPlugin:
         self._credential = renewed
         return renewed
 
-    def _checked(self, status: object) -> tuple[str | None, tuple[bytes, bytes] | None, int | None]:
+    def _check_status(self, status: object) -> tuple[str | None, tuple[bytes, bytes] | None, int | None]:
         """Return token, certificate with key, and expiry of what the plugin printed."""
         if not isinstance(status, Mapping):
-            raise self._wrong("a status that is no object")
+            raise self._output_error("a status that is no object")
         for name in ("token", "clientCertificateData", "clientKeyData", "expirationTimestamp"):
             if status.get(name) is not None and not isinstance(status[name], str):
-                raise self._wrong(f"{name}, which is not a string")
+                raise self._output_error(f"{name}, which is not a string")
         token, cert, key = status.get("token"), status.get("clientCertificateData"), status.get("clientKeyData")
         # SECURITY: a line break would end the header and begin another
         # (tests/unit/providers/kubernetes/test_credentials.py::test_a_plugin_that_prints_no_credential_is_named).
         if token and not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise self._wrong("a token that cannot stand in a header")
+            raise self._output_error("a token that cannot stand in a header")
         if bool(cert) != bool(key):
-            raise self._wrong("half a client certificate: it needs a certificate and a key")
+            raise self._output_error("half a client certificate: it needs a certificate and a key")
         if not token and not cert:
-            raise self._wrong("neither a token nor a client certificate")
+            raise self._output_error("neither a token nor a client certificate")
         expires_ms = None
         if status.get("expirationTimestamp"):
             try:
                 expires = datetime.fromisoformat(status["expirationTimestamp"])
             except ValueError:
-                raise self._wrong("an expirationTimestamp that is no timestamp") from None
+                raise self._output_error("an expirationTimestamp that is no timestamp") from None
             expires = expires if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
             expires_ms = round(expires.timestamp() * 1000)
         pair = (cert.encode(), key.encode()) if cert and key else None
         return token or None, pair, expires_ms
 
-    def _wrong(self, what: str) -> PlatformError:
+    def _output_error(self, what: str) -> PlatformError:
         return PlatformError(
             ProviderConfigurationError,
             f"{self._settings.source}: the credential plugin {self._settings.command} printed {what}",
@@ -249,7 +249,7 @@ async def run_plugin(settings: PluginSettings) -> object:
         )
     try:
         async with asyncio.timeout(PLUGIN_TIMEOUT.total_seconds()):
-            code, printed, told = await _run(settings)
+            code, printed, told = await _run_process(settings)
     except TimeoutError:
         raise PlatformError(
             UnavailableError,
@@ -257,24 +257,28 @@ async def run_plugin(settings: PluginSettings) -> object:
             hint="A plugin that asks for a login cannot do so here: log in first, for example with `kubectl get ns`.",
         ) from None
     except OSError as error:
-        raise _failed(settings, error.strerror or type(error).__name__) from None
+        raise _plugin_error(settings, error.strerror or type(error).__name__) from None
     if code != 0:
         # SECURITY: what a plugin prints to its output may be a token and is not shown; what it prints to its error
         # output is meant to be read, and is shown without anything that looks like a token
         # (tests/unit/providers/kubernetes/test_credentials.py::test_no_error_of_a_plugin_shows_a_token).
-        raise _failed(settings, f"it ended with {code}: {shortened(told.decode(errors='replace')) or 'without a word'}")
+        raise _plugin_error(
+            settings, f"it ended with {code}: {shorten_text(told.decode(errors='replace')) or 'without a word'}"
+        )
     try:
         answer = json.loads(printed)
     except (ValueError, RecursionError):
-        raise _failed(settings, "what it printed is not JSON") from None
+        raise _plugin_error(settings, "what it printed is not JSON") from None
     if not isinstance(answer, Mapping) or answer.get("kind") != "ExecCredential":
-        raise _failed(settings, "what it printed is no ExecCredential")
+        raise _plugin_error(settings, "what it printed is no ExecCredential")
     if answer.get("apiVersion") != settings.api_version:
-        raise _failed(settings, f"what it printed has not the apiVersion {settings.api_version} of the kubeconfig")
+        raise _plugin_error(
+            settings, f"what it printed has not the apiVersion {settings.api_version} of the kubeconfig"
+        )
     return answer.get("status")
 
 
-async def _run(settings: PluginSettings) -> tuple[int, bytes, bytes]:
+async def _run_process(settings: PluginSettings) -> tuple[int, bytes, bytes]:
     """Return exit code, output and error output; leave no process behind when cancelled."""
     process = await asyncio.create_subprocess_exec(
         *settings.arguments,
@@ -294,7 +298,7 @@ async def _run(settings: PluginSettings) -> tuple[int, bytes, bytes]:
     return process.returncode or 0, printed, told
 
 
-def _failed(settings: PluginSettings, why: str) -> PlatformError:
+def _plugin_error(settings: PluginSettings, why: str) -> PlatformError:
     return PlatformError(
         ProviderAccessDeniedError,
         f"{settings.source}: the credential plugin {settings.command} gave no credential: {why}",
@@ -302,7 +306,7 @@ def _failed(settings: PluginSettings, why: str) -> PlatformError:
     )
 
 
-def shortened(text: str) -> str:
+def shorten_text(text: str) -> str:
     """Return `text` as one short line without anything that looks like a token."""
     line = " ".join(_TOKEN_LIKE.sub("…", text).split())
     return line if len(line) <= _QUOTED else line[:_QUOTED] + "…"

@@ -30,7 +30,7 @@ from goatherd.providers.kubernetes.credentials import (
     FixedToken,
     PluginSettings,
     TokenFile,
-    shortened,
+    shorten_text,
 )
 
 
@@ -53,7 +53,7 @@ def make_context(authority: str | Path | None, *, source: str) -> ssl.SSLContext
             pem = base64.b64decode(authority, validate=True).decode("ascii")
             context = ssl.create_default_context(cadata=pem)
     except (OSError, ssl.SSLError, binascii.Error, ValueError) as error:
-        raise _unusable(source, error) from None
+        raise _unusable_error(source, error) from None
     # Many clusters' own authorities lack an extension that Python asks for by default since 3.13. The chain, the name
     # and the dates are checked all the same.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -76,10 +76,10 @@ def use_certificate(context: ssl.SSLContext, cert: Path | bytes, key: Path | byt
         with _as_file(cert) as cert_file, _as_file(key) as key_file:
             context.load_cert_chain(cert_file, key_file, password=_no_password)
     except (OSError, ssl.SSLError, ValueError) as error:
-        raise _unusable(source, error) from None
+        raise _unusable_error(source, error) from None
 
 
-def _unusable(source: str, error: Exception) -> ConfigurationError:
+def _unusable_error(source: str, error: Exception) -> ConfigurationError:
     return ConfigurationError(f"{source}: cannot use a certificate or key: {type(error).__name__}")
 
 
@@ -142,31 +142,31 @@ def read_kubeconfig(
     chosen = context_name or current
     if not isinstance(chosen, str) or not chosen:
         raise ConfigurationError(f"{source} has no current-context", hint="Add ?context=NAME to the address.")
-    context, _ = _find(config, "contexts", "context", chosen, source)
-    cluster, cluster_file = _find(config, "clusters", "cluster", context.get("cluster"), source)
+    context, _ = _find_section(config, "contexts", "context", chosen, source)
+    cluster, cluster_file = _find_section(config, "clusters", "cluster", context.get("cluster"), source)
     user: Mapping[str, Any] = {}
     user_file = cluster_file
     if context.get("user"):
-        user, user_file = _find(config, "users", "user", context.get("user"), source)
+        user, user_file = _find_section(config, "users", "user", context.get("user"), source)
     source = f"{source}, context {chosen}"
-    _refuse(cluster, _CLUSTER_REFUSED, source)
-    _refuse(user, _USER_REFUSED, source)
-    server = _text(cluster, "server", source)
+    _refuse_members(cluster, _CLUSTER_REFUSED, source)
+    _refuse_members(user, _USER_REFUSED, source)
+    server = _read_text(cluster, "server", source)
     if server is None:
         raise ConfigurationError(f"{source} names no server")
     server = _checked_server(server, source)
-    authority = _text(cluster, "certificate-authority-data", source) or _file(
+    authority = _read_text(cluster, "certificate-authority-data", source) or _read_path(
         cluster_file, cluster, "certificate-authority", source
     )
     tls = make_context(authority, source=source) if server.startswith("https:") else None
-    pair = _pair(user_file, user, source)
+    pair = _read_certificate_pair(user_file, user, source)
     if tls is not None and pair is not None:
         use_certificate(tls, *pair, source=source)
-    credentials = _credentials(user, user_file, cluster, authority, tls, source)
-    return server, tls, _text(cluster, "tls-server-name", source), credentials, source
+    credentials = _read_credentials(user, user_file, cluster, authority, tls, source)
+    return server, tls, _read_text(cluster, "tls-server-name", source), credentials, source
 
 
-def _credentials(
+def _read_credentials(
     user: Mapping[str, Any],
     user_file: Path,
     cluster: Mapping[str, Any],
@@ -175,13 +175,13 @@ def _credentials(
     source: str,
 ) -> ClusterCredentials:
     # In the order of kubectl: a file can be replaced, so it wins over the token beside it; a plugin is asked last.
-    token_file = _file(user_file, user, "tokenFile", source)
+    token_file = _read_path(user_file, user, "tokenFile", source)
     if token_file is not None:
         return TokenFile(token_file)
-    token = _text(user, "token", source)
+    token = _read_text(user, "token", source)
     if token is not None or not user.get("exec"):
         return FixedToken(token)
-    settings = _plugin(user["exec"], user_file, cluster, authority, source)
+    settings = _read_plugin(user["exec"], user_file, cluster, authority, source)
 
     def take(cert: bytes, key: bytes) -> None:
         if tls is None:
@@ -191,13 +191,13 @@ def _credentials(
     return CredentialPlugin(settings, take)
 
 
-def _plugin(
+def _read_plugin(
     told: object, user_file: Path, cluster: Mapping[str, Any], authority: str | Path | None, source: str
 ) -> PluginSettings:
     """Return the checked ``exec`` member. https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/#ExecConfig"""
     if not isinstance(told, Mapping):
         raise ConfigurationError(f"{source}: exec must be a mapping")
-    command, version = _text(told, "command", source), _text(told, "apiVersion", source)
+    command, version = _read_text(told, "command", source), _read_text(told, "apiVersion", source)
     if command is None:
         raise ConfigurationError(f"{source}: exec names no command")
     if version not in _API_VERSIONS:
@@ -243,7 +243,7 @@ def _plugin(
         arguments=tuple(prepared.args),
         environment={**prepared.env, "KUBERNETES_EXEC_INFO": json.dumps(info)},
         api_version=version,
-        install_hint=shortened(_text(told, "installHint", source) or ""),
+        install_hint=shorten_text(_read_text(told, "installHint", source) or ""),
         source=source,
     )
 
@@ -296,7 +296,7 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
     return config, next((current for current in currents if current), None)
 
 
-def _find(
+def _find_section(
     config: Mapping[str, Any], plural: str, singular: str, name: object, source: str
 ) -> tuple[Mapping[str, Any], Path]:
     """Return the entry of that name, and the file that it stands in."""
@@ -312,22 +312,22 @@ def _find(
     )
 
 
-def _refuse(section: Mapping[str, Any], members: tuple[str, ...], source: str) -> None:
+def _refuse_members(section: Mapping[str, Any], members: tuple[str, ...], source: str) -> None:
     for member in members:
         if section.get(member):
             raise ConfigurationError(f"{source} uses {member}, which is not supported", hint=_HINT)
 
 
-def _text(section: Mapping[str, Any], member: str, source: str) -> str | None:
+def _read_text(section: Mapping[str, Any], member: str, source: str) -> str | None:
     value = section.get(member)
     if value is not None and not isinstance(value, str):
         raise ConfigurationError(f"{source}: {member} must be a text")
     return value or None
 
 
-def _file(beside: Path, section: Mapping[str, Any], member: str, source: str) -> Path | None:
+def _read_path(beside: Path, section: Mapping[str, Any], member: str, source: str) -> Path | None:
     """Return the file that a member names, which may be relative to the kubeconfig's directory."""
-    value = _text(section, member, source)
+    value = _read_text(section, member, source)
     return None if value is None else beside.parent / value
 
 
@@ -346,10 +346,12 @@ def _checked_server(server: str, source: str) -> str:
     return server.rstrip("/")
 
 
-def _pair(beside: Path, user: Mapping[str, Any], source: str) -> tuple[Path | bytes, Path | bytes] | None:
+def _read_certificate_pair(
+    beside: Path, user: Mapping[str, Any], source: str
+) -> tuple[Path | bytes, Path | bytes] | None:
     """Return a client certificate and its key, each as a file or as PEM bytes."""
-    cert = _pem(user, "client-certificate-data", source) or _file(beside, user, "client-certificate", source)
-    key = _pem(user, "client-key-data", source) or _file(beside, user, "client-key", source)
+    cert = _read_pem(user, "client-certificate-data", source) or _read_path(beside, user, "client-certificate", source)
+    key = _read_pem(user, "client-key-data", source) or _read_path(beside, user, "client-key", source)
     if cert is None and key is None:
         return None
     if cert is None or key is None:
@@ -357,8 +359,8 @@ def _pair(beside: Path, user: Mapping[str, Any], source: str) -> tuple[Path | by
     return cert, key
 
 
-def _pem(section: Mapping[str, Any], member: str, source: str) -> bytes | None:
-    value = _text(section, member, source)
+def _read_pem(section: Mapping[str, Any], member: str, source: str) -> bytes | None:
+    value = _read_text(section, member, source)
     if value is None:
         return None
     try:

@@ -54,10 +54,10 @@ def policy(role: str, uri: str) -> str:
         )
     namespace, name = split_secret_id(secret_id)
     title = f"goatherd-{role}-{name}"
-    rules = [_rule(_VERBS[role], name)]
+    rules = [_rule_yaml(_VERBS[role], name)]
     warning = ""
     if role == "admin":
-        rules.append(_rule(("create",), None))
+        rules.append(_rule_yaml(("create",), None))
         warning = (
             "# Kubernetes cannot restrict `create` to a name, and who may create any Secret in a namespace can obtain\n"
             "# the token of each of its service accounts: give this to a person for the time of `goatherd init`,\n"
@@ -106,7 +106,7 @@ def volume_policy(role: str, uri: str) -> str:
     )
 
 
-def _rule(verbs: tuple[str, ...], name: str | None) -> str:
+def _rule_yaml(verbs: tuple[str, ...], name: str | None) -> str:
     names = "" if name is None else f'    resourceNames: ["{name}"]\n'
     quoted = ", ".join(f'"{verb}"' for verb in verbs)
     return f'  - apiGroups: [""]\n    resources: ["secrets"]\n{names}    verbs: [{quoted}]\n'

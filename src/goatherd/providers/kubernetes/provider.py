@@ -38,7 +38,7 @@ from goatherd.providers.base import (
     RetryPolicy,
     SecretProvider,
 )
-from goatherd.providers.capabilities import Finding, Verdict, rights
+from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.kubernetes.access import load_access
 from goatherd.providers.kubernetes.address import (
     KubernetesAddress,
@@ -52,8 +52,8 @@ from goatherd.providers.kubernetes.record import (
     MAX_OBJECT_BYTES,
     NoRoomError,
     SecretObject,
-    changed,
-    decode,
+    decode_object,
+    encode_changes,
     new_object,
 )
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
@@ -147,15 +147,15 @@ class KubernetesSecretProvider(SecretProvider):
             ProviderAccessDeniedError: The role has no ``watch``.
             ProviderError: It cannot stand, or broke.
         """
-        call = self._start("watch", secret_id)
+        call = self._start_call("watch", secret_id)
         namespace, name = split_secret_id(secret_id)
-        client = self._opened(call)
+        client = self._open_client(call)
         seconds = _RANDOM.randint(*_WATCH_SECONDS)
         problem: PlatformError | None = None
         try:
             for _ in range(2):
                 try:
-                    async with client.watch(namespace, name, self._seen.get(secret_id), seconds) as events:
+                    async with client.watch_secret(namespace, name, self._seen.get(secret_id), seconds) as events:
                         yield
                         async for event in events:
                             self._seen[secret_id] = event.resource_version
@@ -170,23 +170,25 @@ class KubernetesSecretProvider(SecretProvider):
         except ConfigurationError as error:  # such as a token file that cannot be read
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
         if problem is not None:
-            raise problem.of(call)
+            raise problem.for_call(call)
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Return what the credentials may do, and how full the Secret is. See `capabilities`."""
-        call = self._start("diagnose", secret_id)
-        return await self._run(call, lambda now: self._do(now, lambda client: self._diagnosed(now, client)))
+        call = self._start_call("diagnose", secret_id)
+        return await self._run_call(
+            call, lambda now: self._with_client(now, lambda client: self._diagnose_secret(now, client))
+        )
 
-    async def _diagnosed(self, call: Call, client: KubernetesClient) -> list[Finding]:
+    async def _diagnose_secret(self, call: Call, client: KubernetesClient) -> list[Finding]:
         namespace, name = split_secret_id(call.secret_id)
-        may_write = await client.may("update", namespace, name)
+        may_write = await client.may_access("update", namespace, name)
         if may_write is None:
             text = "the API server does not say what the credentials may do"
             first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text)
         else:
             # Destroying a version is an update, too.
-            first = rights(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
-        size = len(json.dumps((await self._record(client, call)).content.get("data", {})))
+            first = rights_finding(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
+        size = len(json.dumps((await self._read_record(client, call)).content.get("data", {})))
         share = round(100 * size / MAX_OBJECT_BYTES)
         text = f"the Secret is {share} % full"
         if share >= _FULL_PERCENT:
@@ -212,33 +214,35 @@ class KubernetesSecretProvider(SecretProvider):
             await client.close()
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        return await self._do(call, lambda client: self._created(client, call, value, label))
+        return await self._with_client(call, lambda client: self._create_object(client, call, value, label))
 
-    async def _created(self, client: KubernetesClient, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+    async def _create_object(
+        self, client: KubernetesClient, call: Call, value: SecretBytes, label: Label
+    ) -> SecretVersion:
         namespace, name = split_secret_id(call.secret_id)
         entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
-        ledger = VersionedRecord().created(call, entry, label)
-        content = await client.create(namespace, name, new_object(namespace, name, ledger, value))
+        ledger = VersionedRecord().with_first_version(call, entry, label)
+        content = await client.create_secret(namespace, name, new_object(namespace, name, ledger, value))
         if content is not None:
             self._must_be(call, content, ledger)
-            return ledger.describe(1)
+            return ledger.describe_version(1)
         # An earlier attempt may have made it before its answer got lost. Who may create only, may not look.
         if call.attempt > 1:
-            found = await client.get(namespace, name)
+            found = await client.get_secret(namespace, name)
             existing = None if found is None else _record_or_none(found)
             if existing is not None and (made := existing.ledger.made_by(call.request)) is not None:
-                return existing.ledger.describe(made)
+                return existing.ledger.describe_version(made)
         raise call.error(SecretExistsError, "the secret exists already")
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        record = await self._do(call, lambda client: self._record(client, call))
+        record = await self._with_client(call, lambda client: self._read_record(client, call))
         try:
-            if isinstance(at, VersionId) and (left := parse_number(at)) in record.leftovers():
+            if isinstance(at, VersionId) and (left := parse_number(at)) in record.leftover_numbers():
                 return SecretValue(version=_describe_leftover(left), value=record.leftover_value(left))
-            number = record.ledger.find(call, at)
-            return SecretValue(version=record.ledger.describe(number), value=record.value(number))
+            number = record.ledger.find_version(call, at)
+            return SecretValue(version=record.ledger.describe_version(number), value=record.read_value(number))
         except DamagedRecordError as error:
-            raise _damage(call, error) from None
+            raise _damaged_error(call, error) from None
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
@@ -246,29 +250,29 @@ class KubernetesSecretProvider(SecretProvider):
         def step(record: SecretObject) -> VersionedRecord | None:
             if record.ledger.made_by(call.request) is not None:
                 return None
-            return record.ledger.written(call, entry, label, expected)
+            return record.ledger.with_version(call, entry, label, expected)
 
-        record = await self._change(call, step, new=value)
+        record = await self._change_record(call, step, new=value)
         made = record.ledger.made_by(call.request)
         if made is None:
             raise call.error(UnavailableError, "what was written is not there")
-        return record.ledger.describe(made)
+        return record.ledger.describe_version(made)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        await self._change(call, lambda record: record.ledger.labelled(call, label, version, expected))
+        await self._change_record(call, lambda record: record.ledger.with_label(call, label, version, expected))
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        await self._change(call, lambda record: record.ledger.unlabelled(call, label, expected))
+        await self._change_record(call, lambda record: record.ledger.without_label(call, label, expected))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         """List the versions. The API has no way to read a part of a Secret, so the values travel along."""
-        record = await self._do(call, lambda client: self._record(client, call))
+        record = await self._with_client(call, lambda client: self._read_record(client, call))
         found = {int(version.id): version for version in record.ledger.newest_first()}
-        found |= {number: _describe_leftover(number) for number in record.leftovers()}
+        found |= {number: _describe_leftover(number) for number in record.leftover_numbers()}
         return [found[number] for number in sorted(found, reverse=True)]
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
-        ledger = (await self._do(call, lambda client: self._record(client, call))).ledger
+        ledger = (await self._with_client(call, lambda client: self._read_record(client, call))).ledger
         return {label: VersionId(number) for label, number in ledger.labels.items()}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
@@ -280,33 +284,33 @@ class KubernetesSecretProvider(SecretProvider):
 
         def step(record: SecretObject) -> VersionedRecord | None:
             ledger = record.ledger
-            if parse_number(version) in record.leftovers():
+            if parse_number(version) in record.leftover_numbers():
                 return ledger  # every change removes what the pointer does not name
-            gone = ledger.destroyed(call, version)
+            gone = ledger.without_value(call, version)
             return None if gone is ledger else gone
 
-        await self._change(call, step)
+        await self._change_record(call, step)
 
     async def _delete(self, call: Call) -> None:
-        await self._do(call, lambda client: self._deleted(client, call))
+        await self._with_client(call, lambda client: self._delete_object(client, call))
 
-    async def _deleted(self, client: KubernetesClient, call: Call) -> None:
+    async def _delete_object(self, client: KubernetesClient, call: Call) -> None:
         namespace, name = split_secret_id(call.secret_id)
         while True:
-            record = await self._record(client, call)  # what is not ours is not deleted either
-            if await client.delete(namespace, name, record.content):
+            record = await self._read_record(client, call)  # what is not ours is not deleted either
+            if await client.delete_secret(namespace, name, record.content):
                 return
-            await self._pause(call)
+            await self._pause_before_retry(call)
 
     # --- reading and changing the object ----------------------------------------------------------------------------
 
-    async def _change(
+    async def _change_record(
         self, call: Call, step: Callable[[SecretObject], VersionedRecord | None], new: SecretBytes | None = None
     ) -> SecretObject:
         """Replace the ledger by what `step` makes of it, until no other writer came between; None changes nothing."""
-        return await self._do(call, lambda client: self._changed(client, call, step, new))
+        return await self._with_client(call, lambda client: self._replace_record(client, call, step, new))
 
-    async def _changed(
+    async def _replace_record(
         self,
         client: KubernetesClient,
         call: Call,
@@ -315,14 +319,14 @@ class KubernetesSecretProvider(SecretProvider):
     ) -> SecretObject:
         namespace, name = split_secret_id(call.secret_id)
         while True:
-            record = await self._record(client, call)
+            record = await self._read_record(client, call)
             ledger = step(record)
             if ledger is None:
                 return record
             # Who holds a label now shall not lose it and be dropped in one go.
             pinned = set(record.ledger.labels.values())
             try:
-                wanted = changed(record, ledger, new, pinned)
+                wanted = encode_changes(record, ledger, new, pinned)
             except NoRoomError as error:
                 raise call.error(
                     SecretTooLargeError,
@@ -330,20 +334,20 @@ class KubernetesSecretProvider(SecretProvider):
                     hint="Move labels off old versions, or remove other keys from the Secret.",
                 ) from None
             except DamagedRecordError as error:
-                raise _damage(call, error) from None
-            content = await client.replace(namespace, name, wanted.content)
+                raise _damaged_error(call, error) from None
+            content = await client.replace_secret(namespace, name, wanted.content)
             if content is not None:
                 self._must_be(call, content, wanted.ledger)
                 return wanted
-            await self._pause(call)
+            await self._pause_before_retry(call)
 
-    async def _record(self, client: KubernetesClient, call: Call) -> SecretObject:
+    async def _read_record(self, client: KubernetesClient, call: Call) -> SecretObject:
         namespace, name = split_secret_id(call.secret_id)
-        content = await client.get(namespace, name)
+        content = await client.get_secret(namespace, name)
         if content is None:
             raise call.error(SecretNotFoundError, "there is no such secret")
         try:
-            return decode(content)
+            return decode_object(content)
         except ForeignRecordError as error:
             raise call.error(
                 ProviderConfigurationError,
@@ -351,7 +355,7 @@ class KubernetesSecretProvider(SecretProvider):
                 hint="Choose another name: nothing in it was changed.",
             ) from None
         except DamagedRecordError as error:
-            raise _damage(call, error) from None
+            raise _damaged_error(call, error) from None
 
     def _must_be(self, call: Call, content: Mapping[str, object], ledger: VersionedRecord) -> None:
         """Raise `UnavailableError` unless what the server says it stored is what was sent."""
@@ -359,24 +363,24 @@ class KubernetesSecretProvider(SecretProvider):
         if stored is None or stored.ledger != ledger:
             raise call.error(UnavailableError, "the server's answer is damaged: it holds another list of versions")
 
-    async def _pause(self, call: Call) -> None:
+    async def _pause_before_retry(self, call: Call) -> None:
         """Wait a moment, so that many writers do not go in lockstep."""
         call.waits[:] = ["other writers keep changing the Secret"]
         # Not the provider's clock: this waits for another process, whose time no test turns.
         await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
 
-    async def _do(self, call: Call, work: Callable[[KubernetesClient], Awaitable[Result]]) -> Result:
+    async def _with_client(self, call: Call, work: Callable[[KubernetesClient], Awaitable[Result]]) -> Result:
         problem: PlatformError | None = None
         try:
-            return await work(self._opened(call))
+            return await work(self._open_client(call))
         except PlatformError as found:
             problem = found
         except ConfigurationError as error:  # such as a token file that cannot be read
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
         # Outside of the handler: nothing of the request shall hang on the error.
-        raise problem.of(call)
+        raise problem.for_call(call)
 
-    def _opened(self, call: Call) -> KubernetesClient:
+    def _open_client(self, call: Call) -> KubernetesClient:
         if self._client is None:
             raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
         return self._client
@@ -388,12 +392,12 @@ def _describe_leftover(number: int) -> SecretVersion:
 
 def _record_or_none(content: Mapping[str, object]) -> SecretObject | None:
     try:
-        return decode(content)
+        return decode_object(content)
     except (ForeignRecordError, DamagedRecordError):
         return None
 
 
-def _damage(call: Call, error: DamagedRecordError) -> UnavailableError:
+def _damaged_error(call: Call, error: DamagedRecordError) -> UnavailableError:
     return call.error(
         UnavailableError,
         f"the Secret is damaged: {error}",

@@ -26,7 +26,7 @@ from goatherd.providers.versioned_record import (
     VersionedRecord,
     decode_base64,
     encode_base64,
-    fits,
+    matches_entry,
 )
 
 FORM: Final = RecordForm(name="goatherd-k8s-pointer/1")
@@ -62,16 +62,16 @@ class SecretObject:
     def __repr__(self) -> str:
         return f"Record({len(self.ledger.versions)} versions)"
 
-    def value(self, number: int) -> SecretBytes:
+    def read_value(self, number: int) -> SecretBytes:
         """Return the bytes of a version that is not destroyed.
 
         Raises:
             DamagedRecordError: They are not there, or not those that were written.
         """
         encoded = self.content["data"].get(key_of(number))
-        return checked(number, self.ledger.versions[number], None if encoded is None else decode_base64(encoded))
+        return check_value(number, self.ledger.versions[number], None if encoded is None else decode_base64(encoded))
 
-    def leftovers(self) -> set[int]:
+    def leftover_numbers(self) -> set[int]:
         """Return the numbers of the values that the object holds although its pointer does not name them.
 
         Goatherd leaves none. An older state of the object that was merged into it does.
@@ -93,7 +93,7 @@ def key_of(number: int) -> str:
     return f"identity-{number}.json"
 
 
-def checked(number: int, entry: RecordedVersion, raw: bytes | None) -> SecretBytes:
+def check_value(number: int, entry: RecordedVersion, raw: bytes | None) -> SecretBytes:
     """Return the bytes of a version if they are those that the pointer promises.
 
     Raises:
@@ -101,12 +101,12 @@ def checked(number: int, entry: RecordedVersion, raw: bytes | None) -> SecretByt
     """
     if raw is None:
         raise DamagedRecordError(f"the value of version {number} is missing")
-    if not fits(value := SecretBytes(raw), entry):
+    if not matches_entry(value := SecretBytes(raw), entry):
         raise DamagedRecordError(f"the digest of version {number} does not fit its value")
     return value
 
 
-def decode(content: Mapping[str, Any]) -> SecretObject:
+def decode_object(content: Mapping[str, Any]) -> SecretObject:
     """Return what an object of the API holds.
 
     Raises:
@@ -139,7 +139,7 @@ def new_object(namespace: str, name: str, ledger: VersionedRecord, value: Secret
     }
 
 
-def changed(
+def encode_changes(
     record: SecretObject, ledger: VersionedRecord, new: SecretBytes | None, pinned: Collection[int]
 ) -> SecretObject:
     """Return the record with another ledger, without the values that are no longer needed.
@@ -156,7 +156,7 @@ def changed(
     content = copy.deepcopy(dict(record.content))
     data: dict[str, str] = content["data"]
     foreign = sum(len(decode_base64(data[key])) for key in data if key != POINTER and not _VALUE.fullmatch(key))
-    ledger = fitted(ledger, pinned, foreign)
+    ledger = trim_record(ledger, pinned, foreign)
     if new is not None:
         data[key_of(ledger.next_number - 1)] = encode_base64(new.reveal())
     for key in list(data):
@@ -169,7 +169,7 @@ def changed(
     return SecretObject(ledger=ledger, content=content)
 
 
-def fitted(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: int = 0) -> VersionedRecord:
+def trim_record(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: int = 0) -> VersionedRecord:
     """Return the ledger without the oldest versions, as many as it takes to keep within count and size.
 
     What a label points at, what is `pinned`, and the newest version always stay.
@@ -202,7 +202,7 @@ def fitted(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: int =
 
 def encode_pointer(ledger: VersionedRecord) -> bytes:
     """Return the bytes of ``pointer.json``."""
-    return versioned_record.encode(ledger, FORM)
+    return versioned_record.encode_record(ledger, FORM)
 
 
 def decode_pointer(raw: bytes) -> VersionedRecord:
@@ -213,7 +213,7 @@ def decode_pointer(raw: bytes) -> VersionedRecord:
         DamagedRecordError: It is not what `encode_pointer` wrote.
     """
     try:
-        return versioned_record.decode(raw, FORM)
+        return versioned_record.decode_record(raw, FORM)
     except (ForeignRecordError, DamagedRecordError) as error:
         raise type(error)(f"{POINTER}: {error}") from None
 

@@ -27,7 +27,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.addresses import path_of_uri, split_path
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
-from goatherd.providers.kubernetes.record import HISTORY, MAX_OBJECT_BYTES, POINTER, checked, decode_pointer, key_of
+from goatherd.providers.kubernetes.record import HISTORY, MAX_OBJECT_BYTES, POINTER, check_value, decode_pointer, key_of
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, VersionedRecord
 
@@ -80,39 +80,39 @@ class KubernetesVolumeProvider(SecretProvider):
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         def work(snapshot: int) -> SecretValue:
-            ledger = self._ledger(call, snapshot)
-            number = ledger.find(call, at)
-            value = checked(number, ledger.versions[number], _bytes_of(snapshot, key_of(number)))
-            return SecretValue(version=ledger.describe(number), value=value)
+            ledger = self._read_ledger(call, snapshot)
+            number = ledger.find_version(call, at)
+            value = check_value(number, ledger.versions[number], _bytes_of(snapshot, key_of(number)))
+            return SecretValue(version=ledger.describe_version(number), value=value)
 
-        return await self._do(call, work)
+        return await self._run_blocking(call, work)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        return await self._do(call, lambda snapshot: self._ledger(call, snapshot).newest_first())
+        return await self._run_blocking(call, lambda snapshot: self._read_ledger(call, snapshot).newest_first())
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        self._refuse(call)
+        self._refuse_write(call)
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        self._refuse(call)
+        self._refuse_write(call)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        self._refuse(call)
+        self._refuse_write(call)
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        self._refuse(call)
+        self._refuse_write(call)
 
     async def _delete(self, call: Call) -> None:
-        self._refuse(call)
+        self._refuse_write(call)
 
-    def _refuse(self, call: Call) -> NoReturn:
+    def _refuse_write(self, call: Call) -> NoReturn:
         raise call.error(
             ProviderAccessDeniedError,
             "a mounted Secret can only be read",
             hint="Change it through the API: use its address k8s://namespace/name, with a rotator's role.",
         )
 
-    def _ledger(self, call: Call, snapshot: int) -> VersionedRecord:
+    def _read_ledger(self, call: Call, snapshot: int) -> VersionedRecord:
         raw = _bytes_of(snapshot, POINTER)
         if raw is None:
             names = [name for name in os.listdir(snapshot) if not name.startswith("..")]
@@ -121,15 +121,15 @@ class KubernetesVolumeProvider(SecretProvider):
             raise ForeignRecordError(f"it holds no {POINTER}")
         return decode_pointer(raw)
 
-    async def _do(self, call: Call, work: Callable[[int], Result]) -> Result:
+    async def _run_blocking(self, call: Call, work: Callable[[int], Result]) -> Result:
         # A few small files in memory: a thread that outlives a cancellation by a moment does no harm.
-        return await asyncio.to_thread(self._look, call, work)
+        return await asyncio.to_thread(self._read_snapshot, call, work)
 
-    def _look(self, call: Call, work: Callable[[int], Result]) -> Result:
+    def _read_snapshot(self, call: Call, work: Callable[[int], Result]) -> Result:
         directory = f"{self.base.rstrip('/')}/{call.secret_id}"
         for _ in range(_TRIES):
             try:
-                snapshot = self._snapshot(call, directory)
+                snapshot = self._open_snapshot(call, directory)
                 try:
                     return work(snapshot)
                 except (SecretNotFoundError, ForeignRecordError, DamagedRecordError, OSError):
@@ -158,7 +158,7 @@ class KubernetesVolumeProvider(SecretProvider):
                 raise call.error(UnavailableError, f"{error.strerror} at {directory}") from None
         raise call.error(UnavailableError, f"what is mounted at {directory} keeps changing")
 
-    def _snapshot(self, call: Call, directory: str) -> int:
+    def _open_snapshot(self, call: Call, directory: str) -> int:
         try:
             return os.open(f"{directory}/{SNAPSHOT}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:

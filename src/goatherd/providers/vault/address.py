@@ -87,7 +87,7 @@ def parse_uri(scheme: str, uri: str, *, environment: Mapping[str, str] | None = 
         ConfigurationError: It is not such a URI.
     """
     parsed = addresses.parse_uri(FORMS[scheme], uri)
-    return _address(scheme, parsed.host, parsed.path, parsed.options, environment)
+    return _build_address(scheme, parsed.host, parsed.path, parsed.options, environment)
 
 
 def parse_config(
@@ -102,10 +102,10 @@ def parse_config(
     """
     parsed = addresses.parse_config(FORMS[scheme], config)
     path = parsed.secret_id.removeprefix("/")
-    return _address(scheme, parsed.parts.get("address", ""), path, parsed.options, environment)
+    return _build_address(scheme, parsed.parts.get("address", ""), path, parsed.options, environment)
 
 
-def _address(
+def _build_address(
     scheme: str, host: str, path: str, options: Mapping[str, str], environment: Mapping[str, str] | None
 ) -> tuple[VaultAddress, str]:
     """Return the address. `host` is ``host:port``, a URL, or empty."""
@@ -118,9 +118,9 @@ def _address(
         raise FORMS[scheme].error(FORMS[scheme].missing)
     return (
         VaultAddress(
-            url=_url(scheme, host, options, env),
+            url=_read_url(scheme, host, options, env),
             mount=mount.strip("/"),
-            auth=_auth(scheme, options, env),
+            auth=_read_auth(scheme, options, env),
             namespace=options.get("namespace") or env.get("NAMESPACE"),
             ca=options.get("ca") or env.get("CACERT") or env.get("CAPATH"),
             cert=options.get("cert") or env.get("CLIENT_CERT"),
@@ -145,11 +145,11 @@ class _Environment:
         return next((self._variables[each] for each in self.names(name) if self._variables.get(each)), None)
 
 
-def _url(scheme: str, host: str, options: Mapping[str, str], env: _Environment) -> str:
+def _read_url(scheme: str, host: str, options: Mapping[str, str], env: _Environment) -> str:
     if host and "://" not in host:
         # SECURITY: without TLS the token and the keys are sent in the clear: only where the address says so.
         url = f"{'http' if options.get('tls') == 'off' else 'https'}://{host}"
-        if _parsed(scheme, url)[1] is None:
+        if _parse_url(scheme, url)[1] is None:
             url += f":{DEFAULT_PORT}"
         return url
     if "tls" in options:
@@ -158,11 +158,11 @@ def _url(scheme: str, host: str, options: Mapping[str, str], env: _Environment) 
     if not url:
         names = " or ".join(env.names("ADDR"))
         raise ConfigurationError(f"a {scheme} address without a host needs {names}", hint=_EXAMPLE)
-    _parsed(scheme, url)
+    _parse_url(scheme, url)
     return url
 
 
-def _parsed(scheme: str, url: str) -> tuple[str, int | None]:
+def _parse_url(scheme: str, url: str) -> tuple[str, int | None]:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -176,7 +176,7 @@ def _parsed(scheme: str, url: str) -> tuple[str, int | None]:
     return host, port
 
 
-def _auth(scheme: str, options: Mapping[str, str], env: _Environment) -> AuthMethod:
+def _read_auth(scheme: str, options: Mapping[str, str], env: _Environment) -> AuthMethod:
     method = options.get("auth")
     if method is None:
         approle = "role-id" in options or (env.get("TOKEN") is None and env.get("ROLE_ID") is not None)

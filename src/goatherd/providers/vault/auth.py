@@ -56,7 +56,7 @@ class TokenAuth:
     variables: tuple[str, ...] = ()
     file: str | None = None
 
-    def read(self, environment: Mapping[str, str]) -> str:
+    def read_token(self, environment: Mapping[str, str]) -> str:
         """Return the token."""
         found = self.token or next((environment[name] for name in self.variables if environment.get(name)), None)
         if not found and self.file:
@@ -88,14 +88,14 @@ class AppRoleAuth:
     secret_id_variables: tuple[str, ...] = ()
     mount: str = "approle"
 
-    def body(self, environment: Mapping[str, str]) -> dict[str, object]:
+    def login_body(self, environment: Mapping[str, str]) -> dict[str, object]:
         """Return what is sent to log in."""
-        role_id = self.role_id or _first(environment, self.role_id_variables)
+        role_id = self.role_id or _first_set(environment, self.role_id_variables)
         if not role_id:
             names = ", ".join(self.role_id_variables)
             raise PlatformError(ProviderConfigurationError, f"auth=approle needs role-id in the address, or {names}")
         secret_id = self.secret_id or (_text_of(self.secret_id_file) if self.secret_id_file else None)
-        secret_id = secret_id or _first(environment, self.secret_id_variables)
+        secret_id = secret_id or _first_set(environment, self.secret_id_variables)
         return {"role_id": role_id, **({"secret_id": secret_id.strip()} if secret_id else {})}
 
 
@@ -113,7 +113,7 @@ class KubernetesAuth:
     token_file: str = SERVICE_ACCOUNT_TOKEN
     mount: str = "kubernetes"
 
-    def body(self, environment: Mapping[str, str]) -> dict[str, object]:  # noqa: ARG002 - the same shape as AppRole's
+    def login_body(self, environment: Mapping[str, str]) -> dict[str, object]:  # noqa: ARG002 - the same shape as AppRole's
         """Return what is sent to log in."""
         return {"role": self.role, "jwt": _text_of(self.token_file).strip()}
 
@@ -148,16 +148,16 @@ class Credentials:
         self._work: asyncio.Task[_Lease] | None = None
         self._waiting = 0
 
-    async def token(self) -> str:
+    async def current_token(self) -> str:
         """Return a token that should still live."""
         lease = self._lease
         if lease is None:
-            lease = await self._one(self._login)
+            lease = await self._share_login(self._log_in)
         elif lease.renew_at is not None and self._clock.monotonic() >= lease.renew_at:
-            lease = await self._one(self._renewed)
+            lease = await self._share_login(self._renew_lease)
         return lease.token
 
-    async def replaced(self, token: str) -> bool:
+    async def replace_token(self, token: str) -> bool:
         """After a refusal of `token`: get another if that one is dead.
 
         Returns:
@@ -178,14 +178,14 @@ class Credentials:
             return True
         self._lease = None
         try:
-            lease = await self._one(self._login)
+            lease = await self._share_login(self._log_in)
         except PlatformError as problem:
             if problem.kind is ProviderConfigurationError and isinstance(self._method, TokenAuth):
-                raise _dead() from None
+                raise _expired_error() from None
             raise
         if lease.token == token:
             self._lease = None
-            raise _dead()
+            raise _expired_error()
         return True
 
     def _other_than(self, token: str) -> bool:
@@ -197,7 +197,7 @@ class Credentials:
             self._work.cancel()
             await asyncio.wait({self._work})
 
-    async def _one(self, work: Callable[[], Coroutine[Any, Any, _Lease]]) -> _Lease:
+    async def _share_login(self, work: Callable[[], Coroutine[Any, Any, _Lease]]) -> _Lease:
         """Let one task do `work` for all that need it; it ends early only when none of them waits any more."""
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(work())
@@ -215,16 +215,16 @@ class Credentials:
                     self._work = None
         return self._lease
 
-    async def _login(self) -> _Lease:
+    async def _log_in(self) -> _Lease:
         method = self._method
         if isinstance(method, TokenAuth):
-            token = await asyncio.to_thread(method.read, self._environment)
+            token = await asyncio.to_thread(method.read_token, self._environment)
             status, answer = await self._send("GET", "auth/token/lookup-self", token=token)
             data = answer.get("data")
             if status != 200 or not isinstance(data, Mapping):  # it may lack the right to look, or be dead: use tells
                 return _Lease(token=token, renewable=False, renew_at=None, expires_at=None)
             return self._lease_of(token, data.get("ttl"), data.get("renewable"))
-        body = await asyncio.to_thread(method.body, self._environment)
+        body = await asyncio.to_thread(method.login_body, self._environment)
         status, answer = await self._send("POST", f"auth/{method.mount}/login", token=None, body=body)
         if status in (400, 403, 404):
             errors = answer.get("errors")
@@ -236,17 +236,17 @@ class Credentials:
             )
         return self._lease_from(answer)
 
-    async def _renewed(self) -> _Lease:
+    async def _renew_lease(self) -> _Lease:
         lease = self._lease
         if lease is None:
-            return await self._login()
+            return await self._log_in()
         now = self._clock.monotonic()
         if lease.renewable and (lease.expires_at is None or now < lease.expires_at):
             try:
                 status, answer = await self._send("POST", "auth/token/renew-self", token=lease.token, body={})
             except PlatformError:
                 if lease.expires_at is not None and now + _POSTPONED < lease.expires_at:
-                    return _postponed(lease, now + _POSTPONED)
+                    return _postpone_renewal(lease, now + _POSTPONED)
                 raise
             if status == 200:
                 renewed = self._lease_from(answer)
@@ -254,8 +254,8 @@ class Credentials:
                     return renewed
                 # Its longest life is nearly over: renewing gives no more.
         if isinstance(self._method, TokenAuth):
-            return _postponed(lease, None)
-        return await self._login()
+            return _postpone_renewal(lease, None)
+        return await self._log_in()
 
     def _lease_from(self, answer: Mapping[str, Any]) -> _Lease:
         auth = answer.get("auth")
@@ -274,11 +274,11 @@ class Credentials:
         return _Lease(token=token, renewable=renewable is True, renew_at=renew_at, expires_at=now + seconds)
 
 
-def _postponed(lease: _Lease, renew_at: float | None) -> _Lease:
+def _postpone_renewal(lease: _Lease, renew_at: float | None) -> _Lease:
     return _Lease(token=lease.token, renewable=lease.renewable, renew_at=renew_at, expires_at=lease.expires_at)
 
 
-def _dead() -> PlatformError:
+def _expired_error() -> PlatformError:
     return PlatformError(
         ProviderAccessDeniedError,
         "the token is expired, revoked or unknown",
@@ -286,7 +286,7 @@ def _dead() -> PlatformError:
     )
 
 
-def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+def _first_set(environment: Mapping[str, str], names: tuple[str, ...]) -> str | None:
     return next((environment[name] for name in names if environment.get(name)), None)
 
 

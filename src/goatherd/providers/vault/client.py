@@ -127,7 +127,7 @@ class VaultClient:
             ConfigurationError: A certificate or key file cannot be used.
         """
         self._http = httpx2.AsyncClient(
-            verify=self._verify(),
+            verify=self._tls_context(),
             timeout=self._timeout,
             follow_redirects=False,
             transport=self._transport,
@@ -143,106 +143,112 @@ class VaultClient:
 
     # --- the key/value engine ---------------------------------------------------------------------------------------
 
-    async def read(self, path: str, version: int | None = None) -> Found | Gone | None:
+    async def read_secret(self, path: str, version: int | None = None) -> Found | Gone | None:
         """Return a version of an entry, the newest by default; None when there is no such version or entry."""
         params = {} if version is None else {"version": str(version)}
-        status, answer = await self._call("GET", self._path("data", path), params=params)
+        status, answer = await self._call_api("GET", self._api_path("data", path), params=params)
         if _is_absence(status, answer):
             return None
-        data = _object(answer, "data")
-        number, created_ms = _version_of(_object(data, "metadata"))
+        data = _require_object(answer, "data")
+        number, created_ms = _version_of(_require_object(data, "metadata"))
         if version not in (None, number):
-            raise _damaged("it holds another version than the one asked for")
+            raise _damaged_error("it holds another version than the one asked for")
         if status == 404:
-            return Gone(version=number, state=_state(_object(data, "metadata"), self._clock.now_ms()))
-        return Found(data=_object(data, "data"), version=number, created_ms=created_ms)
+            return Gone(version=number, state=_state_of(_require_object(data, "metadata"), self._clock.now_ms()))
+        return Found(data=_require_object(data, "data"), version=number, created_ms=created_ms)
 
-    async def write(self, path: str, data: Mapping[str, object], *, cas: int) -> Written | None:
+    async def write_secret(self, path: str, data: Mapping[str, object], *, cas: int) -> Written | None:
         """Write the next version of an entry if its newest is `cas` (0: if there is none); None if it is not."""
         body = {"data": data, "options": {"cas": cas}}
-        status, answer = await finish_request(self._call("POST", self._path("data", path), body=body))
+        status, answer = await finish_request(self._call_api("POST", self._api_path("data", path), body=body))
         if status == 400:
             return None
-        metadata = _object(answer, "data")
+        metadata = _require_object(answer, "data")
         number, created_ms = _version_of(metadata)
         if number != cas + 1:
-            raise _damaged("it names another version than the one written")
+            raise _damaged_error("it names another version than the one written")
         return Written(version=number, created_ms=created_ms, expires=bool(metadata.get("deletion_time")))
 
-    async def metadata(self, path: str) -> Metadata:
+    async def read_metadata(self, path: str) -> Metadata:
         """Return what is known of an entry."""
-        status, answer = await self._call("GET", self._path("metadata", path))
+        status, answer = await self._call_api("GET", self._api_path("metadata", path))
         if _is_absence(status, answer):
             return Metadata()
-        data = _object(answer, "data")
+        data = _require_object(answer, "data")
         current, most, versions = data.get("current_version"), data.get("max_versions"), data.get("versions")
         if type(current) is not int or type(most) is not int or not isinstance(versions, Mapping):
-            raise _damaged("it is not the metadata of an entry")
+            raise _damaged_error("it is not the metadata of an entry")
         now_ms = self._clock.now_ms()
-        kept = {int(number): _object(versions, number) for number in versions if _NUMBER.fullmatch(number) is not None}
+        kept = {
+            int(number): _require_object(versions, number)
+            for number in versions
+            if _NUMBER.fullmatch(number) is not None
+        }
         return Metadata(
             current=current,
             max_versions=most,
-            states=MappingProxyType({number: _state(version, now_ms) for number, version in kept.items()}),
+            states=MappingProxyType({number: _state_of(version, now_ms) for number, version in kept.items()}),
             created_ms=MappingProxyType({number: _created_ms(version) for number, version in kept.items()}),
         )
 
-    async def keep(self, path: str, versions: int) -> None:
+    async def set_max_versions(self, path: str, versions: int) -> None:
         """Make the server keep this many versions of an entry, which need not exist yet."""
         # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.permissions).
-        await finish_request(self._call("POST", self._path("metadata", path), body={"max_versions": str(versions)}))
+        await finish_request(
+            self._call_api("POST", self._api_path("metadata", path), body={"max_versions": str(versions)})
+        )
 
-    async def destroy(self, path: str, *versions: int) -> None:
+    async def destroy_versions(self, path: str, *versions: int) -> None:
         """Destroy the data of versions permanently."""
-        await finish_request(self._call("POST", self._path("destroy", path), body={"versions": list(versions)}))
+        await finish_request(self._call_api("POST", self._api_path("destroy", path), body={"versions": list(versions)}))
 
-    async def remove(self, path: str) -> None:
+    async def remove_secret(self, path: str) -> None:
         """Remove an entry with all its versions; nothing happens when there is none."""
-        await finish_request(self._call("DELETE", self._path("metadata", path)))
+        await finish_request(self._call_api("DELETE", self._api_path("metadata", path)))
 
     async def may_destroy(self, path: str) -> bool:
         """Return whether the token may destroy versions; True also where the server does not say."""
-        return await self.may("update", "destroy", path) is not False
+        return await self.has_capability("update", "destroy", path) is not False
 
-    async def may(self, capability: str, kind: str, path: str) -> bool | None:
+    async def has_capability(self, capability: str, kind: str, path: str) -> bool | None:
         """Return whether the token has a capability, such as ``update``; None where the server does not say."""
-        where = self._path(kind, path)
+        where = self._api_path(kind, path)
         try:
-            _, answer = await self._call("POST", "sys/capabilities-self", body={"paths": [where]})
+            _, answer = await self._call_api("POST", "sys/capabilities-self", body={"paths": [where]})
         except PlatformError as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
             raise
-        listed = _object(answer, "data").get(where)
+        listed = _require_object(answer, "data").get(where)
         return any(each in listed for each in (capability, "root", "sudo")) if isinstance(listed, list) else None
 
-    async def engine(self) -> str | None:
+    async def engine_version(self) -> str | None:
         """Return what is mounted, such as ``kv 2``; None where the token may not know."""
         try:
-            status, answer = await self._call("GET", f"sys/internal/ui/mounts/{self._address.mount}")
+            status, answer = await self._call_api("GET", f"sys/internal/ui/mounts/{self._address.mount}")
         except PlatformError as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
             raise
         if status != 200:
             return None
-        data = _object(answer, "data")
+        data = _require_object(answer, "data")
         options = data.get("options")
         return f"{data.get('type')} {options.get('version', '1') if isinstance(options, Mapping) else '1'}"
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    def _path(self, kind: str, path: str) -> str:
+    def _api_path(self, kind: str, path: str) -> str:
         return f"{self._address.mount}/{kind}/{path}"
 
-    async def _call(
+    async def _call_api(
         self, method: str, path: str, *, body: Mapping[str, object] | None = None, params: Mapping[str, str] = {}
     ) -> tuple[int, Mapping[str, Any]]:
-        token = await self._credentials.token()
-        status, answer = await self._send(method, path, token=token, body=body, params=params)
-        if status == 403 and await self._credentials.replaced(token):
-            status, answer = await self._send(
-                method, path, token=await self._credentials.token(), body=body, params=params
+        token = await self._credentials.current_token()
+        status, answer = await self._send_request(method, path, token=token, body=body, params=params)
+        if status == 403 and await self._credentials.replace_token(token):
+            status, answer = await self._send_request(
+                method, path, token=await self._credentials.current_token(), body=body, params=params
             )
         if status == 403:
             raise PlatformError(
@@ -250,7 +256,7 @@ class VaultClient:
                 f"the server refuses {method} {path}",
                 hint="Give the token a policy: `goatherd policy vault --role server` (or rotator, admin) prints it.",
             )
-        told = _told(answer)
+        told = _errors_text(answer)
         if status == 404 and "no handler for route" in told:
             raise PlatformError(
                 ProviderConfigurationError,
@@ -258,7 +264,7 @@ class VaultClient:
                 hint="The address begins with the mount of a key/value engine, version 2; `vault secrets list`.",
             )
         if status == 404 and "data" not in answer and not isinstance(answer.get("errors"), list):
-            raise _damaged("HTTP 404 that no Vault server sends: something else answers in its place")
+            raise _damaged_error("HTTP 404 that no Vault server sends: something else answers in its place")
         if status == 400 and _UPGRADING in told:
             raise PlatformError(UnavailableError, f"{self._address.mount} is being made versioned; it takes a moment")
         if status == 400 and _CAS_MISMATCH not in told:
@@ -268,9 +274,9 @@ class VaultClient:
     async def _for_credentials(
         self, method: str, path: str, *, token: str | None, body: Mapping[str, object] | None = None
     ) -> tuple[int, Mapping[str, Any]]:
-        return await self._send(method, path, token=token, body=body)
+        return await self._send_request(method, path, token=token, body=body)
 
-    async def _send(
+    async def _send_request(
         self,
         method: str,
         path: str,
@@ -297,15 +303,15 @@ class VaultClient:
         content = None if body is None else json.dumps(body).encode()
         url = f"{self._address.url}/v1/{path}"
         for _ in range(2):
-            status, answer_headers, raw = await self._exchange(http, method, url, headers, content, params)
+            status, answer_headers, raw = await self._exchange_once(http, method, url, headers, content, params)
             if status not in (301, 302, 307, 308):
                 break
-            url, params = self._redirected(url, answer_headers.get("location")), {}
+            url, params = self._follow_redirect(url, answer_headers.get("location")), {}
         # Passed back, it lets a server with readable standbys wait until it has seen what this client has seen.
         self._index = answer_headers.get("x-vault-index", self._index)
-        return self._judged(method, path, status, answer_headers, raw)
+        return self._error_for(method, path, status, answer_headers, raw)
 
-    async def _exchange(
+    async def _exchange_once(
         self,
         http: httpx2.AsyncClient,
         method: str,
@@ -318,19 +324,19 @@ class VaultClient:
         began = self._clock.monotonic()
         try:
             async with http.stream(method, url, headers=headers, content=content, params=params or None) as response:
-                self._store_clock.note(response.headers.get("date"), began=began)
+                self._store_clock.note_date(response.headers.get("date"), began=began)
                 async for chunk in response.aiter_bytes():
                     raw += chunk
                     if len(raw) > _LONGEST_ANSWER:
-                        raise _damaged("it is too long")
+                        raise _damaged_error("it is too long")
                 return response.status_code, response.headers, bytes(raw)
         # SECURITY: not `from error`: the exception carries the request, and that the token and the value
         # (tests/contract/test_vault_faults.py::test_no_error_leads_to_the_token_or_the_value).
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
-            problem = self._unanswered(error)
+            problem = self._no_answer_error(error)
         raise problem
 
-    def _unanswered(self, error: Exception) -> PlatformError:
+    def _no_answer_error(self, error: Exception) -> PlatformError:
         where = self._address.url
         cause: BaseException | None = error
         while cause is not None:
@@ -351,7 +357,7 @@ class VaultClient:
             return PlatformError(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
         return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
 
-    def _redirected(self, url: str, location: str | None) -> str:
+    def _follow_redirect(self, url: str, location: str | None) -> str:
         """Return where a standby sends us: the active node.
 
         SECURITY: the token goes along, as with Vault's own clients, so only from a server whose certificate was
@@ -366,7 +372,7 @@ class VaultClient:
             raise PlatformError(UnavailableError, "the server redirects to where it must not", final=True)
         return target
 
-    def _judged(
+    def _error_for(
         self, method: str, path: str, status: int, headers: httpx2.Headers, raw: bytes
     ) -> tuple[int, Mapping[str, Any]]:
         what = f"{method} {path}"
@@ -374,13 +380,13 @@ class VaultClient:
             raise PlatformError(
                 ThrottledError,
                 f"the server limits requests: {what}",
-                retry_after=_seconds(headers.get("retry-after"), self._clock.now_ms()),
+                retry_after=_retry_after(headers.get("retry-after"), self._clock.now_ms()),
                 hint="A rate limit quota applies; see `vault read sys/quotas/rate-limit/…`.",
             )
         if status == 413:
             raise PlatformError(SecretTooLargeError, f"the server does not take a request of this size: {what}")
         if status >= 500 or status in (408, 412, 472, 473):
-            told = _told(_parsed(raw) or {})
+            told = _errors_text(_parse_answer(raw) or {})
             if "sealed" in told:
                 raise PlatformError(
                     UnavailableError, "the server is sealed", hint="Unseal it: `vault operator unseal`."
@@ -394,12 +400,12 @@ class VaultClient:
             )
         if status == 204:
             return status, {}
-        answer = _parsed(raw)
+        answer = _parse_answer(raw)
         if answer is None or status not in (200, 400, 403, 404):
-            raise _damaged(f"HTTP {status} without the JSON that a Vault server sends")
+            raise _damaged_error(f"HTTP {status} without the JSON that a Vault server sends")
         return status, answer
 
-    def _verify(self) -> ssl.SSLContext | bool:
+    def _tls_context(self) -> ssl.SSLContext | bool:
         address = self._address
         if not address.url.startswith("https:") or not (address.ca or address.cert):
             return True
@@ -421,11 +427,11 @@ class VaultClient:
         return context
 
 
-def _damaged(why: str) -> PlatformError:
+def _damaged_error(why: str) -> PlatformError:
     return PlatformError(UnavailableError, f"the server's answer is damaged: {why}")
 
 
-def _parsed(raw: bytes) -> Mapping[str, Any] | None:
+def _parse_answer(raw: bytes) -> Mapping[str, Any] | None:
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError):
@@ -438,50 +444,50 @@ def _is_absence(status: int, answer: Mapping[str, Any]) -> bool:
     return status == 404 and "data" not in answer and answer.get("errors") == []
 
 
-def _told(answer: Mapping[str, Any]) -> str:
+def _errors_text(answer: Mapping[str, Any]) -> str:
     """Return the server's own words. They name paths and parameters; it echoes no values."""
     errors = answer.get("errors")
     return "; ".join(str(each) for each in errors)[:_QUOTED] if isinstance(errors, list) else ""
 
 
-def _object(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _require_object(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = answer.get(name)
     if not isinstance(value, Mapping):
-        raise _damaged(f"it has no {name!r}")
+        raise _damaged_error(f"it has no {name!r}")
     return value
 
 
 def _version_of(metadata: Mapping[str, Any]) -> tuple[int, int]:
     number = metadata.get("version")
     if type(number) is not int or not 1 <= number <= _MOST_VERSIONS:
-        raise _damaged("it names no version")
+        raise _damaged_error("it names no version")
     return number, _created_ms(metadata)
 
 
 def _created_ms(metadata: Mapping[str, Any]) -> int:
     created = metadata.get("created_time")
     if not isinstance(created, str):
-        raise _damaged("a version has no time")
-    return _milliseconds(created)
+        raise _damaged_error("a version has no time")
+    return _parse_time(created)
 
 
-def _state(metadata: Mapping[str, Any], now_ms: int) -> VersionState:
+def _state_of(metadata: Mapping[str, Any], now_ms: int) -> VersionState:
     if metadata.get("destroyed"):
         return VersionState.DESTROYED
     deleted = metadata.get("deletion_time")
-    return VersionState.DISABLED if deleted and _milliseconds(str(deleted)) <= now_ms else VersionState.ENABLED
+    return VersionState.DISABLED if deleted and _parse_time(str(deleted)) <= now_ms else VersionState.ENABLED
 
 
-def _milliseconds(text: str) -> int:
+def _parse_time(text: str) -> int:
     """Return a time such as ``2026-11-24T16:05:27.03791695Z`` as milliseconds since 1970."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise _damaged("a time is not one") from None
+        raise _damaged_error("a time is not one") from None
     return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
 
 
-def _seconds(header: str | None, now_ms: int) -> float | None:
+def _retry_after(header: str | None, now_ms: int) -> float | None:
     """Return ``Retry-After`` in seconds, at least 1: it is a number of them, or a date (RFC 9110, 10.2.3).
 
     OpenBao rounds down, so that its 0 means "in less than a second", not "now".

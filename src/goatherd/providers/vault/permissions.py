@@ -54,7 +54,7 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
         raise ConfigurationError(
             f"not a mount and a path: {mount}/{secret_id}", hint="Write it as secret/goatdb/root, the mount first."
         )
-    values, pointer = _pattern(secret_id), _pattern(secret_id + POINTER_SUFFIX)
+    values, pointer = _path_pattern(secret_id), _path_pattern(secret_id + POINTER_SUFFIX)
     write = ["create", "read", "update"] if role != "server" else ["read"]
     rules = [("data", values, write, ""), ("data", pointer, write, "")]
     if role != "server":
@@ -77,7 +77,7 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
     return f"# Goatherd {role}: {_PURPOSE[role]}.\n" + "\n".join(blocks)
 
 
-def _pattern(secret_id: str) -> str:
+def _path_pattern(secret_id: str) -> str:
     components = []
     for component in secret_id.split("/"):
         if ORG_FIELD not in component:

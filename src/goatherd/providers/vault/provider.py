@@ -47,7 +47,7 @@ from goatherd.providers.base import (
     RetryPolicy,
     SecretProvider,
 )
-from goatherd.providers.capabilities import Finding, Verdict, rights
+from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.providers.vault.address import VaultAddress, parse_config, parse_uri
 from goatherd.providers.vault.client import Found, Gone, Metadata, VaultClient
@@ -186,48 +186,52 @@ class VaultSecretProvider(SecretProvider):
     # --- the algebra ------------------------------------------------------------------------------------------------
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        return await self._do(call, lambda client: self._creating(call, client, value, label))
+        return await self._with_client(call, lambda client: self._create_secret(call, client, value, label))
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        return await self._do(call, lambda client: self._reading(call, client, at))
+        return await self._with_client(call, lambda client: self._read_version(call, client, at))
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        return await self._do(call, lambda client: self._writing(call, client, value, label, expected))
+        return await self._with_client(call, lambda client: self._write_version(call, client, value, label, expected))
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        await self._do(call, lambda client: self._labelling(call, client, label, version, expected))
+        await self._with_client(call, lambda client: self._move_label(call, client, label, version, expected))
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        await self._do(call, lambda client: self._unlabelling(call, client, label, expected))
+        await self._with_client(call, lambda client: self._remove_label(call, client, label, expected))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        return await self._do(call, lambda client: self._listing(call, client))
+        return await self._with_client(call, lambda client: self._list_versions(call, client))
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
-        ledger = (await self._do(call, lambda client: self._existing(call, client))).ledger
+        ledger = (await self._with_client(call, lambda client: self._require_pointer(call, client))).ledger
         return {label: VersionId(number) for label, number in ledger.labels.items()}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        await self._do(call, lambda client: self._destroying(call, client, version))
+        await self._with_client(call, lambda client: self._destroy_version(call, client, version))
 
     async def _delete(self, call: Call) -> None:
-        await self._do(call, lambda client: self._deleting(call, client))
+        await self._with_client(call, lambda client: self._delete_secret(call, client))
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Return what the token may do, and whether the server keeps enough versions. See `capabilities`."""
-        call = self._start("diagnose", secret_id)
-        return await self._run(call, lambda now: self._do(now, lambda client: self._diagnosed(now, client)))
+        call = self._start_call("diagnose", secret_id)
+        return await self._run_call(
+            call, lambda now: self._with_client(now, lambda client: self._diagnose_secret(now, client))
+        )
 
-    async def _diagnosed(self, call: Call, client: VaultClient) -> list[Finding]:
-        path, ledger = call.secret_id, (await self._existing(call, client)).ledger
-        may_write = await client.may("update", "data", path + POINTER_SUFFIX)
+    async def _diagnose_secret(self, call: Call, client: VaultClient) -> list[Finding]:
+        path, ledger = call.secret_id, (await self._require_pointer(call, client)).ledger
+        may_write = await client.has_capability("update", "data", path + POINTER_SUFFIX)
         if may_write is None:
             text = "the server does not say what the token may do"
             first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint="Give it the `default` policy.")
         else:
-            first = rights(self.scheme, may_write=may_write, may_destroy=await client.may("update", "destroy", path))
+            first = rights_finding(
+                self.scheme, may_write=may_write, may_destroy=await client.has_capability("update", "destroy", path)
+            )
         try:
-            known = await client.metadata(path)
+            known = await client.read_metadata(path)
         except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
@@ -245,17 +249,17 @@ class VaultSecretProvider(SecretProvider):
             return [first, Finding(name="history", verdict=Verdict.CAUTION, text=text, hint=by_hand)]
         return [first, Finding(name="history", verdict=Verdict.FINE, text=text)]
 
-    async def _do(self, call: Call, work: Callable[[VaultClient], Awaitable[Result]]) -> Result:
+    async def _with_client(self, call: Call, work: Callable[[VaultClient], Awaitable[Result]]) -> Result:
         """Do `work`, and give what goes wrong the names of this call."""
         if self._client is None:
             raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
         try:
             return await work(self._client)
         except PlatformError as problem:
-            raise problem.of(call) from None
+            raise problem.for_call(call) from None
 
-    async def _creating(self, call: Call, client: VaultClient, value: SecretBytes, label: Label) -> SecretVersion:
-        engine = await client.engine()
+    async def _create_secret(self, call: Call, client: VaultClient, value: SecretBytes, label: Label) -> SecretVersion:
+        engine = await client.engine_version()
         if engine not in (None, "kv 2"):
             raise PlatformError(
                 ProviderConfigurationError,
@@ -264,36 +268,38 @@ class VaultSecretProvider(SecretProvider):
             )
         written: tuple[int, RecordedVersion] | None = None
         while True:
-            pointer = await self._pointer(call, client)
+            pointer = await self._read_pointer(call, client)
             if pointer is not None:
                 if (made := pointer.ledger.made_by(call.request)) is not None:
-                    return pointer.ledger.describe(made)
+                    return pointer.ledger.describe_version(made)
                 raise call.error(SecretExistsError, "the secret exists already")
             if written is None:
-                written = await self._value(call, client, value, VersionedRecord())
+                written = await self._write_value(call, client, value, VersionedRecord())
             if written is not None:
                 number, entry = written
                 ledger = VersionedRecord(
                     versions=MappingProxyType({number: entry}), labels=MappingProxyType({label: number})
                 )
                 first = StoredPointer(ledger=ledger, current=value if label == CURRENT else None)
-                if await client.write(call.secret_id + POINTER_SUFFIX, encode_pointer(first), cas=0) is not None:
-                    return ledger.describe(number)
-            await _pause()
+                if await client.write_secret(call.secret_id + POINTER_SUFFIX, encode_pointer(first), cas=0) is not None:
+                    return ledger.describe_version(number)
+            await _retry_pause()
 
-    async def _reading(self, call: Call, client: VaultClient, at: Label | VersionId) -> SecretValue:
-        ledger = (await self._existing(call, client)).ledger
+    async def _read_version(self, call: Call, client: VaultClient, at: Label | VersionId) -> SecretValue:
+        ledger = (await self._require_pointer(call, client)).ledger
         number = parse_number(at) if isinstance(at, VersionId) else 0
         if number and (number not in ledger.versions or ledger.versions[number].destroyed):
             return await self._reading_leftover(call, client, ledger, number)
-        number = ledger.find(call, at)
-        return SecretValue(version=ledger.describe(number), value=await self._read_value(call, client, ledger, number))
+        number = ledger.find_version(call, at)
+        return SecretValue(
+            version=ledger.describe_version(number), value=await self._read_value(call, client, ledger, number)
+        )
 
     async def _reading_leftover(
         self, call: Call, client: VaultClient, ledger: VersionedRecord, number: int
     ) -> SecretValue:
         """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
-        found = await client.read(call.secret_id, number)
+        found = await client.read_secret(call.secret_id, number)
         if isinstance(found, Found):
             version = SecretVersion(id=VersionId(number), created_ms=found.created_ms, is_leftover=True)
             try:
@@ -313,11 +319,11 @@ class VaultSecretProvider(SecretProvider):
         raise call.error(VersionDisabledError, f"version {number} was destroyed")
 
     async def _read_value(self, call: Call, client: VaultClient, ledger: VersionedRecord, number: int) -> SecretBytes:
-        found = await client.read(call.secret_id, number)
+        found = await client.read_secret(call.secret_id, number)
         if isinstance(found, Gone):
-            raise call.error(VersionDisabledError, _undelete(self.address.mount, call.secret_id, found))
+            raise call.error(VersionDisabledError, _undelete_hint(self.address.mount, call.secret_id, found))
         if found is None:
-            newest = await client.read(call.secret_id)
+            newest = await client.read_secret(call.secret_id)
             if newest is not None and newest.version - number >= LEAST_VERSIONS:
                 # Pushed out by later ones: of writers, or of losers, who write a value but no list.
                 raise call.error(SecretNotFoundError, f"version {number} is older than the server keeps")
@@ -327,61 +333,66 @@ class VaultSecretProvider(SecretProvider):
                 f"version {number} is listed, but the server has no value for it",
                 hint="If it stays so, the entry was deleted by hand: delete the secret and create it from a backup.",
             )
-        stored = _decoded(call, number, found)
+        stored = _decode_value(call, number, found)
         if stored.digest != ledger.versions[number].digest:
             raise call.error(UnavailableError, f"the value of version {number} is not the one that was written")
         return stored.value
 
-    async def _writing(
+    async def _write_version(
         self, call: Call, client: VaultClient, value: SecretBytes, label: Label, expected: VersionId | None
     ) -> SecretVersion:
         written: tuple[int, RecordedVersion] | None = None
         while True:
-            pointer = await self._existing(call, client)
+            pointer = await self._require_pointer(call, client)
             ledger = pointer.ledger
             if (made := ledger.made_by(call.request)) is not None:
-                return ledger.describe(made)
-            ledger.written(call, _entry(call, value, 0), label, expected)  # for its checks, before anything is written
+                return ledger.describe_version(made)
+            ledger.with_version(
+                call, _new_entry(call, value, 0), label, expected
+            )  # for its checks, before anything is written
             if written is not None and written[0] in ledger.versions:
                 written = None  # it was destroyed meanwhile, as a value that no list named
             if written is None:
-                written = await self._value(call, client, value, ledger)
+                written = await self._write_value(call, client, value, ledger)
             if written is not None:
                 number, entry = written
                 kept = {
                     n: e for n, e in ledger.versions.items() if n > number - MAX_VERSIONS or n in ledger.labels.values()
                 }
                 grown = replace(ledger, versions=MappingProxyType({**kept, number: entry}))
-                moved = grown.labelled(call, label, VersionId(number), expected)
-                if await self._replaced(call, client, pointer, moved, value if label == CURRENT else None) is not None:
-                    return moved.describe(number)
-            await _pause()
+                moved = grown.with_label(call, label, VersionId(number), expected)
+                if (
+                    await self._replace_pointer(call, client, pointer, moved, value if label == CURRENT else None)
+                    is not None
+                ):
+                    return moved.describe_version(number)
+            await _retry_pause()
 
-    async def _labelling(
+    async def _move_label(
         self, call: Call, client: VaultClient, label: Label, version: VersionId, expected: VersionId | None
     ) -> None:
         while True:
-            pointer = await self._existing(call, client)
-            moved = pointer.ledger.labelled(call, label, version, expected)
-            state = (await client.metadata(call.secret_id)).states.get(int(version))
+            pointer = await self._require_pointer(call, client)
+            moved = pointer.ledger.with_label(call, label, version, expected)
+            state = (await client.read_metadata(call.secret_id)).states.get(int(version))
             if state is not VersionState.ENABLED:
                 raise call.error(VersionDisabledError, f"the value of version {version} was deleted or destroyed")
-            if await self._replaced(call, client, pointer, moved) is not None:
+            if await self._replace_pointer(call, client, pointer, moved) is not None:
                 return
-            await _pause()
+            await _retry_pause()
 
-    async def _unlabelling(self, call: Call, client: VaultClient, label: Label, expected: VersionId) -> None:
+    async def _remove_label(self, call: Call, client: VaultClient, label: Label, expected: VersionId) -> None:
         while True:
-            pointer = await self._existing(call, client)
-            if await self._replaced(call, client, pointer, pointer.ledger.unlabelled(call, label, expected)):
+            pointer = await self._require_pointer(call, client)
+            if await self._replace_pointer(call, client, pointer, pointer.ledger.without_label(call, label, expected)):
                 return
-            await _pause()
+            await _retry_pause()
 
-    async def _listing(self, call: Call, client: VaultClient) -> Sequence[SecretVersion]:
-        ledger = (await self._existing(call, client)).ledger
+    async def _list_versions(self, call: Call, client: VaultClient) -> Sequence[SecretVersion]:
+        ledger = (await self._require_pointer(call, client)).ledger
         listed = ledger.newest_first()
         try:
-            known = await client.metadata(call.secret_id)
+            known = await client.read_metadata(call.secret_id)
         except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
@@ -418,17 +429,17 @@ class VaultSecretProvider(SecretProvider):
         """
         copies: dict[int, tuple[SecretVersion, SecretBytes]] = {}
         try:
-            known = known or await client.metadata(path)
+            known = known or await client.read_metadata(path)
             if min(known.states, default=1) == 1:
                 return {}  # the server has dropped none
-            pointers = await client.metadata(path + POINTER_SUFFIX)
+            pointers = await client.read_metadata(path + POINTER_SUFFIX)
         except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
             return {}  # who may not see that may not destroy it either
         older = (n for n, state in pointers.states.items() if n < pointers.current and state is VersionState.ENABLED)
         for version in sorted(older)[:_OLD_POINTERS]:
-            found = await client.read(path + POINTER_SUFFIX, version)
+            found = await client.read_secret(path + POINTER_SUFFIX, version)
             if not isinstance(found, Found):
                 continue
             try:
@@ -442,15 +453,15 @@ class VaultSecretProvider(SecretProvider):
                 copies[number] = (left, stored.current)
         return copies
 
-    async def _destroying(self, call: Call, client: VaultClient, version: VersionId) -> None:
+    async def _destroy_version(self, call: Call, client: VaultClient, version: VersionId) -> None:
         path, asked = call.secret_id, False
         while True:
-            pointer = await self._existing(call, client)
+            pointer = await self._require_pointer(call, client)
             ledger = await self._with_leftover(client, path, pointer.ledger, version)
             is_copy = parse_number(version) not in ledger.versions and parse_number(version) in await self._find_copies(
                 client, path
             )
-            gone = ledger if is_copy else ledger.destroyed(call, version)
+            gone = ledger if is_copy else ledger.without_value(call, version)
             # The list first, so that no label can move there meanwhile; hence the right to do the other steps is
             # looked at before the first.
             if not asked and not (await client.may_destroy(path) and await client.may_destroy(path + POINTER_SUFFIX)):
@@ -462,13 +473,13 @@ class VaultSecretProvider(SecretProvider):
             asked = True
             newest: int | None = pointer.version
             if gone is not pointer.ledger:
-                newest = await self._replaced(call, client, pointer, gone)
+                newest = await self._replace_pointer(call, client, pointer, gone)
             if newest is not None:
                 await self._destroy_older_versions(client, path + POINTER_SUFFIX, newest)
                 if not is_copy:
-                    await client.destroy(path, int(version))
+                    await client.destroy_versions(path, int(version))
                 return
-            await _pause()
+            await _retry_pause()
 
     async def _with_leftover(
         self, client: VaultClient, path: str, ledger: VersionedRecord, version: VersionId
@@ -477,14 +488,14 @@ class VaultSecretProvider(SecretProvider):
         number = parse_number(version)
         if not number or number in ledger.versions:
             return ledger
-        known = await client.metadata(path)
+        known = await client.read_metadata(path)
         if known.states.get(number, VersionState.DESTROYED) is VersionState.DESTROYED:
             return ledger
         entry = RecordedVersion(created_ms=known.created_ms[number], request="", digest="", size=0)
         return replace(ledger, versions=MappingProxyType({**ledger.versions, number: entry}))
 
     async def _destroy_older_versions(self, client: VaultClient, path: str, newest: int) -> None:
-        known = await client.metadata(path)
+        known = await client.read_metadata(path)
         if known.current < newest:
             # SECURITY: destroying the older ones would destroy the only list that there is
             # (tests/contract/test_vault_wrong_answers.py::TestVaultAnswers).
@@ -493,25 +504,25 @@ class VaultSecretProvider(SecretProvider):
             )
         older = [n for n, state in known.states.items() if n < newest and state is not VersionState.DESTROYED]
         if older:
-            await client.destroy(path, *older)
+            await client.destroy_versions(path, *older)
 
-    async def _deleting(self, call: Call, client: VaultClient) -> None:
-        await self._existing(call, client)
+    async def _delete_secret(self, call: Call, client: VaultClient) -> None:
+        await self._require_pointer(call, client)
         # The values first: while the pointer is there, the secret cannot be created again, and a caller without
         # the right to delete has changed nothing.
-        await client.remove(call.secret_id)
-        await client.remove(call.secret_id + POINTER_SUFFIX)
+        await client.remove_secret(call.secret_id)
+        await client.remove_secret(call.secret_id + POINTER_SUFFIX)
 
     # --- the two entries --------------------------------------------------------------------------------------------
 
-    async def _pointer(self, call: Call, client: VaultClient) -> _Pointer | None:
+    async def _read_pointer(self, call: Call, client: VaultClient) -> _Pointer | None:
         """Return the pointer, or None where there is none."""
         path = call.secret_id + POINTER_SUFFIX
-        found = await client.read(path)
+        found = await client.read_secret(path)
         if found is None:
             return None
         if isinstance(found, Gone):
-            raise call.error(ProviderConfigurationError, _undelete(self.address.mount, path, found))
+            raise call.error(ProviderConfigurationError, _undelete_hint(self.address.mount, path, found))
         try:
             return _Pointer(stored=decode_pointer(found.data), version=found.version)
         except ForeignRecordError as error:
@@ -521,13 +532,13 @@ class VaultSecretProvider(SecretProvider):
         except DamagedRecordError as error:
             raise call.error(UnavailableError, f"the entry {self.address.mount}/{path} is damaged: {error}") from None
 
-    async def _existing(self, call: Call, client: VaultClient) -> _Pointer:
-        pointer = await self._pointer(call, client)
+    async def _require_pointer(self, call: Call, client: VaultClient) -> _Pointer:
+        pointer = await self._read_pointer(call, client)
         if pointer is None:
             raise call.error(SecretNotFoundError, "there is no such secret")
         return pointer
 
-    async def _replaced(
+    async def _replace_pointer(
         self,
         call: Call,
         client: VaultClient,
@@ -546,14 +557,14 @@ class VaultSecretProvider(SecretProvider):
                 current = await self._read_value(call, client, ledger, holder)
         path = call.secret_id + POINTER_SUFFIX
         stored = encode_pointer(StoredPointer(ledger=ledger, current=current))
-        written = await client.write(path, stored, cas=pointer.version)
+        written = await client.write_secret(path, stored, cas=pointer.version)
         return None if written is None else written.version
 
-    async def _value(
+    async def _write_value(
         self, call: Call, client: VaultClient, value: SecretBytes, ledger: VersionedRecord
     ) -> tuple[int, RecordedVersion] | None:
         """Write a value that no reader looks for yet, or find that of an earlier attempt; None: read again."""
-        known = await client.metadata(call.secret_id)
+        known = await client.read_metadata(call.secret_id)
         newest = max(ledger.versions, default=0)
         if known.current < newest:
             raise PlatformError(
@@ -563,7 +574,7 @@ class VaultSecretProvider(SecretProvider):
             )
         if call.attempt > 1 or not ledger.exists:
             for number in range(known.current, max(newest, known.current - _LOOK_BACK), -1):
-                found = await client.read(call.secret_id, number)
+                found = await client.read_secret(call.secret_id, number)
                 if not isinstance(found, Found):
                     continue
                 try:
@@ -577,9 +588,9 @@ class VaultSecretProvider(SecretProvider):
                         hint="Choose another path, or delete that entry with all its versions.",
                     ) from None
                 if stored.request == call.request:
-                    return number, _entry(call, value, found.created_ms)
+                    return number, _new_entry(call, value, found.created_ms)
         await self._make_room(client, call.secret_id, known.current + 1, known.max_versions, ledger)
-        written = await client.write(call.secret_id, encode_value(value, call.request), cas=known.current)
+        written = await client.write_secret(call.secret_id, encode_value(value, call.request), cas=known.current)
         if written is None:
             return None
         if written.expires:
@@ -588,10 +599,10 @@ class VaultSecretProvider(SecretProvider):
                 f"the server deletes versions of {self.address.mount}/{call.secret_id} by itself after a time",
                 hint="Set delete_version_after to 0s, of the entry and of the mount.",
             )
-        entry = _entry(call, value, written.created_ms)
+        entry = _new_entry(call, value, written.created_ms)
         # The list never names a value that the server only said to have written.
-        found = await client.read(call.secret_id, written.version)
-        if not isinstance(found, Found) or _decoded(call, written.version, found).digest != entry.digest:
+        found = await client.read_secret(call.secret_id, written.version)
+        if not isinstance(found, Found) or _decode_value(call, written.version, found).digest != entry.digest:
             raise call.error(UnavailableError, f"the value of version {written.version} is not what was just written")
         return written.version, entry
 
@@ -615,7 +626,7 @@ class VaultSecretProvider(SecretProvider):
                 hint=f"Move that label to a newer version, or: {by_hand}",
             )
         try:
-            await client.keep(path, MAX_VERSIONS)
+            await client.set_max_versions(path, MAX_VERSIONS)
         except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
@@ -635,11 +646,11 @@ class OpenBaoSecretProvider(VaultSecretProvider):
     scheme = "openbao"
 
 
-def _entry(call: Call, value: SecretBytes, created_ms: int) -> RecordedVersion:
+def _new_entry(call: Call, value: SecretBytes, created_ms: int) -> RecordedVersion:
     return RecordedVersion(created_ms=created_ms, request=call.request, digest=digest_of(value), size=value.size)
 
 
-def _undelete(mount: str, path: str, gone: Gone) -> str:
+def _undelete_hint(mount: str, path: str, gone: Gone) -> str:
     if gone.state is VersionState.DESTROYED:
         return f"version {gone.version} of {mount}/{path} was destroyed"
     return (
@@ -648,13 +659,13 @@ def _undelete(mount: str, path: str, gone: Gone) -> str:
     )
 
 
-def _decoded(call: Call, number: int, found: Found) -> StoredValue:
+def _decode_value(call: Call, number: int, found: Found) -> StoredValue:
     try:
         return decode_value(found.data)
     except (ForeignRecordError, DamagedRecordError) as error:
         raise call.error(UnavailableError, f"the value of version {number} is damaged: {error}") from None
 
 
-async def _pause() -> None:
+async def _retry_pause() -> None:
     # Not the provider's clock: this waits for another process, whose time no test turns.
     await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))

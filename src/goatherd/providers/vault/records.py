@@ -26,7 +26,7 @@ from goatherd.providers.versioned_record import (
     reading_members,
     record_content,
     record_of,
-    sealed,
+    with_digest,
 )
 
 VALUE_FORMAT: Final = "goatherd-vault-value/1"
@@ -98,7 +98,7 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
 
 def encode_pointer(stored: StoredPointer) -> dict[str, Any]:
     """Return what is stored for versions, labels and the current value."""
-    return {**sealed(stored.format, record_content(stored.ledger)), **_encode_current(stored.current)}
+    return {**with_digest(stored.format, record_content(stored.ledger)), **_encode_current(stored.current)}
 
 
 def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:

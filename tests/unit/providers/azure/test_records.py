@@ -24,13 +24,13 @@ from goatherd.providers.azure.records import (
     Home,
     Pointer,
     Proposal,
-    decide,
+    decide_proposals,
     decode_pointer,
     decode_value,
     encode_pointer,
     encode_value,
     links_of,
-    rebuilt,
+    rebuild_pointer,
     tags_of,
     value_after_pointer,
 )
@@ -58,34 +58,34 @@ def entry(value: bytes = b"x", *, request: str = "r") -> Entry:
 def filled(count: int) -> Pointer:
     pointer = NOTHING
     for number in range(1, count + 1):
-        pointer = pointer.written(CURRENT, VersionId(f"{number:032x}"), entry(request=f"{number:032x}"))
+        pointer = pointer.with_version(CURRENT, VersionId(f"{number:032x}"), entry(request=f"{number:032x}"))
     return pointer
 
 
 def test_the_earliest_wins_and_of_those_with_the_same_second_the_highest_id():
     late, low, high = proposal(9, 101), proposal(1, 100), proposal(2, 100)
-    assert decide(BEGINNING, [late, low, high], now=200, settle=SETTLE).last is high
+    assert decide_proposals(BEGINNING, [late, low, high], now=200, settle=SETTLE).last is high
 
 
 def test_nothing_is_decided_while_an_earlier_one_could_still_appear():
     one = proposal(1, 100)
-    young = decide(BEGINNING, [one], now=102, settle=SETTLE)
+    young = decide_proposals(BEGINNING, [one], now=102, settle=SETTLE)
     assert (young.last, young.pending) == (BEGINNING, one)
-    old = decide(BEGINNING, [one], now=103, settle=SETTLE)
+    old = decide_proposals(BEGINNING, [one], now=103, settle=SETTLE)
     assert (old.last, old.pending) == (one, None)
 
 
 def test_who_follows_a_loser_is_lost_too():
     winner, loser = proposal(1, 100), proposal(2, 101)
     follows_loser, follows_winner = proposal(3, 105, loser), proposal(4, 106, winner)
-    decision = decide(BEGINNING, [follows_loser, loser, follows_winner, winner], now=200, settle=SETTLE)
+    decision = decide_proposals(BEGINNING, [follows_loser, loser, follows_winner, winner], now=200, settle=SETTLE)
     assert decision.chain == (BEGINNING, winner, follows_winner)
 
 
 def test_a_proposal_that_skips_an_epoch_does_not_count():
     first = proposal(1, 100)
     skipping = replace(proposal(2, 110, first), pointer=replace(proposal(2, 110, first).pointer, epoch=7))
-    assert decide(BEGINNING, [first, skipping], now=200, settle=SETTLE).last is first
+    assert decide_proposals(BEGINNING, [first, skipping], now=200, settle=SETTLE).last is first
 
 
 @st.composite
@@ -101,7 +101,7 @@ def histories(draw: st.DrawFn) -> list[tuple[Proposal, int]]:
     for number in draw(st.permutations(range(1, draw(st.integers(1, 12)) + 1))):
         now += draw(st.integers(0, 40))
         seen = [each for each, since in listed if since <= now]
-        last = draw(st.sampled_from(decide(BEGINNING, seen, now=now // 10, settle=SETTLE).chain[::-1]))
+        last = draw(st.sampled_from(decide_proposals(BEGINNING, seen, now=now // 10, settle=SETTLE).chain[::-1]))
         stored = now + draw(st.integers(0, 80))
         listed.append((proposal(number, stored // 10, last), stored + draw(st.integers(0, 20))))
     return listed
@@ -112,7 +112,7 @@ def test_what_one_observer_finds_decided_every_later_one_finds_too(history: list
     before: tuple[Proposal, ...] = (BEGINNING,)
     for now in range(1000, 1700, 2):
         seen = [each for each, since in history if since <= now]
-        after = decide(BEGINNING, seen, now=now // 10, settle=SETTLE).chain
+        after = decide_proposals(BEGINNING, seen, now=now // 10, settle=SETTLE).chain
         assert after[: len(before)] == before
         before = after
 
@@ -120,10 +120,10 @@ def test_what_one_observer_finds_decided_every_later_one_finds_too(history: list
 @given(histories(), st.integers(1000, 1700))
 def test_beginning_later_in_the_chain_leads_to_the_same_end(history: list[tuple[Proposal, int]], at: int):
     seen = [each for each, since in history if since <= at]
-    whole = decide(BEGINNING, seen, now=at // 10, settle=SETTLE)
+    whole = decide_proposals(BEGINNING, seen, now=at // 10, settle=SETTLE)
     for start in whole.chain:
         recent = [each for each in seen if each.created >= start.created]
-        assert decide(start, recent, now=at // 10, settle=SETTLE).last is whole.last
+        assert decide_proposals(start, recent, now=at // 10, settle=SETTLE).last is whole.last
 
 
 @pytest.mark.parametrize("text", ['{"a": "Zürich 羊"}', "a\nb\tc\n", " x"])
@@ -152,8 +152,8 @@ def test_a_value_that_is_not_the_one_written_is_damaged(stored: str):
 
 def test_a_pointer_comes_back_as_it_was():
     pointer = replace(filled(5), epoch=7, parent="f" * 32, request="r" * 32)
-    pointer = pointer.labelled(CALL, STABLE, VersionId(f"{3:032x}"), None)
-    pointer = pointer.disabled(CALL, VersionId(f"{1:032x}"))
+    pointer = pointer.with_label(CALL, STABLE, VersionId(f"{3:032x}"), None)
+    pointer = pointer.without_value(CALL, VersionId(f"{1:032x}"))
     versions = {f"{n:032x}": Home.EARLIER if n < 3 else Home.ALONE for n in (1, 2, 4)}
     for version, home in versions.items():
         changed = {VersionId(version): replace(pointer.versions[VersionId(version)], home=home)}
@@ -171,44 +171,44 @@ def test_a_pointer_of_an_earlier_build_is_read_and_says_so():
         pointer = decode_pointer(each["value"])
         assert pointer.after_earlier
         assert {entry.home for entry in pointer.versions.values()} == {Home.EARLIER}
-        later = pointer.written(Label("candidate"), VersionId("f" * 32), entry())
+        later = pointer.with_version(Label("candidate"), VersionId("f" * 32), entry())
         assert decode_pointer(encode_pointer(later)) == later
         with pytest.raises(DamagedRecordError):
             decode_pointer(each["value"].replace('"current"', '"stable2"'))
 
 
 def test_the_version_that_brings_a_value_is_named_once_its_id_is_known():
-    pointer = filled(1).written(CURRENT, ITSELF, replace(entry(b"new"), created=0))
-    named = pointer.named(VersionId("e" * 32), 1_700_000_009)
-    assert named == filled(1).written(CURRENT, VersionId("e" * 32), replace(entry(b"new"), created=1_700_000_009))
-    assert named.named(VersionId("d" * 32), 5) is named
+    pointer = filled(1).with_version(CURRENT, ITSELF, replace(entry(b"new"), created=0))
+    named = pointer.with_version_id(VersionId("e" * 32), 1_700_000_009)
+    assert named == filled(1).with_version(CURRENT, VersionId("e" * 32), replace(entry(b"new"), created=1_700_000_009))
+    assert named.with_version_id(VersionId("d" * 32), 5) is named
 
 
 def test_a_pointer_that_is_switched_off_is_rebuilt_from_its_tags_and_the_one_that_it_follows():
     parent = replace(filled(3), epoch=3, parent="b" * 32, request="before")
     pointer = replace(
-        parent.written(STABLE, ITSELF, entry(b"new", request="r1")), epoch=4, parent="c" * 32, request="r1"
+        parent.with_version(STABLE, ITSELF, entry(b"new", request="r1")), epoch=4, parent="c" * 32, request="r1"
     )
     tags = tags_of(pointer)
     links = links_of("e" * 32, 1_700_000_009, tags)
     assert (links.pointer.epoch, links.pointer.parent, links.pointer.request) == (4, "c" * 32, "r1")
     assert not links.is_read
-    whole = rebuilt(links, parent, tags, text=True)
+    whole = rebuild_pointer(links, parent, tags, text=True)
     assert whole.is_read
-    assert whole.pointer == pointer.named(VersionId("e" * 32), 1_700_000_009)
+    assert whole.pointer == pointer.with_version_id(VersionId("e" * 32), 1_700_000_009)
 
 
 @pytest.mark.parametrize("tag", ["parent", "epoch", "request", "label", "sha256"])
 def test_one_that_is_switched_off_and_lacks_a_tag_is_foreign(tag: str):
     parent = filled(1)
-    tags = tags_of(replace(parent.written(CURRENT, ITSELF, entry()), epoch=2, parent="c" * 32, request="r"))
+    tags = tags_of(replace(parent.with_version(CURRENT, ITSELF, entry()), epoch=2, parent="c" * 32, request="r"))
     del tags[f"goatherd-{tag}"]
     with pytest.raises(ForeignRecordError):
-        rebuilt(links_of("e" * 32, 1, tags), parent, tags, text=True)
+        rebuild_pointer(links_of("e" * 32, 1, tags), parent, tags, text=True)
 
 
 def test_the_first_pointer_is_rebuilt_too():
-    tags = tags_of(replace(NOTHING.written(CURRENT, ITSELF, entry()), epoch=1, parent="", request="r"))
+    tags = tags_of(replace(NOTHING.with_version(CURRENT, ITSELF, entry()), epoch=1, parent="", request="r"))
     assert all(tags.values()), "a store may refuse an empty tag"
     assert links_of("e" * 32, 1, tags).pointer.parent == ""
 
@@ -245,9 +245,9 @@ def test_a_pointer_that_lacks_a_member_is_damaged(member: str):
 
 
 def test_the_oldest_without_a_label_are_forgotten_and_what_has_one_never():
-    pointer = filled(1).labelled(CALL, STABLE, VersionId(f"{1:032x}"), None)
+    pointer = filled(1).with_label(CALL, STABLE, VersionId(f"{1:032x}"), None)
     for number in range(2, 201):
-        pointer = pointer.written(CURRENT, VersionId(f"{number:032x}"), entry())
+        pointer = pointer.with_version(CURRENT, VersionId(f"{number:032x}"), entry())
     assert len(pointer.versions) == MAX_LISTED
     assert HISTORY < MAX_LISTED
     numbers = [pointer.versions[version.id].number for version in pointer.newest_first()]
@@ -257,28 +257,28 @@ def test_the_oldest_without_a_label_are_forgotten_and_what_has_one_never():
 
 def test_a_label_leads_to_a_version_and_an_unknown_one_nowhere():
     pointer = filled(2)
-    assert pointer.find(CALL, CURRENT) == f"{2:032x}"
+    assert pointer.find_version(CALL, CURRENT) == f"{2:032x}"
     for missing in (STABLE, VersionId("current"), VersionId("2")):
         with pytest.raises(SecretNotFoundError):
-            pointer.find(CALL, missing)
+            pointer.find_version(CALL, missing)
 
 
 def test_what_is_off_is_neither_read_nor_labelled_and_what_is_labelled_is_not_switched_off():
     first, second = VersionId(f"{1:032x}"), VersionId(f"{2:032x}")
     with pytest.raises(ConflictError, match="current"):
-        filled(2).disabled(CALL, second)
-    pointer = filled(2).disabled(CALL, first)
-    assert pointer.disabled(CALL, first) is pointer
+        filled(2).without_value(CALL, second)
+    pointer = filled(2).without_value(CALL, first)
+    assert pointer.without_value(CALL, first) is pointer
     with pytest.raises(VersionDisabledError):
-        pointer.find(CALL, first)
+        pointer.find_version(CALL, first)
     with pytest.raises(VersionDisabledError):
-        pointer.labelled(CALL, STABLE, first, None)
+        pointer.with_label(CALL, STABLE, first, None)
 
 
 def test_humans_see_the_labels_in_at_most_fifteen_tags():
     first = VersionId(f"{1:032x}")
     crowded = replace(filled(1), labels=MappingProxyType({Label(f"label{n}"): first for n in range(40)}))
-    for pointer in (crowded, crowded.written(CURRENT, ITSELF, entry())):
+    for pointer in (crowded, crowded.with_version(CURRENT, ITSELF, entry())):
         assert len(tags_of(pointer)) <= 15
     assert tags_of(replace(filled(1), epoch=4)) == {
         "goatherd-epoch": "4",

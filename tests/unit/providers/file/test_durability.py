@@ -16,7 +16,7 @@ from goatherd.errors import UnavailableError
 from goatherd.files import System
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import create
+from goatherd.identity.transitions import create_document
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.file.layout import RESERVE
@@ -45,7 +45,7 @@ class Medium(System):
         self.dies_after_rename, self.is_dead = dies_after_rename, False
         self.syncs = 0
 
-    def call(self, operation: Any, *args: Any, **options: Any) -> Any:
+    def run_call(self, operation: Any, *args: Any, **options: Any) -> Any:
         if self.is_dead and operation is not os.close:
             raise OSError(errno.EIO, "the process is dead")
         if operation is os.rename:
@@ -102,7 +102,7 @@ async def test_a_reader_syncs_the_directory_once_for_each_manifest(tmp_path: Pat
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EINVAL], ids=errno.errorcode.get)
 async def test_where_a_directory_cannot_be_synced_it_can_be_read(tmp_path: Path, code: int):
     class NoSync(System):
-        def call(self, operation: Any, *args: Any, **options: Any) -> Any:
+        def run_call(self, operation: Any, *args: Any, **options: Any) -> Any:
             if operation is os.fsync:
                 raise OSError(code, os.strerror(code))
             return operation(*args, **options)
@@ -116,18 +116,18 @@ class Disk(System):
     """A disk of a size that changes: writing takes room, removing a file gives it back."""
 
     def __init__(self, room: int) -> None:
-        self.room = room
+        self.free_bytes = room
 
-    def call(self, operation: Any, *args: Any, **options: Any) -> Any:
+    def run_call(self, operation: Any, *args: Any, **options: Any) -> Any:
         if operation is os.write:
-            if len(args[1]) > self.room:
+            if len(args[1]) > self.free_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self.room -= len(args[1])
+            self.free_bytes -= len(args[1])
         elif operation in (os.unlink, os.rename):
             name = args[0] if operation is os.unlink else args[1]
             folder = options["dir_fd" if operation is os.unlink else "dst_dir_fd"]
             with contextlib.suppress(FileNotFoundError):
-                self.room += os.stat(name, dir_fd=folder).st_size
+                self.free_bytes += os.stat(name, dir_fd=folder).st_size
         return operation(*args, **options)
 
 
@@ -141,7 +141,7 @@ class Rotating:
     async def create(self) -> None:
         lifetime = timedelta(days=400)
         root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=self.clock.now_ms(), lifetime=lifetime)
-        await self.provider.create("root", encode_document(create(root, self.clock.now_ms())))
+        await self.provider.create("root", encode_document(create_document(root, self.clock.now_ms())))
         await self.provider.label("root", STABLE, "1", expected=None)
 
     def rotator(self) -> Rotator:
@@ -172,7 +172,7 @@ async def test_a_rotation_ends_though_the_disk_runs_full_after_it_was_prepared(t
     report = await it.rotator().rotate(to_phase=Phase.PREPARED)
     assert report.outcome is Outcome.REACHED
     assert it.has_reserve
-    disk.room = 0
+    disk.free_bytes = 0
     assert (await it.rotator().resume()).outcome is Outcome.ROTATED
     assert not it.has_reserve
     assert await it.signs() == report.to_id
@@ -184,12 +184,12 @@ async def test_without_room_for_its_writes_no_command_begins(tmp_path: Path, com
     it = Rotating(tmp_path / "keys", disk)
     await it.create()
     before = {path.name: path.read_bytes() for path in (tmp_path / "keys/root").iterdir()}
-    disk.room = 60_000  # a document has room, the reserve has not
+    disk.free_bytes = 60_000  # a document has room, the reserve has not
     with pytest.raises(UnavailableError, match="no room for what the command writes") as caught:
         await it.run(command)
     assert "Nothing was begun. Free some space under" in str(caught.value.hint)
     assert {path.name: path.read_bytes() for path in (tmp_path / "keys/root").iterdir()} == before
-    disk.room = 1_000_000
+    disk.free_bytes = 1_000_000
     await it.run(command)
     assert await it.signs() != "root-a"
 
@@ -197,10 +197,10 @@ async def test_without_room_for_its_writes_no_command_begins(tmp_path: Path, com
 class FullAfterwards(Disk):
     """A disk that somebody else fills as soon as room was reserved."""
 
-    def call(self, operation: Any, *args: Any, **options: Any) -> Any:
-        done = super().call(operation, *args, **options)
+    def run_call(self, operation: Any, *args: Any, **options: Any) -> Any:
+        done = super().run_call(operation, *args, **options)
         if operation is os.write and len(args[1]) > 100_000:
-            self.room = 0
+            self.free_bytes = 0
         return done
 
 
@@ -209,7 +209,7 @@ async def test_a_command_ends_though_the_disk_runs_full_once_it_has_begun(tmp_pa
     it = Rotating(tmp_path / "keys", FullAfterwards(1_000_000))
     await it.create()
     await it.run(command)
-    assert it.disk.room < 200_000
+    assert it.disk.free_bytes < 200_000
     assert await it.signs() != "root-a"
     current, stable = [(await it.provider.read("root", label)).version.id for label in (CURRENT, STABLE)]
     assert current == stable
@@ -222,13 +222,13 @@ async def test_a_rotation_that_the_disk_stops_in_any_phase_says_so_and_can_be_re
     await it.create()
     report = await it.rotator().rotate(to_phase=phase)
     (tmp_path / "keys/root" / RESERVE).unlink()
-    disk.room = 0
+    disk.free_bytes = 0
     with pytest.raises(UnavailableError, match="No space left on device") as caught:
         await it.rotator().resume()
     assert f"in phase {phase.value}" in str(caught.value.hint)
     assert "finish it with `goatherd rotate --resume`" in str(caught.value.hint)
     assert "Free some space under" in str(caught.value.hint)
-    disk.room = 1_000_000
+    disk.free_bytes = 1_000_000
     assert (await it.rotator().resume()).outcome is Outcome.ROTATED
     assert await it.signs() == report.to_id
 

@@ -214,7 +214,7 @@ async def test_a_base_in_which_others_could_swap_the_directory_is_refused(
 
 async def test_what_belongs_to_another_user_is_refused(store: FileSecretProvider, keys: Path):
     class AsAnother(System):
-        def user(self) -> int:
+        def effective_user(self) -> int:
             return os.geteuid() + 1000
 
     with pytest.raises(ProviderConfigurationError, match=f"belongs to user {os.geteuid()}"):
@@ -357,7 +357,7 @@ class FailingSystem(System):
         self.code = code
         self.failed: object = None
 
-    def call(self, operation, *args, **kwargs):
+    def run_call(self, operation, *args, **kwargs):
         self.left -= 1
         if self.left == 0:
             self.failed = operation
@@ -414,7 +414,7 @@ async def test_a_full_or_read_only_disk_changes_nothing_and_leaves_nothing(
     store: FileSecretProvider, keys: Path, code: int
 ):
     class Full(System):
-        def call(self, operation, *args, **kwargs):
+        def run_call(self, operation, *args, **kwargs):
             creating = operation is os.open and args[1] & os.O_EXCL
             if (operation is os.write and code == errno.ENOSPC) or (creating and code == errno.EROFS):
                 raise OSError(code, os.strerror(code))
@@ -432,7 +432,7 @@ async def test_a_full_or_read_only_disk_changes_nothing_and_leaves_nothing(
 
 async def test_a_write_cut_short_by_the_system_is_carried_on(keys: Path):
     class Short(System):
-        def call(self, operation, *args, **kwargs):
+        def run_call(self, operation, *args, **kwargs):
             if operation is os.write:
                 return os.write(args[0], args[1][:7])
             return operation(*args, **kwargs)
@@ -445,7 +445,7 @@ async def test_a_write_cut_short_by_the_system_is_carried_on(keys: Path):
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
 async def test_a_file_system_without_locks_is_refused_clearly(keys: Path, code: int):
     class NoLocks(System):
-        def call(self, operation, *args, **kwargs):
+        def run_call(self, operation, *args, **kwargs):
             if operation is fcntl.flock:
                 raise OSError(code, os.strerror(code))
             return operation(*args, **kwargs)
@@ -463,7 +463,7 @@ async def test_a_system_without_posix_locks_is_told_so(keys: Path, monkeypatch: 
 
 async def test_reading_needs_no_lock_and_no_right_to_write(store: FileSecretProvider, keys: Path):
     class ReadOnly(System):
-        def call(self, operation, *args, **kwargs):
+        def run_call(self, operation, *args, **kwargs):
             if operation is os.open:
                 assert not args[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             # A directory that is only open for reading can be synced.
@@ -522,12 +522,12 @@ async def test_a_writer_that_waited_for_the_lock_of_a_deleted_secret_does_not_wr
     class DeletedBetween(System):
         done = False
 
-        def lock(self, descriptor: int) -> bool:
+        def try_lock(self, descriptor: int) -> bool:
             if not self.done:
                 self.done = True
                 asyncio.run(at(keys).delete("root"))
                 asyncio.run(at(keys).create("root", b"another"))
-            return super().lock(descriptor)
+            return super().try_lock(descriptor)
 
     with pytest.raises(ConflictError):
         await at(keys, system=DeletedBetween()).write("root", b"third", expected="2")

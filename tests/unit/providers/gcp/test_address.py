@@ -13,13 +13,13 @@ def test_an_address_is_a_project_and_a_secret():
     address, secret_id = parse_uri("gcp://my-project/goatdb-{org}-root")
     assert (address, secret_id) == (GCPAddress(project="my-project"), "goatdb-{org}-root")
     assert address.host == "secretmanager.googleapis.com"
-    assert address.version("herd", 3) == "projects/my-project/secrets/herd/versions/3"
+    assert address.version_name("herd", 3) == "projects/my-project/secrets/herd/versions/3"
 
 
 def test_a_location_means_a_regional_secret_and_its_own_host():
     address, _ = parse_uri("gcp://my-project/root?location=europe-west3")
     assert address.host == "secretmanager.europe-west3.rep.googleapis.com"
-    assert address.secret("herd") == "projects/my-project/locations/europe-west3/secrets/herd"
+    assert address.secret_name("herd") == "projects/my-project/locations/europe-west3/secrets/herd"
 
 
 def test_an_endpoint_replaces_the_host_and_a_project_may_have_a_domain():
@@ -71,7 +71,7 @@ def test_what_is_no_address_is_refused(uri: str):
     ],
 )
 def test_an_answers_name_must_be_this_secrets_whatever_it_calls_the_project(name: str, number: int | None):
-    assert GCPAddress(project="my-project").number(name, "herd") == number
+    assert GCPAddress(project="my-project").number_in(name, "herd") == number
 
 
 def test_numbers_are_parsed_as_the_service_writes_them():

@@ -16,11 +16,11 @@ from goatherd.providers.kubernetes.record import (
     MOST_UNLABELLED,
     NoRoomError,
     SecretObject,
-    decode,
+    decode_object,
     decode_pointer,
     encode_pointer,
-    fitted,
     new_object,
+    trim_record,
 )
 from goatherd.providers.values import CURRENT, Label, SecretBytes
 from goatherd.providers.versioned_record import (
@@ -56,7 +56,7 @@ def test_what_is_kept_fits_and_holds_every_label_and_the_newest(sizes: dict[int,
     living = sorted(number for number, size in sizes.items() if size > 0)
     labels = {f"label-{i}": living[holder % len(living)] for i, holder in enumerate(holders) if living}
     before = ledger(sizes, labels)
-    after = fitted(before)
+    after = trim_record(before)
     assert set(after.labels.values()) <= set(after.versions)
     assert max(after.versions) == max(before.versions), "a number would be given twice"
     assert sum(one.size for one in after.versions.values()) + len(encode_pointer(after)) <= BUDGET
@@ -66,18 +66,18 @@ def test_what_is_kept_fits_and_holds_every_label_and_the_newest(sizes: dict[int,
     assert kept == loose[len(loose) - len(kept) :], "the oldest go first"
     assert len(kept) >= min(len(loose), HISTORY)
     assert len([n for n in kept if n != max(before.versions)]) <= MOST_UNLABELLED
-    assert fitted(after) is after
+    assert trim_record(after) is after
 
 
 def test_labels_alone_can_be_too_much():
     with pytest.raises(NoRoomError):
-        fitted(ledger(dict.fromkeys(range(1, 17), MAX_VALUE_BYTES), {f"label-{n}": n for n in range(1, 17)}))
+        trim_record(ledger(dict.fromkeys(range(1, 17), MAX_VALUE_BYTES), {f"label-{n}": n for n in range(1, 17)}))
 
 
 def test_what_is_pinned_stays_though_it_is_the_oldest():
     many = ledger(dict.fromkeys(range(1, 60), 10), {"current": 59})
-    assert 1 not in fitted(many).versions
-    assert 1 in fitted(many, {1}).versions
+    assert 1 not in trim_record(many).versions
+    assert 1 in trim_record(many, {1}).versions
 
 
 @given(sizes=SIZES)
@@ -103,13 +103,13 @@ def test_another_format_is_foreign_and_not_damaged():
         decode_pointer(json.dumps(later).encode())
     for content in ({}, {"data": None}, {"data": {}}, {"data": {"tls.crt": "eA=="}}):
         with pytest.raises(ForeignRecordError):
-            decode(content)
+            decode_object(content)
 
 
 def test_nothing_shows_a_value():
     value = SecretBytes(b"S3CRET")
-    made = VersionedRecord().created(CALL, entry_for(value, request="r", now_ms=0), CURRENT)
+    made = VersionedRecord().with_first_version(CALL, entry_for(value, request="r", now_ms=0), CURRENT)
     record = SecretObject(ledger=made, content=new_object("ns", "root", made, value))
-    assert record.value(1) == value
+    assert record.read_value(1) == value
     assert "S3CRET" not in repr(record)
     assert "UzNDUkVU" not in repr(record)

@@ -24,7 +24,7 @@ from goatherd.errors import (
 from goatherd.plugins import open_provider
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesVolumeProvider, volume
-from goatherd.providers.kubernetes.record import POINTER, SecretObject, changed, key_of, new_object
+from goatherd.providers.kubernetes.record import POINTER, SecretObject, encode_changes, key_of, new_object
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, VersionId
 from goatherd.providers.versioned_record import VersionedRecord, entry_for
 
@@ -33,12 +33,14 @@ CALL = Call(provider="k8s", secret_id="ns/root", operation="write")
 
 def grown(values: list[bytes]) -> SecretObject:
     """Return the record of a secret to which these values were written, one after the other."""
-    ledger = VersionedRecord().created(CALL, entry_for(SecretBytes(values[0]), request="0", now_ms=0), CURRENT)
+    ledger = VersionedRecord().with_first_version(
+        CALL, entry_for(SecretBytes(values[0]), request="0", now_ms=0), CURRENT
+    )
     record = SecretObject(ledger=ledger, content=new_object("ns", "root", ledger, SecretBytes(values[0])))
     for number, value in enumerate(values[1:], 1):
         entry = entry_for(SecretBytes(value), request=str(number), now_ms=number)
-        ledger = record.ledger.written(CALL, entry, CURRENT, VersionId(number))
-        record = changed(record, ledger, SecretBytes(value), ())
+        ledger = record.ledger.with_version(CALL, entry, CURRENT, VersionId(number))
+        record = encode_changes(record, ledger, SecretBytes(value), ())
     return record
 
 
@@ -138,7 +140,7 @@ async def test_destroying_is_not_promised_and_refused(kubelet: Kubelet, provider
 
 async def test_a_destroyed_version_is_said_to_be_so(kubelet: Kubelet, provider: KubernetesVolumeProvider):
     record = grown([b"first", b"second"])
-    kubelet.show(changed(record, record.ledger.destroyed(CALL, VersionId("1")), None, ()))
+    kubelet.show(encode_changes(record, record.ledger.without_value(CALL, VersionId("1")), None, ()))
     with pytest.raises(VersionDisabledError):
         await provider.read(NAME, VersionId("1"))
 
