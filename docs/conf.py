@@ -1,5 +1,6 @@
 """How Sphinx makes the documentation: `make docs`."""
 
+import re
 from pathlib import Path
 
 from docutils import nodes
@@ -7,7 +8,7 @@ from docutils import nodes
 project = "Goatherd"
 author = "The Goatherd authors"
 copyright = author  # noqa: A001 - the name that Sphinx reads
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "Goatherd"
 html_static_path = ["static"]
@@ -16,6 +17,13 @@ exclude_patterns = ["build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]
+default_role = "code"
+autodoc_mock_imports = ["azure", "boto3", "botocore", "google", "google_crc32c", "grpc", "kubernetes_asyncio"]
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 
 def inline_drawings(app, doctree, _name):
@@ -28,5 +36,11 @@ def inline_drawings(app, doctree, _name):
             image.parent.replace(image, nodes.raw("", f'<span class="drawing">{drawing}</span>', format="html"))
 
 
+def mark_store_sections(_app, _what, _name, _obj, _options, lines):
+    """Make fields of what a provider's docstring says of address, credentials, permissions and guarantees."""
+    lines[:] = [re.sub(r"^(Address|Credentials|Permissions|Guarantees): ", r":\1: ", line) for line in lines]
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", mark_store_sections)
     app.connect("doctree-resolved", inline_drawings)

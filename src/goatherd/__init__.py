@@ -1,15 +1,19 @@
 """Cloud-native key management for GoatDB server clusters.
 
 The names below are the public API; each is imported when it is first used, so that ``import goatherd`` costs nothing
-and a store needs no web server. Everything else may change with any version.
+and a store needs no web server. Everything else may change with any version. Reference with an example of each:
+docs/reference/python.md.
 
+- Operations: `init`, `migrate`, `status`, `rotate`, `resume`, `cancel`, `roll_back`, `plan_rotation`, `restore`,
+  `retire`, `revoke`, `read_identity`, `open_store`, `Store`, `Policy`. From synchronous code:
+  ``asyncio.run(goatherd.rotate(…))``.
 - A server and its settings: `Server`, `serve`, `SettingsProvider`, `CloudSecretSettings`, `FileSettings`, `DBSettings`,
   `settings_from_options`.
 - Stores: `open_provider`, `CloudSecretProvider`, `AWSSecretProvider`, `GCPSecretProvider`, `AzureSecretProvider`,
   `FileSecretProvider`, `MemorySecretProvider`, `SecretVersion`, `SecretValue`, `SecretBytes`, `Label`, `VersionId`.
 - Sessions and identities: `generate_session`, `create_session_commit`, `encode_session`, `decode_session`, `Session`,
   `OwnedSession`, `create_identity`, `encode_document`, `decode_document`, `IdentityDocument`, `TrustPool`.
-- Rotation: `Rotator`, `Policy`, `NodeClient`. `GoatherdError` is the base of every error.
+- Servers seen from outside: `NodeClient`, `Rotator`. `GoatherdError` is the base of every error.
 
 `SecretProvider` and `DBSettingsProvider` are other names of `CloudSecretProvider` and `SettingsProvider`.
 """
@@ -20,6 +24,21 @@ import importlib
 
 TYPE_CHECKING = False  # not from `typing`, which takes longer to import than all of `goatherd --help`
 if TYPE_CHECKING:
+    from goatherd.api.operations import (
+        cancel,
+        init,
+        migrate,
+        open_store,
+        plan_rotation,
+        read_identity,
+        restore,
+        resume,
+        retire,
+        revoke,
+        roll_back,
+        rotate,
+        status,
+    )
     from goatherd.api.sessions import (
         create_identity,
         create_session_commit,
@@ -32,6 +51,7 @@ if TYPE_CHECKING:
     from goatherd.identity.document import IdentityDocument, decode_document, encode_document
     from goatherd.identity.session import OwnedSession, Session
     from goatherd.node.server import Server, serve
+    from goatherd.operations.identity_store import Store
     from goatherd.plugins import open_provider
     from goatherd.providers.aws import AWSSecretProvider
     from goatherd.providers.azure import AzureSecretProvider
@@ -79,8 +99,10 @@ __all__ = [
     "Server",
     "Session",
     "SettingsProvider",
+    "Store",
     "TrustPool",
     "VersionId",
+    "cancel",
     "create_identity",
     "create_session_commit",
     "decode_document",
@@ -88,12 +110,39 @@ __all__ = [
     "encode_document",
     "encode_session",
     "generate_session",
+    "init",
+    "migrate",
     "open_provider",
+    "open_store",
+    "plan_rotation",
+    "read_identity",
+    "restore",
+    "resume",
+    "retire",
+    "revoke",
+    "roll_back",
+    "rotate",
     "serve",
     "settings_from_options",
+    "status",
 ]
 
 _HOMES = {
+    "api.operations": (
+        "cancel",
+        "init",
+        "migrate",
+        "open_store",
+        "plan_rotation",
+        "read_identity",
+        "restore",
+        "resume",
+        "retire",
+        "revoke",
+        "roll_back",
+        "rotate",
+        "status",
+    ),
     "api.sessions": (
         "create_identity",
         "create_session_commit",
@@ -106,6 +155,7 @@ _HOMES = {
     "identity.document": ("IdentityDocument", "decode_document", "encode_document"),
     "identity.session": ("OwnedSession", "Session"),
     "node.server": ("Server", "serve"),
+    "operations.identity_store": ("Store",),
     "plugins": ("open_provider",),
     "providers.aws": ("AWSSecretProvider",),
     "providers.azure": ("AzureSecretProvider",),

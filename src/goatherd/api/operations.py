@@ -1,0 +1,556 @@
+"""Operations on an identity in a store, for Python programs: store and servers are named by their URLs.
+
+What it is: what the command line does, with data as arguments and results. What it is not: the operations themselves
+(`goatherd.operations`), which take opened objects. Rules: each function opens what its arguments name and closes it
+before it returns, so that ``asyncio.run`` of one call is all that a synchronous program needs; no function decides
+anything that its operation does not decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+
+from goatherd.clock import Clock
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.errors import ConfigurationError
+from goatherd.identity.document import IdentityDocument
+from goatherd.operations import init as init_operations
+from goatherd.operations import migrate as migrate_operations
+from goatherd.operations import restore as restore_operations
+from goatherd.operations import retire as retire_operations
+from goatherd.operations import revoke as revoke_operations
+from goatherd.operations import rotate as rotate_operations
+from goatherd.operations import status as status_operations
+from goatherd.operations.identity_store import DEFAULT_ORG, Store
+from goatherd.operations.runs import AuditLog, EventListener
+from goatherd.plugins import open_provider, provider_from_config
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT, ORG_FIELD, Label, VersionId, secret_id_for
+from goatherd.rotation.health_checks import HealthSignal
+from goatherd.rotation.machine import Phase
+from goatherd.rotation.policy import Policy, unlisted_for
+from goatherd.settings.store import REFRESH_INTERVAL
+
+if TYPE_CHECKING:
+    from goatherd.operations.migrate import Migration
+    from goatherd.operations.retire import Retirement
+    from goatherd.operations.status import ClusterStatus
+    from goatherd.revocation.report import RevocationReport
+    from goatherd.rotation.events import Report
+    from goatherd.rotation.plan import Plan
+
+StoreName = str | Mapping[str, object] | tuple[SecretProvider, str] | Store
+"""What an operation takes as its store: the URI of a secret; a ``cloudConfig``; a provider and the id of a secret, as
+`open_provider` returns them; or what `open_store` gives."""
+
+Servers = str | Iterable[str]
+"""What an operation takes as its servers: their URLs, or addresses at which they are discovered, such as ``dns://…``."""
+
+_STORE_HINT: Final = (
+    "Give the URI of a secret, such as file:///srv/keys/root, a cloudConfig, or what open_provider returns."
+)
+_SERVERS_HINT: Final = (
+    "Give the URL of every server, such as http://10.0.0.1:8080, or an address such as dns://name:port."
+)
+
+
+class RunOptions(TypedDict, total=False):
+    """What every operation takes that changes an identity.
+
+    Attributes:
+        audit_log: The file that the audit trail is appended to.
+        on_event: Called with each event as it happens.
+        clock: Tells the time and waits.
+    """
+
+    audit_log: AuditLog | str | PathLike[str] | None
+    on_event: EventListener | None
+    clock: Clock | None
+
+
+class RotationOptions(RunOptions, total=False):
+    """What `rotate`, `resume`, `restore`, `cancel` and `roll_back` take.
+
+    Attributes:
+        health: Health checks that must pass before the rotation begins and while the new root signs.
+    """
+
+    health: Sequence[HealthSignal]
+
+
+@asynccontextmanager
+async def open_store(store: StoreName, *, org: str | None = None) -> AsyncIterator[Store]:
+    """Open a store for several operations, which then share its connections.
+
+    Args:
+        store: The URI of a secret; a ``cloudConfig``, or the settings of a server that hold one; a provider and the id
+            of a secret; or a store that is open already.
+        org: The organization, which replaces ``{org}`` in the secret's id.
+
+    Raises:
+        ConfigurationError: It names no secret, or `org` would have the same identity as every other organization.
+        PluginNotFoundError, MissingExtraError: The plugin of the store cannot be loaded.
+    """
+    if isinstance(store, Store):
+        if org not in (None, store.org):
+            raise ConfigurationError(f"the store is open for organization {store.org!r}, not for {org!r}")
+        yield store
+        return
+    provider, template, name = _named_store(store)
+    chosen = DEFAULT_ORG if org is None else org
+    _check_org(template, name, chosen)
+    async with provider:
+        yield Store(
+            provider=provider,
+            secret_id=secret_id_for(template, chosen),
+            org=chosen,
+            name=name.replace(ORG_FIELD, chosen),
+        )
+
+
+async def read_identity(
+    store: StoreName, at: Label | VersionId | str = CURRENT, *, org: str | None = None
+) -> IdentityDocument:
+    """Return an identity as it is stored, with its private keys.
+
+    Args:
+        store: See `open_store`.
+        at: A label such as ``"stable"``, or the id of a version.
+        org: The organization.
+
+    Raises:
+        SecretNotFoundError: There is no such secret, label or version.
+        ProviderError, IdentityError: The store cannot be read, or what it holds is no identity.
+    """
+    async with open_store(store, org=org) as opened:
+        if not isinstance(at, Label | VersionId):
+            at = await opened.find(at)
+        return (await opened.read(at))[1]
+
+
+async def init(store: StoreName, *, org: str | None = None, policy: Policy | None = None) -> IdentityDocument:
+    """Create the first identity of a cluster in a store that has none, and return it.
+
+    Args:
+        store: See `open_store`.
+        org: The organization.
+        policy: How long the root is valid (`Policy.lifetime`).
+
+    Raises:
+        LifetimeError: The root would live too short.
+        WrongClockError: This machine's clock differs from the store's.
+        IdentityExistsError: The store holds an identity. Nothing was changed.
+        ProviderError: The store could not be written.
+    """
+    async with open_store(store, org=org) as opened:
+        return (await init_operations.init_identity(opened, policy or Policy()))[1]
+
+
+async def migrate(
+    store: StoreName,
+    sources: str | PathLike[str] | Iterable[str | PathLike[str]],
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    dry_run: bool = False,
+    write_sessions: bool = True,
+    is_only_server: bool = False,
+    root_id: str | None = None,
+    remove_key: bool = False,
+) -> Migration:
+    """Bring the identity of stopped GoatDB servers into a store. An identity that is there already is left as it is.
+
+    Args:
+        store: See `open_store`.
+        sources: A ``settings.json``, or a data directory; several are several servers of one cluster.
+        nodes: Servers that run already, which are asked for their sessions and whether they take the key for a root.
+        org: The only organization to migrate; None for all that the sources hold.
+        policy: The timeout of a request, and by how much clocks may differ.
+        dry_run: Write nothing.
+        write_sessions: Write sessions that only ``settings.json`` has into the server's log of ``/sys/sessions``.
+        is_only_server: State that no other server of the cluster was migrated before.
+        root_id: The root that becomes the current root if the servers have different ones.
+        remove_key: Remove ``settings.json`` after the identity was read back from the store.
+
+    Raises:
+        ConfigurationError: A source holds no ``settings.json``, or several organizations would share one secret.
+        IdentityExistsError: The store holds another identity. Nothing was written.
+        GoatherdError: As `goatherd.operations.migrate.migrate_all`. Nothing was written.
+    """
+    policy = policy or Policy()
+
+    def secret_for(orgs: Sequence[str]) -> str:
+        if isinstance(store, Store):
+            return store.secret_id
+        _, template, name = _named_store(store)
+        for one in orgs:
+            _check_org(template, name, one)
+        return template
+
+    target = migrate_operations.MigrationTarget(
+        open_store=lambda one: open_store(store, org=one),
+        secret_for=secret_for,
+        addresses=_addresses(nodes),
+        timeout=policy.node_timeout,
+        clock_tolerance=policy.clock_tolerance,
+        org=org,
+    )
+    paths = [Path(sources)] if isinstance(sources, str | PathLike) else [Path(one) for one in sources]
+    migration = await migrate_operations.migrate_all(
+        target,
+        paths,
+        dry_run=dry_run,
+        write_sessions=write_sessions,
+        is_only_server=is_only_server,
+        root_id=root_id,
+    )
+    if remove_key and not dry_run:
+        await migrate_operations.remove_keys(target, migration)
+    return migration
+
+
+async def status(
+    store: StoreName, nodes: Servers = (), *, org: str | None = None, policy: Policy | None = None
+) -> ClusterStatus:
+    """Read the store, and ask every server what it trusts and signs with. Changes nothing.
+
+    Args:
+        store: See `open_store`.
+        nodes: The URLs of the servers, or where they are discovered.
+        org: The organization.
+        policy: How long a private key is kept, and what a rotation would wait for.
+
+    Raises:
+        ProviderError, IdentityError: The store cannot be read, or what it holds is no identity.
+    """
+    policy = _policy_for(policy, nodes)
+    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+        return await status_operations.read_status(opened, servers, policy)
+
+
+async def plan_rotation(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    health: Sequence[HealthSignal] = (),
+) -> Plan:
+    """Return the steps, the servers and the obstacles of `rotate`, or of `resume` if a rotation is in progress.
+
+    Writes nothing, and runs no health command. Args are those of `rotate`.
+
+    Raises:
+        ProviderError, IdentityError: The store cannot be read, or what it holds is no identity.
+    """
+    policy = _policy_for(policy, nodes)
+    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+        return await rotate_operations.plan_rotation(opened, servers, policy, health=health)
+
+
+async def rotate(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    to_phase: Phase | str | None = None,
+    unsafe_without_nodes: bool = False,
+    **options: Unpack[RotationOptions],
+) -> Report:
+    """Replace the current root while the cluster serves, and return when every server signs with the new one.
+
+    Args:
+        store: See `open_store`.
+        nodes: The URL of every server that holds this identity, or where they are discovered. The rotation does not
+            wait for a server that is missing here.
+        org: The organization.
+        policy: How long to wait for servers, and how long the new root lives.
+        to_phase: Stop when this phase is reached, such as ``"published"``; `resume` continues.
+        unsafe_without_nodes: Rotate although no server is listed.
+        options: ``audit_log``, ``on_event``, ``health``, ``clock``; see `goatherd.operations.rotate.rotate`.
+
+    Raises:
+        ConfigurationError: No server is listed, or an argument is wrong. Nothing was written.
+        RotationBusyError: A rotation is in progress: `resume`, `cancel` or `roll_back` ends it.
+        NotAdoptedError: A server did not follow in time. The rotation was cancelled or rolled back.
+        RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.rotate`.
+    """
+    policy = _policy_for(policy, nodes)
+    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+        return await rotate_operations.rotate(
+            opened,
+            servers,
+            policy,
+            to_phase=_phase(to_phase),
+            unsafe_without_nodes=unsafe_without_nodes,
+            **_prepared(options),
+        )
+
+
+async def resume(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    to_phase: Phase | str | None = None,
+    unsafe_without_nodes: bool = False,
+    **options: Unpack[RotationOptions],
+) -> Report:
+    """Resume the rotation in progress, whichever process started it. Does nothing if there is none.
+
+    Args and errors are those of `rotate`, without `RotationBusyError`.
+    """
+    policy = _policy_for(policy, nodes)
+    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+        return await rotate_operations.resume(
+            opened,
+            servers,
+            policy,
+            to_phase=_phase(to_phase),
+            unsafe_without_nodes=unsafe_without_nodes,
+            **_prepared(options),
+        )
+
+
+async def cancel(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    reason: str = rotate_operations.ASKED,
+    **options: Unpack[RotationOptions],
+) -> Report:
+    """Cancel the rotation in progress. Possible only before the next root signs.
+
+    Args:
+        store, nodes, org, policy, options: As for `rotate`.
+        reason: Is recorded in the identity's history.
+
+    Raises:
+        IllegalStepError: There is no rotation, or the next root signs already: `roll_back` instead.
+        RotationError, ProviderError, IdentityError: As `rotate`.
+    """
+    policy = _policy_for(policy, nodes)
+    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+        return await rotate_operations.cancel(opened, servers, policy, reason=reason, **_prepared(options))
+
+
+async def roll_back(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    reason: str = rotate_operations.ASKED,
+    **options: Unpack[RotationOptions],
+) -> Report:
+    """Roll back the rotation in progress: the previous root signs again, and both roots stay trusted.
+
+    Args and errors are those of `cancel`; `IllegalStepError` is raised before the next root signs.
+    """
+    policy = _policy_for(policy, nodes)
+    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+        return await rotate_operations.roll_back(opened, servers, policy, reason=reason, **_prepared(options))
+
+
+async def restore(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    root_id: str | None = None,
+    to_phase: Phase | str | None = None,
+    unsafe_without_nodes: bool = False,
+    **options: Unpack[RotationOptions],
+) -> Report:
+    """Make a previous root the current root again, after a finished rotation. The current root stays trusted.
+
+    Args:
+        store, nodes, org, policy, to_phase, unsafe_without_nodes, options: As for `rotate`.
+        root_id: The previous root; None for the last root before the current one.
+
+    Raises:
+        NotRestorableError: The store no longer holds the root's private key, or the root must not sign. Nothing was
+            written.
+        RotationError, ProviderError, IdentityError: As `rotate`.
+    """
+    policy = _policy_for(policy, nodes)
+    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+        return await restore_operations.restore(
+            opened,
+            servers,
+            policy,
+            root_id=root_id,
+            to_phase=_phase(to_phase),
+            unsafe_without_nodes=unsafe_without_nodes,
+            **_prepared(options),
+        )
+
+
+async def retire(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    confirmed: bool = False,
+    **options: Unpack[RunOptions],
+) -> Retirement:
+    """Destroy old private keys whose grace period has ended. The public keys of these roots stay trusted.
+
+    Args:
+        store, nodes, org, options: As for `rotate`; no server need be listed.
+        policy: How long a private key is kept after it was replaced (`Policy.grace`).
+        confirmed: Must be true, since destroyed keys cannot be recovered. `status` lists them before.
+
+    Raises:
+        UnconfirmedError: `confirmed` is false. Nothing was destroyed.
+        IllegalStepError: A rotation is in progress.
+        RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.retire`.
+    """
+    policy = _policy_for(policy, nodes)
+    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+        return await retire_operations.retire(opened, servers, policy, confirmed=confirmed, **_prepared(options))
+
+
+async def revoke(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    root_id: str,
+    reason: str,
+    confirmed: bool = False,
+    org: str | None = None,
+    policy: Policy | None = None,
+    successor: str = "new",
+    leave_out: Collection[str] = (),
+    destroy: bool = False,
+    reopen: bool = False,
+    distrust: Sequence[str] = (),
+    trust_alone: Sequence[str] = (),
+    unsafe_without_nodes: bool = False,
+    **options: Unpack[RunOptions],
+) -> RevocationReport:
+    """Revoke a root whose private key was exposed, or resume a revocation. Servers then reject what it signs anew.
+
+    Args:
+        store, nodes, org, policy, options: As for `rotate`.
+        root_id: The root to revoke.
+        reason: Is recorded in the identity's history.
+        confirmed: Must be true, since a revocation cannot be undone.
+        successor: The root that becomes the current root, if the revoked one is: ``"new"``, ``"next"``, or the id of a
+            previous root.
+        leave_out: User sessions not to reissue.
+        destroy: Destroy the stored versions that hold the revoked private key, without a grace period.
+        reopen: Rebuild the list of frozen commits, including servers that were unreachable.
+        distrust: URLs of compromised servers, whose lists of commits are ignored.
+        trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
+        unsafe_without_nodes: Only write the identity: no commits are frozen, no sessions reissued.
+
+    Raises:
+        UnconfirmedError: `confirmed` is false. Nothing was written.
+        ConfigurationError: No server is listed, or there is no reason.
+        RotationError, ProviderError, IdentityError: As `goatherd.operations.revoke.revoke`.
+    """
+    policy = _policy_for(policy, nodes)
+    timeout = max(policy.node_timeout, revoke_operations.REQUEST_TIMEOUT)
+    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org, timeout) as servers:
+        return await revoke_operations.revoke(
+            opened,
+            servers,
+            policy,
+            root_id=root_id,
+            reason=reason,
+            confirmed=confirmed,
+            successor=successor,
+            leave_out=leave_out,
+            destroy=destroy,
+            reopen=reopen,
+            distrust=distrust,
+            trust_alone=trust_alone,
+            unsafe_without_nodes=unsafe_without_nodes,
+            **_prepared(options),
+        )
+
+
+def _named_store(store: StoreName) -> tuple[SecretProvider, str, str]:
+    """Return the provider, the id of the secret with ``{org}`` still in it, and the name that messages use."""
+    if isinstance(store, str):
+        return (*open_provider(store), store)
+    if isinstance(store, Mapping):
+        config = store.get("cloudConfig", store)
+        if not isinstance(config, Mapping):
+            raise ConfigurationError("cloudConfig is not a mapping", hint=_STORE_HINT)
+        provider, secret_id = provider_from_config(config)
+        return provider, secret_id, f"{config['provider']}: {secret_id}"
+    if isinstance(store, tuple) and len(store) == 2 and isinstance(store[0], SecretProvider):
+        return store[0], store[1], f"{store[0].scheme}: {store[1]}"
+    raise ConfigurationError(f"a {type(store).__name__} does not name a store", hint=_STORE_HINT)
+
+
+def _check_org(template: str, name: str, org: str) -> None:
+    # SECURITY: a mistyped org would otherwise change another organization's identity
+    # (tests/unit/api/test_operations.py).
+    if org != DEFAULT_ORG and ORG_FIELD not in template:
+        raise ConfigurationError(
+            f"the store's address {name} does not contain {ORG_FIELD}, so organization {org!r} would use the same "
+            "identity as every other one",
+            hint=f"Is org right? Write {ORG_FIELD} into the address, such as file:///srv/keys/{ORG_FIELD}/root.",
+        )
+
+
+def _addresses(nodes: Servers) -> tuple[str, ...]:
+    if isinstance(nodes, str):
+        return (nodes,)
+    addresses = tuple(nodes) if isinstance(nodes, Iterable) else (nodes,)
+    for one in addresses:
+        if not isinstance(one, str):
+            raise ConfigurationError(f"a {type(one).__name__} does not name a server", hint=_SERVERS_HINT)
+    return addresses
+
+
+def _policy_for(policy: Policy | None, nodes: Servers) -> Policy:
+    """Return the policy; by default one that waits for servers that were not discovered."""
+    if policy is not None:
+        return policy
+    directory = NodeDirectory(_addresses(nodes), timeout=Policy().node_timeout)
+    return replace(Policy(), unlisted=unlisted_for(REFRESH_INTERVAL)) if directory.is_discovered else Policy()
+
+
+@asynccontextmanager
+async def _open_servers(
+    nodes: Servers, policy: Policy, org: str, timeout: timedelta | None = None
+) -> AsyncIterator[NodeDirectory]:
+    # A server that is restarted by hand is a server of the cluster.
+    addresses = dict.fromkeys((*_addresses(nodes), *sorted(policy.bare)))
+    async with NodeDirectory(tuple(addresses), timeout=timeout or policy.node_timeout, org=org) as directory:
+        yield directory
+
+
+def _phase(text: Phase | str | None) -> Phase | None:
+    if text is None:
+        return None
+    try:
+        return Phase(text)
+    except ValueError:
+        known = ", ".join(one.value for one in Phase)
+        raise ConfigurationError(f"{text!r} is not a phase of a rotation", hint=f"Phases: {known}.") from None
+
+
+def _prepared(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return options as an operation takes them."""
+    audit_log = options.get("audit_log")
+    if isinstance(audit_log, str | PathLike):
+        return {**options, "audit_log": AuditLog(Path(audit_log))}
+    return dict(options)

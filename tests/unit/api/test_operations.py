@@ -1,0 +1,167 @@
+"""Operations by the public names: stores and servers are named by their URLs, and mistakes are named too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import goatherd
+from goatherd.errors import (
+    ConfigurationError,
+    IdentityExistsError,
+    NotRestorableError,
+    PluginNotFoundError,
+    SecretNotFoundError,
+    UnconfirmedError,
+)
+from tests.ports import free_ports
+
+
+@dataclass(frozen=True)
+class Herd:
+    """Two servers in this process that share an identity."""
+
+    store: str
+    nodes: list[str]
+    directory: Path
+
+
+@pytest.fixture
+async def herd(tmp_path: Path) -> AsyncIterator[Herd]:
+    store = f"file://{tmp_path}/keys/root"
+    await goatherd.init(store)
+    nodes = [f"http://127.0.0.1:{port}" for port in free_ports(2)]
+    async with AsyncExitStack() as stack:
+        for name, url in zip(("one", "two"), nodes, strict=True):
+            server = goatherd.Server(tmp_path / name, settings_provider=store, peers=nodes)
+            await stack.enter_async_context(server.listen(port=int(url.rpartition(":")[2])))
+        yield Herd(store, nodes, tmp_path)
+
+
+def test_a_synchronous_program_needs_one_line_for_each_call(tmp_path: Path):
+    store = f"file://{tmp_path}/keys/root"
+    document = asyncio.run(goatherd.init(store))
+    report = asyncio.run(goatherd.rotate(store, unsafe_without_nodes=True))
+    assert report.from_id == document.current.id
+    assert asyncio.run(goatherd.read_identity(store)).current.id == report.current_id
+    assert asyncio.run(goatherd.read_identity(store, "stable")).current.id == report.current_id
+
+
+async def test_a_root_is_rotated_restored_revoked_and_retired_by_urls(herd: Herd):
+    first = (await goatherd.read_identity(herd.store)).current.id
+    trail = herd.directory / "audit.jsonl"
+    report = await goatherd.rotate(herd.store, herd.nodes, audit_log=trail)
+    assert report.from_id == first
+    assert trail.read_text().count("\n") > 2
+    status = await goatherd.status(herd.store, herd.nodes)
+    assert status.is_in_step
+    assert [server.signs_with for server in status.servers] == [report.current_id] * 2
+    restored = await goatherd.restore(herd.store, herd.nodes)
+    assert restored.current_id == first
+    with pytest.raises(UnconfirmedError):
+        await goatherd.revoke(herd.store, herd.nodes, root_id=report.current_id, reason="stolen")
+    await goatherd.revoke(herd.store, herd.nodes, root_id=report.current_id, reason="stolen", confirmed=True)
+    with pytest.raises(NotRestorableError):
+        await goatherd.restore(herd.store, herd.nodes, root_id=report.current_id)
+    with pytest.raises(UnconfirmedError):
+        await goatherd.retire(herd.store, herd.nodes)
+    retirement = await goatherd.retire(herd.store, herd.nodes, confirmed=True)
+    assert retirement.report.current_id == first
+
+
+async def test_an_interrupted_rotation_is_resumed_cancelled_or_rolled_back(herd: Herd):
+    async with goatherd.open_store(herd.store) as store:
+        first = (await store.read())[1].current.id
+        await goatherd.rotate(store, herd.nodes, to_phase="published")
+        assert (await goatherd.status(store, herd.nodes)).progress is not None
+        await goatherd.cancel(store, herd.nodes, reason="wrong day")
+        await goatherd.rotate(store, herd.nodes, to_phase="activated")
+        await goatherd.roll_back(store, herd.nodes)
+        assert (await goatherd.read_identity(store)).current.id == first
+        await goatherd.rotate(store, herd.nodes, to_phase="prepared")
+        assert (await goatherd.plan_rotation(store, herd.nodes)).steps
+        report = await goatherd.resume(store, herd.nodes)
+        assert report.phase.value == "steady"
+        assert report.current_id != first
+
+
+async def test_a_settings_json_is_migrated(tmp_path: Path):
+    root = goatherd.generate_session("root")
+    settings = tmp_path / "data" / "settings.json"
+    await goatherd.FileSettings.create(settings, goatherd.create_identity(root))
+    store = f"file://{tmp_path}/keys/root"
+    planned = await goatherd.migrate(store, settings, dry_run=True)
+    assert planned.outcomes[0].current_id == root.id
+    with pytest.raises(SecretNotFoundError):
+        await goatherd.read_identity(store)
+    migration = await goatherd.migrate(store, str(settings), remove_key=True)
+    assert migration.outcomes[0].is_new
+    assert not settings.exists()
+    assert (await goatherd.read_identity(store)).current == root
+
+
+@pytest.mark.parametrize("kind", ["URI", "cloudConfig", "settings", "pair", "open"])
+async def test_a_store_is_named_in_several_ways(tmp_path: Path, kind: str):
+    path = f"{tmp_path}/keys/root"
+    await goatherd.init(f"file://{path}")
+    config = {"provider": "file", "secretId": path}
+    async with goatherd.open_store(f"file://{path}") as opened:
+        named = {
+            "URI": f"file://{path}",
+            "cloudConfig": config,
+            "settings": {"type": "cloud", "cloudConfig": config},
+            "pair": goatherd.open_provider(f"file://{path}"),
+            "open": opened,
+        }[kind]
+        status = await goatherd.status(named)
+        assert status.document.generation == 1
+        with pytest.raises(IdentityExistsError):
+            await goatherd.init(named)
+
+
+async def test_each_organization_has_its_own_identity_and_a_mistyped_one_changes_no_other(tmp_path: Path):
+    store = f"file://{tmp_path}/keys/{{org}}/root"
+    north = await goatherd.init(store, org="north")
+    assert (await goatherd.read_identity(store, org="north")).current == north.current
+    with pytest.raises(SecretNotFoundError):
+        await goatherd.read_identity(store, org="south")
+    # SECURITY: the address without {org} is the same identity for every organization.
+    shared = f"file://{tmp_path}/keys/north/root"
+    for call in (
+        goatherd.init(shared, org="south"),
+        goatherd.rotate(shared, org="south", unsafe_without_nodes=True),
+        goatherd.read_identity(shared, org="south"),
+    ):
+        with pytest.raises(ConfigurationError, match="same identity as every other one"):
+            await call
+    async with goatherd.open_store(store, org="north") as opened:
+        with pytest.raises(ConfigurationError, match="open for organization 'north'"):
+            await goatherd.status(opened, org="south")
+
+
+async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
+    store = f"file://{tmp_path}/keys/root"
+    await goatherd.init(store)
+    for call, text in (
+        (goatherd.rotate(store), "no server"),
+        (goatherd.rotate(store, "localhost"), "localhost"),
+        (goatherd.rotate(store, [8101]), "a int does not name a server"),
+        (goatherd.rotate(store, ["http://127.0.0.1:1"], to_phase="publishd"), "not a phase"),
+        (goatherd.status(tmp_path), "does not name a store"),
+        (goatherd.status({"type": "cloud", "cloudConfig": "aws"}), "cloudConfig"),
+        (goatherd.status("/srv/keys/root"), "not the URI of a store"),
+        (goatherd.revoke(store, unsafe_without_nodes=True, root_id="x", reason=""), "reason"),
+    ):
+        with pytest.raises(ConfigurationError, match=text) as caught:
+            await call
+        assert caught.value.hint
+    with pytest.raises(PluginNotFoundError) as unknown:
+        await goatherd.status("flie:///srv/keys/root")
+    assert "'file'" in unknown.value.hint
+    with pytest.raises(TypeError, match="to_phas"):
+        await goatherd.rotate(store, unsafe_without_nodes=True, to_phas="published")  # type: ignore[call-arg]
