@@ -47,12 +47,12 @@ async def measure(top: Path, count: int) -> tuple[float, float, int]:
             client=NodeClient("http://127.0.0.1:9"),
             clock=SystemClock(),
         ) as organization:
-            await organization.load(asyncio.Event())
+            await organization.load_identity(asyncio.Event())
             began = time.perf_counter()
-            await organization.write()
+            await organization.write_file()
             first = time.perf_counter() - began
             began = time.perf_counter()
-            await organization.write()
+            await organization.write_file()
             again = time.perf_counter() - began
     tree = json.loads(file.link.read_bytes())
     assert len(tree["trustedSessions"]) == count + 1

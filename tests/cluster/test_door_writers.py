@@ -145,7 +145,7 @@ async def test_a_revoked_session_writes_nothing_and_asks_for_nothing() -> None:
 async def test_a_revocation_counts_at_once() -> None:
     async with world() as w:
         assert (await w.push(True, NOTES, note(X))).status_code == 200
-        w.trust.swap(identity(A, revoked=(X.id,)))
+        w.trust.adopt_identity(identity(A, revoked=(X.id,)))
         assert (await w.push(True, NOTES, note(X))).status_code == 403
 
 

@@ -30,7 +30,7 @@ from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.organization import ManagedOrganization, problem_of
 from goatherd.agent.own_api import OwnAPI
 from goatherd.agent.restart_lease import Lease, NoLease
-from goatherd.agent.restart_rules import OnChange, backoff
+from goatherd.agent.restart_rules import OnChange, restart_delay
 from goatherd.agent.server_checks import Standing
 from goatherd.clock import Clock, SystemClock
 from goatherd.data_directory import SETTINGS_NAME, organization_directories
@@ -157,14 +157,14 @@ class Agent:
             AgentError: The server does not read its file, or cannot be started.
         """
         with self._handle_signals():
-            code = await self._run()
+            code = await self._run_to_end()
         if self._stop_number is not None and self._supervisor is not None and self._supervisor.has_stopped(code):
             return 0
         return code
 
-    async def _run(self) -> int:
+    async def _run_to_end(self) -> int:
         async with contextlib.AsyncExitStack() as stack:
-            if not await self._begun(stack):
+            if not await self._load_or_stop(stack):
                 return 0
             if self._front is not None:
                 own = OwnAPI(self._organizations, describe=self.describe, clock=self._clock)
@@ -175,7 +175,7 @@ class Agent:
         """Have it end: the child gets the signal now. A second call passes the signal on again."""
         self._stop_number = number if self._stop_number is None else self._stop_number
         if self._supervisor is not None:
-            self._supervisor.send(number)
+            self._supervisor.send_signal(number)
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
@@ -185,13 +185,13 @@ class Agent:
     def _pass_on(self, number: int) -> None:
         self._passed_on.add(number)
         if self._supervisor is not None:
-            self._supervisor.send(number)
+            self._supervisor.send_signal(number)
 
     # --- begin and end ----------------------------------------------------------------------------------------------
 
-    async def _begun(self, stack: contextlib.AsyncExitStack) -> bool:
+    async def _load_or_stop(self, stack: contextlib.AsyncExitStack) -> bool:
         """Load every identity; return whether that came to its end before somebody asked to stop."""
-        beginning = asyncio.create_task(self._begin(stack), name="begin")
+        beginning = asyncio.create_task(self._load_identities(stack), name="begin")
         told = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({beginning, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -203,10 +203,10 @@ class Agent:
                 task.cancel()
             await asyncio.wait({beginning, told})
 
-    async def _begin(self, stack: contextlib.AsyncExitStack) -> None:
+    async def _load_identities(self, stack: contextlib.AsyncExitStack) -> None:
         for organization in self._organizations:
             await stack.enter_async_context(organization)
-            await organization.load(self._changed)
+            await organization.load_identity(self._changed)
         await self._take_place()
 
     async def _take_place(self) -> None:
@@ -219,7 +219,7 @@ class Agent:
         self.owns_files = True
 
     async def _until_the_end(self) -> int:
-        life = asyncio.create_task(self._life(), name="agent")
+        life = asyncio.create_task(self._run_server(), name="agent")
         told = asyncio.create_task(self._stop.wait())
         grace: timedelta | None = None
         try:
@@ -233,12 +233,12 @@ class Agent:
             for task in (life, told):
                 task.cancel()
             await asyncio.wait({life, told})
-            code = await self._end(grace)
+            code = await self._stop_server(grace)
         if life.done() and not life.cancelled() and (error := life.exception()) is not None:
             raise error
         return 0 if code is None else code
 
-    async def _end(self, grace: timedelta | None) -> int | None:
+    async def _stop_server(self, grace: timedelta | None) -> int | None:
         """Stop the child, then remove what it was given. Beside somebody else's server, everything stays."""
         if self._supervisor is None:
             return None
@@ -248,7 +248,7 @@ class Agent:
         if self._ended is not None:
             self._ended.cancel()
         for organization in self._organizations:
-            self.owns_files &= await organization.remove()
+            self.owns_files &= await organization.remove_file()
         await asyncio.to_thread(self._lock.clear)
         return code
 
@@ -262,55 +262,55 @@ class Agent:
 
     # --- the life of a server ---------------------------------------------------------------------------------------
 
-    async def _life(self) -> int:
+    async def _run_server(self) -> int:
         if self._supervisor is None:
-            return await self._beside()
+            return await self._run_beside()
         crashes, has_come_up = 0, False
         while True:
             for organization in self._organizations:
-                await organization.write()
+                await organization.write_file()
             self._state = ServerState.STARTING
-            await self._start()
+            await self._start_server()
             up = await self._await_up(sees_signer=False)
             if up is _Readiness.READY:
                 has_come_up = True
             elif up is not _Readiness.ENDED:
                 await self._not_up(up, is_first=not has_come_up)
-            code = await self._serve()
+            code = await self._follow_until_end()
             _log.warning(event_text(Event.AGENT_ENDED, code=code))
             if self._up_since is not None and self._clock.monotonic() - self._up_since > STABLE_AFTER.total_seconds():
                 crashes = 0
-            if self._up_since is None and self._refuses():
+            if self._up_since is None and self._note_failed_start():
                 self._tell_stepped_back()
             crashes += 1
             if code == 0 or self._is_by_our_signal(code) or crashes > self._rules.crashes:
                 return code
-            pause = backoff(crashes)
+            pause = restart_delay(crashes)
             self._state = ServerState.STOPPED
             _log.warning(event_text(Event.AGENT_ENDED, again_in=f"{pause.total_seconds():g}s", crashes=crashes))
             await self._clock.sleep(pause)
 
-    async def _beside(self) -> int:
+    async def _run_beside(self) -> int:
         """Keep the file up to date beside a server that somebody else runs."""
-        stale = [organization for organization in self._organizations if not await organization.adopt()]
+        stale = [organization for organization in self._organizations if not await organization.adopt_file()]
         behind = [
             organization for organization in stale if await asyncio.to_thread(organization.file.stamp) is not None
         ]
         if not behind:
             for organization in stale:
-                await organization.write()
+                await organization.write_file()
         elif self._rules.on_change is OnChange.IGNORE:
-            self._ignore([f"{organization.file.link} is of another root or time" for organization in behind])
+            self._ignore_changes([f"{organization.file.link} is of another root or time" for organization in behind])
         else:
             # The server may run with what the file holds: it is told as of any other change.
-            async with self._turn(lambda: True):
-                await self._switch()
+            async with self._wait_for_turn(lambda: True):
+                await self._switch_identity()
         while True:
-            await self._serve()
+            await self._follow_until_end()
 
     async def _not_up(self, up: _Readiness, *, is_first: bool) -> None:
         """The child runs and does not answer as it should: step back, give up, or go on waiting."""
-        if self._refuses():
+        if self._note_failed_start():
             await self._step_back()
         elif up is _Readiness.UNKNOWN_ROOT and is_first:
             files = ", ".join(str(organization.file.link) for organization in self._organizations)
@@ -319,7 +319,7 @@ class Agent:
                 hint="Check --data, --org and --url against the server's own path, organization and port.",
             )
 
-    async def _serve(self) -> int:
+    async def _follow_until_end(self) -> int:
         """Follow the store until the child has ended by itself; return its exit code."""
         while True:
             changed = asyncio.create_task(self._changed.wait())
@@ -336,10 +336,10 @@ class Agent:
             if self._changed.is_set() or is_due:
                 self._changed.clear()
                 self._again_at = None
-                await self._follow()
-            await self._look()
+                await self._follow_store()
+            await self._check_file()
 
-    async def _look(self) -> None:
+    async def _check_file(self) -> None:
         for organization in self._organizations:
             if organization.running is None:
                 continue
@@ -358,34 +358,34 @@ class Agent:
 
     # --- a change ---------------------------------------------------------------------------------------------------
 
-    async def _follow(self) -> None:
+    async def _follow_store(self) -> None:
         """Bring the server to what the store holds now, when it is this node's turn."""
-        reasons = self._reasons()
+        reasons = self._reasons_to_restart()
         if not reasons:
             return
         if self._rules.on_change is OnChange.IGNORE:
-            self._ignore(reasons)
+            self._ignore_changes(reasons)
             return
         _log.warning(event_text(Event.AGENT_CHANGE, message="; ".join(reasons)))
         try:
             for organization in self._organizations:
-                await organization.prepare()
+                await organization.prepare_file()
         except GoatherdError as error:
-            self._refused(error)
+            self._report_refused(error)
             return
-        async with self._turn(lambda: bool(self._reasons())) as is_ours:
+        async with self._wait_for_turn(lambda: bool(self._reasons_to_restart())) as is_ours:
             # While others had their turn, the change may have been taken back.
-            if is_ours and self._reasons():
-                await self._switch()
+            if is_ours and self._reasons_to_restart():
+                await self._switch_identity()
 
-    def _refused(self, error: GoatherdError) -> None:
+    def _report_refused(self, error: GoatherdError) -> None:
         self._again_at = self._clock.monotonic() + AGAIN_AFTER.total_seconds()
         _log.error(event_text(Event.AGENT_CHANGE_REFUSED, message=problem_of(error)))
 
-    def _reasons(self) -> tuple[str, ...]:
-        return tuple(reason for organization in self._organizations for reason in organization.reasons())
+    def _reasons_to_restart(self) -> tuple[str, ...]:
+        return tuple(reason for organization in self._organizations for reason in organization.reasons_to_restart())
 
-    def _ignore(self, reasons: Sequence[str]) -> None:
+    def _ignore_changes(self, reasons: Sequence[str]) -> None:
         now = {(organization.org, organization.document.generation) for organization in self._organizations}
         if now != self._ignored:
             self._ignored = now
@@ -393,7 +393,7 @@ class Agent:
             _log.warning(event_text(Event.AGENT_CHANGE, message=text))
 
     @contextlib.asynccontextmanager
-    async def _turn(self, is_wanted: Callable[[], bool]) -> AsyncIterator[bool]:
+    async def _wait_for_turn(self, is_wanted: Callable[[], bool]) -> AsyncIterator[bool]:
         """Wait for this node's turn; False where the child has ended meanwhile, or nothing is to be done any more."""
         async with contextlib.AsyncExitStack() as stack:
             entering = asyncio.create_task(stack.enter_async_context(self._lease.hold()))
@@ -403,7 +403,7 @@ class Agent:
                 while not (await asyncio.wait(waits, timeout=every, return_when=asyncio.FIRST_COMPLETED))[0]:
                     if not is_wanted():
                         break
-                    await self._look()
+                    await self._check_file()
             finally:
                 if not entering.done():
                     entering.cancel()
@@ -414,14 +414,14 @@ class Agent:
             entering.result()
             yield True
 
-    async def _switch(self) -> None:
+    async def _switch_identity(self) -> None:
         up = await self._hand_over()
         if up is _Readiness.READY or up is _Readiness.ENDED:
             return
-        if self._refuses():
+        if self._note_failed_start():
             await self._step_back()
 
-    def _refuses(self) -> bool:
+    def _note_failed_start(self) -> bool:
         """Note that the server did not come up; return whether there is an earlier root to go back to."""
         return True in [organization.step_back() for organization in self._organizations]
 
@@ -445,14 +445,14 @@ class Agent:
             self._tell_killed()
             try:
                 for organization in self._organizations:
-                    await organization.write()
+                    await organization.write_file()
             except GoatherdError as error:
                 # The server is down: what it ran with is still there, and is better than nothing.
-                self._refused(error)
-            await self._start()
+                self._report_refused(error)
+            await self._start_server()
             return await self._await_up(sees_signer=False)
         for organization in self._organizations:
-            await organization.write()
+            await organization.write_file()
         await self._tell_server()
         return await self._await_up(sees_signer=True)
 
@@ -464,7 +464,7 @@ class Agent:
         except GoatherdError as error:
             _log.error(event_text(Event.AGENT_NOT_UP, message=problem_of(error)))
 
-    async def _start(self) -> None:
+    async def _start_server(self) -> None:
         assert self._supervisor is not None
         self._up_since = None
         self._passed_on.clear()
@@ -516,14 +516,14 @@ class Agent:
             standings = [await organization.check_standing() for organization in self._organizations]
             up = _Readiness.UNKNOWN_ROOT if Standing.UNKNOWN_ROOT in standings else _Readiness.NOT_READY
             if all(one is Standing.READY for one in standings):
-                if not sees_signer or all([await organization.signs() for organization in self._organizations]):
+                if not sees_signer or all([await organization.check_signer() for organization in self._organizations]):
                     await self._is_up()
                     return _Readiness.READY
                 if told < RENOTIFY and any([await organization.is_regressed() for organization in self._organizations]):
                     # COMPAT: a server that runs writes over its file with every new session.
                     told += 1
                     for organization in self._organizations:
-                        await organization.write()
+                        await organization.write_file()
                     await self._tell_server()
             await self._clock.sleep(PROBE)
         _log.error(event_text(Event.AGENT_NOT_UP, after=f"{self._rules.ready_timeout.total_seconds():g}s"))

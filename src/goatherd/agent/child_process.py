@@ -102,7 +102,7 @@ class Supervisor:
     @property
     def child(self) -> Process | None:
         """The child that runs, as it can be found again by somebody else."""
-        return Process.of(self._process.pid) if self._process is not None and self.is_running else None
+        return Process.find_process(self._process.pid) if self._process is not None and self.is_running else None
 
     @property
     def pid(self) -> int | None:
@@ -118,11 +118,11 @@ class Supervisor:
         if self.is_running:
             raise RuntimeError("a child runs already")
         self.asked, self.was_killed, self.was_cut_off = set(), False, False
-        self._starting = asyncio.ensure_future(self._spawn())
+        self._starting = asyncio.ensure_future(self._spawn_process())
         # Not cut short by a cancellation: a child that nobody knows of would never be stopped.
         await asyncio.shield(self._starting)
 
-    async def _spawn(self) -> None:
+    async def _spawn_process(self) -> None:
         program, arguments = find_command(self._command), list(self._command)
         if sys.platform == "linux" and sys.executable:
             launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), program, *arguments]
@@ -133,16 +133,16 @@ class Supervisor:
             )
         except OSError as error:
             raise AgentError(f"cannot start {self._command[0]}: {error.strerror}") from error
-        self._ending = asyncio.ensure_future(self._reap(self._process))
+        self._ending = asyncio.ensure_future(self._await_exit(self._process))
 
-    async def _reap(self, process: asyncio.subprocess.Process) -> int:
+    async def _await_exit(self, process: asyncio.subprocess.Process) -> int:
         returned = await process.wait()
         self.was_cut_off = -returned in self.asked
         # Once, and at once: later the number may be somebody else's.
         _kill_group(process.pid)
         return exit_code(returned)
 
-    def send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         """Send a signal to the child; nothing where none runs."""
         self.asked.add(number)
         if self._process is not None and self.is_running:
@@ -172,7 +172,7 @@ class Supervisor:
         if self._process is None or self._ending is None:
             return None
         if self.is_running and number not in self.asked:
-            self.send(number)
+            self.send_signal(number)
         ending = self._ending
         patience = asyncio.ensure_future(self._clock.sleep(self._grace if grace is None else grace))
         try:
@@ -195,15 +195,15 @@ async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)
-    if not await _gone(process, grace, clock):
+    if not await _wait_until_gone(process, grace, clock):
         _kill_group(process.pid)
-        if not await _gone(process, KILL_PATIENCE, clock):
+        if not await _wait_until_gone(process, KILL_PATIENCE, clock):
             raise AgentError(f"process {process.pid}, which an earlier agent started, cannot be stopped")
     _kill_group(process.pid)
     return True
 
 
-async def _gone(process: Process, patience: timedelta, clock: Clock) -> bool:
+async def _wait_until_gone(process: Process, patience: timedelta, clock: Clock) -> bool:
     until = clock.monotonic() + patience.total_seconds()
     while process.is_running():
         if clock.monotonic() >= until:

@@ -38,7 +38,7 @@ class Process:
     started: str
 
     @classmethod
-    def of(cls, pid: int) -> Self | None:
+    def find_process(cls, pid: int) -> Self | None:
         """Return the running process with this ID, or None if there is none."""
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -50,7 +50,7 @@ class Process:
 
     def is_running(self) -> bool:
         """Whether this process is still running."""
-        return self.started != "" and Process.of(self.pid) == self
+        return self.started != "" and Process.find_process(self.pid) == self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ class DataDirectoryLock:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._unlock()
+            self._release_lock()
             raise AgentError(
                 f"{self._path} cannot be read: {error}",
                 hint="It tells what the last agent left behind. See that no server of its runs, and remove it.",
@@ -149,7 +149,7 @@ class DataDirectoryLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._unlock()
+        self._release_lock()
 
     def save(
         self, *, orgs: Iterable[str] | None = None, memory: Path | None = None, child: Process | None = None
@@ -174,7 +174,7 @@ class DataDirectoryLock:
             self._path.unlink()
         self._state = AgentState()
 
-    def _unlock(self) -> None:
+    def _release_lock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

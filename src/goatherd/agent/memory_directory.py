@@ -56,18 +56,18 @@ def find_memory(given: Path | None, environ: Mapping[str, str], *, mounts: Path 
         NotInMemoryError: It is on a disk, or cannot be written, or nothing was found; the hint says what to do.
     """
     if given is not None:
-        problem = _problem(given, mounts)
+        problem = _find_problem(given, mounts)
         if problem:
             raise NotInMemoryError(f"{given} {problem}", hint=_HINT)
         return given
     names = [*environ.get("RUNTIME_DIRECTORY", "").split(":"), environ.get("XDG_RUNTIME_DIR", "")]
     for place in [*(Path(name) for name in names if name), _SHARED_MEMORY]:
-        if _problem(place, mounts) is None:
+        if _find_problem(place, mounts) is None:
             return place
     raise NotInMemoryError("no directory in memory was found", hint=_HINT)
 
 
-def _problem(place: Path, mounts: Path) -> str | None:
+def _find_problem(place: Path, mounts: Path) -> str | None:
     try:
         status = place.stat()
         text = mounts.read_text(errors="replace")
@@ -115,7 +115,7 @@ def clear_if_empty(directory: Path) -> None:
         directory.rmdir()
 
 
-def clear(directory: Path) -> None:
+def remove_directory(directory: Path) -> None:
     """Remove the directory with everything in it; nothing where there is none, or where it is not ours."""
     try:
         status = directory.lstat()

@@ -20,13 +20,13 @@ import orjson
 
 from goatherd.agent.restart_rules import (
     FileView,
-    differences,
+    find_differences,
+    read_file_view,
     reasons_to_restart,
     require_life,
     short_life,
-    stepped_back,
     verify_safe,
-    view_of,
+    with_previous_root,
 )
 from goatherd.agent.server_checks import LeakCheck, Standing, check_key_exposure, check_standing
 from goatherd.agent.session_log import SessionLogContents, SessionLogReader
@@ -79,7 +79,7 @@ class _Asking:
 
 
 class ManagedOrganization:
-    """One organization of the agent's server. Enter it to follow its identity in the store; call `load` first.
+    """One organization of the agent's server. Enter it to follow its identity in the store; call `load_identity` first.
 
     Args:
         org: The organization.
@@ -132,7 +132,7 @@ class ManagedOrganization:
         finally:
             await self._settings.__aexit__(kind, error, trace)
 
-    async def load(self, changed: asyncio.Event) -> None:
+    async def load_identity(self, changed: asyncio.Event) -> None:
         """Read the identity for the first time, and have `changed` set with every other one.
 
         Raises:
@@ -149,7 +149,7 @@ class ManagedOrganization:
 
         self._settings.subscribe(on_change)
 
-    def follow(self, told: Callable[[IdentityDocument], None]) -> None:
+    def subscribe(self, told: Callable[[IdentityDocument], None]) -> None:
         """Have `told` called with every new identity that the store holds."""
         self._settings.subscribe(lambda settings: told(settings.document))
 
@@ -165,7 +165,7 @@ class ManagedOrganization:
         """The identity document to run with: the store's, unless the server did not become ready with it."""
         document = self.document
         if self._refused == document.generation and self._good is not None:
-            return stepped_back(document, self._good) or document
+            return with_previous_root(document, self._good) or document
         return document
 
     @property
@@ -173,7 +173,7 @@ class ManagedOrganization:
         """The identity document of the last settings.json that the agent wrote."""
         return self._running
 
-    def reasons(self) -> tuple[str, ...]:
+    def reasons_to_restart(self) -> tuple[str, ...]:
         """Return why the server must be told of what is wanted; nothing if it need not."""
         return () if self._running is None else reasons_to_restart(self._running, self.wanted)
 
@@ -186,7 +186,7 @@ class ManagedOrganization:
         if self._running is None or self._good is None or not reasons_to_restart(self._good, self._running):
             return False
         self._refused = self.document.generation
-        return stepped_back(self.document, self._good) is not None
+        return with_previous_root(self.document, self._good) is not None
 
     # --- the file ---------------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class ManagedOrganization:
         if raw is None:
             return
         if is_left_over:
-            if (stranger := self._stranger(raw)) is not None:
+            if (stranger := self._find_unknown_root(raw)) is not None:
                 raise self._other_identity(stranger, "The server has invented that root while its agent was away.")
             return
         try:
@@ -213,7 +213,7 @@ class ManagedOrganization:
             text = f"{self.file.link} is there already and cannot be read: {error}"
             raise IdentityExistsError(text, hint=_PLACE_HINT) from error
         mine = found.current.session
-        known = self.document.find_root(mine.id) or self._recalled(mine.id)
+        known = self.document.find_root(mine.id) or self._recall_root(mine.id)
         if known is None or known.public_key != mine.public_key:
             more = "Was the server started without the agent? Then it has invented that root."
             raise self._other_identity(mine.id, more)
@@ -234,14 +234,14 @@ class ManagedOrganization:
             hint=f"{_PLACE_HINT} {more}",
         )
 
-    def _recalled(self, root_id: str) -> Session | None:
+    def _recall_root(self, root_id: str) -> Session | None:
         """Return a root that this agent has used before, and that may have left the document while it was away."""
         recalled: Iterable[Session] = getattr(self._settings, "recalled", ())
         return next((root for root in recalled if root.id == root_id), None)
 
-    def _stranger(self, raw: bytes) -> str | None:
+    def _find_unknown_root(self, raw: bytes) -> str | None:
         """Return the root that a settings.json holds, if the store does not know and never knew it."""
-        view = view_of(raw)
+        view = read_file_view(raw)
         if view is None or view.current_id is None or self._knows_root(view.current_id):
             return None
         return view.current_id
@@ -251,17 +251,17 @@ class ManagedOrganization:
         document = self.document
         known = {document.current.id, *(root.id for root in document.roots), *document.revoked_ids}
         known |= {one for entry in document.history for one in (entry.from_id, entry.to_id) if one}
-        return root_id in known or self._recalled(root_id) is not None
+        return root_id in known or self._recall_root(root_id) is not None
 
-    async def prepare(self) -> None:
-        """Verify now what `write` will need, so that a server that has to stop for it stops for a short time.
+    async def prepare_file(self) -> None:
+        """Verify now what `write_file` will need, so that a server that has to stop for it stops for a short time.
 
         Raises:
             IdentityError: A server cannot be started with what is wanted.
         """
-        await self._text(self.wanted)
+        await self._make_file(self.wanted)
 
-    async def write(self) -> None:
+    async def write_file(self) -> None:
         """Write what is wanted for the server to read. The server must not run, or must be told at once.
 
         Raises:
@@ -269,17 +269,17 @@ class ManagedOrganization:
             SettingsError: It cannot be written.
         """
         wanted = self.wanted
-        text, _ = await self._text(wanted)
+        text, _ = await self._make_file(wanted)
         stamp = await asyncio.to_thread(self.file.write, text)
         self.check = None
         self._asking = _Asking(at=self._clock.monotonic())
         self._running = wanted
-        self._seen = _Seen(stamp=stamp, view=view_of(text))
+        self._seen = _Seen(stamp=stamp, view=read_file_view(text))
 
-    async def adopt(self) -> bool:
+    async def adopt_file(self) -> bool:
         """Take the file for written that is there already, if it is of what is wanted; return whether it is."""
         raw, stamp = await asyncio.to_thread(self.file.read), await asyncio.to_thread(self.file.stamp)
-        view = None if raw is None else view_of(raw)
+        view = None if raw is None else read_file_view(raw)
         mine = self.wanted.current.session
         if view is None or (view.current_id, view.expiration) != (mine.id, mine.expiration_ms / 1000):
             return False
@@ -287,15 +287,15 @@ class ManagedOrganization:
         self._seen = _Seen(stamp=stamp, view=view)
         return True
 
-    async def _text(self, wanted: IdentityDocument) -> tuple[bytes, SessionLogContents]:
+    async def _make_file(self, wanted: IdentityDocument) -> tuple[bytes, SessionLogContents]:
         require_life(wanted, self._clock.now_ms())
-        found = await self._book.read(wanted)
-        self._tell(found)
+        found = await self._book.read_sessions(wanted)
+        self._report_log(found)
         text = to_settings(wanted, found.sessions, is_compact=True)
         verify_safe(text)
         return text, found
 
-    def _tell(self, found: SessionLogContents) -> None:
+    def _report_log(self, found: SessionLogContents) -> None:
         news: tuple[str | int, ...] = (len(found.sessions), len(found.unvouched), found.damage or "")
         if found.revoked_roots != self._told_revoked:
             self._told_revoked = found.revoked_roots
@@ -317,13 +317,13 @@ class ManagedOrganization:
         if found.damage is not None:
             _log.error(event_text(Event.AGENT_LOG_DAMAGED, org=self.org, message=found.damage))
 
-    async def remove(self) -> bool:
+    async def remove_file(self) -> bool:
         """Remove the file, unless it holds a root that the store does not know; return whether nothing is left."""
         try:
             raw = await asyncio.to_thread(self.file.read)
         except SettingsError:
             raw = None
-        stranger = None if raw is None else self._stranger(raw)
+        stranger = None if raw is None else self._find_unknown_root(raw)
         if stranger is not None:
             text = f"{self.file.link} holds root {stranger}, which the store does not know: it was left there"
             _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=text))
@@ -342,10 +342,10 @@ class ManagedOrganization:
         try:
             place = await asyncio.to_thread(self.file.check_state)
             if place is not FileState.OURS:
-                await self._repair(place)
+                await self._repair_file(place)
             stamp = await asyncio.to_thread(self.file.stamp)
             if stamp != self._seen.stamp:
-                must_ask = await self._compare(stamp)
+                must_ask = await self._compare_file(stamp)
         except SettingsError as error:
             _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=error))
         self._seen.not_before = now + _LOOK_COST * (self._clock.monotonic() - now)
@@ -354,10 +354,10 @@ class ManagedOrganization:
     async def is_regressed(self) -> bool:
         """Return whether the file holds another root than it was given: the server wrote over it before it read it."""
         raw = await asyncio.to_thread(self.file.read)
-        view = None if raw is None else view_of(raw)
+        view = None if raw is None else read_file_view(raw)
         return self._running is not None and view is not None and view.current_id != self._running.current.id
 
-    async def _repair(self, place: FileState) -> None:
+    async def _repair_file(self, place: FileState) -> None:
         if place is FileState.REPLACED:
             # SECURITY: the key has been on the disk for a moment, and may be found there
             # (tests/unit/agent/test_organization.py).
@@ -365,14 +365,14 @@ class ManagedOrganization:
             text = "it was replaced by a plain file, so that the private key was on the disk for a moment"
         else:
             assert self._running is not None
-            found = await self._book.read(self._running)
+            found = await self._book.read_sessions(self._running)
             await asyncio.to_thread(self.file.write, to_settings(self._running, found.sessions))
             text = "it was gone"
         _log.error(event_text(Event.AGENT_MENDED, org=self.org, file=self.file.link, message=text))
 
-    async def _compare(self, stamp: Stamp | None) -> bool:
+    async def _compare_file(self, stamp: Stamp | None) -> bool:
         raw = await asyncio.to_thread(self.file.read)
-        view = None if raw is None else await asyncio.to_thread(view_of, raw)
+        view = None if raw is None else await asyncio.to_thread(read_file_view, raw)
         if view is None:
             # GoatDB writes in place: it may be in the middle of it, again and again while clients come.
             is_still = stamp == self._seen.unreadable_stamp
@@ -385,7 +385,7 @@ class ManagedOrganization:
         before = self._seen.view
         self._seen.stamp, self._seen.view, self._seen.unreadable = stamp, view, 0
         must_ask = False
-        for one in () if before is None else differences(before, view, is_known=self._knows_root):
+        for one in () if before is None else find_differences(before, view, is_known=self._knows_root):
             must_ask = must_ask or one.is_serious
             event = Event.AGENT_KEY_IN_DANGER if one.is_serious else Event.AGENT_REWRITTEN
             level = logging.ERROR if one.is_serious else logging.DEBUG if one.is_common else logging.INFO
@@ -422,7 +422,7 @@ class ManagedOrganization:
         self._asking.was_away |= found is Standing.UNREACHABLE
         return found
 
-    async def signs(self) -> bool:
+    async def check_signer(self) -> bool:
         """Return whether the server is seen to sign with the root that it was given.
 
         Seeing it costs a session, which GoatDB keeps permanently. So it is asked after it was seen to be away, since a
@@ -454,7 +454,7 @@ class ManagedOrganization:
 
     # --- telling ----------------------------------------------------------------------------------------------------
 
-    async def refresh(self) -> bool:
+    async def refresh_identity(self) -> bool:
         """Read the store now; return whether it holds another identity than before."""
         return await self._settings.refresh()
 
@@ -468,7 +468,7 @@ class ManagedOrganization:
 
         SECURITY: no key is among it (tests/unit/agent/test_own_api.py).
         """
-        running, check, pending = self._running, self.check, self.reasons()
+        running, check, pending = self._running, self.check, self.reasons_to_restart()
         told = describe_identity(self.document, self._settings.status)
         if running is not None and pending:
             told["generation"] = running.generation

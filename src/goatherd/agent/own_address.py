@@ -68,7 +68,7 @@ class OwnAddress:
         self._clock: Clock = clock or SystemClock()
         self._limiter = CallerLimiter(CallerLimits(), clock=self._clock)
         self._header_rewriter = HeaderRewriter(self._upstream.names, None)
-        self._listener = HTTPListener(self._app, host, port, limiter=self._limiter)
+        self._listener = HTTPListener(self._handle_request, host, port, limiter=self._limiter)
 
     @property
     def url(self) -> str:
@@ -85,7 +85,7 @@ class OwnAddress:
         await self._listener.stop(_GRACE)
         await self._upstream.aclose()
 
-    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         raw_path: bytes = scope["raw_path"]
@@ -110,26 +110,26 @@ class OwnAddress:
                 exchange.found = check_headers(headers)
                 exchange.address = self._limiter.take_request(scope)
                 exchange.path = check_target(raw_path)
-                await self._dispatch(exchange, query)
+                await self._answer_or_pass_on(exchange, query)
             except RefusedError as refused:
-                await self._refuse(exchange, refused)
+                await self._answer_refusal(exchange, refused)
             except (LostError, NodeUnreachableError, TimeoutError) as error:
-                await self._refuse(exchange, RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
+                await self._answer_refusal(exchange, RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
             finally:
-                exchange.end()
+                exchange.release_caller()
 
-    async def _dispatch(self, exchange: Exchange, query: bytes) -> None:
-        share = self._limiter.share(exchange.address)
+    async def _answer_or_pass_on(self, exchange: Exchange, query: bytes) -> None:
+        share = self._limiter.open_share(exchange.address)
         try:
-            body = await exchange.body(share)
+            body = await exchange.read_body(share)
             if exchange.path.startswith(OWN_PREFIX):
                 signature = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
                 text = query.decode("latin-1")
                 status, answer = await self._answer(exchange.method, exchange.path, text, signature, body)
-                await exchange.give(status, answer, instance_headers(self._guard, status))
+                await exchange.give_answer(status, answer, instance_headers(self._guard, status))
                 return
             if (exchange.method, exchange.path) not in _PASSED_ON:
-                await exchange.give(404, b"")
+                await exchange.give_answer(404, b"")
                 return
             header = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
             envelope = parse_bound_signature(header)
@@ -143,11 +143,11 @@ class OwnAddress:
         finally:
             share.give_back()
         try:
-            await exchange.answer(connection, None, patience)
+            await exchange.stream_answer(connection, None, patience)
         finally:
-            self._upstream.release(connection)
+            self._upstream.release_connection(connection)
 
     @staticmethod
-    async def _refuse(exchange: Exchange, refused: RefusedError) -> None:
+    async def _answer_refusal(exchange: Exchange, refused: RefusedError) -> None:
         if not exchange.has_started:
-            await exchange.refuse(refused)
+            await exchange.answer_refusal(refused)

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 from goatherd.agent.organization import ManagedOrganization
 from goatherd.clock import Clock
-from goatherd.door.report import HEALTH_PATH, METRICS_PATH, health, metrics
+from goatherd.door.report import HEALTH_PATH, METRICS_PATH, health_answer, metrics_answer
 from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
 from goatherd.identity.session import parse_signature
@@ -55,7 +55,9 @@ class OwnAPI:
         """Whether the server is not expected to answer, because its agent starts it or restarts it."""
         return self._describe().get("state") in ("starting", "restarting")
 
-    async def answer(self, method: str, path: str, query: str, signature: str, body: bytes = b"") -> tuple[int, bytes]:
+    async def answer_request(
+        self, method: str, path: str, query: str, signature: str, body: bytes = b""
+    ) -> tuple[int, bytes]:
         """Answer a request below ``/goatherd/v1/``. With status 421 goes the id of `guard`'s instance."""
         organization = self._first
         if wanted := parse_qs(query).get("org"):
@@ -64,16 +66,16 @@ class OwnAPI:
                 return 404, b""
             organization = found
         if method == "GET" and path == "/goatherd/v1/identity":
-            return 200, to_json_bytes(self._identity(organization))
+            return 200, to_json_bytes(self._describe_identity(organization))
         if method == "GET" and path == HEALTH_PATH:
-            return 200, to_json_bytes(health(organization.status, self._door, self._describe()["state"]))
+            return 200, to_json_bytes(health_answer(organization.status, self._door, self._describe()["state"]))
         if method == "GET" and path == METRICS_PATH:
-            return 200, await metrics(organization.document, organization.status, self._door, self._describe())
+            return 200, await metrics_answer(organization.document, organization.status, self._door, self._describe())
         if method == "POST" and path == "/goatherd/v1/refresh":
-            return await self._refresh(organization, path, body, signature)
+            return await self._refresh_identity(organization, path, body, signature)
         return 404, b""
 
-    def _identity(self, organization: ManagedOrganization) -> dict[str, Any]:
+    def _describe_identity(self, organization: ManagedOrganization) -> dict[str, Any]:
         agent = dict(self._describe())
         instance = agent.pop("instance")
         told = organization.describe()
@@ -85,7 +87,7 @@ class OwnAPI:
             "agent": {**agent, **told["agent"], "door": None if door is None else door.to_json()},
         }
 
-    async def _refresh(
+    async def _refresh_identity(
         self, organization: ManagedOrganization, path: str, body: bytes, signature: str
     ) -> tuple[int, bytes]:
         """Read the store now, if a root asks."""
@@ -115,5 +117,5 @@ class OwnAPI:
             return MISDIRECTED, b""
         except VerificationError:
             return 403, b""
-        has_changed = await organization.refresh()
+        has_changed = await organization.refresh_identity()
         return 200, to_json_bytes({"generation": organization.document.generation, "changed": has_changed})

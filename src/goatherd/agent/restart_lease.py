@@ -139,21 +139,21 @@ class Lease:
         Waits indefinitely: a store that fails is retried at growing intervals, and so is one that holds another value
         in place of the lease.
         """
-        await self._acquire()
-        renewing = asyncio.create_task(self._renew(), name="renew the lease")
+        await self._acquire_lease()
+        renewing = asyncio.create_task(self._renew_lease(), name="renew the lease")
         try:
             yield
         finally:
             renewing.cancel()
             await asyncio.wait({renewing})
             # Never cancelled: the other nodes would have to wait for the deadline.
-            await asyncio.shield(asyncio.ensure_future(self._release()))
+            await asyncio.shield(asyncio.ensure_future(self._release_lease()))
 
-    async def _acquire(self) -> None:
+    async def _acquire_lease(self) -> None:
         pause, last_code, last_holder = self._poll, "", ""
         while True:
             try:
-                holder = await self._try()
+                holder = await self._try_to_take()
                 if holder is None:
                     _log.info(event_text(Event.AGENT_LEASE_TAKEN, lease=self._secret_id))
                     return
@@ -168,13 +168,13 @@ class Lease:
                 pause = min(2 * pause, _TROUBLED)
             await self._clock.sleep(pause * _RANDOM.uniform(0.5, 1))
 
-    async def _try(self) -> str | None:
+    async def _try_to_take(self) -> str | None:
         """Try to take the lease once; return None on success, else the name of its holder."""
         try:
             found = await self._provider.read(self._secret_id, CURRENT)
         except SecretNotFoundError:
             with contextlib.suppress(SecretExistsError):
-                made = await self._provider.create(self._secret_id, self._mine().to_bytes())
+                made = await self._provider.create(self._secret_id, self._own_record().to_bytes())
                 self._version = str(made.id)
                 return None
             return "another node"
@@ -182,7 +182,7 @@ class Lease:
         if record.token != self._token and not self._is_over(record, version):
             return record.holder or "another node"
         try:
-            await self._put(self._mine(), version)
+            await self._write_record(self._own_record(), version)
         except ConflictError:
             return "another node"
         return None
@@ -197,12 +197,12 @@ class Lease:
         watched_ms = (now - self._watched[1]) * 1000
         return self._clock.now_ms() > record.until_ms + skew_ms or watched_ms > record.term_ms + skew_ms
 
-    def _mine(self) -> LeaseRecord:
+    def _own_record(self) -> LeaseRecord:
         term_ms = milliseconds(self._term)
         until_ms = self._clock.now_ms() + term_ms
         return LeaseRecord(holder=self._holder, token=self._token, until_ms=until_ms, term_ms=term_ms)
 
-    async def _put(self, record: LeaseRecord, expected: str) -> None:
+    async def _write_record(self, record: LeaseRecord, expected: str) -> None:
         written = await self._provider.write(self._secret_id, record.to_bytes(), label=CURRENT, expected=expected)
         self._version = str(written.id)
         if self._provider.guarantees.destroys:
@@ -210,12 +210,12 @@ class Lease:
             with contextlib.suppress(ProviderError):
                 await self._provider.destroy(self._secret_id, expected)
 
-    async def _renew(self) -> None:
+    async def _renew_lease(self) -> None:
         while True:
             await self._clock.sleep(self._term / 3)
             assert self._version is not None
             try:
-                await self._put(self._mine(), self._version)
+                await self._write_record(self._own_record(), self._version)
             except ConflictError:
                 if await self._is_still_ours():
                     continue
@@ -232,14 +232,14 @@ class Lease:
                 return True
         return False
 
-    async def _release(self) -> None:
+    async def _release_lease(self) -> None:
         assert self._version is not None
         try:
-            await self._put(LeaseRecord(), self._version)
+            await self._write_record(LeaseRecord(), self._version)
         except ConflictError:
             if await self._is_still_ours():
                 with contextlib.suppress(ProviderError):
-                    await self._put(LeaseRecord(), self._version)
+                    await self._write_record(LeaseRecord(), self._version)
         except UnavailableError:
             pass  # the lease expires automatically
         except ProviderError as error:

@@ -88,7 +88,7 @@ def reasons_to_restart(running: IdentityDocument, wanted: IdentityDocument) -> t
     return tuple(reasons)
 
 
-def stepped_back(wanted: IdentityDocument, good: IdentityDocument) -> IdentityDocument | None:
+def with_previous_root(wanted: IdentityDocument, good: IdentityDocument) -> IdentityDocument | None:
     """Return `wanted` with the root that signed before as the one that signs; None where that one must not sign.
 
     What the roots are stays as it is in `wanted`: the root that did not come up may have signed something elsewhere.
@@ -144,7 +144,7 @@ def short_life(document: IdentityDocument, now_ms: int) -> str | None:
     )
 
 
-def backoff(crashes: int) -> timedelta:
+def restart_delay(crashes: int) -> timedelta:
     """Return how long to wait after crash number `crashes` in a row, from 1: a second, doubled, a minute at most."""
     return min(_BACKOFF_CAP, timedelta(seconds=2.0 ** min(crashes - 1, 10)))
 
@@ -152,7 +152,7 @@ def backoff(crashes: int) -> timedelta:
 # --- the file as the server left it ---------------------------------------------------------------------------------
 
 
-def view_of(raw: bytes) -> FileView | None:
+def read_file_view(raw: bytes) -> FileView | None:
     """Return what a settings.json holds, or None where it cannot be read: half-written, for one."""
     try:
         tree = orjson.loads(raw)
@@ -162,14 +162,14 @@ def view_of(raw: bytes) -> FileView | None:
         return None
     current = tree.get("currentSession")
     owner = current if isinstance(current, Mapping) else {}
-    roots = _sessions(tree.get("roots"))
+    roots = _sessions_of(tree.get("roots"))
     expiration = owner.get("expiration")
     return FileView(
-        current_id=_id(owner),
+        current_id=_short_id(owner),
         expiration=expiration if isinstance(expiration, int | float) else None,
-        roots=frozenset(one for root in roots if (one := _id(root))),
-        exposed=frozenset(one for root in roots if "privateKey" in root and (one := _id(root))),
-        trusted=frozenset(one for session in _sessions(tree.get("trustedSessions")) if (one := _id(session))),
+        roots=frozenset(one for root in roots if (one := _short_id(root))),
+        exposed=frozenset(one for root in roots if "privateKey" in root and (one := _short_id(root))),
+        trusted=frozenset(one for session in _sessions_of(tree.get("trustedSessions")) if (one := _short_id(session))),
     )
 
 
@@ -194,7 +194,7 @@ def verify_safe(raw: bytes) -> None:
         raise IdentityError("a private key stands outside of currentSession")
 
 
-def differences(before: FileView, after: FileView, *, is_known: Callable[[str], bool]) -> tuple[Difference, ...]:
+def find_differences(before: FileView, after: FileView, *, is_known: Callable[[str], bool]) -> tuple[Difference, ...]:
     """Return what the server has changed in its file, the serious things first.
 
     Args:
@@ -224,11 +224,11 @@ def differences(before: FileView, after: FileView, *, is_known: Callable[[str], 
     return tuple(found)
 
 
-def _sessions(value: Any) -> list[Mapping[str, Any]]:
+def _sessions_of(value: Any) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
-def _id(session: Mapping[str, Any]) -> str | None:
+def _short_id(session: Mapping[str, Any]) -> str | None:
     """Return the id where it is one. SECURITY: never a text as long as a private key (formats of ids: 63 at most)."""
     found = session.get("id")
     return found if isinstance(found, str) and 0 < len(found) < 64 and found.isprintable() else None

@@ -71,7 +71,7 @@ class SessionLogReader:
         self._keys: dict[str, bool] = {}
         self._reading = asyncio.Lock()
 
-    async def read(self, document: IdentityDocument) -> SessionLogContents:
+    async def read_sessions(self, document: IdentityDocument) -> SessionLogContents:
         """Return the sessions that the log holds now, judged by the roots of `document`.
 
         Raises:

@@ -67,7 +67,7 @@ class SettingsFile:
         try:
             self.link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self.bytes_at, text)
-            self._point()
+            self._write_link()
         except OSError as error:
             raise SettingsError(f"cannot write {self.link}: {error.strerror or type(error).__name__}") from error
         stamp = self.stamp()
@@ -148,7 +148,7 @@ class SettingsFile:
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    def _point(self) -> None:
+    def _write_link(self) -> None:
         if self.target is None:
             return
         if self.link.is_symlink() and str(self.link.readlink()) == str(self.target):

@@ -186,7 +186,7 @@ def build_own_address(url: str, *, host: str, port: int) -> Front:
     """Return what opens the agent's own address, where there is no door."""
     from goatherd.agent.own_address import OwnAddress
 
-    return lambda _, own: OwnAddress(upstream=url, answer=own.answer, guard=own.guard, host=host, port=port)
+    return lambda _, own: OwnAddress(upstream=url, answer=own.answer_request, guard=own.guard, host=host, port=port)
 
 
 def chosen_organizations(options: Options, given: Sequence[str]) -> tuple[str, ...]:

@@ -83,4 +83,4 @@ def instance_headers(guard: RequestGuard, status: int) -> Headers:
 
 async def give_misdirected(exchange: Exchange, guard: RequestGuard) -> None:
     """Answer a request that names other servers."""
-    await exchange.give(MISDIRECTED, b"", instance_headers(guard, MISDIRECTED))
+    await exchange.give_answer(MISDIRECTED, b"", instance_headers(guard, MISDIRECTED))

@@ -73,7 +73,7 @@ class FirstSeen:
         self._is_session = is_session
         self._path_of: dict[str, str] = {}
 
-    def record(self, commit_id: str, path: str) -> None:
+    def record_commit(self, commit_id: str, path: str) -> None:
         """Record the repository of an id, unless another one is recorded already."""
         if self._path_of.setdefault(commit_id, path) is path and len(self._path_of) > self._capacity:
             del self._path_of[next(iter(self._path_of))]
@@ -114,7 +114,7 @@ class RepositoryIndex:
         self._read_at: float | None = None
         self._clock = clock
         self._reader = RepositoryReader(path, ask=ask, signer=signer, clock=clock, error_rate=_ERROR_RATE)
-        self._rounds = Rounds(self._read, f"index of {path}")
+        self._rounds = Rounds(self._read_repository, f"index of {path}")
         self._key_of: dict[str, str] = {}
         self._deltas: set[str] = set()
         self._schemas: dict[str, str | None] = {}
@@ -165,30 +165,30 @@ class RepositoryIndex:
         """Stop reading."""
         await self._rounds.aclose()
 
-    async def _read(self) -> None:
+    async def _read_repository(self) -> None:
         answered, child_generation = set(self._unconfirmed), self._child_generation()
-        await self._take()
+        await self._index_new_commits()
         if self._reader.is_short:
             # SECURITY: it crashed before it had written down what it acknowledged; what builds on that would be an
             # orphan, and two of those end it (tests/cluster/test_door_commits.py).
-            self._evict()
-            await self._take()
+            self._drop_commits()
+            await self._index_new_commits()
         for _ in range(_RENEWALS):
-            if not any(self._reader.hides(each) for each in answered):
+            if not any(self._reader.hides_commit(each) for each in answered):
                 break
-            self._reader.renew()
-            await self._take()
-        answered = {each for each in answered if not self._reader.hides(each)}
+            self._reader.renew_filter()
+            await self._index_new_commits()
+        answered = {each for each in answered if not self._reader.hides_commit(each)}
         # SECURITY: what the child did not store must not keep a key from others (tests/unit/door/test_rules.py).
         for commit_id in answered:
             self._unconfirmed.discard(commit_id)
             self._pending.pop(commit_id, None)
         self._read_at, self._read_in = self._clock.monotonic(), child_generation
 
-    def _evict(self) -> None:
+    def _drop_commits(self) -> None:
         # Until all is read, nothing is judged by it: what seems to be a birth has to wait for the next reading.
         self._read_at = None
-        self._reader.clear()
+        self._reader.drop_all()
         self._key_of.clear()
         self._deltas.clear()
         self._schemas.clear()
@@ -196,8 +196,8 @@ class RepositoryIndex:
         self._full_of.clear()
         self._continued.clear()
 
-    async def _take(self) -> None:
-        for raw in await self._reader.read():
+    async def _index_new_commits(self) -> None:
+        for raw in await self._reader.read_new():
             contents, key = raw.get("c"), raw.get("k")
             record = contents.get("r") if isinstance(contents, dict) else None
             marker = record.get("s") if isinstance(record, dict) else None
@@ -209,11 +209,11 @@ class RepositoryIndex:
                         self._continued.add(key)
                     elif isinstance(parent, str) and parent not in self._key_of:
                         self._wanted.add(parent)
-                self._know(raw["id"], key, namespace, is_delta=not isinstance(record, dict))
+                self._index_commit(raw["id"], key, namespace, is_delta=not isinstance(record, dict))
 
-    def _know(self, commit_id: str, key: str, namespace: str | None, *, is_delta: bool) -> None:
+    def _index_commit(self, commit_id: str, key: str, namespace: str | None, *, is_delta: bool) -> None:
         self._key_of[commit_id] = key
-        self._first_seen.record(commit_id, self.path)
+        self._first_seen.record_commit(commit_id, self.path)
         if commit_id in self._wanted:
             self._wanted.discard(commit_id)
             self._continued.add(key)
@@ -247,28 +247,28 @@ class RepositoryIndex:
 
     # --- one push -----------------------------------------------------------------------------------------------------
 
-    async def admit(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
-        """Say which commits the child survives, and hold those until `settle`.
+    async def hold_accepted(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
+        """Say which commits the child survives, and hold those until `settle_commits`.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: What is known is too old, and the child cannot be asked.
         """
         if self._is_other or (self.age > OLD_SECONDS and any(self._is_birth(commit) for commit in commits)):
             await self.refresh()
-        problems = self._judge(commits)
+        problems = self._judge_commits(commits)
         if any(problems) and self.age > STALE_SECONDS:
             await self.refresh()
-            problems = self._judge(commits)
+            problems = self._judge_commits(commits)
         for _ in range(_CONTINUATIONS):
             keys = {problem.key for problem in problems if isinstance(problem, _ConcurrentCreationError)}
             if not keys:
                 break
             await self._continue_keys(keys, [each for each, why in zip(commits, problems, strict=True) if why is None])
-            problems = self._judge(commits)
+            problems = self._judge_commits(commits)
         for commit, problem in zip(commits, problems, strict=True):
             if problem is None and commit.id not in self._key_of:
                 self._pending[commit.id] = commit
-                self._first_seen.record(commit.id, self.path)
+                self._first_seen.record_commit(commit.id, self.path)
         return problems
 
     async def _continue_keys(self, keys: set[str], good: Sequence[Commit]) -> None:
@@ -287,16 +287,16 @@ class RepositoryIndex:
             first = [each for each in good if each.key in keys - self._schemas.keys() and not each.parents]
             if first:
                 # Both creations came in one message: the first goes ahead, under its own signature.
-                await self._write([each.to_json() for each in first])
+                await self._write_and_read_back([each.to_json() for each in first])
             wanted = {self._full_of[key] for key in keys - self._continued if key in self._full_of}
-            originals = await self._reader.fetch(wanted) if wanted else []
+            originals = await self._reader.fetch_commits(wanted) if wanted else []
             children = [child for raw in originals if (child := self._child_of(raw)) is not None]
             if children:
-                await self._write([child.to_json() for child in children])
+                await self._write_and_read_back([child.to_json() for child in children])
                 _log.info(event_text(Event.DOOR_CREATIONS_JOINED, path=self.path, keys=len(children)))
 
-    def claim(self, raws: Iterable[Any], claimant: object) -> tuple[list[Any], list[Any]]:
-        """Return the commits that `claimant` is to deliver from now on, and those that another one delivers.
+    def claim_commits(self, raws: Iterable[Any], claimant: object) -> tuple[list[Any], list[Any]]:
+        """Return the commits that `find_claimant` is to deliver from now on, and those that another one delivers.
 
         SECURITY: only a commit that is the same to the last member counts as delivered by another
         (tests/unit/door/test_rules.py).
@@ -312,29 +312,29 @@ class RepositoryIndex:
             (claimed if holder is not claimant and held == raw else own).append(raw)
         return own, claimed
 
-    def claimant(self, commit_id: str) -> object:
+    def find_claimant(self, commit_id: str) -> object:
         """Return who delivers a commit; None where nobody does."""
         return self._claims.get(commit_id, (None, None))[1]
 
-    def release(self, commit_ids: Iterable[str], claimant: object) -> None:
+    def release_claims(self, commit_ids: Iterable[str], claimant: object) -> None:
         """Leave commits to others: they are delivered, or could not be."""
         for commit_id in commit_ids:
-            if self.claimant(commit_id) is claimant:
+            if self.find_claimant(commit_id) is claimant:
                 del self._claims[commit_id]
         self._settled.set()
 
     async def wait_for_claims(self, raws: Iterable[Any], claimant: object) -> None:
-        """Wait until nobody but `claimant` delivers these commits."""
+        """Wait until nobody but `find_claimant` delivers these commits."""
         left = [raw["id"] for raw in raws]
-        while left := [each for each in left if self.claimant(each) not in (None, claimant)]:
+        while left := [each for each in left if self.find_claimant(each) not in (None, claimant)]:
             self._settled.clear()
             await self._settled.wait()
 
-    def holds(self, commit_id: str) -> bool:
+    def holds_id(self, commit_id: str) -> bool:
         """Whether the child has a commit of this id, or is believed to have it."""
         return commit_id in self._key_of or commit_id in self._unconfirmed
 
-    def has(self, commit: Commit) -> bool:
+    def holds_commit(self, commit: Commit) -> bool:
         """Whether the child has a commit, or is believed to have it, so that it need not be delivered again."""
         return commit.id in self._key_of or (commit.id in self._unconfirmed and self._pending.get(commit.id) == commit)
 
@@ -378,15 +378,15 @@ class RepositoryIndex:
             _log.warning(event_text(Event.DOOR_STOPPED, rule=Rule.BIRTH.value, count=1, why=f"{self.path}: {error}"))
             return None
 
-    async def _write(self, commits: Sequence[Mapping[str, Any]]) -> None:
+    async def _write_and_read_back(self, commits: Sequence[Mapping[str, Any]]) -> None:
         """Hand commits to the child under the root's signature, and read them back."""
-        await self._reader.write(commits)
+        await self._reader.write_commits(commits)
         for commit in commits:
-            if self._reader.hides(commit["id"]):
-                self._reader.renew()
+            if self._reader.hides_commit(commit["id"]):
+                self._reader.renew_filter()
         await self.refresh()
 
-    def settle(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
+    def settle_commits(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
         """Take held commits as stored, or not; in doubt not, and the next push reads again."""
         self._settled.set()
         for commit in commits:
@@ -404,14 +404,14 @@ class RepositoryIndex:
             self._rounds.start()
 
     def _is_birth(self, commit: Commit) -> bool:
-        return not any(self._has(parent, commit.key) for parent in commit.parents)
+        return not any(self._holds_in_key(parent, commit.key) for parent in commit.parents)
 
-    def _has(self, commit_id: str, key: str) -> bool:
+    def _holds_in_key(self, commit_id: str, key: str) -> bool:
         if commit_id in self._pending:
             return self._pending[commit_id].key == key
         return self._key_of.get(commit_id) == key
 
-    def _judge(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
+    def _judge_commits(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
         """Judge commits together: a parent may come with its child, in any order, but must itself be good."""
         problems: list[DroppedError | None] = [
             DroppedError(Rule.BIRTH, f"commit {commit.id!r} has no ancestor among the commits of {commit.key!r}")
@@ -421,7 +421,9 @@ class RepositoryIndex:
         after: dict[str, list[int]] = {}
         ready: deque[int] = deque()
         for index, commit in enumerate(commits):
-            waits_for = [each for each in _needed(commit) if each in beside and not self._has(each, commit.key)]
+            waits_for = [
+                each for each in _required_ids(commit) if each in beside and not self._holds_in_key(each, commit.key)
+            ]
             for each in waits_for:
                 after.setdefault(each, []).append(index)
             if not waits_for or commit.id in self._key_of or not self._is_birth(commit):
@@ -437,13 +439,13 @@ class RepositoryIndex:
             if commit.id in self._key_of:
                 problems[index] = None  # the child has it and will not look
                 continue
-            problem = problems[index] = self._problem(commit, batch)
+            problem = problems[index] = self._find_problem(commit, batch)
             if problem is None:
-                batch.take(commit)
+                batch.add_commit(commit)
                 ready.extend(after.pop(commit.id, ()))
         return problems
 
-    def _problem(self, commit: Commit, batch: _Batch) -> DroppedError | None:
+    def _find_problem(self, commit: Commit, batch: _Batch) -> DroppedError | None:
         key = commit.key
         if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} comes twice")
@@ -454,13 +456,13 @@ class RepositoryIndex:
             base = commit.base or ""
             if base in self._deltas or base in batch.deltas or (base in self._pending and self._pending[base].is_delta):
                 return DroppedError(Rule.DELTA, f"commit {commit.id!r} builds on a delta")
-            if not self._has(base, key) and batch.ids.get(base) != key:
+            if not self._holds_in_key(base, key) and batch.ids.get(base) != key:
                 return DroppedError(Rule.DELTA, f"commit {commit.id!r} builds on a commit that is not there")
         else:
             known = self._schemas.get(key) or batch.keys.get(key)
             if known is not None and known != commit.namespace:
                 return DroppedError(Rule.SCHEMA, f"commit {commit.id!r} changes the schema of {key!r}")
-        if any(self._has(parent, key) or batch.ids.get(parent) == key for parent in commit.parents):
+        if any(self._holds_in_key(parent, key) or batch.ids.get(parent) == key for parent in commit.parents):
             return None
         if commit.parents:
             # A client offers it again with them: its next message has another filter.
@@ -489,7 +491,7 @@ class _Batch:
     ids: dict[str, str]
     deltas: set[str]
 
-    def take(self, commit: Commit) -> None:
+    def add_commit(self, commit: Commit) -> None:
         self.ids[commit.id] = commit.key
         if self.keys.get(commit.key) is None:
             self.keys[commit.key] = commit.namespace
@@ -497,7 +499,7 @@ class _Batch:
             self.deltas.add(commit.id)
 
 
-def _needed(commit: Commit) -> tuple[str, ...]:
+def _required_ids(commit: Commit) -> tuple[str, ...]:
     return commit.parents if commit.base is None else (*commit.parents, commit.base)
 
 
@@ -537,7 +539,7 @@ class Indexes:
         self._repositories = repositories
         self._indexes: OrderedDict[str, RepositoryIndex] = OrderedDict()
 
-    async def of(self, path: str) -> RepositoryIndex:
+    async def open_index(self, path: str) -> RepositoryIndex:
         """Return a repository's index, read at least once.
 
         Raises:
@@ -558,10 +560,10 @@ class Indexes:
         self._indexes.move_to_end(path)
         if not index.is_read:
             await index.refresh()
-            self._evict()
+            self._drop_least_used()
         return index
 
-    def _evict(self) -> None:
+    def _drop_least_used(self) -> None:
         total = sum(len(index) for index in self._indexes.values())
         for path, index in list(self._indexes.items())[:-1]:
             if total <= self._capacity and len(self._indexes) <= self._repositories:

@@ -108,7 +108,7 @@ class Delivery:
         """Whether it is one portion that waits for no other push."""
         return self.own_count <= FIRST and not self.others
 
-    async def claim(self) -> None:
+    async def claim_commits(self) -> None:
         """Take what no other push is delivering; of a large push, only what the server does not hold.
 
         Raises:
@@ -128,14 +128,16 @@ class Delivery:
                 self._own.append((element, element.commits))
                 continue
             commits = index.without_held(element.commits) if is_large else element.commits
-            own, awaited = index.claim(commits, self)
+            own, awaited = index.claim_commits(commits, self)
             self._own.append((element, own))
             if awaited:
                 self._awaited.append((element, awaited))
-                self.others |= {other for raw in awaited if isinstance(other := index.claimant(raw["id"]), Delivery)}
+                self.others |= {
+                    other for raw in awaited if isinstance(other := index.find_claimant(raw["id"]), Delivery)
+                }
 
     async def run(self) -> list[Verified]:
-        """Deliver all but the last portion and return that, held until `settle`; deliver it, too, when `is_alone`.
+        """Deliver all but the last portion and return that, held until `settle_held`; deliver it, too, when `is_alone`.
 
         Raises:
             RefusedError: The server refused a portion.
@@ -147,19 +149,19 @@ class Delivery:
             async with aclosing(_Ahead(self._own, self._judge)) as ahead:
                 while True:
                     held = max((index.held_count for index in self._indexes.values()), default=0)
-                    portion, is_last = await ahead.take(PORTION, least=smallest_portion(held))
+                    portion, is_last = await ahead.wait_for_commits(PORTION, least=smallest_portion(held))
                     on_their_way = [each for sent in sending.values() for each in sent]
                     await _wait_for_room(sending, 1 if is_last or _builds_on(portion, on_their_way) else WINDOW)
-                    good = await self._admitted(portion)
+                    good = await self._hold_accepted(portion)
                     if is_last and not self.is_alone:
                         return good
                     if good:
-                        sending[asyncio.create_task(self._deliver(good), name="part of a push")] = good
+                        sending[asyncio.create_task(self._deliver_portion(good), name="part of a push")] = good
                     if is_last:
                         await _wait_for_room(sending, 1)
                         return []
         finally:
-            await _end(sending)
+            await _cancel_sending(sending)
 
     async def _wait_for_others(self) -> None:
         for element, raws in self._awaited:
@@ -169,51 +171,51 @@ class Delivery:
         for element, raws in self._awaited:
             index = self._indexes[element.path]
             # Another delivery that has failed leaves its commits to this one.
-            left, _ = index.claim([raw for raw in raws if not index.holds(raw["id"])], self)
+            left, _ = index.claim_commits([raw for raw in raws if not index.holds_id(raw["id"])], self)
             if left:
                 self._own.append((element, left))
 
-    async def _admitted(self, portion: Sequence[Verified]) -> list[Verified]:
+    async def _hold_accepted(self, portion: Sequence[Verified]) -> list[Verified]:
         good: list[Verified] = []
         for element in dict.fromkeys(each.element for each in portion):
             admitted = [each for each in portion if each.element is element]
             index = self._indexes.get(element.path)
             if index is not None:
                 if not self.is_small:
-                    admitted = [each for each in admitted if not index.has(each.commit)]
+                    admitted = [each for each in admitted if not index.holds_commit(each.commit)]
                 admitted = await self._admit(index, admitted)
             self._held.update(dict.fromkeys(admitted))
             good += admitted
         return good
 
-    async def _deliver(self, portion: Sequence[Verified]) -> None:
-        status = await self._send(to_json_bytes(_messages(portion)))
+    async def _deliver_portion(self, portion: Sequence[Verified]) -> None:
+        status = await self._send(to_json_bytes(_sync_messages(portion)))
         if status != 200:
             raise RefusedError(Rule.CHILD, status, f"the server answered {status} to a part of a push")
-        self._settle(portion, is_stored=True)
+        self._settle_portion(portion, is_stored=True)
 
-    def settle(self, *, is_stored: bool) -> None:
+    def settle_held(self, *, is_stored: bool) -> None:
         """Take everything that is held as stored by the server, or not."""
-        self._settle(list(self._held), is_stored=is_stored)
+        self._settle_portion(list(self._held), is_stored=is_stored)
 
-    def _settle(self, portion: Sequence[Verified], *, is_stored: bool) -> None:
+    def _settle_portion(self, portion: Sequence[Verified], *, is_stored: bool) -> None:
         for path, index in self._indexes.items():
             commits = [each.commit for each in portion if each.element.path == path]
             if commits:
-                index.settle(commits, is_stored=is_stored)
-                index.release([each.id for each in commits], self)
+                index.settle_commits(commits, is_stored=is_stored)
+                index.release_claims([each.id for each in commits], self)
         for each in portion:
             self._held.pop(each, None)
         if is_stored:
             self.stored_count += len(portion)
 
-    def end(self) -> None:
+    def release_commits(self) -> None:
         """Leave everything that is not delivered to others. May be called twice."""
-        self.settle(is_stored=False)
+        self.settle_held(is_stored=False)
         for element, raws in self._own:
             index = self._indexes.get(element.path)
             if index is not None:
-                index.release([raw["id"] for raw in raws if _has_id(raw)], self)
+                index.release_claims([raw["id"] for raw in raws if _has_id(raw)], self)
 
 
 def smallest_portion(held: int) -> int:
@@ -248,7 +250,7 @@ async def _wait_for_room(sending: dict[asyncio.Task[None], list[Verified]], size
             task.result()
 
 
-async def _end(sending: dict[asyncio.Task[None], list[Verified]]) -> None:
+async def _cancel_sending(sending: dict[asyncio.Task[None], list[Verified]]) -> None:
     for task in sending:
         task.cancel()
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -256,7 +258,7 @@ async def _end(sending: dict[asyncio.Task[None], list[Verified]]) -> None:
         await asyncio.wait(sending)
 
 
-def _messages(portion: Sequence[Verified]) -> list[dict[str, Any]]:
+def _sync_messages(portion: Sequence[Verified]) -> list[dict[str, Any]]:
     messages = []
     for element in dict.fromkeys(each.element for each in portion):
         commits = [each.raw for each in portion if each.element is element]
@@ -280,12 +282,12 @@ class _Ahead:
         self._left = sum(len(raws) for _, raws in work)
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
-        self._task = asyncio.create_task(self._verify(work), name="verify a push")
+        self._task = asyncio.create_task(self._verify_all(work), name="verify a push")
         # It is looked at when what was verified before has been taken.
         self._task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._task.add_done_callback(lambda _: self._changed.set())
 
-    async def _verify(self, work: Sequence[tuple[Element, list[Any]]]) -> None:
+    async def _verify_all(self, work: Sequence[tuple[Element, list[Any]]]) -> None:
         size = FIRST
         for element, raws in work:
             ordered = raws if element.path == SESSIONS_PATH else parents_first(raws)
@@ -302,7 +304,7 @@ class _Ahead:
                 self._changed.set()
                 begin, size = end, STEP
 
-    async def take(self, limit: int, *, least: int) -> tuple[list[Verified], bool]:
+    async def wait_for_commits(self, limit: int, *, least: int) -> tuple[list[Verified], bool]:
         """Wait for verified commits, `least` of them where there are so many; return whether they are the last, too.
 
         Raises:
@@ -331,7 +333,7 @@ def _has_id(raw: Any) -> bool:
 def parents_first(raws: Sequence[Any]) -> list[Any]:
     """Return commits, as sent, in an order in which none comes before what it builds on; else in the given order."""
     positions = {raw["id"]: position for position, raw in enumerate(raws) if _has_id(raw)}
-    needed = [_needed(raw, positions) if _has_id(raw) else [] for raw in raws]
+    needed = [_required_positions(raw, positions) if _has_id(raw) else [] for raw in raws]
     if all(other < position for position, others in enumerate(needed) for other in others):
         return list(raws)
     waiting = [len(others) for others in needed]
@@ -353,7 +355,7 @@ def parents_first(raws: Sequence[Any]) -> list[Any]:
     return [raws[position] for position in [*order, *(each for each in range(len(raws)) if each not in in_order)]]
 
 
-def _needed(raw: Mapping[str, Any], positions: Mapping[str, int]) -> list[int]:
+def _required_positions(raw: Mapping[str, Any], positions: Mapping[str, int]) -> list[int]:
     parents, contents = raw.get("p"), raw.get("c")
     ids = list(parents) if isinstance(parents, list) else []
     if isinstance(contents, dict):

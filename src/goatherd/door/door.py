@@ -162,9 +162,9 @@ class Door:
             self._limits,
             clock=self._clock,
             forwarded_by=forwarded_by,
-            report=lambda excess, why: self._report(Rule(excess), why),
+            report=lambda excess, why: self._report_stopped(Rule(excess), why),
         )
-        self._listener = HTTPListener(self._app, host, port, limiter=self._limiter)
+        self._listener = HTTPListener(self._handle_request, host, port, limiter=self._limiter)
         if public_url is not None:
             self._public_url = str(parse_server_url(public_url, hint="Write it as https://goats.example."))
 
@@ -196,14 +196,14 @@ class Door:
     async def __aenter__(self) -> Door:
         self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-door")
         for trust in self.trusts:
-            trust.attach(self._ask)
+            trust.set_sender(self._send_to_server)
             self._indexes[trust.org] = Indexes(
-                ask=self._ask,
+                ask=self._send_to_server,
                 signer=lambda pool=trust.pool: pool.current,  # type: ignore[misc]
                 clock=self._clock,
                 capacity=self._limits.index_commits,
                 repositories=self._limits.repositories,
-                is_session=trust.holds,
+                is_session=trust.holds_commit,
                 child_generation=lambda: self._upstream.child_generation,
                 org=trust.org,
             )
@@ -217,7 +217,7 @@ class Door:
             executor=self._executor,
             private=self._private,
             header_rewriter=self._header_rewriter(),
-            report=self._report,
+            report=self._report_stopped,
             report_away=self._report_away,
             own=self._own,
             guard=self._guard,
@@ -227,7 +227,9 @@ class Door:
         except BaseException:
             self._executor.shutdown()
             raise
-        self._tasks = [asyncio.create_task(self._follow(trust), name=f"door {trust.org}") for trust in self.trusts]
+        self._tasks = [
+            asyncio.create_task(self._follow_sessions(trust), name=f"door {trust.org}") for trust in self.trusts
+        ]
         _log.info(event_text(Event.DOOR_OPENED, url=self.url, upstream=self._upstream.url))
         return self
 
@@ -326,16 +328,16 @@ class Door:
         # A Goatherd server there has verified the signature and names itself.
         return status in (200, MISDIRECTED)
 
-    async def _app(self, scope: object, receive: object, send: object) -> None:
+    async def _handle_request(self, scope: object, receive: object, send: object) -> None:
         assert self._proxy is not None
-        await self._proxy.app(scope, receive, send)  # type: ignore[arg-type]
+        await self._proxy.handle_request(scope, receive, send)  # type: ignore[arg-type]
 
-    async def _ask(self, body: bytes, signature: str) -> tuple[int, bytes]:
+    async def _send_to_server(self, body: bytes, signature: str) -> tuple[int, bytes]:
         headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
         limit = self._limits.answer_timeout.total_seconds()
         return await self._upstream.fetch("POST", "/batch-sync", headers, body, limit=limit)
 
-    async def _follow(self, trust: TrustedSessions) -> None:
+    async def _follow_sessions(self, trust: TrustedSessions) -> None:
         """Keep in step with the child's sessions, so that few pushes have to wait for a look."""
         was_blind = False
         must_check = trust is self.trusts[0]
@@ -360,12 +362,12 @@ class Door:
     def _report_away(self, why: str) -> None:
         """Report that a caller must come again because the server is away, which its agent may be restarting."""
         is_restarting = self._is_restarting is not None and self._is_restarting()
-        if self._count(Rule.CHILD):
+        if self._count_stopped(Rule.CHILD):
             text = "the server is being restarted by its agent" if is_restarting else why[:300]
             level = logging.INFO if is_restarting else logging.WARNING
             _log.log(level, event_text(Event.DOOR_SERVER_AWAY, count=self._stopped[Rule.CHILD], why=text))
 
-    def _count(self, rule: Rule) -> bool:
+    def _count_stopped(self, rule: Rule) -> bool:
         """Count what a rule has stopped; return whether it is time to report it."""
         self._stopped[rule] += 1
         now = self._clock.monotonic()
@@ -374,8 +376,8 @@ class Door:
         self._logged[rule] = now
         return True
 
-    def _report(self, rule: Rule, why: str) -> None:
-        if not self._count(rule):
+    def _report_stopped(self, rule: Rule, why: str) -> None:
+        if not self._count_stopped(rule):
             return
         is_leak = rule is Rule.PRIVATE_KEY
         event = Event.DOOR_KEY_WITHHELD if is_leak else Event.DOOR_STOPPED

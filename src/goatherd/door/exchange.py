@@ -60,9 +60,9 @@ class HeaderRewriter:
         """Return the rewritten value of a header of the child's answer."""
         if self.public is None or name not in (b"access-control-allow-origin", b"location"):
             return value
-        return self.address(value)
+        return self.rewrite_address(value)
 
-    def address(self, value: bytes) -> bytes:
+    def rewrite_address(self, value: bytes) -> bytes:
         """Return an address with the public URL in the place of the server's own."""
         if self.public is None:
             return value
@@ -146,16 +146,18 @@ class Exchange:
         """Whether a body follows the headers."""
         return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
 
-    async def body(self, share: Share) -> bytes:
+    async def read_body(self, share: Share) -> bytes:
         """Return the whole body; its bytes are taken from the budget until the share is given back.
 
         Raises:
             RefusedError: It is too large, or too slow.
             GoneError: The caller went away.
         """
-        return await self._limiter.body(self._receive, self.found, share, self._limiter.limits.body_limit(self.path))
+        return await self._limiter.read_body(
+            self._receive, self.found, share, self._limiter.limits.body_limit(self.path)
+        )
 
-    def _head(self, upstream: Upstream, framing: bytes) -> bytes:
+    def _request_head(self, upstream: Upstream, framing: bytes) -> bytes:
         dropped = _NOT_HANDED_ON
         if b"connection" in self.found:
             dropped = dropped | connection_tokens(self.headers)
@@ -176,29 +178,29 @@ class Exchange:
             is_kept: Whether the request goes on when the caller has gone, as it does without a door.
 
         Raises:
-            NodeUnreachableError, LostError, TimeoutError: As `Upstream.send`.
+            NodeUnreachableError, LostError, TimeoutError: As `Upstream.send_request`.
             GoneError: The caller went away.
         """
         framing = b"" if not body and self.method in BODYLESS else b"content-length: %d\r\n" % len(body)
-        head = self._head(upstream, framing)
-        on_use = None if is_kept else self._follow
-        sending = upstream.send(head, body, limit=patience, is_head=self.method == "HEAD", on_use=on_use)
+        head = self._request_head(upstream, framing)
+        on_use = None if is_kept else self._close_with_caller
+        sending = upstream.send_request(head, body, limit=patience, is_head=self.method == "HEAD", on_use=on_use)
         return await self._unless_gone(sending)
 
-    async def deliver(self, upstream: Upstream, body: bytes, patience: float) -> int:
+    async def deliver_body(self, upstream: Upstream, body: bytes, patience: float) -> int:
         """Send the child this body under the request's own headers, whatever the caller does; return the status.
 
         Raises:
-            NodeUnreachableError, LostError, TimeoutError: As `Upstream.send`, and for an answer that breaks off.
+            NodeUnreachableError, LostError, TimeoutError: As `Upstream.send_request`, and an answer that ends early.
         """
-        head = self._head(upstream, b"content-length: %d\r\n" % len(body))
-        connection = await upstream.send(head, body, limit=patience)
+        head = self._request_head(upstream, b"content-length: %d\r\n" % len(body))
+        connection = await upstream.send_request(head, body, limit=patience)
         try:
-            async for _ in connection.body(patience):
+            async for _ in connection.read_body(patience):
                 pass
             return connection.status
         finally:
-            upstream.release(connection)
+            upstream.release_connection(connection)
 
     async def stream_on(self, upstream: Upstream, patience: float) -> Connection:
         """As `hand_on`, with the body on its way still; the child may answer before its end.
@@ -208,44 +210,44 @@ class Exchange:
         """
         length = self.found.get(b"content-length")
         framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: " + length + b"\r\n"
-        connection, _ = await upstream.acquire(fresh=True)
-        self._follow(connection)
+        connection, _ = await upstream.open_connection(fresh=True)
+        self._close_with_caller(connection)
         try:
-            connection.begin(is_head=self.method == "HEAD")
-            connection.write(self._head(upstream, framing))
-            pump = asyncio.create_task(self._pump(connection, is_chunked=length is None), name="request body")
-            answer = asyncio.create_task(connection.head(patience), name="answer")
+            connection.begin_exchange(is_head=self.method == "HEAD")
+            connection.write(self._request_head(upstream, framing))
+            pump = asyncio.create_task(self._send_body(connection, is_chunked=length is None), name="request body")
+            answer = asyncio.create_task(connection.read_head(patience), name="answer")
             try:
                 await asyncio.wait({pump, answer}, return_when=asyncio.FIRST_COMPLETED)
                 if not answer.done():
                     await pump
                 if not pump.done():
-                    connection.spoil()
+                    connection.forbid_reuse()
                 await self._unless_gone(answer)
             finally:
                 await _cancelled(pump, answer)
         except BaseException:
-            upstream.release(connection)
+            upstream.release_connection(connection)
             raise
         return connection
 
-    async def _pump(self, connection: Connection, *, is_chunked: bool) -> None:
+    async def _send_body(self, connection: Connection, *, is_chunked: bool) -> None:
         limit = self._limiter.limits.body_limit(self.path)
-        async for part in self._limiter.parts(self._receive, self.found, limit):
+        async for part in self._limiter.read_parts(self._receive, self.found, limit):
             connection.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
             await connection.drain()
         if is_chunked:
             connection.write(b"0\r\n\r\n")
 
-    def _follow(self, connection: Connection) -> None:
+    def _close_with_caller(self, connection: Connection) -> None:
         """Have the child's connection closed when the caller goes."""
         if self.caller is None:
             return
         if self.is_gone or self.caller.transport.is_closing():
-            self._gone(connection)
-        self.caller.on_close(lambda: self._gone(connection))
+            self._handle_caller_gone(connection)
+        self.caller.on_close(lambda: self._handle_caller_gone(connection))
 
-    def _gone(self, connection: Connection) -> None:
+    def _handle_caller_gone(self, connection: Connection) -> None:
         self.is_gone = True
         connection.close()
 
@@ -264,22 +266,22 @@ class Exchange:
         dropped = _HOP_BY_HOP | connection_tokens(headers)
         return [(name, self.header_rewriter(name, value)) for name, value in headers if name not in dropped]
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start_answer(self, status: int, headers: Headers) -> None:
         """Send status and headers."""
         self.has_started = True
-        await self._put({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send_event({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def give(self, status: int, body: bytes, more: Headers | None = None) -> None:
+    async def give_answer(self, status: int, body: bytes, more: Headers | None = None) -> None:
         """Send an answer that is not the server's."""
         fields = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *(more or [])]
-        await self.start(status, [*fields, *([(b"content-type", content_type_of(self.path))] if body else [])])
-        await self.finish(body)
+        await self.start_answer(status, [*fields, *([(b"content-type", content_type_of(self.path))] if body else [])])
+        await self.finish_answer(body)
 
-    async def finish(self, body: bytes) -> None:
+    async def finish_answer(self, body: bytes) -> None:
         """Send the last of the body."""
-        await self._put({"type": "http.response.body", "body": body})
+        await self._send_event({"type": "http.response.body", "body": body})
 
-    async def answer(self, connection: Connection, keys: KeyFilter | None, patience: float) -> None:
+    async def stream_answer(self, connection: Connection, keys: KeyFilter | None, patience: float) -> None:
         """Stream the child's answer to the caller, through the filter where there is one.
 
         Raises:
@@ -288,27 +290,27 @@ class Exchange:
         """
         if connection.status > LAST_STATUS:
             raise LostError(f"an answer with status {connection.status}", is_untouched=False)
-        await self.start(connection.status, self.handed_back(connection.headers))
+        await self.start_answer(connection.status, self.handed_back(connection.headers))
 
         async def stream() -> None:
-            async for chunk in connection.body(patience):
+            async for chunk in connection.read_body(patience):
                 part = chunk if keys is None else keys.feed(chunk)
                 if part:
-                    await self._put({"type": "http.response.body", "body": part, "more_body": True}, patience)
+                    await self._send_event({"type": "http.response.body", "body": part, "more_body": True}, patience)
 
         await self._unless_gone(stream())
-        await self.finish(b"" if keys is None else keys.close())
+        await self.finish_answer(b"" if keys is None else keys.close())
 
-    async def whole(self, connection: Connection, size: int, patience: float) -> bytes:
+    async def read_answer(self, connection: Connection, size: int, patience: float) -> bytes:
         """Return the child's answer.
 
         Raises:
-            LostError, TimeoutError, GoneError: As `answer`; longer than `size` is a loss, too.
+            LostError, TimeoutError, GoneError: As `stream_answer`; longer than `size` is a loss, too.
         """
 
         async def collect() -> bytes:
             parts = bytearray()
-            async for chunk in connection.body(patience):
+            async for chunk in connection.read_body(patience):
                 parts += chunk
                 if len(parts) > size:
                     raise LostError(f"an answer of more than {size} bytes", is_untouched=False)
@@ -316,7 +318,7 @@ class Exchange:
 
         return await self._unless_gone(collect())
 
-    async def _put(self, event: MutableMapping[str, Any], patience: float | None = None) -> None:
+    async def _send_event(self, event: MutableMapping[str, Any], patience: float | None = None) -> None:
         if self.is_gone:
             raise GoneError
         if patience is None or self.caller is None or not self.caller.flow.write_paused:
@@ -326,18 +328,18 @@ class Exchange:
             async with asyncio.timeout(patience):
                 await self._send(event)
         except TimeoutError:
-            await self.cut()
+            await self.cut_off()
             raise GoneError from None
 
-    async def refuse(self, refused: RefusedError) -> None:
+    async def answer_refusal(self, refused: RefusedError) -> None:
         """Answer with a refusal; where the answer has begun already, cut it off."""
         if self.has_started:
-            await self.cut()
+            await self.cut_off()
             return
         self.has_started = True
-        await send_refusal(refused, self._receive, self._put, is_head=self.method == "HEAD")
+        await send_refusal(refused, self._receive, self._send_event, is_head=self.method == "HEAD")
 
-    async def cut(self) -> None:
+    async def cut_off(self) -> None:
         """Close the caller's connection in the middle of the answer."""
         self.is_gone = True
         if self.caller is None:
@@ -346,7 +348,7 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    def end(self) -> None:
+    def release_caller(self) -> None:
         """Let go of the caller's connection."""
         if self.caller is not None:
             self.caller.on_close(None)

@@ -1,8 +1,8 @@
 """Remove private keys from the child's answers before they leave the door. Pure.
 
 Two ways. The answer to ``POST /auth/session`` is small: it is read whole and its roots are written anew, public halves
-of trusted roots only (`session_answer`). Any other JSON streams through a `KeyFilter`, which overwrites the private
-part of every key in it by as many letters, so that lengths stay what the headers say and nothing waits for the end.
+of trusted roots only (`filter_session_answer`). Any other JSON streams through a `KeyFilter`, which overwrites the
+private part of every key by as many letters, so that lengths stay what the headers say and nothing waits for the end.
 
 Rules: what holds no key passes byte for byte. A key is a JSON object with the members ``kty`` and ``d``, as it stands
 or inside a JSON text. In the answers of ``/batch-sync`` only the keys of roots count: the rest is users' data, signed.
@@ -52,21 +52,21 @@ class KeyFilter:
         start = data.rfind(b"{")
         if start < 0 or data.find(b"}", start) >= 0 or len(data) - start > HOLD_BYTES:
             self._held = b""
-            return self._clean(data)
+            return self._hide_keys(data)
         self._held = data[start:]
-        return self._clean(data[:start])
+        return self._hide_keys(data[:start])
 
     def close(self) -> bytes:
         """Return what was held back."""
         data, self._held = self._held, b""
-        return self._clean(data)
+        return self._hide_keys(data)
 
-    def _clean(self, data: bytes) -> bytes:
+    def _hide_keys(self, data: bytes) -> bytes:
         if b"kty" not in data:
             return data
-        return _OBJECT.sub(self._object, data)
+        return _OBJECT.sub(self._hide_key, data)
 
-    def _object(self, match: re.Match[bytes]) -> bytes:
+    def _hide_key(self, match: re.Match[bytes]) -> bytes:
         text = match[0]
         if b"kty" not in text:
             return text
@@ -79,7 +79,7 @@ class KeyFilter:
         return cleaned
 
 
-def session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str], list[str]]:
+def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str], list[str]]:
     """Return the answer to ``POST /auth/session`` as it may leave.
 
     Args:
@@ -112,8 +112,8 @@ def session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str]
         if not is_trusted(raw["id"], public):
             untrusted.append(raw["id"])
             continue
-        roots.append(_public(raw, ("id", "publicKey", "owner", "expiration")))
-    session = _public(answer["session"], ("publicKey", "id", "owner", "expiration"))
+        roots.append(_public_members(raw, ("id", "publicKey", "owner", "expiration")))
+    session = _public_members(answer["session"], ("publicKey", "id", "owner", "expiration"))
     cleaned = {"session": session, "roots": roots}
     return (body if cleaned == answer else to_json_bytes(cleaned)), leaked, untrusted
 
@@ -121,7 +121,7 @@ def session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str]
 _CLAIMS_ROOT = re.compile(rb'"owner"\s*:\s*"root"')
 
 
-def root_introductions(body: bytes) -> list[dict[str, Any]]:
+def find_root_introductions(body: bytes) -> list[dict[str, Any]]:
     """Return the commits by which an answer of ``/batch-sync`` introduces roots, trusted or not.
 
     Raises:
@@ -132,7 +132,7 @@ def root_introductions(body: bytes) -> list[dict[str, Any]]:
     return [commit for commits in _session_commits(parse_json(body)) for commit in commits if _claims_root(commit)]
 
 
-def with_introductions(body: bytes, choose: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> bytes:
+def replace_introductions(body: bytes, choose: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> bytes:
     """Return an answer of ``/batch-sync`` with other introductions of roots, before all other session commits.
 
     Args:
@@ -211,7 +211,7 @@ def script_with_server_url(script: bytes, rename: Callable[[bytes], bytes]) -> b
     return first + newline + match[0] + text.encode("utf-8", "surrogateescape") + end + code
 
 
-def _public(session: Mapping[str, Any], members: tuple[str, ...]) -> dict[str, Any]:
+def _public_members(session: Mapping[str, Any], members: tuple[str, ...]) -> dict[str, Any]:
     """Return a session's public members, in the order in which the child wrote them."""
     public = {name: value for name, value in session.items() if name in members}
     key = public.get("publicKey")

@@ -28,10 +28,10 @@ from goatherd.door.delivery import Delivery, Verified
 from goatherd.door.exchange import Exchange, HeaderRewriter
 from goatherd.door.key_filter import (
     KeyFilter,
-    root_introductions,
+    filter_session_answer,
+    find_root_introductions,
+    replace_introductions,
     script_with_server_url,
-    session_answer,
-    with_introductions,
 )
 from goatherd.door.limits import DoorLimits
 from goatherd.door.request_checks import (
@@ -172,40 +172,40 @@ class Proxy:
         if self._deliveries:
             await asyncio.wait(self._deliveries)
 
-    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         if scope["type"] != "http":
             return
         try:
-            exchange = self._begin(scope, receive, send)
+            exchange = self._begin_exchange(scope, receive, send)
         except RefusedError as refused:
             self._report(Rule(refused.rule), str(refused))
             await send_refusal(refused, receive, send)
             return
         with suppress(GoneError):
             try:
-                await self._guarded(exchange)
+                await self._handle_exchange(exchange)
             finally:
-                exchange.end()
+                exchange.release_caller()
 
-    async def _guarded(self, exchange: Exchange) -> None:
+    async def _handle_exchange(self, exchange: Exchange) -> None:
         try:
-            await self._judge(exchange)
+            await self._route_request(exchange)
         except RefusedError as refused:
             self._report(Rule(refused.rule), f"{exchange.method} {exchange.path:.100}: {refused}")
-            await exchange.refuse(refused)
+            await exchange.answer_refusal(refused)
         except (LostError, TimeoutError) as error:
             status = 504 if isinstance(error, TimeoutError) else 502
-            await exchange.refuse(RefusedError(Rule.CHILD, status, str(error), retry_after=1))
+            await exchange.answer_refusal(RefusedError(Rule.CHILD, status, str(error), retry_after=1))
         except NodeUnreachableError as error:
             self._report_away(str(error))
-            await exchange.refuse(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
+            await exchange.answer_refusal(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
         except NodeRefusedError as error:
             # The child does not trust the door's signer, so that nothing can be judged.
             self._report(Rule.CHILD, str(error))
-            await exchange.refuse(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
+            await exchange.answer_refusal(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
 
-    def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
+    def _begin_exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         check_method(scope["method"])
         found = check_headers(headers)
@@ -231,7 +231,7 @@ class Proxy:
             raise RefusedError(Rule.HEADERS, 400, "a body, and a wish for another protocol")
         return exchange
 
-    async def _judge(self, exchange: Exchange) -> None:
+    async def _route_request(self, exchange: Exchange) -> None:
         method, path = exchange.method, exchange.path
         if path.startswith(OWN_PREFIX):
             return await self._answer_own(exchange)
@@ -244,13 +244,13 @@ class Proxy:
                 return await self._login_mail(exchange)
         elif method == "GET" and path == "/auth/temp-login":
             self._login_token(exchange)
-        return await self._pass(exchange)
+        return await self._pass_on(exchange)
 
     async def _answer_own(self, exchange: Exchange) -> None:
         """SECURITY: the application must not speak for the agent (tests/cluster/test_agent_status.py)."""
-        share = self._limiter.share(exchange.address)
+        share = self._limiter.open_share(exchange.address)
         try:
-            body = await exchange.body(share)  # left unread, it would be the next request
+            body = await exchange.read_body(share)  # left unread, it would be the next request
         finally:
             share.give_back()
         status, answer = 404, b""
@@ -258,9 +258,9 @@ class Proxy:
             query = exchange.target.partition(b"?")[2].decode("latin-1")
             signature = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
             status, answer = await self._own(exchange.method, exchange.path, query, signature, body)
-        await exchange.give(status, answer, instance_headers(self._guard, status))
+        await exchange.give_answer(status, answer, instance_headers(self._guard, status))
 
-    async def _pass(self, exchange: Exchange) -> None:
+    async def _pass_on(self, exchange: Exchange) -> None:
         """Hand on what is not judged; only private keys in JSON are made unreadable."""
         if exchange.has_body:
             connection = await exchange.stream_on(self._upstream, self._patience)
@@ -271,29 +271,29 @@ class Proxy:
             return
         headers = dict(connection.headers)
         is_json = b"json" in headers.get(b"content-type", b"").lower()
-        await self._answer(exchange, connection, KeyFilter() if is_json else None)
+        await self._stream_answer(exchange, connection, KeyFilter() if is_json else None)
 
     async def _answer_script(self, exchange: Exchange, connection: Connection) -> None:
         """Answer with an application's script, in which GoatDB's client finds the address that it synchronizes with."""
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
-            script = await exchange.whole(connection, SCRIPT_BYTES, self._patience)
+            script = await exchange.read_answer(connection, SCRIPT_BYTES, self._patience)
         finally:
-            self._upstream.release(connection)
-        script = script_with_server_url(script, self._header_rewriter.address)
+            self._upstream.release_connection(connection)
+        script = script_with_server_url(script, self._header_rewriter.rewrite_address)
         fields = [(name, value) for name, value in headers if name != b"content-length"]
-        await exchange.start(status, [*fields, (b"content-length", b"%d" % len(script))])
-        await exchange.finish(script)
+        await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(script))])
+        await exchange.finish_answer(script)
         self.handed_on += 1
 
-    async def _answer(self, exchange: Exchange, connection: Connection, keys: KeyFilter | None) -> None:
+    async def _stream_answer(self, exchange: Exchange, connection: Connection, keys: KeyFilter | None) -> None:
         try:
             if keys is not None and dict(connection.headers).get(b"content-encoding", b"identity") != b"identity":
                 raise RefusedError(Rule.PRIVATE_KEY, 502, "the child's answer is compressed and cannot be looked at")
-            await exchange.answer(connection, keys, self._patience)
+            await exchange.stream_answer(connection, keys, self._patience)
             self.handed_on += 1
         finally:
-            self._upstream.release(connection)
+            self._upstream.release_connection(connection)
             if keys is not None and keys.found:
                 self._report(Rule.PRIVATE_KEY, f"{keys.found} private keys in the answer of {exchange.path:.100}")
 
@@ -304,10 +304,10 @@ class Proxy:
         if not header:
             raise RefusedError(Rule.REQUEST_SIGNATURE, 400, "a batch without a signature")
         check_encoding(exchange.found)
-        share = self._limiter.share(exchange.address)
+        share = self._limiter.open_share(exchange.address)
         try:
             has_looked = await self._look_up_before_the_body(exchange, header)
-            body = await exchange.body(share)
+            body = await exchange.read_body(share)
             exchange.answer_by = max(exchange.answer_by, asyncio.get_running_loop().time() + JUDGE_SECONDS)
             envelope = self._check_request(header)
             if len(body) > BIG_BODY:
@@ -316,7 +316,7 @@ class Proxy:
                 elements = read_batch(body, self.limits)
             has_commits = any(element.commits or element.left_out for element in elements)
             may_look_up = has_commits and not has_looked
-            trust, session = await self._requester(exchange, envelope, share, may_look_up=may_look_up)
+            trust, session = await self._find_requester(exchange, envelope, share, may_look_up=may_look_up)
             if session is None and has_commits:
                 raise RefusedError(Rule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
             if await is_misdirected(self._guard, exchange, body, envelope, session, now_ms=self._clock.now_ms()):
@@ -325,7 +325,7 @@ class Proxy:
             now = self._clock.monotonic()
             # The servers of a cluster share one root session; they are counted by their addresses only.
             is_counted = session is not None and not session.is_root
-            if session is not None and is_counted and (wait := self._session_requests.wait(session.id, now)):
+            if session is not None and is_counted and (wait := self._session_requests.seconds_until(session.id, now)):
                 raise RefusedError(Rule.TOO_MANY, 429, f"too many requests of session {session.id!r}", retry_after=wait)
             fresh = self._fresh_repositories(exchange.address, elements)
             if has_commits and trust is not None and session is not None:
@@ -334,7 +334,7 @@ class Proxy:
                     earlier = exchange.answer_by - ANSWER_SECONDS + PEER_ANSWER_SECONDS
                     exchange.answer_by = max(earlier, read_by + JUDGE_SECONDS)
                 await self._check_weight(session, envelope, elements)
-                connection = await self._push(exchange, trust, elements, body, share)
+                connection = await self._deliver_push(exchange, trust, elements, body, share)
             else:
                 connection = await exchange.hand_on(self._upstream, body, self._patience)
         finally:
@@ -347,7 +347,7 @@ class Proxy:
         if connection.status == 200 and asks_for_sessions and (session is None or not session.is_root):
             await self._answer_client(exchange, connection, envelope.session_id)
             return
-        await self._answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
+        await self._stream_answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
 
     async def _answer_client(self, exchange: Exchange, connection: Connection, session_id: str) -> None:
         """Answer a client with those introductions of roots that it can follow, as `goatherd serve` does.
@@ -359,12 +359,12 @@ class Proxy:
         """
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
-            body = await exchange.whole(connection, self.limits.buffered_bytes, self._patience)
+            body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._patience)
         finally:
-            self._upstream.release(connection)
+            self._upstream.release_connection(connection)
         try:
-            if introductions := root_introductions(body):
-                body = with_introductions(body, await self._chooser(exchange, session_id, introductions))
+            if introductions := find_root_introductions(body):
+                body = replace_introductions(body, await self._make_chooser(exchange, session_id, introductions))
         except (DecodeError, RecursionError) as error:
             raise RefusedError(Rule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
         keys = KeyFilter(only=self._root_coordinates())
@@ -372,28 +372,28 @@ class Proxy:
         if keys.found:
             self._report(Rule.PRIVATE_KEY, f"{keys.found} private keys in the answer of {exchange.path:.100}")
         fields = [(name, value) for name, value in headers if name != b"content-length"]
-        await exchange.start(status, [*fields, (b"content-length", b"%d" % len(body))])
-        await exchange.finish(body)
+        await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
+        await exchange.finish_answer(body)
         self.handed_on += 1
 
-    async def _chooser(
+    async def _make_chooser(
         self, exchange: Exchange, session_id: str, introductions: list[dict[str, Any]]
     ) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
         """Return what chooses the introductions of roots for a client, once all that the server holds are read."""
         if not any(trust.knows_introductions(introductions) for trust in self._trusts):
             with suppress(NodeUnreachableError, NodeRefusedError):
                 async with self._in_time(exchange):
-                    await self._refresh()
-        untrusted = await self._untrusted(exchange, {each["k"] for each in introductions})
+                    await self._refresh_sessions()
+        untrusted = await self._find_untrusted(exchange, {each["k"] for each in introductions})
         with suppress(RevokedSessionError):
-            trust, session = self._find(session_id)
+            trust, session = self._find_session(session_id)
             if trust is None and len(self._trusts) == 1:
                 trust = self._trusts[0]
             if trust is not None:
                 return lambda raws: trust.introductions_for(session, raws)
         return lambda raws: [each for each in raws if each["k"] not in untrusted]
 
-    async def _untrusted(self, exchange: Exchange, root_ids: set[str]) -> set[str]:
+    async def _find_untrusted(self, exchange: Exchange, root_ids: set[str]) -> set[str]:
         """Return those of the roots that are not trusted, after another look at the sessions for one seen first."""
         untrusted = root_ids - self._trusted_roots()
         revoked = {each for trust in self._trusts for each in trust.pool.revoked}
@@ -401,7 +401,7 @@ class Proxy:
             # A root that was introduced a moment ago, past the door, may be good.
             with suppress(NodeUnreachableError, NodeRefusedError):
                 async with self._in_time(exchange):
-                    await self._refresh()
+                    await self._refresh_sessions()
             untrusted = root_ids - self._trusted_roots()
         for root_id in untrusted - self._left_out.keys():
             # The server sends it again with each answer: what it is was found out, and reported, once.
@@ -449,37 +449,37 @@ class Proxy:
             return False
         with suppress(RefusedError, RevokedSessionError):  # told when the body has been read
             envelope = self._check_request(header)
-            if self._find(envelope.session_id)[1] is None:
+            if self._find_session(envelope.session_id)[1] is None:
                 async with self._in_time(exchange):
-                    await self._refresh()
+                    await self._refresh_sessions()
                 return True
         return False
 
-    async def _requester(
+    async def _find_requester(
         self, exchange: Exchange, envelope: SignatureEnvelope, share: Share, *, may_look_up: bool
     ) -> tuple[TrustedSessions | None, Session | None]:
         """Return who asks and in which organization; None for a session that is not known."""
         try:
-            found = self._find(envelope.session_id)
+            found = self._find_session(envelope.session_id)
             if found[1] is None and may_look_up:
                 # What waits is small here, and must not keep others out.
                 size = share.give_back()
                 async with self._in_time(exchange):
-                    await self._refresh()
+                    await self._refresh_sessions()
                 share.take(size)
-                found = self._find(envelope.session_id)
+                found = self._find_session(envelope.session_id)
         except RevokedSessionError as error:
             raise RefusedError(Rule.REVOKED, 403, str(error)) from None
         return found
 
-    def _find(self, session_id: str) -> tuple[TrustedSessions | None, Session | None]:
+    def _find_session(self, session_id: str) -> tuple[TrustedSessions | None, Session | None]:
         for trust in self._trusts:
-            session = trust.find(session_id)
+            session = trust.find_session(session_id)
             if session is not None:
                 return trust, session
         return None, None
 
-    async def _refresh(self) -> None:
+    async def _refresh_sessions(self) -> None:
         await asyncio.gather(*[trust.look_up() for trust in self._trusts])
 
     def _fresh_repositories(self, address: str, elements: Iterable[Element]) -> int:
@@ -536,7 +536,7 @@ class Proxy:
                 f"{self._upstream.url} did not say in time what a request is judged by"
             ) from None
 
-    async def _push(
+    async def _deliver_push(
         self, exchange: Exchange, trust: TrustedSessions, elements: Sequence[Element], body: bytes, share: Share
     ) -> Connection:
         """Deliver the commits and return the server's answer.
@@ -550,15 +550,15 @@ class Proxy:
         verdicts = _Verdicts(self, trust)
         delivery = Delivery(
             elements,
-            index_of=self._indexes[trust.org].of,
-            judge=verdicts.judge,
-            admit=self._admitted,
-            send=lambda portion: exchange.deliver(self._upstream, portion, self._patience),
+            index_of=self._indexes[trust.org].open_index,
+            judge=verdicts.judge_commits,
+            admit=self._hold_accepted,
+            send=lambda portion: exchange.deliver_body(self._upstream, portion, self._patience),
         )
         is_over = True
         try:
             async with self._in_time(exchange):
-                await delivery.claim()
+                await delivery.claim_commits()
             if delivery.is_small:
                 async with self._in_time(exchange):
                     last = await delivery.run()
@@ -577,10 +577,10 @@ class Proxy:
             # A client that waited ten seconds goes and sends everything again; what it has sent is delivered.
             connection = await exchange.hand_on(self._upstream, body, self._patience, is_kept=True)
             if is_over:
-                delivery.settle(is_stored=connection.status == 200)
+                delivery.settle_held(is_stored=connection.status == 200)
         finally:
             if is_over:
-                delivery.end()
+                delivery.release_commits()
         return connection
 
     async def _wait_for_delivery(
@@ -621,7 +621,7 @@ class Proxy:
             except (RefusedError, LostError, TimeoutError, NodeUnreachableError, NodeRefusedError) as error:
                 self._report(Rule.CHILD, f"a push that was answered before its end: {error}")
             finally:
-                delivery.end()
+                delivery.release_commits()
                 share.give_back()
 
         if not delivery.own_count:
@@ -643,7 +643,7 @@ class Proxy:
                 dropped.append(error)
         return commits, dropped
 
-    async def _verified(
+    async def _verify_commits(
         self, trust: TrustedSessions, element: Element, raws: Sequence[Any], *, may_look_up: bool
     ) -> tuple[list[Verified], bool]:
         """Return the good commits, and whether a signer stayed unknown."""
@@ -654,7 +654,7 @@ class Proxy:
             commits, dropped = self._read_commits(trust, path, raws)
         for error in dropped:
             self._report(error.rule, f"{path}: {error}")
-        verdicts = await trust.verify(
+        verdicts = await trust.verify_commits(
             path, [commit for _, commit in commits], self._executor, may_look_up, are_large=element.is_large
         )
         good = []
@@ -671,8 +671,8 @@ class Proxy:
         author = trust.pool.get_session(commit.session)
         return author.is_root or is_allowed_by_default(path, author.owner)
 
-    async def _admitted(self, index: RepositoryIndex, commits: Sequence[Verified]) -> list[Verified]:
-        problems = await index.admit([each.commit for each in commits])
+    async def _hold_accepted(self, index: RepositoryIndex, commits: Sequence[Verified]) -> list[Verified]:
+        problems = await index.hold_accepted([each.commit for each in commits])
         good = []
         for each, problem in zip(commits, problems, strict=True):
             if problem is None:
@@ -691,45 +691,45 @@ class Proxy:
     async def _new_session(self, exchange: Exchange) -> None:
         exchange.answer_by = asyncio.get_running_loop().time() + SESSION_SECONDS
         check_encoding(exchange.found)
-        share = self._limiter.share(exchange.address)
+        share = self._limiter.open_share(exchange.address)
         try:
-            body = await exchange.body(share)
+            body = await exchange.read_body(share)
             check_session_request(body)
             self._limiter.take_session(exchange.address)
             connection = await exchange.hand_on(self._upstream, body, self._patience)
         finally:
             share.give_back()
         if connection.status != 200:
-            await self._answer(exchange, connection, KeyFilter())
+            await self._stream_answer(exchange, connection, KeyFilter())
             return
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
-            answer = await exchange.whole(connection, ANSWER_BYTES, self._patience)
+            answer = await exchange.read_answer(connection, ANSWER_BYTES, self._patience)
         finally:
-            self._upstream.release(connection)
+            self._upstream.release_connection(connection)
         try:
-            cleaned = await self._clean(exchange, answer)
+            cleaned = await self._clean_session_answer(exchange, answer)
         except (DecodeError, RecursionError) as error:
             raise RefusedError(Rule.PRIVATE_KEY, 502, f"the child's answer cannot be read: {error}") from None
         for trust in self._trusts:
             trust.refresh_soon()
         fields = [(name, value) for name, value in headers if name != b"content-length"]
-        await exchange.start(status, [*fields, (b"content-length", b"%d" % len(cleaned))])
-        await exchange.finish(cleaned)
+        await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(cleaned))])
+        await exchange.finish_answer(cleaned)
         self.handed_on += 1
 
-    async def _clean(self, exchange: Exchange, answer: bytes) -> bytes:
+    async def _clean_session_answer(self, exchange: Exchange, answer: bytes) -> bytes:
         """SECURITY: the child publishes its private key (tests/cluster/test_door_writers.py)."""
-        cleaned, leaked, untrusted = session_answer(answer, self._is_root)
+        cleaned, leaked, untrusted = filter_session_answer(answer, self._is_root)
         if untrusted:
             # A root that was introduced a moment ago, past the door, may be good.
             try:
                 async with self._in_time(exchange):
-                    await self._refresh()
+                    await self._refresh_sessions()
             except (NodeUnreachableError, NodeRefusedError):
                 pass
             else:
-                cleaned, leaked, untrusted = session_answer(answer, self._is_root)
+                cleaned, leaked, untrusted = filter_session_answer(answer, self._is_root)
         for root_id in leaked:
             self._report(Rule.PRIVATE_KEY, f"the child gave away the private key of root {root_id!r:.100}")
         for root_id in untrusted:
@@ -742,11 +742,11 @@ class Proxy:
     async def _login_mail(self, exchange: Exchange) -> None:
         """SECURITY: the child does not look at the result of its own check (tests/cluster/test_door_requests.py)."""
         check_encoding(exchange.found)
-        share = self._limiter.share(exchange.address)
+        share = self._limiter.open_share(exchange.address)
         try:
-            body = await exchange.body(share)
+            body = await exchange.read_body(share)
             email, signature = read_mail_request(body)
-            self._limiter.take(self._mails, exchange.address, "login mails")
+            self._limiter.take_token(self._mails, exchange.address, "login mails")
             try:
                 async with self._in_time(exchange):
                     await self._check_mail(email, parse_signature(signature))
@@ -755,13 +755,13 @@ class Proxy:
             connection = await exchange.hand_on(self._upstream, body, self._patience)
         finally:
             share.give_back()
-        await self._answer(exchange, connection, KeyFilter())
+        await self._stream_answer(exchange, connection, KeyFilter())
 
     async def _check_mail(self, email: str, envelope: SignatureEnvelope) -> None:
-        session = self._find(envelope.session_id)[1]
+        session = self._find_session(envelope.session_id)[1]
         if session is None:
-            await self._refresh()
-            session = self._find(envelope.session_id)[1]
+            await self._refresh_sessions()
+            session = self._find_session(envelope.session_id)[1]
         if session is None:
             raise UnknownSignerError(f"session {envelope.session_id!r:.100} is not known")
         if session.is_expired(self._clock.now_ms()):
@@ -784,7 +784,7 @@ class Proxy:
         if len(tokens) > 1:
             raise InvalidSignatureError("several login tokens")
         envelope = parse_signature(tokens[0])
-        session = next((each for trust in self._trusts if (each := trust.find(envelope.session_id))), None)
+        session = next((each for trust in self._trusts if (each := trust.find_session(envelope.session_id))), None)
         if session is None or not session.is_root:
             raise InvalidSignatureError("a login token that no root has signed")
         data = envelope.data
@@ -808,9 +808,9 @@ class _Verdicts:
         self._trust = trust
         self._may_look_up = True
 
-    async def judge(self, element: Element, raws: Sequence[Any]) -> list[Verified]:
+    async def judge_commits(self, element: Element, raws: Sequence[Any]) -> list[Verified]:
         """Return the commits that are well formed and well signed."""
-        good, is_unknown = await self._proxy._verified(self._trust, element, raws, may_look_up=self._may_look_up)
+        good, is_unknown = await self._proxy._verify_commits(self._trust, element, raws, may_look_up=self._may_look_up)
         self._may_look_up = self._may_look_up and not is_unknown
         return good
 

@@ -40,7 +40,7 @@ def content_type_of(path: str) -> bytes:
     return TEXT_TYPE.encode() if path == METRICS_PATH else JSON_TYPE
 
 
-def health(status: SettingsStatus, door: DoorStatus | None, state: str | None = None) -> dict[str, Any]:
+def health_answer(status: SettingsStatus, door: DoorStatus | None, state: str | None = None) -> dict[str, Any]:
     """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and the first reason for that.
 
     Args:
@@ -84,7 +84,7 @@ def agent_samples(agent: Mapping[str, Any]) -> Iterator[MetricSample]:
         yield MetricSample(Metric.SERVER_STATE, agent["state"] == state, (state,))
 
 
-async def metrics(
+async def metrics_answer(
     document: IdentityDocument, status: SettingsStatus, door: DoorStatus | None, agent: Mapping[str, Any] | None = None
 ) -> bytes:
     """Return the answer to ``GET /goatherd/v1/metrics``.
@@ -122,12 +122,14 @@ class DoorAPI:
         self._settings = settings
         self.figures: Callable[[], DoorStatus] | None = None
 
-    async def answer(self, method: str, path: str, query: str, signature: str, body: bytes = b"") -> tuple[int, bytes]:
+    async def answer_request(
+        self, method: str, path: str, query: str, signature: str, body: bytes = b""
+    ) -> tuple[int, bytes]:
         """Answer a request."""
         del query, signature, body
         door = None if self.figures is None else self.figures()
         if method == "GET" and path == HEALTH_PATH:
-            return 200, to_json_bytes(health(self._settings.status, door))
+            return 200, to_json_bytes(health_answer(self._settings.status, door))
         if method == "GET" and path == METRICS_PATH:
-            return 200, await metrics(self._settings.settings.document, self._settings.status, door)
+            return 200, await metrics_answer(self._settings.settings.document, self._settings.status, door)
         return 404, b""

@@ -64,30 +64,30 @@ class RepositoryReader:
         self.is_short = False
         """Whether the child, when it was read last, had fewer commits than it has shown: it has lost some."""
 
-    def clear(self) -> None:
+    def drop_all(self) -> None:
         """Drop all known ids."""
         self.ids.clear()
         self._room = _SMALLEST
-        self.renew()
+        self.renew_filter()
 
-    def add(self, commit_id: str) -> None:
+    def add_id(self, commit_id: str) -> None:
         """Remember an id, so that its commit is not sent again."""
         self.ids.add(commit_id)
         self._filter.add(commit_id)
         if len(self.ids) > self._room:
             self._room = 2 * len(self.ids)
-            self.renew()
+            self.renew_filter()
 
-    def hides(self, commit_id: str) -> bool:
+    def hides_commit(self, commit_id: str) -> bool:
         """Whether the child would not send a commit, were it there, because the filter holds it by mistake."""
         return commit_id in self._filter and commit_id not in self.ids
 
-    def renew(self) -> None:
+    def renew_filter(self) -> None:
         """Make the filter anew, with other mistakes."""
         self._filter = self._new_filter(self._room)
         self._filter.update(self.ids)
 
-    async def read(self) -> list[dict[str, Any]]:
+    async def read_new(self) -> list[dict[str, Any]]:
         """Return the commits that are new since the last time, in the child's order.
 
         Raises:
@@ -96,30 +96,30 @@ class RepositoryReader:
         """
         found: list[dict[str, Any]] = []
         for _ in range(ROUNDS):
-            commits, size = await self._round()
+            commits, size = await self._run_round()
             fresh = [commit for commit in commits if commit["id"] not in self.ids]
             for commit in fresh:
-                self.add(commit["id"])
+                self.add_id(commit["id"])
             found += fresh
             if not fresh or size <= len(self.ids):
                 break
         self.is_short = size < len(self.ids)
         return found
 
-    async def write(self, commits: Sequence[Mapping[str, Any]]) -> None:
+    async def write_commits(self, commits: Sequence[Mapping[str, Any]]) -> None:
         """Hand commits to the child; what it answers is not read.
 
         Raises:
             NodeUnreachableError: No answer.
             NodeRefusedError: The child does not trust the signer.
         """
-        await self._sync(self._filter if self.ids else None, commits)
+        await self._send_sync(self._filter if self.ids else None, commits)
 
-    async def fetch(self, ids: set[str]) -> list[dict[str, Any]]:
+    async def fetch_commits(self, ids: set[str]) -> list[dict[str, Any]]:
         """Return commits of which the ids are known; without those that the child no longer has.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: As `read`.
+            NodeUnreachableError, NodeRefusedError: As `read_new`.
         """
         found: dict[str, dict[str, Any]] = {}
         for _ in range(FETCHES):
@@ -128,7 +128,7 @@ class RepositoryReader:
                 break
             # The filter holds some of them by mistake, others each time.
             others = await asyncio.to_thread(self._filter_without, missing)
-            commits, _ = await self._sync(others, ())
+            commits, _ = await self._send_sync(others, ())
             found.update((commit["id"], commit) for commit in commits if commit["id"] in missing)
         return list(found.values())
 
@@ -137,10 +137,10 @@ class RepositoryReader:
         others.update(self.ids - missing)
         return others
 
-    async def _round(self) -> tuple[list[dict[str, Any]], float]:
-        return await self._sync(self._filter if self.ids else None, ())
+    async def _run_round(self) -> tuple[list[dict[str, Any]], float]:
+        return await self._send_sync(self._filter if self.ids else None, ())
 
-    async def _sync(
+    async def _send_sync(
         self, has: BloomFilter | None, commits: Sequence[Mapping[str, Any]]
     ) -> tuple[list[dict[str, Any]], float]:
         empty = {"d": "AA==", "s": [1, 2]}
@@ -150,7 +150,7 @@ class RepositoryReader:
         status, answer = await self._ask(to_json_bytes([{"path": self.path, "msg": message}]), header)
         if status != 200:
             raise NodeRefusedError(f"reading {self.path}: status {status}", status=status)
-        read = await asyncio.to_thread(_commits, answer) if len(answer) > _BIG_ANSWER else _commits(answer)
+        read = await asyncio.to_thread(_commits_of, answer) if len(answer) > _BIG_ANSWER else _commits_of(answer)
         if read is None:
             raise NodeRefusedError(f"reading {self.path}: not an answer of a GoatDB server", status=status)
         return read
@@ -159,7 +159,7 @@ class RepositoryReader:
         return BloomFilter.for_size(size, self._error_rate, new_seeds(seed_count(size, self._error_rate)))
 
 
-def _commits(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
+def _commits_of(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
     """Return the commits of an answer, and how many the child says it holds."""
     try:
         decoded = orjson.loads(answer)
@@ -202,19 +202,19 @@ class Rounds:
     def start(self) -> asyncio.Task[None]:
         """Have a round done without waiting for it."""
         if self._active is None or self._active.done():
-            self._active = self._task(self._work())
+            self._active = self._start_task(self._work())
             return self._active
         if self._next is None:
-            self._next = self._task(self._after(self._active))
+            self._next = self._start_task(self._run_after(self._active))
         return self._next
 
-    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=self._name)
         # A failure that nobody waits for is no lost one.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    async def _after(self, before: asyncio.Task[None]) -> None:
+    async def _run_after(self, before: asyncio.Task[None]) -> None:
         await asyncio.wait({before})
         self._active, self._next = self._next, None
         await self._work()

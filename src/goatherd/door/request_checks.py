@@ -183,7 +183,7 @@ def _is_host(text: bytes) -> bool:
         parts = name.removesuffix(".").split(".")
         if parts[-1].isdigit() or _NUMBER.fullmatch(parts[-1]):
             # Whatever ends in a number is an IPv4 address, or none: 256.1.1.1, 1.2.3.4.5, a.1.
-            numbers = [_number(part) for part in parts]
+            numbers = [_parse_number(part) for part in parts]
             return len(numbers) <= 4 and max([0, *numbers[:-1]]) < 256 and numbers[-1] < 256 ** (5 - len(numbers))
         encoded = [part[4:].lower() for part in parts if part[:4].lower() == "xn--"]
         return all(_is_label(part.encode().decode("punycode")) for part in encoded)
@@ -198,7 +198,7 @@ def _is_label(text: str) -> bool:
     return not any(category(character) in ("Cc", "Cn", "Co", "Cs") for character in text)
 
 
-def _number(part: str) -> int:
+def _parse_number(part: str) -> int:
     match = _NUMBER.fullmatch(part)
     if match is None:
         raise ValueError(part)

@@ -80,7 +80,7 @@ class TrustedSessions:
             revoked=[each.id for each in identity.revoked],
         )
         self._reader: RepositoryReader | None = None
-        self._rounds = Rounds(self._read, f"sessions of {org}")
+        self._rounds = Rounds(self._read_sessions, f"sessions of {org}")
         self._read_at: float | None = None
         self._took = self._took_before = timedelta(0)
         self._coordinates: tuple[float, frozenset[bytes]] | None = None
@@ -91,12 +91,12 @@ class TrustedSessions:
         self.failure: NodeUnreachableError | NodeRefusedError | None = None
         """Why the child's sessions could not be read the last time."""
 
-    def swap(self, identity: TrustSource) -> None:
+    def adopt_identity(self, identity: TrustSource) -> None:
         """Adopt a new identity document; known sessions stay, revocations take effect immediately."""
         self.pool.adopt_document(identity)
         self._coordinates = None
 
-    def attach(self, ask: Ask) -> None:
+    def set_sender(self, ask: Ask) -> None:
         """Set the function that sends requests to the child."""
         self._reader = RepositoryReader(
             SESSIONS_PATH, ask=ask, signer=lambda: self.pool.current, clock=self.clock, error_rate=_ERROR_RATE
@@ -120,7 +120,7 @@ class TrustedSessions:
         """How many sessions the child is known to hold."""
         return 0 if self._reader is None else len(self._reader.ids)
 
-    def holds(self, commit_id: str) -> bool:
+    def holds_commit(self, commit_id: str) -> bool:
         """Whether the child's ``/sys/sessions`` is known to hold a commit."""
         return self._reader is not None and commit_id in self._reader.ids
 
@@ -150,7 +150,7 @@ class TrustedSessions:
                 f"the server did not list the sessions of {self.org} within {PATIENCE.total_seconds():g} s"
             ) from None
 
-    async def _read(self) -> None:
+    async def _read_sessions(self) -> None:
         assert self._reader is not None
         if self._read_at is not None:
             wait = self.pause.total_seconds() - (self.clock.monotonic() - self._read_at)
@@ -158,7 +158,7 @@ class TrustedSessions:
                 await asyncio.sleep(wait)
         began = self.clock.monotonic()
         try:
-            raws = await self._reader.read()
+            raws = await self._reader.read_new()
         except (NodeUnreachableError, NodeRefusedError) as error:
             # A reading that failed says nothing of how much there is to read.
             self.failure = error
@@ -174,12 +174,12 @@ class TrustedSessions:
             except DecodeError:
                 continue
             commits.append(commit)
-            self._note(commit, raw)
+            self._note_session(commit, raw)
         if commits:
             self.pool.offer_session_commits(commits)
             self._coordinates = None
 
-    def _note(self, commit: Commit, raw: dict[str, Any]) -> None:
+    def _note_session(self, commit: Commit, raw: dict[str, Any]) -> None:
         introducers = self._introducers.get(commit.key, ())
         if commit.session not in introducers:
             self._introducers[commit.key] = (*introducers, sys.intern(commit.session))
@@ -197,7 +197,7 @@ class TrustedSessions:
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
-    def find(self, session_id: str) -> Session | None:
+    def find_session(self, session_id: str) -> Session | None:
         """Return a session that is known now.
 
         Raises:
@@ -235,20 +235,20 @@ class TrustedSessions:
             except DecodeError:
                 continue
             if claims_root(commit):
-                self._note(commit, raw)
+                self._note_session(commit, raw)
                 missing.append(commit)
         born_under = (self.pool.current.id,) if session is None else self._introducers.get(session.id, ())
-        chosen = self._introductions.for_client(missing, born_under=born_under, counts=self._counts)
+        chosen = self._introductions.for_client(missing, born_under=born_under, counts=self._is_trusted_root)
         return [self._raw_introductions[commit.id] for commit in chosen]
 
-    def _counts(self, root_id: str) -> bool:
+    def _is_trusted_root(self, root_id: str) -> bool:
         try:
             self.pool.get_root(root_id)
         except VerificationError:
             return False
         return True
 
-    async def verify(
+    async def verify_commits(
         self,
         path: str,
         commits: Sequence[Commit],
@@ -265,22 +265,24 @@ class TrustedSessions:
         Raises:
             NodeUnreachableError, NodeRefusedError: A signer is not known, and the child cannot be asked.
         """
-        verdicts = await self._judge(path, commits, executor, are_large)
+        verdicts = await self._judge_commits(path, commits, executor, are_large)
         early = [index for index, verdict in enumerate(verdicts) if isinstance(verdict, UnknownSignerError)]
         if early and may_look_up:
             await self.look_up()
-            again = await self._judge(path, [commits[index] for index in early], executor, are_large)
+            again = await self._judge_commits(path, [commits[index] for index in early], executor, are_large)
             for index, verdict in zip(early, again, strict=True):
                 verdicts[index] = verdict
         return verdicts
 
-    async def _judge(
+    async def _judge_commits(
         self, path: str, commits: Sequence[Commit], executor: Executor | None, are_large: bool
     ) -> list[VerificationError | None]:
         if path == SESSIONS_PATH:
             return [self._judge_introduction(commit) for commit in commits]
         signers = [self._signer_of(commit) for commit in commits]
-        keys = await asyncio.to_thread(_keys, commits, signers) if are_large else _keys(commits, signers)
+        keys = (
+            await asyncio.to_thread(_verdict_keys, commits, signers) if are_large else _verdict_keys(commits, signers)
+        )
         unknown = [index for index, key in enumerate(keys) if key is None or key not in self._verdicts]
         verdicts: list[VerificationError | None] = [None] * len(commits)
         verification = self.pool.prepare_verification([commits[index] for index in unknown])
@@ -301,7 +303,7 @@ class TrustedSessions:
     def _signer_of(self, commit: Commit) -> Session | None:
         """Return who signed, by the commit's word; None where that session is unknown or revoked."""
         try:
-            return self.find(commit.session)
+            return self.find_session(commit.session)
         except RevokedSessionError:
             return None
 
@@ -321,7 +323,7 @@ class TrustedSessions:
         return None
 
 
-def _keys(commits: Sequence[Commit], signers: Sequence[Session | None]) -> list[bytes | None]:
+def _verdict_keys(commits: Sequence[Commit], signers: Sequence[Session | None]) -> list[bytes | None]:
     return [_verdict_key(commit, signer) for commit, signer in zip(commits, signers, strict=True)]
 
 

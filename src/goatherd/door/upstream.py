@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
             self._is_complete = True
         self._is_lost = True
         self._count(-1)
-        self._wake()
+        self._wake_waiter()
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
         if self._queued > HIGH_WATER and not self._is_paused and self._transport is not None:
             self._is_paused = True
             self._transport.pause_reading()
-        self._wake()
+        self._wake_waiter()
 
     def pause_writing(self) -> None:
         self._writable = asyncio.get_running_loop().create_future()
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
 
     # --- one exchange -------------------------------------------------------------------------------------------------
 
-    def begin(self, *, is_head: bool) -> None:
+    def begin_exchange(self, *, is_head: bool) -> None:
         """Get ready for an answer."""
         self.status, self.headers, self._chunks, self._queued = 0, [], [], 0
         self._has_head = self._is_complete = self._may_stay = False
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
         self._is_head_request = is_head
         self._parser = httptools.HttpResponseParser(self)
 
-    def end(self) -> None:
+    def end_exchange(self) -> None:
         """Take the exchange as over: what comes now, nobody has asked for."""
         self._parser = None
 
@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
         if self._writable is not None:
             await asyncio.shield(self._writable)
 
-    async def head(self, limit: float) -> None:
+    async def read_head(self, limit: float) -> None:
         """Wait for status and headers.
 
         Raises:
@@ -160,9 +160,9 @@ class Connection(asyncio.Protocol):
         while not self._has_head:
             if self._is_lost:
                 raise LostError("the child closed the connection", is_untouched=not self._bytes_in)
-            await self._news(limit)
+            await self._wait_for_data(limit)
 
-    async def body(self, limit: float) -> AsyncIterator[bytes]:
+    async def read_body(self, limit: float) -> AsyncIterator[bytes]:
         """Yield the body as it comes.
 
         Raises:
@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
             elif self._is_lost:
                 raise LostError("the child closed the connection in the middle of an answer", is_untouched=False)
             else:
-                await self._news(limit)
+                await self._wait_for_data(limit)
 
     @property
     def is_whole(self) -> bool:
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
         """Whether another exchange may follow."""
         return self.is_whole and self._may_stay and not self._is_spoilt and self.is_open
 
-    def spoil(self) -> None:
+    def forbid_reuse(self) -> None:
         """Have the connection closed after this exchange: the request was not sent to its end."""
         self._is_spoilt = True
 
@@ -211,22 +211,22 @@ class Connection(asyncio.Protocol):
         names = {name for name, _ in self.headers}
         return b"content-length" not in names and b"transfer-encoding" not in names
 
-    async def _news(self, limit: float) -> None:
+    async def _wait_for_data(self, limit: float) -> None:
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
-        timer = loop.call_later(limit, _expire, waiter)
+        timer = loop.call_later(limit, _time_out, waiter)
         try:
             await waiter
         finally:
             timer.cancel()
             self._waiter = None
 
-    def _wake(self) -> None:
+    def _wake_waiter(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
 
-def _expire(waiter: asyncio.Future[None]) -> None:
+def _time_out(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_exception(TimeoutError("the child is silent"))
 
@@ -259,7 +259,7 @@ class Upstream:
         self._alive = 0
         self.child_generation = 0
 
-    def _count(self, change: int) -> None:
+    def _count_connection(self, change: int) -> None:
         self._alive += change
         if not self._alive:
             self.child_generation += 1
@@ -302,8 +302,8 @@ class Upstream:
         self._idle.clear()
         await asyncio.sleep(0)
 
-    async def acquire(self, *, fresh: bool = False) -> tuple[Connection, bool]:
-        """Return a connection, and whether it has been used before; give it back with `release`.
+    async def open_connection(self, *, fresh: bool = False) -> tuple[Connection, bool]:
+        """Return a connection, and whether it has been used before; give it back with `release_connection`.
 
         Raises:
             NodeUnreachableError: The child does not take connections.
@@ -319,7 +319,7 @@ class Upstream:
                 old.append(connection)
             async with asyncio.timeout(self._connect_timeout):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self._count), self._host, self._port, ssl=self._tls
+                    lambda: Connection(self._count_connection), self._host, self._port, ssl=self._tls
                 )
         except (OSError, TimeoutError) as error:
             raise NodeUnreachableError(f"{self.url}: no connection") from error
@@ -330,17 +330,17 @@ class Upstream:
         self._busy.add(connection)
         return connection, False
 
-    def release(self, connection: Connection) -> None:
+    def release_connection(self, connection: Connection) -> None:
         """Take a connection back; one that is in the middle of something is closed."""
         self._busy.discard(connection)
         if connection.is_usable and len(self._idle) < IDLE_CONNECTIONS:
-            connection.end()
+            connection.end_exchange()
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
         else:
             connection.close()
 
-    async def send(
+    async def send_request(
         self,
         head: bytes,
         body: bytes,
@@ -363,28 +363,28 @@ class Upstream:
             LostError: The child went away.
             TimeoutError: No answer in time.
         """
-        connection, was_used = await self.acquire()
+        connection, was_used = await self.open_connection()
         if on_use is not None:
             on_use(connection)
         try:
-            return await self._exchange(connection, head, body, limit, is_head)
+            return await self._send_once(connection, head, body, limit, is_head)
         except LostError as error:
             if not (was_used and error.is_untouched):
                 raise
-        connection, _ = await self.acquire(fresh=True)
+        connection, _ = await self.open_connection(fresh=True)
         if on_use is not None:
             on_use(connection)
-        return await self._exchange(connection, head, body, limit, is_head)
+        return await self._send_once(connection, head, body, limit, is_head)
 
-    async def _exchange(
+    async def _send_once(
         self, connection: Connection, head: bytes, body: bytes, limit: float, is_head: bool
     ) -> Connection:
         try:
-            connection.begin(is_head=is_head)
+            connection.begin_exchange(is_head=is_head)
             connection.write(head + body if body else head)
-            await connection.head(limit)
+            await connection.read_head(limit)
         except BaseException:
-            self.release(connection)
+            self.release_connection(connection)
             raise
         return connection
 
@@ -410,11 +410,11 @@ class Upstream:
         lines = [f"{method} {path} HTTP/1.1".encode(), b"host: " + self.authority, b"content-length: %d" % len(body)]
         lines += [name + b": " + value for name, value in headers]
         try:
-            connection = await self.send(b"\r\n".join(lines) + b"\r\n\r\n", body, limit=limit)
+            connection = await self.send_request(b"\r\n".join(lines) + b"\r\n\r\n", body, limit=limit)
             try:
-                answer = b"".join([chunk async for chunk in connection.body(limit)])
+                answer = b"".join([chunk async for chunk in connection.read_body(limit)])
                 return connection.status, dict(connection.headers), answer
             finally:
-                self.release(connection)
+                self.release_connection(connection)
         except (LostError, TimeoutError) as error:
             raise NodeUnreachableError(f"{self.url}{path}: {error}") from error

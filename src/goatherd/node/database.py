@@ -591,7 +591,7 @@ class Database:
         """
         with suppress(VerificationError):
             session_id = parse_signature(header or "").session_id
-            return min(self._work.wait(session_id, self._clock.monotonic()), LONGEST_PAUSE)
+            return min(self._work.seconds_until(session_id, self._clock.monotonic()), LONGEST_PAUSE)
         return 0.0
 
     async def is_signed(self, header: str | None) -> bool:

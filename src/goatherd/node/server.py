@@ -452,9 +452,9 @@ class Body:
             RefusedError: It is too large, or too slow, or there is no more memory for it.
             GoneError: The caller went away.
         """
-        share = self._limiter.share(self.address)
+        share = self._limiter.open_share(self.address)
         try:
-            yield await self._limiter.body(self._receive, self._headers, share, self._limit)
+            yield await self._limiter.read_body(self._receive, self._headers, share, self._limit)
         finally:
             share.give_back()
 
@@ -540,7 +540,7 @@ class ServerListener:
 
     def hurry(self) -> None:
         """Do not wait for running requests any longer."""
-        self._listener.hurry()
+        self._listener.stop_waiting()
 
 
 async def serve(

@@ -20,7 +20,7 @@ from pathlib import Path
 from goatherd.agent import Agent, Lease, ManagedOrganization, OnChange, Rules, Supervisor
 from goatherd.agent.agent import Front, Notify, run_command, take_over
 from goatherd.agent.data_directory_lock import DataDirectoryLock
-from goatherd.agent.memory_directory import clear, clear_if_empty, directory_for, make_private
+from goatherd.agent.memory_directory import clear_if_empty, directory_for, make_private, remove_directory
 from goatherd.agent.restart_lease import LeaseRecord, NoLease, read_lease
 from goatherd.agent.settings_file import SettingsFile
 from goatherd.clock import Clock, SystemClock
@@ -139,7 +139,7 @@ async def run_agent(
 
         def clear_memory(directory: Path) -> None:
             is_ours = agent is not None and agent.owns_files and supervisor is not None
-            (clear if is_ours else clear_if_empty)(directory)
+            (remove_directory if is_ours else clear_if_empty)(directory)
 
         if files.memory is not None:
             stack.callback(clear_memory, files.memory)
@@ -154,7 +154,7 @@ async def run_agent(
         ):
             # SECURITY: it holds keys of organizations that this agent does not serve, so no agent would clear it
             # (tests/unit/cli/test_agent_commands.py).
-            clear(left)
+            remove_directory(left)
         lease: Lease | NoLease = NoLease()
         if lease_secret is not None and rules.on_change is not OnChange.IGNORE:
             provider, secret_id = lease_secret
@@ -198,11 +198,11 @@ async def fetch_settings(files: ServerFiles, organizations: Sequence[ManagedOrga
             refuse_running(directory)
             check_logs_whole(directory)
             await stack.enter_async_context(organization)
-            await organization.load(asyncio.Event())
+            await organization.load_identity(asyncio.Event())
             await organization.check_place(is_left_over=organization.org in lock.before.orgs)
         _move_settings(files, organizations)
         for organization in organizations:
-            await organization.write()
+            await organization.write_file()
             assert organization.running is not None
             current_id = organization.running.current.id
             written.append(WrittenSettings(org=organization.org, file=organization.file.link, current_id=current_id))
@@ -273,7 +273,7 @@ def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Pat
 
     async def notify() -> None:
         if supervisor is not None:
-            supervisor.send(number)
+            supervisor.send_signal(number)
             return
         assert pid_file is not None
         try:

@@ -99,8 +99,8 @@ async def run_door(
         async with settings.for_org(org) as followed:
             trust = TrustedSessions(org=org, identity=(await followed.load()).document)
             own = DoorAPI(followed)
-            followed.subscribe(lambda changed: trust.swap(changed.document))
-            async with setup.make_door(trust, own=own.answer) as door:
+            followed.subscribe(lambda changed: trust.adopt_identity(changed.document))
+            async with setup.make_door(trust, own=own.answer_request) as door:
                 own.figures = lambda: door.status
                 on_ready(door)
                 await signals.stop.wait()
@@ -114,9 +114,9 @@ def door_of_agent(setup: DoorSetup) -> Front:
         trusts = []
         for organization in organizations:
             trust = TrustedSessions(org=organization.org, identity=organization.document)
-            organization.follow(trust.swap)
+            organization.subscribe(trust.adopt_identity)
             trusts.append(trust)
-        door = setup.make_door(trusts, own=own.answer, guard=own.guard, is_restarting=lambda: own.is_down)
+        door = setup.make_door(trusts, own=own.answer_request, guard=own.guard, is_restarting=lambda: own.is_down)
         own.figures = lambda: door.status
         shorten_switch_interval()
         async with door:

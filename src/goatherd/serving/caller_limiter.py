@@ -74,7 +74,7 @@ class CallerLimiter:
         """How many connections are open."""
         return self._open.total()
 
-    def connect(self, address: str) -> bool:
+    def count_connection(self, address: str) -> bool:
         """Count a connection, and return whether it may stay. A proxy named in `forwarded_by` may have all of them."""
         key = find_caller(address, "", ())
         self._open[key] += 1
@@ -85,7 +85,7 @@ class CallerLimiter:
         self._report(Excess.TOO_MANY, f"too many connections, {self._open[key]} of them from {key}")
         return False
 
-    def disconnect(self, address: str) -> None:
+    def uncount_connection(self, address: str) -> None:
         """Count a connection as closed."""
         key = find_caller(address, "", ())
         self._open[key] -= 1
@@ -121,7 +121,7 @@ class CallerLimiter:
         remark = ""
         if forwarded and not self._is_proxy(direct):
             remark = "; it sent X-Forwarded-For: if it is your proxy, name it with --forwarded-by"
-        self.take(self._requests, address, "requests", remark)
+        self.take_token(self._requests, address, "requests", remark)
         return address
 
     def take_session(self, address: str) -> None:
@@ -130,7 +130,7 @@ class CallerLimiter:
         Raises:
             RefusedError: The address has made too many.
         """
-        self.take(self._sessions, address, "new sessions")
+        self.take_token(self._sessions, address, "new sessions")
 
     async def pause_request(self, session_id: str) -> None:
         """Let a request wait while the session that it names has sent too many. Takes nothing: nothing is verified yet.
@@ -158,13 +158,13 @@ class CallerLimiter:
         self._session_requests.charge(session_id, self._clock.monotonic(), 1)
 
     def _wait_for(self, session_id: str, *, is_unread: bool) -> float:
-        wait = self._session_requests.wait(session_id, self._clock.monotonic())
+        wait = self._session_requests.seconds_until(session_id, self._clock.monotonic())
         if wait > LONGEST_PAUSE:
             why = f"too many requests of session {session_id!r:.100}"
             raise RefusedError(Excess.TOO_MANY, 429, why, retry_after=wait, is_unread=is_unread)
         return wait
 
-    def take(self, buckets: TokenBuckets, key: str, what: str, remark: str = "") -> None:
+    def take_token(self, buckets: TokenBuckets, key: str, what: str, remark: str = "") -> None:
         """Take one out of a bucket.
 
         Raises:
@@ -176,11 +176,11 @@ class CallerLimiter:
 
     # --- bodies -------------------------------------------------------------------------------------------------------
 
-    def share(self, address: str) -> Share:
+    def open_share(self, address: str) -> Share:
         """Return a share of the memory for bodies, with nothing in it yet."""
         return Share(self.budget, address)
 
-    async def body(self, receive: Receive, headers: Mapping[bytes, bytes], share: Share, limit: int) -> bytes:
+    async def read_body(self, receive: Receive, headers: Mapping[bytes, bytes], share: Share, limit: int) -> bytes:
         """Return the whole body; its bytes are taken from the budget until the share is given back.
 
         Args:
@@ -194,12 +194,12 @@ class CallerLimiter:
             GoneError: The caller went away.
         """
         parts: list[bytes] = []
-        async for part in self.parts(receive, headers, limit):
+        async for part in self.read_parts(receive, headers, limit):
             share.take(len(part))
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def parts(self, receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> AsyncIterator[bytes]:
+    async def read_parts(self, receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> AsyncIterator[bytes]:
         """Give the body as it comes.
 
         Raises:
@@ -322,11 +322,11 @@ async def send_refusal(refused: RefusedError, receive: Receive, send: Send, *, i
     """Answer a request with a refusal."""
     await send({"type": "http.response.start", "status": refused.status, "headers": refusal_headers(refused)})
     if refused.is_unread:
-        await _linger(receive)
+        await _read_on(receive)
     await send({"type": "http.response.body", "body": b"" if is_head else refused.body})
 
 
-async def _linger(receive: Receive) -> None:
+async def _read_on(receive: Receive) -> None:
     """Read on for a moment: a connection closed with unread bytes is reset, and the answer lost with it."""
     left = LINGER_BYTES
     with suppress(TimeoutError):

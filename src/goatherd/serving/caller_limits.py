@@ -123,9 +123,9 @@ class TokenBuckets:
     def __len__(self) -> int:
         return len(self._levels)
 
-    def wait(self, key: str, now: float, cost: float = 1) -> float:
+    def seconds_until(self, key: str, now: float, cost: float = 1) -> float:
         """Return 0 where `cost` could be taken now, else how many seconds until it can. Takes nothing."""
-        lacking = min(cost, self._rate.burst) - self._level(key, now)
+        lacking = min(cost, self._rate.burst) - self._current_level(key, now)
         return max(0.0, lacking / self._rate.per_second)
 
     def take(self, key: str, now: float, cost: float = 1) -> float:
@@ -136,17 +136,17 @@ class TokenBuckets:
             now: Seconds on a clock that never goes back.
             cost: How much; more than the burst counts as the burst.
         """
-        wait = self.wait(key, now, cost)
+        wait = self.seconds_until(key, now, cost)
         if not wait:
-            self._levels[key] = (max(0.0, self._level(key, now) - cost), now)
+            self._levels[key] = (max(0.0, self._current_level(key, now) - cost), now)
             self._levels.move_to_end(key)
             if len(self._levels) > self._capacity:
                 self._levels.popitem(last=False)
         return wait
 
     def charge(self, key: str, now: float, cost: float) -> None:
-        """Take `cost` after the fact, at most a burst more than there was: `wait` is above 0 until it has come back."""
-        self._levels[key] = (max(-self._rate.burst, self._level(key, now) - cost), now)
+        """Take `cost` after the fact, at most a burst more than there was; `seconds_until` says when it is back."""
+        self._levels[key] = (max(-self._rate.burst, self._current_level(key, now) - cost), now)
         self._levels.move_to_end(key)
         if len(self._levels) > self._capacity:
             self._levels.popitem(last=False)
@@ -154,9 +154,9 @@ class TokenBuckets:
     def give_back(self, key: str, now: float, cost: float) -> None:
         """Undo a `take`."""
         if key in self._levels:
-            self._levels[key] = (min(self._rate.burst, self._level(key, now) + cost), now)
+            self._levels[key] = (min(self._rate.burst, self._current_level(key, now) + cost), now)
 
-    def _level(self, key: str, now: float) -> float:
+    def _current_level(self, key: str, now: float) -> float:
         level, at = self._levels.get(key, (self._rate.burst, now))
         return min(self._rate.burst, level + (now - at) * self._rate.per_second)
 
@@ -184,10 +184,10 @@ def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> s
         caller = text
         if not any(parsed in network for network in trusted):
             break
-    return _grouped(caller)
+    return _group_address(caller)
 
 
-def _grouped(text: str) -> str:
+def _group_address(text: str) -> str:
     if ":" not in text:
         return text
     try:

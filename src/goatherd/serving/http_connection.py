@@ -59,12 +59,12 @@ class HTTPConnection(HttpToolsProtocol):
         super().connection_made(transport)
         self._start_timer()
         self._address = self.client[0] if self.client else ""
-        if not self._limiter.connect(self._address):
-            self.end(_TOO_MANY)
+        if not self._limiter.count_connection(self._address):
+            self.answer_and_close(_TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._limiter.disconnect(self._address)
+        self._limiter.uncount_connection(self._address)
         super().connection_lost(exc)
         # uvicorn tells the newest request only; where requests came at once, an older one is being answered.
         for cycle in self._cycles:
@@ -80,7 +80,7 @@ class HTTPConnection(HttpToolsProtocol):
         self._loose_bytes += len(data)
         super().data_received(data)
         if self._loose_bytes > self._limiter.limits.header_bytes:
-            self.end(_TOO_LARGE)
+            self.answer_and_close(_TOO_LARGE)
         elif self._is_between_requests and self.timeout_keep_alive_task is None:
             # SECURITY: blank lines begin no request, and uvicorn takes them for the end of the pause between two
             # (tests/unit/serving/test_http_connection.py).
@@ -155,7 +155,7 @@ class HTTPConnection(HttpToolsProtocol):
         """Cut the connection, so that the caller sees that the answer is not whole."""
         self.transport.abort()
 
-    def end(self, answer: bytes) -> None:
+    def answer_and_close(self, answer: bytes) -> None:
         """Send a last answer and close; where another answer has begun, cut the connection."""
         self._stop_timer()
         is_answering = any(each.response_started and not each.response_complete for each in self._cycles)
@@ -184,7 +184,7 @@ class HTTPConnection(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._head_timer = None
         self._limiter.report_slow_head()
-        self.end(_TOO_SLOW)
+        self.answer_and_close(_TOO_SLOW)
 
 
 class _Recorder(asyncio.Transport):

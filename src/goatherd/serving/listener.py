@@ -73,7 +73,7 @@ class HTTPListener:
         """How many requests are being answered."""
         return len(self._state.tasks)
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _call_app(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
@@ -99,7 +99,7 @@ class HTTPListener:
         """
         await check_hooks()
         config = uvicorn.Config(
-            self._answer,
+            self._call_app,
             interface="asgi3",
             http="httptools",
             loop="none",
@@ -135,12 +135,12 @@ class HTTPListener:
     async def close(self) -> None:
         """Take no more, and cut off everybody at once."""
         self._stop_clock()
-        self._abort()
+        self._abort_connections()
         if self._server is not None:
             await close_server(self._server)
-            self._abort()
+            self._abort_connections()
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """Do not wait for running requests any longer."""
         self._hurry.set()
 
@@ -151,17 +151,17 @@ class HTTPListener:
         await close_server(self._server)
         for connection in list(self._state.connections):
             connection.shutdown()
-        await self._wait(set(self._state.tasks), grace)
+        await self._wait_for_answers(set(self._state.tasks), grace)
         late = set(self._state.tasks)
         if late:
-            await self._cut(late)
-        self._abort()
+            await self._cut_off(late)
+        self._abort_connections()
         await self._server.wait_closed()
         await asyncio.sleep(0)  # before Python 3.12 that does not wait until the transports report their ends
         self._server = None
         self._stop_clock()
 
-    async def _wait(self, tasks: set[asyncio.Task[None]], grace: timedelta) -> None:
+    async def _wait_for_answers(self, tasks: set[asyncio.Task[None]], grace: timedelta) -> None:
         """Wait until requests are answered and the answers taken, for `grace` at most, and not in a hurry."""
         hurried = asyncio.create_task(self._hurry.wait())
         try:
@@ -179,7 +179,7 @@ class HTTPListener:
     def _has_unsent(self) -> bool:
         return any(each.transport.get_write_buffer_size() for each in self._state.connections)
 
-    def _abort(self) -> None:
+    def _abort_connections(self) -> None:
         for connection in list(self._state.connections):
             connection.transport.abort()
 
@@ -188,10 +188,10 @@ class HTTPListener:
             self._clock_timer.cancel()
             self._clock_timer = None
 
-    async def _cut(self, late: set[asyncio.Task[None]]) -> None:
+    async def _cut_off(self, late: set[asyncio.Task[None]]) -> None:
         """Close the connections first, so that their ends are known, then cancel the requests."""
         self._is_cutting = True
-        self._abort()
+        self._abort_connections()
         await asyncio.sleep(0)  # the transports report their ends in the next round of the loop
         for task in late:
             task.cancel()

@@ -205,7 +205,7 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goatherd.agent.agent.backoff", lambda _: timedelta(milliseconds=1))
+    monkeypatch.setattr("goatherd.agent.agent.restart_delay", lambda _: timedelta(milliseconds=1))
 
 
 def left(world: World) -> list[str]:
@@ -345,7 +345,7 @@ async def test_a_child_that_crashes_again_and_again_is_started_ever_later_and_th
 ) -> None:
     waits: list[int] = []
     monkeypatch.setattr(
-        "goatherd.agent.agent.backoff", lambda crashes: waits.append(crashes) or timedelta(milliseconds=1)
+        "goatherd.agent.agent.restart_delay", lambda crashes: waits.append(crashes) or timedelta(milliseconds=1)
     )
     world.order(any="exits 9")
     world.rules = replace(world.rules, crashes=3)
@@ -486,10 +486,10 @@ async def test_with_signal_the_file_is_written_and_the_child_told(
 ) -> None:
     world.order(any="reads again")
     world.rules = replace(world.rules, on_change=OnChange.SIGNAL)
-    monkeypatch.setattr(ManagedOrganization, "signs", signs_by(world))
+    monkeypatch.setattr(ManagedOrganization, "check_signer", signs_by(world))
 
     async def notify() -> None:
-        world.supervisor.send(signal.SIGHUP)
+        world.supervisor.send_signal(signal.SIGHUP)
 
     world.notify = notify
     async with world.running():
@@ -515,7 +515,7 @@ async def test_with_command_the_command_is_run_and_a_server_that_wrote_over_the_
 ) -> None:
     world.order(any="reads again")
     world.rules = replace(world.rules, on_change=OnChange.COMMAND)
-    monkeypatch.setattr(ManagedOrganization, "signs", signs_by(world))
+    monkeypatch.setattr(ManagedOrganization, "check_signer", signs_by(world))
     before: list[bytes] = []
 
     async def notify() -> None:
@@ -626,7 +626,7 @@ async def test_beside_a_server_the_file_is_kept_up_to_date_and_stays_at_the_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LiveClient, "answers", always)
-    monkeypatch.setattr(ManagedOrganization, "signs", always)
+    monkeypatch.setattr(ManagedOrganization, "check_signer", always)
     world.rules = replace(world.rules, on_change=OnChange.COMMAND)
     world.beside, calls = True, []
 
@@ -650,7 +650,7 @@ async def test_beside_a_server_that_runs_with_an_earlier_root_already_it_is_told
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LiveClient, "answers", always)
-    monkeypatch.setattr(ManagedOrganization, "signs", always)
+    monkeypatch.setattr(ManagedOrganization, "check_signer", always)
     world.file.write(to_settings(first()))
     world.settings.document = activated()
     world.rules = replace(world.rules, on_change=OnChange.COMMAND)
@@ -673,7 +673,7 @@ async def test_the_next_agent_carries_on_from_what_one_that_was_killed_has_left(
 ) -> None:
     """The file half-written by the child, the record with the child, the child still there."""
     with DataDirectoryLock(world.data) as claim:
-        await world.organization.write()
+        await world.organization.write_file()
         await world.supervisor.start()
         claim.save(orgs=["localhost"], child=world.supervisor.child)
     await world.seen(A.id)

@@ -139,7 +139,7 @@ async def test_a_signal_is_passed_on_once_and_stop_does_not_send_it_again(tmp_pa
     one = supervisor(["sh", "-c", script])
     await one.start()
     await exists(ready)
-    one.send(signal.SIGTERM)
+    one.send_signal(signal.SIGTERM)
     assert await one.stop(signal.SIGTERM) == 9
     assert said.read_text() == "got\n"
 
@@ -210,7 +210,7 @@ async def left_over(tmp_path: Path, trap: str) -> tuple[subprocess.Popen[bytes],
     command = ["sh", "-c", f"{trap}; touch {ready}; while :; do sleep 0.05; done"]
     process = subprocess.Popen(command, process_group=0)  # noqa: ASYNC220
     await exists(ready)
-    known = Process.of(process.pid)
+    known = Process.find_process(process.pid)
     assert known is not None
     return process, known
 

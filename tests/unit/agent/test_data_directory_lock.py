@@ -53,7 +53,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
 def test_a_process_is_told_from_a_later_one_with_the_same_number() -> None:
-    me = Process.of(os.getpid())
+    me = Process.find_process(os.getpid())
     assert me is not None
     assert me.is_running()
     assert not Process(pid=me.pid, started="another boot 1").is_running()
@@ -62,6 +62,6 @@ def test_a_process_is_told_from_a_later_one_with_the_same_number() -> None:
 
 def test_a_process_that_has_ended_does_not_run() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
-    known = Process.of(child.pid)
+    known = Process.find_process(child.pid)
     child.communicate()
     assert known is None or not known.is_running()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.agent.memory_directory import clear, directory_for, find_memory, kind_of, make_private
+from goatherd.agent.memory_directory import directory_for, find_memory, kind_of, make_private, remove_directory
 from goatherd.errors import NotInMemoryError
 
 SHM = Path("/dev/shm")
@@ -83,8 +83,8 @@ def test_the_directory_is_made_for_its_owner_alone_and_again_is_fine(tmp_path: P
     make_private(made)
     assert made.stat().st_mode & 0o777 == 0o700
     (made / "file").touch()
-    clear(made)
-    clear(made)
+    remove_directory(made)
+    remove_directory(made)
     assert not made.exists()
 
 
@@ -99,7 +99,7 @@ def test_a_link_that_somebody_has_planted_is_refused_and_not_followed(tmp_path: 
     (tmp_path / "planted").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NotInMemoryError):
         make_private(tmp_path / "planted")
-    clear(tmp_path / "planted")
+    remove_directory(tmp_path / "planted")
     assert (tmp_path / "elsewhere").is_dir()
 
 
@@ -110,5 +110,5 @@ def test_somebody_elses_directory_is_refused_and_not_cleared(tmp_path: Path) -> 
     os.chown(theirs, 12345, 12345)
     with pytest.raises(NotInMemoryError):
         make_private(theirs)
-    clear(theirs)
+    remove_directory(theirs)
     assert theirs.is_dir()

@@ -116,7 +116,7 @@ async def test_the_server_gets_what_it_reads_and_nothing_else(kit: Kit) -> None:
     kit.settings.document = published()
     user = owned("user", owner=None).session
     write_log(kit.directory, [introduction(user, A)])
-    await kit.organization.write()
+    await kit.organization.write_file()
     assert set(kit.tree) == {"currentSession", "roots", "trustedSessions"}
     assert kit.tree["currentSession"]["id"] == A.id
     assert [root["id"] for root in kit.tree["roots"]] == [A.id, B.id]
@@ -128,42 +128,42 @@ async def test_the_server_gets_what_it_reads_and_nothing_else(kit: Kit) -> None:
 async def test_a_server_is_not_given_a_root_with_15_days_left_and_nothing_is_written(kit: Kit) -> None:
     kit.clock._now_ms = A.session.expiration_ms - 15 * DAY
     with pytest.raises(IdentityError, match="15"):
-        await kit.organization.write()
+        await kit.organization.write_file()
     assert not os.path.lexists(kit.file.link)
 
 
 async def test_where_nothing_was_written_nothing_is_a_reason(kit: Kit) -> None:
-    assert kit.organization.reasons() == ()
+    assert kit.organization.reasons_to_restart() == ()
 
 
 # --- forward and back -----------------------------------------------------------------------------------------------
 
 
 async def test_a_server_that_does_not_come_up_gets_the_root_before_and_not_the_new_one_again(kit: Kit) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.organization.mark_ready()
     kit.settings.document = activated()
-    assert kit.organization.reasons()
-    await kit.organization.write()
+    assert kit.organization.reasons_to_restart()
+    await kit.organization.write_file()
     assert kit.tree["currentSession"]["id"] == B.id
     assert kit.organization.step_back()
-    await kit.organization.write()
+    await kit.organization.write_file()
     assert kit.tree["currentSession"]["id"] == A.id
     assert {root["id"] for root in kit.tree["roots"]} == {A.id, B.id}, "B may have signed something elsewhere"
-    assert kit.organization.reasons() == (), "B is not tried again for this document"
+    assert kit.organization.reasons_to_restart() == (), "B is not tried again for this document"
     assert not kit.organization.step_back(), "there is nowhere else to go"
     kit.settings.document = rotated()
-    assert kit.organization.reasons(), "but for the next one"
+    assert kit.organization.reasons_to_restart(), "but for the next one"
 
 
 async def test_a_server_that_never_came_up_has_nothing_to_go_back_to(kit: Kit) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     assert not kit.organization.step_back()
 
 
 async def test_a_file_that_is_there_already_is_taken_for_written_only_if_it_is_what_is_wanted(kit: Kit) -> None:
-    assert not await kit.organization.adopt()
-    await kit.organization.write()
+    assert not await kit.organization.adopt_file()
+    await kit.organization.write_file()
     again = ManagedOrganization(
         org="localhost",
         settings=kit.settings,  # type: ignore[arg-type]
@@ -172,9 +172,9 @@ async def test_a_file_that_is_there_already_is_taken_for_written_only_if_it_is_w
         client=kit.client,  # type: ignore[arg-type]
         clock=kit.clock,
     )
-    assert await again.adopt()
+    assert await again.adopt_file()
     kit.settings.document = activated()
-    assert not await again.adopt()
+    assert not await again.adopt_file()
 
 
 # --- what is there already ------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ async def test_a_settings_json_of_another_identity_is_not_replaced_and_the_opera
 
 
 async def test_a_root_that_the_server_has_invented_is_not_written_over_after_its_agent_was_killed(kit: Kit) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.settings.document = rotated()
     await kit.organization.check_place(is_left_over=True)
     kit.rewrite_records(currentSession=owned("z").to_secret_json())
@@ -222,15 +222,15 @@ async def test_a_root_that_the_server_has_invented_is_not_written_over_after_its
 
 
 async def test_a_root_that_the_store_had_once_is_not_an_invented_one(kit: Kit) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     entry = HistoryEntry(at=1, event="rotated", from_id=A.id, to_id=B.id)
     kit.settings.document = replace(first(), current=B, roots=(B.session,), history=(entry,))
     await kit.organization.check_place(is_left_over=True)
-    assert await kit.organization.remove()
+    assert await kit.organization.remove_file()
 
 
 async def test_a_root_that_this_agent_has_used_is_not_an_invented_one_though_it_has_left_the_document(kit: Kit) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.settings.document = replace(first(), current=B, roots=(B.session,), pruned=1)
     with pytest.raises(IdentityExistsError):
         await kit.organization.check_place(is_left_over=True)
@@ -240,8 +240,8 @@ async def test_a_root_that_this_agent_has_used_is_not_an_invented_one_though_it_
 
 
 async def test_at_the_end_the_file_is_removed(kit: Kit) -> None:
-    await kit.organization.write()
-    await kit.organization.remove()
+    await kit.organization.write_file()
+    await kit.organization.remove_file()
     assert not os.path.lexists(kit.file.link)
     assert kit.file.target is not None
     assert not kit.file.target.exists()
@@ -250,9 +250,9 @@ async def test_at_the_end_the_file_is_removed(kit: Kit) -> None:
 async def test_a_root_that_the_server_has_invented_is_left_where_it_is_at_the_end_and_told(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.rewrite_records(currentSession=owned("z").to_secret_json())
-    await kit.organization.remove()
+    await kit.organization.remove_file()
     assert kit.tree["currentSession"]["id"] == owned("z").id
     assert "was left there" in told.text
 
@@ -263,7 +263,7 @@ async def test_a_root_that_the_server_has_invented_is_left_where_it_is_at_the_en
 async def test_what_the_server_learns_is_told_without_its_keys_and_the_store_is_not_touched(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     before = kit.settings.document
     users = [owned(name, owner=None).session.to_json() for name in ("u", "v")]
     kit.rewrite_records(trustedSessions=[A.to_secret_json(), *users], roots=[A.session.to_json(), B.session.to_json()])
@@ -282,7 +282,7 @@ async def test_what_the_server_learns_is_told_without_its_keys_and_the_store_is_
 async def test_what_puts_the_key_in_danger_makes_the_agent_ask_the_server(
     kit: Kit, told: pytest.LogCaptureFixture, how: str
 ) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     current = kit.tree["currentSession"]
     if how == "invented":
         kit.rewrite_records(currentSession=owned("z").to_secret_json())
@@ -298,7 +298,7 @@ async def test_what_puts_the_key_in_danger_makes_the_agent_ask_the_server(
 async def test_a_file_in_the_middle_of_being_written_is_nothing_and_one_that_stays_so_is_told(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     with kit.file.link.open("r+b") as file:
         file.truncate(100)
     for _ in range(2):
@@ -312,7 +312,7 @@ async def test_a_file_in_the_middle_of_being_written_is_nothing_and_one_that_sta
 async def test_a_file_that_is_written_again_and_again_is_never_told_for_being_caught_in_the_middle(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     for length in range(100, 110):
         with kit.file.link.open("r+b") as file:
             file.truncate(length)
@@ -326,7 +326,7 @@ async def test_a_revoked_root_in_the_servers_log_is_named_once_and_is_no_error(
     write_log(kit.directory, [introduction(B.session, A), introduction(A.session, B)])
     kit.settings.document = revoke_root(rotated(), A.id, NOW, reason="stolen")
     for _ in range(3):
-        await kit.organization.write()
+        await kit.organization.write_file()
     assert told.text.count("agent.revoked_root") == 1
     assert A.id in told.text
     assert "agent.key_in_danger" not in told.text
@@ -340,7 +340,7 @@ async def look_again(kit: Kit) -> None:
 async def test_a_plain_file_in_the_links_place_is_brought_back_into_memory_and_told(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     new = kit.directory / "new"
     new.write_bytes(kit.file.link.read_bytes())
     new.replace(kit.file.link)
@@ -351,7 +351,7 @@ async def test_a_plain_file_in_the_links_place_is_brought_back_into_memory_and_t
 
 
 async def test_a_file_that_is_gone_is_written_again(kit: Kit, told: pytest.LogCaptureFixture) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     assert kit.file.target is not None
     kit.file.target.unlink()
     await kit.organization.check_file()
@@ -360,10 +360,10 @@ async def test_a_file_that_is_gone_is_written_again(kit: Kit, told: pytest.LogCa
 
 
 async def test_that_the_server_wrote_the_earlier_root_over_the_new_one_is_noticed(kit: Kit) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     before = kit.tree
     kit.settings.document = activated()
-    await kit.organization.write()
+    await kit.organization.write_file()
     assert not await kit.organization.is_regressed()
     kit.rewrite_records(**before)
     assert await kit.organization.is_regressed()
@@ -375,7 +375,7 @@ async def test_forged_roots_and_damage_in_the_log_are_told_once(kit: Kit, told: 
     write_log(kit.directory, [introduction(forger.session, A), forged], tail=b"\nbroken\n")
     write_log(kit.directory, [introduction(owned("u", owner=None).session, A)])
     for _ in range(2):
-        await kit.organization.write()
+        await kit.organization.write_file()
     assert told.text.count("claims to be a root") == 1
     assert told.text.count("agent.log_damaged") == 1
     assert owned("z").id not in {one["id"] for one in kit.tree["trustedSessions"]}
@@ -385,7 +385,7 @@ async def test_forged_roots_and_damage_in_the_log_are_told_once(kit: Kit, told: 
 
 
 async def test_how_the_server_stands_to_its_root(kit: Kit) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     assert await kit.organization.check_standing() is Standing.READY
     kit.client.trusts = set()
     assert await kit.organization.check_standing() is Standing.UNKNOWN_ROOT
@@ -396,7 +396,7 @@ async def test_how_the_server_stands_to_its_root(kit: Kit) -> None:
 async def test_a_private_key_that_comes_back_is_an_error_that_names_the_root_and_nothing_more(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.client.leaked = (A.id,)
     with pytest.raises(KeyLeakedError, match=A.id) as caught:
         await kit.organization.check_key_exposure()
@@ -405,19 +405,19 @@ async def test_a_private_key_that_comes_back_is_an_error_that_names_the_root_and
 
 
 async def test_a_server_that_cannot_be_asked_is_not_one_that_was_asked(kit: Kit) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.client.is_away = True
     await kit.organization.check_key_exposure()
     assert not kit.organization.is_exposure_checked
     kit.client.is_away = False
     await kit.organization.check_key_exposure()
     assert kit.organization.is_exposure_checked
-    await kit.organization.write()
+    await kit.organization.write_file()
     assert not kit.organization.is_exposure_checked, "after another start it is asked again"
 
 
 async def test_the_session_of_the_attackers_question_shows_who_signs(kit: Kit) -> None:
-    await kit.organization.write()
+    await kit.organization.write_file()
     await kit.organization.check_key_exposure()
     assert kit.organization.check is not None
     assert (kit.organization.check.signer, kit.client.asked) == (A.id, 1)
@@ -430,19 +430,19 @@ async def test_the_session_of_the_attackers_question_shows_who_signs(kit: Kit) -
 async def test_a_server_that_starts_again_by_itself_is_asked_who_signs_after_it_was_away(kit: Kit) -> None:
     """GoatDB keeps every session permanently, so a look each second is not free."""
     kit.settings.document = activated(0)
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.client.trusts = {A.id, B.id}
     for _ in range(300):
         await kit.clock.turn(timedelta(milliseconds=200))
         await kit.organization.check_standing()
-        assert not await kit.organization.signs()
+        assert not await kit.organization.check_signer()
     assert kit.client.asked <= 6, "in a minute"
     asked = kit.client.asked
     kit.client.is_away = True
     await kit.organization.check_standing()
     kit.client.is_away, kit.client.signs_with = False, B
     await kit.organization.check_standing()
-    assert await kit.organization.signs()
+    assert await kit.organization.check_signer()
     assert kit.client.asked == asked + 1
 
 
@@ -459,7 +459,7 @@ async def test_a_short_life_is_told_now_and_then(kit: Kit, told: pytest.LogCaptu
 async def test_a_change_in_the_store_wakes_the_agent(kit: Kit) -> None:
     changed = asyncio.Event()
     async with kit.organization:
-        await kit.organization.load(changed)
+        await kit.organization.load_identity(changed)
         assert not changed.is_set()
         kit.settings.change(activated())
         assert changed.is_set()

@@ -198,7 +198,7 @@ def api(kits: list[Kit], **state: Any) -> OwnAPI:
 
 
 async def identity(own: OwnAPI, query: str = "") -> dict[str, Any]:
-    status, body = await own.answer("GET", "/goatherd/v1/identity", query, "")
+    status, body = await own.answer_request("GET", "/goatherd/v1/identity", query, "")
     assert status == 200
     found: dict[str, Any] = json.loads(body)
     return found
@@ -210,7 +210,7 @@ async def test_the_answer_has_what_a_goatherd_server_says_and_what_the_agent_doe
     own = api([kit], restarts=3)
     before = await identity(own)
     assert (before["signer"], before["agent"]["started"], before["agent"]["leakCheck"]) == (None, None, None)
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.client.trusts.add(document.current.id)
     kit.client.signs_with = document.current
     await kit.organization.check_key_exposure()
@@ -224,7 +224,7 @@ async def test_the_answer_has_what_a_goatherd_server_says_and_what_the_agent_doe
 
 async def test_while_a_restart_is_due_the_generation_is_that_of_the_start(tmp_path: Any) -> None:
     kit = Kit(tmp_path, first())
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.settings.document = activated(first())
     told = await identity(api([kit]))
     assert told["generation"] == first().generation < kit.settings.document.generation
@@ -237,7 +237,7 @@ async def test_several_organizations_are_told_apart(tmp_path: Any) -> None:
     own = api(kits)
     assert (await identity(own))["org"] == (await identity(own, "org=localhost"))["org"] == "localhost"
     assert (await identity(own, "org=other"))["org"] == "other"
-    assert await own.answer("GET", "/goatherd/v1/identity", "org=nobody", "") == (404, b"")
+    assert await own.answer_request("GET", "/goatherd/v1/identity", "org=nobody", "") == (404, b"")
 
 
 async def test_each_organization_is_refreshed_by_its_own_root(tmp_path: Any) -> None:
@@ -251,7 +251,7 @@ async def test_each_organization_is_refreshed_by_its_own_root(tmp_path: Any) -> 
 
     async def answer(request: httpx2.Request) -> httpx2.Response:
         query, signature = request.url.query.decode(), request.headers["x-goat-sig"]
-        status, body = await own.answer(request.method, request.url.path, query, signature, request.content)
+        status, body = await own.answer_request(request.method, request.url.path, query, signature, request.content)
         return httpx2.Response(status, content=body, headers={INSTANCE_HEADER: "i"})
 
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
@@ -275,7 +275,7 @@ async def test_only_a_root_has_the_store_read(tmp_path: Any) -> None:
     now_ms = kit.clock.now_ms()
 
     async def ask(header: str) -> int:
-        return (await own.answer("POST", REFRESH, "", header, b""))[0]
+        return (await own.answer_request("POST", REFRESH, "", header, b""))[0]
 
     def bound(signer: OwnedSession, at_ms: int = now_ms, *, audience: str = "agent", body: bytes = b"") -> str:
         binding = RequestBinding.for_request("POST", REFRESH, body, [audience])
@@ -299,7 +299,7 @@ async def test_only_a_root_has_the_store_read(tmp_path: Any) -> None:
 async def test_a_server_that_is_away_is_not_asked_for(tmp_path: Any) -> None:
     """The agent answers while its server is down: that is when its state matters."""
     kit = Kit(tmp_path, first())
-    await kit.organization.write()
+    await kit.organization.write_file()
     kit.client.is_away = True
     with pytest.raises(NodeUnreachableError):
         await kit.client.answers(owned("a"))
@@ -341,11 +341,11 @@ async def test_an_agent_tells_how_its_server_and_its_door_are(
     own = api([kit], state=state, restarts=2)
     if door is not None:
         own.figures = lambda: status_of_door(**door)
-    status, body = await own.answer("GET", "/goatherd/v1/health", "", "")
+    status, body = await own.answer_request("GET", "/goatherd/v1/health", "", "")
     told = json.loads(body)
     assert (status, told["status"], told["reason"]) == (200, "ok" if reason is None else "degraded", reason)
     assert (told["server"], told["door"] is None) == (state, door is None)
-    status, body = await own.answer("GET", "/goatherd/v1/metrics", "", "")
+    status, body = await own.answer_request("GET", "/goatherd/v1/metrics", "", "")
     found = numbers(body)
     assert status == 200
     assert found[f"{Metric.SERVER_STATE},{state}"] == 1
@@ -365,7 +365,7 @@ async def test_a_door_without_an_agent_tells_how_it_is(tmp_path: Path) -> None:
             upstream=child.url,
             trust=TrustedSessions(org=ORG, identity=create_document(A, clock.now_ms())),
             clock=clock,
-            own=own.answer,
+            own=own.answer_request,
         )
         own.figures = lambda: door.status
         async with door, httpx2.AsyncClient(verify=False, base_url=door.url) as http:

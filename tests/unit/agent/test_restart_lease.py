@@ -81,8 +81,8 @@ def frozen(one: Lease) -> None:
     async def release() -> None:
         return None
 
-    one._renew = nothing  # type: ignore[method-assign]
-    one._release = release  # type: ignore[method-assign]
+    one._renew_lease = nothing  # type: ignore[method-assign]
+    one._release_lease = release  # type: ignore[method-assign]
 
 
 async def test_of_two_one_waits_until_the_other_gives_it_back(provider: CountingProvider, clock: HandClock) -> None:

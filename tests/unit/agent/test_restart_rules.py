@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from goatherd.agent.restart_rules import (
-    backoff,
-    differences,
+    find_differences,
+    read_file_view,
     reasons_to_restart,
     require_life,
+    restart_delay,
     short_life,
-    stepped_back,
     verify_safe,
-    view_of,
+    with_previous_root,
 )
 from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument, Revocation
@@ -61,7 +61,7 @@ def test_a_revocation_needs_a_restart_and_taking_it_back_does_too() -> None:
 
 
 def test_stepping_back_makes_the_earlier_root_sign_and_keeps_trusting_the_new_one() -> None:
-    back = stepped_back(activated(), first())
+    back = with_previous_root(activated(), first())
     assert back is not None
     assert back.current.id == owned("a").id
     assert {root.id for root in back.roots} == {owned("a").id, owned("b").id}
@@ -72,9 +72,9 @@ def test_stepping_back_makes_the_earlier_root_sign_and_keeps_trusting_the_new_on
 
 
 def test_there_is_no_stepping_back_to_a_revoked_root_or_to_one_that_is_unknown() -> None:
-    assert stepped_back(revoking(rotated(), owned("a").id), first()) is None
+    assert with_previous_root(revoking(rotated(), owned("a").id), first()) is None
     stranger = replace(first(), current=owned("z"), roots=(owned("z").session,))
-    assert stepped_back(activated(), stranger) is None
+    assert with_previous_root(activated(), stranger) is None
 
 
 @pytest.mark.parametrize(("left_ms", "refused"), [(15 * DAY, True), (15 * DAY + HOUR // 2, True), (16 * DAY, False)])
@@ -98,7 +98,7 @@ def test_the_operator_is_warned_a_month_before_the_end_and_told_more_when_it_is_
 
 
 def test_crashes_are_answered_ever_later_up_to_a_minute() -> None:
-    waits = [backoff(n) for n in range(1, 12)]
+    waits = [restart_delay(n) for n in range(1, 12)]
     assert waits[:4] == [timedelta(seconds=n) for n in (1, 2, 4, 8)]
     assert waits == sorted(waits)
     assert waits[-1] == timedelta(minutes=1)
@@ -157,10 +157,15 @@ def is_known(root_id: str) -> bool:
 
 def changed(**members: Any) -> tuple[str, ...]:
     before = json.loads(to_settings(first()))
-    seen, later = view_of(json.dumps(before).encode()), view_of(json.dumps({**before, **members}).encode())
+    seen, later = (
+        read_file_view(json.dumps(before).encode()),
+        read_file_view(json.dumps({**before, **members}).encode()),
+    )
     assert seen is not None
     assert later is not None
-    return tuple(f"{'!' if one.is_serious else ''}{one.text}" for one in differences(seen, later, is_known=is_known))
+    return tuple(
+        f"{'!' if one.is_serious else ''}{one.text}" for one in find_differences(seen, later, is_known=is_known)
+    )
 
 
 def test_a_file_that_was_only_written_again_has_no_differences() -> None:
@@ -191,11 +196,11 @@ def test_a_known_root_that_a_running_server_has_written_back_is_not_one_that_it_
     document = activated()
     if is_revoked:
         document = revoke_root(document, owned("a").id, NOW, reason="stolen")
-    before, later = view_of(to_settings(document)), view_of(to_settings(first()))
+    before, later = read_file_view(to_settings(document)), read_file_view(to_settings(first()))
     assert before is not None
     assert later is not None
     assert (owned("a").id in before.roots) is not is_revoked
-    told = differences(before, later, is_known=is_known)
+    told = find_differences(before, later, is_known=is_known)
     assert not any(one.is_serious for one in told)
     assert "still signs" in told[0].text
 
@@ -212,12 +217,12 @@ def test_a_private_key_among_the_roots_is_serious_and_not_shown() -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'{"currentSession": '])
 def test_a_file_that_cannot_be_read_is_not_known_rather_than_empty(raw: bytes) -> None:
-    assert view_of(raw) is None
+    assert read_file_view(raw) is None
 
 
 @pytest.mark.parametrize("current", [None, 5, {}, {"id": 7}, {"id": "k" * 64}, {"id": "a\nb"}])
 def test_strange_sessions_are_no_ids_and_what_could_be_a_key_is_never_told(current: Any) -> None:
-    view = view_of(json.dumps({"currentSession": current, "roots": [current], "trustedSessions": 3}).encode())
+    view = read_file_view(json.dumps({"currentSession": current, "roots": [current], "trustedSessions": 3}).encode())
     assert view is not None
     assert view.current_id is None
     assert view.roots == frozenset()

@@ -25,24 +25,24 @@ def book(tmp_path: Path) -> SessionLogReader:
 
 
 async def ids(one: SessionLogReader, document: IdentityDocument) -> set[str]:
-    return {session.id for session in (await one.read(document)).sessions}
+    return {session.id for session in (await one.read_sessions(document)).sessions}
 
 
 async def test_a_server_that_has_no_log_yet_knows_nobody(tmp_path: Path) -> None:
-    found = await book(tmp_path).read(first())
+    found = await book(tmp_path).read_sessions(first())
     assert (found.sessions, found.unvouched, found.damage) == ((), (), None)
 
 
 async def test_a_log_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sys" / "sessions.jsonl").mkdir(parents=True)
     with pytest.raises(SettingsError):
-        await book(tmp_path).read(first())
+        await book(tmp_path).read_sessions(first())
 
 
 async def test_sessions_of_a_trusted_root_are_told_and_others_are_not(tmp_path: Path) -> None:
     records = [introduction(USERS[0], A), introduction(USERS[1], STRANGER), introduction(USERS[2], A)]
     write_log(tmp_path, records)
-    found = await book(tmp_path).read(first())
+    found = await book(tmp_path).read_sessions(first())
     assert [session.id for session in found.sessions] == [USERS[0].id, USERS[2].id]
     assert found.unvouched == (USERS[1].id,)
     assert found.unvouched_roots == ()
@@ -52,7 +52,7 @@ async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
     """An anonymous session claims to be the root, and the next start would believe it."""
     forger = owned("forger", owner=None)
     write_log(tmp_path, [introduction(forger.session, A), introduction(STRANGER.session, forger, claimed=A.id)])
-    found = await book(tmp_path).read(first())
+    found = await book(tmp_path).read_sessions(first())
     assert found.unvouched_roots == (STRANGER.id,)
     assert [session.id for session in found.sessions] == [forger.id]
 
@@ -60,7 +60,7 @@ async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
 async def test_a_revoked_root_is_named_as_such_and_is_no_forged_one(tmp_path: Path) -> None:
     rogue = introduction(STRANGER.session, A)
     write_log(tmp_path, [introduction(B.session, A), introduction(A.session, B), rogue])
-    found = await book(tmp_path).read(revoke_root(rotated(), A.id, NOW, reason="stolen"))
+    found = await book(tmp_path).read_sessions(revoke_root(rotated(), A.id, NOW, reason="stolen"))
     assert found.revoked_roots == (A.id,)
     assert found.unvouched_roots == (STRANGER.id,), "what the revoked root alone has introduced is an attack"
     assert A.id not in {session.id for session in found.sessions}
@@ -77,7 +77,7 @@ async def test_a_root_of_the_log_is_told_where_the_document_does_not_list_it_any
 
 async def test_a_signature_for_another_organization_does_not_count(tmp_path: Path) -> None:
     write_log(tmp_path, [introduction(USERS[0], A, org="elsewhere")])
-    assert (await book(tmp_path).read(first())).unvouched == (USERS[0].id,)
+    assert (await book(tmp_path).read_sessions(first())).unvouched == (USERS[0].id,)
 
 
 async def test_what_has_come_since_is_added_and_a_new_root_of_the_document_counts_at_once(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ async def test_what_has_come_since_is_added_and_a_new_root_of_the_document_count
 async def test_what_was_verified_once_is_not_verified_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = book(tmp_path)
     write_log(tmp_path, [introduction(user, A) for user in USERS[:4]])
-    await one.read(first())
+    await one.read_sessions(first())
     offered = 0
     original = TrustPool.offer_session_commits
 
@@ -108,9 +108,9 @@ async def test_what_was_verified_once_is_not_verified_again(tmp_path: Path, monk
 
 async def test_a_torn_last_line_is_nothing_and_damage_in_the_middle_is_told(tmp_path: Path) -> None:
     write_log(tmp_path, [introduction(USERS[0], A)], tail=b'\n{"torn":')
-    assert (await book(tmp_path).read(first())).damage is None
+    assert (await book(tmp_path).read_sessions(first())).damage is None
     write_log(tmp_path, [introduction(USERS[1], A)])
-    found = await book(tmp_path).read(first())
+    found = await book(tmp_path).read_sessions(first())
     assert found.damage is not None
     assert "1 good records" in found.damage
     assert [session.id for session in found.sessions] == [USERS[0].id, USERS[1].id], (
@@ -122,7 +122,7 @@ async def test_sessions_behind_a_damaged_line_are_known_also_those_that_come_lat
     one = book(tmp_path)
     write_log(tmp_path, [introduction(USERS[0], A)], tail=b"\n{damaged\n")
     write_log(tmp_path, [introduction(USERS[1], A), introduction(STRANGER.session, STRANGER)])
-    found = await one.read(first())
+    found = await one.read_sessions(first())
     assert {session.id for session in found.sessions} == {USERS[0].id, USERS[1].id}
     assert found.unvouched_roots == (STRANGER.id,)
     assert found.damage is not None
@@ -137,9 +137,9 @@ async def test_a_log_that_the_server_has_cut_off_and_written_on_is_read_anew(tmp
         path = write_log(tmp_path / str(number), [introduction(USERS[0], A)])
         kept = path.stat().st_size
         write_log(tmp_path / str(number), [introduction(USERS[1], A)])
-        await one.read(first())
+        await one.read_sessions(first())
         os.truncate(path, kept)
         write_log(tmp_path / str(number), [introduction(user, A) for user in added])
-        found = await one.read(first())
+        found = await one.read_sessions(first())
         assert found.damage is None
         assert {session.id for session in found.sessions} == {user.id for user in (*USERS[:2], *added)}

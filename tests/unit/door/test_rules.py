@@ -19,7 +19,7 @@ from goatherd.clock import SystemClock
 from goatherd.door import request_checks
 from goatherd.door.commit_index import FirstSeen, RepositoryIndex
 from goatherd.door.delivery import parents_first
-from goatherd.door.key_filter import KeyFilter, script_with_server_url, session_answer
+from goatherd.door.key_filter import KeyFilter, filter_session_answer, script_with_server_url
 from goatherd.door.limits import DoorLimits
 from goatherd.door.repository_reader import Rounds
 from goatherd.door.request_checks import (
@@ -435,12 +435,12 @@ def growth(call: Callable[[int], Any]) -> float:
 def test_the_answer_of_auth_session_is_written_anew_only_where_it_must_be() -> None:
     session = {"publicKey": X.session.public_key.to_jwk(), "id": "s", "expiration": 1.5}
     clean = to_json_bytes({"session": session, "roots": [A.session.to_json()]})
-    assert session_answer(clean, lambda *_: True) == (clean, [], [])
+    assert filter_session_answer(clean, lambda *_: True) == (clean, [], [])
     leaking = to_json_bytes({"session": {**session, "secret": 1}, "roots": [{**A.to_secret_json(), "note": 1}], "x": 1})
-    body, leaked, untrusted = session_answer(leaking, lambda *_: True)
+    body, leaked, untrusted = filter_session_answer(leaking, lambda *_: True)
     assert json.loads(body) == json.loads(clean)
     assert (leaked, untrusted) == (["root-a"], [])
-    body, leaked, untrusted = session_answer(leaking, lambda *_: False)
+    body, leaked, untrusted = filter_session_answer(leaking, lambda *_: False)
     assert json.loads(body)["roots"] == []
     assert (leaked, untrusted) == (["root-a"], ["root-a"])
 
@@ -452,7 +452,7 @@ def test_the_answer_of_auth_session_is_written_anew_only_where_it_must_be() -> N
 )
 def test_an_answer_of_auth_session_that_is_none_does_not_leave(body: bytes) -> None:
     with pytest.raises(DecodeError):
-        session_answer(body, lambda *_: True)
+        filter_session_answer(body, lambda *_: True)
 
 
 # --- what the server survives -----------------------------------------------------------------------------------------
@@ -493,11 +493,11 @@ async def test_a_second_creation_waits_for_the_first_and_is_admitted_when_that_w
     index = index_of(Held())
     await index.refresh()
     first, second = note("k"), note("k")
-    assert await index.admit([first]) == [None]
-    later = asyncio.create_task(index.admit([second]))
+    assert await index.hold_accepted([first]) == [None]
+    later = asyncio.create_task(index.hold_accepted([second]))
     await asyncio.sleep(0.05)
     assert not later.done()
-    index.settle([first], is_stored=False)
+    index.settle_commits([first], is_stored=False)
     assert await later == [None]
 
 
@@ -507,9 +507,9 @@ async def test_a_second_creation_whose_first_one_never_settles_is_not_taken_for_
     monkeypatch.setattr("goatherd.door.commit_index._SETTLING_SECONDS", 0.05)
     index = index_of(Held())
     await index.refresh()
-    assert await index.admit([note("k")]) == [None]
+    assert await index.hold_accepted([note("k")]) == [None]
     with pytest.raises(NodeUnreachableError):
-        await index.admit([note("k")])
+        await index.hold_accepted([note("k")])
 
 
 async def test_what_the_child_has_left_out_does_not_keep_the_key_from_others() -> None:
@@ -518,12 +518,12 @@ async def test_what_the_child_has_left_out_does_not_keep_the_key_from_others() -
     index = index_of(held)
     await index.refresh()
     refused, good = note("k"), note("k")
-    assert await index.admit([refused]) == [None]
-    index.settle([refused], is_stored=True)
-    assert await index.admit([good]) == [None]
-    index.settle([good], is_stored=True)
+    assert await index.hold_accepted([refused]) == [None]
+    index.settle_commits([refused], is_stored=True)
+    assert await index.hold_accepted([good]) == [None]
+    index.settle_commits([good], is_stored=True)
     held.commits.append(good)
-    assert await index.admit([refused]) == [None]
+    assert await index.hold_accepted([refused]) == [None]
     (child,) = [each for each in held.commits if each.parents]
     assert child.parents == (good.id,)
 
@@ -597,9 +597,9 @@ async def test_no_order_of_creations_and_edits_ends_the_server_and_none_is_lost(
                 push.append(commit_by(X, key, {"text": "e"}, ts=held.now - age, parents=[of_key[-1].id]))
             if kind != "edit" or not of_key:
                 push.append(commit_by(X, key, {"text": "c"}, ts=held.now - age))
-        assert await index.admit(push) == [None] * len(push)
+        assert await index.hold_accepted(push) == [None] * len(push)
         held.receive(push)
-        index.settle(push, is_stored=True)
+        index.settle_commits(push, is_stored=True)
         mine += push
         assert not held.died
     assert {each.id for each in mine} <= {each.id for each in held.commits}
@@ -610,19 +610,19 @@ async def test_a_commit_that_the_filter_hides_is_not_taken_for_left_out(monkeypa
     index = index_of(held)
     await index.refresh()
     stored = note("k")
-    assert await index.admit([stored]) == [None]
-    index.settle([stored], is_stored=True)
+    assert await index.hold_accepted([stored]) == [None]
+    index.settle_commits([stored], is_stored=True)
     index._reader._filter.add(stored.id)  # by mistake
-    read = index._reader.read
+    read = index._reader.read_new
 
     async def unless_hidden() -> list[dict[str, Any]]:
-        if not index._reader.hides(stored.id):
+        if not index._reader.hides_commit(stored.id):
             held.commits = [stored]
         return await read()
 
-    monkeypatch.setattr(index._reader, "read", unless_hidden)
+    monkeypatch.setattr(index._reader, "read_new", unless_hidden)
     await index.refresh()
-    assert await index.admit([note("k", parents=(stored.id,))]) == [None]
+    assert await index.hold_accepted([note("k", parents=(stored.id,))]) == [None]
 
 
 async def test_what_others_have_brought_is_found_out_before_a_refusal() -> None:
@@ -632,7 +632,7 @@ async def test_what_others_have_brought_is_found_out_before_a_refusal() -> None:
     parent = note("k")
     held.commits.append(parent)
     index._read_at = SystemClock().monotonic() - 1
-    assert await index.admit([note("k", parents=(parent.id,))]) == [None]
+    assert await index.hold_accepted([note("k", parents=(parent.id,))]) == [None]
 
 
 async def test_a_server_that_has_started_again_is_read_before_anything_is_judged() -> None:
@@ -641,11 +641,11 @@ async def test_a_server_that_has_started_again_is_read_before_anything_is_judged
     index = index_of(held)
     await index.refresh()
     on_both = [note("k", parents=(birth.id,)), note("j", parents=(lost.id,))]
-    assert await index.admit(on_both) == [None, None]
-    index.settle(on_both, is_stored=False)
+    assert await index.hold_accepted(on_both) == [None, None]
+    index.settle_commits(on_both, is_stored=False)
     held.commits, held.child_generation = [birth], 1
-    assert [each and each.rule for each in await index.admit(on_both)] == [None, Rule.BIRTH]
-    assert await index.admit([note("j")]) == [None], "nothing of that key is there any more"
+    assert [each and each.rule for each in await index.hold_accepted(on_both)] == [None, Rule.BIRTH]
+    assert await index.hold_accepted([note("j")]) == [None], "nothing of that key is there any more"
 
 
 async def test_a_server_that_has_started_again_and_cannot_be_read_gets_nothing() -> None:
@@ -655,7 +655,7 @@ async def test_a_server_that_has_started_again_and_cannot_be_read_gets_nothing()
     await index.refresh()
     held.child_generation, held.is_away = 1, True
     with pytest.raises(NodeUnreachableError):
-        await index.admit([note("k", parents=(birth.id,))])
+        await index.hold_accepted([note("k", parents=(birth.id,))])
 
 
 async def test_a_server_that_has_started_again_with_all_that_it_had_is_not_read_anew() -> None:
@@ -663,9 +663,9 @@ async def test_a_server_that_has_started_again_with_all_that_it_had_is_not_read_
     index = index_of(held)
     await index.refresh()
     asked, held.child_generation = held.asked, 1
-    assert await index.admit([note("i")]) == [None]
+    assert await index.hold_accepted([note("i")]) == [None]
     assert held.asked == asked + 1
-    assert await index.admit([note("h")]) == [None]
+    assert await index.hold_accepted([note("h")]) == [None]
     assert held.asked == asked + 1, "once"
 
 
@@ -674,32 +674,35 @@ async def test_a_parent_that_was_missing_may_come_later() -> None:
     late = note("k", "late")
     index = index_of(Held(note("k", parents=("late",))))
     await index.refresh()
-    assert await index.admit([late]) == [None]
-    assert await index.admit([note("k", "other")]) == [None], "some commit of that key has a child"
+    assert await index.hold_accepted([late]) == [None]
+    assert await index.hold_accepted([note("k", "other")]) == [None], "some commit of that key has a child"
 
 
 async def test_a_commit_that_comes_twice_in_a_message_is_one() -> None:
     index = index_of(Held())
     await index.refresh()
-    assert [each and each.rule for each in await index.admit([note("k", "a"), note("j", "a")])] == [None, Rule.COMMIT]
+    assert [each and each.rule for each in await index.hold_accepted([note("k", "a"), note("j", "a")])] == [
+        None,
+        Rule.COMMIT,
+    ]
 
 
 async def test_what_another_push_delivers_is_waited_for_and_not_delivered_twice() -> None:
     index = index_of(Held())
     await index.refresh()
     first, other = note("k").to_json(), note("j").to_json()
-    assert index.claim([first], "A") == ([first], [])
-    assert index.claim([first, other], "B") == ([other], [first])
+    assert index.claim_commits([first], "A") == ([first], [])
+    assert index.claim_commits([first, other], "B") == ([other], [first])
     waiting = asyncio.create_task(index.wait_for_claims([first], "B"))
     await asyncio.sleep(0)
     assert not waiting.done()
-    index.release([first["id"]], "B")
+    index.release_claims([first["id"]], "B")
     await asyncio.sleep(0)
     assert not waiting.done(), "only who has claimed it releases it"
-    index.release([first["id"]], "A")
+    index.release_claims([first["id"]], "A")
     await asyncio.wait_for(waiting, HANG)
-    assert not index.holds(first["id"]), "the delivery failed: another push may deliver it"
-    assert index.claim([first], "B") == ([first], [])
+    assert not index.holds_id(first["id"]), "the delivery failed: another push may deliver it"
+    assert index.claim_commits([first], "B") == ([first], [])
 
 
 async def test_a_commit_under_the_id_of_one_that_is_being_delivered_is_not_taken_for_that_one() -> None:
@@ -707,22 +710,22 @@ async def test_a_commit_under_the_id_of_one_that_is_being_delivered_is_not_taken
     await index.refresh()
     genuine = note("k").to_json()
     forged = {**genuine, "k": "other"}
-    assert index.claim([forged], "attacker") == ([forged], [])
-    assert index.claim([genuine], "owner") == ([genuine], [])
-    index.release([genuine["id"]], "owner")
-    assert index.claimant(genuine["id"]) == "attacker"
+    assert index.claim_commits([forged], "attacker") == ([forged], [])
+    assert index.claim_commits([genuine], "owner") == ([genuine], [])
+    index.release_claims([genuine["id"]], "owner")
+    assert index.find_claimant(genuine["id"]) == "attacker"
 
 
 async def test_what_the_server_has_is_not_delivered_again_but_another_commit_of_its_id_is_judged() -> None:
     index = index_of(Held())
     await index.refresh()
     first = note("k")
-    assert not index.has(first)
-    assert await index.admit([first]) == [None]
-    assert not index.has(first), "it is on its way"
-    index.settle([first], is_stored=True)
-    assert index.has(first)
-    assert not index.has(note("j", first.id))
+    assert not index.holds_commit(first)
+    assert await index.hold_accepted([first]) == [None]
+    assert not index.holds_commit(first), "it is on its way"
+    index.settle_commits([first], is_stored=True)
+    assert index.holds_commit(first)
+    assert not index.holds_commit(note("j", first.id))
 
 
 @given(st.lists(st.lists(st.integers(0, 11), max_size=3), min_size=12, max_size=12), st.permutations(range(12)))
@@ -749,15 +752,15 @@ async def test_a_commit_that_is_on_its_way_keeps_its_id() -> None:
     index = index_of(Held())
     await index.refresh()
     first = note("k", "a")
-    assert await index.admit([first]) == [None]
-    assert await index.admit([first]) == [None]
-    assert [each and each.rule for each in await index.admit([note("j", "a")])] == [Rule.COMMIT]
+    assert await index.hold_accepted([first]) == [None]
+    assert await index.hold_accepted([first]) == [None]
+    assert [each and each.rule for each in await index.hold_accepted([note("j", "a")])] == [Rule.COMMIT]
 
 
 def test_no_more_ids_are_remembered_than_there_is_room_for() -> None:
     first_seen = FirstSeen(2)
     for commit_id in ("a", "b", "c"):
-        first_seen.record(commit_id, "/d/x")
+        first_seen.record_commit(commit_id, "/d/x")
     assert [first_seen.is_elsewhere(each, "/d/y") for each in ("a", "b", "c")] == [False, True, True]
 
 
@@ -775,7 +778,7 @@ async def test_a_history_is_admitted_in_any_order(order: list[int]) -> None:
         chain.append(note("k", parents=(chain[-1].id,)))
     index = index_of(Held())
     await index.refresh()
-    assert await index.admit([chain[position] for position in order]) == [None] * 8
+    assert await index.hold_accepted([chain[position] for position in order]) == [None] * 8
 
 
 async def test_many_who_ask_at_once_share_one_round_and_never_one_that_began_before() -> None:

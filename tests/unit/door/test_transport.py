@@ -571,7 +571,7 @@ async def test_an_era_ends_with_the_last_connection_and_not_before() -> None:
     """A process that ends takes all of its connections along."""
     async with world() as w:
         upstream = w.door._upstream
-        (first, _), (second, _) = await upstream.acquire(fresh=True), await upstream.acquire(fresh=True)
+        (first, _), (second, _) = await upstream.open_connection(fresh=True), await upstream.open_connection(fresh=True)
         for each in list(upstream._idle):
             each.close()
         child_generation = upstream.child_generation
@@ -643,13 +643,13 @@ async def test_a_caller_who_goes_takes_the_server_s_connection_along() -> None:
 async def test_what_a_client_has_pushed_is_delivered_although_it_goes_before_the_answer() -> None:
     go_on = asyncio.Event()
     async with world() as w:
-        verify = w.trust.verify
+        verify = w.trust.verify_commits
 
         async def late(*given: Any, **more: Any) -> Any:
             await go_on.wait()
             return await verify(*given, **more)
 
-        w.trust.verify = late  # type: ignore[method-assign]
+        w.trust.verify_commits = late  # type: ignore[method-assign]
         commit = commit_by(X, "k", {"text": "x"})
         body = to_json_bytes([element("/data/x", [commit])])
         head = f"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: {signed_header(X)}\r\n"
@@ -820,7 +820,7 @@ async def test_a_door_that_closes_in_the_middle_of_a_push_logs_no_traceback(
             began.set()
             await asyncio.Event().wait()
 
-        w.trust.verify = never  # type: ignore[method-assign]
+        w.trust.verify_commits = never  # type: ignore[method-assign]
         body = to_json_bytes([element("/data/x", [commit_by(X, "k", {"text": "x"})])])
         head = f"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: {signed_header(X)}\r\n"
         async with line(w.door.port) as (_, writer):

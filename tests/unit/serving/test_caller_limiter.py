@@ -152,7 +152,7 @@ async def test_an_office_behind_one_address_meets_no_limit() -> None:
     limiter = CallerLimiter(CallerLimits(), clock=(clock := Turned()))
     scope: dict[str, Any] = {"client": ("203.0.113.7", 1), "headers": []}
     clients = 300
-    assert all(limiter.connect("203.0.113.7") for _ in range(3 * clients)), "a browser opens several"
+    assert all(limiter.count_connection("203.0.113.7") for _ in range(3 * clients)), "a browser opens several"
     for second in range(60):
         clock.at = float(second)
         for number in range(clients):
