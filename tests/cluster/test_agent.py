@@ -215,7 +215,7 @@ async def test_a_server_that_replaces_its_file_by_rename_gets_it_back_in_memory(
 
 async def audit_of(made: Cluster, load: Workload) -> LoadAudit:
     await load.stop()
-    return await load.audit([made.first.session], patience=90 * SECOND)
+    return await load.audit([made.first.session], timeout=90 * SECOND)
 
 
 async def watch_for_the_worst(made: Cluster, worst: list[int]) -> None:

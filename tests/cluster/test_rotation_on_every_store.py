@@ -188,7 +188,7 @@ async def test_five_nodes_rotate_under_load_and_nothing_is_refused_or_lost(place
             await rotator.rotate()
             await clock.sleep(SECOND / 2)
             await load.stop()
-            audit = await load.audit([cluster.first.session], patience=ADOPTION)
+            audit = await load.audit([cluster.first.session], timeout=ADOPTION)
         document = await cluster.document()
         window = load.window(began)
         signers = [server.database().pool.current.id for server in cluster.servers]

@@ -37,7 +37,7 @@ async def rotator_of(cluster: Herd, adoption: timedelta = ADOPTION) -> AsyncIter
 async def audit_of(cluster: Herd, load: Workload) -> LoadAudit:
     """Only the very first root is given: everything else must be vouched for, step by step, in /sys/sessions."""
     await load.stop()
-    return await load.audit([cluster.first.session], patience=ADOPTION)
+    return await load.audit([cluster.first.session], timeout=ADOPTION)
 
 
 async def test_a_full_rotation_refuses_nothing_and_loses_nothing(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ async def test_a_restore_and_the_rotation_after_it_refuse_nothing_and_lose_nothi
         for load in loads[:-1]:
             assert load.accepted
             loads[-1].accepted |= load.accepted
-        audit = await loads[-1].audit([cluster.first.session], patience=ADOPTION)
+        audit = await loads[-1].audit([cluster.first.session], timeout=ADOPTION)
         document = await cluster.document()
         windows = [load.window(began) for load in loads]
         signers = [server.database().pool.current.id for server in cluster.servers]

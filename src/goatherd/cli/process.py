@@ -1,4 +1,4 @@
-"""What the commands that run for long have in common: where the log goes, which loop runs them, how they are ended."""
+"""What long-running commands share: where the log goes, which event loop runs them, and how they are stopped."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ T = TypeVar("T")
 FC = TypeVar("FC", bound=Callable[..., Any])
 
 LAST: Final = 19
-"""The priority that lets everybody else go first (POSIX nice)."""
+"""The lowest priority (POSIX nice)."""
 
 
 def log_to_stderr(level: str, *, others: str | None = None) -> None:
     """Send the log to standard error, since standard output is for results.
 
     Args:
-        level: The least that is said of Goatherd's own.
-        others: The least that is said by libraries; warnings unless told.
+        level: Lowest level of Goatherd's events.
+        others: Lowest level of the events of libraries (default: warning).
     """
     logging.basicConfig(
         level=(others or "warning").upper(),
@@ -49,7 +49,7 @@ def log_level_option(default: str) -> Callable[[FC], FC]:
 
 
 def run_fast(serving: Coroutine[Any, Any, None]) -> None:
-    """Run in uvloop where it is installed."""
+    """Run in uvloop if it is installed."""
     try:
         import uvloop
     except ImportError:  # Windows
@@ -59,28 +59,28 @@ def run_fast(serving: Coroutine[Any, Any, None]) -> None:
 
 
 def give_way(app: App) -> None:
-    """Let everything else on this machine go first, the servers' clients above all, where the process is our own."""
+    """Lower the priority of this process, so that it takes no time from servers and clients on the same machine."""
     if app.owns_process:
         with contextlib.suppress(AttributeError, OSError):  # Windows has no nice
             os.nice(LAST)
 
 
 def run_interruptible(app: App, work: Coroutine[Any, Any, T], *, note: str) -> T:
-    """Run; where Ctrl-C or SIGTERM cut it off, say how to go on.
+    """Run, and print how to resume if Ctrl-C or SIGTERM interrupts.
 
     SIGTERM does what Ctrl-C does in asyncio: the work is cancelled at its next wait, and cleans up.
 
     Args:
-        app: Its writer gets the note.
-        work: What to run.
-        note: How to go on; empty for nothing.
+        app: The app, whose output gets the note.
+        work: The work to run.
+        note: How to resume; empty for no note.
 
     Raises:
-        Terminated: SIGTERM has come.
+        Terminated: The process has received SIGTERM.
     """
     is_terminated = False
 
-    async def cut_off_by_sigterm() -> T:
+    async def run_until_sigterm() -> T:
         task = asyncio.current_task()
         assert task is not None
 
@@ -95,7 +95,7 @@ def run_interruptible(app: App, work: Coroutine[Any, Any, T], *, note: str) -> T
 
     try:
         try:
-            return asyncio.run(cut_off_by_sigterm())
+            return asyncio.run(run_until_sigterm())
         except asyncio.CancelledError:
             if is_terminated:
                 raise Terminated from None

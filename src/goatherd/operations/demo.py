@@ -1,8 +1,8 @@
-"""`goatherd demo`: three real servers, one identity in a file store, two rotations under traffic, and an audit.
+"""`goatherd demo`: run three servers with one identity in a file store, rotate twice under traffic, and audit them.
 
-What it is: the shortest honest proof of what Goatherd promises, on one machine, in under a minute. What it is not: a
-benchmark. Everything is real: server processes, HTTP over loopback, signatures, the file store, the rotator. Rule: the
-last word is the audit's, which asks every server for everything and checks each signature itself.
+What it is: a proof in under a minute, on one machine, that rotations lose nothing. What it is not: a benchmark. Server
+processes, HTTP over loopback, signatures, the file store and the rotator are real. Rule: the result is the audit's,
+which reads every commit from every server and verifies each signature itself.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from goatherd.rotation.rotator import Rotator
 
 SERVERS: Final = 3
 CLIENTS: Final = 6
-BREATH: Final = timedelta(seconds=3)
+QUIET_TIME: Final = timedelta(seconds=3)
 PAUSE: Final = timedelta(milliseconds=50)
-_READY: Final = timedelta(seconds=20)
+_READY_TIMEOUT: Final = timedelta(seconds=20)
 
 Tell = Callable[[str, str], None]
 """Is given the name of each step and a sentence about it, when the step begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
-    """One stretch of the demo: its name, the load during it, and the seconds of each rotation phase in it."""
+class DemoPart:
+    """One part of the demo: its name, the load during it, and how many seconds each phase of a rotation took in it."""
 
     name: str
     window: LoadWindow
@@ -56,11 +56,11 @@ class Passage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
-    """What happened. `passed` is what the exit status says."""
+    """The result of the demo. The exit code depends on `passed`."""
 
     servers: int
     clients: int
-    passages: tuple[Passage, ...]
+    passages: tuple[DemoPart, ...]
     audit: LoadAudit
     roots: Mapping[str, str]
     signer: str
@@ -88,7 +88,7 @@ class _Server:
         self.url = url
 
     async def stop(self) -> bool:
-        """End it the polite way; return whether it ended as it should."""
+        """Stop the process by SIGTERM; return whether it ended with exit code 0."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         return await self.process.wait() == 0
@@ -99,15 +99,15 @@ async def run_demo(tell: Tell) -> DemoReport:
 
     Raises:
         NodeError: A server did not start.
-        RotationError: The rotator gave up.
+        RotationError: A rotation could not be completed.
     """
-    # Its own lines tell what happens; a log that nobody has asked for would stand between them.
+    # Without a handler, Python would print warnings of the log between the lines of the demo.
     logging.getLogger("goatherd").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory(prefix="goatherd-demo-") as name:
-        return await _run(Path(name), tell)
+        return await _run_demo_in(Path(name), tell)
 
 
-async def _run(top: Path, tell: Tell) -> DemoReport:
+async def _run_demo_in(top: Path, tell: Tell) -> DemoReport:
     store = f"file://{top}/keys/root"
     provider, secret_id = open_provider(store)
     clock = SystemClock()
@@ -116,13 +116,13 @@ async def _run(top: Path, tell: Tell) -> DemoReport:
         first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
         await provider.create(secret_id, encode_document(create_document(first, now_ms)))
         tell("identity", f"one identity, root {first.id}, in {store}")
-        async with _herd(top, store) as servers:
+        async with _run_servers(top, store) as servers:
             urls = [server.url for server in servers]
             tell("servers", f"{len(servers)} servers took it from there: {', '.join(urls)}")
             load = Workload(urls, clients=CLIENTS, pause=PAUSE, clock=clock)
             async with load:
                 tell("load", f"{CLIENTS} clients write and read, and newcomers keep arriving")
-                passages = await _passages(load, provider, secret_id, urls, clock, tell)
+                passages = await _run_parts(load, provider, secret_id, urls, clock, tell)
                 await load.stop()
                 document = decode_document((await provider.read(secret_id, CURRENT)).value.reveal())
                 tell("audit", "asking every server for everything, and checking every signature")
@@ -139,10 +139,10 @@ async def _run(top: Path, tell: Tell) -> DemoReport:
     )
 
 
-async def _passages(
+async def _run_parts(
     load: Workload, provider: SecretProvider, secret_id: str, urls: Sequence[str], clock: SystemClock, tell: Tell
-) -> tuple[Passage, ...]:
-    passages: list[Passage] = []
+) -> tuple[DemoPart, ...]:
+    passages: list[DemoPart] = []
     entered: list[tuple[str, float]] = []
 
     def listen(event: Event) -> None:
@@ -155,7 +155,9 @@ async def _passages(
         entered.clear()
         began = load.now()
         yield
-        passages.append(Passage(name=name, window=load.window(began, load.now()), phases=_durations(began, entered)))
+        passages.append(
+            DemoPart(name=name, window=load.window(began, load.now()), phases=_measure_phases(began, entered))
+        )
 
     async with contextlib.AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
@@ -164,22 +166,22 @@ async def _passages(
             provider, secret_id, nodes, policy=policy, clock=clock, started_by="goatherd demo", on_event=listen
         )
         async with passage("before", "a while of nothing special"):
-            await clock.sleep(BREATH)
+            await clock.sleep(QUIET_TIME)
         async with passage("rotation", "rotating the root: A hands over to B"):
             await rotator.rotate()
         async with passage("between", "B signs"):
-            await clock.sleep(BREATH)
+            await clock.sleep(QUIET_TIME)
         async with passage("roll back", "rotating again, as far as C signs, and back to B"):
             await rotator.rotate(to_phase=Phase.ACTIVATED)
-            await clock.sleep(BREATH / 2)  # time for C to sign something that must outlive the roll-back
+            await clock.sleep(QUIET_TIME / 2)  # time for C to sign commits that must stay valid after the roll-back
             await rotator.abandon("the demo rolls one rotation back")
         async with passage("after", "B signs again, C stays trusted"):
-            await clock.sleep(BREATH)
+            await clock.sleep(QUIET_TIME)
     return tuple(passages)
 
 
-def _durations(began: float, entered: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Return how long it took to reach each phase from the one before it."""
+def _measure_phases(began: float, entered: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Return how many seconds each phase took to reach from the phase before it."""
     durations: dict[str, float] = {}
     previous = began
     for phase, at in entered:
@@ -190,7 +192,7 @@ def _durations(began: float, entered: Sequence[tuple[str, float]]) -> dict[str, 
 
 
 @contextlib.asynccontextmanager
-async def _herd(top: Path, store: str) -> AsyncIterator[list[_Server]]:
+async def _run_servers(top: Path, store: str) -> AsyncIterator[list[_Server]]:
     ports = _free_ports(SERVERS)
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     servers: list[_Server] = []
@@ -222,13 +224,15 @@ async def _herd(top: Path, store: str) -> AsyncIterator[list[_Server]]:
 
 async def _wait_until_ready(server: _Server) -> None:
     try:
-        async with asyncio.timeout(_READY.total_seconds()), NodeClient(server.url) as node:
+        async with asyncio.timeout(_READY_TIMEOUT.total_seconds()), NodeClient(server.url) as node:
             while not await node.healthy():
                 if server.process.returncode is not None:
                     raise NodeError(f"the server at {server.url} ended with status {server.process.returncode}")
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise NodeError(f"the server at {server.url} did not come up within {_READY.total_seconds():g} s") from None
+        raise NodeError(
+            f"the server at {server.url} did not come up within {_READY_TIMEOUT.total_seconds():g} s"
+        ) from None
 
 
 def _free_ports(count: int) -> list[int]:

@@ -28,7 +28,7 @@ from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING, NodeState, read_server_state
-from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
+from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, Check, check_store
 from goatherd.revocation.reintroduction import decode
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
@@ -113,7 +113,7 @@ async def examine(opening: AbstractAsyncContextManager[Store], examined: Examine
             checks.append(Check(name=name, level=FAILED, text=str(error), hint=error.hint))
         else:
             checks.append(Check(name="store", level=OK, text=f"{store.name} is readable, version {version.id}"))
-            checks += await store_checks(store, version, document, examined.policy)
+            checks += await check_store(store, version, document, examined.policy)
             checks += _identity_checks(document, examined)
         checks += await _checks_of_all(document, examined)
         if not examined.addresses:

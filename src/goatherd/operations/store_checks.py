@@ -1,7 +1,7 @@
-"""Check the store of an identity: can it be read, where do its labels lead, is its clock right.
+"""Check the store of an identity: how fast it is, what may be done there, its labels, its clock, its old versions.
 
-What it is not: it writes nothing. Rules: a check that could not be made is not a check that passed, it is ``skip``;
-texts hold ids, times and numbers, never key material.
+What it is not: it writes nothing. Rules: a check that could not be made is ``skip`` and has not passed; texts hold ids,
+times and numbers, never key material.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LEVELS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at. `level` is ``ok``, ``warn``, ``FAIL``, or ``skip``: it could not be looked at."""
+    """The result of one check. `level` is ``ok``, ``warn``, ``FAIL``, or ``skip`` if the check could not be made."""
 
     name: str
     level: str
@@ -50,7 +50,7 @@ class Check:
     hint: str = ""
 
     def __post_init__(self) -> None:
-        # The hint of an error may be to run the very command that shows this check.
+        # The hint of an error may be to run the command that shows this check.
         kept = [
             part for part in self.hint.split(". ") if "goatherd doctor" not in part.replace("goatherd doctor --", "")
         ]
@@ -61,50 +61,52 @@ class Check:
         return asdict(self) | {"level": self.level.lower()}
 
 
-async def store_checks(store: Store, version: SecretVersion, document: IdentityDocument, policy: Policy) -> list[Check]:
-    """Return the checks on a store that could be read.
+async def check_store(store: Store, version: SecretVersion, document: IdentityDocument, policy: Policy) -> list[Check]:
+    """Check a store that could be read.
 
     Args:
         store: The store.
-        version: What `current` led to.
-        document: What was read there.
-        policy: What a rotation would go by.
+        version: The version with the label `current`.
+        document: The identity in it.
+        policy: The policy of rotations.
     """
-    checks = [await _latency_check(store), *await _diagnosis(store)]
+    checks = [await _check_latency(store), *await _check_rights(store)]
     guarantees = store.provider.guarantees
     if guarantees.cas:
-        checks.append(Check(name="store writes", level=OK, text="of two writers at once exactly one wins"))
+        checks.append(
+            Check(name="store writes", level=OK, text="if two writers write at the same time, exactly one succeeds")
+        )
     else:
-        text = f"{store.provider.scheme} cannot make sure that of two writers at once exactly one wins"
-        hint = "Let one operator at a time rotate."
+        text = f"{store.provider.scheme} cannot guarantee that of two concurrent writers exactly one succeeds"
+        hint = "Run only one rotation at a time."
         checks.append(Check(name="store writes", level=WARNING, text=text, hint=hint))
     if not guarantees.durable:
         checks.append(Check(name="store durability", level=FAILED, text="the identity is lost when this process ends"))
     try:
         versions = await store.versions()
     except GoatherdError as error:
-        # A server's rights do not always go so far.
+        # A server's credentials may not list versions.
         text = f"the versions cannot be listed: {error}"
         return [*checks, Check(name="labels", level=SKIPPED, text=text, hint=error.hint)]
     labels = {label: one for one in versions for label in one.labels}
-    checks.append(_current_check(labels, version))
-    checks.append(await _stable_check(store, labels.get(STABLE), document))
-    checks += _other_label_checks(labels)
+    checks.append(_check_current(labels, version))
+    checks.append(await _check_stable(store, labels.get(STABLE), document))
+    checks += _check_other_labels(labels)
     now_ms = SystemClock().now_ms()
-    checks.append(_clock_check(versions, now_ms, store.provider.store_clock.ahead_ms(now_ms), policy.clock_tolerance))
+    checks.append(_check_clock(versions, now_ms, store.provider.store_clock.ahead_ms(now_ms), policy.clock_tolerance))
     grace_ms = milliseconds(policy.grace)
     old = [one for one in versions if not one.labels and one.state is VersionState.ENABLED]
     overdue = [one.id for one in old if one.created_ms < now_ms - grace_ms]
     if overdue and document.rotation is None:
         text = f"{len(overdue)} unlabelled versions are older than {format_duration(policy.grace)}"
-        hint = "Private keys that were replaced may lie in them: `goatherd retire`."
+        hint = "They may hold replaced private keys. Destroy them: `goatherd retire`."
         checks.append(Check(name="old versions", level=WARNING, text=text, hint=hint))
     else:
         checks.append(Check(name="old versions", level=OK, text=f"{len(versions)} versions, none overdue"))
     return checks
 
 
-async def _latency_check(store: Store) -> Check:
+async def _check_latency(store: Store) -> Check:
     clock, times = SystemClock(), list[float]()
     try:
         for _ in range(READS):
@@ -113,63 +115,73 @@ async def _latency_check(store: Store) -> Check:
             times.append(clock.monotonic() - began)
     except GoatherdError as error:
         text = f"read {len(times)} of {READS} times, then: {error}"
-        return Check(name="latency", level=FAILED, text=text, hint=error.hint or "Is the store well?")
+        return Check(
+            name="latency", level=FAILED, text=text, hint=error.hint or "Check that the store is reachable and healthy."
+        )
     median = statistics.median(times)
     text = f"a read takes {1000 * median:.1f} ms, the longest of {READS} {1000 * max(times):.1f} ms"
     if median > SLOW.total_seconds():
-        hint = "Choose a store nearer to the servers, or give rotations more time: rotation.adoption."
+        hint = "Use a store closer to the servers, or give rotations more time: rotation.adoption."
         return Check(name="latency", level=WARNING, text=text, hint=hint)
     return Check(name="latency", level=OK, text=text)
 
 
-async def _diagnosis(store: Store) -> list[Check]:
+async def _check_rights(store: Store) -> list[Check]:
     provider, scheme = store.provider, store.provider.scheme
     if not isinstance(provider, DiagnosableSecretProvider):
-        text = f"may read; {scheme} does not tell what else may be done without its being done"
-        hint = f"What rotating needs: `goatherd policy {scheme} --role rotator`."
+        text = f"may read; {scheme} cannot report other rights without using them"
+        hint = f"Rights that a rotation needs: `goatherd policy {scheme} --role rotator`."
         return [Check(name="rights", level=SKIPPED, text=text, hint=hint)]
     try:
         findings = await provider.diagnose(store.secret_id)
     except GoatherdError as error:
-        return [Check(name="rights", level=SKIPPED, text=f"the store does not tell: {error}", hint=error.hint)]
+        return [
+            Check(name="rights", level=SKIPPED, text=f"the store did not report its rights: {error}", hint=error.hint)
+        ]
     return [Check(name=each.name, level=_LEVELS[each.verdict], text=each.text, hint=each.hint) for each in findings]
 
 
-def _current_check(labels: Mapping[Label, SecretVersion], version: SecretVersion) -> Check:
+def _check_current(labels: Mapping[Label, SecretVersion], version: SecretVersion) -> Check:
     name, holder = "label current", labels.get(CURRENT)
     if holder is None:
         text = f"a read leads to version {version.id}, and no listed version has the label"
         return Check(
-            name=name, level=WARNING, text=text, hint="Run it again; if it stays so, the store is inconsistent."
+            name=name,
+            level=WARNING,
+            text=text,
+            hint="Run the check again. If the result stays the same, the store is inconsistent.",
         )
     if holder.id != version.id:
         return Check(
-            name=name, level=WARNING, text="it moved while this looked", hint="Is somebody rotating? Run it again."
+            name=name,
+            level=WARNING,
+            text="the label moved during the check",
+            hint="A rotation may be in progress. Run the check again.",
         )
     return Check(name=name, level=OK, text=f"version {version.id}")
 
 
-async def _stable_check(store: Store, stable: SecretVersion | None, document: IdentityDocument) -> Check:
+async def _check_stable(store: Store, stable: SecretVersion | None, document: IdentityDocument) -> Check:
     name = "label stable"
     if stable is None:
         if document.rotation is None:
             return Check(name=name, level=OK, text="not set: nothing has been rotated yet")
-        text = "not set, though a rotation is under way"
-        return Check(name=name, level=FAILED, text=text, hint="Going back needs it: `goatherd rotate --resume`.")
+        text = "not set, although a rotation is in progress"
+        return Check(name=name, level=FAILED, text=text, hint="A rollback needs it: `goatherd rotate --resume`.")
     try:
         _, there = await store.read(stable.id)
     except VersionDisabledError:
         text = f"version {stable.id} cannot be read any more"
-        return Check(name=name, level=FAILED, text=text, hint="There is nothing to roll back to.")
+        return Check(name=name, level=FAILED, text=text, hint="A rollback is not possible.")
     except GoatherdError as error:
         return Check(name=name, level=FAILED, text=f"version {stable.id}: {error}", hint=error.hint)
     if document.rotation is None and there.current.id != document.current.id:
         text = f"version {stable.id} is of root {there.current.id}, but {document.current.id} signs"
-        return Check(name=name, level=WARNING, text=text, hint="`goatherd rotate --resume` mends the label.")
+        return Check(name=name, level=WARNING, text=text, hint="`goatherd rotate --resume` repairs the label.")
     return Check(name=name, level=OK, text=f"version {stable.id}, root {there.current.id}")
 
 
-def _other_label_checks(labels: Mapping[Label, SecretVersion]) -> list[Check]:
+def _check_other_labels(labels: Mapping[Label, SecretVersion]) -> list[Check]:
     """Return a warning for each further label whose version cannot be read."""
     lost = [
         (label, one)
@@ -181,17 +193,17 @@ def _other_label_checks(labels: Mapping[Label, SecretVersion]) -> list[Check]:
             name=f"label {shown_label(label)}",
             level=WARNING,
             text=f"version {one.id} is {one.state.value}",
-            hint=f"Nothing of Goatherd's needs it: `goatherd show --versions unlabel {shown_label(label)}` removes the"
+            hint=f"Goatherd does not need it: `goatherd show --versions unlabel {shown_label(label)}` removes the"
             " label.",
         )
         for label, one in lost
     ]
 
 
-def _clock_check(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int | None, tolerance: timedelta) -> Check:
-    """Compare the store's clock, by the date of its last answer, and the clock that stamped the newest version.
+def _check_clock(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int | None, tolerance: timedelta) -> Check:
+    """Compare this machine's clock with the date of the store's last answer and with the newest version's time.
 
-    Of the latter it can only be seen that it is fast, not that it is slow.
+    The time of a version shows only that a clock is fast, not that it is slow.
     """
     if ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > STORE_SKEW:
         text = describe_difference(THE_STORE, ahead_ms)
@@ -203,9 +215,12 @@ def _clock_check(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int |
     newest_ms = max((one.created_ms for one in versions), default=0)
     ahead = timedelta(milliseconds=max(0, newest_ms - now_ms))
     if ahead > STORE_SKEW:
-        text = f"the newest version was made {format_duration(ahead)} from now, by the store's clock or its writer's"
-        hint = "Set this machine's clock by NTP; for stores on a server of your own, that one's too."
+        text = (
+            f"the newest version was written {format_duration(ahead)} in the future, by the clock of the store or of"
+            " its writer"
+        )
+        hint = "Set this machine's clock by NTP, and the store's if the store is a server of your own."
         return Check(name="store clock", level=WARNING, text=text, hint=hint)
     if ahead_ms is not None:
-        return Check(name="store clock", level=OK, text="agrees with this machine's to the minute")
-    return Check(name="store clock", level=OK, text="no version was made in the future")
+        return Check(name="store clock", level=OK, text="agrees with this machine's clock to the minute")
+    return Check(name="store clock", level=OK, text="no version was written in the future")

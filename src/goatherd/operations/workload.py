@@ -1,9 +1,9 @@
-"""Clients that write and read all the time, and an audit of what became of their writes.
+"""Clients that write and read constantly, and an audit of their writes.
 
-What it is: the load behind `goatherd demo`, the cluster tests and the benchmarks. What it is not: a GoatDB replica; it
-merges nothing and keeps only what it must to check. Rules: a write counts as accepted only when the server's answer
-says that it holds the commit (its Bloom filter has the id), and as refused on anything else; nothing is retried, so
-nothing that a user would have noticed is papered over.
+What it is: the load of `goatherd demo`, the cluster tests and the benchmarks. What it is not: a GoatDB replica; it
+merges nothing, and keeps only what the audit needs. Rules: a write is accepted only if the server's answer shows that
+it holds the commit (its Bloom filter has the id), and refused otherwise; no request is retried, so that no failure that
+a user would have noticed is hidden.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TICK = timedelta(milliseconds=10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSample:
-    """One request: when it was sent (monotonic seconds), how long it took (seconds), and what came of it."""
+    """One request: when it was sent (monotonic seconds), how long it took (seconds), and its result."""
 
     kind: str
     at: float
@@ -43,7 +43,7 @@ class RequestSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadWindow:
-    """What happened between two moments. Latencies in milliseconds, over writes and reads together."""
+    """The requests between two times. Latencies are in milliseconds, over writes and reads together."""
 
     requests: int
     refused: int
@@ -54,13 +54,13 @@ class LoadWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadAudit:
-    """What the nodes hold at the end.
+    """The commits that the servers hold at the end.
 
     Attributes:
-        accepted: How many commits the servers had said yes to.
-        lost: Ids of accepted commits that some node does not hold, with the nodes.
-        unverifiable: Ids of commits on some node whose signature does not verify from the given roots.
-        by_signer: How many session commits each root signed.
+        accepted: Number of commits that the servers accepted.
+        lost: Ids of accepted commits that a server does not hold, with the URLs of these servers.
+        unverifiable: Ids of commits on a server whose signature does not verify from the given roots.
+        by_signer: Number of session commits that each root signed.
     """
 
     accepted: int
@@ -77,17 +77,17 @@ class _Client:
 
 
 class Workload:
-    """Constant signed writes and reads against a herd of GoatDB servers.
+    """Write and read constantly on several GoatDB servers, with signed requests.
 
-    Use as an async context manager: entering makes the client sessions and waits until every node knows them, leaving
-    stops the load.
+    Use as an async context manager: entering creates the client sessions and waits until every server knows them,
+    leaving stops the load.
 
     Args:
         urls: The servers.
         clients: How many clients write at once; each goes from server to server in turn.
         pause: How long a client rests between requests.
-        newcomers: Whether a brand-new client appears now and then, gets a session from one server and writes through
-            another: what a root's signature is needed for.
+        newcomers: Whether new clients appear, get a session from one server and write through another, which needs the
+            signature of a root.
     """
 
     def __init__(
@@ -114,10 +114,12 @@ class Workload:
         self._stopping = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._clients = list(await asyncio.gather(*(self._join(i % len(self.urls)) for i in range(self._count))))
-        self._tasks = [asyncio.create_task(self._run(client, i)) for i, client in enumerate(self._clients)]
+        self._clients = list(
+            await asyncio.gather(*(self._create_client(i % len(self.urls)) for i in range(self._count)))
+        )
+        self._tasks = [asyncio.create_task(self._run_client(client, i)) for i, client in enumerate(self._clients)]
         if self._newcomers:
-            self._tasks.append(asyncio.create_task(self._welcome()))
+            self._tasks.append(asyncio.create_task(self._run_new_clients()))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -145,21 +147,21 @@ class Workload:
         return LoadWindow(
             requests=len(inside),
             refused=sum(reasons.values()),
-            p50_ms=_quantile(times, 0.50),
-            p99_ms=_quantile(times, 0.99),
+            p50_ms=_choose_quantile(times, 0.50),
+            p99_ms=_choose_quantile(times, 0.99),
             reasons=reasons,
         )
 
-    async def audit(self, roots: Sequence[Session], *, patience: timedelta = timedelta(seconds=20)) -> LoadAudit:
-        """Ask every node for everything and check it: nothing lost, everything verifiable from `roots`.
+    async def audit(self, roots: Sequence[Session], *, timeout: timedelta = timedelta(seconds=20)) -> LoadAudit:
+        """Read every commit from every server, and check that none is lost and that all verify from `roots`.
 
-        Nodes are given `patience` to converge; a commit counts as lost only after that.
+        A commit is lost if a server does not hold it after `timeout`.
         """
         reader = self._clients[0].owned
-        deadline = self.now() + patience.total_seconds()
+        deadline = self.now() + timeout.total_seconds()
         while True:
             held = await asyncio.gather(*(node.pull(PATH, reader) for node in self._nodes))
-            lost = self._missing(held)
+            lost = self._find_lost(held)
             if not lost or self.now() >= deadline:
                 break
             await self._clock.sleep(timedelta(milliseconds=100))
@@ -177,48 +179,48 @@ class Workload:
             accepted=len(self.accepted), lost=lost, unverifiable=tuple(sorted(unverifiable)), by_signer=by_signer
         )
 
-    def _missing(self, held: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, tuple[str, ...]]:
+    def _find_lost(self, held: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, tuple[str, ...]]:
         ids = [{commit["id"] for commit in commits} for commits in held]
         lost = {c: tuple(u for u, have in zip(self.urls, ids, strict=True) if c not in have) for c in self.accepted}
         return {commit_id: urls for commit_id, urls in lost.items() if urls}
 
     # --- the clients ------------------------------------------------------------------------------------------------
 
-    async def _join(self, home: int) -> _Client:
+    async def _create_client(self, home: int) -> _Client:
         owned, _ = await self._nodes[home].create_session()
         for node in self._nodes:
             while not await node.answers(owned):
                 await self._clock.sleep(timedelta(milliseconds=50))
         return _Client(owned, home)
 
-    async def _run(self, client: _Client, number: int) -> None:
+    async def _run_client(self, client: _Client, number: int) -> None:
         for turn in itertools.count(number):
             if self._stopping.is_set():
                 return
             node = self._nodes[turn % len(self._nodes)]
             if turn % 4 == 3:
-                await self._read(client, node)
+                await self._read_repository(client, node)
             else:
-                await self._write(client, node, f"client-{number}-{turn % 8}")
+                await self._write_commit(client, node, f"client-{number}-{turn % 8}")
             await self._clock.sleep(self._pause)
 
-    async def _welcome(self) -> None:
+    async def _run_new_clients(self) -> None:
         for turn in itertools.count():
             started = self.now()
             try:
-                client = await self._join(turn % len(self._nodes))
+                client = await self._create_client(turn % len(self._nodes))
             except NodeError as error:
-                self._record("session", started, False, _reason(error))
+                self._record_request("session", started, False, _describe_error(error))
             else:
-                self._record("session", started, True)
-                await self._write(client, self._nodes[(turn + 1) % len(self._nodes)], f"newcomer-{turn}")
+                self._record_request("session", started, True)
+                await self._write_commit(client, self._nodes[(turn + 1) % len(self._nodes)], f"newcomer-{turn}")
             until = self.now() + 0.3
             while self.now() < until:
                 if self._stopping.is_set():
                     return
                 await self._clock.sleep(_TICK)
 
-    async def _write(self, client: _Client, node: NodeClient, key: str) -> None:
+    async def _write_commit(self, client: _Client, node: NodeClient, key: str) -> None:
         now_ms = self._clock.now_ms()
         parent = client.heads.get(key)
         draft = new_commit(
@@ -237,36 +239,36 @@ class Workload:
         try:
             reply = await node.push(PATH, [commit], client.owned)
         except GoatherdError as error:
-            self._record("write", started, False, _reason(error))
+            self._record_request("write", started, False, _describe_error(error))
             return
         accepted = reply is not None and commit.id in BloomFilter.from_json(reply["f"]["__v"])
-        self._record("write", started, accepted, "" if accepted else "commit not kept")
+        self._record_request("write", started, accepted, "" if accepted else "commit not kept")
         if accepted:
             self.accepted[commit.id] = key
             client.heads[key] = commit.id
 
-    async def _read(self, client: _Client, node: NodeClient) -> None:
+    async def _read_repository(self, client: _Client, node: NodeClient) -> None:
         started = self.now()
         full = {"__t": "E", "__v": {"d": "AA==", "s": []}}
         try:
             await node.batch_sync([(PATH, {"ver": VERSION, "f": full, "s": 0, "c": [], "ad": []})], client.owned)
         except NodeError as error:
-            self._record("read", started, False, _reason(error))
+            self._record_request("read", started, False, _describe_error(error))
         else:
-            self._record("read", started, True)
+            self._record_request("read", started, True)
 
-    def _record(self, kind: str, started: float, accepted: bool, reason: str = "") -> None:
+    def _record_request(self, kind: str, started: float, accepted: bool, reason: str = "") -> None:
         self.samples.append(
             RequestSample(kind=kind, at=started, seconds=self.now() - started, accepted=accepted, reason=reason)
         )
 
 
-def _reason(error: GoatherdError) -> str:
+def _describe_error(error: GoatherdError) -> str:
     status = getattr(error, "status", None)
     return f"{error.code} {status}" if status else error.code
 
 
-def _quantile(ordered: Sequence[float], fraction: float) -> float:
+def _choose_quantile(ordered: Sequence[float], fraction: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
 
 
@@ -276,7 +278,7 @@ def decode_commit(encoded: Mapping[str, Any]) -> Commit:
 
 
 def learn_sessions(known: dict[str, Session], introductions: Sequence[Commit]) -> dict[str, int]:
-    """Add the sessions that a root introduced, as often as something new comes; count them by root."""
+    """Add the sessions that roots introduced, also by roots that are introduced here, and count them by root."""
     signers: dict[str, int] = {}
     waiting = list(introductions)
     while True:

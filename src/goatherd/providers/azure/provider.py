@@ -469,7 +469,7 @@ class AzureSecretProvider(SecretProvider):
 
     async def _diagnose_secret(self, call: Call) -> list[Finding]:
         text = "may read; Key Vault does not say what else the credentials may do"
-        hint = f"What rotating needs: `goatherd policy {self.scheme} --role rotator`."
+        hint = f"Rights that a rotation needs: `goatherd policy {self.scheme} --role rotator`."
         first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)
         vault, view = self._open_vault(call), call.secret_id
         _, last = await self._read_decided(call, vault)
