@@ -340,7 +340,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     "doctor": {
         "healthy": Field("boolean", "Whether no check has failed."),
         "checks": Field("array of object", "The checks."),
-        "checks[].name": Field("string", "Name of the check."),
+        "checks[].check": Field("string", "Name of the check."),
+        "checks[].name": Field("string", "Former name of the check; the next release removes it."),
         "checks[].level": Field("string", "`ok`, `warn`, `fail` or `skip`."),
         "checks[].text": Field("string", "What was found."),
         "checks[].hint": Field("string", "What to do; empty when there is no advice."),

@@ -52,7 +52,7 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
         return _show(app)
     if not yes:
         _confirm(app)
-    return run_interruptible(app, _retire(app), note="what was destroyed is; `goatherd retire` does the rest")
+    return run_interruptible(app, _retire(app), note="run `goatherd retire` again to destroy the rest")
 
 
 def _confirm(app: App) -> None:
@@ -62,7 +62,7 @@ def _confirm(app: App) -> None:
     if due:
         click.echo("\n".join(due), err=True)
         versions = "1 version" if len(due) == 1 else f"{len(due)} versions"
-        click.confirm(f"Destroy {versions} for good?", abort=True, err=True)
+        click.confirm(f"Permanently destroy {versions}?", abort=True, err=True)
 
 
 async def _read_keys(app: App) -> KeyInventory:

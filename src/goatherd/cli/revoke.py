@@ -132,7 +132,7 @@ def revoke(
             reopen=reopen,
             audit_log=audit_log(app),
         )
-    note = "" if plan else "the very same command, run again, carries it on"
+    note = "" if plan else "run the same command again to resume"
     report = run_interruptible(app, _run(app, work), note=note)
     lines = revocation_plan_lines(report) if plan else revocation_lines(report)
     app.out.result({"plan": plan, **revocation_data(report)}, lines)
@@ -140,11 +140,11 @@ def revoke(
 
 
 def _confirm(app: App, root_id: str, *, unsafe_without_nodes: bool) -> None:
-    # Refused before the question, too.
+    # Without servers, the revocation is refused before the question.
     operations.check_revocation_servers(app.options.nodes, unsafe_without_nodes=unsafe_without_nodes)
     if not app.out.may_ask:
         raise click.UsageError("nothing can be confirmed without a terminal; give --yes to revoke the root")
-    click.confirm(f"Revoke root {root_id}? There is no way back.", abort=True, err=True)
+    click.confirm(f"Revoke root {root_id}? This cannot be undone.", abort=True, err=True)
 
 
 async def _run(app: App, work: Callable[..., Awaitable[RevocationReport]]) -> RevocationReport:

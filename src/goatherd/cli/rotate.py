@@ -38,8 +38,8 @@ from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Phase
 
 HOW_TO_RESUME: Final = (
-    "a rotation that has begun stands where it is: `goatherd rotate --resume` carries it on, `--cancel` or "
-    "`--rollback` leaves it"
+    "a rotation that has started is not lost: `goatherd rotate --resume` continues it, `--cancel` or `--rollback` "
+    "ends it"
 )
 
 
@@ -171,7 +171,7 @@ def rotate(
         return asyncio.run(_plan(app, stop_at))
     if what == "replace-expired":
         replacing = _replace_expired(app, unsafe_without_nodes=unsafe_without_nodes)
-        return run_interruptible(app, replacing, note="the very same command, run again, resumes it")
+        return run_interruptible(app, replacing, note="run the same command again to resume")
     why = reason or operations.ASKED
     work: dict[str, Callable[..., Awaitable[Report]]] = {
         "": partial(operations.rotate, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes),
@@ -180,7 +180,7 @@ def rotate(
         "rollback": partial(operations.roll_back, reason=why),
     }
     if what in ("", "resume") and app.options.rotation_health_command is None:
-        # A command of the operator's would inherit it, and be late with its answer.
+        # A health command would inherit the low priority and answer late.
         give_way(app)
     return run_interruptible(app, drive_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
 

@@ -97,7 +97,7 @@ class AgentReport:
         started: Id of the root that the server was started with.
         restarts: How often the agent has started it again.
         pending: Why the server is to be restarted.
-        checked_ms: When the agent asked it the attacker's question, without getting a private key; None if it has not.
+        checked_ms: When the agent last checked that it does not expose a private key; None if it has not.
         check_commit: Id of the commit by which the server introduced the session of that question.
         door: The door in front of it; None without one.
     """

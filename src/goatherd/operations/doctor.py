@@ -1,8 +1,8 @@
 """Check the store, the identity and every server of a cluster: what ``goatherd doctor`` reports.
 
-What it is not: it changes nothing, but that the attacker's
-question makes one anonymous session on each node, unless an agent has asked it. Rules: a check that could not be made
-is not a check that passed; texts hold ids and times, never key material.
+What it is not: it changes nothing, but that the check for an
+exposed key makes one anonymous session on each server, unless an agent has made it. Rules: a check that could not be
+made is not a check that passed; texts hold ids and times, never key material.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING, NodeState, read_server_state
-from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, Check, check_store
+from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SKIPPED, WARNING, Check, check_store
 from goatherd.revocation.reintroduction import decode
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
@@ -180,7 +180,7 @@ def _identity_checks(document: IdentityDocument, examined: Examined) -> list[Che
         text = (
             f"{record.phase.value} for {format_duration(since)}, begun {iso(record.started_at)} by {record.started_by}"
         )
-        hint = "Nobody seems to drive it: `goatherd rotate --resume`, or --rollback." if overdue else ""
+        hint = "No process seems to drive it: `goatherd rotate --resume`, or --rollback." if overdue else ""
         checks.append(Check(name="rotation", level=WARNING if overdue else OK, text=text, hint=hint))
     return checks
 
@@ -198,7 +198,7 @@ def obstacle_checks(survey: Survey) -> list[Check]:
         if one.kind not in _CHECKED_ELSEWHERE
     ]
     if not survey.obstacles:
-        what = "the rotation in progress can go on" if survey.is_in_progress else "a rotation can begin now"
+        what = "the rotation in progress can continue" if survey.is_in_progress else "a rotation can start now"
         checks.append(Check(name="rotation", level=OK, text=f"no obstacle: {what}"))
     return [*checks, *(Check(name="rotation", level=WARNING, text=remark) for remark in survey.remarks)]
 
@@ -283,22 +283,24 @@ async def _node_checks(client: NodeClient, document: IdentityDocument | None, ex
 
 
 async def _leak_check(client: NodeClient) -> Check:
-    """Ask for a session, as an attacker would, and look for a private key in the answer."""
+    """Create a session without authentication, as an attacker would, and look for a private key in the answer."""
     url = client.base_url
     answer = await client.identity()
     agent = None if answer is None else answer.agent
     if agent is not None and agent.checked_ms is not None:
-        # The agent asks its server itself, past the door, after each start; to ask again would leave another session.
-        text = f"{url} keeps its private key to itself: its agent has asked after the start, at {iso(agent.checked_ms)}"
-        return Check(name="attacker's question", level=OK, text=text)
+        # The agent checks its server after each start, behind the door. Another check would leave another session.
+        text = (
+            f"{url} does not expose its private key: its agent has checked after the start, at {iso(agent.checked_ms)}"
+        )
+        return Check(name=KEY_EXPOSURE, level=OK, text=text)
     if agent is not None and agent.activity is not None:
-        text = f"{url} {agent.activity}, which asks then"
-        return Check(name="attacker's question", level=SKIPPED, text=text)
+        text = f"{url} {agent.activity}, which makes this check afterwards"
+        return Check(name=KEY_EXPOSURE, level=SKIPPED, text=text)
     new = await client.new_session()
     if not new.leaked:
-        return Check(name="attacker's question", level=OK, text=f"{url} keeps its private key to itself")
+        return Check(name=KEY_EXPOSURE, level=OK, text=f"{url} does not expose its private key")
     return Check(
-        name="attacker's question",
+        name=KEY_EXPOSURE,
         level=FAILED,
         text=f"{url} returned the private key of root {' '.join(new.leaked)} to an unauthenticated request",
         hint="The key is exposed. Take the server off the network, then revoke this root: goatherd revoke ID.",

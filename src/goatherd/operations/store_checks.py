@@ -40,6 +40,10 @@ _LEVELS: Final = {
 }
 
 
+KEY_EXPOSURE: Final = "key exposure"
+"""Name of the check that looks for a private key in what a server answers to an unauthenticated request."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """The result of one check. `level` is ``ok``, ``warn``, ``FAIL``, or ``skip`` if the check could not be made."""
@@ -57,8 +61,9 @@ class Check:
         object.__setattr__(self, "hint", ". ".join(kept))
 
     def to_json(self) -> dict[str, str]:
-        """Return it as data."""
-        return asdict(self) | {"level": self.level.lower()}
+        """Return it as data; `name` is still the former name of a check that has a new one."""
+        former = {KEY_EXPOSURE: "attacker's question"}.get(self.name, self.name)
+        return asdict(self) | {"name": former, "check": self.name, "level": self.level.lower()}
 
 
 async def check_store(store: Store, version: SecretVersion, document: IdentityDocument, policy: Policy) -> list[Check]:

@@ -168,17 +168,17 @@ def test_a_dry_run_of_retire_and_its_question_list_the_versions_and_destroy_noth
     monkeypatch.setattr("goatherd.cli.output.Output.may_ask", True)
     asked: list[str] = []
     monkeypatch.setattr("click.confirm", lambda text, **_: asked.append(text))
-    assert "versions for good?" not in "".join(asked)
+    assert "Permanently destroy" not in "".join(asked)
     done = goatherd("retire", *here)
     assert "version 1, of 20" in done.err
     (question,) = asked
-    assert question == f"Destroy {done.out.count('destroyed version')} versions for good?"
+    assert question == f"Permanently destroy {done.out.count('destroyed version')} versions?"
 
 
 def checks(result: Any) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for check in result.json["checks"]:
-        found.setdefault(check["name"], []).append((check["level"], check["text"]))
+        found.setdefault(check["check"], []).append((check["level"], check["text"]))
     return found
 
 
@@ -308,7 +308,7 @@ def test_doctor_tells_a_server_that_keeps_its_key_and_does_not_trust_this_store(
     handler.leaks = False
     goatherd("init", "--provider", store)
     found = checks(goatherd("doctor", "--provider", store, "--node", url, "--json"))
-    assert found["attacker's question"][0][0] == "ok"
+    assert found["key exposure"][0][0] == "ok"
     assert found["node"][0][0] == "fail"
     assert "does not trust" in found["node"][0][1]
 
@@ -433,7 +433,7 @@ def test_servers_that_were_not_told_of_each_other_and_of_another_identity_are_na
     )
     linked = (*nodes, "--node", third.url)
     found = goatherd("doctor", "--provider", store, *linked, "--json")
-    assert ("ok", "no obstacle: a rotation can begin now") in checks(found)["rotation"], found.out
+    assert ("ok", "no obstacle: a rotation can start now") in checks(found)["rotation"], found.out
     assert goatherd("rotate", "--provider", store, *linked).code == 0
 
     other = f"file://{tmp_path}/other/root"

@@ -223,12 +223,12 @@ def test_no_other_module_ends_the_process_or_maps_exit_codes() -> None:
 @pytest.mark.parametrize(
     ("command", "module", "told"),
     [
-        (["rotate", "--unsafe-without-nodes"], "rotate", "`goatherd rotate --resume` carries it on"),
-        (["retire", "--yes"], "retire", "`goatherd retire` does the rest"),
+        (["rotate", "--unsafe-without-nodes"], "rotate", "`goatherd rotate --resume` continues it"),
+        (["retire", "--yes"], "retire", "run `goatherd retire` again to destroy the rest"),
         (
             ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes", "--yes"],
             "revoke",
-            "the very same command, run again, carries it on",
+            "run the same command again to resume",
         ),
     ],
 )

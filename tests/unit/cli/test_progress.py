@@ -78,7 +78,7 @@ def test_who_joins_and_who_leaves_in_the_middle_is_told_and_so_is_health_when_it
     assert stderr.getvalue().splitlines() == [
         "http://b has left, and is not waited for",
         "http://c has joined",
-        "it cannot be told who the nodes are: dns://x: no answer; asking again",
+        "the servers could not be discovered: dns://x: no answer; trying again",
         "not healthy, 1 in a row: command check: ended with 1",
         "healthy",
         "waiting until 2026-09-21T14:13:20.000Z: stays healthy",
@@ -95,7 +95,7 @@ def test_a_terminal_that_writes_nothing_over_gets_every_line(monkeypatch: pytest
     stderr = Terminal()
     with Progress(Output(as_json=False, stderr=stderr)) as progress:
         progress.told(NodesUnknown(problem="dns://x: no answer"))
-    assert stderr.getvalue() == "it cannot be told who the nodes are: dns://x: no answer; asking again\n"
+    assert stderr.getvalue() == "the servers could not be discovered: dns://x: no answer; trying again\n"
 
 
 def test_where_it_is_narrow_nothing_of_an_address_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_a_restore_is_stopped_and_left_like_a_rotation(goatherd: Goatherd, store
     goatherd("restore", "--to", "published", "--provider", store, "--unsafe-without-nodes")
     left = goatherd("rotate", "--cancel", "--provider", store)
     assert left.code == 0
-    assert f"cancelled: {second} goes on signing; {first} has not signed and stays an earlier root" in left.out
+    assert f"cancelled: {second} stays the current root; {first} has not signed, and stays trusted" in left.out
     goatherd("restore", "--to", "activated", "--provider", store, "--unsafe-without-nodes")
     left = goatherd("rotate", "--rollback", "--provider", store)
     assert f"rolled back: {second} signs again; {first} stays trusted" in left.out
@@ -98,7 +98,7 @@ def test_the_audit_trail_names_the_command_and_the_root(goatherd: Goatherd, stor
 def test_what_was_cancelled_before_publication_is_not_said_to_be_trusted(goatherd: Goatherd, store: str) -> None:
     goatherd("init", "--provider", store)
     for phase, said in (
-        ("prepared", "was not published, so no server has heard of it and it is not trusted"),
+        ("prepared", "was not published, so no server knows or trusts it"),
         ("published", "was published, so it stays trusted; it has signed nothing"),
     ):
         goatherd("rotate", "--to", phase, "--provider", store, "--unsafe-without-nodes")

@@ -128,14 +128,14 @@ def test_over_unmodified_servers_it_ends_and_names_what_they_sign_with_the_root_
         done = goatherd(*words, *nodes)
         assert done.code == 0, done.out + done.err
         assert [done.out.count(f"{url}: an unmodified GoatDB server\n") for url in (one.url, other.url)] == [1, 1]
-        assert done.out.count("goes on trusting the revoked root") == 1
+        assert done.out.count("still trusts the revoked root") == 1
         successor = root_of(goatherd, store)
         for child in (one, other):
             signers = {raw["s"] for raw in child.repositories[SESSIONS].values() if raw["k"] == user.id}
             assert signers == {root.id, successor}
         one.introduce(late)
         again = goatherd(*words, *nodes)
-        assert (again.code, "sessions: 1 to introduce again, 0 pushed" in again.out) == (0, True)
+        assert (again.code, "sessions: 1 to reissue, 0 pushed" in again.out) == (0, True)
         assert f"are not reissued: {late.id}" in again.out
 
 

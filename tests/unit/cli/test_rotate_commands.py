@@ -132,7 +132,7 @@ def test_a_plan_names_the_rotation_that_would_be_carried_on_and_who_began_it(goa
     record = goatherd("show", "--json").json["rotation"]
     plan = goatherd("rotate", "--plan", "--json").json
     assert (plan["resumes"], plan["startedBy"]) == (record["id"], record["startedBy"])
-    assert f"carries on rotation {record['id']}, by {record['startedBy']}" in goatherd("rotate", "--plan").out
+    assert f"resumes rotation {record['id']}, started by {record['startedBy']}" in goatherd("rotate", "--plan").out
 
 
 # --- health -----------------------------------------------------------------------------------------------------------
@@ -198,7 +198,10 @@ def test_when_the_grace_period_is_over_status_says_so_and_after_retire_that_the_
     keys = goatherd("status", "--json").json["privateKeys"]
     (old,) = [root for root in keys["roots"] if root["id"] == first]
     assert old == {"id": first, "versions": [], "recordedDestroyed": True}
-    assert f"the private key of {first} is in no version of this secret, and it is on record" in goatherd("status").out
+    assert (
+        f"the private key of {first} is in no version of this secret, and the identity records"
+        in goatherd("status").out
+    )
 
 
 def test_that_a_key_is_nowhere_is_put_on_record_by_whoever_retires_next(
@@ -215,7 +218,7 @@ def test_that_a_key_is_nowhere_is_put_on_record_by_whoever_retires_next(
         assert goatherd("retire", "--yes").code == 130
     keys = goatherd("status", "--json").json["privateKeys"]
     assert (keys["retireDue"], keys["recordDue"]) == ([], [first])
-    told = f"due: `goatherd retire` puts on record that no version holds the private key of {first}"
+    told = f"due: `goatherd retire` records that no version holds the private key of {first}"
     assert told in goatherd("status").out
     assert goatherd("retire", "--yes").code == 0
     keys = goatherd("status", "--json").json["privateKeys"]
@@ -241,7 +244,7 @@ def test_what_cannot_be_looked_into_is_not_said_to_be_without_keys(
     monkeypatch.setattr(FileSecretProvider, "read", read)
     keys = goatherd("status", "--json").json["privateKeys"]
     assert (keys["complete"], keys["problem"]) == (False, "provider.access_denied")
-    assert "it cannot be told which version holds which" in goatherd("status").out
+    assert "private keys: unknown" in goatherd("status").out
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def inventory_data(keys: KeyInventory, now_ms: int) -> dict[str, object]:
 def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
     """Return a key inventory as lines."""
     if keys.problem is not None:
-        return [f"private keys: it cannot be told which version holds which ({keys.problem})"]
+        return [f"private keys: unknown, since the stored versions could not be read ({keys.problem})"]
     rows = [
         (
             one.version.id,
@@ -63,14 +63,14 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
     due, following, recordable = keys.holdings_due(now_ms), keys.next_due_ms(now_ms), keys.recordable_roots(now_ms)
     if recordable:
         named = " ".join(recordable)
-        lines.append(f"due: `goatherd retire` puts on record that no version holds the private key of {named}")
+        lines.append(f"due: `goatherd retire` records that no version holds the private key of {named}")
     if due:
         lines.append(f"due: `goatherd retire` destroys {len(due)} versions: {' '.join(one.version.id for one in due)}")
     elif following is not None:
         lines.append(f"`goatherd retire` has nothing to destroy before {iso(following)}")
     lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
     if keys.copies is not None:
-        lines.append(f"mind: {keys.copies}")
+        lines.append(f"copies: {keys.copies}")
     return lines
 
 
@@ -89,10 +89,10 @@ def _describe_due(keys: KeyInventory, one: Holding) -> str:
 
 
 def _absence(keys: KeyInventory, root: str) -> str:
-    record = ", and it is on record that none holds it" if root in keys.recorded else ""
+    record = ", and the identity records that none holds it" if root in keys.recorded else ""
     if keys.is_complete:
         return f"the private key of {root} is in no version of this secret{record}"
-    return f"the private key of {root} was not seen, but some versions could not be looked at{record}"
+    return f"the private key of {root} was not found, but some versions could not be read{record}"
 
 
 def _describe_content(one: Holding) -> str:

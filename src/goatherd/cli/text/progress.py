@@ -1,7 +1,7 @@
-"""A rotation while it runs: a view that is written over on a terminal, plain lines elsewhere.
+"""Show a rotation while it runs: a table that is updated in place on a terminal, plain lines elsewhere.
 
-What it is not: it decides nothing; it is told events and shows them. Rules: every line holds ids, times and addresses
-only; a phase is told once, a wait when its reason or its nodes change.
+What it is not: it decides nothing; it receives events and shows them. Rules: every line holds ids, times and addresses
+only; a phase is shown once, a wait when its reason or its servers change.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MARKS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
 
 
 class Progress:
-    """Shows the events of one run. A context manager; `told` is a rotator's `on_event`."""
+    """Show the events of one run. A context manager; `told` is a rotator's `on_event`."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
@@ -78,7 +78,7 @@ class Progress:
         elif isinstance(event, NodesUnknown):
             if event.problem != self._trouble:
                 self._trouble = event.problem
-                text = f"it cannot be told who the nodes are: {event.problem}; asking again"
+                text = f"the servers could not be discovered: {event.problem}; trying again"
                 self._line("nodes", {"problem": event.problem}, text)
         elif isinstance(event, HealthSeen):
             health = event.health
@@ -109,7 +109,7 @@ class Progress:
                     text = f"{event.url} was not notified: {event.problem}"
                 self._line("node", data, text)
         elif isinstance(event, ConflictMet):
-            self._line("conflict", {}, "somebody else wrote first; looking again")
+            self._line("conflict", {}, "another process wrote to the store first; reading it again")
         elif isinstance(event, StoreTroubled):
             if event.error != self._trouble:
                 self._trouble = event.error
@@ -135,9 +135,9 @@ class Progress:
         if event.is_own or event.rotation_id is None or self._is_taken_over:
             return
         self._is_taken_over = True
-        who, since = event.started_by or "somebody who gave no name", iso(event.since_ms)
+        who, since = event.started_by or "an unnamed operator", iso(event.since_ms)
         data = {"rotation": event.rotation_id, "startedBy": who, "startedAt": event.started_at, "phaseSince": since}
-        text = f"rotation {event.rotation_id} was begun by {who} at {event.started_at}; in this phase since {since}"
+        text = f"rotation {event.rotation_id} was started by {who} at {event.started_at}; in this phase since {since}"
         self._line("takenOver", data, text)
 
     def _activities(self, urls: Sequence[str]) -> list[str]:
@@ -165,8 +165,8 @@ class Progress:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
-        for head in ("node", "knows next", "trusts next", "signs with", "knows earlier", ""):
-            # Where it is narrow, an address or a reason takes more lines; cut off, it would tell nothing.
+        for head in ("server", "introduction", "trusts new root", "signs with", "cross-signature", ""):
+            # On a narrow terminal, an address or a reason takes more lines instead of being cut off.
             table.add_column(head, overflow="fold")
         for node in self._nodes:
             table.add_row(

@@ -85,7 +85,7 @@ def _standing(report: ReplacementReport, node: NodeStanding) -> str:
 def _remedy(node: NodeStanding) -> str:
     if node.is_unmodified:
         return (
-            "an unmodified GoatDB server: `goatherd run` restarts it; where nobody does, stop it, run `goatherd run"
+            "an unmodified GoatDB server: `goatherd run` restarts it; without it, stop the server, run `goatherd run"
             " --once` there, and start it"
         )
-    return "can it read the store? Its log says"
+    return "check in its log whether it can read the store"

@@ -18,7 +18,7 @@ from goatherd.wire.paths import SESSIONS_PATH
 SHOWN_CLAIMS: Final = 20
 
 UNMODIFIED: Final = (
-    "An unmodified server goes on trusting the revoked root: it takes what the attacker signs, and hands out what the",
+    "An unmodified server still trusts the revoked root: it accepts what the attacker signs, and hands out what the",
     "attacker introduces. It knows the successor and the sessions; Goatherd servers reject what it signs with the",
     "revoked root. Restart it at once with a settings.json without the root: `goatherd run` does so automatically,",
     "`goatherd export` writes the file. Put `goatherd door` in front: its own /sys/sessions make it trust the root",
@@ -33,11 +33,11 @@ def revocation_event(out: Output, event: Event) -> None:
         return
     at = f" at {event.node}" if event.node else ""
     texts = {
-        RevocationStep.INTRODUCED: f"the successor is introduced{at}",
+        RevocationStep.INTRODUCED: f"the next root is introduced{at}",
         RevocationStep.REVOKED: f"revoked {event.revoked_id}: {event.current_id} signs, generation {event.generation}",
         RevocationStep.FROZEN: f"frozen{at}: it holds {event.count} commits of the root",
-        RevocationStep.CLOSED: f"closed: {event.count} commits of the root count, and no others",
-        RevocationStep.INTRODUCED_AGAIN: f"introduced {event.count} sessions again{at}",
+        RevocationStep.CLOSED: f"closed: {event.count} commits of the root are valid, and no others",
+        RevocationStep.INTRODUCED_AGAIN: f"reissued {event.count} sessions{at}",
         RevocationStep.SETTLED: f"settled: {event.count} sessions no longer depend on the root",
         RevocationStep.DESTROYED: f"destroyed version {event.detail}",
     }
@@ -108,19 +108,19 @@ def revocation_plan_lines(report: RevocationReport) -> list[str]:
     """Return what a revocation would do, as lines."""
     ours = [node for node in report.nodes if not node.is_unmodified]
     lines = [
-        f"to revoke {report.revoked_id}; nothing is written by --plan",
-        "1. introduce the successor at every server, by a commit that the root signs (clients learn of it that way)",
-        "2. write the identity with the revocation; tell the servers; from then on they refuse the root",
-        f"3. ask {len(ours)} Goatherd servers what they hold of it; the digest of the list of what counts goes into the"
-        " identity"
+        f"plan to revoke {report.revoked_id}; nothing is written",
+        "1. introduce the next root at every server, by a commit that the revoked root signs: clients learn of it",
+        "2. write the identity with the revocation, and notify the servers; from then on they reject the root",
+        f"3. collect the commits of the root from {len(ours)} Goatherd servers; the digest of the valid ones goes into"
+        " the identity"
         if ours
-        else "3. no frozen list: unmodified GoatDB servers cannot keep one or refuse by it",
-        f"4. introduce {report.sessions} user sessions again; then the root's word counts for none",
+        else "3. no list of frozen commits: unmodified GoatDB servers cannot store one or reject by it",
+        f"4. reissue {report.sessions} user sessions; from then on none depends on the root",
         "5. with --destroy: destroy the stored versions that hold its private key",
         "",
     ]
     lines += [
-        f"obstacle: {node.url}: {node.problem}; without it the list stays open"
+        f"obstacle: {node.url}: {node.problem}; without this server the list stays open"
         for node in report.nodes
         if node.problem is not None
     ]
@@ -136,25 +136,25 @@ def revocation_lines(report: RevocationReport) -> list[str]:
             f"revoked {report.revoked_id}: {report.current_id} signs; finished, as far as unmodified servers allow it"
         )
     elif report.is_complete:
-        head = f"revoked {report.revoked_id}: {report.current_id} signs; nothing is left to be done at Goatherd servers"
+        head = f"revoked {report.revoked_id}: {report.current_id} signs; finished at all Goatherd servers"
     else:
         head = f"revoked {report.revoked_id}: {report.current_id} signs; NOT FINISHED, run it again"
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     lines = [
         head,
         f"took: {took}; {report.node_calls} requests to servers, {report.store_calls} to the store",
-        f"sessions: {report.sessions} to introduce again, {report.pushed} pushed now",
+        f"sessions: {report.sessions} to reissue, {report.pushed} pushed now",
     ]
     if report.has_only_unmodified:
         lines.append(
-            "frozen: no list, since every listed server is an unmodified GoatDB server, which cannot keep one or refuse"
-            " by it; a Goatherd server that joins later needs one: run the command again with it"
+            "frozen: no list, since every listed server is an unmodified GoatDB server, which cannot store one or"
+            " reject by it; a Goatherd server that joins later needs one: run the command again with it"
         )
     elif report.closed:
-        lines.append(f"frozen: {report.frozen} commits of the root are on record; every other one is refused")
+        lines.append(f"frozen: {report.frozen} commits of the root are listed; every other one is rejected")
     else:
         lines.append(
-            "frozen: NOT CLOSED, a listed server has not told what it holds; each goes by what it holds itself"
+            "frozen: NOT CLOSED, a listed server has not reported its commits; each server accepts only what it holds"
         )
     for node in report.nodes:
         lines += _node_lines(node)
@@ -182,21 +182,21 @@ def _node_lines(node: NodeOutcome) -> list[str]:
     if node.is_unmodified:
         return []
     if not node.refuses:
-        return [f"{node.url}: HAS NOT TAKEN OVER the revocation: can it read the store?"]
+        return [f"{node.url}: HAS NOT ADOPTED the revocation: check whether it can read the store"]
     lines = []
     if node.in_flight:
-        lines.append(f"{node.url}: {node.in_flight} commits of the root are on their way to it")
+        lines.append(f"{node.url}: {node.in_flight} frozen commits of the root have not reached it yet")
     if node.late:
         lines.append(
-            f"{node.url}: holds {node.late} commits of the root that are not on record: nobody else takes them."
-            " They may be the thief's; if you know better: --reopen"
+            f"{node.url}: holds {node.late} commits of the root that are not listed; no other server accepts them."
+            " They may be the attacker's; if they are yours: --reopen"
             + (f" --trust-alone {node.url}" if node.alone else "")
         )
     return lines + _alone_lines(node, again="--reopen ")
 
 
 def _alone_lines(node: NodeOutcome, *, again: str) -> list[str]:
-    """Return what counts, or does not, on one server's word.
+    """Return which commits that only one server holds are valid, and which are not.
 
     Args:
         node: The server.
@@ -209,22 +209,22 @@ def _alone_lines(node: NodeOutcome, *, again: str) -> list[str]:
             f" (--distrust {node.url} leaves it out)"
         )
     if node.counted_alone:
-        lines.append(f"{node.url}: {_commits(node.counted_alone)} that it alone holds count, as asked (--trust-alone)")
+        lines.append(f"{node.url}: {_commits(node.counted_alone)} that it alone holds are valid (--trust-alone)")
     if node.is_distrusted:
-        lines.append(f"{node.url}: its list does not count, as asked (--distrust); left out: {_commits(node.alone)}")
+        lines.append(f"{node.url}: its list is ignored (--distrust); left out: {_commits(node.alone)}")
     elif node.alone:
         lines.append(
-            f"{node.url}: ALONE claims {_commits(node.alone)} of the root. They do not count: a server that was broken"
-            " into can sign commits after the revocation"
+            f"{node.url}: ALONE claims {_commits(node.alone)} of the root. They are rejected: a compromised server can"
+            " sign commits after the revocation"
         )
     lines += [f"    {_claim_text(claim)}" for claim in node.claims[:SHOWN_CLAIMS]]
     unshown = node.alone - sum(claim.commits for claim in node.claims[:SHOWN_CLAIMS])
     if node.claims and unshown > 0:
-        lines.append(f"    and {unshown} more; --json lists what the server has told")
+        lines.append(f"    and {unshown} more; --json lists what the server has reported")
     elif unshown > 0:
-        lines.append("    the server does not say what they are")
+        lines.append("    the server does not report what they are")
     if node.alone and not node.is_distrusted:
-        lines.append(f"    if you know that they are good, run the command again with {again}--trust-alone {node.url}")
+        lines.append(f"    if you know that they are yours, run the command again with {again}--trust-alone {node.url}")
     return lines
 
 
@@ -245,16 +245,16 @@ def _warnings(report: RevocationReport) -> list[str]:
     if lines:
         lines += [f"    {line}" for line in UNMODIFIED]
     lines += [
-        f"ROGUE ROOT {root}: the revoked root has introduced it, and the identity does not list it. Goatherd's servers"
-        " refuse it; unmodified servers, and clients that have it, believe it"
+        f"ROGUE ROOT {root}: the revoked root has introduced it, and the identity does not list it. Goatherd servers"
+        " reject it; unmodified servers, and clients that hold it, trust it"
         for root in report.rogue_roots
     ]
     lines += [
-        f"session {session} lives longer than GoatDB makes any live: if it is the thief's, --except {session}"
+        f"session {session} lives longer than any that GoatDB creates: if it is the attacker's, --except {session}"
         for session in report.long_lived
     ]
     if report.forged:
-        lines.append(f"{report.forged} session commits claim to be the root's and are not: they count for nothing")
+        lines.append(f"{report.forged} session commits claim a signature by the root that is invalid; they are ignored")
     if report.keys_left and not report.destroyed:
         versions = ", ".join(report.keys_left)
         lines.append(
@@ -264,7 +264,7 @@ def _warnings(report: RevocationReport) -> list[str]:
     if report.unknown_left:
         versions = ", ".join(report.unknown_left)
         lines.append(
-            f"the stored version(s) {versions} are left over from an interrupted change and cannot be looked into, so"
+            f"the stored version(s) {versions} are left over from an interrupted change and cannot be read, so"
             " they may hold its private key; --destroy destroys them too"
         )
     lines += [

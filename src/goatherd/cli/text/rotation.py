@@ -69,12 +69,12 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         Outcome.ABANDONED: [abandoned_line(report)],
         Outcome.REACHED: [
             f"reached {report.phase.value} after {took}: {report.current_id} signs, {signs}",
-            f"`goatherd rotate --resume` carries on, `{_way_back(report.phase)}` goes back",
+            f"`goatherd rotate --resume` continues the rotation, `goatherd rotate {_way_back(report.phase)}` ends it",
         ],
-        Outcome.NOTHING: [f"nothing to do: {report.current_id} signs, no rotation is under way"],
+        Outcome.NOTHING: [f"nothing to do: {report.current_id} signs, and no rotation is in progress"],
     }[report.outcome]
-    lines += [f"not waited for any longer, by the quorum: {url}" for url in report.left_out]
-    lines += [f"not seen to sign with it: {url}" for url in report.behind]
+    lines += [f"no longer waited for, since the quorum is reached: {url}" for url in report.left_out]
+    lines += [f"was not seen to sign with the current root: {url}" for url in report.behind]
     if report.outcome is not Outcome.NOTHING:
         lines += restart_lines(report)
     if report.event == "cancelled":
@@ -142,12 +142,12 @@ def abandoned_line(report: Report) -> str:
     if report.event != "cancelled":
         return f"rolled back: {current} signs again; {following} stays trusted, with what it has signed ({why})"
     if report.is_restore:
-        return f"cancelled: {current} goes on signing; {following} has not signed and stays an earlier root ({why})"
+        return f"cancelled: {current} stays the current root; {following} has not signed, and stays trusted ({why})"
     if report.trusts_next:
         what = f"{following} was published, so it stays trusted; it has signed nothing"
     else:
-        what = f"{following} was not published, so no server has heard of it and it is not trusted"
-    return f"cancelled: {current} goes on signing; {what} ({why})"
+        what = f"{following} was not published, so no server knows or trusts it"
+    return f"cancelled: {current} stays the current root; {what} ({why})"
 
 
 def _cancelled_key_lines(report: Report, copies: str | None) -> list[str]:
@@ -168,21 +168,21 @@ def _cancelled_key_lines(report: Report, copies: str | None) -> list[str]:
 
 
 def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
-    """Return what the operator has to do about servers that nobody restarts and that sign with another root still."""
+    """Return what the operator has to do about manual-restart servers that still sign with another root."""
     waiting = [url for url in report.behind if url in set(bare)]
     if not waiting:
         return []
     return [
-        f"to be started anew by you, one after the other: {' '.join(waiting)}",
+        f"restart these servers by hand, one after the other: {' '.join(waiting)}",
         f"  stop it; `goatherd run --once --data DIR` there writes its settings.json for {report.current_id}; start it",
-        "  what it signs until then counts everywhere; but its file holds the earlier private key, and with less than",
-        "  15 days left GoatDB would extend that root and give its key away: do it before `goatherd retire`",
-        "  `goatherd run` in front of the server does all of this by itself",
+        "  what a server signs until then is valid everywhere; but its file holds the previous private key, and with",
+        "  less than 15 days left GoatDB extends that root and exposes its key: restart it before `goatherd retire`",
+        "  `goatherd run` does all of this automatically",
     ]
 
 
 def warn_of_short_life(out: Output, lifetime: timedelta) -> None:
-    """Say what an unmodified server would do with a root so short-lived that it nears its end when it is due.
+    """Warn of a lifetime that is so short that an unmodified server would extend the root and expose its key.
 
     It is no error: a Goatherd server can serve with a key of an hour.
     """
@@ -191,9 +191,9 @@ def warn_of_short_life(out: Output, lifetime: timedelta) -> None:
     if left_ms > milliseconds(SHORT_LIFE):
         return
     text = (
-        f"warning: of {format_duration(lifetime)}, 15 days or less are left when a root is due to be replaced: an "
-        "unmodified GoatDB server that starts with it then extends it and gives its private key to anybody; where "
-        "there are such servers, make it longer than 30d"
+        f"warning: with a lifetime of {format_duration(lifetime)}, a root has 15 days or less left when it is due to "
+        "be replaced: an unmodified GoatDB server that starts with it then extends it and exposes its private key; "
+        "with such servers, choose a lifetime of more than 30d"
     )
     out.event("short-life", {"lifetime": format_duration(lifetime)}, text)
 
@@ -262,9 +262,8 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
     steps = _until(plan.steps, to_phase)
     begins = "a new rotation"
     if plan.resumes:
-        begins = (
-            f"carries on rotation {plan.resumes}, by {plan.started_by or 'nobody named'}, begun at {plan.started_at}"
-        )
+        who = plan.started_by or "an unnamed operator"
+        begins = f"resumes rotation {plan.resumes}, started by {who} at {plan.started_at}"
     lines = [f"{begins}: {plan.current_id} signs now, phase {plan.phase.value}, {len(plan.nodes)} nodes"]
     lines += [f"  {url}" for url in plan.nodes]
     lines.append("")
@@ -281,12 +280,12 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
         )
         lines.append(f"   risk: {step.risk}")
     if to_phase is not None:
-        lines.append(f"then it stops in phase {to_phase.value}; `goatherd rotate --resume` carries on")
+        lines.append(f"then it stops in phase {to_phase.value}; `goatherd rotate --resume` continues")
     lines += ["", *(f"not waited for: {who}" for who in plan.not_waited_for)]
     lines += [f"stopped by: {what}" for what in plan.stops]
     lines += ["", *(f"remark: {remark}" for remark in plan.remarks)]
     lines += [f"obstacle: {obstacle}" for obstacle in plan.obstacles]
-    lines += [] if plan.obstacles else [f"no obstacle: it can {'go on' if plan.resumes else 'begin'} now"]
+    lines += [] if plan.obstacles else [f"no obstacle: the rotation can {'continue' if plan.resumes else 'start'} now"]
     return lines
 
 
