@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.auditing import audit_option
 from goatherd.cli.main import App, PathType, checked, command
 from goatherd.cli.process import log_level_option, log_to_stderr
-from goatherd.cli.rotate import distrust_option
+from goatherd.cli.shared_options import audit_option, distrust_option
 from goatherd.cli.text.rotation import warn_of_short_life
 from goatherd.cli.text.schedule import explanation_data, explanation_lines, turn_data, turn_lines
 from goatherd.clock import SystemClock

@@ -11,7 +11,8 @@ import click
 
 from goatherd.cli.main import App, command
 from goatherd.cli.process import give_way, run_interruptible
-from goatherd.cli.rotate import HOW_TO_RESUME, drive_rotation, rotate
+from goatherd.cli.rotate import rotate
+from goatherd.cli.rotation_run import HOW_TO_RESUME, run_rotation
 from goatherd.operations.restore import restore as operation
 from goatherd.rotation.machine import Phase
 
@@ -66,4 +67,4 @@ def restore(
         give_way(app)
     stop_at = Phase(to_phase) if to_phase else None
     work = partial(operation, root_id=root, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes)
-    return run_interruptible(app, drive_rotation(app, work, metrics_file), note=HOW_TO_RESUME)
+    return run_interruptible(app, run_rotation(app, work, metrics_file), note=HOW_TO_RESUME)

@@ -6,10 +6,9 @@ import asyncio
 
 import click
 
-from goatherd.cli.auditing import audit_log, audit_option
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
-from goatherd.cli.rotate import distrust_option
+from goatherd.cli.shared_options import audit_log, audit_option, distrust_option
 from goatherd.cli.text.key_inventory import due_lines, inventory_data, inventory_lines
 from goatherd.cli.text.retirement import retirement_lines, would_retire_lines
 from goatherd.cli.text.rotation import report_data

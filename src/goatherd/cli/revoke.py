@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from goatherd.cli.auditing import audit_log, audit_option
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
+from goatherd.cli.shared_options import audit_log, audit_option
 from goatherd.cli.text.revocation import (
     revocation_data,
     revocation_event,

@@ -6,9 +6,8 @@ import asyncio
 
 import click
 
-from goatherd.cli.auditing import audit_log, audit_option
 from goatherd.cli.main import EXIT_FINDINGS, App, command
-from goatherd.cli.rotate import distrust_option
+from goatherd.cli.shared_options import audit_log, audit_option, distrust_option
 from goatherd.cli.text.signature import signature_data, signature_lines
 from goatherd.config.build import build_policy, open_nodes, open_store
 from goatherd.operations.sign import SignatureState, accept_changes, examine_signature, take_back_changes

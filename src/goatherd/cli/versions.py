@@ -6,8 +6,8 @@ import asyncio
 
 import click
 
-from goatherd.cli.auditing import audit_log, audit_option
 from goatherd.cli.main import App, command
+from goatherd.cli.shared_options import audit_log, audit_option
 from goatherd.cli.text.versions import label_line, versions_json, versions_lines
 from goatherd.config.build import open_store
 from goatherd.operations.labels import change_label

@@ -157,7 +157,7 @@ def test_whoever_interrupts_a_rotation_is_told_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("goatherd.cli.rotate.open_store", interrupt)
+    monkeypatch.setattr("goatherd.cli.rotation_run.open_store", interrupt)
     result = goatherd("rotate", "--unsafe-without-nodes", "--provider", store)
     assert result.code == 130
     assert "goatherd rotate --resume" in result.err
@@ -223,7 +223,7 @@ def test_no_other_module_ends_the_process_or_maps_exit_codes() -> None:
 @pytest.mark.parametrize(
     ("command", "module", "told"),
     [
-        (["rotate", "--unsafe-without-nodes"], "rotate", "`goatherd rotate --resume` continues it"),
+        (["rotate", "--unsafe-without-nodes"], "rotation_run", "`goatherd rotate --resume` continues it"),
         (["retire", "--yes"], "retire", "run `goatherd retire` again to destroy the rest"),
         (
             ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes", "--yes"],

@@ -1,4 +1,4 @@
-"""The option ``--audit-log``."""
+"""Options that several commands have: ``--audit-log`` and ``--distrust``."""
 
 from __future__ import annotations
 
@@ -32,3 +32,14 @@ def audit_log(app: App) -> AuditLog | None:
         app.out.event("audit", {"missing": count, "file": str(path)}, text)
 
     return None if app.options.audit_log is None else AuditLog(app.options.audit_log, warn)
+
+
+def distrust_option() -> Decorator:
+    """Return the option of the commands that compare the store with what the servers have used."""
+    return click.option(
+        "--distrust",
+        "rotation_distrust",
+        multiple=True,
+        metavar="URL",
+        help="Server whose report of the store's history is ignored. Can be given more than once.",
+    )

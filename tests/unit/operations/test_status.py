@@ -1,0 +1,69 @@
+"""Status and doctor, as a Python program calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.operations.doctor import Examined, examine
+from goatherd.operations.identity_store import Store
+from goatherd.operations.rotate import rotate
+from goatherd.operations.status import find_obstacles_now, read_status
+from goatherd.operations.store_checks import FAILED, WARNING
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.rotation.obstacles import ObstacleKind
+
+from .conftest import POLICY, MakeHerd, store_of
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+def directory(addresses: Sequence[str] = ()) -> NodeDirectory:
+    return NodeDirectory(addresses, timeout=timedelta(seconds=5))
+
+
+async def test_the_status_of_a_store_is_data_and_needs_no_server(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    store = store_of(herd)
+    report = await rotate(store, herd.nodes, POLICY, clock=herd.clock)
+    async with directory() as nodes:
+        status = await read_status(store, nodes, POLICY)
+        assert await find_obstacles_now(store, nodes, POLICY) == ()
+    version, document = await store.read()
+    assert (status.version, status.document) == (version.id, document)
+    assert status.labels == {"current": version.id, "stable": version.id}
+    assert status.last_rotation is not None
+    assert (status.last_rotation.event, status.last_rotation.to_id) == ("rotated", report.current_id)
+    assert status.keys.versions_with(report.from_id) != ()
+    assert (status.servers, status.obstacles, status.progress) == ((), (), None)
+    assert status.is_in_step
+
+
+async def test_a_server_that_does_not_answer_is_out_of_step_and_an_obstacle_unless_it_is_hidden(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(clients=0)
+    store = store_of(herd)
+    async with directory([NOWHERE]) as nodes:
+        status = await read_status(store, nodes, POLICY)
+        hidden = await read_status(store, nodes, POLICY, hidden={NOWHERE})
+    (server,) = status.servers
+    assert (server.url, server.trusts_current) == (NOWHERE, None)
+    assert ObstacleKind.UNREACHABLE in {one.kind for one in status.obstacles}
+    assert not status.is_in_step
+    assert hidden.servers == ()
+    assert hidden.is_in_step
+
+
+async def test_a_store_without_an_identity_is_a_failed_check_and_no_error() -> None:
+    examined = Examined(org="localhost", policy=POLICY, refresh_interval=timedelta(seconds=30))
+
+    @asynccontextmanager
+    async def opened():  # type: ignore[no-untyped-def]
+        async with MemorySecretProvider() as provider:
+            yield Store(provider=provider, secret_id="none", org="localhost", name="memory:///none")
+
+    checks = await examine(opened(), examined)
+    assert [(check.name, check.level) for check in checks] == [("store", FAILED), ("nodes", WARNING)]
