@@ -279,7 +279,7 @@ async def test_a_rotation_that_is_abandoned_counts_once_and_as_no_success() -> N
     clock = FakeClock()
     herd = await Herd.start(MemorySecretProvider(clock=clock), clock=clock)
     seen = RotationMetrics()
-    rotator = Rotator(herd.provider, herd.secret_id, herd.nodes, clock=clock, on_event=seen.told)
+    rotator = Rotator(herd.provider, herd.secret_id, herd.nodes, clock=clock, on_event=seen.record_event)
     await rotator.rotate(to_phase=Phase.PREPARED)  # before that, a server that is down is a refusal
     herd.nodes[1].faults.cut_off = True
     with pytest.raises(NotAdoptedError), seen.count_run(clock):
@@ -309,20 +309,20 @@ def entered(phase: Phase, at_ms: int, rotation_id: str | None) -> PhaseEntered:
 
 def test_time_per_phase_is_of_the_last_rotation_only() -> None:
     seen = RotationMetrics()
-    with seen.run(FakeClock()):
-        seen.told(entered(Phase.STEADY, 0, None))
-        seen.told(entered(Phase.PREPARED, 1000, "r1"))
-        seen.told(entered(Phase.PUBLISHED, 3000, "r1"))
-        seen.told(entered(Phase.STEADY, 3500, None))
-    assert {s.labels: s.value for s in seen.samples() if s.metric is Metric.PHASE_DURATION} == {
+    with seen.count_run(FakeClock()):
+        seen.record_event(entered(Phase.STEADY, 0, None))
+        seen.record_event(entered(Phase.PREPARED, 1000, "r1"))
+        seen.record_event(entered(Phase.PUBLISHED, 3000, "r1"))
+        seen.record_event(entered(Phase.STEADY, 3500, None))
+    assert {s.labels: s.value for s in seen.all_samples() if s.metric is Metric.PHASE_DURATION} == {
         ("prepared",): 2.0,
         ("published",): 0.5,
     }
-    with seen.run(FakeClock()):
-        seen.told(entered(Phase.STEADY, 9000, None))
-        seen.told(entered(Phase.PREPARED, 10_000, "r2"))
-        seen.told(entered(Phase.STEADY, 10_250, None))
-    assert {s.labels: s.value for s in seen.samples() if s.metric is Metric.PHASE_DURATION} == {("prepared",): 0.25}
+    with seen.count_run(FakeClock()):
+        seen.record_event(entered(Phase.STEADY, 9000, None))
+        seen.record_event(entered(Phase.PREPARED, 10_000, "r2"))
+        seen.record_event(entered(Phase.STEADY, 10_250, None))
+    assert {s.labels: s.value for s in seen.all_samples() if s.metric is Metric.PHASE_DURATION} == {("prepared",): 0.25}
 
 
 # --- ways out -----------------------------------------------------------------------------------------------------
@@ -346,10 +346,10 @@ def everything() -> RotationMetrics:
         began_ms=0,
         ended_ms=1,
     )
-    with seen.run(SystemClock()):
-        seen.told(entered(Phase.PREPARED, 0, "r"))
-        seen.told(entered(Phase.STEADY, 1, None))
-        seen.told(RunEnded(report=report))
+    with seen.count_run(SystemClock()):
+        seen.record_event(entered(Phase.PREPARED, 0, "r"))
+        seen.record_event(entered(Phase.STEADY, 1, None))
+        seen.record_event(RunEnded(report=report))
     return seen
 
 
