@@ -5,7 +5,7 @@ What it is not: it never writes the identity, and holds no rule of rotation. Rul
 
 - The file is written while the server is stopped, or the server is told at once (signal, command).
 - A change is prepared while the server serves, and made only when it is this node's turn.
-- Whatever ends the agent ends the child first, then the files. A child that crashes backs off and writes nothing
+- Whatever ends the agent ends the server first, then the files. A child that crashes backs off and writes nothing
   anywhere.
 - After every start the agent requests a session without authentication. If the answer holds a private key, the agent
   stops the server.
@@ -60,9 +60,9 @@ class Rules:
 
     Attributes:
         on_change: What to do when the identity changes.
-        stop_signal: What the child is asked to stop with for a restart.
+        stop_signal: What the server is asked to stop with for a restart.
         ready_timeout: How long a server may take until it answers signed requests.
-        crashes: How many times in a row the child may end by itself, with an error, before the agent gives up.
+        crashes: How many times in a row the server may end by itself, with an error, before the agent gives up.
         look_every: How often the file is looked at.
     """
 
@@ -148,7 +148,7 @@ class Agent:
     async def run(self) -> int:
         """Run to the end and return the exit code.
 
-        It is 0 after a clean stop: somebody asked for it, and the server ended by itself or by the signal that it was
+        It is 0 after a clean stop: a stop was requested, and the server ended by itself or by the signal that it was
         sent. Otherwise it is the server's own, or 128 and the signal that ended it.
 
         Raises:
@@ -172,7 +172,7 @@ class Agent:
             return await self._until_the_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Have it end: the child gets the signal now. A second call passes the signal on again."""
+        """Have it end: the server gets the signal now. A second call passes the signal on again."""
         self._stop_number = number if self._stop_number is None else self._stop_number
         if self._supervisor is not None:
             self._supervisor.send_signal(number)
@@ -190,7 +190,7 @@ class Agent:
     # --- begin and end ----------------------------------------------------------------------------------------------
 
     async def _load_or_stop(self, stack: contextlib.AsyncExitStack) -> bool:
-        """Load every identity; return whether that came to its end before somebody asked to stop."""
+        """Load every identity; return whether that was done before a stop was requested."""
         beginning = asyncio.create_task(self._load_identities(stack), name="begin")
         told = asyncio.create_task(self._stop.wait())
         try:
@@ -239,7 +239,7 @@ class Agent:
         return 0 if code is None else code
 
     async def _stop_server(self, grace: timedelta | None) -> int | None:
-        """Stop the child, then remove what it was given. Beside somebody else's server, everything stays."""
+        """Stop the server, then remove what it was given. Beside another program's server, everything stays."""
         if self._supervisor is None:
             return None
         number = self._stop_number if self._stop_number is not None else self._rules.stop_signal
@@ -291,7 +291,7 @@ class Agent:
             await self._clock.sleep(pause)
 
     async def _run_beside(self) -> int:
-        """Keep the file up to date beside a server that somebody else runs."""
+        """Keep the file up to date beside a server that another program runs."""
         stale = [organization for organization in self._organizations if not await organization.adopt_file()]
         behind = [
             organization for organization in stale if await asyncio.to_thread(organization.file.stamp) is not None
@@ -309,7 +309,7 @@ class Agent:
             await self._follow_until_end()
 
     async def _not_up(self, up: _Readiness, *, is_first: bool) -> None:
-        """The child runs and does not answer as it should: step back, give up, or go on waiting."""
+        """The server runs and does not answer as it should: step back, give up, or go on waiting."""
         if self._note_failed_start():
             await self._step_back()
         elif up is _Readiness.UNKNOWN_ROOT and is_first:
@@ -320,7 +320,7 @@ class Agent:
             )
 
     async def _follow_until_end(self) -> int:
-        """Follow the store until the child has ended by itself; return its exit code."""
+        """Follow the store until the server has ended by itself; return its exit code."""
         while True:
             changed = asyncio.create_task(self._changed.wait())
             waits: set[asyncio.Task[Any]] = {changed, *([self._ended] if self._ended is not None else [])}
@@ -394,7 +394,7 @@ class Agent:
 
     @contextlib.asynccontextmanager
     async def _wait_for_turn(self, is_wanted: Callable[[], bool]) -> AsyncIterator[bool]:
-        """Wait for this node's turn; False where the child has ended meanwhile, or nothing is to be done any more."""
+        """Wait for this node's turn; False where the server has ended meanwhile, or nothing is to be done any more."""
         async with contextlib.AsyncExitStack() as stack:
             entering = asyncio.create_task(stack.enter_async_context(self._lease.hold()))
             waits: set[asyncio.Task[Any]] = {entering, *([self._ended] if self._ended is not None else [])}

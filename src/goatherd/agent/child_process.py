@@ -101,7 +101,7 @@ class Supervisor:
 
     @property
     def child(self) -> Process | None:
-        """The child that runs, as it can be found again by somebody else."""
+        """The child that runs, so that another process can find it again."""
         return Process.find_process(self._process.pid) if self._process is not None and self.is_running else None
 
     @property
@@ -119,7 +119,7 @@ class Supervisor:
             raise RuntimeError("a child runs already")
         self.asked, self.was_killed, self.was_cut_off = set(), False, False
         self._starting = asyncio.ensure_future(self._spawn_process())
-        # Not cut short by a cancellation: a child that nobody knows of would never be stopped.
+        # Not cut short by a cancellation: a child that is not known would never be stopped.
         await asyncio.shield(self._starting)
 
     async def _spawn_process(self) -> None:
@@ -138,7 +138,7 @@ class Supervisor:
     async def _await_exit(self, process: asyncio.subprocess.Process) -> int:
         returned = await process.wait()
         self.was_cut_off = -returned in self.asked
-        # Once, and at once: later the number may be somebody else's.
+        # Once, and at once: later the number may be that of another process.
         _kill_group(process.pid)
         return exit_code(returned)
 

@@ -90,11 +90,11 @@ def directory_for(base: Path, data: Path) -> Path:
 def make_private(directory: Path) -> None:
     """Make the directory, or make sure that the one that is there is ours alone.
 
-    SECURITY: everybody can make names in /dev/shm: somebody else's directory, or a link, is refused
+    SECURITY: every user can make names in /dev/shm: another user's directory, or a link, is refused
     (tests/unit/agent/test_memory_directory.py).
 
     Raises:
-        NotInMemoryError: It belongs to somebody else, others can enter it, it is a link, or it cannot be made.
+        NotInMemoryError: It belongs to another user, others can enter it, it is a link, or it cannot be made.
     """
     try:
         directory.mkdir(mode=0o700, exist_ok=True)

@@ -312,7 +312,7 @@ class ManagedOrganization:
         fields = {"org": self.org, "verified": len(found.sessions), "unvouched": len(found.unvouched)}
         _log.log(level, event_text(Event.AGENT_SESSIONS, **fields))
         for session_id in found.unvouched_roots:
-            text = f"/sys/sessions holds {session_id}, which claims to be a root and is vouched for by nobody trusted"
+            text = f"/sys/sessions holds {session_id}, which claims to be a root and was introduced by no trusted root"
             _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=f"{text}: the server will trust it"))
         if found.damage is not None:
             _log.error(event_text(Event.AGENT_LOG_DAMAGED, org=self.org, message=found.damage))

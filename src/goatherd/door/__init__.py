@@ -1,9 +1,9 @@
-"""A verifying reverse proxy in front of an unmodified GoatDB server.
+"""A verifying reverse proxy in front of an unmodified GoatDB server, which the modules call "the server".
 
 Read the modules in this order: `limits` (limits on one caller's requests; pure), `request_checks` (checks of requests
-and commits; pure), `key_filter` (removes private keys from answers; pure), `repository_reader` (reads the child's
+and commits; pure), `key_filter` (removes private keys from answers; pure), `repository_reader` (reads the server's
 repositories as a peer), `trusted_sessions` (whose signatures count), `commit_index` (commits that would crash the
-child), `upstream` (HTTP to the child), `exchange` (one request and its answer), `delivery` (large pushes in parts),
+server), `upstream` (HTTP to the server), `exchange` (one request and its answer), `delivery` (large pushes in parts),
 `proxy` (the path of one request), `door` (the whole proxy).
 """
 

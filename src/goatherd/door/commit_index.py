@@ -1,11 +1,11 @@
-"""Index the commits of the child's repositories, as far as the checks of new commits depend on them.
+"""Index the commits of the server's repositories, as far as the checks of new commits depend on them.
 
 That is: concurrent creations, circular deltas and ids that exist elsewhere (docs/reference/goatdb-protocol.md#defects).
 
-The child ends its process when it merges leaves of a key of which no commit has a child ("empty ancestors filter"); it
+The server ends its process when it merges leaves of a key of which no commit has a child ("empty ancestors filter"); it
 never comes back from deltas that build on each other. Whether a commit does that depends on what is there already, so
 for each repository that is written to, the door knows the ids, which of them are deltas, which keys have a commit with
-a child, and the keys with their schemas. And the child decodes an id once: a commit that comes under the id of another
+a child, and the keys with their schemas. And the server decodes an id once: a commit that comes under the id of another
 is that other one to it, in any repository, whatever was judged here. So an id stays with the repository in which it was
 seen first.
 
@@ -14,10 +14,10 @@ So before a second creation is handed on, the door gives the first one a child: 
 by the root (`RepositoryIndex._continue_keys`), and waits until it has read it back.
 
 Rules: a repository is read before the first push to it is judged, and again, in the background or before a judgement
-that would be a refusal, when what is known is old: the child's own application and its peers write past the door.
-What was let through counts at once, and for good when the child has shown it: it may have left it out, by a rule of the
-application's. Where the child may have been started again, it is read before the next push is judged; if it has lost
-commits, all is read anew. Beyond `capacity` commits, the indexes of the least used repositories are dropped.
+that would be a refusal, when what is known is old: the server's own application and its peers write past the door.
+What was let through counts at once, and for good when the server has shown it: it may have left it out, by a rule of
+the application's. Where the server may have been started again, it is read before the next push is judged; if it has
+lost commits, all is read anew. Beyond `capacity` commits, the indexes of the least used repositories are dropped.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ STALE_SECONDS: Final = 0.5
 
 _ERROR_RATE: Final = 1e-3
 _UNCONFIRMED: Final = 100
-"""When more commits than these are believed to be stored, the child is asked, but not all the time: it sends back every
-one of them, and looks at all that it holds to find them."""
+"""When more commits than these are believed to be stored, the server is asked, but not all the time: it sends back
+every one of them, and looks at all that it holds to find them."""
 _CONFIRM_SECONDS: Final = 3.0
 """Between two such questions, at least, unless ever so many commits are believed to be stored."""
 _MANY_UNCONFIRMED: Final = 10_000
@@ -79,20 +79,20 @@ class FirstSeen:
             del self._path_of[next(iter(self._path_of))]
 
     def is_elsewhere(self, commit_id: str, path: str) -> bool:
-        """Whether the child holds the id in another repository."""
+        """Whether the server holds the id in another repository."""
         return self._path_of.get(commit_id, path) != path or self._is_session(commit_id)
 
 
 class RepositoryIndex:
-    """Index the commits of one repository of the child.
+    """Index the commits of one repository of the server.
 
     Args:
         path: The repository.
-        ask: Sends a request to the child.
+        ask: Sends a request to the server.
         signer: Returns the root that signs requests.
         clock: The time.
         first_seen: The repository that held each id first.
-        child_generation: Returns a number that changes once the child may be another process.
+        server_generation: Returns a number that changes once the server may be another process.
         org: The organization.
     """
 
@@ -105,10 +105,10 @@ class RepositoryIndex:
         clock: Clock,
         org: str = "localhost",
         first_seen: FirstSeen | None = None,
-        child_generation: Callable[[], int] = lambda: 0,
+        server_generation: Callable[[], int] = lambda: 0,
     ) -> None:
         self.path = path
-        self._child_generation = child_generation
+        self._server_generation = server_generation
         self._read_in = -1
         self._first_seen = first_seen or FirstSeen(0)
         self._read_at: float | None = None
@@ -145,7 +145,7 @@ class RepositoryIndex:
 
     @property
     def held_count(self) -> int:
-        """How many commits the child has, or is believed to have."""
+        """How many commits the server has, or is believed to have."""
         return len(self._key_of) + len(self._unconfirmed)
 
     @property
@@ -157,7 +157,7 @@ class RepositoryIndex:
         """Read what is new.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: The child cannot be asked.
+            NodeUnreachableError, NodeRefusedError: The server cannot be asked.
         """
         await self._rounds.run()
 
@@ -166,7 +166,7 @@ class RepositoryIndex:
         await self._rounds.aclose()
 
     async def _read_repository(self) -> None:
-        answered, child_generation = set(self._unconfirmed), self._child_generation()
+        answered, server_generation = set(self._unconfirmed), self._server_generation()
         await self._index_new_commits()
         if self._reader.is_short:
             # SECURITY: it crashed before it had written down what it acknowledged; what builds on that would be an
@@ -179,11 +179,11 @@ class RepositoryIndex:
             self._reader.renew_filter()
             await self._index_new_commits()
         answered = {each for each in answered if not self._reader.hides_commit(each)}
-        # SECURITY: what the child did not store must not keep a key from others (tests/unit/door/test_rules.py).
+        # SECURITY: what the server did not store must not keep a key from others (tests/unit/door/test_rules.py).
         for commit_id in answered:
             self._unconfirmed.discard(commit_id)
             self._pending.pop(commit_id, None)
-        self._read_at, self._read_in = self._clock.monotonic(), child_generation
+        self._read_at, self._read_in = self._clock.monotonic(), server_generation
 
     def _drop_commits(self) -> None:
         # Until all is read, nothing is judged by it: what seems to be a birth has to wait for the next reading.
@@ -226,20 +226,20 @@ class RepositoryIndex:
 
     @property
     def _is_other(self) -> bool:
-        """Whether the child may be another process than the one that was read."""
-        return self._read_in != self._child_generation()
+        """Whether the server may be another process than the one that was read."""
+        return self._read_in != self._server_generation()
 
     async def read_after_restart(self) -> None:
-        """Read what the child holds if it may have been started again, and so may have lost commits.
+        """Read what the server holds if it may have been started again, and so may have lost commits.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: The child cannot be asked.
+            NodeUnreachableError, NodeRefusedError: The server cannot be asked.
         """
         if self._is_other:
             await self.refresh()
 
     def without_held(self, raws: Sequence[Any]) -> list[Any]:
-        """Return the commits, as sent, without those whose id the child has shown to hold: it will not look at them."""
+        """Return the commits, as sent, whose ids the server has not shown to hold; it ignores the others."""
         held = self._key_of
         return [
             raw for raw in raws if not (isinstance(raw, dict) and isinstance(raw.get("id"), str) and raw["id"] in held)
@@ -248,10 +248,10 @@ class RepositoryIndex:
     # --- one push -----------------------------------------------------------------------------------------------------
 
     async def hold_accepted(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
-        """Say which commits the child survives, and hold those until `settle_commits`.
+        """Say which commits the server survives, and hold those until `settle_commits`.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: What is known is too old, and the child cannot be asked.
+            NodeUnreachableError, NodeRefusedError: What is known is too old, and the server cannot be asked.
         """
         if self._is_other or (self.age > OLD_SECONDS and any(self._is_birth(commit) for commit in commits)):
             await self.refresh()
@@ -272,14 +272,14 @@ class RepositoryIndex:
         return problems
 
     async def _continue_keys(self, keys: set[str], good: Sequence[Commit]) -> None:
-        """Have the first creation of each key stored and give it a child, so that the child merges a second one.
+        """Have the first creation of each key stored and give it a child, so that the server merges a second one.
 
         Args:
             keys: The keys.
             good: The commits of the same push that nothing is wrong with; the first creations may be among them.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: The child cannot be asked, or a first creation is still on its way.
+            NodeUnreachableError, NodeRefusedError: The server cannot be asked, or a first creation is still on its way.
         """
         async with self._continuing:
             await self._wait_until_settled(keys)
@@ -296,7 +296,7 @@ class RepositoryIndex:
                 _log.info(event_text(Event.DOOR_CREATIONS_JOINED, path=self.path, keys=len(children)))
 
     def claim_commits(self, raws: Iterable[Any], claimant: object) -> tuple[list[Any], list[Any]]:
-        """Return the commits that `find_claimant` is to deliver from now on, and those that another one delivers.
+        """Return the commits that `claimant` is to deliver from now on, and those that another one delivers.
 
         SECURITY: only a commit that is the same to the last member counts as delivered by another
         (tests/unit/door/test_rules.py).
@@ -313,7 +313,7 @@ class RepositoryIndex:
         return own, claimed
 
     def find_claimant(self, commit_id: str) -> object:
-        """Return who delivers a commit; None where nobody does."""
+        """Return the delivery that has claimed a commit; None if there is none."""
         return self._claims.get(commit_id, (None, None))[1]
 
     def release_claims(self, commit_ids: Iterable[str], claimant: object) -> None:
@@ -324,18 +324,18 @@ class RepositoryIndex:
         self._settled.set()
 
     async def wait_for_claims(self, raws: Iterable[Any], claimant: object) -> None:
-        """Wait until nobody but `find_claimant` delivers these commits."""
+        """Wait until no delivery but `claimant` has claimed these commits."""
         left = [raw["id"] for raw in raws]
         while left := [each for each in left if self.find_claimant(each) not in (None, claimant)]:
             self._settled.clear()
             await self._settled.wait()
 
     def holds_id(self, commit_id: str) -> bool:
-        """Whether the child has a commit of this id, or is believed to have it."""
+        """Whether the server has a commit of this id, or is believed to have it."""
         return commit_id in self._key_of or commit_id in self._unconfirmed
 
     def holds_commit(self, commit: Commit) -> bool:
-        """Whether the child has a commit, or is believed to have it, so that it need not be delivered again."""
+        """Whether the server has a commit, or is believed to have it, so that it need not be delivered again."""
         return commit.id in self._key_of or (commit.id in self._unconfirmed and self._pending.get(commit.id) == commit)
 
     async def _wait_until_settled(self, keys: set[str]) -> None:
@@ -379,7 +379,7 @@ class RepositoryIndex:
             return None
 
     async def _write_and_read_back(self, commits: Sequence[Mapping[str, Any]]) -> None:
-        """Hand commits to the child under the root's signature, and read them back."""
+        """Hand commits to the server under the root's signature, and read them back."""
         await self._reader.write_commits(commits)
         for commit in commits:
             if self._reader.hides_commit(commit["id"]):
@@ -437,7 +437,7 @@ class RepositoryIndex:
             if problems[index] is None:
                 continue
             if commit.id in self._key_of:
-                problems[index] = None  # the child has it and will not look
+                problems[index] = None  # the server has it and will not look
                 continue
             problem = problems[index] = self._find_problem(commit, batch)
             if problem is None:
@@ -450,7 +450,7 @@ class RepositoryIndex:
         if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} comes twice")
         if self._first_seen.is_elsewhere(commit.id, self.path):
-            # SECURITY: the child would take it for the other one (tests/cluster/test_door_commits.py).
+            # SECURITY: the server would take it for the other one (tests/cluster/test_door_commits.py).
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} has the id of one in another repository")
         if commit.is_delta:
             base = commit.base or ""
@@ -470,13 +470,13 @@ class RepositoryIndex:
         is_other_there = key in self._schemas or (key in batch.keys and commit.id not in self._pending)
         if is_other_there and commit.id not in self._wanted:
             if key in self._continued:
-                return None  # the child merges it
+                return None  # the server merges it
             return _ConcurrentCreationError(commit)
         return None
 
 
 class _ConcurrentCreationError(DroppedError):
-    """A second creation of a key of which no stored commit has a child; the child would end when it merges the two."""
+    """A second creation of a key of which no stored commit has a child; the server would end when it merges the two."""
 
     def __init__(self, commit: Commit) -> None:
         super().__init__(Rule.BIRTH, f"commit {commit.id!r} is a second creation of {commit.key!r}")
@@ -507,13 +507,13 @@ class Indexes:
     """Hold the indexes of the repositories that clients write to.
 
     Args:
-        ask: Sends a request to the child.
+        ask: Sends a request to the server.
         signer: Returns the root that signs requests.
         clock: The time.
         capacity: Maximum number of commits in all indexes.
         repositories: Maximum number of indexes.
         is_session: Returns whether an id belongs to ``/sys/sessions``.
-        child_generation: Returns a number that changes once the child may be another process.
+        server_generation: Returns a number that changes once the server may be another process.
         org: The organization.
     """
 
@@ -526,10 +526,10 @@ class Indexes:
         capacity: int,
         repositories: int = 50_000,
         is_session: Callable[[str], bool],
-        child_generation: Callable[[], int],
+        server_generation: Callable[[], int],
         org: str = "localhost",
     ) -> None:
-        self._child_generation = child_generation
+        self._server_generation = server_generation
         self._org = org
         self._first_seen = FirstSeen(2 * capacity, is_session)
         self._ask = ask
@@ -543,7 +543,7 @@ class Indexes:
         """Return a repository's index, read at least once.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: The child cannot be asked.
+            NodeUnreachableError, NodeRefusedError: The server cannot be asked.
         """
         index = self._indexes.get(path)
         if index is None:
@@ -553,7 +553,7 @@ class Indexes:
                 signer=self._signer,
                 clock=self._clock,
                 first_seen=self._first_seen,
-                child_generation=self._child_generation,
+                server_generation=self._server_generation,
                 org=self._org,
             )
             self._indexes[path] = index

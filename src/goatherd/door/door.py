@@ -1,7 +1,7 @@
-"""The door: a listener, a proxy, and what they know about the child, opened and closed together.
+"""The door: a listener, a proxy, and what they know about the server, opened and closed together.
 
-Use as an async context manager. The child need not answer yet when the door opens: until it does, callers are told to
-come again. Rules: what is stopped is counted always and logged sparingly, so that whoever is stopped cannot fill a log;
+Use as an async context manager. The server need not answer yet when the door opens: until it does, callers are told to
+come again. Rules: what is stopped is counted always and logged sparingly, so that callers cannot fill a log;
 no log line holds more of a caller's text than an id.
 """
 
@@ -52,14 +52,14 @@ class DoorStatus:
 
     Attributes:
         url: Where it listens.
-        handed_on: Requests that the child has answered.
+        handed_on: Requests that the server has answered.
         stopped: How often each rule stopped something.
         connections: Open connections of callers.
         requests: Requests that are being answered.
-        upstream_connections: Open connections to the child.
-        sessions: Sessions that the child is known to hold.
-        is_exposed: Whether the child was reached at another address of its machine, past the door.
-        is_blind: Whether the child's sessions could not be read the last time; pushes by unknown sessions wait.
+        upstream_connections: Open connections to the server.
+        sessions: Sessions that the server is known to hold.
+        is_exposed: Whether the server was reached at another address of its machine, past the door.
+        is_blind: Whether the server's sessions could not be read the last time; pushes by unknown sessions wait.
     """
 
     url: str
@@ -74,7 +74,7 @@ class DoorStatus:
 
     @property
     def leaks(self) -> int:
-        """How many private keys the child tried to give away: each is burnt, and to be revoked."""
+        """How many private keys the server tried to give away: each is burnt, and to be revoked."""
         return self.stopped.get(Rule.PRIVATE_KEY, 0)
 
     def to_json(self) -> dict[str, Any]:
@@ -94,23 +94,23 @@ class Door:
     """A verifying reverse proxy in front of one GoatDB server.
 
     Args:
-        upstream: The child, such as ``http://127.0.0.1:8081``. Nobody else must be able to reach it there.
-        trust: Whom to believe: one for each organization that the child serves.
+        upstream: The server, such as ``http://127.0.0.1:8081``. No other caller may reach it there.
+        trust: Whom to believe: one for each organization that the server serves.
         host: Address to listen on.
         port: The port; 0 takes a free one.
         limits: How much one caller may ask for.
         private: Whether to refuse writes to ``/sys/*`` by others than roots and to ``/user/<id>`` by others than its
             owner, as GoatDB's documentation promises and GoatDB does not do. Off: an application's own rules,
             which the door does not know, may allow them.
-        public_url: How callers reach the door. Where the child names its own address, in CORS headers and redirects
+        public_url: How callers reach the door. Where the server names its own address, in CORS headers and redirects
             (COMPAT: ``http://localhost:<port>`` unless the application says otherwise), this takes its place.
         forwarded_by: Networks of the proxies in front of the door, whose ``X-Forwarded-For`` tells the caller.
         clock: The time.
         threads: Threads for signatures; one per core by default.
-        own: Answers requests below ``/goatherd/v1/``, which never reach the child; by default they are 404.
+        own: Answers requests below ``/goatherd/v1/``, which never reach the server; by default they are 404.
         guard: Decides whether a request that is bound to a server was meant for this one; one of its own by default.
         addresses: Returns the numeric addresses of this machine at which others may reach it.
-        is_restarting: Returns whether an agent is restarting the child, so that it is expected to be away.
+        is_restarting: Returns whether an agent is restarting the server, so that it is expected to be away.
 
     Raises:
         ConfigurationError: The upstream or the public URL is no address, or a network is none; or the door would stand
@@ -204,7 +204,7 @@ class Door:
                 capacity=self._limits.index_commits,
                 repositories=self._limits.repositories,
                 is_session=trust.holds_commit,
-                child_generation=lambda: self._upstream.child_generation,
+                server_generation=lambda: self._upstream.server_generation,
                 org=trust.org,
             )
         self._proxy = Proxy(
@@ -338,7 +338,7 @@ class Door:
         return await self._upstream.fetch("POST", "/batch-sync", headers, body, limit=limit)
 
     async def _follow_sessions(self, trust: TrustedSessions) -> None:
-        """Keep in step with the child's sessions, so that few pushes have to wait for a look."""
+        """Keep in step with the server's sessions, so that few pushes have to wait for a look."""
         was_blind = False
         must_check = trust is self.trusts[0]
         while True:

@@ -1,8 +1,8 @@
-"""The mechanics of one request between a caller and the child: read it, hand it on, stream the answer back.
+"""The mechanics of one request between a caller and the server: read it, hand it on, stream the answer back.
 
 Not a judge: `goatherd.door.proxy` decides. Rules: hop-by-hop headers end here, on both sides, and framing is made
-anew; whoever goes away takes the other side's connection along; an answer that breaks off is cut off, never completed;
-nobody waits for a slow caller, or for a silent child, without end.
+anew; when one side disconnects, so does the other; an answer that ends early is cut off, never completed; every wait
+for a slow caller or a silent server has a timeout.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-# The child answers plainly whatever it is offered; saying nothing keeps every answer readable here.
+# The server answers plainly whatever it is offered; saying nothing keeps every answer readable here.
 _NOT_HANDED_ON: Final = _HOP_BY_HOP | {b"content-length", b"expect", b"accept-encoding"}
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderRewriter:
-    """Replace the child's address by the door's in CORS headers and redirects.
+    """Replace the server's address by the door's in CORS headers and redirects.
 
     Attributes:
-        own: Addresses that the child may use for itself.
+        own: Addresses that the server may use for itself.
         public: Public URL of the door; None leaves every header unchanged.
     """
 
@@ -57,7 +57,7 @@ class HeaderRewriter:
     public: bytes | None
 
     def __call__(self, name: bytes, value: bytes) -> bytes:
-        """Return the rewritten value of a header of the child's answer."""
+        """Return the rewritten value of a header of the server's answer."""
         if self.public is None or name not in (b"access-control-allow-origin", b"location"):
             return value
         return self.rewrite_address(value)
@@ -78,7 +78,7 @@ class Exchange:
 
     Args:
         method: As sent.
-        path: In lower case; what the child dispatches by.
+        path: In lower case; what the server dispatches by.
         target: Path and query, as sent; may be changed before it is handed on.
         headers: As sent, names in lower case.
         found: The same by name.
@@ -87,7 +87,7 @@ class Exchange:
         limiter: Reads the body.
         receive: ASGI.
         send: ASGI.
-        header_rewriter: Rewrites the headers of the child's answer.
+        header_rewriter: Rewrites the headers of the server's answer.
 
     Attributes:
         answer_by: When the caller must have an answer to what the door judges, on the loop's clock.
@@ -169,10 +169,10 @@ class Exchange:
         return b"".join(lines)
 
     async def hand_on(self, upstream: Upstream, body: bytes, patience: float, *, is_kept: bool = False) -> Connection:
-        """Send the request with this body to the child, and wait for the answer's headers.
+        """Send the request with this body to the server, and wait for the answer's headers.
 
         Args:
-            upstream: The child.
+            upstream: The server.
             body: The body.
             patience: Seconds to wait.
             is_kept: Whether the request goes on when the caller has gone, as it does without a door.
@@ -188,7 +188,7 @@ class Exchange:
         return await self._unless_gone(sending)
 
     async def deliver_body(self, upstream: Upstream, body: bytes, patience: float) -> int:
-        """Send the child this body under the request's own headers, whatever the caller does; return the status.
+        """Send the server this body under the request's own headers, whatever the caller does; return the status.
 
         Raises:
             NodeUnreachableError, LostError, TimeoutError: As `Upstream.send_request`, and an answer that ends early.
@@ -203,7 +203,7 @@ class Exchange:
             upstream.release_connection(connection)
 
     async def stream_on(self, upstream: Upstream, patience: float) -> Connection:
-        """As `hand_on`, with the body on its way still; the child may answer before its end.
+        """As `hand_on`, with the body on its way still; the server may answer before its end.
 
         Raises:
             RefusedError: The body is too large, or too slow.
@@ -240,7 +240,7 @@ class Exchange:
             connection.write(b"0\r\n\r\n")
 
     def _close_with_caller(self, connection: Connection) -> None:
-        """Have the child's connection closed when the caller goes."""
+        """Have the server's connection closed when the caller goes."""
         if self.caller is None:
             return
         if self.is_gone or self.caller.transport.is_closing():
@@ -262,7 +262,7 @@ class Exchange:
     # --- the answer ---------------------------------------------------------------------------------------------------
 
     def handed_back(self, headers: Headers) -> Headers:
-        """Return the child's headers without those that concern its connection to the door only."""
+        """Return the server's headers without those that concern its connection to the door only."""
         dropped = _HOP_BY_HOP | connection_tokens(headers)
         return [(name, self.header_rewriter(name, value)) for name, value in headers if name not in dropped]
 
@@ -282,10 +282,10 @@ class Exchange:
         await self._send_event({"type": "http.response.body", "body": body})
 
     async def stream_answer(self, connection: Connection, keys: KeyFilter | None, patience: float) -> None:
-        """Stream the child's answer to the caller, through the filter where there is one.
+        """Stream the server's answer to the caller, through the filter where there is one.
 
         Raises:
-            LostError, TimeoutError: The child went away, or fell silent, before the end.
+            LostError, TimeoutError: The server went away, or fell silent, before the end.
             GoneError: The caller went away, or does not take the answer.
         """
         if connection.status > LAST_STATUS:
@@ -302,7 +302,7 @@ class Exchange:
         await self.finish_answer(b"" if keys is None else keys.close())
 
     async def read_answer(self, connection: Connection, size: int, patience: float) -> bytes:
-        """Return the child's answer.
+        """Return the server's answer.
 
         Raises:
             LostError, TimeoutError, GoneError: As `stream_answer`; longer than `size` is a loss, too.

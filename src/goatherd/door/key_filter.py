@@ -1,4 +1,4 @@
-"""Remove private keys from the child's answers before they leave the door. Pure.
+"""Remove private keys from the server's answers before they leave the door. Pure.
 
 Two ways. The answer to ``POST /auth/session`` is small: it is read whole and its roots are written anew, public halves
 of trusted roots only (`filter_session_answer`). Any other JSON streams through a `KeyFilter`, which overwrites the
@@ -83,12 +83,12 @@ def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, li
     """Return the answer to ``POST /auth/session`` as it may leave.
 
     Args:
-        body: The child's answer.
+        body: The server's answer.
         is_trusted: Whether a root, by id and public key, is one to tell clients about.
 
     Returns:
         The body, itself where nothing had to change; the ids of the roots that came with a private key; the ids of
-        the roots that were left out, because nobody trusted vouches for them or they are revoked.
+        the roots that were left out, because no trusted root introduces them or they are revoked.
 
     Raises:
         DecodeError: It is no such answer.
@@ -136,7 +136,7 @@ def replace_introductions(body: bytes, choose: Callable[[list[dict[str, Any]]], 
     """Return an answer of ``/batch-sync`` with other introductions of roots, before all other session commits.
 
     Args:
-        body: The child's answer.
+        body: The server's answer.
         choose: Returns what takes the place of the introductions of roots in one element of the answer.
 
     Raises:
@@ -212,7 +212,7 @@ def script_with_server_url(script: bytes, rename: Callable[[bytes], bytes]) -> b
 
 
 def _public_members(session: Mapping[str, Any], members: tuple[str, ...]) -> dict[str, Any]:
-    """Return a session's public members, in the order in which the child wrote them."""
+    """Return a session's public members, in the order in which the server wrote them."""
     public = {name: value for name, value in session.items() if name in members}
     key = public.get("publicKey")
     if isinstance(key, Mapping):

@@ -14,14 +14,14 @@ class DoorLimits(CallerLimits, RequestLimits):
     """Limits on the requests that the door passes on.
 
     Attributes:
-        answer_timeout: Also how long the child may take to answer, or pause in an answer (504).
-        session_requests: Of one session, counted when the child has accepted its signature.
+        answer_timeout: Also how long the server may take to answer, or pause in an answer (504).
+        session_requests: Of one session, counted when the server has accepted its signature.
         mails: ``POST /auth/send-login-email`` of one address.
-        new_repositories: Repositories of one address that nobody has asked for since the door opened; the child makes
+        new_repositories: Repositories of one address that were not asked for since the door opened; the server makes
             a file for each and never closes it.
         repositories: Repositories that are remembered as asked for; the one not asked for for longest is forgotten.
-        size: The count ``s`` of one message; the child sizes its answer's filter by it.
-        index_commits: Ids held to judge what depends on the child's commits (concurrent creations, circular deltas).
+        size: The count ``s`` of one message; the server sizes its answer's filter by it.
+        index_commits: Ids held to judge what depends on the server's commits (concurrent creations, circular deltas).
         login_age: How old a login token may be.
     """
 

@@ -1,12 +1,12 @@
 """One request's way through the door: judge, hand on, answer.
 
-An ASGI application for `goatherd.serving.listener`, which tells it when a caller has gone. What the rules are is for
-`rules`, `trust` and `index`; here stands in which order they are asked, and what is answered.
+An ASGI application for `goatherd.serving.listener`, which tells it when a caller has gone. The rules are in
+`request_checks`, `trusted_sessions` and `commit_index`; this module applies them in order, and answers.
 
 Rules: four kinds of request are read whole and judged (`/batch-sync`, `/auth/session`, `/auth/send-login-email`,
 `/auth/temp-login`); all others stream both ways. Answers stream. Hop-by-hop headers end here, on both sides; framing is
-made anew. A judgement that cannot be made, because the child cannot be asked, is 503 with Retry-After. A refusal has an
-empty body and no CORS headers, like GoatDB's own. An answer that breaks off is cut off, never completed.
+made anew. A judgement that cannot be made, because the server cannot be asked, is 503 with Retry-After. A refusal has
+an empty body and no CORS headers, like GoatDB's own. An answer that ends early is cut off, never completed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ Answerer = Callable[[str, str, str, str, bytes], Awaitable[tuple[int, bytes]]]
 """Answers a request below `OWN_PREFIX`: method, path, query, request signature; gives status and body."""
 
 OWN_PREFIX: Final = "/goatherd/v1/"
-"""Paths below it are Goatherd's own, and are never passed to the child."""
+"""Paths below it are Goatherd's own, and are never passed to the server."""
 BIG_BODY: Final = 64 * 1024
 MANY_COMMITS: Final = 4
 """From so many commits on, the request's own signature is checked before them: it costs as much as one of them."""
@@ -108,7 +108,7 @@ class Proxy:
     """Judges and hands on.
 
     Args:
-        upstream: The child.
+        upstream: The server.
         trusts: One for each organization.
         indexes: One for each organization, by its id.
         limits: See there.
@@ -116,10 +116,10 @@ class Proxy:
         clock: The time.
         executor: Threads for signatures.
         private: Whether ``/sys/*`` and ``/user/<id>`` are closed to writers whom the documentation closes them to.
-        header_rewriter: Rewrites the headers of the child's answer.
+        header_rewriter: Rewrites the headers of the server's answer.
         report: Told of each thing that was stopped: the rule, and why.
-        report_away: Told of each request for which the child was away.
-        own: Answers what is not the child's to answer; nothing of the kind is there when None.
+        report_away: Told of each request for which the server was away.
+        own: Answers what is not the server's to answer; nothing of the kind is there when None.
         guard: Decides whether a request that is bound to a server was meant for this one.
     """
 
@@ -161,7 +161,7 @@ class Proxy:
         self._left_out: dict[str, None] = {}
         self._deliveries: set[asyncio.Task[None]] = set()
         self.handed_on = 0
-        """How many requests have reached the child."""
+        """How many requests have reached the server."""
 
     async def aclose(self, grace: float) -> None:
         """Let deliveries that no request waits for go on for `grace` seconds, then end them."""
@@ -201,7 +201,7 @@ class Proxy:
             self._report_away(str(error))
             await exchange.answer_refusal(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
         except NodeRefusedError as error:
-            # The child does not trust the door's signer, so that nothing can be judged.
+            # The server does not trust the door's signer, so that nothing can be judged.
             self._report(Rule.CHILD, str(error))
             await exchange.answer_refusal(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
 
@@ -289,7 +289,7 @@ class Proxy:
     async def _stream_answer(self, exchange: Exchange, connection: Connection, keys: KeyFilter | None) -> None:
         try:
             if keys is not None and dict(connection.headers).get(b"content-encoding", b"identity") != b"identity":
-                raise RefusedError(Rule.PRIVATE_KEY, 502, "the child's answer is compressed and cannot be looked at")
+                raise RefusedError(Rule.PRIVATE_KEY, 502, "the server's answer is compressed and cannot be looked at")
             await exchange.stream_answer(connection, keys, self._patience)
             self.handed_on += 1
         finally:
@@ -341,7 +341,7 @@ class Proxy:
             share.give_back()
         self._count_repositories(exchange.address, elements, fresh, is_accepted=connection.status == 200)
         if session is not None and is_counted and connection.status != 403:
-            # Only what the child took for genuine counts, so that nobody uses up another's share.
+            # Only what the server took for genuine counts, so that no caller uses up another's share.
             self._session_requests.take(session.id, now)
         asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
         if connection.status == 200 and asks_for_sessions and (session is None or not session.is_root):
@@ -415,9 +415,9 @@ class Proxy:
         return {root.id for trust in self._trusts for root in trust.pool.roots}
 
     def _check_request(self, header: str) -> SignatureEnvelope:
-        """Check what needs no key: form, purpose, time. The child checks the signature itself.
+        """Check what needs no key: form, purpose, time. The server checks the signature itself.
 
-        SECURITY: the child remembers verdicts and takes a signature again after its three minutes, takes a login
+        SECURITY: the server remembers verdicts and takes a signature again after its three minutes, takes a login
         token for a request signature, and answers 500 to a malformed one (tests/cluster/test_door_requests.py).
         """
         try:
@@ -483,7 +483,7 @@ class Proxy:
         await asyncio.gather(*[trust.look_up() for trust in self._trusts])
 
     def _fresh_repositories(self, address: str, elements: Iterable[Element]) -> int:
-        """Return how many repositories nobody is remembered to have asked for, once the address may have so many.
+        """Return how many repositories the door does not remember, once the address may ask for so many.
 
         Raises:
             RefusedError: It asks for too many.
@@ -497,8 +497,8 @@ class Proxy:
     def _count_repositories(self, address: str, elements: Iterable[Element], fresh: int, *, is_accepted: bool) -> None:
         """Remember which repositories were asked for.
 
-        SECURITY: only what the child took for genuine counts, and there is room for the next one always, so that nobody
-        can fill the table (tests/cluster/test_door_limits.py).
+        SECURITY: only what the server took for genuine counts, and there is room for the next one always, so that no
+        caller can fill the table (tests/cluster/test_door_limits.py).
         """
         if not is_accepted:
             self._new_repositories.give_back(address, self._clock.monotonic(), fresh)
@@ -510,7 +510,7 @@ class Proxy:
             self._repositories.popitem(last=False)
 
     async def _check_weight(self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element]) -> None:
-        """Before many signatures are checked for somebody, check that it is them."""
+        """Check a request's own signature before the many signatures of its commits are checked."""
         if sum(len(element.commits) for element in elements) <= MANY_COMMITS:
             return
         try:
@@ -710,7 +710,7 @@ class Proxy:
         try:
             cleaned = await self._clean_session_answer(exchange, answer)
         except (DecodeError, RecursionError) as error:
-            raise RefusedError(Rule.PRIVATE_KEY, 502, f"the child's answer cannot be read: {error}") from None
+            raise RefusedError(Rule.PRIVATE_KEY, 502, f"the server's answer cannot be read: {error}") from None
         for trust in self._trusts:
             trust.refresh_soon()
         fields = [(name, value) for name, value in headers if name != b"content-length"]
@@ -719,7 +719,7 @@ class Proxy:
         self.handed_on += 1
 
     async def _clean_session_answer(self, exchange: Exchange, answer: bytes) -> bytes:
-        """SECURITY: the child publishes its private key (tests/cluster/test_door_writers.py)."""
+        """SECURITY: the server publishes its private key (tests/cluster/test_door_writers.py)."""
         cleaned, leaked, untrusted = filter_session_answer(answer, self._is_root)
         if untrusted:
             # A root that was introduced a moment ago, past the door, may be good.
@@ -731,16 +731,16 @@ class Proxy:
             else:
                 cleaned, leaked, untrusted = filter_session_answer(answer, self._is_root)
         for root_id in leaked:
-            self._report(Rule.PRIVATE_KEY, f"the child gave away the private key of root {root_id!r:.100}")
+            self._report(Rule.PRIVATE_KEY, f"the server gave away the private key of root {root_id!r:.100}")
         for root_id in untrusted:
-            self._report(Rule.UNTRUSTED_ROOT, f"the child named root {root_id!r:.100}, which is not trusted here")
+            self._report(Rule.UNTRUSTED_ROOT, f"the server named root {root_id!r:.100}, which is not trusted here")
         return cleaned
 
     def _is_root(self, session_id: str, public_key: Any) -> bool:
         return any(trust.is_root(session_id, public_key) for trust in self._trusts)
 
     async def _login_mail(self, exchange: Exchange) -> None:
-        """SECURITY: the child does not look at the result of its own check (tests/cluster/test_door_requests.py)."""
+        """SECURITY: the server does not look at the result of its own check (tests/cluster/test_door_requests.py)."""
         check_encoding(exchange.found)
         share = self._limiter.open_share(exchange.address)
         try:
@@ -769,7 +769,7 @@ class Proxy:
         verify_data(session, envelope, external=email)
 
     def _login_token(self, exchange: Exchange) -> None:
-        """Take a token out of the request that is not a fresh word of a root; the child then sends the caller home."""
+        """Take a token out of the request that is not a fresh word of a root; the server then sends the caller home."""
         query = exchange.target.partition(b"?")[2]
         tokens = parse_qs(query.decode("latin-1")).get("t", [])
         if not tokens:

@@ -1,9 +1,9 @@
-"""Read the commits of one repository of the child, as a GoatDB peer does.
+"""Read the commits of one repository of the server, as a GoatDB peer does.
 
-The module stores the ids of commits, not the commits. It parses what the child sends and does not verify it.
+The module stores the ids of commits, not the commits. It parses what the server sends and does not verify it.
 
 Rules: one round of reading at a time; a caller during a round waits for the next one, since the current round may have
-begun before the new commits. A child that does not answer is an error for the caller, never an empty repository.
+begun before the new commits. A server that does not answer is an error for the caller, never an empty repository.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Ask = Callable[[bytes, str], Awaitable[tuple[int, bytes]]]
 
 
 class RepositoryReader:
-    """Read one repository of the child, again and again.
+    """Read one repository of the server, again and again.
 
     Args:
         path: The repository.
-        ask: Sends a request to the child.
-        signer: Returns the root that signs requests, so that the child shows every commit.
+        ask: Sends a request to the server.
+        signer: Returns the root that signs requests, so that the server shows every commit.
         clock: The time of signatures.
         error_rate: Of the filter that keeps known commits from being sent again: the share of new commits that are
             overlooked until the filter is made anew, with twice as many.
@@ -62,7 +62,7 @@ class RepositoryReader:
         self._filter = self._new_filter(_SMALLEST)
         self._room = _SMALLEST
         self.is_short = False
-        """Whether the child, when it was read last, had fewer commits than it has shown: it has lost some."""
+        """Whether the server, when it was read last, had fewer commits than it has shown: it has lost some."""
 
     def drop_all(self) -> None:
         """Drop all known ids."""
@@ -79,7 +79,7 @@ class RepositoryReader:
             self.renew_filter()
 
     def hides_commit(self, commit_id: str) -> bool:
-        """Whether the child would not send a commit, were it there, because the filter holds it by mistake."""
+        """Whether the server would not send a commit, were it there, because the filter holds it by mistake."""
         return commit_id in self._filter and commit_id not in self.ids
 
     def renew_filter(self) -> None:
@@ -88,11 +88,11 @@ class RepositoryReader:
         self._filter.update(self.ids)
 
     async def read_new(self) -> list[dict[str, Any]]:
-        """Return the commits that are new since the last time, in the child's order.
+        """Return the commits that are new since the last time, in the server's order.
 
         Raises:
             NodeUnreachableError: No answer.
-            NodeRefusedError: The child does not trust the signer, or answers nonsense.
+            NodeRefusedError: The server does not trust the signer, or answers nonsense.
         """
         found: list[dict[str, Any]] = []
         for _ in range(ROUNDS):
@@ -107,16 +107,16 @@ class RepositoryReader:
         return found
 
     async def write_commits(self, commits: Sequence[Mapping[str, Any]]) -> None:
-        """Hand commits to the child; what it answers is not read.
+        """Hand commits to the server; what it answers is not read.
 
         Raises:
             NodeUnreachableError: No answer.
-            NodeRefusedError: The child does not trust the signer.
+            NodeRefusedError: The server does not trust the signer.
         """
         await self._send_sync(self._filter if self.ids else None, commits)
 
     async def fetch_commits(self, ids: set[str]) -> list[dict[str, Any]]:
-        """Return commits of which the ids are known; without those that the child no longer has.
+        """Return commits of which the ids are known; without those that the server no longer has.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: As `read_new`.
@@ -160,7 +160,7 @@ class RepositoryReader:
 
 
 def _commits_of(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
-    """Return the commits of an answer, and how many the child says it holds."""
+    """Return the commits of an answer, and how many the server says it holds."""
     try:
         decoded = orjson.loads(answer)
     except orjson.JSONDecodeError:
@@ -210,7 +210,7 @@ class Rounds:
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=self._name)
-        # A failure that nobody waits for is no lost one.
+        # A failure is no lost one when no caller waits for it.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 

@@ -1,10 +1,10 @@
-"""Check requests, and commits before their signature is verified, for what the child cannot handle. Pure.
+"""Check requests, and commits before their signature is verified, for what the server cannot handle. Pure.
 
-The child, GoatDB 0.5.1, accepts and stores almost any input, and crashes on some. Each `Rule` names one kind of input
+The server, GoatDB 0.5.1, accepts and stores almost any input, and crashes on some. Each `Rule` names one kind of input
 that the door rejects; ``docs/reference/door.md`` gives the reason for each and the defect of GoatDB behind it.
 
 Rules of this file: nothing is refused that GoatDB's own clients and servers write. What cannot be parsed here does not
-reach the child. A request is refused whole only where it is no well-formed request (`RefusedError`); a commit that is
+reach the server. A request is refused whole only where it is no well-formed request (`RefusedError`); a commit that is
 not to be stored is taken out (`DroppedError`) and the rest goes on, as GoatDB itself does: a client whose whole request
 is refused repeats it indefinitely and is offline for all its repositories meanwhile.
 """
@@ -110,14 +110,14 @@ _LASTING: Final = frozenset(
 
 
 def check_target(path: bytes) -> str:
-    """Return the lower-cased path by which the child dispatches.
+    """Return the lower-cased path by which the server dispatches.
 
-    SECURITY: the child reads URLs as browsers do: it resolves dot segments, ``%2e`` too, and takes a backslash for a
+    SECURITY: the server reads URLs as browsers do: it resolves dot segments, ``%2e`` too, and takes a backslash for a
     slash, so ``/x/..%5cbatch-sync`` would get by every other rule; where it resolves the target against a base, as
     servers on Node do, ``//x/batch-sync`` is a host and a path (tests/unit/door/test_rules.py).
 
     Raises:
-        RefusedError: It is one that the child could read as another path.
+        RefusedError: It is one that the server could read as another path.
     """
     if _TARGET.fullmatch(path) is None or any(_DOTS.fullmatch(part) for part in path.split(b"/")):
         raise RefusedError(Rule.TARGET, 400, "the path is not in its plain form")
@@ -127,13 +127,13 @@ def check_target(path: bytes) -> str:
 def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Return the headers by name, the last of each.
 
-    SECURITY: the child puts the text of ``Host`` into the URL that it dispatches by, so a Host with a slash in it
+    SECURITY: the server puts the text of ``Host`` into the URL that it dispatches by, so a Host with a slash in it
     decides the path, and one that no URL can have makes it throw; it joins repeated headers by commas
     (tests/unit/door/test_rules.py).
 
     Raises:
         RefusedError: A header is repeated that may not be, ``Host`` is no host, or ``Connection`` takes one away that
-            reaches the child.
+            reaches the server.
     """
     found = dict(headers)
     if len(found) < len(headers):
@@ -146,7 +146,7 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     if b"connection" in found:
         named = connection_tokens(headers)
         if named & _LASTING or any(each.startswith(b"x-forwarded-") for each in named):
-            # SECURITY: what is judged here must reach the child (tests/unit/door/test_transport.py).
+            # SECURITY: what is judged here must reach the server (tests/unit/door/test_transport.py).
             raise RefusedError(Rule.HEADERS, 400, "the Connection header names one that is not the connection's")
     return found
 
@@ -158,7 +158,7 @@ def connection_tokens(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes
 
 
 def check_method(method: str) -> None:
-    """Refuse methods that concern the connection or its proxies, and not what the child serves.
+    """Refuse methods that concern the connection or its proxies, and not what the server serves.
 
     Raises:
         RefusedError: A tunnel is wanted, or the request itself as an answer.
@@ -169,7 +169,7 @@ def check_method(method: str) -> None:
 
 @lru_cache(maxsize=256)
 def _is_host(text: bytes) -> bool:
-    """Whether browsers, and so the child, can make a URL of it (https://url.spec.whatwg.org/#host-parsing)."""
+    """Whether browsers, and so the server, can make a URL of it (https://url.spec.whatwg.org/#host-parsing)."""
     match = _HOST.fullmatch(text.decode("latin-1"))
     if match is None:
         return False
@@ -207,7 +207,7 @@ def _parse_number(part: str) -> int:
 
 
 def check_encoding(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse a compressed body: the child does not decompress, and what the door cannot read it does not judge.
+    """Refuse a compressed body: the server does not decompress, and what the door cannot read it does not judge.
 
     Raises:
         RefusedError: The body is encoded.
@@ -243,7 +243,7 @@ def read_batch(body: bytes, limits: DoorLimits) -> list[Element]:
     """Read the body of ``POST /batch-sync``, everything in it but the commits.
 
     Raises:
-        RefusedError: The child would answer 500 to it, hang, or die; or an element asks for more than is allowed.
+        RefusedError: The server would answer 500 to it, hang, or die; or an element asks for more than is allowed.
     """
     lists: list[RawCommits] | None = None
     try:
@@ -352,17 +352,17 @@ def _read_path(given: str) -> str:
 
 def _check_size(size: Any, limits: DoorLimits) -> None:
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size <= limits.size or size % 1:
-        # SECURITY: 1e8 here ends the child's process (tests/cluster/test_door_requests.py).
+        # SECURITY: 1e8 here ends the server's process (tests/cluster/test_door_requests.py).
         raise RefusedError(Rule.MESSAGE, 400, "the count s is not believable")
 
 
 def _check_nesting(value: Any, depth: int) -> None:
     if is_nested_deeper(value, depth, _POISON):
-        raise RefusedError(Rule.MESSAGE, 400, "nested too deeply, or with a member that stops the child's decoder")
+        raise RefusedError(Rule.MESSAGE, 400, "nested too deeply, or with a member that stops the server's decoder")
 
 
 def _check_marks(element: Mapping[str, Any]) -> None:
-    """Refuse what the child could unpack into another element, message or filter than the one that is judged here.
+    """Refuse what the server could unpack into another element, message or filter than the one that is judged here.
 
     SECURITY: GoatDB reads an object with ``__r`` and ``__d`` as what is in ``__d``, and one with ``__t`` and ``__v`` as
     what is in ``__v``; only the filter ever comes so (tests/unit/door/test_rules.py).
@@ -395,12 +395,12 @@ def read_commit(
     if not isinstance(raw, dict):
         raise DroppedError(Rule.COMMIT, "a commit is a JSON object")
     if is_nested_deeper(raw, limits.depth, _POISON):
-        raise DroppedError(Rule.CONTENTS, "nested too deeply, or with a member that stops the child's decoder")
+        raise DroppedError(Rule.CONTENTS, "nested too deeply, or with a member that stops the server's decoder")
     if _is_marked(raw) or _is_marked(raw.get("c")):
-        # SECURITY: as for messages; the signature covers what is judged here, not what the child might unpack.
+        # SECURITY: as for messages; the signature covers what is judged here, not what the server might unpack.
         raise DroppedError(Rule.COMMIT, "a commit with a member of GoatDB's encoding where none belongs")
     if "age" in raw:
-        # SECURITY: not signed, and the child takes it for its own counter (tests/cluster/test_door_commits.py).
+        # SECURITY: not signed, and the server takes it for its own counter (tests/cluster/test_door_commits.py).
         raise DroppedError(Rule.COMMIT, "a commit on the wire has no age")
     try:
         commit = decode_commit(raw, path, org=org, limits=limits, now_ms=now_ms, registry=registry)
@@ -410,7 +410,7 @@ def read_commit(
         raise DroppedError(Rule.COMMIT, str(error)) from None
     _check_ancestors(commit)
     if path != SESSIONS_PATH and commit.namespace == SESSIONS_NAMESPACE:
-        # COMPAT: the child learns sessions from commits of this schema in any repository.
+        # COMPAT: the server learns sessions from commits of this schema in any repository.
         raise DroppedError(Rule.SESSION_ITEM, f"commit {commit.id!r} is a session outside of {SESSIONS_PATH}")
     if commit.is_delta and commit.base == commit.id:
         raise DroppedError(Rule.DELTA, f"commit {commit.id!r} builds on itself")

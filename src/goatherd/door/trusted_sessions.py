@@ -1,10 +1,10 @@
-"""Keep the sessions that the door trusts in one organization: the identity's roots, and those in the child's log.
+"""Keep the sessions that the door trusts in one organization: the identity's roots, and those in the server's log.
 
-`goatherd.trust.TrustPool` decides which sessions are trusted. This module feeds it from the child's ``/sys/sessions``,
+`goatherd.trust.TrustPool` decides which sessions are trusted. This module feeds it from the server's ``/sys/sessions``,
 read as a peer that signs with the root, and reads that repository again when a request has an unknown signer.
 
-Rules: a session counts when a trusted root has signed its commit, whatever the child thinks of it. If
-the child cannot be read, an unknown signer is an error, not a rejection: GoatDB offers a rejected commit ten times and
+Rules: a session counts when a trusted root has signed its commit, whatever the server thinks of it. If
+the server cannot be read, an unknown signer is an error, not a rejection: GoatDB offers a rejected commit ten times and
 then never again.
 """
 
@@ -58,12 +58,12 @@ _ERROR_RATE: Final = 1e-6
 
 
 class TrustedSessions:
-    """Hold the trust pool of one organization and update it from the child's sessions.
+    """Hold the trust pool of one organization and update it from the server's sessions.
 
     Args:
         org: The organization's id.
         identity: Current session, roots, revocations: an identity document.
-        trusted: Sessions to trust without verification, as the child does (``trustedSessions`` of its settings).
+        trusted: Sessions to trust without verification, as the server does (``trustedSessions`` of its settings).
         clock: The time.
     """
 
@@ -89,7 +89,7 @@ class TrustedSessions:
         self._raw_introductions: dict[str, dict[str, Any]] = {}
         self._introducers: dict[str, tuple[str, ...]] = {}
         self.failure: NodeUnreachableError | NodeRefusedError | None = None
-        """Why the child's sessions could not be read the last time."""
+        """Why the server's sessions could not be read the last time."""
 
     def adopt_identity(self, identity: TrustSource) -> None:
         """Adopt a new identity document; known sessions stay, revocations take effect immediately."""
@@ -97,7 +97,7 @@ class TrustedSessions:
         self._coordinates = None
 
     def set_sender(self, ask: Ask) -> None:
-        """Set the function that sends requests to the child."""
+        """Set the function that sends requests to the server."""
         self._reader = RepositoryReader(
             SESSIONS_PATH, ask=ask, signer=lambda: self.pool.current, clock=self.clock, error_rate=_ERROR_RATE
         )
@@ -117,19 +117,19 @@ class TrustedSessions:
 
     @property
     def session_count(self) -> int:
-        """How many sessions the child is known to hold."""
+        """How many sessions the server is known to hold."""
         return 0 if self._reader is None else len(self._reader.ids)
 
     def holds_commit(self, commit_id: str) -> bool:
-        """Whether the child's ``/sys/sessions`` is known to hold a commit."""
+        """Whether the server's ``/sys/sessions`` is known to hold a commit."""
         return self._reader is not None and commit_id in self._reader.ids
 
     def refresh_soon(self) -> None:
-        """Have the child's sessions read, without waiting."""
+        """Have the server's sessions read, without waiting."""
         self._rounds.start()
 
     async def refresh(self) -> None:
-        """Read the child's sessions now.
+        """Read the server's sessions now.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: They cannot be read.
@@ -137,7 +137,7 @@ class TrustedSessions:
         await self._rounds.run()
 
     async def look_up(self) -> None:
-        """Read the child's sessions for a request that waits: not longer than a client does.
+        """Read the server's sessions for a request that waits: not longer than a client does.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: They cannot be read, or not in time. The reading goes on.
@@ -218,7 +218,7 @@ class TrustedSessions:
             return False
 
     def knows_introductions(self, raws: Iterable[Mapping[str, Any]]) -> bool:
-        """Whether all these introductions of roots have been read from the child."""
+        """Whether all these introductions of roots have been read from the server."""
         return all(raw.get("id") in self._raw_introductions for raw in raws)
 
     def introductions_for(self, session: Session | None, raws: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -226,7 +226,7 @@ class TrustedSessions:
 
         Args:
             session: The client's; None where it is not known.
-            raws: Those that the child sends.
+            raws: Those that the server sends.
         """
         missing: list[Commit] = []
         for raw in raws:
@@ -263,7 +263,7 @@ class TrustedSessions:
         large are work for a thread, however few they are.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: A signer is not known, and the child cannot be asked.
+            NodeUnreachableError, NodeRefusedError: A signer is not known, and the server cannot be asked.
         """
         verdicts = await self._judge_commits(path, commits, executor, are_large)
         early = [index for index, verdict in enumerate(verdicts) if isinstance(verdict, UnknownSignerError)]
@@ -311,12 +311,12 @@ class TrustedSessions:
         """Judge a session commit: only a trusted root's word counts, for users' sessions and for roots."""
         signer = self._signer_of(commit)
         if signer is not None and not signer.is_root:
-            return UntrustedRootError(f"session {commit.session!r} is no root and introduces nobody")
+            return UntrustedRootError(f"session {commit.session!r} is no root and cannot introduce sessions")
         try:
             self.pool.verify_commit(commit)
             self.pool.get_root(commit.session)
         except UntrustedRootError:
-            return UntrustedRootError(f"session {commit.session!r} is no root and introduces nobody")
+            return UntrustedRootError(f"session {commit.session!r} is no root and cannot introduce sessions")
         except VerificationError as error:
             return error
         self.pool.add_verified_session_commit_unsafe(commit)

@@ -1,11 +1,11 @@
-"""HTTP/1.1 to the child: kept connections, streaming both ways.
+"""HTTP/1.1 to the server: kept connections, streaming both ways.
 
 Not a general client: no redirects, no cookies, no decoding. httptools parses, as it does for the server side; measured
 against httpx2 it takes a fifth of the time (docs/explanation/door.md).
 
-Rules: a connection is used again only after a whole answer and a whole request, and never when the child has closed it.
-A request that was lost on a kept connection before a byte came back is sent once more, on a fresh one, if its body is
-at hand. What is not read stops the child from sending (flow control).
+Rules: a connection is used again only after a whole answer and a whole request, and never when the server has closed
+it. A request that was lost on a kept connection before a byte came back is sent once more, on a fresh one, if its body
+is at hand. What is not read stops the server from sending (flow control).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class LostError(Exception):
-    """The child's connection ended in the middle. `is_untouched`: before a byte of the answer came."""
+    """The server's connection ended in the middle. `is_untouched`: before a byte of the answer came."""
 
     def __init__(self, why: str, *, is_untouched: bool) -> None:
         super().__init__(why)
@@ -39,7 +39,7 @@ class LostError(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """One connection to the child, one exchange at a time.
+    """One connection to the server, one exchange at a time.
 
     Args:
         count: Told of 1 when it opens, of -1 when it is gone.
@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._bytes_in += len(data)
-        if self._parser is None:  # nobody has asked
+        if self._parser is None:  # no request is open
             self.close()
             return
         try:
@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def end_exchange(self) -> None:
-        """Take the exchange as over: what comes now, nobody has asked for."""
+        """End the exchange: the connection is closed if more data arrives."""
         self._parser = None
 
     def write(self, data: bytes) -> None:
@@ -154,19 +154,19 @@ class Connection(asyncio.Protocol):
         """Wait for status and headers.
 
         Raises:
-            LostError: The child went away.
+            LostError: The server went away.
             TimeoutError: Not within `limit` seconds.
         """
         while not self._has_head:
             if self._is_lost:
-                raise LostError("the child closed the connection", is_untouched=not self._bytes_in)
+                raise LostError("the server closed the connection", is_untouched=not self._bytes_in)
             await self._wait_for_data(limit)
 
     async def read_body(self, limit: float) -> AsyncIterator[bytes]:
         """Yield the body as it comes.
 
         Raises:
-            LostError: The child went away before its end.
+            LostError: The server went away before its end.
             TimeoutError: A pause of more than `limit` seconds.
         """
         while True:
@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol):
             elif self._is_complete:
                 return
             elif self._is_lost:
-                raise LostError("the child closed the connection in the middle of an answer", is_untouched=False)
+                raise LostError("the server closed the connection in the middle of an answer", is_untouched=False)
             else:
                 await self._wait_for_data(limit)
 
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
         return not self._is_lost and self._transport is not None and not self._transport.is_closing()
 
     def close(self) -> None:
-        """Close at once; whoever waits is told."""
+        """Close at once; waiting calls raise `LostError`."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -228,19 +228,19 @@ class Connection(asyncio.Protocol):
 
 def _time_out(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
-        waiter.set_exception(TimeoutError("the child is silent"))
+        waiter.set_exception(TimeoutError("the server is silent"))
 
 
 class Upstream:
-    """The child's address and the connections to it. Close it with `aclose`.
+    """The server's address and the connections to it. Close it with `aclose`.
 
     Args:
         url: ``http://host:port`` or ``https://host:port``.
         connect_timeout: How long a connection may take.
 
     Attributes:
-        child_generation: Number that changes whenever no connection is open: a process that ends closes all of its
-            connections, so within one generation the child is one process.
+        server_generation: Number that changes whenever no connection is open: a process that ends closes all of its
+            connections, so within one generation the server is one process.
 
     Raises:
         ConfigurationError: Not such a URL.
@@ -257,36 +257,36 @@ class Upstream:
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._alive = 0
-        self.child_generation = 0
+        self.server_generation = 0
 
     def _count_connection(self, change: int) -> None:
         self._alive += change
         if not self._alive:
-            self.child_generation += 1
+            self.server_generation += 1
 
     @property
     def host(self) -> str:
-        """The host of the child's address."""
+        """The host of the server's address."""
         return self._host
 
     @property
     def port(self) -> int:
-        """The port of the child's address."""
+        """The port of the server's address."""
         return self._port
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether the child speaks TLS."""
+        """Whether the server speaks TLS."""
         return self._tls is not None
 
     @property
     def names(self) -> tuple[bytes, ...]:
-        """How a server there calls itself when nobody has told it its public address."""
+        """The URLs by which a server there names itself as long as it knows no public address."""
         hosts = dict.fromkeys([self.authority.decode(), f"localhost:{self._port}", f"127.0.0.1:{self._port}"])
         return tuple([f"{scheme}://{host}".encode() for scheme in ("http", "https") for host in hosts])
 
     def is_at(self, host: str, port: int) -> bool:
-        """Whether whoever listens on `host` and `port` of this machine is there, by its own names."""
+        """Whether a listener on `host` and `port` of this machine has the address of the server."""
         mine = _LOCAL if host in _EVERYWHERE else {host, "localhost"} if host in _LOCAL else {host}
         return port == self._port and self._host in mine
 
@@ -306,7 +306,7 @@ class Upstream:
         """Return a connection, and whether it has been used before; give it back with `release_connection`.
 
         Raises:
-            NodeUnreachableError: The child does not take connections.
+            NodeUnreachableError: The server does not take connections.
         """
         loop = asyncio.get_running_loop()
         old: list[Connection] = []
@@ -324,7 +324,7 @@ class Upstream:
         except (OSError, TimeoutError) as error:
             raise NodeUnreachableError(f"{self.url}: no connection") from error
         finally:
-            # Not before there is another one, so that the generation does not end while the child lives.
+            # Not before there is another one, so that the generation does not end while the server lives.
             for each in old:
                 each.close()
         self._busy.add(connection)
@@ -360,7 +360,7 @@ class Upstream:
 
         Raises:
             NodeUnreachableError: No connection.
-            LostError: The child went away.
+            LostError: The server went away.
             TimeoutError: No answer in time.
         """
         connection, was_used = await self.open_connection()

@@ -149,7 +149,7 @@ class CallerLimiter:
     def take_request_of(self, session_id: str) -> None:
         """Count a request that a session has really signed; it may owe as much as comes back within the longest pause.
 
-        SECURITY: only here, so that nobody uses up another's share (tests/unit/serving/test_caller_limiter.py).
+        SECURITY: only here, so that no caller uses up another's share (tests/unit/serving/test_caller_limiter.py).
 
         Raises:
             RefusedError: It has sent too many at one time.

@@ -2,7 +2,7 @@
 
 Not a server: framing, keep-alive, chunks and ``100-continue`` are uvicorn's and httptools'. What is added is what they
 leave open: how many connections one address may hold; a head (request line and headers) is collected in memory,
-whoever sends it, for as long as more of it comes; trailers count as headers; what follows a wish for another protocol
+whatever its size, for as long as more of it comes; trailers count as headers; what follows a wish for another protocol
 is read as the next request; blank lines between requests, the rest of a body that was answered already, and an answer
 that is not taken keep a connection open indefinitely. And an application is told at once that its caller has gone.
 """
@@ -127,7 +127,7 @@ class HTTPConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._in_head and self.cycle.response_complete and not self.transport.is_closing():
-            # SECURITY: the rest of a body that nobody reads any more must come, like a head, in little time and space
+            # SECURITY: the rest of a body that is not read any more must come, like a head, in little time and space
             # (tests/unit/serving/test_http_connection.py).
             self._loose_bytes = 0
             self._start_timer()

@@ -111,7 +111,7 @@ class HTTPListener:
             timeout_keep_alive=self.limiter.limits.idle_timeout.total_seconds(),  # type: ignore[arg-type]
         )
         config.load()
-        # uvicorn warns of every malformed request; whoever sends them must not fill the log.
+        # uvicorn warns of every malformed request; their senders must not fill the log.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self.bind()
         assert self._socket is not None
@@ -133,7 +133,7 @@ class HTTPListener:
         self._clock_timer = asyncio.get_running_loop().call_later(1, self._set_date)
 
     async def close(self) -> None:
-        """Take no more, and cut off everybody at once."""
+        """Stop listening, and cut off every connection at once."""
         self._stop_clock()
         self._abort_connections()
         if self._server is not None:

@@ -465,7 +465,7 @@ class Held:
         self.commits = list(commits)
         self.asked = 0
         self.is_away = False
-        self.child_generation = 0
+        self.server_generation = 0
 
     async def ask(self, body: bytes, signature: str) -> tuple[int, bytes]:
         self.asked += 1
@@ -481,7 +481,7 @@ class Held:
 
 def index_of(held: Held) -> RepositoryIndex:
     return RepositoryIndex(
-        "/d/x", ask=held.ask, signer=lambda: A, clock=SystemClock(), child_generation=lambda: held.child_generation
+        "/d/x", ask=held.ask, signer=lambda: A, clock=SystemClock(), server_generation=lambda: held.server_generation
     )
 
 
@@ -643,7 +643,7 @@ async def test_a_server_that_has_started_again_is_read_before_anything_is_judged
     on_both = [note("k", parents=(birth.id,)), note("j", parents=(lost.id,))]
     assert await index.hold_accepted(on_both) == [None, None]
     index.settle_commits(on_both, is_stored=False)
-    held.commits, held.child_generation = [birth], 1
+    held.commits, held.server_generation = [birth], 1
     assert [each and each.rule for each in await index.hold_accepted(on_both)] == [None, Rule.BIRTH]
     assert await index.hold_accepted([note("j")]) == [None], "nothing of that key is there any more"
 
@@ -653,7 +653,7 @@ async def test_a_server_that_has_started_again_and_cannot_be_read_gets_nothing()
     held = Held(birth)
     index = index_of(held)
     await index.refresh()
-    held.child_generation, held.is_away = 1, True
+    held.server_generation, held.is_away = 1, True
     with pytest.raises(NodeUnreachableError):
         await index.hold_accepted([note("k", parents=(birth.id,))])
 
@@ -662,7 +662,7 @@ async def test_a_server_that_has_started_again_with_all_that_it_had_is_not_read_
     held = Held(note("k"), note("j"))
     index = index_of(held)
     await index.refresh()
-    asked, held.child_generation = held.asked, 1
+    asked, held.server_generation = held.asked, 1
     assert await index.hold_accepted([note("i")]) == [None]
     assert held.asked == asked + 1
     assert await index.hold_accepted([note("h")]) == [None]

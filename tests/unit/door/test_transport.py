@@ -574,12 +574,12 @@ async def test_an_era_ends_with_the_last_connection_and_not_before() -> None:
         (first, _), (second, _) = await upstream.open_connection(fresh=True), await upstream.open_connection(fresh=True)
         for each in list(upstream._idle):
             each.close()
-        child_generation = upstream.child_generation
+        server_generation = upstream.server_generation
         first.close()
         await asyncio.sleep(0)
-        assert upstream.child_generation == child_generation
+        assert upstream.server_generation == server_generation
         second.close()
-        await until(lambda: upstream.child_generation == child_generation + 1)
+        await until(lambda: upstream.server_generation == server_generation + 1)
         upstream._busy.clear()
 
 
@@ -589,10 +589,10 @@ async def test_a_connection_that_is_too_old_is_not_closed_before_there_is_anothe
         connection = upstream._idle[-1]
         for each in upstream._idle:
             each.idle_since -= 60
-        child_generation = upstream.child_generation
+        server_generation = upstream.server_generation
         assert (await w.http.get(w.door.url + "/healthy")).text == "OK"
         assert not connection.is_open
-        assert upstream.child_generation == child_generation
+        assert upstream.server_generation == server_generation
 
 
 async def test_a_server_that_is_silent_is_504() -> None:
