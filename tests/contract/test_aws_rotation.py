@@ -97,7 +97,7 @@ async def test_a_staging_label_that_is_no_label_of_ours_keeps_its_version_and_is
     assert copied["leftLabels"] == [{"label": stage, "version": first}]
 
     code, out = await asyncio.to_thread(goatherd, "versions", "unlabel", stage)
-    assert (code, out) == (0, f"label '{stage}': taken off version {first}\n")
+    assert (code, out) == (0, f"label '{stage}': removed from version {first}\n")
     code, out = await asyncio.to_thread(goatherd, "retire", "--grace", "0s", "--yes")
     assert code == 0
     assert f"gave up version {first}" in out

@@ -26,8 +26,8 @@ def lease(app: App, make: bool) -> None:
     from goatherd.operations.run_agent import open_and_read_lease
 
     provider, name = build_lease_secret(app.options)
-    ticket, is_new = asyncio.run(open_and_read_lease(provider, name, make=make))
-    until = None if ticket.holder is None else iso(ticket.until_ms)
-    data = {"lease": name, "made": is_new, "holder": ticket.holder, "until": until}
-    state = "free" if ticket.holder is None else f"with {ticket.holder} until {until}"
-    app.out.result(data, [f"{name} {'was made, and ' if is_new else ''}is {state}"])
+    record, is_new = asyncio.run(open_and_read_lease(provider, name, make=make))
+    until = None if record.holder is None else iso(record.until_ms)
+    data = {"lease": name, "made": is_new, "holder": record.holder, "until": until}
+    state = "free" if record.holder is None else f"held by {record.holder} until {until}"
+    app.out.result(data, [f"{name} {'was created, and ' if is_new else ''}is {state}"])

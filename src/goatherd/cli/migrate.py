@@ -109,7 +109,7 @@ async def _migrate(
         remove = click.confirm(f"Remove {files} from the disk now? The key is in the store.", default=False)
     if remove and not dry_run:
         removed = await remove_keys(target, done)
-        lines += removed or ["nothing was removed, since a server does not know this key"]
+        lines += removed or ["no file was removed, since a server rejects the root"]
     kept = done.find_kept_settings()
     app.out.result(migration_json(done, removed, kept), [*lines, *kept_lines(kept)])
     return EXIT_FINDINGS if servers_rejecting_root(done.proofs) else None

@@ -7,7 +7,7 @@ import asyncio
 import click
 
 from goatherd.cli.main import App, command
-from goatherd.cli.text.identity import describe
+from goatherd.cli.text.identity import identity_lines
 from goatherd.config.build import open_store
 from goatherd.identity.redaction import redact_document
 from goatherd.providers.values import CURRENT
@@ -29,4 +29,4 @@ async def _show(app: App, at: str | None) -> None:
         "labels": sorted(version.labels),
         **redact_document(document),
     }
-    app.out.result(data, describe(app.out, store.name, version.id, document))
+    app.out.result(data, identity_lines(app.out, store.name, version.id, document))

@@ -143,7 +143,7 @@ async def copy_secret(
     if there and not resume:
         raise IdentityExistsError(
             f"{destination.name} holds a secret already; nothing was changed",
-            hint="If it is a copy that was interrupted, --resume carries it on.",
+            hint="If it is an interrupted copy, --resume completes it.",
         )
     plan, holders = await _match_versions(plan, destination, there)
     promised = destination.provider.guarantees
@@ -220,7 +220,7 @@ def _refuse_rotation(plan: CopyPlan) -> None:
         return  # no identity of Goatherd's: the bytes are copied as they are
     if document.rotation is not None:
         raise IllegalStepError(
-            f"a rotation is under way ({document.rotation.phase.value}), and it names versions of the store it is in",
+            f"a rotation is in progress ({document.rotation.phase.value}), and it names versions of the store it is in",
             hint="End it first: `goatherd rotate --resume`, or `goatherd rotate --rollback`.",
         )
 
@@ -336,7 +336,7 @@ async def _verify_copy(plan: CopyPlan, destination: Store, clock: Clock) -> None
                 provider=destination.provider.scheme,
                 secret_id=destination.secret_id,
                 operation="copy",
-                hint="Do not use the copy. --resume looks again.",
+                hint="Do not use the copy. --resume checks again.",
             )
         await clock.sleep(_PAUSE)
 
@@ -348,7 +348,7 @@ async def _describe_difference(plan: CopyPlan, destination: Store) -> str | None
     try:
         listed = {label: version.id for version in await destination.versions() for label in version.labels}
         if listed != {label: targets[holder] for label, holder in plan.labels.items()}:
-            return "the labels lead elsewhere"
+            return "the labels are on other versions"
         # One after another: a store that keeps every version may hold so many that it would throttle parallel reads.
         for item in plan.items:
             if item.target is not None:
@@ -358,7 +358,7 @@ async def _describe_difference(plan: CopyPlan, destination: Store) -> str | None
         current = await provider.read(secret_id, CURRENT)
     except (SecretNotFoundError, VersionDisabledError) as error:
         return str(error)
-    return None if current.version.id == targets[plan.labels[CURRENT]] else "`current` leads elsewhere"
+    return None if current.version.id == targets[plan.labels[CURRENT]] else "`current` is on another version"
 
 
 def check_durable(destination: Store) -> None:

@@ -122,7 +122,7 @@ def _run_git(at: Path, *words: str, given: bytes = b"") -> bytes:
     except FileNotFoundError:
         raise _GitError("there is no git command on this machine") from None
     except subprocess.TimeoutExpired:
-        raise _GitError(f"git gave no answer within {_TIMEOUT} s") from None
+        raise _GitError(f"git did not answer within {_TIMEOUT} s") from None
     except OSError as error:
         raise _GitError(f"git cannot be run: {error.strerror}") from error
     if done.returncode != 0:

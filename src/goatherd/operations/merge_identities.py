@@ -44,8 +44,8 @@ def merge_server_identities(
         raise SettingsError(
             f"the servers of {org} have different roots: {held}",
             hint="They do not accept one another. If they are two clusters, migrate each into a secret of its own. If"
-            " they are to be one, choose the root that signs from now on with --root ID: the others stay trusted, so"
-            " that their clients keep their sessions and their data. With --dry-run, --root tells what that means.",
+            " they are to be one, choose the current root with --root ID: the others stay trusted, so"
+            " that their clients keep their sessions and their data. --dry-run shows the consequences.",
         )
     kept = [(path, document) for path, document in found if document.current.id == (root_id or document.current.id)]
     newest = _choose_latest(org, kept)
@@ -102,7 +102,7 @@ def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], ide
     given_up.pop(current, None)
     if not given_up:
         return []
-    lines = [f"{org}: root {current} wins: it signs from now on, on every server"]
+    lines = [f"{org}: root {current} becomes the current root of every server"]
     for root_id, root in given_up.items():
         paths = ", ".join(str(path) for path, document in found if document.current.id == root_id)
         lines.append(

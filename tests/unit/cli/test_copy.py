@@ -53,7 +53,7 @@ def test_nothing_is_copied_while_a_rotation_is_under_way(
     rotated("--to", "published")
     result = goatherd("copy", store, f"file://{tmp_path}/other/root")
     assert result.code == EXIT_CODES["rotation"]
-    assert "a rotation is under way (published)" in result.err
+    assert "a rotation is in progress (published)" in result.err
     assert not (tmp_path / "other").exists()
     assert goatherd("rotate", "--provider", store, "--cancel").code == 0
     assert goatherd("copy", store, f"file://{tmp_path}/other/root").code == 0

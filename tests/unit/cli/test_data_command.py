@@ -113,7 +113,7 @@ def test_a_peer_that_does_not_answer_is_named(goatherd: Goatherd, data: Path, id
     assert result.code == EXIT_FINDINGS
     assert "problem: POST http://127.0.0.1:1/batch-sync" in result.out
     assert "not fetched yet: 1" not in result.out
-    assert "lines whose commit cannot be told: 1" in result.out
+    assert "lines without a readable commit id: 1" in result.out
 
 
 @pytest.mark.slow

@@ -33,14 +33,14 @@ def test_a_label_is_put_on_a_version_moved_and_taken_off_and_each_step_says_from
         assert result.code == 0, result.err
         return result.out.strip()
 
-    assert run("label", "before-upgrade", "1") == "label before-upgrade: put on version 1"
+    assert run("label", "before-upgrade", "1") == "label before-upgrade: added to version 1"
     assert labels(goatherd, secret)["before-upgrade"] == "1"
     assert run("label", "before-upgrade", "2") == "label before-upgrade: moved from version 1 to version 2"
     assert run("label", "before-upgrade", "2") == (
         "label before-upgrade: version 2 holds it already; nothing was changed"
     )
     assert run("label", "before-upgrade", "current") == "label before-upgrade: moved from version 2 to version 6"
-    assert run("unlabel", "before-upgrade") == "label before-upgrade: taken off version 6"
+    assert run("unlabel", "before-upgrade") == "label before-upgrade: removed from version 6"
     assert run("unlabel", "before-upgrade") == "label before-upgrade: no version holds it; nothing was changed"
     assert labels(goatherd, secret) == {"current": "6", "stable": "6"}
 

@@ -124,7 +124,7 @@ def test_with_a_chosen_root_the_other_one_stays_trusted_and_all_clients_find_the
     command = ["migrate", str(data), str(second), "--provider", store, "--root", a]
     dry = goatherd(*command, "--dry-run")
     assert dry.code == 0, dry.err
-    assert f"root {a} wins" in dry.err
+    assert f"root {a} becomes the current root" in dry.err
     assert f"root {b.id} ({second}/localhost/settings.json) stays trusted" in dry.err
     assert f"goatherd revoke {b.id}" in dry.err
     assert [(top / "localhost/sys/sessions.jsonl").read_bytes() for top in (data, second)] == before
@@ -253,7 +253,7 @@ def test_a_running_server_that_takes_the_key_for_its_root_is_a_proof(
     with server(200) as url:
         result = goatherd("migrate", str(data), "--provider", store, "--node", url)
     assert result.code == 0
-    assert f"{url} answers a request signed by root {NAMED['root']}" in result.out
+    assert f"{url} accepts requests signed by root {NAMED['root']}" in result.out
 
 
 def test_a_running_server_that_denies_the_key_is_a_finding_and_the_key_stays_on_the_disk(
@@ -264,8 +264,8 @@ def test_a_running_server_that_denies_the_key_is_a_finding_and_the_key_stays_on_
     with server(403) as url:
         result = goatherd("migrate", str(data), "--provider", store, "--node", url, "--remove-key")
     assert result.code == EXIT_FINDINGS
-    assert f"{url} does not know root" in result.out
-    assert "nothing was removed" in result.out
+    assert f"{url} rejects requests signed by root" in result.out
+    assert "no file was removed" in result.out
     assert "still holds the private key" in result.out
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
 

@@ -36,17 +36,22 @@ def checked_lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list
         f"head        {checked.head}",
     ]
     if checked.rests_on is not None:
-        lines.append(f"note: all of it rests on root {checked.rests_on}; no store was asked whether that is yours")
+        lines.append(
+            f"note: the trail was verified with root {checked.rests_on}, which the file itself names; no store has"
+            " confirmed it"
+        )
     lines += [f"note: line {line} was torn by a crash, and the record after it states so" for line in checked.torn]
     if checked.lost:
-        lines.append(f"note: {checked.lost} records could not be written at the time, as those after them say")
+        lines.append(f"note: {checked.lost} records could not be written at the time; the records after them state so")
     if checked.by_revoked:
         lines.append(
             f"note: the last {checked.by_revoked} records are signed by a root that was revoked: an attacker who has"
             " its key could have replaced them"
         )
     if not has_checkpoint:
-        lines.append("note: whether records are missing at the end can be seen only with a --checkpoint kept elsewhere")
+        lines.append(
+            "note: only a --checkpoint that is kept in another place shows whether records are missing at the end"
+        )
     return lines
 
 

@@ -37,5 +37,5 @@ def copy_lines(done: CopyReport, out: Output) -> list[str]:
         return [*lines, f"copied and read back: {count} versions, {len(done.plan.labels)} labels"]
     lines.append(f"would copy {count - done.present} of {count} versions; nothing was written")
     if done.shows_current_early:
-        lines.append("until the copy is complete, its `current` is an older version: start no server from it before")
+        lines.append("until the copy is complete, its `current` is an older version: do not start a server from it")
     return lines

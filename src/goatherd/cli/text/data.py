@@ -50,7 +50,10 @@ def _list_conflicts(conflicts: Sequence[Conflict]) -> list[str]:
 
 def _describe_anchor(report: DataReport) -> str:
     if report.anchor is None:
-        return "signatures were NOT verified: no store is named, and no file here names the roots. Give --provider URI."
+        return (
+            "signatures were NOT verified: no store is named, and no file in the directory names the roots. Give"
+            " --provider URI."
+        )
     return f"signatures were verified with the identity of {report.anchor}"
 
 
@@ -79,20 +82,20 @@ def repair_lines(repairs: Sequence[Repair]) -> list[str]:
             lines.append(f"  moved aside: {len(one.set_aside)}, into " + ", ".join(f"{file}.damaged" for file in files))
             lines += [f"  {line}" for line in _list_findings(one.set_aside, directory)]
         if one.restored:
-            lines.append(f"  taken back from .damaged files, since they verify: {one.restored}")
+            lines.append(f"  restored from .damaged files: {one.restored}")
         if one.fetched:
             lines.append(f"  fetched from peers: {one.fetched}")
         if one.joined:
             lines.append(f"  joined: the creations of {len(one.joined)} sessions: {' '.join(one.joined[:SHOWN])}")
             lines.append(
-                f"  peers were given {one.given} of the joining commits"
+                f"  joining commits that were pushed to peers: {one.given}"
                 if one.given
-                else "  other servers get the joining commits when they synchronize with this one, or now by --peer URL"
+                else "  other servers get the joining commits when they synchronize; --peer URL pushes them now"
             )
         if one.lacking:
             lines.append(f"  not fetched yet: {len(one.lacking)}: {' '.join(one.lacking[:SHOWN])}")
         if one.unidentified:
-            lines.append(f"  lines whose commit cannot be told: {one.unidentified}")
+            lines.append(f"  lines without a readable commit id: {one.unidentified}")
         if one.lacking or one.unidentified:
             lines.append("  A server with --peer fetches what its peers hold. `repair --peer URL` does so now.")
         lines += [f"  problem: {problem}" for problem in one.problems]
@@ -100,6 +103,6 @@ def repair_lines(repairs: Sequence[Repair]) -> list[str]:
             lines.append(f"  still in conflict: {len(one.after.conflicts)} sessions")
             lines += _list_conflicts(one.after.conflicts)
         if one.after.findings:
-            lines.append(f"  left as they are: {len(one.after.findings)}")
+            lines.append(f"  not repaired: {len(one.after.findings)}")
             lines += [f"  {line}" for line in _list_findings(one.after.findings, directory)]
     return lines

@@ -1,4 +1,4 @@
-"""Describe an identity: ids, fingerprints and times, no key."""
+"""What `goatherd show` prints of an identity: ids, fingerprints and times, no key."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from goatherd.identity.redaction import redact_document
 from goatherd.times import iso
 
 
-def _signature_text(document: IdentityDocument) -> str:
+def _describe_signature(document: IdentityDocument) -> str:
     if document.is_signed:
         return "by the current root"
     if document.signature is None:
         return "none: the next write signs the document, unless a signed one was seen before"
-    return "does not hold: `goatherd restore --signature` shows what changed since"
+    return "invalid: `goatherd restore --signature` shows what changed since the last valid one"
 
 
-def describe(out: Output, store: str, version: str, document: IdentityDocument) -> list[str]:
-    """Return what people are shown of an identity: ids, fingerprints and times."""
+def identity_lines(out: Output, store: str, version: str, document: IdentityDocument) -> list[str]:
+    """Return an identity as lines."""
     shown = redact_document(document)
     lines = [
         f"store       {store}, version {version}",
         f"generation  {document.generation}, last written {shown['lastUpdated'] or 'at an unknown time'}",
         f"phase       {shown['phase']}",
-        f"signature   {_signature_text(document)}",
+        f"signature   {_describe_signature(document)}",
     ]
     if document.rotation is not None:
         record = document.rotation
@@ -42,5 +42,5 @@ def describe(out: Output, store: str, version: str, document: IdentityDocument) 
     lines += ["", *out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)]
     if document.pruned:
         noun = "root is" if document.pruned == 1 else "roots are"
-        lines.append(f"{document.pruned} earlier {noun} kept in /sys/sessions, and trusted by introductions there")
+        lines.append(f"{document.pruned} previous {noun} introduced in /sys/sessions only, and still trusted")
     return lines

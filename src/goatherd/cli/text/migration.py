@@ -62,7 +62,7 @@ def outcome_lines(outcome: MigratedServer) -> list[str]:
 def proof_line(proof: RootAcceptance) -> str:
     """Return what one server answered, as a line."""
     if proof.trusts is None:
-        return f"{proof.org}: {proof.url} was asked and gave no answer: {proof.problem}"
+        return f"{proof.org}: {proof.url} did not answer: {proof.problem}"
     if proof.trusts:
-        return f"{proof.org}: {proof.url} answers a request signed by root {proof.root}"
-    return f"{proof.org}: {proof.url} does not know root {proof.root}: it has another identity"
+        return f"{proof.org}: {proof.url} accepts requests signed by root {proof.root}"
+    return f"{proof.org}: {proof.url} rejects requests signed by root {proof.root}: it has another identity"

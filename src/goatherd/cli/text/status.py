@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from goatherd.cli.output import Output
-from goatherd.cli.text.identity import describe
+from goatherd.cli.text.identity import identity_lines
 from goatherd.cli.text.key_inventory import inventory_data, inventory_lines
 from goatherd.cli.text.rotation import ending_data, ending_line, progress_data, progress_lines
 from goatherd.cluster.server_answers import AgentReport
@@ -40,7 +40,7 @@ def status_data(status: ClusterStatus) -> dict[str, Any]:
 
 def status_lines(status: ClusterStatus, out: Output) -> list[str]:
     """Return the status of a cluster as lines."""
-    lines = describe(out, status.store, status.version, status.document)
+    lines = identity_lines(out, status.store, status.version, status.document)
     labels = ", ".join(f"{shown_label(label)} -> {status.labels[label]}" for label in sorted(status.labels))
     lines.insert(1, f"labels      {labels}")
     if status.last_rotation is not None:

@@ -18,9 +18,9 @@ def label_line(change: LabelChange) -> str:
         where = "no version holds it" if change.after is None else f"version {change.after} holds it already"
         return f"label {label}: {where}; nothing was changed"
     if change.after is None:
-        return f"label {label}: taken off version {change.before}"
+        return f"label {label}: removed from version {change.before}"
     if change.before is None:
-        return f"label {label}: put on version {change.after}"
+        return f"label {label}: added to version {change.after}"
     return f"label {label}: moved from version {change.before} to version {change.after}"
 
 
