@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from goatherd.clock import Clock
-from goatherd.door.repository_reader import Ask, RepositoryReader, Rounds
+from goatherd.door.repository_reader import Ask, RepositoryReader, SharedRounds
 from goatherd.door.request_checks import DroppedError, Rule
 from goatherd.errors import NodeUnreachableError, WireError
 from goatherd.identity.session import OwnedSession, sign_commit
@@ -114,7 +114,7 @@ class RepositoryIndex:
         self._read_at: float | None = None
         self._clock = clock
         self._reader = RepositoryReader(path, ask=ask, signer=signer, clock=clock, error_rate=_ERROR_RATE)
-        self._rounds = Rounds(self._read_repository, f"index of {path}")
+        self._rounds = SharedRounds(self._read_repository, f"index of {path}")
         self._key_of: dict[str, str] = {}
         self._deltas: set[str] = set()
         self._schemas: dict[str, str | None] = {}
@@ -179,7 +179,7 @@ class RepositoryIndex:
             self._reader.renew_filter()
             await self._index_new_commits()
         answered = {each for each in answered if not self._reader.hides_commit(each)}
-        # SECURITY: what the server did not store must not keep a key from others (tests/unit/door/test_rules.py).
+        # SECURITY: what the server did not store keeps no key from others (tests/unit/door/test_commit_index.py).
         for commit_id in answered:
             self._unconfirmed.discard(commit_id)
             self._pending.pop(commit_id, None)
@@ -299,7 +299,7 @@ class RepositoryIndex:
         """Return the commits that `claimant` is to deliver from now on, and those that another one delivers.
 
         SECURITY: only a commit that is the same to the last member counts as delivered by another
-        (tests/unit/door/test_rules.py).
+        (tests/unit/door/test_commit_index.py).
         """
         own: list[Any] = []
         claimed: list[Any] = []
@@ -503,7 +503,7 @@ def _required_ids(commit: Commit) -> tuple[str, ...]:
     return commit.parents if commit.base is None else (*commit.parents, commit.base)
 
 
-class Indexes:
+class RepositoryIndexes:
     """Hold the indexes of the repositories that clients write to.
 
     Args:

@@ -21,7 +21,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from goatherd.clock import Clock, SystemClock
-from goatherd.door.commit_index import Indexes
+from goatherd.door.commit_index import RepositoryIndexes
 from goatherd.door.exchange import HeaderRewriter
 from goatherd.door.limits import DoorLimits
 from goatherd.door.proxy import Answerer, Proxy
@@ -157,7 +157,7 @@ class Door:
         self._tasks: list[asyncio.Task[None]] = []
         self._executor: ThreadPoolExecutor | None = None
         self._proxy: Proxy | None = None
-        self._indexes: dict[str, Indexes] = {}
+        self._indexes: dict[str, RepositoryIndexes] = {}
         self._limiter = CallerLimiter(
             self._limits,
             clock=self._clock,
@@ -197,7 +197,7 @@ class Door:
         self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-door")
         for trust in self.trusts:
             trust.set_sender(self._send_to_server)
-            self._indexes[trust.org] = Indexes(
+            self._indexes[trust.org] = RepositoryIndexes(
                 ask=self._send_to_server,
                 signer=lambda pool=trust.pool: pool.current,  # type: ignore[misc]
                 clock=self._clock,

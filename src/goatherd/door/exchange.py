@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from goatherd.door.key_filter import KeyFilter
 from goatherd.door.report import content_type_of
 from goatherd.door.request_checks import connection_tokens
-from goatherd.door.upstream import Connection, LostError, Upstream
+from goatherd.door.upstream import LostError, ServerConnection, Upstream
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Send, Share, send_refusal
 from goatherd.serving.caller_limits import RefusedError
 from goatherd.serving.http_connection import HTTPConnection
@@ -168,7 +168,9 @@ class Exchange:
         lines.append(framing + b"\r\n")
         return b"".join(lines)
 
-    async def hand_on(self, upstream: Upstream, body: bytes, patience: float, *, is_kept: bool = False) -> Connection:
+    async def hand_on(
+        self, upstream: Upstream, body: bytes, patience: float, *, is_kept: bool = False
+    ) -> ServerConnection:
         """Send the request with this body to the server, and wait for the answer's headers.
 
         Args:
@@ -202,7 +204,7 @@ class Exchange:
         finally:
             upstream.release_connection(connection)
 
-    async def stream_on(self, upstream: Upstream, patience: float) -> Connection:
+    async def stream_on(self, upstream: Upstream, patience: float) -> ServerConnection:
         """As `hand_on`, with the body on its way still; the server may answer before its end.
 
         Raises:
@@ -231,7 +233,7 @@ class Exchange:
             raise
         return connection
 
-    async def _send_body(self, connection: Connection, *, is_chunked: bool) -> None:
+    async def _send_body(self, connection: ServerConnection, *, is_chunked: bool) -> None:
         limit = self._limiter.limits.body_limit(self.path)
         async for part in self._limiter.read_parts(self._receive, self.found, limit):
             connection.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
@@ -239,7 +241,7 @@ class Exchange:
         if is_chunked:
             connection.write(b"0\r\n\r\n")
 
-    def _close_with_caller(self, connection: Connection) -> None:
+    def _close_with_caller(self, connection: ServerConnection) -> None:
         """Have the server's connection closed when the caller goes."""
         if self.caller is None:
             return
@@ -247,7 +249,7 @@ class Exchange:
             self._handle_caller_gone(connection)
         self.caller.on_close(lambda: self._handle_caller_gone(connection))
 
-    def _handle_caller_gone(self, connection: Connection) -> None:
+    def _handle_caller_gone(self, connection: ServerConnection) -> None:
         self.is_gone = True
         connection.close()
 
@@ -281,7 +283,7 @@ class Exchange:
         """Send the last of the body."""
         await self._send_event({"type": "http.response.body", "body": body})
 
-    async def stream_answer(self, connection: Connection, keys: KeyFilter | None, patience: float) -> None:
+    async def stream_answer(self, connection: ServerConnection, keys: KeyFilter | None, patience: float) -> None:
         """Stream the server's answer to the caller, through the filter where there is one.
 
         Raises:
@@ -301,7 +303,7 @@ class Exchange:
         await self._unless_gone(stream())
         await self.finish_answer(b"" if keys is None else keys.close())
 
-    async def read_answer(self, connection: Connection, size: int, patience: float) -> bytes:
+    async def read_answer(self, connection: ServerConnection, size: int, patience: float) -> bytes:
         """Return the server's answer.
 
         Raises:

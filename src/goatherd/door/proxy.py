@@ -23,7 +23,7 @@ from urllib.parse import parse_qs
 from goatherd.admission.access import is_allowed_by_default
 from goatherd.clock import Clock
 from goatherd.door.binding import give_misdirected, instance_headers, is_misdirected
-from goatherd.door.commit_index import Indexes, RepositoryIndex
+from goatherd.door.commit_index import RepositoryIndex, RepositoryIndexes
 from goatherd.door.delivery import Delivery, Verified
 from goatherd.door.exchange import Exchange, HeaderRewriter
 from goatherd.door.key_filter import (
@@ -49,7 +49,7 @@ from goatherd.door.request_checks import (
     rule_of,
 )
 from goatherd.door.trusted_sessions import TrustedSessions
-from goatherd.door.upstream import Connection, LostError, Upstream
+from goatherd.door.upstream import LostError, ServerConnection, Upstream
 from goatherd.errors import (
     DecodeError,
     ExpiredSessionError,
@@ -128,7 +128,7 @@ class Proxy:
         *,
         upstream: Upstream,
         trusts: Sequence[TrustedSessions],
-        indexes: Mapping[str, Indexes],
+        indexes: Mapping[str, RepositoryIndexes],
         limits: DoorLimits,
         limiter: CallerLimiter,
         clock: Clock,
@@ -273,7 +273,7 @@ class Proxy:
         is_json = b"json" in headers.get(b"content-type", b"").lower()
         await self._stream_answer(exchange, connection, KeyFilter() if is_json else None)
 
-    async def _answer_script(self, exchange: Exchange, connection: Connection) -> None:
+    async def _answer_script(self, exchange: Exchange, connection: ServerConnection) -> None:
         """Answer with an application's script, in which GoatDB's client finds the address that it synchronizes with."""
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
@@ -286,7 +286,7 @@ class Proxy:
         await exchange.finish_answer(script)
         self.handed_on += 1
 
-    async def _stream_answer(self, exchange: Exchange, connection: Connection, keys: KeyFilter | None) -> None:
+    async def _stream_answer(self, exchange: Exchange, connection: ServerConnection, keys: KeyFilter | None) -> None:
         try:
             if keys is not None and dict(connection.headers).get(b"content-encoding", b"identity") != b"identity":
                 raise RefusedError(Rule.PRIVATE_KEY, 502, "the server's answer is compressed and cannot be looked at")
@@ -349,7 +349,7 @@ class Proxy:
             return
         await self._stream_answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
 
-    async def _answer_client(self, exchange: Exchange, connection: Connection, session_id: str) -> None:
+    async def _answer_client(self, exchange: Exchange, connection: ServerConnection, session_id: str) -> None:
         """Answer a client with those introductions of roots that it can follow, as `goatherd serve` does.
 
         Those of roots that are not trusted are left out, as `goatherd serve` does, too.
@@ -538,7 +538,7 @@ class Proxy:
 
     async def _deliver_push(
         self, exchange: Exchange, trust: TrustedSessions, elements: Sequence[Element], body: bytes, share: Share
-    ) -> Connection:
+    ) -> ServerConnection:
         """Deliver the commits and return the server's answer.
 
         The last portion, or the only one, goes in the client's own request. A client that would wait too long is

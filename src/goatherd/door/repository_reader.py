@@ -177,7 +177,7 @@ def _commits_of(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
         return None
 
 
-class Rounds:
+class SharedRounds:
     """Lets many ask for one piece of work: one round at a time, and a next one for all who came during it.
 
     Args:

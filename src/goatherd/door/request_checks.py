@@ -114,7 +114,7 @@ def check_target(path: bytes) -> str:
 
     SECURITY: the server reads URLs as browsers do: it resolves dot segments, ``%2e`` too, and takes a backslash for a
     slash, so ``/x/..%5cbatch-sync`` would get by every other rule; where it resolves the target against a base, as
-    servers on Node do, ``//x/batch-sync`` is a host and a path (tests/unit/door/test_rules.py).
+    servers on Node do, ``//x/batch-sync`` is a host and a path (tests/unit/door/test_request_checks.py).
 
     Raises:
         RefusedError: It is one that the server could read as another path.
@@ -129,7 +129,7 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
     SECURITY: the server puts the text of ``Host`` into the URL that it dispatches by, so a Host with a slash in it
     decides the path, and one that no URL can have makes it throw; it joins repeated headers by commas
-    (tests/unit/door/test_rules.py).
+    (tests/unit/door/test_request_checks.py).
 
     Raises:
         RefusedError: A header is repeated that may not be, ``Host`` is no host, or ``Connection`` takes one away that
@@ -146,7 +146,7 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     if b"connection" in found:
         named = connection_tokens(headers)
         if named & _LASTING or any(each.startswith(b"x-forwarded-") for each in named):
-            # SECURITY: what is judged here must reach the server (tests/unit/door/test_transport.py).
+            # SECURITY: what is judged here must reach the server (tests/unit/door/test_proxy.py).
             raise RefusedError(Rule.HEADERS, 400, "the Connection header names one that is not the connection's")
     return found
 
@@ -365,7 +365,7 @@ def _check_marks(element: Mapping[str, Any]) -> None:
     """Refuse what the server could unpack into another element, message or filter than the one that is judged here.
 
     SECURITY: GoatDB reads an object with ``__r`` and ``__d`` as what is in ``__d``, and one with ``__t`` and ``__v`` as
-    what is in ``__v``; only the filter ever comes so (tests/unit/door/test_rules.py).
+    what is in ``__v``; only the filter ever comes so (tests/unit/door/test_request_checks.py).
     """
     held = element["msg"]["f"]
     if held.get("__t") == "E" and len(held) == 2 and isinstance(held.get("__v"), dict):

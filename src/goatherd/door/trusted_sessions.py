@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey
-from goatherd.door.repository_reader import Ask, RepositoryReader, Rounds
+from goatherd.door.repository_reader import Ask, RepositoryReader, SharedRounds
 from goatherd.errors import (
     DecodeError,
     GoatherdError,
@@ -80,7 +80,7 @@ class TrustedSessions:
             revoked=[each.id for each in identity.revoked],
         )
         self._reader: RepositoryReader | None = None
-        self._rounds = Rounds(self._read_sessions, f"sessions of {org}")
+        self._rounds = SharedRounds(self._read_sessions, f"sessions of {org}")
         self._read_at: float | None = None
         self._took = self._took_before = timedelta(0)
         self._coordinates: tuple[float, frozenset[bytes]] | None = None
@@ -331,7 +331,7 @@ def _verdict_key(commit: Commit, signer: Session | None) -> bytes | None:
     """Return what a good verdict depends on: the whole commit, and its session's key and end; None where unknown.
 
     SECURITY: a session that is revoked, or has another key, has no remembered verdict
-    (tests/unit/door/test_trust.py).
+    (tests/unit/door/test_trusted_sessions.py).
     """
     if signer is None:
         return None

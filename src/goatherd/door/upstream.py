@@ -38,7 +38,7 @@ class LostError(Exception):
         self.is_untouched = is_untouched
 
 
-class Connection(asyncio.Protocol):
+class ServerConnection(asyncio.Protocol):
     """One connection to the server, one exchange at a time.
 
     Args:
@@ -254,8 +254,8 @@ class Upstream:
         self._tls = ssl.create_default_context() if server.scheme == "https" else None
         self._port = server.connect_port
         self._connect_timeout = connect_timeout.total_seconds()
-        self._idle: list[Connection] = []
-        self._busy: set[Connection] = set()
+        self._idle: list[ServerConnection] = []
+        self._busy: set[ServerConnection] = set()
         self._alive = 0
         self.server_generation = 0
 
@@ -302,14 +302,14 @@ class Upstream:
         self._idle.clear()
         await asyncio.sleep(0)
 
-    async def open_connection(self, *, fresh: bool = False) -> tuple[Connection, bool]:
+    async def open_connection(self, *, fresh: bool = False) -> tuple[ServerConnection, bool]:
         """Return a connection, and whether it has been used before; give it back with `release_connection`.
 
         Raises:
             NodeUnreachableError: The server does not take connections.
         """
         loop = asyncio.get_running_loop()
-        old: list[Connection] = []
+        old: list[ServerConnection] = []
         try:
             while self._idle and not fresh:
                 connection = self._idle.pop()
@@ -319,7 +319,7 @@ class Upstream:
                 old.append(connection)
             async with asyncio.timeout(self._connect_timeout):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self._count_connection), self._host, self._port, ssl=self._tls
+                    lambda: ServerConnection(self._count_connection), self._host, self._port, ssl=self._tls
                 )
         except (OSError, TimeoutError) as error:
             raise NodeUnreachableError(f"{self.url}: no connection") from error
@@ -330,7 +330,7 @@ class Upstream:
         self._busy.add(connection)
         return connection, False
 
-    def release_connection(self, connection: Connection) -> None:
+    def release_connection(self, connection: ServerConnection) -> None:
         """Take a connection back; one that is in the middle of something is closed."""
         self._busy.discard(connection)
         if connection.is_usable and len(self._idle) < IDLE_CONNECTIONS:
@@ -347,8 +347,8 @@ class Upstream:
         *,
         limit: float,
         is_head: bool = False,
-        on_use: Callable[[Connection], None] | None = None,
-    ) -> Connection:
+        on_use: Callable[[ServerConnection], None] | None = None,
+    ) -> ServerConnection:
         """Send a request whose body is at hand, and wait for the answer's headers.
 
         Args:
@@ -377,8 +377,8 @@ class Upstream:
         return await self._send_once(connection, head, body, limit, is_head)
 
     async def _send_once(
-        self, connection: Connection, head: bytes, body: bytes, limit: float, is_head: bool
-    ) -> Connection:
+        self, connection: ServerConnection, head: bytes, body: bytes, limit: float, is_head: bool
+    ) -> ServerConnection:
         try:
             connection.begin_exchange(is_head=is_head)
             connection.write(head + body if body else head)

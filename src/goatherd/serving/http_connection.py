@@ -95,7 +95,7 @@ class HTTPConnection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # SECURITY: uvicorn adds trailers to the headers, which were judged before the body came: a second Host, or
-        # another signature, would be seen by some and not by others (tests/unit/door/test_transport.py).
+        # another signature, would be seen by some and not by others (tests/unit/door/test_proxy.py).
         if self._in_head:
             super().on_header(name, value)
 
@@ -108,7 +108,7 @@ class HTTPConnection(HttpToolsProtocol):
         self._cycles.append(self.cycle)
         if self.parser.should_upgrade():
             # SECURITY: httptools takes what follows for another protocol's, and then, in the next segment, for another
-            # request, even if it is this one's body (tests/unit/door/test_transport.py).
+            # request, even if it is this one's body (tests/unit/door/test_proxy.py).
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:

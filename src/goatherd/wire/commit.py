@@ -135,7 +135,7 @@ class Commit:
         """Make sure that every reader of what is sent and stored of this commit finds the same contents.
 
         SECURITY: such contents (shared objects, dates that change) carry a signature that fits here and nowhere else
-        (tests/unit/node/test_engine.py, tests/unit/door/test_rules.py).
+        (tests/unit/node/test_engine.py, tests/unit/door/test_request_checks.py).
 
         Raises:
             DecodeError: They would be others.

@@ -1,0 +1,50 @@
+"""How much a caller may take, and which caller a request counts for."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from goatherd.serving.caller_limits import Rate, TokenBuckets, find_caller
+
+
+def test_a_bucket_fills_up_again_and_never_beyond_its_size() -> None:
+    buckets = TokenBuckets(Rate(per_second=2, burst=3))
+    assert [buckets.take("a", 100.0) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert buckets.take("b", 100.0) == 0
+    assert buckets.take("a", 100.5) == 0
+    assert [buckets.take("a", 10_000.0) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert buckets.take("c", 1.0, 50) == 0, "more than the burst is the burst"
+    assert buckets.take("c", 1.0, 50) == 1.5
+
+
+def test_the_table_of_buckets_does_not_grow_without_end() -> None:
+    buckets = TokenBuckets(Rate(per_second=1, burst=1), capacity=10)
+    for number in range(1000):
+        buckets.take(str(number), 1.0)
+    assert len(buckets) == 10
+
+
+TRUSTED = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1/128"))
+
+
+@pytest.mark.parametrize(
+    ("address", "forwarded", "expected"),
+    [
+        ("192.0.2.1", "", "192.0.2.1"),
+        ("192.0.2.1", "198.51.100.1", "192.0.2.1"),
+        ("10.1.1.1", "198.51.100.1", "198.51.100.1"),
+        ("10.1.1.1", "198.51.100.1, 10.2.2.2", "198.51.100.1"),
+        ("10.1.1.1", "198.51.100.1, 203.0.113.9", "203.0.113.9"),
+        ("10.1.1.1", "203.0.113.9, nonsense", "10.1.1.1"),
+        ("10.1.1.1", "", "10.1.1.1"),
+        ("::1", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8::1", "", "2001:db8::/64"),
+        ("::ffff:192.0.2.7", "", "192.0.2.7"),
+        ("fe80::1%eth0", "", "fe80::/64"),
+        ("", "", ""),
+    ],
+)
+def test_the_caller_is_who_the_nearest_trusted_proxy_says(address: str, forwarded: str, expected: str) -> None:
+    assert find_caller(address, forwarded, TRUSTED) == expected
