@@ -1,25 +1,32 @@
-"""Options that `goatherd run`, `fetch` and `watch` share."""
+"""Options that `goatherd run`, `fetch` and `watch` share, and the call that `run` and `watch` share."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.main import PathType
+from goatherd.cli.main import App, PathType
 from goatherd.cli.process import log_level_option
+from goatherd.config.build_servers import (
+    build_agent_rules,
+    build_notifier,
+    build_organizations,
+    build_server_files,
+)
 
 if TYPE_CHECKING:
-    pass
-
+    from goatherd.agent import Supervisor
+    from goatherd.agent.agent import Front
 
 Decorator = Callable[[Callable[..., int | None]], Callable[..., int | None]]
 
 
 def directory_options(function: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Add the options that say where the file goes and where it comes from."""
+    """Add the options about the data directory and the settings.json in it."""
     for option in reversed(
         [
             click.option(
@@ -61,6 +68,12 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
 
 
 def change_options(ways: Sequence[str]) -> Decorator:
+    """Return the options about a change of the identity.
+
+    Args:
+        ways: The values of --on-change.
+    """
+
     def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
         for option in reversed(
             [
@@ -103,3 +116,43 @@ def change_options(ways: Sequence[str]) -> Decorator:
         return function
 
     return decorate
+
+
+def run_for_server(
+    app: App,
+    orgs: Sequence[str],
+    *,
+    supervisor: Supervisor | None,
+    pid_file: Path | None = None,
+    front: Front | None = None,
+    create: bool,
+    plain_file: bool,
+    accept_identity: bool,
+) -> int:
+    """Run an agent for a server, and return the exit code.
+
+    Args:
+        app: The app.
+        orgs: The organizations of the server.
+        supervisor: Runs the server; None if another program runs it.
+        pid_file: File with the process id of a server that another program runs.
+        front: Opens the door, or the agent's own address.
+        create: The flag --create.
+        plain_file: The flag --plain-file.
+        accept_identity: The flag --accept-identity.
+    """
+    from goatherd.operations.run_agent import run_agent
+
+    files = build_server_files(app.options, orgs, creates=create, plain_file=plain_file)
+    organizations, lease_secret = build_organizations(app.options, files, accept_identity=accept_identity)
+    running = run_agent(
+        files,
+        organizations,
+        supervisor=supervisor,
+        lease_secret=lease_secret,
+        rules=build_agent_rules(app.options),
+        notify=build_notifier(app.options, supervisor=supervisor, pid_file=pid_file),
+        front=front,
+        grace=app.options.agent_grace,
+    )
+    return asyncio.run(running)

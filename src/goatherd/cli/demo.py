@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.operations.serve import require_node_extra
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(example="goatherd demo\ngoatherd demo --json")

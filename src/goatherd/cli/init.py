@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +10,6 @@ from goatherd.cli.main import App, command
 from goatherd.config.build import build_policy, open_store
 from goatherd.identity.redaction import redact_document
 from goatherd.times import format_duration, iso
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(example="goatherd init --provider file:///srv/keys/root")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from goatherd.cli.main import App, command
 from goatherd.plugins import policy_text
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

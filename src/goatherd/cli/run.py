@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.agent_options import change_options, directory_options
+from goatherd.cli.agent_options import change_options, directory_options, run_for_server
 from goatherd.cli.main import PORT, App, command
 from goatherd.cli.process import log_to_stderr
 from goatherd.config.build_servers import (
-    build_agent_rules,
     build_child_environment,
     build_door,
-    build_notifier,
-    build_organizations,
     build_own_address,
-    build_server_files,
     chosen_organizations,
 )
 from goatherd.operations.serve import require_node_extra
@@ -116,7 +111,6 @@ def run(
     """
     from goatherd.agent import Supervisor
     from goatherd.agent.child_process import find_command
-    from goatherd.operations.run_agent import run_agent
 
     log_to_stderr(log_level)
     find_command(child)
@@ -137,19 +131,15 @@ def run(
         front = door_of_agent(setup)
     elif public_url is not None or private or options.origin.get("limits.forwarded_by") == "flag":
         raise click.UsageError("--public-url, --private and --forwarded-by need --door PORT")
-    files = build_server_files(options, named, creates=create, plain_file=plain_file)
-    organizations, lease_secret = build_organizations(options, files, accept_identity=accept_identity)
-    running = run_agent(
-        files,
-        organizations,
+    return run_for_server(
+        app,
+        named,
         supervisor=supervisor,
-        lease_secret=lease_secret,
-        rules=build_agent_rules(options),
-        notify=build_notifier(options, supervisor=supervisor, pid_file=None),
         front=front,
-        grace=options.agent_grace,
+        create=create,
+        plain_file=plain_file,
+        accept_identity=accept_identity,
     )
-    return asyncio.run(running)
 
 
 run.allow_interspersed_args = False  # what follows the command is the command's

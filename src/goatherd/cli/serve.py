@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from goatherd.cli.main import App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build_servers import build_server, served_directory
 from goatherd.operations.serve import ServerReady, require_node_extra, serve_organization
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
 
-from goatherd.cli.agent_options import change_options, directory_options
+from goatherd.cli.agent_options import change_options, directory_options, run_for_server
 from goatherd.cli.main import App, PathType, command
 from goatherd.cli.process import log_to_stderr
 from goatherd.config.build_servers import (
-    build_agent_rules,
-    build_notifier,
-    build_organizations,
-    build_server_files,
     chosen_organizations,
 )
 
@@ -46,23 +41,18 @@ def watch(
     the server does not, the agent writes the previous root. The file stays when the agent exits, because the server may
     need it for its next start.
     """
-    from goatherd.operations.run_agent import run_agent
-
     log_to_stderr(log_level)
     options, named = app.options, chosen_organizations(app.options, orgs)
     if "agent.on_change" not in options.origin or options.agent_on_change == "restart":
         raise click.UsageError("--on-change is missing: how to notify the server (signal, command or ignore)")
     if options.agent_on_change == "signal" and pid_file is None:
         raise click.UsageError("--on-change signal needs --pid-file FILE")
-    files = build_server_files(options, named, creates=create, plain_file=plain_file)
-    organizations, lease_secret = build_organizations(options, files, accept_identity=accept_identity)
-    running = run_agent(
-        files,
-        organizations,
+    return run_for_server(
+        app,
+        named,
         supervisor=None,
-        lease_secret=lease_secret,
-        rules=build_agent_rules(options),
-        notify=build_notifier(options, supervisor=None, pid_file=pid_file),
-        grace=options.agent_grace,
+        pid_file=pid_file,
+        create=create,
+        plain_file=plain_file,
+        accept_identity=accept_identity,
     )
-    return asyncio.run(running)
