@@ -188,7 +188,7 @@ def main() -> None:
     except IdentityError as error:
         sys.exit(f"{error}")
     finally:
-        loaded.unlink_file(missing_ok=True)
+        loaded.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

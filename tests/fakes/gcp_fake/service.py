@@ -189,7 +189,7 @@ class SecretManager:
         https://docs.cloud.google.com/secret-manager/docs/etags: a wrong etag is FAILED_PRECONDITION; every
         modification renews the etag, one that changes nothing too.
         """
-        paths = list(request.update_mask.synced_paths)
+        paths = list(request.update_mask.paths)
         if not paths or not set(paths) <= _CHANGEABLE:
             raise StatusError("INVALID_ARGUMENT", "The update mask is empty, or names a field that is fixed.")
         with self._lock:

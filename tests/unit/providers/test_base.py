@@ -181,7 +181,7 @@ async def test_a_time_out_of_the_plugin_s_own_is_unavailable_too():
 
 async def test_a_stranger_exception_is_named_but_not_quoted():
     provider = await made(KeyError("the-value"))
-    with pytest.raises(ProviderError, match=r"the plugin failed with KeyError at test_provider_base\.py:\d+") as caught:
+    with pytest.raises(ProviderError, match=r"the plugin failed with KeyError at test_base\.py:\d+") as caught:
         await provider.read("root")
     assert type(caught.value) is ProviderError
     assert "the-value" not in "".join(traceback.format_exception(caught.value))

@@ -43,7 +43,7 @@ async def test_a_rotation_that_cancels_itself_destroys_the_key_too(make_herd: Ma
     herd.nodes[1].faults.forgets_pushes = True
     with pytest.raises(NotAdoptedError) as caught:
         await rotator_for(herd).rotate()
-    assert caught.value.report.without_value
+    assert caught.value.report.destroyed
     assert set((await keys_of(herd)).values()) == {frozenset({"root-a"})}
 
 

@@ -548,14 +548,14 @@ async def test_the_lock_of_a_deleted_secret_is_no_lock_on_the_one_made_in_its_pl
     fcntl.flock(held, fcntl.LOCK_EX)
 
     class ReplacedBetween(System):
-        def lock(self, descriptor: int) -> bool:
+        def try_lock(self, descriptor: int) -> bool:
             if second.exists():
                 for path in root.iterdir():
                     path.unlink()
                 for path in second.iterdir():
                     path.rename(root / path.name)
                 second.rmdir()
-            return super().lock(descriptor)
+            return super().try_lock(descriptor)
 
     with pytest.raises(UnavailableError, match="another writer holds the lock"):
         await at(keys, system=ReplacedBetween(), timeout=timedelta(milliseconds=500)).write(
