@@ -1,4 +1,4 @@
-"""Identifiers that everybody derives alike from the same text: what is written twice gets the same id.
+"""Identifiers that are derived from a string, so that every process derives the same one.
 
 Pure. They look like GoatDB's random ones, which `goatherd.ids` draws.
 """

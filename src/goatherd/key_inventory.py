@@ -34,7 +34,7 @@ from goatherd.times import milliseconds
 
 _RECENT: Final = 12
 """How many versions back a cancelled rotation may be; each rotation writes at most six."""
-_SWITCHED_OFF: Final = "switched off; whoever may change the secret can switch it on again"
+_SWITCHED_OFF: Final = "disabled; a user who may change the secret can enable it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Holding:
     """One version that may still hold private keys. Destroyed ones are none.
 
     Attributes:
-        private_ids: Roots whose private keys it holds; empty where `problem` says why nobody could look.
+        private_ids: Roots whose private keys it holds; empty if `problem` says why they could not be read.
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
         rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
         is_of_cancelled: Whether the document says that this rotation was cancelled.
@@ -235,8 +235,8 @@ def retained_copies(guarantees: Guarantees) -> str | None:
         )
     if guarantees.disables:
         return (
-            "this store only switches a version off: the value is kept, and whoever may change the secret can switch "
-            "it on again, until the whole secret is deleted and purged"
+            "this store only disables a version: the value is kept, and a user who may change the secret can enable "
+            "it again, until the whole secret is deleted and purged"
         )
     return "this store cannot destroy a single version"
 

@@ -2,7 +2,7 @@
 
 What it is: pure functions from a document, a settings' status and a provider's counts to samples; `RotationMetrics` for
 what a process that rotates has seen; and three ways out: text, an HTTP endpoint, a file for node_exporter. What it is
-not: a store of numbers; but for a few of the last run, whoever does the work counts it.
+not: a store of numbers; but for a few of the last run, the code that does the work counts it.
 
 Rules:
 - Names are in `goatherd.telemetry`, everything else about a metric in `FAMILIES`. Units are seconds. Moments are
@@ -10,7 +10,7 @@ Rules:
 - Label values come from short lists: phases, error codes, URI schemes. The one exception is the id of the root that
   signs; there is one at a time.
 - SECURITY: nothing but ids, codes and numbers; a document's keys are not looked at (tests/unit/test_metrics.py).
-- The format is written by ``prometheus_client``, which is imported when somebody asks, and nowhere else.
+- ``prometheus_client`` writes the format. It is imported only when metrics are exported.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Exporter(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MetricFamily:
-    """What a metric is. `help` is one line for people, and Prometheus' HELP."""
+    """The description of a metric. `help` is one line, also used as Prometheus' HELP."""
 
     kind: MetricKind
     where: Exporter

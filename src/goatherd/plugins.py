@@ -171,7 +171,7 @@ def policy_text(name: str, role: str, secret: str) -> str:
 
 
 def _check_placeholders(text: str) -> None:
-    """Refuse what was meant to be replaced and would be taken literally, as the name of a secret for everybody."""
+    """Reject a misspelt placeholder: taken literally, it would be one secret for all organizations."""
     strange = _BRACED.search(text.replace("{org}", ""))
     if strange is not None:
         raise ConfigurationError(
@@ -187,7 +187,7 @@ def _address_of(scheme: str) -> Iterator[None]:
         yield
     except GoatherdError:
         raise
-    except Exception as error:  # noqa: BLE001 - of a stranger's plugin, anything
+    except Exception as error:  # noqa: BLE001 - a third-party plugin can raise anything
         # SECURITY: neither its text nor the chain is shown, which may quote the address
         # (tests/unit/test_plugins.py::test_what_a_plugin_raises_over_an_address_is_named_and_not_quoted).
         raise ConfigurationError(
@@ -236,7 +236,7 @@ def _load_plugin(point: EntryPoint, scheme: str) -> Any:
             f"the {scheme} provider needs a library that is not installed: {error.name or error}",
             hint=f"Install it: pip install {wanted}",
         ) from error
-    except (Exception, SystemExit) as error:  # a stranger's module may end the process, a licence check for one
+    except (Exception, SystemExit) as error:  # a third-party module may exit, for example in a licence check
         raise ConfigurationError(
             f"the {scheme} provider of {distribution} is broken: {type(error).__name__}: {error}",
             hint=f"Report it to the makers of {distribution}.",

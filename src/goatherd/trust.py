@@ -29,7 +29,7 @@ those in the list of what the cluster held of it (`freeze`), which a node that w
 Its session commits keep counting for user sessions, so that users stay signed in, until the identity says that they
 have been introduced again; never for roots: what only a revoked root introduced is none, nor is what that introduced.
 
-Laziness. `offer_session_commits` only indexes; a session is verified when somebody first needs it, the rest by
+Laziness. `offer_session_commits` only indexes; a session is verified when it is first needed, the rest by
 `verify_pending`. Roots are settled at once, repeated until nothing changes, so the order in the log does not matter.
 
 Threads. A pool belongs to one thread. Only `Verification.run` may run in another: it works on its own snapshot.
@@ -257,7 +257,7 @@ class TrustPool:
 
         Raises:
             RevokedSessionError: It has been revoked.
-            UnknownSignerError: It is not known, or nobody trusted vouches for it.
+            UnknownSignerError: It is not known, or no trusted root has introduced it.
         """
         session = self._find_session(session_id)
         if session is None and session_id in self._pending:
@@ -432,7 +432,7 @@ class TrustPool:
             commits = self._pending.get(job.session_id, ())
             position = next((index for index, commit in enumerate(commits) if commit is job.commit), None)
             if position is None:
-                continue  # somebody else has settled it meanwhile
+                continue  # another verification has settled it
             self._forget_pending(job.session_id, position)
             if isinstance(job.outcome, Session) and self._find_introducer(job.commit) is not None:
                 self._accept_introduction(_Introduction(job.outcome, job.commit, job.root.id))
@@ -450,7 +450,7 @@ class TrustPool:
         Args:
             header: The header.
             now_ms: The clock.
-            unused: The session that it names, where this server has made it and nobody has introduced it yet.
+            unused: The session that it names, if this server has created it and no commit introduces it yet.
 
         Raises:
             InvalidSignatureError: Malformed, not a request signature (a login token, say), or forged.
@@ -459,8 +459,8 @@ class TrustPool:
         envelope = parse_signature(header) if isinstance(header, str) else header
         session = self.get_session(envelope.session_id) if unused is None else unused
         if not isinstance(envelope.data, Mapping) or not isinstance(envelope.data.get("id"), str):
-            # SECURITY: a login token in somebody's mailbox is signed by the root and must not speak for it
-            # (tests/unit/test_trust.py).
+            # SECURITY: a login token in a user's mailbox is signed by the root and must not authenticate requests as
+            # the root (tests/unit/test_trust.py).
             raise InvalidSignatureError("this is no request signature")
         ts = envelope.ts
         if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
@@ -486,11 +486,11 @@ class TrustPool:
 
     @property
     def queued_count(self) -> int:
-        """How many session ids `prepare_pending` has work for; those that nobody vouches for wait for a root."""
+        """Number of session ids for `prepare_pending`; not those without an introduction by a trusted root."""
         return len(self._queue)
 
     def verify_pending(self, limit: int) -> int:
-        """Verify up to `limit` of the sessions that nobody has needed yet; return how many are still to be done."""
+        """Verify up to `limit` of the sessions that no request has needed yet; return how many are left."""
         verification = self.prepare_pending(limit)
         verification.run()
         self.conclude_verification(verification)
@@ -574,8 +574,8 @@ class TrustPool:
     def _find_ungrounded(self) -> set[str]:
         """Return the learnt roots to which no chain of unrevoked introductions leads from a root that was given.
 
-        SECURITY: from the given ones on, not "somebody else vouches for it": two roots of a thief that introduce each
-        other would vouch for one another (tests/unit/test_trust.py).
+        SECURITY: the search starts from the given roots: two roots of an attacker that introduce each other must not
+            count (tests/unit/test_trust.py).
         """
         introduced: dict[str, list[str]] = {}
         learnt = set()

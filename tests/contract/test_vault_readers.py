@@ -242,7 +242,7 @@ async def test_what_others_wrote_to_the_entry_of_values_stops_nothing_and_only_g
         assert problems == {
             "2": ("not written by Goatherd (provider.invalid_configuration)", False),
             "3": ("damaged (provider.unavailable)", True),
-            "4": ("switched off; whoever may change the secret can switch it on again", True),
+            "4": ("disabled; a user who may change the secret can enable it again", True),
         }
         policy_of_test = Policy(settle=timedelta(0), clock_tolerance=timedelta(days=1000))
         rotator = Rotator(provider, name, [], policy=policy_of_test, clock=clock)

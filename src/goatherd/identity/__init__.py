@@ -1,17 +1,20 @@
-"""Who a cluster is. Pure.
+"""The identity of a cluster: its roots, and the document in which a secret store keeps them. Pure.
 
-- `session`: sessions, and what they sign.
-- `text`: the JSON of the document, read strictly.
-- `endorsement`: one root vouches for another.
-- `revocation`: a root that is not to be believed, and the proof by which nodes follow to the next.
-- `document`: `IdentityDocument`, its checks, its text.
-- `redaction`: what may be shown of it.
-- `succession`: which document may follow which.
-- `transitions`: how a rotation changes the document.
-- `pruning`: which earlier roots may leave the document.
-- `following`: which introductions of roots a client is sent, so that it can follow them.
-- `silence`: since when earlier roots have not signed.
-- `settings_text`: GoatDB's ``settings.json``.
+- `session`: sessions, and signatures of data, requests and commits.
+- `request_binding`: which server, path and body a root's request is signed for.
+- `strict_json`: the JSON of the document, read strictly.
+- `root_signatures`: endorsements of one root by another, and the signature over the document.
+- `revocations`: revoked roots, their proofs, and the lists of their frozen commits.
+- `lineage`: digests of a document's predecessors.
+- `document`: `IdentityDocument`, its checks, and its JSON.
+- `redaction`: the parts of a document that may be shown.
+- `session_commits`: the commits that introduce sessions.
+- `succession`: which document may replace which.
+- `transitions`: how a rotation or a revocation changes the document, and which roots may leave it.
+- `introductions_for_clients`: which introductions of roots a client is sent.
+- `key_age`: how soon the current root expires, and when other roots last signed.
+- `recorded_times`: recorded times that are in the future.
+- `settings_json`: GoatDB's ``settings.json``.
 """
 
 from goatherd.identity.document import (

@@ -1,9 +1,9 @@
-"""The identity document: who this cluster is, as a secret store holds it.
+"""The identity document: the value, its checks and its JSON, as a secret store holds it.
 
-What it is: the value, its text and its checks. What it is not: it does not rotate (`transitions`), does not judge who
-may follow whom (`succession`), and is no ``settings.json`` with its user sessions (`settings_text`). Rules: pure; a
-document is checked whole or not made at all; no error, ``repr`` or redaction holds key material, and errors name
-positions (``roots[1]``), not contents; what nobody changed is written back byte for byte.
+It does not change itself (`transitions`) and does not decide which document may replace another (`succession`). User
+sessions are in ``settings.json`` only (`settings_json`). Rules: pure. A document is checked whole, or not created. No
+error, ``repr`` or redaction holds key material; errors name positions (``roots[1]``) and no contents. Members that were
+not changed are written back byte for byte.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotationRecord:
-    """The rotation under way, so that anybody can carry it on or undo it.
+    """The rotation in progress, with what another process needs to resume, cancel or roll it back.
 
     Attributes:
-        id: Tells this rotation from every other.
-        phase: How far it has come.
-        from_id: The root that signed when it began.
-        to_id: The root that shall sign when it ends.
+        id: Identifies the rotation.
+        phase: The last phase that was reached.
+        from_id: Id of the root that is replaced.
+        to_id: Id of the next root.
         started_at: Milliseconds since 1970.
-        started_by: Who began it, for people.
+        started_by: The user and machine that started it; human-readable.
         phase_at: When the phase was entered, in milliseconds since 1970.
-        stable_version: The store's version id to go back to.
-        is_restore: Whether `to_id` is an earlier root that shall sign again, and not a new one.
-        extra: Members that we do not know.
+        stable_version: The store's version id to roll back to.
+        is_restore: Whether `to_id` is a previous root that is restored, and not a new one.
+        extra: Members that this version does not know.
     """
 
     id: str
@@ -90,10 +90,10 @@ class RotationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
-    """One thing that happened to the identity. `at` is in milliseconds since 1970.
+    """One past event of the identity, such as ``rotated``. `at` is in milliseconds since 1970.
 
-    `rotation_id` names the rotation that the entry is the end of; entries that an earlier Goatherd wrote have none.
-    `extra` holds members that we do not know.
+    `rotation_id` names the rotation that the event ended; entries of older versions of Goatherd have none. `extra`
+    holds members that this version does not know.
     """
 
     at: int
@@ -106,7 +106,7 @@ class HistoryEntry:
 
 
 class _DecodedFrom:
-    """What a document was decoded from, kept to write unchanged parts as they were. Holds key material, shows none."""
+    """The JSON that a document was decoded from, to write unchanged parts back as read. Its repr hides the keys."""
 
     __slots__ = ("decoded", "tree")
 
@@ -123,26 +123,26 @@ class _DecodedFrom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityDocument:
-    """Who a cluster is. Made by `decode_document`, `settings_text.from_settings` and `transitions` only.
+    """The identity of a cluster. Only `decode_document`, `settings_json.from_settings` and `transitions` create it.
 
     Attributes:
-        version: The form of the document.
-        generation: Rises by one with every write. 0 where the text has none.
-        current: The root that signs.
-        roots: Every root that is trusted for old signatures or new ones, the current one's public half included.
-        next: The root that shall sign next, during a rotation before activation.
+        version: The version of the format.
+        generation: Rises by one with every write; 0 if the JSON has none.
+        current: The current root, with its private key.
+        roots: The public halves of all trusted roots, the current one included.
+        next: The next root, with its private key; only during a rotation before activation.
         last_updated: Milliseconds since 1970.
-        rotated_from: Id of the root that signed before the current one.
-        rotated_at: When signing moved, in milliseconds since 1970.
-        rotation: The rotation under way.
+        rotated_from: Id of the previous root.
+        rotated_at: When the current root replaced it, in milliseconds since 1970.
+        rotation: The rotation in progress, or None.
         endorsements: Oldest first.
-        revoked: Roots not to be believed any more.
+        revoked: Revoked roots.
         history: Oldest first, bounded; but for the records of retired roots, one for each of `roots` at most.
-        pruned: How many earlier roots have left the document; they are kept in ``/sys/sessions``.
-        lineage: The digests of its latest predecessors; None where its text names none.
-        signature: The current root's over all of it; None in a document that Goatherd 0.1.0 wrote. Not compared: two
-            signatures over one document differ.
-        extra: Top-level members that we do not know.
+        pruned: Number of previous roots that have left the document; ``/sys/sessions`` introduces them.
+        lineage: The digests of its latest predecessors; None if the JSON names none.
+        signature: The current root's signature over the document; None in a document that Goatherd 0.1.0 wrote. Not
+            compared, because two signatures over one document differ.
+        extra: Top-level members that this version does not know.
     """
 
     version: int = VERSION
@@ -165,7 +165,7 @@ class IdentityDocument:
 
     @property
     def phase(self) -> Phase | None:
-        """The phase of the rotation under way, or None when the document is steady."""
+        """The phase of the rotation in progress, or None when the document is steady."""
         return self.rotation.phase if self.rotation else None
 
     @property
@@ -174,12 +174,12 @@ class IdentityDocument:
 
     @property
     def retired_ids(self) -> frozenset[str]:
-        """Roots of which it is on record that no version in the store holds their private key."""
+        """Ids of roots that are recorded as retired: no stored version holds their private keys."""
         return frozenset(entry.from_id for entry in self.history if entry.event == "retired" and entry.from_id)
 
     @property
     def is_signed(self) -> bool:
-        """Whether the current root has signed the document as it is, every member of it."""
+        """Whether the current root has signed the document in its present state."""
         if self.signature is None:
             return False
         tree = document_tree(self)
@@ -397,7 +397,7 @@ def _read_endorsements(value: Any, where: str) -> tuple[Endorsement, ...]:
 
 
 def _unknown_members(member: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
-    """Return what this version does not know of a member: it is written back, whatever else changes."""
+    """Return the members that this version does not know, so that they are written back unchanged."""
     return {name: value for name, value in member.items() if name not in known}
 
 
@@ -568,13 +568,13 @@ def _check_proofs(document: IdentityDocument) -> None:
 
 
 def encode_document(document: IdentityDocument) -> bytes:
-    """Return the document's text, which a GoatDB server takes as its ``settings.json`` too.
+    """Return the document's JSON, which a GoatDB server also accepts as its ``settings.json``.
 
-    What was not changed since `decode_document` is written as it was read, members that we do not know included.
+    Parts that were not changed since `decode_document` are written as they were read, unknown members included.
 
     Raises:
         MalformedIdentityError: It would be larger than `SIZE_LIMIT_BYTES`.
-        TypeError: A key lies elsewhere (a KMS) and cannot be exported.
+        TypeError: A key is in a KMS and cannot be exported.
     """
     raw = to_pretty_json(document_tree(document))
     if len(raw) > SIZE_LIMIT_BYTES:
@@ -583,9 +583,9 @@ def encode_document(document: IdentityDocument) -> bytes:
 
 
 def document_digest(document: IdentityDocument) -> str:
-    """Return the SHA-256 of the document's text, hexadecimal: what tells it from every other one.
+    """Return the SHA-256, hexadecimal, of the document's JSON, which identifies the document.
 
-    SECURITY: the text holds a private key of 384 random bits, so that nobody finds it by its digest.
+    SECURITY: the JSON holds a private key of 384 random bits, so that the digest does not reveal it.
     """
     return hashlib.sha256(encode_document(document)).hexdigest()
 
@@ -617,7 +617,7 @@ def document_tree(document: IdentityDocument) -> dict[str, Any]:
 
 
 class _OriginalSessions:
-    """Sessions as they were read, by id, for writing them back with whatever else they held."""
+    """Sessions as they were read, by id, so that their unknown members are written back."""
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
         owned = [tree[name] for name in ("currentSession", "nextSession") if tree.get(name) is not None]
@@ -692,7 +692,7 @@ def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     """Return the document with its current root's signature over all of it.
 
     Args:
-        document: A document as it shall be written, in all but the signature.
+        document: The document to write, complete but for its signature.
         now_ms: Milliseconds since 1970.
     """
     tree = document_tree(document)
@@ -701,5 +701,5 @@ def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:
 
 
 def normalize_document(document: IdentityDocument) -> IdentityDocument:
-    """Return the document as its own text reads: checked whole, and with nothing of an earlier text behind it."""
+    """Encode a document and decode it again: the result is checked whole and keeps no earlier JSON."""
     return decode_document(encode_document(document))

@@ -1,10 +1,8 @@
-"""How soon the root that signs expires, told long before it matters.
+"""How soon the current root expires, and when each previous root last signed.
 
-Pure. What it is not: it replaces nothing (`goatherd.rotation`). Rules: a cluster whose root has expired takes no new
-client, so there is time enough in every stage for somebody to be on holiday. A root that was made to live shortly is
-not late from its first day on: the stages are parts of its life, where that is known.
-
-Since when the earlier roots of a document have not signed, and which of them are not on record as retired. Pure.
+Pure. It replaces no root (`goatherd.rotation` does). Rules: a cluster whose root has expired accepts no new client, so
+each stage of urgency leaves an operator weeks to act. A root with a short lifetime is not urgent on its first day: the
+stages are fractions of the lifetime, if it is known.
 """
 
 from __future__ import annotations
@@ -19,53 +17,53 @@ if TYPE_CHECKING:
 
 
 SHORT_LIFE: Final = timedelta(days=15)
-"""COMPAT: with less than this left, GoatDB extends the root by itself at its next start, and then hands its private key
-to anybody who asks (docs/explanation/rotation.md)."""
+"""COMPAT: with less time left, GoatDB extends the root automatically at its next start, and then returns its private
+key to unauthenticated clients (docs/explanation/rotation.md)."""
 
 
 REPLACE_EXPIRED: Final = "goatherd rotate --replace-expired"
-"""The one command that puts another root in the place of an expired one; the servers are still to be named."""
+"""The command that replaces an expired root; options that name the servers are still missing."""
 
 EXPIRED_HINT: Final = f"`{REPLACE_EXPIRED}` puts a new root in its place; give --node URL for each server."
 
 
 def last_valid_ms(session: Session) -> int:
-    """Return a time at which whatever the session signs is valid: a second before its end, in milliseconds since 1970.
+    """Return the last time at which the session's signatures are valid, in milliseconds since 1970.
 
     COMPAT: GoatDB compares the time in a signature with the session's expiration and never with the clock, so what an
-    expired root signs with this time is believed everywhere. The second keeps the rounding of an expiration, which is
-    in seconds with a fraction, from mattering.
+    expired root signs with this time is accepted everywhere. The second allows for the rounding of the expiration,
+    which GoatDB stores in seconds with a fraction.
     """
     return session.expiration_ms - 1000
 
 
 class Urgency(StrEnum):
-    """How urgent a new root is."""
+    """How urgently the current root must be replaced."""
 
     FINE = "fine"
     DUE = "due"
     """A rotation is due; nothing is wrong yet."""
     SOON = "soon"
-    """Somebody should have rotated."""
+    """A rotation is overdue."""
     URGENT = "urgent"
-    """COMPAT: at its next start a GoatDB server would extend the root by itself, and then give its key away."""
+    """COMPAT: at its next start a GoatDB server would extend the root automatically, and then expose its key."""
     EXPIRED = "expired"
-    """No new client gets in, and nothing that the root signs now convinces anybody."""
+    """No new client is accepted, and nothing that the root signs now is valid."""
 
 
 GOATDB_LIFE: Final = timedelta(days=30)
-"""COMPAT: so long a root lives that a GoatDB server has made."""
+"""COMPAT: the lifetime of a root that a GoatDB server creates."""
 
 STAGES: Final[tuple[tuple[Urgency, timedelta, float], ...]] = (
     (Urgency.URGENT, SHORT_LIFE, 1 / 6),
     (Urgency.SOON, timedelta(days=30), 1 / 3),
     (Urgency.DUE, timedelta(days=60), 1 / 2),
 )
-"""A stage begins when less than this time is left, and less than this part of the root's life where it is known."""
+"""Each stage: its urgency, the time left below which it starts, and the same as a fraction of the lifetime."""
 
 
 def time_left(document: IdentityDocument, now_ms: int) -> timedelta:
-    """Return how long the root that signs still lives; negative once it has expired."""
+    """Return the time until the current root expires; negative once it has expired."""
     return timedelta(milliseconds=document.current.session.expiration_ms - now_ms)
 
 
@@ -81,10 +79,10 @@ def is_fresh_and_short(document: IdentityDocument) -> bool:
 
 
 def assess_urgency(document: IdentityDocument, now_ms: int) -> Urgency:
-    """Return how urgent a new root is.
+    """Return how urgently the current root must be replaced.
 
     Args:
-        document: The identity. When signing last moved tells how long its root was made to live.
+        document: The identity. Its `rotated_at` gives the start of the root's lifetime.
         now_ms: Milliseconds since 1970.
     """
     left = time_left(document, now_ms)
@@ -101,17 +99,17 @@ def assess_urgency(document: IdentityDocument, now_ms: int) -> Urgency:
 
 
 def roots_with_keys(document: IdentityDocument) -> tuple[tuple[str, int], ...]:
-    """Return the earlier roots that are not on record as retired, and since when each has not signed."""
+    """Return the previous roots that are not recorded as retired, each with the time at which it last signed (ms)."""
     ended = document.retired_ids | {document.current.id}
     return tuple((root.id, last_signed_ms(document, root.id)) for root in document.roots if root.id not in ended)
 
 
 def last_signed_ms(document: IdentityDocument, session_id: str) -> int:
-    """Return since when a session has not signed, in milliseconds since 1970; the grace period counts from here.
+    """Return when a root last signed, in milliseconds since 1970; the grace period starts then.
 
-    By the history. That forgets the eldest rotations: of a root that it does not name, nothing was signed since signing
-    moved last, or, where it never did, since the document was written. A restore that was cancelled changes nothing:
-    the earlier root did not sign.
+    The history tells, but its oldest entries are dropped. A root that it does not name last signed before the last
+    rotation or, if there was none, before the document was last written. A cancelled restore does not count: the
+    previous root signed nothing.
     """
     named = [entry for entry in document.history if session_id in (entry.from_id, entry.to_id)]
     signed = [entry.at for entry in named if not (entry.event == "cancelled" and entry.to_id == session_id)]

@@ -1,8 +1,8 @@
-"""The digests of the states that an identity document has grown from: a bounded list of its latest predecessors.
+"""Digests of the documents that an identity document has replaced: a bounded list of the latest ones.
 
-Pure. A generation is a number that anybody who goes on from a restored backup can reach again; the digest tells which
-of two documents with one number was meant. Rules: an entry names its generation, so that a writer which does not know
-the list (it keeps the member as it is) leaves a gap and not a wrong entry; what is not in the list is not known.
+Pure. Two writers that continue from one backup can write different documents of the same generation; the digests tell
+them apart. Rules: an entry names its generation, so that a writer which does not know the list (it keeps the member
+unchanged) leaves a gap and no wrong entry. A document that is not in the list counts as unknown, not as wrong.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Times in an identity document that are in the future: whoever wrote them had a wrong clock.
+"""Find and limit times in an identity document that are in the future, because their writer had a wrong clock.
 
-Pure. What it is not: it does not find out whose clock is wrong (`goatherd.rotation.clocks` does).
+Pure. It does not find out which clock is wrong (`goatherd.rotation.clocks` does).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What may be shown of an identity document, and what its operator should know about it.
+"""Select the parts of an identity document that may be shown, and find what its operator should know.
 
-Pure. Rules: ids, fingerprints, times and phases; never key material, never the values of members that we do not know.
+Pure. Rules: ids, fingerprints, times and phases only; no key material, and no values of unknown members.
 """
 
 from __future__ import annotations

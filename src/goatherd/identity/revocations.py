@@ -1,16 +1,15 @@
-"""A root that must not be believed any more, what the cluster held of it, and who comes after it.
+"""Revoked roots: the record in the identity document, its proof, and the list of frozen commits.
 
-Pure. What it is not: it does not change a document (`transitions`) nor judge one (`succession`). Rules: a proof is no
-endorsement. It does not say "believe the next root because I do"; it shows that whoever wrote the revocation had the
-revoked root's private key before him, which a stranger who can only write to the store has not. It counts for one
-thing, in a document that came out of the store: which root follows the revoked one. Whoever has stolen the key can make
-a proof too, but needs the store to have it read.
+Pure. It neither changes a document (`transitions`) nor compares two (`succession`).
 
-What a cluster held of a revoked root's commits: a list of digests, fixed by its own digest in the identity document.
+A proof is not an endorsement. It does not say that the next root can be trusted. It shows that the writer of the
+revocation had the revoked root's private key, which an attacker who can only write to the store does not have. It has
+one effect, and only in a document that was read from the store: servers follow from the revoked root to the successor
+that it names. An attacker who stole the key can make a proof too, but must also write it to the store.
 
-Pure. What it is not: it does not verify commits; being in the list stands beside a good signature, not in its place.
-Rules: a digest is over the text that the root signed, not over an id, which anybody can give to another
-commit, and not over the signature, of which one key can make many for one text.
+A list of frozen commits holds digests of the revoked root's commits that the cluster held; the document holds the
+digest of the list. A commit counts if it is in the list and its signature is valid. The digests are of the text that
+the root signed: another commit can have the same id, and one key can make many signatures of one text.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ DOMAIN = "revocation/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freeze:
-    """What the cluster held of a revoked root's commits when the list was closed.
+    """The entry of a revocation that names the list of frozen commits.
 
     Attributes:
-        at: When it was closed, in milliseconds since 1970.
-        commits: How many there are.
+        at: When the list was completed, in milliseconds since 1970.
+        commits: Number of commits in the list.
         digest: SHA-256, hexadecimal, of the list itself (`goatherd.identity.revocations.FrozenList`).
-        extra: Members that we do not know.
+        extra: Members that this version does not know.
     """
 
     at: int
@@ -52,18 +51,18 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
-    """A root that must not be believed any more.
+    """A revoked root.
 
     Attributes:
-        id: The root.
+        id: The root's id.
         at: When it was revoked, in milliseconds since 1970.
-        reason: For people.
-        successor: The root that signed, or began to sign, when it was revoked; only together with `proof`.
-        proof: The revoked root's signature, made by whoever revoked it, over the revocation and its successor.
-        freeze: The list of what the cluster held. None: not closed yet, so that each node goes by what it holds itself.
-        settled_at: When every session that it had introduced had been introduced again, in milliseconds since 1970;
-            from then on its word counts for no session any more.
-        extra: Members that we do not know.
+        reason: Human-readable.
+        successor: Id of the root that was or became the current root at the revocation; only together with `proof`.
+        proof: The revoked root's signature over the revocation and its successor.
+        freeze: The list of frozen commits. None until it is completed; each server then accepts only commits it holds.
+        settled_at: When every session that it had introduced had been reissued, in milliseconds since 1970; from then
+            on its introductions count for no session.
+        extra: Members that this version does not know.
     """
 
     id: str
@@ -93,7 +92,8 @@ def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session
         raise SuccessionError(f"the revocation of {revocation.id} names other sessions")
     try:
         envelope = parse_signature(revocation.proof)
-        # SECURITY: as for an endorsement, nothing else may be signed with it (tests/unit/identity/test_revocations.py).
+        # SECURITY: as for an endorsement, the signature must embed no other data
+        # (tests/unit/identity/test_revocations.py).
         valid = envelope.data is UNDEFINED
         if valid:
             verify_data(revoked, envelope, external=_proof_statement(revoked.id, successor, revocation.at))
@@ -128,7 +128,7 @@ MAX_SHOWN: Final = 1000
 
 
 def commit_digest(commit: Commit) -> bytes | None:
-    """Return the SHA-256 of what the commit's author signed; None where that cannot be written, so cannot verify."""
+    """Return the SHA-256 of the text that the author signed; None if no signed text can be written."""
     try:
         return hashlib.sha256(commit.signed_text(commit.session).encode("utf-8", "surrogatepass")).digest()
     except (EncodeError, RecursionError):
@@ -137,13 +137,13 @@ def commit_digest(commit: Commit) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class FrozenList:
-    """The digests of the commits that count. As bytes: the digests, sorted, one after the other."""
+    """A list of frozen commits: their digests. In bytes: the digests, sorted and concatenated."""
 
     digests: frozenset[bytes]
 
     @classmethod
     def union(cls, lists: Iterable[FrozenList]) -> FrozenList:
-        """Return what any of them holds."""
+        """Return the digests that are in any of the lists."""
         return cls(frozenset().union(*(one.digests for one in lists)))
 
     @classmethod
@@ -151,7 +151,7 @@ class FrozenList:
         """Read what `to_bytes` wrote.
 
         Raises:
-            DecodeError: It is something else, or longer than is believable.
+            DecodeError: It is something else, or has more than a million digests.
         """
         count, rest = divmod(len(raw), DIGEST_BYTES)
         if rest or count > MAX_COMMITS:
@@ -181,20 +181,20 @@ def merge_frozen_lists(
     trusted_alone: Collection[str] = (),
     instances: Mapping[str, str] | None = None,
 ) -> FrozenList:
-    """Return what counts of what servers say they hold: what two of them hold, or one whose word is enough.
+    """Merge the lists that servers report: a digest counts if two servers report it, or one that needs no confirmation.
 
     Args:
-        lists: By the servers' URLs.
-        listed: Every server that was asked. If only one is not distrusted, nobody can confirm it: its list counts.
-        distrusted: Servers whose lists do not count, and confirm nobody's.
-        trusted_alone: Servers whose lists count although nobody confirms them.
-        instances: Ids of the server processes behind URLs: one that is listed twice is no two servers.
+        lists: The reported lists, by URL of the server.
+        listed: URLs of all servers that were asked. If only one of them is not distrusted, its list counts unconfirmed.
+        distrusted: URLs of servers whose lists neither count nor confirm others.
+        trusted_alone: URLs of servers whose lists count unconfirmed.
+        instances: Id of the server process behind each URL, so that one process with two URLs counts once.
     """
     heard = {url: one for url, one in lists.items() if url not in distrusted}
     enough = set(trusted_alone)
     if len(sole := set(listed) - set(distrusted)) == 1:
         enough |= sole
-    # SECURITY: one server that was broken into can name what was signed after the revocation
+    # SECURITY: a compromised server can report commits that were signed after the revocation
     # (tests/unit/revocation/test_revoker.py).
     by_process: dict[str, set[bytes]] = {}
     for url, one in heard.items():

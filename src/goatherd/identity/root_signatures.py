@@ -1,13 +1,12 @@
-"""Endorsements: root A's signature over root B's public session.
+"""What a root signs in the identity document: endorsements of other roots, and the document itself. Pure.
 
-Pure. An endorsement is worth as much as the key that made it, and no more than the session that it names: id, public
-key, owner and expiration are all under the signature, in an object that says what it is for.
+An endorsement is root A's signature over root B's public session: its id, public key, owner and expiration.
 
-The signature over a whole identity document, by the root that signs.
+The document signature is the current root's signature over the whole document, private keys and unknown members
+included; only the signature string itself is left out. White space and the order of members are not signed, because a
+store may change them.
 
-Pure. What it is not: it knows no members of the document but its own, ``documentSignature``. Rules: everything is under
-the signature, members that this version does not know and the private keys included, only the signature itself is not;
-the order of members and the white space are not, since a store may write them anew.
+Each signed object starts with a member that names its purpose, so that no signature is valid for another purpose.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ENDORSEMENT_DOMAIN = "endorsement/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endorsement:
-    """Says that root `by` vouches for root `of`. `extra` holds members that we do not know; they are not signed."""
+    """States that root `by` endorses root `of`. `extra` holds unknown members, which are not signed."""
 
     by: str
     of: str
@@ -60,9 +59,8 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
     _verify_endorsement(endorsement.signature, by, of)
 
 
-# A document is decoded at every look at it, and its endorsements are the same ones each time: what has verified once is
-# not computed again (`make bench`, rotation). SECURITY: everything that is verified is in the key, the public keys'
-# coordinates included, and only a success is kept
+# Each decoding of a document verifies the same endorsements, so successes are cached (`make bench`, rotation).
+# SECURITY: everything that is verified is in the key, the public keys' coordinates included, and only a success is kept
 # (tests/unit/identity/test_succession.py, "a verified endorsement is worth nothing for another key").
 @lru_cache(maxsize=256)
 def _verify_endorsement(signature: str, by: Session, of: Session) -> None:
@@ -91,14 +89,14 @@ MEMBER: Final = "documentSignature"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentSignature:
-    """Who signed a document, at which generation.
+    """The signature over an identity document.
 
     Attributes:
-        by: The root that signed: the current one.
+        by: Id of the current root, which signed.
         generation: The document's generation when it was signed. A version of Goatherd that does not know the
             signature keeps it as it was, and raises the document's generation only.
         signature: A signature string as GoatDB writes them.
-        extra: Members that we do not know.
+        extra: Members that this version does not know.
     """
 
     by: str
@@ -111,12 +109,12 @@ class DocumentSignature:
 
 
 def sign_tree(tree: Mapping[str, Any], *, by: OwnedSession, generation: int, now_ms: int) -> DocumentSignature:
-    """Sign a document's tree; a signature that it holds already is not looked at.
+    """Sign a document, given as JSON values; an existing signature is ignored.
 
     Args:
         tree: The document as plain JSON values.
         by: The document's current root. One that has expired signs with the last time at which it was valid.
-        generation: The document's.
+        generation: The document's generation.
         now_ms: Milliseconds since 1970.
     """
     head = DocumentSignature(by=by.id, generation=generation, signature="")
@@ -140,8 +138,8 @@ def tree_digest(tree: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_canonical_json(signed)).hexdigest()
 
 
-# A document is looked at all the time. SECURITY: everything that is verified is in the key, the public key and the
-# digest of the whole document included (tests/unit/identity/test_root_signatures.py).
+# Documents are verified often, so results are cached. SECURITY: the cache key covers everything that is verified: the
+# public key and the digest of the whole document (tests/unit/identity/test_root_signatures.py).
 @lru_cache(maxsize=256)
 def _is_signature_valid(signature: str, by: Session, digest: str) -> bool:
     try:

@@ -1,7 +1,7 @@
-"""Session commits, and what makes a signature on any commit count.
+"""Session commits: the commits of ``/sys/sessions`` that introduce a session, and the rules for a commit's signature.
 
-GoatDB's rules: docs/reference/goatdb-formats.md#session-items and docs/reference/goatdb-protocol.md#trust. Pure, and
-without memory: which sessions are trusted is for `goatherd.trust` to know.
+GoatDB's rules: docs/reference/goatdb-formats.md#session-items and docs/reference/goatdb-protocol.md#trust. Pure and
+without state: `goatherd.trust` knows which sessions are trusted.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""GoatDB's ``settings.json``: read into an identity document and user sessions, and written from them.
+"""Convert GoatDB's ``settings.json`` to an identity document and user sessions, and back.
 
-GoatDB's side of it: docs/reference/goatdb-formats.md#settingsjson.
-
-What it is not: GoatDB's own loader, which keeps half of what it can read and invents the rest. Rules: pure;
-refused whole or read whole; private keys leave by one door only, ``currentSession``; whatever is changed on the way is
-noted.
+The format: docs/reference/goatdb-formats.md#settingsjson. GoatDB's own reader skips what it cannot read and creates
+what is missing; this one rejects the file instead. Rules: pure. Private keys are written to ``currentSession`` only.
+Each change made while reading is reported as a note.
 """
 
 from __future__ import annotations
@@ -151,12 +149,12 @@ def _read_trusted(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
 def _read_user_session(value: Any, where: str) -> Session:
     if isinstance(value, Mapping) and value.get("owner") == ROOT_OWNER:
         return read_session(value, where)
-    # There may be thousands: OpenSSL looks at each key when it is first used, not now.
+    # There may be thousands: OpenSSL parses each key when it is first used.
     return read_session(value, where, is_key_checked=False)
 
 
 def _without_unknown(session: Session, where: str, notes: list[str]) -> Session:
-    """Drop what GoatDB does not know inside a session: a GoatDB server would publish it."""
+    """Remove members that GoatDB does not know from a session: a GoatDB server would publish them."""
     if not session.extra:
         return session
     notes.append(f"{len(session.extra)} unknown members of {where} were left out")
@@ -168,19 +166,19 @@ def _without_unknown(session: Session, where: str, notes: list[str]) -> Session:
 def to_settings(
     document: IdentityDocument, trusted: Iterable[Session] = (), *, now_ms: int | None = None, is_compact: bool = False
 ) -> bytes:
-    """Return the ``settings.json`` to hand to a GoatDB server: what it reads, and nothing else.
+    """Return the ``settings.json`` to hand to a GoatDB server: the members that it reads, and no others.
 
-    The next key never is in it. Roots are listed in ``trustedSessions`` too, since a GoatDB server does not take a
-    root's word otherwise; revoked ones are in neither list.
+    The next root's key is never in it. Roots are also in ``trustedSessions``, because a GoatDB server otherwise rejects
+    what a root signs; revoked roots are in neither list.
 
     Args:
-        document: Who the server shall be.
+        document: The identity.
         trusted: User sessions that the server knows, verified by the caller.
         now_ms: When given, a root with less than 15 days to live is refused.
-        is_compact: Without line breaks, which takes a tenth of the time with thousands of sessions.
+        is_compact: Write no line breaks, which takes a tenth of the time with thousands of sessions.
 
     Raises:
-        IdentityError: The current root lives too short: the server would extend it by itself and then hand out its
+        IdentityError: The current root expires too soon: the server would extend it automatically and then expose its
             private key.
     """
     if now_ms is not None and (left := days_left(document, now_ms)) <= SHORT_LIFE.days:

@@ -1,8 +1,8 @@
-"""The identity document's text: JSON read strictly, written as ``JSON.stringify(value, null, 2)``, scanned for keys.
+"""JSON of the identity document: read strictly, written as ``JSON.stringify(value, null, 2)`` does.
 
-What it is: a codec between bytes and plain JSON values. What it is not: it knows no members. Rules: pure; what is not
-understood is refused; an error quotes nothing of the text, and keeps no reference to it (the errors of `json` and of
-UTF-8 decoding do, so none of them is in its context).
+It converts between bytes and JSON values, finds private keys in them, and knows no members. Rules: pure. Anything
+unexpected is rejected. An error quotes no input and keeps no reference to it; the errors of `json` and of UTF-8
+decoding do, so none of them is in the context of an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _json_string = json.encoder.encode_basestring
 
 
 class _NotStrictError(ValueError):
-    """Something that JSON allows and an identity does not; its text quotes nothing."""
+    """Valid JSON that an identity must not contain. The message quotes no input."""
 
 
 def parse_object(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def parse_object(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
 
     Args:
         raw: UTF-8; a byte order mark is skipped, as GoatDB does.
-        max_bytes: The size in bytes above which it is not even looked at.
+        max_bytes: The size in bytes above which it is rejected unread.
 
     Raises:
         MalformedIdentityError: Too large, not UTF-8, not JSON, not an object, a member twice, a number that no
@@ -164,7 +164,7 @@ def string_text(text: str) -> str:
 
 
 def all_strings(value: Any) -> Iterator[str]:
-    """Yield every text inside `value`, member names included."""
+    """Yield every string inside `value`, member names included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -177,11 +177,11 @@ def all_strings(value: Any) -> Iterator[str]:
 
 
 def holds_private_key(value: Any) -> bool:
-    """Whether something that is or looks like a private key is anywhere inside `value`.
+    """Whether `value` contains anything that is or looks like a private key.
 
-    That is a member ``privateKey``, a JWK with ``d``, a PEM private key, or a text that holds one of the first two as
-    JSON. An object whose ``d`` is a short text or anything but a text, and that names no key type, is none: GoatDB's
-    Bloom filters are written as ``{"d", "s"}``.
+    That is a member ``privateKey``, a JWK with ``d``, a PEM private key, or a string that holds one of the first two as
+    JSON. An object that names no key type and whose ``d`` is short or no string does not count: GoatDB's Bloom filters
+    are written as ``{"d", "s"}``.
     """
     if isinstance(value, str):
         return "PRIVATE KEY-----" in value or '"privateKey"' in value or ('"d"' in value and '"kty"' in value)

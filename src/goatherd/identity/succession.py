@@ -1,10 +1,10 @@
-"""Who may follow whom: which new document a node that trusts some roots already may take over.
+"""Decide whether a server that uses one identity document may adopt another.
 
-Pure. Rules: verification raises and returns nothing; a root is believed because it is trusted already or because a
-believed, unrevoked root endorsed or introduced it, never because a document lists it.
+Pure. Verification raises and returns nothing. A root is trusted because it is trusted already, or because a trusted and
+unrevoked root endorsed or introduced it; a document that lists it is no reason.
 
 Two kinds of links lead from root to root. Endorsements are in the document, for the roots that it lists. Introductions
-are commits of ``/sys/sessions``; by them a node finds its way over roots that have left the document.
+are commits of ``/sys/sessions``; they lead to and past roots that have left the document.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ if TYPE_CHECKING:
 
 
 MAX_JUMP: Final = 1_000_000
-"""So far a document's generation may be ahead of the one seen last. A rotation writes seven; a reader that was away for
-ten years of hourly rotations has missed 600 000. Without a bound, one write with the highest number that JSON carries
-would be followed, and nothing could be written after it."""
+"""Maximum by which a document's generation may exceed the last one seen. A rotation writes seven generations; ten years
+of hourly rotations are 600 000. Without a bound, servers would adopt a document with the highest number that JSON
+holds, and no document could follow it."""
 
 
 def verify_succession(
     document: IdentityDocument, trusted: Iterable[Session], introductions: Iterable[Commit] = ()
 ) -> None:
-    """Check that a node that trusts `trusted` may trust `document`.
+    """Check that a server that trusts the roots `trusted` may trust `document`.
 
     Its current root, and every other root that it lists, must be trusted already (same id and same key), or a chain of
     endorsements and introductions must lead to it from a trusted root that the document does not revoke. A rollback
-    passes, since the earlier root is trusted still. After a revocation one more link counts: from a revoked root that
-    is trusted here, or reached from one that is, to the successor that its proof names.
+    passes, because the previous root is still trusted. After a revocation one more link counts: from a revoked root
+    that is trusted here, or reached from one that is, to the successor that its proof names.
 
     Args:
         document: The new document, checked whole.
@@ -84,8 +84,8 @@ def verify_succession(
     believed = _trusted_roots(document, known, introductions)
     if document.current.id not in believed:
         raise _open_chain_error(f"the current root {document.current.id}")
-    # SECURITY: who can write the secret but does not hold a root's key must not be able to slip in a root of his own
-    # beside the real one (tests/unit/identity/test_succession.py).
+    # SECURITY: an attacker who can write the secret but has no root's key must not be able to add a root
+    # (tests/unit/identity/test_succession.py).
     strange = [root.id for root in document.roots if root.id not in believed and root.id not in revoked]
     if strange:
         raise _open_chain_error(f"root {strange[0]}")
@@ -112,7 +112,7 @@ def find_introduced(document: IdentityDocument, introductions: Iterable[Commit])
 def _trusted_roots(
     document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
 ) -> frozenset[str]:
-    """Return the roots to believe: no revoked one is among them, though some are reached."""
+    """Return the ids of the reachable roots that are not revoked."""
     return frozenset(_reachable_roots(document, known, introductions)) - document.revoked_ids
 
 
@@ -135,10 +135,9 @@ def _reachable_roots(
         by = reached[todo.pop()]
         found: list[Session] = []
         if by.id in revoked:
-            # SECURITY: past a revoked root leads only the proof, never what it has endorsed or introduced. A document
-            # that came out of the store, and a proof by the revoked key itself: whoever can write the store but has no
-            # root's key lacks the one, whoever has stolen a key lacks the other
-            # (tests/unit/identity/test_revocations.py).
+            # SECURITY: from a revoked root only its proof leads on, never its endorsements or introductions. An
+            # attacker who can write the store but has no root's key cannot make the proof; one who stole a key cannot
+            # write the store (tests/unit/identity/test_revocations.py).
             if (proof := proofs.get(by.id)) is not None and proof.successor not in reached:
                 heir = listed[proof.successor or ""]
                 verify_proof(proof, revoked=by, successor=heir)
@@ -193,7 +192,7 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument | TrustCheckp
 
 
 def check_first(document: IdentityDocument) -> None:
-    """Check what a reader that has seen no identity yet can check: an unsigned document's generation may be anybody's.
+    """Check the first document that a server reads: the generation of an unsigned document may be forged.
 
     Raises:
         GenerationJumpError: It is unsigned, and its generation is above `MAX_JUMP`.
@@ -255,17 +254,18 @@ def verify_successor(
     may_fork: bool = False,
     is_pruning_believed: bool = False,
 ) -> None:
-    """Check that a node which uses `seen` may go on to `new`.
+    """Check that a server that uses `seen` may adopt `new`.
 
-    That is its generation, its lineage, its succession, that nothing is forgotten, and its signature.
+    Checked are the generation, the lineage, the succession, the signature, and that no revocation or root is missing.
 
     Args:
         new: The new document, checked whole.
-        seen: What the node uses, or has used last.
+        seen: The identity in use, or its record.
         introductions: As for `verify_succession`; those by which pruned roots go on being trusted too.
-        may_fork: Whether the store lets two writers win now and then, so that a server may have read what was lost.
-        is_pruning_believed: Whether there is nowhere to look for introductions, so that the document's count of pruned
-            roots has to do.
+        may_fork: Whether two writers can both succeed at this store, so that a server may have read the losing
+            document.
+        is_pruning_believed: Whether to rely on the document's count of pruned roots, because no source of introductions
+            is available.
 
     Raises:
         GenerationError: As `check_generation`.
@@ -282,18 +282,17 @@ def verify_successor(
         raise SuccessionError(f"the revocation of {forgotten[0]} is gone")
     commits = tuple(introductions)
     verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids], commits)
-    # SECURITY: who can write the secret but holds no root's key can alter what no chain covers: expirations, history,
-    # which roots are listed and which are revoked (tests/unit/identity/test_root_signatures.py).
+    # SECURITY: an attacker who can write the secret but has no root's key can alter what no chain covers: expirations,
+    # history, and which roots are listed or revoked (tests/unit/identity/test_root_signatures.py).
     check_signature(new, seen)
     lost = find_lost_roots(new, seen, commits)
-    # SECURITY: somebody who goes on from a restored backup must not take the root with him that has signed since
+    # SECURITY: a writer that continues from a restored backup must not remove a root that has signed since
     # (tests/unit/identity/test_lineage.py).
     if lost and not (is_pruning_believed and new.pruned - _as_checkpoint(seen).pruned >= len(lost)):
         error = SuccessionError(
             f"root {lost[0].id}, which is trusted here, is gone from the identity: it is neither retired nor revoked,"
             " and no later root has introduced it",
-            hint="The store was restored from a backup, or somebody took the root out; `goatherd doctor` names the"
-            " ways out.",
+            hint="The store was restored from a backup, or a user removed the root. `goatherd doctor` lists the fixes.",
         )
         error.is_chain_open = error.is_root_lost = True
         raise error
@@ -323,9 +322,9 @@ def find_lost_roots(
 
 
 def _later_introduced_keys(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, PublicKey]:
-    """Return the keys of the roots that a later root has introduced, back from those of the document.
+    """Return the public keys of the roots that a later root has introduced, starting from the document's roots.
 
-    A root that was revoked since is a witness still: this decides about no trust.
+    Introductions by revoked roots count, because no trust follows from the result.
     """
     by_signer: dict[str, list[Commit]] = {}
     for commit in introductions:
@@ -345,16 +344,16 @@ def _later_introduced_keys(document: IdentityDocument, introductions: Iterable[C
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustCheckpoint:
-    """What is enough to remember of an identity in order not to go back behind it. Holds nothing secret.
+    """What a server records of the identity in use, so that it adopts no older one after a restart. No secrets.
 
     Attributes:
         generation: Its generation.
         digest: SHA-256 of its text, hexadecimal.
         roots: Its roots.
-        revoked_ids: What it lists as revoked.
-        is_signed: Whether its current root had signed it, or one that was seen before it.
-        prepared_id: The next root of a rotation that was only prepared: nobody has been told of it.
-        pruned: How many earlier roots had left it.
+        revoked_ids: Ids of its revoked roots.
+        is_signed: Whether it, or an identity seen before it, was signed by its current root.
+        prepared_id: Id of the next root of a rotation that was only prepared, so that no server knows it.
+        pruned: Number of previous roots that had left it.
     """
 
     generation: int

@@ -1,15 +1,13 @@
-"""How an identity document changes: each step of a rotation as a pure function from document to document.
+"""Change an identity document: each step of a rotation, a restore or a revocation is a pure function.
 
-What it is not: it decides nothing (`goatherd.rotation.machine` does) and writes nothing. Rules: each function returns a
-new document whose generation is higher by exactly one, whose last update is `now_ms`, which its current root has signed
-(the new root from its activation on), and which has been checked whole; a step that does not follow from the recorded
-phase raises `IllegalStepError`.
+It neither decides the step (`goatherd.rotation.machine` does) nor writes the document. Each function returns a new
+document that has been checked whole. Its generation is higher by one, its last update is `now_ms`, and its current root
+has signed it (from activation on, the new root). A step that the recorded phase does not allow raises
+`IllegalStepError`.
 
-Which earlier roots may leave the identity document, so that it stays small whatever the age of the cluster.
-
-A root that has left is not forgotten: its introduction in ``/sys/sessions``, signed by a later root, goes on making its
-signatures count. What it is: the choice, by the document alone. What it is not: it does not know what the nodes hold
-(`goatherd.rotation.machine` asks for that first) and changes nothing (`transitions.prune`). Pure.
+The module also chooses which previous roots can leave the document, so that it stays small however old the cluster is.
+Servers still trust a root that has left, because a later root has introduced it in ``/sys/sessions``.
+`goatherd.rotation.machine` first checks that every server holds that introduction.
 """
 
 from __future__ import annotations
@@ -74,19 +72,19 @@ def prepare_rotation(
     started_by: str,
     stable_version: str | None,
 ) -> IdentityDocument:
-    """Begin a rotation: the successor becomes the next session and an endorsed root; the current one still signs.
+    """Start a rotation: the successor becomes the next root, endorsed by the current root, which still signs.
 
     Args:
         document: A steady document.
         successor: A fresh root.
         now_ms: Milliseconds since 1970.
         rotation_id: A fresh id.
-        started_by: Who begins, for people.
-        stable_version: The store's version id of `document`, to go back to.
+        started_by: The user and machine that start it; human-readable.
+        stable_version: The store's version id of `document`, to roll back to.
 
     Raises:
-        IllegalStepError: A rotation is under way, the successor is known already or is no root, or the current root has
-            expired and so cannot endorse anybody.
+        IllegalStepError: A rotation is in progress, the successor is known already or is no root, or the current root
+            has expired and so cannot endorse it.
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
@@ -129,23 +127,23 @@ def prepare_restore(
     stable_version: str | None,
     has_left: bool = False,
 ) -> IdentityDocument:
-    """Begin a rotation to an earlier root: it becomes the next session exactly as the document lists it.
+    """Start the restore of a previous root: it becomes the next root, exactly as the document lists it.
 
-    The current root, which may have expired, endorses it where it has not before and still can: the servers trust the
-    earlier root already.
+    The current root endorses it, unless it has done so before or has expired: the servers trust the previous root
+    already.
 
     Args:
         document: A steady document.
-        earlier: An earlier root of the document, with its private key.
+        earlier: The previous root, with its private key.
         now_ms: Milliseconds since 1970.
         rotation_id: A fresh id.
-        started_by: Who begins, for people.
-        stable_version: The store's version id of `document`, to go back to.
-        has_left: `earlier` is no root of the document any more, and is listed again. That it was one is for the caller
-            to have verified (`goatherd.identity.succession.find_introduced`).
+        started_by: The user and machine that start it; human-readable.
+        stable_version: The store's version id of `document`, to roll back to.
+        has_left: `earlier` has left the document and is listed again. The caller has verified that it was listed
+            (`goatherd.identity.succession.find_introduced`).
 
     Raises:
-        IllegalStepError: A rotation is under way, or `earlier` is not a root of the document with the same key and
+        IllegalStepError: A rotation is in progress, or `earlier` is not a root of the document with the same key and
             expiration, signs already, is revoked, is on record as destroyed, or has expired. Or it has left the
             document, and the current root, which has to endorse it, has expired.
     """
@@ -155,9 +153,9 @@ def prepare_restore(
     if listed is None and has_left and not document.current.session.is_expired(now_ms):
         is_listed_again = True
     elif listed != earlier.session or earlier.id == document.current.id:
-        raise IllegalStepError(f"{earlier.id} is not an earlier root of this identity")
+        raise IllegalStepError(f"{earlier.id} is not a previous root of this identity")
     if earlier.id in document.revoked_ids | document.retired_ids or earlier.session.is_expired(now_ms):
-        raise IllegalStepError(f"the earlier root {earlier.id} is revoked, destroyed or has expired")
+        raise IllegalStepError(f"the previous root {earlier.id} is revoked, destroyed or has expired")
     record = RotationRecord(
         id=rotation_id,
         phase=Phase.PREPARED,
@@ -187,9 +185,9 @@ def prepare_restore(
 def replace_expired(
     document: IdentityDocument, successor: OwnedSession, now_ms: int, *, rotation_id: str
 ) -> IdentityDocument:
-    """Put another root in the place of the current one, which has expired; that one stays trusted.
+    """Replace the current root, which has expired; it stays trusted.
 
-    What an expired root has signed while it lived is as good as ever, so it is not revoked. It endorses its successor
+    What the expired root signed before its expiration stays valid, so it is not revoked. It endorses its successor
     with the last time at which its signature is valid (`goatherd.identity.key_age.last_valid_ms`). A rotation in
     progress ends: its next root is the successor where it can be (`find_successor`), else it stays trusted.
 
@@ -239,7 +237,7 @@ def replace_expired(
 def find_successor(document: IdentityDocument, now_ms: int) -> OwnedSession | None:
     """Return the next root of the rotation in progress if it can follow an expired root at once, else None.
 
-    An earlier root that was to be restored cannot: it has introductions of its own, by other roots.
+    A previous root that was to be restored cannot: other roots have introduced it.
     """
     record, following = document.rotation, document.next
     if record is None or following is None or record.is_restore or following.session.is_expired(now_ms):
@@ -249,7 +247,7 @@ def find_successor(document: IdentityDocument, now_ms: int) -> OwnedSession | No
 
 
 def find_replaced(document: IdentityDocument) -> Session | None:
-    """Return the root that had expired when the current one took its place; None where none had."""
+    """Return the root that the current one replaced after its expiration; None if there was none."""
     replaced = document.find_root(document.rotated_from or "")
     if replaced is None or document.rotated_at is None or replaced.id == document.current.id:
         return None
@@ -257,17 +255,17 @@ def find_replaced(document: IdentityDocument) -> Session | None:
 
 
 def has_begun(document: IdentityDocument, rotation_id: str) -> bool:
-    """Whether the rotation that `prepare` or `restore` would begin with this id has been begun, be it over by now."""
+    """Whether a rotation with this id was started, whether or not it has ended."""
     if document.rotation is not None:
         return document.rotation.id == rotation_id
     return any(entry.rotation_id == rotation_id for entry in document.history)
 
 
 def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> IdentityDocument:
-    """Record that the rotation has come a phase further, where nothing but the record changes.
+    """Record the next phase of a rotation, where nothing but the record changes.
 
     Raises:
-        IllegalStepError: Anything but prepared to published or activated to verified. (`activate` changes more.)
+        IllegalStepError: Any change but prepared to published, or activated to verified.
     """
     record = _require_rotation(document, "go on")
     if (record.phase, phase) not in {(Phase.PREPARED, Phase.PUBLISHED), (Phase.ACTIVATED, Phase.VERIFIED)}:
@@ -276,7 +274,7 @@ def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> Identit
 
 
 def activate_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Move signing to the next session; the earlier root's private key leaves the document.
+    """Make the next root the current root; the previous root's private key leaves the document.
 
     Raises:
         IllegalStepError: The rotation is not published, or the next session has expired.
@@ -297,17 +295,17 @@ def activate_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocume
 
 
 def mark_verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Record that every node signs with the new root and took the cross-signed commit; `with_phase` says the rest."""
+    """Record that every server signs with the new root and holds the cross-signature; see `with_phase`."""
     return with_phase(document, Phase.VERIFIED, now_ms)
 
 
 def correct_times(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Write a document anew whose times in the future were limited (`goatherd.identity.recorded_times`)."""
+    """Return the next generation of a document whose times were limited (`goatherd.identity.recorded_times`)."""
     return _next_document(document, now_ms)
 
 
 def finalize_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """End a verified rotation; who signed before, and until when, stays.
+    """End a verified rotation; the history keeps an entry of it.
 
     Raises:
         IllegalStepError: The rotation is not verified.
@@ -317,10 +315,10 @@ def finalize_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocume
 
 
 def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
-    """Give up a rotation before activation; the current root goes on signing.
+    """Cancel a rotation before activation; the current root stays.
 
-    A root that was published already is known to nodes, and stays among the roots as a public key. So does an earlier
-    root that was to be restored, with the current root's endorsement of it.
+    A next root that was published is known to servers, and stays among the roots as a public key. So does a previous
+    root that was to be restored, with the current root's endorsement.
 
     Raises:
         IllegalStepError: The rotation is activated already (roll it back), or there is none.
@@ -343,13 +341,13 @@ def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> 
 def roll_back_rotation(
     document: IdentityDocument, stable: IdentityDocument, now_ms: int, *, reason: str
 ) -> IdentityDocument:
-    """Let the earlier root sign again, after activation. The new root stays trusted: what it signed must verify.
+    """Make the previous root the current root again, after activation. The new root stays trusted.
 
     Args:
         document: An activated or verified document.
-        stable: What the store holds at the recorded stable version; it has the earlier root's private key.
+        stable: The document at the recorded stable version, which holds the previous root's private key.
         now_ms: Milliseconds since 1970.
-        reason: For people.
+        reason: Human-readable.
 
     Raises:
         IllegalStepError: The rotation is not activated, `stable` holds another root or key, or that root has expired or
@@ -358,11 +356,11 @@ def roll_back_rotation(
     record = _require_rotation(document, "roll back", Phase.ACTIVATED, Phase.VERIFIED)
     earlier = stable.current
     if earlier.id != record.from_id or document.find_root(earlier.id) != earlier.session:
-        raise IllegalStepError(f"the stable version does not hold the earlier root {record.from_id}")
+        raise IllegalStepError(f"the stable version does not hold the previous root {record.from_id}")
     if earlier.session.is_expired(now_ms) or earlier.id in document.revoked_ids:
-        raise IllegalStepError(f"the earlier root {earlier.id} has expired or is revoked")
-    # SECURITY: roots are left as they are: without the new root's public key its commits could not be
-    # verified any more (tests/unit/identity/test_transitions.py).
+        raise IllegalStepError(f"the previous root {earlier.id} has expired or is revoked")
+    # SECURITY: the roots stay listed: without the new root's public key its commits could not be verified
+    # (tests/unit/identity/test_transitions.py).
     return _end_rotation(
         document,
         now_ms,
@@ -376,36 +374,36 @@ def roll_back_rotation(
 
 
 def record_retirement(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
-    """Record that no version in the store holds this root's private key any more; its public half stays.
+    """Record that no stored version holds this root's private key; its public half stays.
 
-    A rotation in progress may roll back to an earlier root, but never to a revoked one, so that can be retired then.
+    During a rotation only a revoked root can be retired: a rollback may need any other root, but never a revoked one.
 
     Raises:
         IllegalStepError: It is no root of the document, may still sign, or is retired already.
     """
     if document.rotation is not None and session_id not in document.revoked_ids:
-        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; it may go back")
+        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; it may be rolled back")
     if document.find_root(session_id) is None or session_id == document.current.id:
-        raise IllegalStepError(f"{session_id} is no earlier root")
+        raise IllegalStepError(f"{session_id} is not a previous root")
     if session_id in document.retired_ids:
         raise IllegalStepError(f"root {session_id} is retired already")
     return _next_document(document, now_ms, entry=HistoryEntry(at=now_ms, event=_RETIRED, from_id=session_id))
 
 
 def prune_roots(document: IdentityDocument, session_ids: Collection[str], now_ms: int) -> IdentityDocument:
-    """Take earlier roots out of the document, with their endorsements and the records that they are retired.
+    """Remove previous roots from the document, with their endorsements and retirement records.
 
-    Nodes go on trusting them by their introductions in ``/sys/sessions``; that every node holds these is for the caller
-    to have seen.
+    Servers still trust them by their introductions in ``/sys/sessions``. The caller has checked that every server holds
+    these introductions.
 
     Raises:
-        IllegalStepError: A rotation is in progress, or one of them is not an earlier root that may leave (`may_leave`).
+        IllegalStepError: A rotation is in progress, or one of them is not in `prunable_roots`.
     """
     if document.rotation is not None:
-        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; no root leaves now")
+        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; no root can leave now")
     staying = sorted(set(session_ids) - prunable_roots(document))
     if staying or not session_ids:
-        raise IllegalStepError(f"{', '.join(staying) or 'no root'}: not an earlier root that may leave the document")
+        raise IllegalStepError(f"{', '.join(staying) or 'no root'}: not a previous root that can leave the document")
     return _next_document(
         document,
         now_ms,
@@ -424,30 +422,29 @@ def revoke_root(
     successor: OwnedSession | None = None,
     proving: OwnedSession | None = None,
 ) -> IdentityDocument:
-    """List a root as not to be believed any more, whatever it signs from now on and whenever it claims to have.
+    """Revoke a root: nothing that it signs from now on counts, whatever time it claims.
 
-    Revoking the current root puts `successor` in its place, without the endorsement of the stolen key. The key is used
-    once more all the same, for the proof that whoever writes this had it (`goatherd.identity.revocations`): by it nodes
-    follow. A rotation under way ends. A next session that has signed nothing yet is revoked with it, unless it is the
-    successor: it lay beside the stolen key. An earlier root that was to sign again stays, for what it has signed; who
-    revokes it too has its sessions introduced again.
+    Revoking the current root makes `successor` the current root, without an endorsement by the stolen key. The stolen
+    key signs only the proof (`goatherd.identity.revocations`), by which servers follow. A rotation in progress ends. A
+    next root that has signed nothing is revoked too, unless it is the successor: its key was stored with the stolen
+    key. A previous root that was to be restored is not revoked.
 
     Args:
         document: Any document.
         session_id: The root to revoke.
         now_ms: Milliseconds since 1970.
-        reason: For people.
-        successor: Who signs from now on: a fresh root, the next session, or an earlier root. Only, and always, when the
-            current root is revoked.
-        proving: The revoked root with its private key, where it is not the current one and can still be had. Without
-            it, nodes that know no other root of the document must be told to accept it.
+        reason: Human-readable.
+        successor: The new current root: a fresh root, the next root, or a previous root. Required when the current root
+            is revoked; otherwise not allowed.
+        proving: The revoked root with its private key, if it is not the current root and the store still holds the key.
+            Without it, servers that know no other root of the document need ``--accept-identity``.
 
     Raises:
         IllegalStepError: The root is unknown or revoked already, the current root has no successor given, another
             root has one, or the successor is no root, revoked, expired, or known with another key.
     """
     if document.find_root(session_id) is None or session_id in document.revoked_ids:
-        raise IllegalStepError(f"{session_id} is no root that could be revoked")
+        raise IllegalStepError(f"{session_id} is not a root that can be revoked")
     is_current = session_id == document.current.id
     if is_current == (successor is None):
         raise IllegalStepError("a successor is given when, and only when, the current root is revoked")
@@ -492,14 +489,14 @@ def revoke_root(
 def sign_again(
     document: IdentityDocument, now_ms: int, *, after: int, signed: IdentityDocument | None = None
 ) -> IdentityDocument:
-    """Sign a document whose signature does not hold, or an earlier one that shall be used again.
+    """Sign a document whose signature is invalid, or an older document that is to be used again.
 
-    The history does not tell of it: the schedule and a restore read it.
+    The history gets no entry, because the schedule and a restore read it.
 
     Args:
-        document: What shall be signed.
+        document: The document to sign.
         now_ms: Milliseconds since 1970.
-        after: The generation that it shall come after.
+        after: The generation after which it comes.
         signed: The last signed document before it, which servers use. What `document` itself names as its predecessors
             is as unsigned as the rest of it, and it may have the same generation as this one.
     """
@@ -514,7 +511,7 @@ def sign_again(
 def record_frozen_commits(
     document: IdentityDocument, session_id: str, now_ms: int, *, commits: int, digest: str
 ) -> IdentityDocument:
-    """Record what the cluster held of a revoked root's commits: nothing else of it is taken in any more, by anybody.
+    """Record the list of frozen commits of a revoked root: servers accept no other commit of it.
 
     Args:
         document: A document that lists the root as revoked.
@@ -534,10 +531,10 @@ def record_frozen_commits(
 
 
 def record_reissued_sessions(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
-    """Record that the sessions that a revoked root had introduced were introduced again: its word counts no more.
+    """Record that the sessions that a revoked root had introduced were reissued: its introductions no longer count.
 
     Raises:
-        IllegalStepError: The root is not revoked, or what the cluster held of it is not on record yet.
+        IllegalStepError: The root is not revoked, or its list of frozen commits is not recorded yet.
     """
     found = next((one for one in document.revoked if one.id == session_id), None)
     if found is None or found.freeze is None:
@@ -547,9 +544,9 @@ def record_reissued_sessions(document: IdentityDocument, session_id: str, now_ms
 
 
 def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ...]:
-    """Return the revocations, the older ones with what nodes refuse by and what the frozen list is checked with only.
+    """Return the revocations, the older ones without reason and proof, which only servers that missed much need.
 
-    A proof leads a server on that knows no other root than the revoked one. What is not finished stays as it is.
+    An unfinished revocation is not shortened.
     """
     old = revoked[: max(0, len(revoked) - KEPT_PROOFS)]
     bare = (replace(one, reason="", successor=None, proof=None) if one.settled_at is not None else one for one in old)
@@ -558,7 +555,7 @@ def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ..
 
 def _check_successor(document: IdentityDocument, heir: OwnedSession, session_id: str, now_ms: int) -> None:
     if heir.id == session_id or not heir.session.is_root or heir.id in document.revoked_ids:
-        raise IllegalStepError("the successor is no root that is to be believed")
+        raise IllegalStepError("the successor is not a trusted root")
     if document.find_root(heir.id) not in (None, heir.session):
         raise IllegalStepError("the successor is known with another key")
     if heir.session.is_expired(now_ms):
@@ -572,7 +569,7 @@ def _renew_endorsements(
     revoked_ids: frozenset[str],
     now_ms: int,
 ) -> tuple[Endorsement, ...]:
-    """Let the root that signs now endorse the other good ones: some were endorsed by the revoked root alone."""
+    """Let the current root endorse the other unrevoked roots: the revoked root alone may have endorsed some."""
     kept = [item for item in document.endorsements if item.by not in revoked_ids]
     known = {item.of for item in kept if item.by == current.id}
     others = [root for root in roots if root.id not in revoked_ids | known | {current.id}]
@@ -582,7 +579,7 @@ def _renew_endorsements(
 def _require_rotation(document: IdentityDocument, step: str, *phases: Phase) -> RotationRecord:
     record = document.rotation
     if record is None:
-        raise IllegalStepError(f"cannot {step}: there is no rotation under way")
+        raise IllegalStepError(f"cannot {step}: there is no rotation in progress")
     if phases and record.phase not in phases:
         raise IllegalStepError(f"cannot {step}: rotation {record.id} is {record.phase}")
     return record
@@ -619,10 +616,10 @@ def _shorten_reason(reason: str) -> str:
 
 
 def _trim_history(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> tuple[HistoryEntry, ...]:
-    """Return the latest entries, within both bounds, and the records that roots of the document are retired.
+    """Return the latest entries, within both bounds, and the retirement records of roots of the document.
 
-    Such a record stays as long as its root: the key would be looked for again without it. Many of them must not crowd
-    out what came of the last rotation.
+    A retirement record stays as long as its root; without it `retire` would search for the key again. The bounds do not
+    count these records, so that they cannot displace the last rotation.
     """
     kept: set[int] = set()
     size = 0
@@ -637,23 +634,23 @@ def _trim_history(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> t
 
 
 KEPT_ROOTS: Final = 3
-"""So many earlier roots stay at most that are not retired, however short the time between two rotations is."""
+"""Maximum number of previous roots in the document that are not retired."""
 MOST_BYTES: Final = 24_000
-"""What a document may become at the worst: below the smallest limit of any store (Azure Key Vault, 25 KB)."""
+"""Maximum size of a document in bytes: below the smallest limit of any store (Azure Key Vault, 25 KB)."""
 ROTATION_BYTES: Final = 3 * 1024
-"""What a rotation adds while it is in progress: the next root twice, an endorsement, the record."""
+"""Bytes that a rotation in progress adds: the next root twice, an endorsement, the record."""
 REVOCATION_BYTES: Final = 3 * 1024
-"""What a revocation in the middle of it adds: a root, two entries with reasons, a proof."""
+"""Bytes that a revocation during a rotation adds: a root, two entries with reasons, a proof."""
 ENDORSEMENT_BYTES: Final = 512
-"""What it adds for each root that its successor endorses anew."""
+"""Bytes that a revocation adds for each root that the successor endorses."""
 
 
 def prunable_roots(document: IdentityDocument) -> frozenset[str]:
-    """Return the roots without which the document is still whole.
+    """Return the ids of the roots that can leave the document.
 
-    Not the current root, and not the one before it: by that one a node that missed the last rotation follows, and what
-    hangs from it stays trusted if the current root must be revoked. Not a revoked root: the frozen list of its commits
-    is checked with its public key. Not the successor that a revocation's proof names.
+    These roots must stay: the current and the next root; the previous one, because a server that missed the last
+    rotation follows by it, and because it stays trusted if the current root must be revoked; revoked roots, whose
+    public keys verify their frozen commits; and successors that a revocation's proof names.
     """
     staying = {document.current.id, document.rotated_from, *document.revoked_ids}
     staying |= {revocation.successor for revocation in document.revoked if revocation.proof is not None}
@@ -663,10 +660,10 @@ def prunable_roots(document: IdentityDocument) -> frozenset[str]:
 
 
 def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
-    """Return the roots that should leave a steady document, oldest first.
+    """Return the ids of the roots that should leave a steady document, oldest first.
 
-    A root that is on record as retired, and one whose rotation was cancelled, which has signed nothing. Of the others,
-    which can still be restored, the latest `KEPT_ROOTS` stay, the root before the current one among them.
+    Retired roots leave, and roots whose rotation was cancelled, which have signed nothing. Of the other previous roots,
+    which can still be restored, the latest `KEPT_ROOTS` stay.
     """
     earlier = [root.id for root in document.roots if root.id in prunable_roots(document)]
     done = document.retired_ids | _cancelled_roots(document)
@@ -675,16 +672,16 @@ def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
 
 
 def is_full(document: IdentityDocument) -> bool:
-    """Whether the document is too large for another rotation to begin: with a revocation in the middle of it."""
+    """Whether the document is too large to start a rotation, with room for a revocation during it."""
     endorsed = len(document.roots) + 1 - len(document.revoked)
     worst = len(encode_document(document)) + ROTATION_BYTES + REVOCATION_BYTES + endorsed * ENDORSEMENT_BYTES
     return worst > MOST_BYTES
 
 
 def _cancelled_roots(document: IdentityDocument) -> frozenset[str]:
-    """Return the roots of which the history says that their rotation was cancelled, and nothing else."""
+    """Return the ids of roots whose rotation was cancelled and that took part in no other."""
     cancelled = {entry.to_id for entry in document.history if entry.event == "cancelled" and entry.to_id}
-    # A rotation to an earlier root can be cancelled too; that one has endorsed the root after it.
+    # The restore of a previous root can be cancelled too; that root has endorsed its successor.
     used = {document.current.id, document.rotated_from, *(endorsement.by for endorsement in document.endorsements)}
     for entry in document.history:
         used |= {entry.from_id} if entry.event == "cancelled" else {entry.from_id, entry.to_id}

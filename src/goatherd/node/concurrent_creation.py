@@ -2,7 +2,7 @@
 
 Two clients that create the same key offline make two commits without parents. A real GoatDB server, or client, that has
 to merge them ends its process; one that is handed both together with a commit that has both as parents lives.
-So a server of ours makes that commit as soon as it holds such leaves, before it answers anybody.
+So Goatherd's servers create that commit as soon as they hold such leaves, before any answer.
 
 The value is what GoatDB's own rule for creations gives: the fields of all, where the later one wins; sets and maps
 are united. The commit is made from its parents alone, time, ids and seeds included, so that all servers that sign with

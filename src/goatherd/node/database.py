@@ -11,8 +11,8 @@ engine time, ids, threads and a disk, and does what its responses ask for.
 Rules:
 
 * The event loop's thread owns engine and pool. Threads get only a step to run, a log to flush.
-* Nothing is told to anybody before it is on the disk: not only is a push answered after its commits were flushed, no
-  answer that could show them to somebody else leaves before that either (GoatDB does not wait at all). Flushes
+* No commit is sent before it is on the disk: a push is answered after its commits were flushed, and so is any other
+  answer that could contain them (GoatDB does not wait at all). Flushes
   are shared by all who wait (group commit).
 * A request that has begun is finished, whether its client is still there or not.
 * A new identity is in force from the next signature on; nothing is restarted.
@@ -258,7 +258,7 @@ class DatabaseRepository:
         await self._database.publish_changes(self.path)
         item = (await self._open_repository()).get_item(self.path, key)
         if item is None:
-            raise KeyError(key)  # somebody deleted it in the meantime
+            raise KeyError(key)  # deleted in the meantime
         return item
 
 
@@ -496,7 +496,7 @@ class Database:
 
     @property
     def deferred_count(self) -> int:
-        """How many commits of peers wait for somebody to vouch for their signers."""
+        """Number of commits from peers whose signers are not trusted yet."""
         return len(self._pending)
 
     def now_ms(self) -> int:
@@ -756,7 +756,7 @@ class Database:
             peer.sync_now()
 
     async def _verify_sessions(self) -> None:
-        """Verify, in the background, the session commits that nobody has needed yet."""
+        """Verify, in the background, the session commits that no request has needed yet."""
         rest, limit = VERIFY_AGAIN, PENDING_BATCH
         try:
             while self.pool.queued_count:
@@ -877,7 +877,7 @@ class Database:
             peer.mark_changed(path)
 
     async def _follow_trust(self) -> None:
-        """At the start, and whenever somebody new is trusted, look again at what could not be believed before."""
+        """Verify pending commits again at the start and whenever a new session is trusted."""
         while True:
             await self._trust_changed.wait()
             self._trust_changed.clear()

@@ -5,7 +5,8 @@ A generator of `Steps` does what is quick, and changes state, wherever it is adv
 
 What a GoatDB server answers: sync and sessions of one organization. Pure: bytes in, a `Response` out.
 
-It does no I/O, reads no clock and rolls no dice. Only this module maps errors to HTTP statuses.
+It does no I/O, reads no clock and uses no randomness. It answers GoatDB's own endpoints; the statuses of Goatherd's
+management endpoints are in `goatherd.node.management` and `goatherd.node.frozen_commits`.
 
 How a server drives it
     An `Engine` lives on the event loop's thread. `load` (blocking, once, before serving) opens ``/sys/sessions`` and
@@ -38,7 +39,7 @@ Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibil
 * a login token is no request signature (there: it is)
 * a commit's claimed session must be its signer, and its own time must not be later than that session's
   expiration; a signature without a time counts for nothing
-* a signature counts for its three minutes and no longer, whoever used it before
+* a signature counts for three minutes and no longer, also if it was used before
 * session commits: only from a root, only the session in the commit itself under its own id; everything
   else in /sys/sessions is refused, not stored
 * a session that arrives in one message with the root that introduces it is accepted at once (there: next round)
@@ -241,7 +242,7 @@ class _Element:
 
 @dataclass(frozen=True, slots=True)
 class _Portion:
-    """Some commits of one element that nobody has decoded yet."""
+    """Some commits of one element, not decoded yet."""
 
     element: _Element
     start: int
@@ -253,7 +254,7 @@ class Engine:
 
     Args:
         org: The organization's id.
-        pool: Whom it trusts. Shared with whoever swaps the identity.
+        pool: The trusted sessions. Its owner replaces the identity in it.
         open_log: Gives the log of a repository. Called in steps' threads too, so it must be thread-safe, and give one
             object per repository (`goatherd.node.log_storage.LogDirectory.open_log`).
         new_id: Gives fresh ids.
@@ -390,7 +391,8 @@ class Engine:
     def note_writable(self, path: str, can_be_written: bool) -> None:
         """Note whether a repository's log can be written.
 
-        While it cannot, requests that bring commits for it are answered with 507, and nobody sees what it lacks.
+        While it cannot, requests that bring commits for it are answered with 507, and commits that the log lacks are
+        hidden.
         """
         (self._unwritable.discard if can_be_written else self._unwritable.add)(path)
         repository = self._repositories.get(path)
@@ -411,7 +413,7 @@ class Engine:
             raise StorageError(f"{path} cannot be written now; it can be read")
 
     def _register_repository(self, path: str, read: Repository) -> EngineSteps[Repository]:
-        """Put a repository in the list, unless somebody was faster, and make it fit for real peers."""
+        """Register a repository, unless another request has done so, and merge concurrent creations in it."""
         repository = self._repositories.setdefault(path, read)
         if repository is read and path in self._wrong:
             # SECURITY: the check of its log may have ended while a thread was reading it
@@ -752,7 +754,7 @@ class Engine:
             for element, commit in candidates:
                 touched.setdefault(element.path, set()).add(commit.key)
             for path, changed in touched.items():
-                # Nobody is told of creations before they are merged, which is work for a thread.
+                # Creations are hidden until a thread has merged them.
                 held.enter_context(self._repositories[path].hold_back(changed))
             for (element, commit), verdict in zip(candidates, verdicts, strict=True):
                 if isinstance(verdict, UnknownSignerError):
@@ -822,7 +824,7 @@ class Engine:
         return signed
 
     def _merge_creations(self, repository: Repository, keys: Iterable[str], *, check: bool) -> EngineSteps[None]:
-        """Merge creations that would end a real peer's process, before anybody is told about them.
+        """Merge concurrent creations, which would crash a GoatDB server or client, before they are shown.
 
         Args:
             repository: Where; what is new in it is held back.

@@ -122,7 +122,8 @@ class FrozenCommitStore:
                 found = None if raw is None else FrozenList.from_bytes(raw)
             except (NodeError, DecodeError):
                 continue
-            # SECURITY: the identity says which list counts, whoever brings it (tests/unit/node/test_frozen_commits.py).
+            # SECURITY: only the identity decides which list counts, not the sender
+            # (tests/unit/node/test_frozen_commits.py).
             if found is not None and found.digest == digest:
                 await self._store_list(found)
                 return

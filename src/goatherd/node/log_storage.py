@@ -308,7 +308,7 @@ class LogDirectory:
             self._logs.clear()
 
     def open_log(self, repository: str) -> FileLog:
-        """Return the log of a repository; the same object for as long as somebody holds it. Creates nothing.
+        """Return the log of a repository; the same object as long as it is referenced. Creates no file.
 
         Raises:
             PathError: Not a path that this server opens.
@@ -456,7 +456,7 @@ class TrackedUnusedLog(TrackedLog):
 
 
 class GroupCommit:
-    """Group commit: one thread, one flush at a time, shared by everybody who waits when it begins.
+    """Group commit: one thread, one flush at a time, shared by all requests that wait when it begins.
 
     Args:
         on_change: Called with a repository's path, and whether its log can be written, whenever that has changed.
@@ -484,7 +484,7 @@ class GroupCommit:
             self._dirty[log] = path
 
     async def wait_until_durable(self, paths: Collection[str] = ()) -> bool:
-        """Wait until everything appended so far, by whomever, is on the disk or has failed to get there.
+        """Wait until everything appended so far is on the disk, or its flush has failed.
 
         Args:
             paths: Repositories that must be on the disk.
@@ -496,8 +496,8 @@ class GroupCommit:
             StorageError: One of `paths` could not be written; `retry` tries again.
         """
         running = self._flushing is not None and not self._flushing.done()
-        # A next flush that has not begun yet, although the one before it has ended, is the one to wait for as well:
-        # whoever waits for it already must be told what becomes of what was appended.
+        # The next flush may not have begun although the previous one has ended: wait for it too, since it covers
+        # what was appended.
         if self._next is None and self._dirty:
             if running:
                 self._next = asyncio.create_task(self._flush_after(self._flushing))

@@ -168,7 +168,7 @@ class Peer:
 
     Args:
         replica: The database to keep in step.
-        client: Talks to the other server; closed by whoever made it.
+        client: The HTTP client of the other server; the caller closes it.
         clock: Monotonic time and waiting.
     """
 

@@ -280,7 +280,7 @@ class Repository:
         return True
 
     def hold_back_unwritten(self) -> None:
-        """Let nobody see what the log has not written yet, nor what comes after it, until `show_written`."""
+        """Hide commits that the log has not written yet, and later ones, until `show_written`."""
         unwritten = set(self.ids[max(0, len(self.ids) - self.log.unflushed) :])
         self._written = [commit_id for commit_id in self._showable_ids() if commit_id not in unwritten]
         self.version += 1
@@ -323,7 +323,7 @@ class Repository:
 
     @contextmanager
     def hold_back_everything(self) -> Iterator[None]:
-        """Let nobody see anything, until this is left."""
+        """Hide all commits while the block runs."""
         self._closed += 1
         try:
             yield
@@ -333,9 +333,9 @@ class Repository:
 
     @contextmanager
     def hold_back(self, keys: Iterable[str]) -> Iterator[None]:
-        """Let nobody see what is added to these items from now on, until this is left.
+        """Hide commits that are added to these items while the block runs.
 
-        Then all of it is shown, by whomever it was brought: who leaves this has merged what he found there. Commits of
+        Afterwards all of them are shown: the block has merged concurrent creations. Commits of
         other items are shown at once, so that a client sees in the answer to its push that they are here.
         """
         held = set(keys)

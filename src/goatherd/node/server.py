@@ -284,7 +284,7 @@ class Server:
     # --- ASGI -------------------------------------------------------------------------------------------------------
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application. Lifespan events are not used: the server is entered by whoever runs it."""
+        """The ASGI application. It uses no lifespan events: the caller enters the server."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await receive()

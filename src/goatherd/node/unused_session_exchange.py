@@ -258,8 +258,8 @@ class UnusedSessionExchange:
         if not self._is_wanted:
             return True
         now = self._clock.monotonic()
-        patience = PERSISTENT.total_seconds()
-        return any(last - first >= patience and now - last < patience for first, last in self._unconfirmed_askers())
+        persistent = PERSISTENT.total_seconds()
+        return any(last - first >= persistent and now - last < persistent for first, last in self._unconfirmed_askers())
 
     def _engine_now(self) -> int:
         return self._clock.now_ms()

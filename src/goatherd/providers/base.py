@@ -175,7 +175,7 @@ class SecretProvider(ABC):
 
     Every public method may raise, besides what its own docstring lists:
         ProviderAccessDeniedError: The store or the operating system refuses.
-        ThrottledError: The store asks for patience, and still did after the retries.
+        ThrottledError: The store limits the rate of requests, and still did after the retries.
         UnavailableError: No answer within the deadline, or a damaged one. After a write it means "unknown": read
             again to see. A damaged value is never reported as a missing one.
         ProviderConfigurationError: The address, a name or the set-up cannot work.
@@ -737,7 +737,7 @@ async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) 
     except TimeoutError:
         raise call.error(UnavailableError, "the store did not answer in time") from None
     except Exception as error:  # noqa: BLE001 - the guarantee: nothing but our errors leaves a plugin
-        # SECURITY: the text of a stranger's exception may quote the value, so neither it nor the chain is shown
+        # SECURITY: the message of a plugin's exception may quote the value, so neither it nor the chain is shown
         # (tests/unit/providers/test_base.py::test_a_stranger_exception_is_named_but_not_quoted).
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"

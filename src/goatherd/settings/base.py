@@ -1,7 +1,7 @@
-"""What every source of settings shares: the identity in use, who is told of another, one refresh at a time, failures.
+"""The settings of a server, and the base class of their sources: the identity in use, subscribers, refreshes, failures.
 
-What it is not: it reads and writes nothing. Rules: what is refused leaves the identity in use as it is and shows in
-`SettingsSource.status`; between an answer and the swap that it causes nothing is awaited.
+It reads and writes nothing itself. Rules: a rejected identity changes nothing but `SettingsSource.status`. Nothing is
+awaited between a good answer and the change of the identity in use.
 
 The members of ``GET /goatherd/v1/identity`` that a Goatherd server and an agent have in common.
 
@@ -47,16 +47,16 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DBSettings:
-    """What a server starts from, or goes on with.
+    """The identity that a server uses, and how it was loaded.
 
     Attributes:
-        current: The session that the server signs with.
+        current: The current root, with its private key.
         roots: The document's roots, public halves.
         trusted: User sessions that the source holds; always empty for a store.
         document: The identity document.
-        loaded_at_ms: When it was taken over, in milliseconds since 1970.
-        source: Where it came from, for people.
-        notes: What was changed in reading it, or is worth knowing.
+        loaded_at_ms: When it was adopted, in milliseconds since 1970.
+        source: Where it came from; human-readable.
+        notes: Changes made while reading it, and warnings; human-readable.
         confirmed_at_ms: When the store last confirmed it, in milliseconds since 1970, where it is from a last known
             good copy; else None.
     """
@@ -73,7 +73,7 @@ class DBSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why what the source holds is not in use.
+    """Why the identity in the source is not in use.
 
     Attributes:
         code: The error's stable code.
@@ -95,20 +95,20 @@ class SettingsStatus:
     """How fresh the identity in use is.
 
     Attributes:
-        source: Where it comes from, for people.
+        source: Where it comes from; human-readable.
         generation: Of the identity in use; None before the first load.
         version: The store's id of the version in use.
-        last_success_ms: When the source last gave an answer that could be used, in milliseconds since 1970.
+        last_success_ms: When the source last gave a usable answer, in milliseconds since 1970.
         age: Time since then.
-        failures: How many refreshes in a row have failed or were refused.
-        last_refusal: The last failure; it stays after a recovery, for the record.
+        failures: Number of refreshes in a row that failed or were rejected.
+        last_refusal: The last failure or rejection; kept after a recovery.
         origin: What kind of source the identity in use is from.
-        is_backing_off: Whether the source is asked ever more seldom, because it fails.
-        is_watching: Whether the source tells of changes by itself, now.
-        view_interval: Longest time between two looks at a source that answers; None where there are no regular looks.
-        refused: How many looks found an identity that is not to be used, by the error's code, since the start.
+        is_backing_off: Whether the source is read at growing intervals, because it fails.
+        is_watching: Whether the source currently reports changes.
+        view_interval: Maximum time between two reads of a source that answers; None if it is not read regularly.
+        refused: Number of reads since the start whose identity was rejected, by error code.
         calls: The calls of the store, where there is one; shared by all who use the same provider.
-        has_seen_signed: Whether a signed identity was ever taken over, so that an unsigned one is refused.
+        has_seen_signed: Whether a signed identity was ever adopted, so that an unsigned one is rejected.
     """
 
     source: str
@@ -128,7 +128,7 @@ class SettingsStatus:
 
     @property
     def is_degraded(self) -> bool:
-        """Whether the identity in use is not what the source holds, as far as can be known."""
+        """Whether the last refresh failed or was rejected, so that the identity in use may be outdated."""
         return self.failures > 0
 
 
@@ -140,9 +140,9 @@ class Introductions:
     """Commits of ``/sys/sessions`` that introduce roots, as one place gave them: unverified.
 
     Attributes:
-        place: Where they are from: a URL, or words.
-        commits: None of a user's session is among them.
-        problem: Why the place gave none, if that was a failure.
+        place: Where they are from: a URL or a description.
+        commits: The commits; none introduces a user's session.
+        problem: Why reading them failed, or None.
     """
 
     place: str
@@ -151,7 +151,7 @@ class Introductions:
 
 
 IntroductionSource = Callable[[IdentityDocument], AsyncIterator[Introductions]]
-"""Gives root introductions, place by place, for a document to which no chain of endorsements leads."""
+"""Yields root introductions, source by source, for a document to which no chain of endorsements leads."""
 
 
 class SettingsProvider(Protocol):
@@ -178,13 +178,13 @@ class SettingsProvider(Protocol):
         ...
 
     async def refresh(self) -> bool:
-        """Look at the source now, and return whether another identity is in use than before. Never raises for it."""
+        """Read the source now; return whether the identity in use has changed. A failure is recorded, not raised."""
         ...
 
     async def update(
         self, *, document: IdentityDocument | None = None, trusted_sessions: Iterable[Session] = ()
     ) -> bool:
-        """Hand over a changed identity, or sessions that became known, and return whether the identity was written."""
+        """Write a changed identity or new user sessions; return whether the identity was written."""
         ...
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
@@ -299,7 +299,7 @@ class SettingsSource(ABC):
         Raises:
             SettingsError: The file is missing or cannot be read.
             ProviderError: The store cannot be read; there is no such secret, for one.
-            IdentityError: What is there is not to be used. No new identity is ever made in its place.
+            IdentityError: The identity was rejected. No new identity is ever created instead.
         """
         if self._settings is not None:
             await self.refresh()
@@ -316,12 +316,12 @@ class SettingsSource(ABC):
         raise type(failure)(f"{self._source}: {failure}", hint=failure.hint)
 
     async def refresh(self) -> bool:
-        """Look at the source now.
+        """Read the source now.
 
-        Calls during a look share the next one, since that one under way may have begun before there was news.
+        Calls during a refresh share the next one, because the one in progress may have started before the change.
 
         Returns:
-            Whether another identity is in use than before. A refusal or a failure is False; `status` tells it.
+            Whether the identity in use has changed. A failure or a rejection is False; `status` has the reason.
 
         Raises:
             SettingsError: Nothing has been loaded yet.
@@ -329,7 +329,7 @@ class SettingsSource(ABC):
         return await self._share_refresh(is_told=True)
 
     async def _share_refresh(self, *, is_told: bool) -> bool:
-        """Look now; with `is_told`, somebody waits for the answer, else it is one of many looks."""
+        """Refresh now, or join a refresh that has not started; `is_told`: a caller waits, it is no poll."""
         _ = self.settings
         if self._queued is not None and not self._queued.done():
             task = self._queued
@@ -339,7 +339,7 @@ class SettingsSource(ABC):
         else:
             look = self._refresh_once(None, is_told=is_told)
             task = self._active = asyncio.create_task(look, name=f"refresh {self._source}")
-        # One caller that goes away must not take the answer from the others.
+        # The cancellation of one caller must not cancel the refresh of the others.
         return await asyncio.shield(task)
 
     async def _refresh_once(self, before: asyncio.Task[bool] | None, *, is_told: bool) -> bool:
@@ -437,7 +437,7 @@ async def cancel_tasks(*tasks: asyncio.Task[Any] | None) -> None:
 
 
 def describe_identity(document: IdentityDocument, status: SettingsStatus) -> dict[str, Any]:
-    """Return what a program says of the identity that it has read, and of how fresh that is."""
+    """Return the members of the answer that describe the identity in use and its freshness."""
     age, refusal, interval = status.age, status.last_refusal, status.view_interval
     return {
         "documentRoots": [root.id for root in document.roots],

@@ -1,11 +1,11 @@
 """The last known good identity: a sealed copy on this machine, for a start while the store cannot be reached.
 
-What it is not: a cache. It is opened only where the store did not answer, and never where it answered "no". It does not
-replace the store's word on anything: what it holds must pass the same checks.
+It is no cache: it is opened only if the store did not answer, and never if the store answered with an error. The
+identity in it passes the same checks as one from the store.
 
-Rules: nothing is on the disk in the clear; the key is the operator's and does not lie beside the copy; the copy tells
-when the store last confirmed it, under the seal, and is worth nothing after `max_age`; whatever is wrong with it is an
-error, never "no copy".
+Rules: the copy is encrypted on the disk; the operator provides the key, which is not stored with the copy. The sealed
+data include the time when the store last confirmed the identity; after `max_age` the copy is rejected. A defective copy
+is an error, and never treated as absent.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class KeySource:
         """Read ``file:/run/keys/seal``, ``env:GOATHERD_SEAL_KEY`` or ``credential:seal``.
 
         Raises:
-            ConfigurationError: It is none of these. SECURITY: not quoted, since somebody may have put the key itself
+            ConfigurationError: It is none of these. SECURITY: not quoted, since a user may have put the key itself
                 there (tests/unit/settings/test_last_known_good.py).
         """
         kind, _, name = text.partition(":")
@@ -122,7 +122,7 @@ class KeySource:
             raise self._key_error(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
 
     def _decode_key(self, raw: bytes) -> SecretBytes:
-        # SECURITY: 32 characters that somebody thought up are no key, so bytes as they are do not count as one.
+        # SECURITY: 32 characters that a user made up are no key, so raw bytes are not accepted.
         text = raw.strip()
         try:
             key = bytes.fromhex(text.decode()) if len(text) == 2 * SEAL_KEY_BYTES else _from_base64(text)

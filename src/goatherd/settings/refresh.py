@@ -33,12 +33,12 @@ GAP: Final = timedelta(seconds=5)
 
 
 class Breaker:
-    """Closed while the store answers; open after a failure, with a time for the next probe.
+    """A circuit breaker: closed while the store answers, open after a failure until the next probe.
 
     Args:
         first: The longest first pause.
         cap: The longest pause.
-        gap: The shortest time between two calls while open, whoever asks.
+        gap: Minimum time between two calls while open.
         roll: Returns a number from 0 to 1.
     """
 
@@ -61,7 +61,7 @@ class Breaker:
         return self._error is not None
 
     def admits_call(self, now: float) -> bool:
-        """Whether the store may be asked at `now` (seconds on a monotonic clock)."""
+        """Whether the store may be called at `now` (seconds on a monotonic clock)."""
         return self._error is None or now >= self._due_at or now - self._asked_at >= self._gap
 
     def time_to_probe(self, now: float) -> timedelta:
@@ -72,7 +72,7 @@ class Breaker:
         return timedelta(microseconds=max(0, math.ceil((self._due_at - now) * 1e6)))
 
     def record_call(self, now: float) -> None:
-        """Remember that a call begins."""
+        """Record the start of a call."""
         self._asked_at = now
 
     def record_success(self) -> None:
@@ -97,9 +97,9 @@ class Breaker:
 
 POLL_ATTEMPTS: Final = 2
 SAFETY_FACTOR: Final = 10
-"""While a watch stands, a poll at every tenth interval: the store may have forgotten to tell."""
+"""With a watch, the store is polled at every tenth interval only, in case a notification was lost."""
 PUSH_SPREAD: Final = timedelta(milliseconds=500)
-"""All nodes are told at the same moment; they read within this."""
+"""All servers are notified at once; each reads after a random delay of at most this."""
 
 _log = logging.getLogger("goatherd.settings")
 _RANDOM = secrets.SystemRandom()
@@ -111,7 +111,7 @@ def new_breaker(interval: timedelta) -> Breaker:
 
 
 class StoreRefresher:
-    """Asks one store for one secret, and says when.
+    """Read one secret of one store, at the right times.
 
     Args:
         provider: The store.
@@ -144,12 +144,12 @@ class StoreRefresher:
 
     @property
     def is_open(self) -> bool:
-        """Whether the store failed when it was last asked."""
+        """Whether the last call of the store failed."""
         return self._breaker.is_open
 
     @property
     def longest_pause(self) -> timedelta:
-        """Longest time between two polls of a store that answers; longer while it tells of changes by itself."""
+        """Maximum time between two polls of a store that answers; longer while the store reports changes."""
         return self._interval * (1 + self._jitter) * (SAFETY_FACTOR if self.is_watching else 1)
 
     def admits_call(self) -> bool:
@@ -157,10 +157,10 @@ class StoreRefresher:
         return self._breaker.admits_call(self._clock.monotonic())
 
     async def read_store(self, *, is_told: bool) -> SecretValue:
-        """Read the secret's current version, or raise what the store said last where it is too early to ask again.
+        """Read the secret's current version, or raise the last error again while it is too early for another call.
 
         Args:
-            is_told: Somebody waits for the answer; else it is a poll, and the next one comes by itself.
+            is_told: Whether a caller waits for the answer; otherwise the call is a poll, and another one follows.
 
         Raises:
             ProviderError: From the store, now or before.
@@ -188,7 +188,7 @@ class StoreRefresher:
         return found
 
     async def run(self, poll: Callable[[], Awaitable[object]]) -> None:
-        """Call `poll` when it is time, for ever. It must not raise."""
+        """Call `poll` whenever it is due, until cancelled. It must not raise."""
         async with asyncio.TaskGroup() as group:
             if isinstance(self._provider, WatchableSecretProvider):
                 provider, secret_id = self._provider, self._secret_id
@@ -204,12 +204,12 @@ class StoreRefresher:
     def _next_pause(self) -> timedelta:
         if self._breaker.is_open:
             return self._breaker.time_to_probe(self._clock.monotonic())
-        # Spread, so that a cluster that was started at once does not ask at once for ever.
+        # Random, so that servers that started together do not keep polling together.
         spread = _RANDOM.uniform(1 - self._jitter, 1 + self._jitter)
         return self._interval * spread * (SAFETY_FACTOR if self.is_watching else 1)
 
     async def _wait_or_wake(self, pause: timedelta) -> bool:
-        """Sleep; return whether to the end. What makes the pause a wrong one ends it."""
+        """Sleep for `pause` and return True, or return False once the pause is no longer right."""
         self._is_outdated.clear()
         sleep = asyncio.ensure_future(self._clock.sleep(pause))
         change = asyncio.ensure_future(self._is_outdated.wait())
@@ -244,7 +244,7 @@ class StoreRefresher:
     async def _watch_store(
         self, watch: Callable[[], AsyncIterator[None]], poll: Callable[[], Awaitable[object]]
     ) -> ProviderError | None:
-        """Poll at every hint, until the watch ends; return why it broke."""
+        """Poll at each notification until the watch ends; return the error that ended it, if any."""
         hints = watch()
         try:
             async for _ in hints:
@@ -256,7 +256,7 @@ class StoreRefresher:
         except ProviderError as error:
             return error
         except Exception as error:  # noqa: BLE001 - without the watch there are the polls; without this task, neither
-            # SECURITY: as in `goatherd.providers.base`, the text of a stranger's exception is not shown
+            # SECURITY: as in `goatherd.providers.base`, the message of a plugin's exception is not shown
             # (tests/unit/settings/test_watching.py).
             return self._watch_error(f"the plugin failed with {type(error).__name__}")
         finally:

@@ -450,7 +450,7 @@ class CloudSecretSettings(SettingsSource):
                 self._remembered = None  # the next look at the store tries again
 
     def _check_successor(self, document: IdentityDocument, seen: TrustCheckpoint) -> None:
-        # SECURITY: whoever can write the secret but holds no root's key cannot make this node follow him
+        # SECURITY: an attacker who can write the secret but has no root's key cannot make this server adopt an identity
         # (tests/unit/settings/test_store.py).
         try:
             self._verify_successor(document, seen)
@@ -485,7 +485,7 @@ class CloudSecretSettings(SettingsSource):
             DegradedError: The one in use is from a last known good copy: what the store holds is not known.
             GenerationError: It is not the next generation of the one in use.
             SuccessionError: Nodes would refuse it.
-            ConflictError: Somebody else wrote first; what he wrote has been looked at, as by `refresh`.
+            ConflictError: Another process wrote first; its identity has been read, as by `refresh`.
             ProviderError: It could not be written, or it is unknown whether it was.
         """
         del trusted_sessions

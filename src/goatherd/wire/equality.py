@@ -31,7 +31,7 @@ class Work:
         """
         self._left -= count
         if self._left < 0:
-            raise DecodeError("sets of more objects, and more alike, than can be compared")
+            raise DecodeError("sets with too many similar objects to compare")
 
 
 def _is_number(value: Any) -> bool:
@@ -134,7 +134,7 @@ def set_remove(items: Iterable[Any], removed: Iterable[Any], work: Work | None =
 
 
 def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
-    """Return `core_equal` of values that strangers wrote.
+    """Return `core_equal` of untrusted values.
 
     Raises:
         DecodeError: It takes more than `work`, or `MAX_WORK`.

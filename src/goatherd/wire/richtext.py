@@ -69,7 +69,7 @@ def _pointer_order(pointer: Atom) -> tuple[bytes, bytes, float, tuple[bool, floa
 
 
 def _read_number(value: Any) -> float:
-    """Return a number to sort or count by; 0 for what is none, so that a stranger's pointer cannot stop a reader."""
+    """Return a number to sort or count by; 0 for anything else, so that a malformed pointer cannot stop a reader."""
     return value if isinstance(value, int | float) and value == value else 0
 
 

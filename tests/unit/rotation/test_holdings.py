@@ -93,7 +93,7 @@ async def test_a_version_that_is_switched_off_is_listed_and_no_key_is_recorded_a
         assert (await document_of(herd)).retired_ids == frozenset()
         dark = next(one for one in await holdings_of(herd) if one.version.id == "1")
         assert dark.private_ids == frozenset()
-        assert "switch it on again" in (dark.problem or "")
+        assert "enable it again" in (dark.problem or "")
 
 
 async def test_a_version_that_is_no_identity_is_listed_and_left_alone(make_herd: MakeHerd) -> None:
@@ -230,7 +230,7 @@ async def test_where_a_store_cannot_destroy_a_leftover_that_is_switched_off_stay
     [
         ({}, None),
         ({"destroys": False, "deprecates": True}, "in its own time"),
-        ({"destroys": False, "disables": True}, "switch it on again, until the whole secret is deleted and purged"),
+        ({"destroys": False, "disables": True}, "enable it again, until the whole secret is deleted and purged"),
         ({"destroys": False}, "cannot destroy"),
     ],
     ids=["destroys", "deprecates", "disables", "nothing"],

@@ -227,7 +227,7 @@ class SecretsManagerAPI:
             client = self._get_client()
             value = {} if carried is None else _fields_of(carried)
             answer = cast("Answer", getattr(client, method)(**request, **value))
-        except Exception as error:  # noqa: BLE001 - under faults, strangers escape the SDK (UnicodeDecodeError, for one)
+        except Exception as error:  # noqa: BLE001 - under faults, the SDK lets other errors out, such as UnicodeDecodeError
             if isinstance(error, sdk.ClientError):
                 self._note_date(error.response, began)
             return refusal_of(call, error)

@@ -327,7 +327,7 @@ class KeyVault:
             # ObjectIsBeingDeleted, ObjectIsBeingRecovered, or two requests at once: over in a moment.
             return call.error(UnavailableError, f"{name} is being changed ({told})")
         if status == 429:
-            throttled = call.error(ThrottledError, f"the vault asks for patience ({told})")
+            throttled = call.error(ThrottledError, f"the vault limits the rate of requests ({told})")
             throttled.retry_after = _retry_after(error)
             return throttled
         if status == 413 or (status == 400 and "length" in message.lower() and "secret" in message.lower()):

@@ -203,7 +203,7 @@ class KubernetesClient:
     async def may_access(self, verb: str, namespace: str, name: str) -> bool | None:
         """Return whether the credentials may do something to a Secret; None where the server does not say.
 
-        Everybody may ask about himself: reference/access-authn-authz/authorization/#checking-api-access.
+        Every user may ask about itself: reference/access-authn-authz/authorization/#checking-api-access.
         """
         attributes = {"verb": verb, "resource": "secrets", "namespace": namespace, "name": name}
         body = {
@@ -386,7 +386,7 @@ class KubernetesClient:
             # The body may be plain text: a server that is over its limit of requests in flight writes no Status.
             raise PlatformError(
                 ThrottledError,
-                f"the server asks for patience: {what}",
+                f"the server limits the rate of requests: {what}",
                 retry_after=_retry_after(response.headers.get("retry-after"), answer, self._clock.now_ms()),
             )
         if code == 413 or (code >= 500 and b"request is too large" in raw):

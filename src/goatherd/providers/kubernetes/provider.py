@@ -201,9 +201,9 @@ class KubernetesSecretProvider(SecretProvider):
     async def _open(self) -> None:
         access = await asyncio.to_thread(load_access, self.address, self._environment)
         # One attempt that hangs shall leave time for another.
-        patience = max(0.2, min(5.0, self.timeout.total_seconds() / 2))
+        timeout = max(0.2, min(5.0, self.timeout.total_seconds() / 2))
         client = KubernetesClient(
-            access, timeout=patience, clock=self.clock, transport=self._transport, store_clock=self.store_clock
+            access, timeout=timeout, clock=self.clock, transport=self._transport, store_clock=self.store_clock
         )
         client.open()
         self._client = client

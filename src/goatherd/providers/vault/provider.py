@@ -633,7 +633,7 @@ class VaultSecretProvider(SecretProvider):
             raise PlatformError(
                 ProviderConfigurationError,
                 f"the server keeps {keeps or 'ten'} versions, which is too few, and the token may not change that",
-                hint=f"Someone with that right must run: {by_hand}",
+                hint=f"A user with that right must run: {by_hand}",
             ) from None
 
 
