@@ -7,7 +7,8 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from goatherd.errors import AgentBusyError, ConfigurationError, NodeUnreachableError, StorageError
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import TrustCheckpoint
+from goatherd.identity.transitions import create_document
 from goatherd.node.data_check import LineProblem
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.check_data import (
@@ -30,7 +32,10 @@ from goatherd.operations.check_data import (
     find_organizations,
     lock_organization,
 )
+from goatherd.operations.data import check_data, repair_data
+from goatherd.operations.identity_store import Store
 from goatherd.operations.repair_data import Repair, repair_organization
+from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records
 from goatherd.wire.json import to_json_bytes
@@ -437,3 +442,33 @@ def test_a_directory_that_an_agent_uses_is_an_error(directory: Path) -> None:
     with DataDirectoryLock(directory.parent), pytest.raises(AgentBusyError, match="uses"):
         check(directory)
     assert check(directory).findings == ()
+
+
+# --- every organization of a data directory ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def store_with_identity(org: str) -> AsyncIterator[Store]:
+    async with MemorySecretProvider(MemoryStore()) as provider:
+        await provider.create("root", encode_document(create_document(CURRENT, NOW)))
+        yield Store(provider=provider, secret_id="root", org=org, name="the store")
+
+
+async def test_a_data_directory_is_checked_and_repaired_with_the_identity_in_the_store(directory: Path) -> None:
+    replace(notes(directory), b"note 2", b"note X")
+    (report,) = await check_data(directory.parent, org=None, open_store=store_with_identity)
+    assert (report.org, report.anchor, report.is_clean) == (ORG, "the store", False)
+    (repaired,) = await repair_data(directory.parent, org=None, open_store=store_with_identity, peers=[FakePeer(PEER)])
+    assert (len(repaired.set_aside), repaired.fetched, repaired.is_complete) == (1, 1, True)
+    (report,) = await check_data(directory.parent, org=ORG, open_store=store_with_identity)
+    assert report.is_clean
+
+
+async def test_without_a_store_the_roots_that_the_files_name_verify_the_records(directory: Path) -> None:
+    (report,) = await check_data(directory.parent, org=None, open_store=None)
+    assert report.anchor is None
+    (directory / "settings.json").write_bytes(to_settings(create_document(CURRENT, NOW), (), now_ms=None))
+    (report,) = await check_data(directory.parent, org=None, open_store=None)
+    assert report.anchor == str(directory / "settings.json")
+    with pytest.raises(ConfigurationError, match="no data of organization"):
+        await check_data(directory.parent, org="another", open_store=None)

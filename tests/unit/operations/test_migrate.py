@@ -1,0 +1,119 @@
+"""Migrate, called as a Python program calls it: a server's files and a store in, what was done out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.errors import ConfigurationError, IdentityExistsError, SecretNotFoundError, SettingsError
+from goatherd.operations.export import export_settings
+from goatherd.operations.identity_store import Store
+from goatherd.operations.init import init_identity
+from goatherd.operations.migrate import MigrationTarget, migrate_all, remove_keys
+from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.rotation.policy import Policy
+
+VECTORS = Path(__file__).parents[2] / "vectors"
+DESCRIPTION: dict[str, Any] = json.loads((VECTORS / "jsonl/description.json").read_text())
+ROOT_ID = next(session["id"] for session in DESCRIPTION["sessions"] if session["owner"] == "root")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data directory that GoatDB 0.5.1 wrote."""
+    top = tmp_path / "goatdb"
+    for repository in DESCRIPTION["repositories"]:
+        target = top / "localhost" / repository["path_in_data_dir"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(VECTORS / repository["file"], target)
+    (top / "localhost/settings.json").write_text(DESCRIPTION["settings_json"])
+    return top
+
+
+class Target:
+    """Stores in memory, one for each organization, and what a migration is told of them."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryStore()
+
+    @asynccontextmanager
+    async def open_store(self, org: str) -> AsyncIterator[Store]:
+        async with MemorySecretProvider(self.memory) as provider:
+            yield Store(provider=provider, secret_id=f"{org}/root", org=org, name=f"memory:///{org}/root")
+
+    def secret_for(self, orgs: Sequence[str]) -> str:
+        del orgs
+        return "{org}/root"
+
+    @property
+    def described(self) -> MigrationTarget:
+        return MigrationTarget(open_store=self.open_store, secret_for=self.secret_for)
+
+
+async def test_the_identity_is_in_the_store_and_a_second_run_changes_nothing(data: Path) -> None:
+    target = Target()
+    first = await migrate_all(target.described, [data], dry_run=False, write_sessions=True)
+    (server,) = first.outcomes
+    assert (server.org, server.current_id, server.is_new, server.is_read_back) == ("localhost", ROOT_ID, True, True)
+    second = await migrate_all(target.described, [data], dry_run=False, write_sessions=True)
+    assert [one.is_new for one in second.outcomes] == [False]
+    async with target.open_store("localhost") as store:
+        assert (await store.read())[1].current.id == ROOT_ID
+        assert len(await store.versions()) == 1
+
+
+async def test_a_dry_run_says_the_same_and_writes_nothing(data: Path) -> None:
+    target = Target()
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    done = await migrate_all(target.described, [data], dry_run=True, write_sessions=True)
+    assert done.is_dry
+    assert [(one.current_id, one.is_new) for one in done.outcomes] == [(ROOT_ID, True)]
+    assert (done.removable, done.find_kept_settings()) == ((), [])
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+    async with target.open_store("localhost") as store:
+        with pytest.raises(SecretNotFoundError):
+            await store.read()
+
+
+async def test_a_key_leaves_the_disk_only_while_the_store_returns_it_and_can_be_exported_again(data: Path) -> None:
+    target, file = Target(), data / "localhost/settings.json"
+    done = await migrate_all(target.described, [data], dry_run=False, write_sessions=True)
+    assert done.find_kept_settings() == [file]
+    kept, target.memory = target.memory, MemoryStore()
+    with pytest.raises(SecretNotFoundError):
+        await remove_keys(target.described, done)
+    assert file.exists()
+    async with target.open_store("localhost") as store:
+        await init_identity(store, Policy())
+    with pytest.raises(SettingsError, match="does not give root"):
+        await remove_keys(target.described, done)
+    assert file.exists()
+    target.memory = kept
+    messages = await remove_keys(target.described, done)
+    assert f"{file} is removed" in messages[0]
+    assert not file.exists()
+    async with target.open_store("localhost") as store:
+        exported = await export_settings(store, file, data=data / "localhost", unsafe_short_life=True)
+    assert exported.current_id == ROOT_ID
+    assert exported.sessions > 0
+
+
+async def test_a_store_with_another_identity_keeps_it(data: Path) -> None:
+    target = Target()
+    async with target.open_store("localhost") as store:
+        _, other = await init_identity(store, Policy())
+    with pytest.raises(IdentityExistsError, match="holds another identity"):
+        await migrate_all(target.described, [data], dry_run=False, write_sessions=True)
+    async with target.open_store("localhost") as store:
+        assert (await store.read())[1] == other
+
+
+async def test_a_path_without_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"there is no settings\.json"):
+        await migrate_all(Target().described, [tmp_path], dry_run=False, write_sessions=True)
