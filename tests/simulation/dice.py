@@ -90,7 +90,7 @@ def loaded(seed: int, *, real: bool = False) -> Iterator[None]:
         (store, "replace_file", lambda path, data: files.__setitem__(str(path), data)),
         (peer, "POLL_MIN", RELAXED * peer.POLL_MIN),
         (peer, "POLL_MAX", RELAXED * peer.POLL_MAX),
-        (document, "parse", parse_once),
+        (document, "parse_object", parse_once),
         (document, "document_from_tree", decode_once),
         (random, "_urandom", source.randbytes),
         (PrivateKey, "generate", staticmethod(lambda: next(made))),

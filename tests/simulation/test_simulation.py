@@ -158,7 +158,7 @@ def test_a_killed_process_has_no_effect_even_when_it_cleans_up() -> None:
     async def work(loop: VirtualLoop) -> tuple[list[str], int]:
         told: list[str] = []
         disk = MachineDisk()
-        log = disk.open("/data/notes")
+        log = disk.open_log("/data/notes")
 
         async def live() -> None:
             try:
