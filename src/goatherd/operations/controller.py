@@ -209,7 +209,7 @@ async def _check_start(store: Store, rotator: Rotator, journal: Journal, command
     """Try everything that a rotation will need, and warn of what does not work now.
 
     Raises:
-        ConfigurationError: Something does not work that cannot get better by itself.
+        ConfigurationError: Something is configured wrongly.
         AuditError: The audit trail cannot be written.
     """
     problems = await find_start_problems(store.provider, store.secret_id, rotator, commands)
@@ -224,7 +224,7 @@ async def _check_start(store: Store, rotator: Rotator, journal: Journal, command
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartProblem:
-    """One thing that a controller would fail by.
+    """One thing that would make a controller fail.
 
     Attributes:
         text: What is wrong and where.
@@ -238,7 +238,7 @@ class StartProblem:
 
 
 class Surveyor(Protocol):
-    """What says what stands in the way of a rotation; `goatherd.rotation.Rotator` is one."""
+    """Finds what prevents a rotation from starting; `goatherd.rotation.Rotator` is one."""
 
     async def survey(self, *, is_probing: bool = True) -> Survey: ...
 
@@ -251,11 +251,11 @@ async def find_start_problems(
     Args:
         provider: The store, opened.
         secret_id: The identity's secret in it.
-        surveyor: Looks at the servers.
+        surveyor: Observes the servers.
         commands: What the operator gave to be run, by the name of the option; None where nothing was given.
 
     Raises:
-        ProviderError, IdentityError: The store cannot be read, and that will not pass by itself.
+        ProviderError, IdentityError: The store cannot be read, and a retry would not help.
     """
     problems = []
     for option, line in commands.items():

@@ -65,7 +65,7 @@ SKEW_LIMIT: Final = timedelta(minutes=3)
 """COMPAT: a request signed further away than this is refused."""
 
 SESSIONS_TIMEOUT: Final = timedelta(seconds=60)
-"""For one answer about 50 000 sessions; every other question has --timeout."""
+"""Timeout of one request whose answer may hold 50 000 sessions; other requests have --timeout."""
 SHOWN: Final = 5
 
 
@@ -118,7 +118,12 @@ async def examine(opening: AbstractAsyncContextManager[Store], examined: Examine
         checks += await _checks_of_all(document, examined)
         if not examined.addresses:
             checks.append(
-                Check(name="nodes", level=WARNING, text="no node is listed, so none was asked", hint="Give --node URL.")
+                Check(
+                    name="nodes",
+                    level=WARNING,
+                    text="no server is listed",
+                    hint="Give --node URL.",
+                )
             )
         is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
         if store is not None and is_identity_known:
@@ -127,7 +132,7 @@ async def examine(opening: AbstractAsyncContextManager[Store], examined: Examine
 
 
 async def _rotation_checks(store: Store, examined: Examined) -> list[Check]:
-    """Return what stands in the way of a rotation; nothing if no server is listed."""
+    """Return what prevents a rotation from starting; nothing if no server is listed."""
     addresses = tuple(dict.fromkeys((*examined.addresses, *sorted(examined.policy.bare))))
     if not addresses:
         return []
@@ -169,8 +174,8 @@ def _identity_checks(document: IdentityDocument, examined: Examined) -> list[Che
     if timedelta(milliseconds=ahead_ms) > examined.policy.clock_tolerance:
         text = f"the identity records times up to {describe_span(ahead_ms)} in the future"
         hint = (
-            "Is this machine's clock right? If so, a machine with a wrong one wrote it: `goatherd retire` corrects the "
-            "times, as does every other change; until then they count as now."
+            "Check this machine's clock. If it is right, a machine with a wrong one wrote this: `goatherd retire` "
+            "corrects the times, as does every other change; until then they count as now."
         )
         checks.append(Check(name="recorded times", level=WARNING, text=text, hint=hint))
     record = document.rotation
@@ -268,7 +273,7 @@ async def _node_checks(client: NodeClient, document: IdentityDocument | None, ex
     except NodeRefusedError as error:
         checks = [Check(name="node", level=FAILED, text=str(error), hint=error.hint)]
     except NodeError as error:
-        return [Check(name="node", level=FAILED, text=str(error), hint="Is it running? Is the address right?")]
+        return [Check(name="node", level=FAILED, text=str(error), hint="Check that it is running, and its address.")]
     checks.append(await _clock_check(client))
     if document is not None:
         state = await read_server_state(client, document, examined.org)
@@ -317,7 +322,7 @@ async def _clock_check(client: NodeClient) -> Check:
         told = None
     after = clock.now_ms()
     if told is None:
-        return Check(name=name, level=WARNING, text=f"{url} does not tell its time")
+        return Check(name=name, level=WARNING, text=f"{url} does not report its time")
     # The header has whole seconds, so the answer may be up to one older than it looks.
     skew_ms = max(0.0, told - after, before - (told + 1000))
     skew = timedelta(milliseconds=round(skew_ms))
@@ -354,25 +359,25 @@ def _step_check(node: NodeState, document: IdentityDocument, examined: Examined)
             f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "
             f"{', '.join(node.roots[:5])}, not root {current}"
         )
-        hint = "Is --provider the store that this server starts from? Is --node the right server?"
+        hint = "Check that this server starts from the store of --provider, and that --node is the right server."
         return Check(name=name, level=FAILED, text=text, hint=hint)
     if node.agent is not None and node.agent.activity is not None and not node.is_in_step(current):
-        return Check(name=name, level=WARNING, text=f"{url} {node.agent.activity}", hint="Look again in a minute.")
+        return Check(name=name, level=WARNING, text=f"{url} {node.agent.activity}", hint="Check again in a minute.")
     if not node.trusts_current and document.current.session.is_expired(SystemClock().now_ms()):
         return Check(
             name=name, level=FAILED, text=f"{url} rejects root {current}, which has expired", hint=EXPIRED_HINT
         )
     if not node.trusts_current:
-        hint = "Does it start from this store? Its clock may be wrong, too."
+        hint = "Check that it starts from this store, and that its clock is right."
         return Check(name=name, level=FAILED, text=f"{url} does not trust root {current}", hint=hint)
     if node.is_unmodified and node.agent is None:
         return Check(name=name, level=OK, text=f"{url} trusts root {current} (an unmodified GoatDB server)")
     if node.agent is not None and node.signs_with is None:
         text = f"{url} trusts root {current}; its agent has not seen yet with which root it signs"
-        return Check(name=name, level=WARNING, text=text, hint="Look again in a minute.")
+        return Check(name=name, level=WARNING, text=text, hint="Check again in a minute.")
     if node.signs_with != current:
         text = f"{url} signs with {node.signs_with}, not with {current}"
-        return Check(name=name, level=FAILED, text=text, hint="Can it read the store? It looks at every refresh.")
+        return Check(name=name, level=FAILED, text=text, hint="Check whether it can read the store.")
     if node.source == Origin.LAST_KNOWN_GOOD:
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
         text = f"{url} started from its last known good identity, of age {age}, and cannot reach the store"
@@ -385,10 +390,10 @@ def _step_check(node: NodeState, document: IdentityDocument, examined: Examined)
             else f", and it reads the store every {format_duration(node.view_interval)}"
         )
         text = f"{url} has not read the store for {age}{every}"
-        return Check(name=name, level=WARNING, text=text, hint="Can it read the store?")
+        return Check(name=name, level=WARNING, text=text, hint="Check whether it can read the store.")
     if node.generation != document.generation:
         text = f"{url} is at generation {node.generation}, the store at {document.generation}"
-        return Check(name=name, level=WARNING, text=text, hint="It looks again at its next refresh.")
+        return Check(name=name, level=WARNING, text=text, hint="It reads the store again at its next refresh.")
     others = [root for root in node.roots if root != current]
     also = f"; it also trusts {', '.join(others[:5])}" if others else ""
     also += f" and {len(others) - 5} more" if len(others) > 5 else ""

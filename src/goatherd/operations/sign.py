@@ -1,4 +1,4 @@
-"""Sign an identity whose signature does not hold, or write its last signed version again.
+"""Sign an identity whose signature is invalid, or write its last signed version again.
 
 What it is: the way out of `identity.unsigned` and `identity.generation_jumped`. What it is not: it does not judge who
 is right; the operator does, by what changed. Rules: nothing is written that the servers would refuse, as far as the
@@ -40,7 +40,7 @@ __all__ = [
 
 
 class SignatureState(StrEnum):
-    """What a document's signature is worth."""
+    """The state of a document's signature."""
 
     VALID = "valid"
     MISSING = "missing"
@@ -51,7 +51,7 @@ class SignatureState(StrEnum):
 
 
 def signature_state(document: IdentityDocument) -> SignatureState:
-    """Return what a document's signature is worth."""
+    """Return the state of a document's signature."""
     if document.is_signed:
         return SignatureState.VALID
     if document.signature is None:
@@ -80,7 +80,7 @@ class Examined:
 
     @property
     def state(self) -> SignatureState:
-        """What the current version's signature is worth."""
+        """The state of the current version's signature."""
         return signature_state(self.document)
 
 
@@ -316,7 +316,7 @@ def _last_generation(document: IdentityDocument, signed: IdentityDocument | None
 
 
 def describe_changes(before: IdentityDocument, after: IdentityDocument) -> Iterator[str]:
-    """Say in words what differs between two documents: ids, times and names of members, no key material."""
+    """Describe what differs between two documents: ids, times and names of members, no key material."""
     if after.generation != before.generation + 1:
         yield f"generation: {before.generation} before, {after.generation} now"
     if after.current.id != before.current.id:

@@ -1,7 +1,7 @@
 """Read the store, and ask the servers of a cluster what they trust, sign with and have read.
 
 What it is: what ``goatherd status`` shows. What it is not: it changes nothing, in the store or on a
-server. Rules: what a server does not say is None, never a guess.
+server. Rules: what a server does not report is None, never a guess.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ SKEW_WARNING: Final = timedelta(seconds=30)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
-    """What one node was seen to do. None: not known.
+    """The state of one server, as it was observed. None means unknown.
 
     Attributes:
-        agent: What its agent says, for an unmodified server under one.
-        is_unmodified: It answers as GoatDB does and has nothing of Goatherd's.
+        agent: What its agent reports, for an unmodified server that an agent runs.
+        is_unmodified: Whether it is an unmodified GoatDB server.
         trusts_current: Whether it answers a request signed by the store's current root.
         view_age: How old its view of the store is.
         source: What its identity is from: ``store``, ``file`` or ``last known good``.
-        view_interval: How long after one look at the store it takes the next, at the latest, as it says.
-        is_telling_interval: Whether it says how often it looks at the store; None in `view_interval` then means never.
+        view_interval: How often it reads the store, as it reports.
+        is_telling_interval: Whether it reports how often it reads the store; None in `view_interval` then means never.
         is_watching: Whether the store notifies it of changes.
         data: What it has found in its own logs.
         clock_ahead_ms: How far its clock is ahead of this machine's, below 0 behind, by the date of its last answer.
@@ -73,19 +73,19 @@ class NodeState:
     clock_ahead_ms: int | None = None
 
     def is_in_step(self, current_id: str) -> bool:
-        """Whether it trusts the current root and, as far as it tells, signs with it."""
+        """Whether it trusts the current root and, as far as it reports, signs with it."""
         is_silent = self.is_unmodified and self.signs_with is None
         return self.trusts_current is True and (is_silent or self.signs_with == current_id)
 
     def is_of_another_identity(self, document: IdentityDocument) -> bool:
-        """Whether it trusts none of the identity's roots, as far as it tells."""
+        """Whether it trusts none of the identity's roots, as far as it reports."""
         return is_of_another_identity((*self.roots, *self.revoked), frozenset(root.id for root in document.roots))
 
     def is_stale(self, usual: timedelta) -> bool:
-        """Whether its view of the store is older than three of its looks are apart.
+        """Whether it has not read the store for three of its intervals.
 
         Args:
-            usual: How far they are apart where it does not say so.
+            usual: The interval of a server that does not report one.
         """
         interval = self.view_interval if self.is_telling_interval else usual
         return self.view_age is not None and interval is not None and self.view_age > 3 * interval
@@ -241,7 +241,7 @@ def clock_notes(
 
     Args:
         document: The identity.
-        store_ahead_ms: How far the store's clock is ahead; None where it tells none.
+        store_ahead_ms: How far the store's clock is ahead; None where it reports none.
         nodes: The servers, as they were seen.
         now_ms: This machine's time, in milliseconds since 1970.
     """

@@ -24,19 +24,19 @@ from goatherd.rotation.machine import (
 )
 
 EFFECTS: Final[dict[Step, str]] = {
-    Step.PREPARE: "label the current version stable; write a new root beside the current one, endorsed by it",
-    Step.PUBLISH: "introduce the next root to every node, by a commit in /sys/sessions signed by the current root",
-    Step.ACTIVATE: "write the next root as the one that signs; tell the nodes",
-    Step.VERIFY: "introduce the earlier root by a commit that the next root signs, at one node; see it arrive at all",
-    Step.FINALIZE: "end the rotation; move label stable to this version",
+    Step.PREPARE: "put the label stable on the current version; write a new root, which the current root endorses",
+    Step.PUBLISH: "introduce the next root at every server, by a commit in /sys/sessions that the current root signs",
+    Step.ACTIVATE: "write the next root as the current root; notify the servers",
+    Step.VERIFY: "introduce the previous root at one server, by a commit that the next root signs; see all hold it",
+    Step.FINALIZE: "end the rotation; move the label stable to this version",
 }
 
 RISKS: Final[dict[Step, str]] = {
-    Step.PREPARE: "none: nothing is signed otherwise, and a cancel takes the next root out again",
-    Step.PUBLISH: "next to none: from here on servers trust the next root, even if cancelled; it has signed nothing",
-    Step.ACTIVATE: "a server that is not listed, and reads neither store nor peers, refuses what the next root signs",
-    Step.VERIFY: "none: both roots are trusted everywhere, and a roll-back loses nothing",
-    Step.FINALIZE: "none; but from here on going back is another rotation",
+    Step.PREPARE: "none: the current root signs as before, and a cancel removes the next root",
+    Step.PUBLISH: "little: from here on servers trust the next root, even after a cancel; it has signed nothing",
+    Step.ACTIVATE: "a server that is not listed, and reads neither store nor peers, rejects what the next root signs",
+    Step.VERIFY: "none: both roots are trusted everywhere, and a rollback loses nothing",
+    Step.FINALIZE: "none; but from here on the way back is `goatherd restore`",
 }
 
 
@@ -162,7 +162,7 @@ def _planned(phase: Phase, step: Step, policy: Policy, signals: Sequence[str]) -
     gate = tuple(str(evidence) for evidence in GATES[step])
     also = []
     if step is Step.ACTIVATE and policy.unlisted:
-        also.append(f"{_seconds(policy.unlisted)} since published, for servers that nobody has listed")
+        also.append(f"{_seconds(policy.unlisted)} since published, for servers that are not listed")
     if step in (Step.VERIFY, Step.FINALIZE):
         also += [f"well: {name}" for name in signals]
     if step is Step.FINALIZE and signals and policy.health_soak:
@@ -192,7 +192,7 @@ def _obstacles(observation: Observation, policy: Policy, now_ms: int) -> list[st
         for one in find_obstacles_to_begin(observation, policy, now_ms)
     ]
     if not observation.nodes and observation.nodes_unknown is None:
-        found.append("no server is listed: the rotation would wait for none of those that hold this identity")
+        found.append("no server is listed: the rotation would wait for no server")
     return found
 
 
@@ -201,15 +201,15 @@ def _not_waited_for(observation: Observation, policy: Policy) -> list[str]:
     needed = policy.quorum.needed(total)
     found = []
     if policy.unlisted:
-        found.append(f"servers that nobody has listed: they have {_seconds(policy.unlisted)} after published to follow")
+        found.append(f"servers that are not listed: they have {_seconds(policy.unlisted)} after published to follow")
     else:
-        found.append("servers that nobody has listed: there are said to be none (no time is left for them)")
+        found.append("servers that are not listed: there should be none (they get no time to follow)")
     found += [
-        f"{node.url}, to sign with the next root: nobody restarts it" for node in observation.nodes if node.is_bare
+        f"{node.url}, to sign with the next root: it is restarted by hand" for node in observation.nodes if node.is_bare
     ]
     if needed < total:
         found.append(
-            f"up to {total - needed} of {total} nodes (quorum {policy.quorum}), where they do not answer at all for "
+            f"up to {total - needed} of {total} servers (quorum {policy.quorum}), if they do not answer for "
             f"{_seconds(policy.adoption)}; they must read the store, or fetch /sys/sessions from a peer, before they "
             "serve again"
         )
@@ -219,9 +219,9 @@ def _not_waited_for(observation: Observation, policy: Policy) -> list[str]:
 def _stops(policy: Policy, signals: Sequence[str]) -> list[str]:
     late, away = _seconds(policy.adoption), _seconds(policy.store_patience)
     found = [
-        f"a listed node that has not followed after {late} in a phase: cancelled; rolled back once the next root signs",
-        "a node that says that it refuses the document: the same, at once",
-        f"a store that does not answer for {away}: this run ends, the rotation stands where it is, --resume carries on",
+        f"a listed server that does not follow within {late} in a phase: cancelled; rolled back if the next root signs",
+        "a server that rejects the identity document: the same, at once",
+        f"a store that does not answer for {away}: this run ends, and --resume continues the rotation",
     ]
     found += [
         f"{name}: {policy.health_failures} bad answers in a row while the next root signs: rolled back within "

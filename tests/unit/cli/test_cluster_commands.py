@@ -20,11 +20,7 @@ from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import create_document
-from goatherd.operations.status import NodeState
-from goatherd.operations.store_checks import _clock_check, _other_label_checks
 from goatherd.providers.file import FileSecretProvider
-from goatherd.providers.values import CURRENT, Label, SecretVersion, VersionId, VersionState
-from goatherd.rotation.machine import Policy
 from goatherd.wire.commit import Commit
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
@@ -452,17 +448,6 @@ def test_servers_that_were_not_told_of_each_other_and_of_another_identity_are_na
     assert "wrong --provider or --data?" in refused.err
 
 
-def test_the_interval_at_which_a_server_reads_the_store_says_when_its_view_is_stale() -> None:
-    def node(**told: Any) -> NodeState:
-        return NodeState(url="http://a", view_age=timedelta(minutes=10), **told)
-
-    usual = timedelta(seconds=30)
-    assert node().is_stale(usual), "a server that does not say how often it reads"
-    assert node(is_telling_interval=True, view_interval=timedelta(seconds=36)).is_stale(usual)
-    assert not node(is_telling_interval=True, view_interval=timedelta(minutes=6)).is_stale(usual), "watched or slow"
-    assert not node(is_telling_interval=True, view_interval=None).is_stale(usual), "nothing to read at intervals"
-
-
 # --- the doctor on the store ------------------------------------------------------------------------------------------
 
 
@@ -513,22 +498,3 @@ def test_doctor_names_a_store_that_stops_answering_while_it_looks(
     level, text = checks(result)["latency"][0]
     assert level == "fail"
     assert text.startswith("read 1 of 5 times, then: file: read 'root': the disk is away")
-
-
-def test_doctor_compares_no_clock_with_a_list_that_lags() -> None:
-    assert _clock_check([], NOW_MS, None, Policy().clock_tolerance).level == "ok"
-
-
-@pytest.mark.parametrize(("ahead_ms", "level"), [(0, "ok"), (-120_000, "warn"), (31 * 86_400_000, "FAIL")])
-def test_doctor_compares_this_machines_clock_with_the_stores(ahead_ms: int, level: str) -> None:
-    found = _clock_check([], NOW_MS, ahead_ms, Policy().clock_tolerance)
-    assert found.level == level
-    if ahead_ms:
-        assert "the clock of the store is" in found.text
-
-
-def test_doctor_tells_of_a_label_whose_version_is_gone(goatherd: Goatherd) -> None:
-    gone = SecretVersion(id=VersionId("3"), created_ms=0, state=VersionState.DESTROYED)
-    assert [(one.name, one.level) for one in _other_label_checks({Label("drill"): gone, CURRENT: gone})] == [
-        ("label drill", "warn")
-    ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.operations.doctor import Examined, examine
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import rotate
-from goatherd.operations.status import find_obstacles_now, read_status
+from goatherd.operations.status import NodeState, find_obstacles_now, read_status
 from goatherd.operations.store_checks import FAILED, WARNING
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.obstacles import ObstacleKind
@@ -67,3 +68,14 @@ async def test_a_store_without_an_identity_is_a_failed_check_and_no_error() -> N
 
     checks = await examine(opened(), examined)
     assert [(check.name, check.level) for check in checks] == [("store", FAILED), ("nodes", WARNING)]
+
+
+def test_the_interval_at_which_a_server_reads_the_store_says_when_its_view_is_stale() -> None:
+    def node(**told: Any) -> NodeState:
+        return NodeState(url="http://a", view_age=timedelta(minutes=10), **told)
+
+    usual = timedelta(seconds=30)
+    assert node().is_stale(usual), "a server that does not say how often it reads"
+    assert node(is_telling_interval=True, view_interval=timedelta(seconds=36)).is_stale(usual)
+    assert not node(is_telling_interval=True, view_interval=timedelta(minutes=6)).is_stale(usual), "watched or slow"
+    assert not node(is_telling_interval=True, view_interval=None).is_stale(usual), "nothing to read at intervals"

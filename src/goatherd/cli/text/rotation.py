@@ -1,4 +1,4 @@
-"""What ``goatherd rotate`` says: the plan before, the report after, and how the last rotation ended.
+"""What ``goatherd rotate`` prints: the plan before, the report after, and how the last rotation ended.
 
 What it is not: it decides nothing. Rules: ids, times, addresses and counts; the same facts as data and as lines.
 """
@@ -54,7 +54,7 @@ def kept_data(kept: Iterable[Kept]) -> list[dict[str, Any]]:
 
 
 def report_lines(report: Report, grace: timedelta, *, copies: str | None = None) -> list[str]:
-    """Return a rotation's report for people, and what there is to do next.
+    """Return the report of a rotation as lines, with what there is to do next.
 
     Args:
         report: The report.
@@ -118,7 +118,7 @@ def restart_lines(report: Report) -> list[str]:
 
 
 def progress_data(progress: Progress | None) -> dict[str, Any] | None:
-    """Return where a rotation in progress stands, as data."""
+    """Return the phase of a rotation in progress and what it waits for, as data."""
     if progress is None:
         return None
     return {
@@ -130,14 +130,14 @@ def progress_data(progress: Progress | None) -> dict[str, Any] | None:
 
 
 def progress_lines(progress: Progress) -> list[str]:
-    """Return where a rotation in progress stands, for humans."""
+    """Return the phase of a rotation in progress and what it waits for, as lines."""
     waiting = progress.waiting_for or ("nothing; `goatherd rotate --resume` takes the next step",)
     times = f"since {iso(progress.since_ms)}, expected until {iso(progress.until_ms)} by this configuration"
     return [f"rotation    {progress.phase.value} {times}", *(f"waiting for {one}" for one in waiting)]
 
 
 def abandoned_line(report: Report) -> str:
-    """Return how a rotation was left, and what that means for the root that was to sign."""
+    """Return how a rotation was cancelled or rolled back, and whether the next root stays trusted."""
     current, following, why = report.current_id, report.to_id, report.reason
     if report.event != "cancelled":
         return f"rolled back: {current} signs again; {following} stays trusted, with what it has signed ({why})"
@@ -216,7 +216,7 @@ def ending_data(entry: HistoryEntry | None) -> dict[str, Any] | None:
 
 
 def ending_line(entry: HistoryEntry) -> str:
-    """Return how the last rotation ended, for people; the reason where it did not succeed."""
+    """Return how the last rotation ended, as a line; with the reason if it did not succeed."""
     reason = f": {entry.reason}" if entry.reason else ""
     roots = " -> ".join(filter(None, (entry.from_id, entry.to_id)))
     return f"last        {entry.event} at {iso(entry.at)}, {roots}{reason}"
@@ -226,7 +226,7 @@ def ending_line(entry: HistoryEntry) -> str:
 
 
 def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
-    """Return a plan as data, up to the phase where it shall stop."""
+    """Return a plan as data, up to the phase in which it stops."""
     return {
         "phase": plan.phase.value,
         "current": plan.current_id,
@@ -258,7 +258,7 @@ def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
 
 
 def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
-    """Return a plan for people, up to the phase where it shall stop."""
+    """Return a plan as lines, up to the phase in which it stops."""
     steps = _until(plan.steps, to_phase)
     begins = "a new rotation"
     if plan.resumes:

@@ -49,7 +49,7 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
         lines += ["", *progress_lines(status.progress)]
     lines += ["", *inventory_lines(status.keys, out, status.at_ms)]
     if status.servers:
-        heads = ("NODE", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "VIEW AGE", "")
+        heads = ("SERVER", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "LAST STORE READ", "")
         lines += ["", *out.table(heads, [_server_row(server, status.document) for server in status.servers])]
     went_back = [one for one in status.obstacles if one.kind in WENT_BACK]
     for one in status.obstacles:
@@ -62,7 +62,7 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
 def _server_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
     trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
     generation = "?" if node.generation is None else str(node.generation)
-    age = "?" if node.view_age is None else f"{node.view_age.total_seconds():.1f} s"
+    age = "?" if node.view_age is None else f"{node.view_age.total_seconds():.1f} s ago"
     if node.is_unmodified and node.agent is None:
         generation, age = "-", "-"
     kind = "an unmodified GoatDB server" if node.is_unmodified else ""
@@ -83,7 +83,7 @@ def _server_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
 
 
 def _describe_agent(agent: AgentReport) -> str:
-    """Return what an agent reports of its server, as a phrase."""
+    """Describe what an agent reports of its server."""
     if agent.activity is not None:
         return agent.activity
     return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"
