@@ -1,12 +1,12 @@
 """Run one GoatDB server: start it, restart it when the identity changes, stop it if it exposes a key.
 
-What it is: `run` with a child of its own, `watch` beside a server that another program runs (`Supervisor` is None).
-What it is not: it never writes the identity, and holds no rule of rotation. Rules:
+It runs the server itself (`run`), or works beside a server that another program runs (`watch`; `Supervisor` is None).
+It never writes the identity, and holds no rule of rotation. Rules:
 
-- The file is written while the server is stopped, or the server is told at once (signal, command).
-- A change is prepared while the server serves, and made only when it is this node's turn.
-- Whatever ends the agent ends the server first, then the files. A child that crashes backs off and writes nothing
-  anywhere.
+- The file is written while the server is stopped, or the server is notified at once (signal, command).
+- A change is prepared while the server serves, and made only while this node holds the restart lease.
+- At its end the agent stops the server first, then removes the files. A server that crashes is started again after a
+  growing delay; nothing is written meanwhile.
 - After every start the agent requests a session without authentication. If the answer holds a private key, the agent
   stops the server.
 """
@@ -60,10 +60,10 @@ class Rules:
 
     Attributes:
         on_change: What to do when the identity changes.
-        stop_signal: What the server is asked to stop with for a restart.
+        stop_signal: Signal that stops the server for a restart.
         ready_timeout: How long a server may take until it answers signed requests.
         crashes: How many times in a row the server may end by itself, with an error, before the agent gives up.
-        look_every: How often the file is looked at.
+        look_every: How often to check the file.
     """
 
     on_change: OnChange = OnChange.RESTART
@@ -139,7 +139,7 @@ class Agent:
         self._ignored: set[tuple[str, int]] = set()
         self._again_at: float | None = None
         self._passed_on: set[int] = set()
-        self._is_cut_off_told = False
+        self._is_cut_off_reported = False
         self._state = ServerState.STARTING
         self._instance = new_id()
         self._starts = 0
@@ -153,7 +153,7 @@ class Agent:
 
         Raises:
             IdentityError, ProviderError, SettingsError: There is no identity to start a server with. None was started.
-            KeyLeakedError: The server gave its key away; it was stopped.
+            KeyLeakedError: The server exposed its key; it was stopped.
             AgentError: The server does not read its file, or cannot be started.
         """
         with self._handle_signals():
@@ -172,7 +172,7 @@ class Agent:
             return await self._until_the_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Have it end: the server gets the signal now. A second call passes the signal on again."""
+        """Stop: send the server the signal now. A second call sends its signal, too."""
         self._stop_number = number if self._stop_number is None else self._stop_number
         if self._supervisor is not None:
             self._supervisor.send_signal(number)
@@ -192,16 +192,16 @@ class Agent:
     async def _load_or_stop(self, stack: contextlib.AsyncExitStack) -> bool:
         """Load every identity; return whether that was done before a stop was requested."""
         beginning = asyncio.create_task(self._load_identities(stack), name="begin")
-        told = asyncio.create_task(self._stop.wait())
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait({beginning, told}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({beginning, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if beginning.done():
                 beginning.result()
             return beginning.done()
         finally:
-            for task in (beginning, told):
+            for task in (beginning, stopping):
                 task.cancel()
-            await asyncio.wait({beginning, told})
+            await asyncio.wait({beginning, stopping})
 
     async def _load_identities(self, stack: contextlib.AsyncExitStack) -> None:
         for organization in self._organizations:
@@ -220,19 +220,19 @@ class Agent:
 
     async def _until_the_end(self) -> int:
         life = asyncio.create_task(self._run_server(), name="agent")
-        told = asyncio.create_task(self._stop.wait())
+        stopping = asyncio.create_task(self._stop.wait())
         grace: timedelta | None = None
         try:
-            await asyncio.wait({life, told}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({life, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if life.done():
                 return life.result()
         except KeyLeakedError:
             grace = LEAK_GRACE
             raise
         finally:
-            for task in (life, told):
+            for task in (life, stopping):
                 task.cancel()
-            await asyncio.wait({life, told})
+            await asyncio.wait({life, stopping})
             code = await self._stop_server(grace)
         if life.done() and not life.cancelled() and (error := life.exception()) is not None:
             raise error
@@ -302,14 +302,14 @@ class Agent:
         elif self._rules.on_change is OnChange.IGNORE:
             self._ignore_changes([f"{organization.file.link} is of another root or time" for organization in behind])
         else:
-            # The server may run with what the file holds: it is told as of any other change.
+            # The server may run with what the file holds: it is notified as of any other change.
             async with self._wait_for_turn(lambda: True):
                 await self._switch_identity()
         while True:
             await self._follow_until_end()
 
     async def _not_up(self, up: _Readiness, *, is_first: bool) -> None:
-        """The server runs and does not answer as it should: step back, give up, or go on waiting."""
+        """Handle a server that runs but is not ready: try the previous root, give up, or keep waiting."""
         if self._note_failed_start():
             await self._step_back()
         elif up is _Readiness.UNKNOWN_ROOT and is_first:
@@ -359,7 +359,7 @@ class Agent:
     # --- a change ---------------------------------------------------------------------------------------------------
 
     async def _follow_store(self) -> None:
-        """Bring the server to what the store holds now, when it is this node's turn."""
+        """Bring the server to what the store holds now, while this node holds the restart lease."""
         reasons = self._reasons_to_restart()
         if not reasons:
             return
@@ -394,7 +394,7 @@ class Agent:
 
     @contextlib.asynccontextmanager
     async def _wait_for_turn(self, is_wanted: Callable[[], bool]) -> AsyncIterator[bool]:
-        """Wait for this node's turn; False where the server has ended meanwhile, or nothing is to be done any more."""
+        """Wait for the restart lease; yield False if the server has ended meanwhile, or nothing is left to do."""
         async with contextlib.AsyncExitStack() as stack:
             entering = asyncio.create_task(stack.enter_async_context(self._lease.hold()))
             waits: set[asyncio.Task[Any]] = {entering, *([self._ended] if self._ended is not None else [])}
@@ -422,7 +422,7 @@ class Agent:
             await self._step_back()
 
     def _note_failed_start(self) -> bool:
-        """Note that the server did not come up; return whether there is an earlier root to go back to."""
+        """Record that the server did not become ready; return whether there is a previous root to go back to."""
         return True in [organization.step_back() for organization in self._organizations]
 
     async def _step_back(self) -> None:
@@ -436,7 +436,7 @@ class Agent:
                 _log.error(event_text(Event.AGENT_STEPPED_BACK, **fields, signs=organization.wanted.current.id))
 
     async def _hand_over(self) -> _Readiness:
-        """Give the server what is wanted, by the way that the rules name, and wait until it is up."""
+        """Hand the server the wanted identity in the configured way, and wait until it is ready."""
         if self._supervisor is not None and self._rules.on_change in (OnChange.RESTART, OnChange.IGNORE):
             if self._ended is not None and self._ended.done():
                 return _Readiness.ENDED
@@ -476,7 +476,7 @@ class Agent:
         _log.info(event_text(Event.AGENT_STARTED, pid=self._supervisor.pid))
 
     def _refuse_invented(self) -> None:
-        """Refuse a server that has made a root of its own for an organization that is not named.
+        """Reject a server that has created a root of its own for an organization that is not named.
 
         Raises:
             AgentError: It has. The caller stops it.
@@ -508,7 +508,7 @@ class Agent:
             KeyLeakedError: The server returned a private key.
         """
         until = self._clock.monotonic() + self._rules.ready_timeout.total_seconds()
-        up, told = _Readiness.NOT_READY, 1
+        up, notified = _Readiness.NOT_READY, 1
         while self._clock.monotonic() < until:
             if self._ended is not None and self._ended.done():
                 return _Readiness.ENDED
@@ -519,9 +519,11 @@ class Agent:
                 if not sees_signer or all([await organization.check_signer() for organization in self._organizations]):
                     await self._is_up()
                     return _Readiness.READY
-                if told < RENOTIFY and any([await organization.is_regressed() for organization in self._organizations]):
+                if notified < RENOTIFY and any(
+                    [await organization.is_regressed() for organization in self._organizations]
+                ):
                     # COMPAT: a server that runs writes over its file with every new session.
-                    told += 1
+                    notified += 1
                     for organization in self._organizations:
                         await organization.write_file()
                     await self._tell_server()
@@ -546,8 +548,8 @@ class Agent:
             return
         if self._supervisor.was_killed:
             _log.error(event_text(Event.AGENT_KILLED, message="the server did not stop when it was asked to"))
-        elif self._supervisor.was_cut_off and not self._is_cut_off_told:
-            self._is_cut_off_told = True
+        elif self._supervisor.was_cut_off and not self._is_cut_off_reported:
+            self._is_cut_off_reported = True
             text = (
                 "the server does not handle the signal that stops it, so it ends in the middle of its requests and may"
                 " lose what it has not written yet: have the application handle it and call GoatDB's stop()"

@@ -44,7 +44,7 @@ except OSError as error:
 
 
 def exit_code(returned: int) -> int:
-    """Return what a shell would say: the process's own code, or 128 and the signal that ended it."""
+    """Return the exit code as a shell reports it: the process's own code, or 128 and the signal that ended it."""
     return 128 - returned if returned < 0 else returned
 
 
@@ -174,15 +174,15 @@ class Supervisor:
         if self.is_running and number not in self.asked:
             self.send_signal(number)
         ending = self._ending
-        patience = asyncio.ensure_future(self._clock.sleep(self._grace if grace is None else grace))
+        timeout = asyncio.ensure_future(self._clock.sleep(self._grace if grace is None else grace))
         try:
-            await asyncio.wait({ending, patience}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ending, timeout}, return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
                 self.was_killed = True
                 _kill_group(self._process.pid)
             return await asyncio.shield(ending)
         finally:
-            patience.cancel()
+            timeout.cancel()
 
 
 async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool:
@@ -203,8 +203,8 @@ async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool
     return True
 
 
-async def _wait_until_gone(process: Process, patience: timedelta, clock: Clock) -> bool:
-    until = clock.monotonic() + patience.total_seconds()
+async def _wait_until_gone(process: Process, timeout: timedelta, clock: Clock) -> bool:
+    until = clock.monotonic() + timeout.total_seconds()
     while process.is_running():
         if clock.monotonic() >= until:
             return False

@@ -115,8 +115,8 @@ class ManagedOrganization:
         self._good: IdentityDocument | None = None
         self._refused: int | None = None
         self._seen = _Seen()
-        self._told: tuple[str | int, ...] = ()
-        self._told_revoked: tuple[str, ...] = ()
+        self._reported: tuple[str | int, ...] = ()
+        self._reported_revoked: tuple[str, ...] = ()
         self._warned_at: float | None = None
         self._warned_of_end = False
 
@@ -149,9 +149,9 @@ class ManagedOrganization:
 
         self._settings.subscribe(on_change)
 
-    def subscribe(self, told: Callable[[IdentityDocument], None]) -> None:
-        """Have `told` called with every new identity that the store holds."""
-        self._settings.subscribe(lambda settings: told(settings.document))
+    def subscribe(self, on_change: Callable[[IdentityDocument], None]) -> None:
+        """Have `on_change` called with every new identity that the store holds."""
+        self._settings.subscribe(lambda settings: on_change(settings.document))
 
     # --- what is wanted ---------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class ManagedOrganization:
         return self._running
 
     def reasons_to_restart(self) -> tuple[str, ...]:
-        """Return why the server must be told of what is wanted; nothing if it need not."""
+        """Return the reasons why the server needs the wanted identity; empty if it does not."""
         return () if self._running is None else reasons_to_restart(self._running, self.wanted)
 
     def mark_ready(self) -> None:
@@ -182,7 +182,7 @@ class ManagedOrganization:
         self._good = self._running
 
     def step_back(self) -> bool:
-        """Note that the server did not come up with what it was given; return whether there is another root to try."""
+        """Record that the server did not become ready; return whether there is another root to try."""
         if self._running is None or self._good is None or not reasons_to_restart(self._good, self._running):
             return False
         self._refused = self.document.generation
@@ -262,7 +262,7 @@ class ManagedOrganization:
         await self._make_file(self.wanted)
 
     async def write_file(self) -> None:
-        """Write what is wanted for the server to read. The server must not run, or must be told at once.
+        """Write the wanted identity for the server to read. The server must not run, or must be notified at once.
 
         Raises:
             IdentityError: A server cannot be started with it.
@@ -277,7 +277,7 @@ class ManagedOrganization:
         self._seen = _Seen(stamp=stamp, view=read_file_view(text))
 
     async def adopt_file(self) -> bool:
-        """Take the file for written that is there already, if it is of what is wanted; return whether it is."""
+        """Adopt the file that is there already if it holds the wanted identity; return whether it does."""
         raw, stamp = await asyncio.to_thread(self.file.read), await asyncio.to_thread(self.file.stamp)
         view = None if raw is None else read_file_view(raw)
         mine = self.wanted.current.session
@@ -297,17 +297,17 @@ class ManagedOrganization:
 
     def _report_log(self, found: SessionLogContents) -> None:
         news: tuple[str | int, ...] = (len(found.sessions), len(found.unvouched), found.damage or "")
-        if found.revoked_roots != self._told_revoked:
-            self._told_revoked = found.revoked_roots
+        if found.revoked_roots != self._reported_revoked:
+            self._reported_revoked = found.revoked_roots
             for root_id in found.revoked_roots:
                 text = (
                     f"/sys/sessions introduces the revoked root {root_id}: GoatDB trusts it after each start; a door in"
                     " front of the server (--door) rejects what that root signs"
                 )
                 _log.warning(event_text(Event.AGENT_REVOKED_ROOT, org=self.org, message=text))
-        if news == self._told:
+        if news == self._reported:
             return
-        self._told = news
+        self._reported = news
         level = logging.WARNING if found.unvouched else logging.INFO
         fields = {"org": self.org, "verified": len(found.sessions), "unvouched": len(found.unvouched)}
         _log.log(level, event_text(Event.AGENT_SESSIONS, **fields))
@@ -393,7 +393,7 @@ class ManagedOrganization:
         return must_ask
 
     def warn_of_age(self) -> None:
-        """Tell, now and then, that the root will soon be too old for a start."""
+        """Warn at intervals that the root will soon be too old for a start."""
         now, now_ms = self._clock.monotonic(), self._clock.now_ms()
         is_expired = self.document.current.session.is_expired(now_ms)
         is_news = is_expired and not self._warned_of_end
@@ -429,7 +429,7 @@ class ManagedOrganization:
         GoatDB server signs with another root only after a restart, and otherwise after pauses that grow.
 
         Raises:
-            KeyLeakedError: It gave a private key away.
+            KeyLeakedError: The answer held a private key.
         """
         assert self._running is not None
         asking, now = self._asking, self._clock.monotonic()
@@ -469,14 +469,14 @@ class ManagedOrganization:
         SECURITY: no key is among it (tests/unit/agent/test_own_api.py).
         """
         running, check, pending = self._running, self.check, self.reasons_to_restart()
-        told = describe_identity(self.document, self._settings.status)
+        described = describe_identity(self.document, self._settings.status)
         if running is not None and pending:
-            told["generation"] = running.generation
+            described["generation"] = running.generation
         return {
             "org": self.org,
             "signer": None if check is None else check.signer,
             "roots": [] if running is None else [root.id for root in running.roots],
-            **told,
+            **described,
             "data": None,
             "agent": {
                 "pending": list(pending),

@@ -138,12 +138,12 @@ class OwnAddress:
             ):
                 await give_misdirected(exchange, self._guard)
                 return
-            patience = self._limiter.limits.answer_timeout.total_seconds()
-            connection = await exchange.hand_on(self._upstream, body, patience)
+            timeout = self._limiter.limits.answer_timeout.total_seconds()
+            connection = await exchange.hand_on(self._upstream, body, timeout)
         finally:
             share.give_back()
         try:
-            await exchange.stream_answer(connection, None, patience)
+            await exchange.stream_answer(connection, None, timeout)
         finally:
             self._upstream.release_connection(connection)
 

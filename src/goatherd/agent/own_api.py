@@ -78,13 +78,13 @@ class OwnAPI:
     def _describe_identity(self, organization: ManagedOrganization) -> dict[str, Any]:
         agent = dict(self._describe())
         instance = agent.pop("instance")
-        told = organization.describe()
+        described = organization.describe()
         door = self._door
         return {
-            **told,
+            **described,
             "instance": instance,
             "nowMs": self._clock.now_ms(),
-            "agent": {**agent, **told["agent"], "door": None if door is None else door.to_json()},
+            "agent": {**agent, **described["agent"], "door": None if door is None else door.to_json()},
         }
 
     async def _refresh_identity(

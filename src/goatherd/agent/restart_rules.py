@@ -112,14 +112,14 @@ def require_life(document: IdentityDocument, now_ms: int) -> None:
     left = days_left(document, now_ms + milliseconds(START_MARGIN))
     if document.current.session.is_expired(now_ms):
         raise IdentityError(
-            f"the current root {document.current.id} has expired; a GoatDB server that starts with it gives its private"
-            " key away, so it is not started",
+            f"the current root {document.current.id} has expired; a GoatDB server that starts with it exposes its"
+            " private key, so it is not started",
             hint=f"{EXPIRED_HINT} Then start the agent again.",
         )
     if left <= SHORT_LIFE.days:
         raise IdentityError(
             f"the current root {document.current.id} has {max(0.0, left):.1f} days left; a GoatDB server that starts"
-            f" with {SHORT_LIFE.days} or less gives its private key away, so it is not started",
+            f" with {SHORT_LIFE.days} or less exposes its private key, so it is not started",
             hint="Rotate now: `goatherd rotate`. That works while the servers that run go on running.",
         )
 
@@ -177,7 +177,7 @@ def verify_safe(raw: bytes) -> None:
     """Check the bytes that are about to be handed to a GoatDB server.
 
     SECURITY: the last look before a key goes out. The public half of the current session stands among the roots with
-    the same expiration, and no other private key is there; otherwise the server would give its key away
+    the same expiration, and no other private key is there; otherwise the server would expose its key
     (tests/unit/agent/test_restart_rules.py).
 
     Raises:
@@ -187,9 +187,7 @@ def verify_safe(raw: bytes) -> None:
     current = tree["currentSession"]
     mine = [root for root in tree["roots"] if root["id"] == current["id"]]
     if [(root["publicKey"], root["expiration"]) for root in mine] != [(current["publicKey"], current["expiration"])]:
-        raise IdentityError(
-            f"root {current['id']} is not among the roots as it is, so the server would give its key away"
-        )
+        raise IdentityError(f"root {current['id']} is not among the roots as it is, so the server would expose its key")
     if any("privateKey" in session for session in [*tree["roots"], *tree["trustedSessions"]]):
         raise IdentityError("a private key stands outside of currentSession")
 
@@ -209,7 +207,7 @@ def find_differences(before: FileView, after: FileView, *, is_known: Callable[[s
         found.append(Difference(text=f"{text}: it has invented a root", is_serious=True))
     elif after.expiration != before.expiration:
         text = f"it has moved the expiration of root {after.current_id} by itself"
-        found.append(Difference(text=f"{text}, and may give its private key away", is_serious=True))
+        found.append(Difference(text=f"{text}, and may expose its private key", is_serious=True))
     found += [
         Difference(text=f"it would publish the private key of root {one}", is_serious=True)
         for one in sorted(after.exposed - before.exposed)

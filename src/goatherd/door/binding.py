@@ -77,7 +77,7 @@ def parse_bound_signature(header: str) -> SignatureEnvelope | None:
 
 
 def instance_headers(guard: RequestGuard, status: int) -> Headers:
-    """Return the headers that go with a status: a misdirected request is told whom to name."""
+    """Return the headers that go with a status: a misdirected request gets the id of this server's instance."""
     return [(INSTANCE_HEADER.encode(), guard.instance.encode())] if status == MISDIRECTED else []
 
 

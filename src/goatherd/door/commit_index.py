@@ -46,10 +46,10 @@ STALE_SECONDS: Final = 0.5
 
 _ERROR_RATE: Final = 1e-3
 _UNCONFIRMED: Final = 100
-"""When more commits than these are believed to be stored, the server is asked, but not all the time: it sends back
+"""When more commits than these are assumed to be stored, the server is asked, but not every time: it sends back
 every one of them, and looks at all that it holds to find them."""
 _CONFIRM_SECONDS: Final = 3.0
-"""Between two such questions, at least, unless ever so many commits are believed to be stored."""
+"""Seconds between two such requests, at least, unless very many commits are assumed to be stored."""
 _MANY_UNCONFIRMED: Final = 10_000
 _RENEWALS: Final = 3
 _CONTINUATIONS: Final = 4
@@ -140,12 +140,12 @@ class RepositoryIndex:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a push to it is being judged or delivered, or is only believed to be stored."""
+        """Whether a push to it is being judged or delivered, or is only assumed to be stored."""
         return bool(self._pending or self._claims)
 
     @property
     def held_count(self) -> int:
-        """How many commits the server has, or is believed to have."""
+        """How many commits the server has, or is assumed to have."""
         return len(self._key_of) + len(self._unconfirmed)
 
     @property
@@ -248,7 +248,7 @@ class RepositoryIndex:
     # --- one push -----------------------------------------------------------------------------------------------------
 
     async def hold_accepted(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
-        """Say which commits the server survives, and hold those until `settle_commits`.
+        """Decide which commits are safe for the server, and hold these until `settle_commits`.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: What is known is too old, and the server cannot be asked.
@@ -317,7 +317,7 @@ class RepositoryIndex:
         return self._claims.get(commit_id, (None, None))[1]
 
     def release_claims(self, commit_ids: Iterable[str], claimant: object) -> None:
-        """Leave commits to others: they are delivered, or could not be."""
+        """Release claimed commits: they were delivered, or could not be."""
         for commit_id in commit_ids:
             if self.find_claimant(commit_id) is claimant:
                 del self._claims[commit_id]
@@ -331,11 +331,11 @@ class RepositoryIndex:
             await self._settled.wait()
 
     def holds_id(self, commit_id: str) -> bool:
-        """Whether the server has a commit of this id, or is believed to have it."""
+        """Whether the server has a commit of this id, or is assumed to have it."""
         return commit_id in self._key_of or commit_id in self._unconfirmed
 
     def holds_commit(self, commit: Commit) -> bool:
-        """Whether the server has a commit, or is believed to have it, so that it need not be delivered again."""
+        """Whether the server has a commit, or is assumed to have it, so that it need not be delivered again."""
         return commit.id in self._key_of or (commit.id in self._unconfirmed and self._pending.get(commit.id) == commit)
 
     async def _wait_until_settled(self, keys: set[str]) -> None:
@@ -354,7 +354,7 @@ class RepositoryIndex:
         return commit.id in self._unconfirmed
 
     def _child_of(self, raw: Mapping[str, Any]) -> Commit | None:
-        """Return a commit that says once more what a full commit says, signed by the root; None where none can."""
+        """Return a child with the contents of a full commit, signed by the root; None if it cannot have one."""
         try:
             original = Commit.from_json(raw, org=self._org)
             now_ms, signer = self._clock.now_ms(), self._signer()
@@ -387,7 +387,7 @@ class RepositoryIndex:
         await self.refresh()
 
     def settle_commits(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
-        """Take held commits as stored, or not; in doubt not, and the next push reads again."""
+        """Record held commits as stored or as not stored; in doubt as not stored, so that the next push reads again."""
         self._settled.set()
         for commit in commits:
             if commit.id not in self._pending:

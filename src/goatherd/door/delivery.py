@@ -109,7 +109,7 @@ class Delivery:
         return self.own_count <= FIRST and not self.others
 
     async def claim_commits(self) -> None:
-        """Take what no other push is delivering; of a large push, only what the server does not hold.
+        """Claim the commits that no other push is delivering; of a large push, only what the server does not hold.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The server's repositories cannot be read.
@@ -195,7 +195,7 @@ class Delivery:
         self._settle_portion(portion, is_stored=True)
 
     def settle_held(self, *, is_stored: bool) -> None:
-        """Take everything that is held as stored by the server, or not."""
+        """Record everything that is held as stored by the server, or as not stored."""
         self._settle_portion(list(self._held), is_stored=is_stored)
 
     def _settle_portion(self, portion: Sequence[Verified], *, is_stored: bool) -> None:
@@ -210,7 +210,7 @@ class Delivery:
             self.stored_count += len(portion)
 
     def release_commits(self) -> None:
-        """Leave everything that is not delivered to others. May be called twice."""
+        """Release the claims on all commits that are not delivered. May be called twice."""
         self.settle_held(is_stored=False)
         for element, raws in self._own:
             index = self._indexes.get(element.path)

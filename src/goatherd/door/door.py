@@ -74,7 +74,7 @@ class DoorStatus:
 
     @property
     def leaks(self) -> int:
-        """How many private keys the server tried to give away: each is burnt, and to be revoked."""
+        """How many private keys the server tried to give away: each is exposed, and must be revoked."""
         return self.stopped.get(Rule.PRIVATE_KEY, 0)
 
     def to_json(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Door:
 
     Args:
         upstream: The server, such as ``http://127.0.0.1:8081``. No other caller may reach it there.
-        trust: Whom to believe: one for each organization that the server serves.
+        trust: Trusted sessions, one for each organization that the server serves.
         host: Address to listen on.
         port: The port; 0 takes a free one.
         limits: How much one caller may ask for.
@@ -110,7 +110,7 @@ class Door:
         own: Answers requests below ``/goatherd/v1/``, which never reach the server; by default they are 404.
         guard: Decides whether a request that is bound to a server was meant for this one; one of its own by default.
         addresses: Returns the numeric addresses of this machine at which others may reach it.
-        is_restarting: Returns whether an agent is restarting the server, so that it is expected to be away.
+        is_restarting: Returns whether an agent is restarting the server, so that it is expected not to answer.
 
     Raises:
         ConfigurationError: The upstream or the public URL is no address, or a network is none; or the door would stand
@@ -180,7 +180,7 @@ class Door:
 
     @property
     def status(self) -> DoorStatus:
-        """What it has done so far."""
+        """What the door has done so far."""
         return DoorStatus(
             url=self.url,
             handed_on=self._proxy.handed_on if self._proxy else 0,
@@ -338,7 +338,7 @@ class Door:
         return await self._upstream.fetch("POST", "/batch-sync", headers, body, limit=limit)
 
     async def _follow_sessions(self, trust: TrustedSessions) -> None:
-        """Keep in step with the server's sessions, so that few pushes have to wait for a look."""
+        """Read the server's sessions at intervals, so that few pushes have to wait for a read."""
         was_blind = False
         must_check = trust is self.trusts[0]
         while True:
@@ -360,7 +360,7 @@ class Door:
             await self._clock.sleep(timedelta(seconds=1) if is_blind else max(REFRESH, 4 * trust.pause))
 
     def _report_away(self, why: str) -> None:
-        """Report that a caller must come again because the server is away, which its agent may be restarting."""
+        """Report that a caller must retry because the server does not answer; its agent may be restarting it."""
         is_restarting = self._is_restarting is not None and self._is_restarting()
         if self._count_stopped(Rule.CHILD):
             text = "the server is being restarted by its agent" if is_restarting else why[:300]

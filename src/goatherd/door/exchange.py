@@ -169,14 +169,14 @@ class Exchange:
         return b"".join(lines)
 
     async def hand_on(
-        self, upstream: Upstream, body: bytes, patience: float, *, is_kept: bool = False
+        self, upstream: Upstream, body: bytes, timeout: float, *, is_kept: bool = False
     ) -> ServerConnection:
         """Send the request with this body to the server, and wait for the answer's headers.
 
         Args:
             upstream: The server.
             body: The body.
-            patience: Seconds to wait.
+            timeout: Seconds to wait.
             is_kept: Whether the request goes on when the caller has gone, as it does without a door.
 
         Raises:
@@ -186,25 +186,25 @@ class Exchange:
         framing = b"" if not body and self.method in BODYLESS else b"content-length: %d\r\n" % len(body)
         head = self._request_head(upstream, framing)
         on_use = None if is_kept else self._close_with_caller
-        sending = upstream.send_request(head, body, limit=patience, is_head=self.method == "HEAD", on_use=on_use)
+        sending = upstream.send_request(head, body, limit=timeout, is_head=self.method == "HEAD", on_use=on_use)
         return await self._unless_gone(sending)
 
-    async def deliver_body(self, upstream: Upstream, body: bytes, patience: float) -> int:
+    async def deliver_body(self, upstream: Upstream, body: bytes, timeout: float) -> int:
         """Send the server this body under the request's own headers, whatever the caller does; return the status.
 
         Raises:
             NodeUnreachableError, LostError, TimeoutError: As `Upstream.send_request`, and an answer that ends early.
         """
         head = self._request_head(upstream, b"content-length: %d\r\n" % len(body))
-        connection = await upstream.send_request(head, body, limit=patience)
+        connection = await upstream.send_request(head, body, limit=timeout)
         try:
-            async for _ in connection.read_body(patience):
+            async for _ in connection.read_body(timeout):
                 pass
             return connection.status
         finally:
             upstream.release_connection(connection)
 
-    async def stream_on(self, upstream: Upstream, patience: float) -> ServerConnection:
+    async def stream_on(self, upstream: Upstream, timeout: float) -> ServerConnection:
         """As `hand_on`, with the body on its way still; the server may answer before its end.
 
         Raises:
@@ -218,7 +218,7 @@ class Exchange:
             connection.begin_exchange(is_head=self.method == "HEAD")
             connection.write(self._request_head(upstream, framing))
             pump = asyncio.create_task(self._send_body(connection, is_chunked=length is None), name="request body")
-            answer = asyncio.create_task(connection.read_head(patience), name="answer")
+            answer = asyncio.create_task(connection.read_head(timeout), name="answer")
             try:
                 await asyncio.wait({pump, answer}, return_when=asyncio.FIRST_COMPLETED)
                 if not answer.done():
@@ -283,11 +283,11 @@ class Exchange:
         """Send the last of the body."""
         await self._send_event({"type": "http.response.body", "body": body})
 
-    async def stream_answer(self, connection: ServerConnection, keys: KeyFilter | None, patience: float) -> None:
+    async def stream_answer(self, connection: ServerConnection, keys: KeyFilter | None, timeout: float) -> None:
         """Stream the server's answer to the caller, through the filter where there is one.
 
         Raises:
-            LostError, TimeoutError: The server went away, or fell silent, before the end.
+            LostError, TimeoutError: The connection ended, or the server fell silent, before the end.
             GoneError: The caller went away, or does not take the answer.
         """
         if connection.status > LAST_STATUS:
@@ -295,15 +295,15 @@ class Exchange:
         await self.start_answer(connection.status, self.handed_back(connection.headers))
 
         async def stream() -> None:
-            async for chunk in connection.read_body(patience):
+            async for chunk in connection.read_body(timeout):
                 part = chunk if keys is None else keys.feed(chunk)
                 if part:
-                    await self._send_event({"type": "http.response.body", "body": part, "more_body": True}, patience)
+                    await self._send_event({"type": "http.response.body", "body": part, "more_body": True}, timeout)
 
         await self._unless_gone(stream())
         await self.finish_answer(b"" if keys is None else keys.close())
 
-    async def read_answer(self, connection: ServerConnection, size: int, patience: float) -> bytes:
+    async def read_answer(self, connection: ServerConnection, size: int, timeout: float) -> bytes:
         """Return the server's answer.
 
         Raises:
@@ -312,7 +312,7 @@ class Exchange:
 
         async def collect() -> bytes:
             parts = bytearray()
-            async for chunk in connection.read_body(patience):
+            async for chunk in connection.read_body(timeout):
                 parts += chunk
                 if len(parts) > size:
                     raise LostError(f"an answer of more than {size} bytes", is_untouched=False)
@@ -320,14 +320,14 @@ class Exchange:
 
         return await self._unless_gone(collect())
 
-    async def _send_event(self, event: MutableMapping[str, Any], patience: float | None = None) -> None:
+    async def _send_event(self, event: MutableMapping[str, Any], timeout: float | None = None) -> None:
         if self.is_gone:
             raise GoneError
-        if patience is None or self.caller is None or not self.caller.flow.write_paused:
+        if timeout is None or self.caller is None or not self.caller.flow.write_paused:
             await self._send(event)
             return
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 await self._send(event)
         except TimeoutError:
             await self.cut_off()

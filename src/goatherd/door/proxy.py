@@ -731,7 +731,7 @@ class Proxy:
             else:
                 cleaned, leaked, untrusted = filter_session_answer(answer, self._is_root)
         for root_id in leaked:
-            self._report(Rule.PRIVATE_KEY, f"the server gave away the private key of root {root_id!r:.100}")
+            self._report(Rule.PRIVATE_KEY, f"the server's answer held the private key of root {root_id!r:.100}")
         for root_id in untrusted:
             self._report(Rule.UNTRUSTED_ROOT, f"the server named root {root_id!r:.100}, which is not trusted here")
         return cleaned
@@ -800,7 +800,7 @@ class _Verdicts:
 
     Args:
         proxy: What judges.
-        trust: Whom it believes.
+        trust: The trusted sessions.
     """
 
     def __init__(self, proxy: Proxy, trust: TrustedSessions) -> None:

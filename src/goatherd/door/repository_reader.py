@@ -178,7 +178,7 @@ def _commits_of(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
 
 
 class SharedRounds:
-    """Lets many ask for one piece of work: one round at a time, and a next one for all who came during it.
+    """Share one piece of work between callers: one round at a time, and one more for all that asked during it.
 
     Args:
         work: One round.

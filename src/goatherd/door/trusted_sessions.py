@@ -211,7 +211,7 @@ class TrustedSessions:
             return None
 
     def is_root(self, session_id: str, public_key: PublicKey) -> bool:
-        """Whether clients may be told of this root: trusted, not revoked, and with this key."""
+        """Whether clients may learn of this root: trusted, not revoked, and with this key."""
         try:
             return self.pool.get_root(session_id).public_key == public_key
         except VerificationError:
@@ -259,8 +259,8 @@ class TrustedSessions:
     ) -> list[VerificationError | None]:
         """Judge commits for one repository; None for a good one. An unknown signer is looked for once, or not at all.
 
-        Session commits are judged in their order, and each is believed for those after it. Other commits that may be
-        large are work for a thread, however few they are.
+        Session commits are judged in their order, and each good one counts for those after it. Other commits that may
+        be large are work for a thread, however few they are.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: A signer is not known, and the server cannot be asked.
@@ -301,14 +301,14 @@ class TrustedSessions:
         return verdicts
 
     def _signer_of(self, commit: Commit) -> Session | None:
-        """Return who signed, by the commit's word; None where that session is unknown or revoked."""
+        """Return the session that a commit names as its signer; None if it is unknown or revoked."""
         try:
             return self.find_session(commit.session)
         except RevokedSessionError:
             return None
 
     def _judge_introduction(self, commit: Commit) -> VerificationError | None:
-        """Judge a session commit: only a trusted root's word counts, for users' sessions and for roots."""
+        """Judge a session commit: only a trusted root introduces sessions and roots."""
         signer = self._signer_of(commit)
         if signer is not None and not signer.is_root:
             return UntrustedRootError(f"session {commit.session!r} is no root and cannot introduce sessions")

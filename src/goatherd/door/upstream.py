@@ -42,7 +42,7 @@ class ServerConnection(asyncio.Protocol):
     """One connection to the server, one exchange at a time.
 
     Args:
-        count: Told of 1 when it opens, of -1 when it is gone.
+        count: Called with 1 when it opens, with -1 when it has closed.
     """
 
     def __init__(self, count: Callable[[int], None]) -> None:
@@ -154,7 +154,7 @@ class ServerConnection(asyncio.Protocol):
         """Wait for status and headers.
 
         Raises:
-            LostError: The server went away.
+            LostError: The connection ended.
             TimeoutError: Not within `limit` seconds.
         """
         while not self._has_head:
@@ -166,7 +166,7 @@ class ServerConnection(asyncio.Protocol):
         """Yield the body as it comes.
 
         Raises:
-            LostError: The server went away before its end.
+            LostError: The connection ended before the answer did.
             TimeoutError: A pause of more than `limit` seconds.
         """
         while True:
@@ -360,7 +360,7 @@ class Upstream:
 
         Raises:
             NodeUnreachableError: No connection.
-            LostError: The server went away.
+            LostError: The connection ended.
             TimeoutError: No answer in time.
         """
         connection, was_used = await self.open_connection()

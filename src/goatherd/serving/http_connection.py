@@ -1,4 +1,4 @@
-"""One caller's HTTP/1.1 connection: uvicorn's protocol, with an end to everything that a caller can draw out.
+"""One caller's HTTP/1.1 connection: uvicorn's protocol, with a limit on everything that a caller can prolong.
 
 Not a server: framing, keep-alive, chunks and ``100-continue`` are uvicorn's and httptools'. What is added is what they
 leave open: how many connections one address may hold; a head (request line and headers) is collected in memory,
@@ -148,7 +148,7 @@ class HTTPConnection(HttpToolsProtocol):
     # --- what applications use ----------------------------------------------------------------------------------------
 
     def on_close(self, callback: Callable[[], None] | None) -> None:
-        """Have `callback` called when the caller goes away; None takes it back."""
+        """Have `callback` called when the caller disconnects; None removes it."""
         self._on_close = callback
 
     def abort(self) -> None:

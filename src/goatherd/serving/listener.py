@@ -82,7 +82,7 @@ class HTTPListener:
                 raise
 
     def bind(self) -> str:
-        """Take the address without listening yet, and return the URL.
+        """Bind the address without listening yet, and return the URL.
 
         Raises:
             NodeError: The address cannot be had.
@@ -145,7 +145,7 @@ class HTTPListener:
         self._hurry.set()
 
     async def stop(self, grace: timedelta) -> None:
-        """Take no more, answer what is running for `grace`, then cut off."""
+        """Stop listening, answer running requests for `grace`, then cut off the rest."""
         if self._server is None:
             return
         await close_server(self._server)

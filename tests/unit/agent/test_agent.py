@@ -300,7 +300,7 @@ async def test_an_identity_that_fails_its_checks_starts_no_child(world: World) -
 async def test_a_root_that_is_too_old_for_a_goatdb_server_starts_no_child(world: World) -> None:
     world.clock._offset += A.session.expiration_ms - NOW - 14 * 86_400_000
     async with world.running() as task:
-        with pytest.raises(IdentityError, match="gives its private key away"):
+        with pytest.raises(IdentityError, match="exposes its private key"):
             await task
     assert world.starts == []
     assert left(world) == []

@@ -85,7 +85,7 @@ def test_a_server_is_not_started_with_15_days_left_nor_so_near_to_it_that_a_slow
     if not refused:
         require_life(first(), now_ms)
         return
-    with pytest.raises(IdentityError, match="gives its private key away") as caught:
+    with pytest.raises(IdentityError, match="exposes its private key") as caught:
         require_life(first(), now_ms)
     assert "goatherd rotate" in caught.value.hint
 
