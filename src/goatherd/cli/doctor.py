@@ -7,7 +7,7 @@ import asyncio
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.text.checks import check_lines
 from goatherd.config.build import build_health_signals, build_policy, open_store
-from goatherd.operations.doctor import Examined, examine
+from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.store_checks import FAILED
 
 
@@ -26,7 +26,7 @@ def doctor(app: App) -> int:
     exit code is 11 if a check has failed; warnings do not change it.
     """
     options = app.options
-    examined = Examined(
+    scope = CheckScope(
         addresses=options.nodes,
         timeout=options.timeout,
         org=options.org,
@@ -34,7 +34,7 @@ def doctor(app: App) -> int:
         refresh_interval=options.settings_refresh_interval,
         health=build_health_signals(options),
     )
-    checks = asyncio.run(examine(open_store(options), examined))
+    checks = asyncio.run(run_checks(open_store(options), scope))
     is_healthy = not any(check.level == FAILED for check in checks)
     app.out.result({"healthy": is_healthy, "checks": [check.to_json() for check in checks]}, check_lines(checks))
     return 0 if is_healthy else EXIT_FINDINGS

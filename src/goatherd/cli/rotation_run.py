@@ -58,7 +58,7 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
                 build_policy(options),
                 health=build_health_signals(options),
                 audit_log=audit_log(app),
-                on_event=notify_each(progress.told, seen.record_event),
+                on_event=notify_each(progress.show, seen.record_event),
             )
         except NotAdoptedError as error:
             if isinstance(error.report, Report):

@@ -270,7 +270,7 @@ async def find_start_problems(
             )
     try:
         await provider.read(secret_id, CURRENT)
-        problems += await _of_rights(provider, secret_id)
+        problems += await _find_missing_rights(provider, secret_id)
         survey = await surveyor.survey(is_probing=False)
     except GoatherdError as error:
         if not error.retryable:
@@ -282,7 +282,7 @@ async def find_start_problems(
     return [*problems, *(StartProblem(text=remark, is_permanent=False) for remark in survey.remarks)]
 
 
-async def _of_rights(provider: SecretProvider, secret_id: str) -> list[StartProblem]:
+async def _find_missing_rights(provider: SecretProvider, secret_id: str) -> list[StartProblem]:
     if not isinstance(provider, DiagnosableSecretProvider):
         return []
     return [

@@ -70,7 +70,7 @@ SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Examined:
+class CheckScope:
     """What is to be checked besides the store.
 
     Attributes:
@@ -90,12 +90,12 @@ class Examined:
     health: Sequence[HealthSignal] = ()
 
 
-async def examine(opening: AbstractAsyncContextManager[Store], examined: Examined) -> list[Check]:
+async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckScope) -> list[Check]:
     """Make every check and return the results. A store that cannot be opened or read is a failed check, not an error.
 
     Args:
         opening: Opens the store.
-        examined: The servers, and what a rotation would go by.
+        scope: The servers, and what a rotation would go by.
 
     Raises:
         ConfigurationError, PluginNotFoundError, MissingExtraError: No store is named, or its plugin cannot be had.
@@ -113,10 +113,10 @@ async def examine(opening: AbstractAsyncContextManager[Store], examined: Examine
             checks.append(Check(name=name, level=FAILED, text=str(error), hint=error.hint))
         else:
             checks.append(Check(name="store", level=OK, text=f"{store.name} is readable, version {version.id}"))
-            checks += await check_store(store, version, document, examined.policy)
-            checks += _identity_checks(document, examined)
-        checks += await _checks_of_all(document, examined)
-        if not examined.addresses:
+            checks += await check_store(store, version, document, scope.policy)
+            checks += _check_identity(document, scope)
+        checks += await _check_servers(document, scope)
+        if not scope.addresses:
             checks.append(
                 Check(
                     name="nodes",
@@ -127,24 +127,24 @@ async def examine(opening: AbstractAsyncContextManager[Store], examined: Examine
             )
         is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
         if store is not None and is_identity_known:
-            checks += await _rotation_checks(store, examined)
+            checks += await _check_rotation(store, scope)
     return checks
 
 
-async def _rotation_checks(store: Store, examined: Examined) -> list[Check]:
+async def _check_rotation(store: Store, scope: CheckScope) -> list[Check]:
     """Return what prevents a rotation from starting; nothing if no server is listed."""
-    addresses = tuple(dict.fromkeys((*examined.addresses, *sorted(examined.policy.bare))))
+    addresses = tuple(dict.fromkeys((*scope.addresses, *sorted(scope.policy.bare))))
     if not addresses:
         return []
     try:
-        async with NodeDirectory(addresses, timeout=examined.timeout, org=examined.org) as nodes:
-            rotator = make_rotator(store, await resolve_nodes(nodes), examined.policy, health=examined.health)
-            return obstacle_checks(await rotator.survey())
+        async with NodeDirectory(addresses, timeout=scope.timeout, org=scope.org) as nodes:
+            rotator = make_rotator(store, await resolve_nodes(nodes), scope.policy, health=scope.health)
+            return check_obstacles(await rotator.survey())
     except GoatherdError as error:
         return [Check(name="rotation", level=SKIPPED, text=str(error), hint=error.hint)]
 
 
-def _signature_check(document: IdentityDocument) -> Check:
+def _check_signature(document: IdentityDocument) -> Check:
     try:
         verify_signed(document)
     except UnsignedIdentityError as error:
@@ -155,10 +155,10 @@ def _signature_check(document: IdentityDocument) -> Check:
     return Check(name="signature", level=OK, text="the current root has signed the document")
 
 
-def _identity_checks(document: IdentityDocument, examined: Examined) -> list[Check]:
+def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check]:
     now_ms = SystemClock().now_ms()
     text = f"whole, generation {document.generation}, {len(document.roots)} roots"
-    checks = [Check(name="identity", level=OK, text=text), _signature_check(document)]
+    checks = [Check(name="identity", level=OK, text=text), _check_signature(document)]
     left = days_left(document, now_ms)
     for remark in find_warnings(document, now_ms):
         level = FAILED if left < 0 else WARNING
@@ -171,7 +171,7 @@ def _identity_checks(document: IdentityDocument, examined: Examined) -> list[Che
             hint = _SHORT_FROM_THE_START
         checks.append(Check(name="expiration", level=level, text=f"{left:.0f} days left", hint=hint))
     ahead_ms = recorded_ahead_ms(document, now_ms)
-    if timedelta(milliseconds=ahead_ms) > examined.policy.clock_tolerance:
+    if timedelta(milliseconds=ahead_ms) > scope.policy.clock_tolerance:
         text = f"the identity records times up to {describe_span(ahead_ms)} in the future"
         hint = (
             "Check this machine's clock. If it is right, a machine with a wrong one wrote this: `goatherd retire` "
@@ -181,7 +181,7 @@ def _identity_checks(document: IdentityDocument, examined: Examined) -> list[Che
     record = document.rotation
     if record is not None:
         since = timedelta(milliseconds=max(0, now_ms - record.phase_at))
-        overdue = since > examined.policy.adoption
+        overdue = since > scope.policy.adoption
         text = (
             f"{record.phase.value} for {format_duration(since)}, begun {iso(record.started_at)} by {record.started_by}"
         )
@@ -190,7 +190,7 @@ def _identity_checks(document: IdentityDocument, examined: Examined) -> list[Che
     return checks
 
 
-def obstacle_checks(survey: Survey) -> list[Check]:
+def check_obstacles(survey: Survey) -> list[Check]:
     """Return one check for each obstacle to a rotation that no other check fails by, and one for each remark."""
     checks = [
         Check(
@@ -208,8 +208,8 @@ def obstacle_checks(survey: Survey) -> list[Check]:
     return [*checks, *(Check(name="rotation", level=WARNING, text=remark) for remark in survey.remarks)]
 
 
-async def _checks_of_all(document: IdentityDocument | None, examined: Examined) -> list[Check]:
-    async with NodeDirectory(examined.addresses, timeout=examined.timeout, org=examined.org) as directory:
+async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -> list[Check]:
+    async with NodeDirectory(scope.addresses, timeout=scope.timeout, org=scope.org) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:
@@ -218,17 +218,17 @@ async def _checks_of_all(document: IdentityDocument | None, examined: Examined) 
         if directory.is_discovered:
             found = ", ".join(client.base_url for client in clients)
             checks.append(Check(name="nodes", level=OK, text=f"{len(clients)} found: {found}"))
-        for each in await asyncio.gather(*(_node_checks(client, document, examined) for client in clients)):
+        for each in await asyncio.gather(*(_check_server(client, document, scope) for client in clients)):
             checks += each
-    if document is not None and examined.addresses:
-        checks += await _session_checks(document, examined)
+    if document is not None and scope.addresses:
+        checks += await _check_sessions(document, scope)
     return checks
 
 
-async def _session_checks(document: IdentityDocument, examined: Examined) -> list[Check]:
+async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list[Check]:
     """Look for sessions whose concurrent creations end GoatDB servers and clients, on one server or between two."""
     name = "sessions"
-    org = examined.org
+    org = scope.org
     held: dict[str, list[Commit]] = {}
     checks = []
 
@@ -244,18 +244,18 @@ async def _session_checks(document: IdentityDocument, examined: Examined) -> lis
         else:
             held[client.base_url] = await asyncio.to_thread(decode, sent, org)
 
-    async with NodeDirectory(examined.addresses, timeout=max(examined.timeout, SESSIONS_TIMEOUT)) as directory:
+    async with NodeDirectory(scope.addresses, timeout=max(scope.timeout, SESSIONS_TIMEOUT)) as directory:
         await asyncio.gather(*(read(client) for client in await directory()))
     conflicts = await asyncio.to_thread(find_conflicts, held)
     if conflicts:
-        checks.append(_conflict_check(name, conflicts))
+        checks.append(_describe_conflicts(name, conflicts))
     elif held:
         count = len({commit.key for commits in held.values() for commit in commits})
         checks.append(Check(name=name, level=OK, text=f"no conflict between the creations of {count} sessions"))
     return checks
 
 
-def _conflict_check(name: str, conflicts: Sequence[Conflict]) -> Check:
+def _describe_conflicts(name: str, conflicts: Sequence[Conflict]) -> Check:
     more = f"; and {len(conflicts) - SHOWN} more sessions" if len(conflicts) > SHOWN else ""
     return Check(
         name=name,
@@ -267,27 +267,27 @@ def _conflict_check(name: str, conflicts: Sequence[Conflict]) -> Check:
     )
 
 
-async def _node_checks(client: NodeClient, document: IdentityDocument | None, examined: Examined) -> list[Check]:
+async def _check_server(client: NodeClient, document: IdentityDocument | None, scope: CheckScope) -> list[Check]:
     try:
-        checks = [await _leak_check(client)]
+        checks = [await _check_key_exposure(client)]
     except NodeRefusedError as error:
         checks = [Check(name="node", level=FAILED, text=str(error), hint=error.hint)]
     except NodeError as error:
         return [Check(name="node", level=FAILED, text=str(error), hint="Check that it is running, and its address.")]
-    checks.append(await _clock_check(client))
+    checks.append(await _check_clock(client))
     if document is not None:
-        state = await read_server_state(client, document, examined.org)
-        checks.append(_step_check(state, document, examined))
+        state = await read_server_state(client, document, scope.org)
+        checks.append(_check_step(state, document, scope))
         if state.agent is not None and state.agent.door is not None and state.agent.door.is_exposed:
             text = f"the server behind {state.url} can be reached at other addresses of its machine, past its door"
             hint = "The door's log names them (door.server_exposed). Have a firewall close that port."
             checks.append(Check(name="door", level=WARNING, text=text, hint=hint))
         if state.data is not None:
-            checks.append(_data_check(state.url, state.data))
+            checks.append(_check_data(state.url, state.data))
     return checks
 
 
-async def _leak_check(client: NodeClient) -> Check:
+async def _check_key_exposure(client: NodeClient) -> Check:
     """Create a session without authentication, as an attacker would, and look for a private key in the answer."""
     url = client.base_url
     answer = await client.identity()
@@ -312,7 +312,7 @@ async def _leak_check(client: NodeClient) -> Check:
     )
 
 
-async def _clock_check(client: NodeClient) -> Check:
+async def _check_clock(client: NodeClient) -> Check:
     clock = SystemClock()
     name, url = "clock", client.base_url
     before = clock.now_ms()
@@ -335,7 +335,7 @@ async def _clock_check(client: NodeClient) -> Check:
     return Check(name=name, level=OK, text=text)
 
 
-def _data_check(url: str, data: DataReport) -> Check:
+def _check_data(url: str, data: DataReport) -> Check:
     if data.cannot_write is not None:
         hint = "Its log names the error. Make room on its disk, or make it writable; it needs no restart."
         return Check(name="data", level=FAILED, text=f"{url} refuses writes; {data.cannot_write}", hint=hint)
@@ -349,7 +349,7 @@ def _data_check(url: str, data: DataReport) -> Check:
     return Check(name="data", level=OK, text=f"{url} has verified {data.records} records in its logs{so_far}")
 
 
-def _step_check(node: NodeState, document: IdentityDocument, examined: Examined) -> Check:
+def _check_step(node: NodeState, document: IdentityDocument, scope: CheckScope) -> Check:
     name, url = "node", node.url
     current = document.current.id
     if node.problem is not None:
@@ -382,7 +382,7 @@ def _step_check(node: NodeState, document: IdentityDocument, examined: Examined)
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
         text = f"{url} started from its last known good identity, of age {age}, and cannot reach the store"
         return Check(name=name, level=WARNING, text=text, hint="It serves, but follows no rotation until it can.")
-    if node.is_degraded or node.is_stale(examined.refresh_interval):
+    if node.is_degraded or node.is_stale(scope.refresh_interval):
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
         every = (
             ""

@@ -29,7 +29,7 @@ from goatherd.rotation.store_history import check_distrusted, check_store_histor
 from goatherd.times import iso
 
 __all__ = [
-    "Examined",
+    "SignatureExamination",
     "SignatureState",
     "accept_changes",
     "examine_signature",
@@ -61,7 +61,7 @@ def signature_state(document: IdentityDocument) -> SignatureState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Examined:
+class SignatureExamination:
     """What the store holds, and what it held when a root last signed it.
 
     Attributes:
@@ -84,7 +84,7 @@ class Examined:
         return signature_state(self.document)
 
 
-async def examine_signature(provider: SecretProvider, secret_id: str) -> Examined:
+async def examine_signature(provider: SecretProvider, secret_id: str) -> SignatureExamination:
     """Return what the store holds, and what changed since a root last signed it. Writes nothing.
 
     Raises:
@@ -94,12 +94,12 @@ async def examine_signature(provider: SecretProvider, secret_id: str) -> Examine
     found = await provider.read(secret_id, CURRENT)
     document = decode_document(found.value.reveal())
     if document.is_signed:
-        return Examined(version=found.version.id, document=document)
+        return SignatureExamination(version=found.version.id, document=document)
     last = await _last_signed(provider, secret_id, document)
     if last is None:
-        return Examined(version=found.version.id, document=document)
+        return SignatureExamination(version=found.version.id, document=document)
     signed_version, signed = last
-    return Examined(
+    return SignatureExamination(
         version=found.version.id,
         document=document,
         signed_version=signed_version,
@@ -113,7 +113,7 @@ async def accept_changes(
     nodes: Nodes,
     policy: Policy | None = None,
     *,
-    examined: Examined,
+    examined: SignatureExamination,
     audit_log: AuditLog | None = None,
     clock: Clock | None = None,
 ) -> IdentityDocument:
@@ -142,7 +142,7 @@ async def take_back_changes(
     nodes: Nodes,
     policy: Policy | None = None,
     *,
-    examined: Examined,
+    examined: SignatureExamination,
     audit_log: AuditLog | None = None,
     clock: Clock | None = None,
 ) -> IdentityDocument:
@@ -159,7 +159,7 @@ async def _write(
     store: Store,
     nodes: Nodes,
     policy: Policy | None,
-    examined: Examined,
+    examined: SignatureExamination,
     audit_log: AuditLog | None,
     clock: Clock | None,
 ) -> IdentityDocument:
@@ -198,7 +198,7 @@ async def _last_signed(
 
 
 async def sign_current(
-    provider: SecretProvider, secret_id: str, examined: Examined, *, ask: Ask, policy: Policy, clock: Clock
+    provider: SecretProvider, secret_id: str, examined: SignatureExamination, *, ask: Ask, policy: Policy, clock: Clock
 ) -> IdentityDocument:
     """Sign what the store holds, and write it as the next generation.
 
@@ -229,7 +229,7 @@ async def sign_current(
 
 
 async def sign_earlier(
-    provider: SecretProvider, secret_id: str, examined: Examined, *, ask: Ask, policy: Policy, clock: Clock
+    provider: SecretProvider, secret_id: str, examined: SignatureExamination, *, ask: Ask, policy: Policy, clock: Clock
 ) -> IdentityDocument:
     """Write the last signed version again, as the next generation, and so take back what changed since.
 
@@ -264,7 +264,7 @@ async def sign_earlier(
 
 
 async def _check_history(
-    provider: SecretProvider, secret_id: str, examined: Examined, *, ask: Ask, policy: Policy, clock: Clock
+    provider: SecretProvider, secret_id: str, examined: SignatureExamination, *, ask: Ask, policy: Policy, clock: Clock
 ) -> None:
     """Check that no server has used a later identity than what is signed, or another one.
 
@@ -292,7 +292,7 @@ async def _check_history(
     )
 
 
-def _refuse_valid(examined: Examined) -> None:
+def _refuse_valid(examined: SignatureExamination) -> None:
     if examined.state is SignatureState.VALID:
         raise IllegalStepError("the identity is signed already; nothing was written")
 

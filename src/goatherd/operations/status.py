@@ -262,11 +262,11 @@ def clock_notes(
 
 async def read_server_state(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
     """Ask one server what it does, and compare its clock with this machine's."""
-    state = await _ask(client, document, org)
+    state = await _observe_server(client, document, org)
     return replace(state, clock_ahead_ms=client.clock_ahead_ms(SystemClock().now_ms()))
 
 
-async def _ask(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
+async def _observe_server(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
     url = client.base_url
     try:
         answer = await client.identity()
@@ -282,16 +282,16 @@ async def _ask(client: NodeClient, document: IdentityDocument, org: str) -> Node
     except NodeError as error:
         if answer is None or agent is None:
             return NodeState(url=url, problem=str(error))
-        state = _state(url, None, answer)
+        state = _state_from_answer(url, None, answer)
         # While its agent restarts it, a server is not expected to answer.
         return state if agent.is_down else replace(state, problem=str(error))
     if answer is None:
         return NodeState(url=url, is_unmodified=True, trusts_current=trusts)
-    state = _state(url, trusts, answer)
+    state = _state_from_answer(url, trusts, answer)
     return replace(state, signs_with=signer) if agent is not None else state
 
 
-def _state(url: str, trusts: bool | None, answer: ServerIdentity) -> NodeState:
+def _state_from_answer(url: str, trusts: bool | None, answer: ServerIdentity) -> NodeState:
     code = answer.refusal or ""
     return NodeState(
         url=url,

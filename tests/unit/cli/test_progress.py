@@ -74,7 +74,7 @@ def test_who_joins_and_who_leaves_in_the_middle_is_told_and_so_is_health_when_it
         HealthSeen(health=HealthView(failures=0)),
         Decided(action=Wait(nodes=(), reason="stays healthy", until_ms=1_790_000_000_000)),
     ):
-        progress.told(event)
+        progress.show(event)
     assert stderr.getvalue().splitlines() == [
         "http://b has left, and is not waited for",
         "http://c has joined",
@@ -94,7 +94,7 @@ def test_a_terminal_that_writes_nothing_over_gets_every_line(monkeypatch: pytest
     monkeypatch.setenv("TERM", "dumb")
     stderr = Terminal()
     with Progress(Output(as_json=False, stderr=stderr)) as progress:
-        progress.told(NodesUnknown(problem="dns://x: no answer"))
+        progress.show(NodesUnknown(problem="dns://x: no answer"))
     assert stderr.getvalue() == "the servers could not be discovered: dns://x: no answer; trying again\n"
 
 
@@ -104,7 +104,7 @@ def test_where_it_is_narrow_nothing_of_an_address_is_cut_off(monkeypatch: pytest
     url = "http://goatdb-0.example:8080"
     stderr = Terminal()
     with Progress(Output(as_json=False, stderr=stderr)) as progress:
-        progress.told(NodesSeen(nodes=(view(url),)))
+        progress.show(NodesSeen(nodes=(view(url),)))
     assert "…" not in stderr.getvalue()
     column = "".join(
         line.split(" ")[0] for line in re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", stderr.getvalue()).splitlines()

@@ -25,7 +25,7 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import prepare_rotation
 from goatherd.node import Server
-from goatherd.operations.doctor import Examined, _node_checks
+from goatherd.operations.doctor import CheckScope, _check_server
 from goatherd.operations.status import read_server_state
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.revocation.revoker import Revoker
@@ -223,10 +223,10 @@ async def watch(client: NodeClient, signer: OwnedSession, document: IdentityDocu
         assert isinstance(commits, list)
     state = await read_server_state(client, document, "localhost")
     check_shown(json.loads(json.dumps(state.to_json())))
-    for check in await _node_checks(
+    for check in await _check_server(
         client,
         document,
-        Examined(addresses=("http://x",), org="localhost", policy=Policy(), refresh_interval=timedelta(seconds=30)),
+        CheckScope(addresses=("http://x",), org="localhost", policy=Policy(), refresh_interval=timedelta(seconds=30)),
     ):
         check_shown(check.text)
 

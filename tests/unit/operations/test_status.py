@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.operations.doctor import Examined, examine
+from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import rotate
 from goatherd.operations.status import NodeState, find_obstacles_now, read_status
@@ -59,14 +59,14 @@ async def test_a_server_that_does_not_answer_is_out_of_step_and_an_obstacle_unle
 
 
 async def test_a_store_without_an_identity_is_a_failed_check_and_no_error() -> None:
-    examined = Examined(org="localhost", policy=POLICY, refresh_interval=timedelta(seconds=30))
+    scope = CheckScope(org="localhost", policy=POLICY, refresh_interval=timedelta(seconds=30))
 
     @asynccontextmanager
     async def opened():  # type: ignore[no-untyped-def]
         async with MemorySecretProvider() as provider:
             yield Store(provider=provider, secret_id="none", org="localhost", name="memory:///none")
 
-    checks = await examine(opened(), examined)
+    checks = await run_checks(opened(), scope)
     assert [(check.name, check.level) for check in checks] == [("store", FAILED), ("nodes", WARNING)]
 
 

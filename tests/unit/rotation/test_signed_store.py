@@ -22,7 +22,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import sign_again
-from goatherd.operations.sign import Examined, SignatureState, examine_signature, sign_current, sign_earlier
+from goatherd.operations.sign import SignatureExamination, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Phase, Policy
@@ -56,7 +56,7 @@ async def never_signed(herd: Herd) -> None:
 
 
 async def sign(
-    herd: Herd, way: Way, examined: Examined, policy: Policy = POLICY, **answers: ServerIdentity
+    herd: Herd, way: Way, examined: SignatureExamination, policy: Policy = POLICY, **answers: ServerIdentity
 ) -> IdentityDocument:
     """Sign, while servers say what `answers` maps their names to; without any, the servers of the herd are asked."""
 

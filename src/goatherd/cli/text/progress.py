@@ -37,7 +37,7 @@ _MARKS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
 
 
 class Progress:
-    """Show the events of one run. A context manager; `told` is a rotator's `on_event`."""
+    """Show the events of one run. A context manager; `show` is a rotator's `on_event`."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
@@ -68,7 +68,7 @@ class Progress:
             self._live.__exit__(kind, error, trace)
             self._live = None
 
-    def told(self, event: Event) -> None:
+    def show(self, event: Event) -> None:
         """Show one event."""
         data: dict[str, object]
         if isinstance(event, PhaseEntered):

@@ -55,7 +55,7 @@ def replacement_lines(report: ReplacementReport) -> list[str]:
             "the store no longer holds the expired root's private key: existing clients cannot learn of the new root"
             " until they are set up again"
         )
-    lines += [f"{node.url}: {_standing(report, node)}" for node in report.nodes]
+    lines += [f"{node.url}: {_describe_standing(report, node)}" for node in report.nodes]
     if not report.nodes:
         lines.append(
             f"no server is listed, so no client learns of the new root: run `{REPLACE_EXPIRED}` again with --node URL"
@@ -68,7 +68,7 @@ def replacement_lines(report: ReplacementReport) -> list[str]:
     return lines
 
 
-def _standing(report: ReplacementReport, node: NodeStanding) -> str:
+def _describe_standing(report: ReplacementReport, node: NodeStanding) -> str:
     if report.has_followed(node):
         return "signs with the new root"
     if node.trusts_current is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from goatherd.identity.document import IdentityDocument
-from goatherd.operations.sign import Examined, SignatureState
+from goatherd.operations.sign import SignatureExamination, SignatureState
 
 _STATES = {
     SignatureState.VALID: "the current root has signed it",
@@ -15,7 +15,7 @@ _STATES = {
 }
 
 
-def signature_data(store: str, examined: Examined, written: IdentityDocument | None) -> dict[str, Any]:
+def signature_data(store: str, examined: SignatureExamination, written: IdentityDocument | None) -> dict[str, Any]:
     """Return the state of the signature, and what was written, as data."""
     return {
         "store": store,
@@ -29,7 +29,7 @@ def signature_data(store: str, examined: Examined, written: IdentityDocument | N
     }
 
 
-def signature_lines(store: str, examined: Examined, written: IdentityDocument | None) -> list[str]:
+def signature_lines(store: str, examined: SignatureExamination, written: IdentityDocument | None) -> list[str]:
     """Return the state of the signature, the changes, and what was written or is to be done, as lines."""
     document = examined.document
     lines = [f"version {examined.version} of {store}, generation {document.generation}: {_STATES[examined.state]}"]
