@@ -146,7 +146,7 @@ class Verification:
         Args:
             executor: Spreads the work. Not the one whose thread this call already occupies.
         """
-        _map_in_threads(_SessionCommitCheck.verify, self._jobs, executor)
+        map_in_threads(_SessionCommitCheck.verify, self._jobs, executor)
         found: dict[str, Session] = {}
         for job in self._jobs:
             if isinstance(job.outcome, Session):
@@ -166,7 +166,7 @@ class Verification:
                 return error
             return None
 
-        self.verdicts = _map_in_threads(judge, pairs, executor)
+        self.verdicts = map_in_threads(judge, pairs, executor)
 
 
 class TrustPool:
@@ -627,7 +627,8 @@ class TrustPool:
         self._waiting.clear()
 
 
-def _map_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
+def map_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
+    """Call `function` for all items, in the executor's threads where there is one; return the results in order."""
     if executor is None or len(items) <= _CHUNK:
         return [function(item) for item in items]
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]

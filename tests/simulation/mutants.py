@@ -91,7 +91,7 @@ def obliging() -> None:
 
 def silent() -> None:
     """Whoever carries on does not mend the label `stable`."""
-    machine._label = lambda *arguments: None
+    machine._repair_label = lambda *arguments: None
 
 
 def unlabelled_orphans() -> None:
@@ -190,8 +190,8 @@ def nearsighted() -> None:
         self._highest = 0
         return await guarded(self)
 
-    guarded = revoker.Revoker._read
-    revoker.Revoker._read = read
+    guarded = revoker.Revoker._read_identity
+    revoker.Revoker._read_identity = read
 
 
 def unrelated() -> None:

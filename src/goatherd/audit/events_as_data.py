@@ -1,4 +1,4 @@
-"""What a rotation tells, as plain data: for the audit trail and for the log.
+"""The events of a run as JSON data: for the audit trail and for the log.
 
 What it is: events and actions as names and JSON values, and the choice of what is worth keeping. What it is not: it
 writes nothing. Rules: ids, versions, times, addresses and texts only; a value of any other kind is an error rather than
@@ -21,7 +21,7 @@ _REPEATED: Final = (Decided, NodeTold, StoreTroubled)
 _MODULES: Final = ("goatherd.rotation.", "goatherd.cluster.node")
 
 
-class Evidence:
+class EventData:
     """Turns the events of one run into names and data, without repetitions."""
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class Evidence:
                 return None
             self._told.add(event)
         if isinstance(event, Decided):
-            return "decided", {"action": _name(event.action), **_members(event.action)}
-        return _name(event), _members(event)
+            return "decided", {"action": _event_name(event.action), **_list_members(event.action)}
+        return _event_name(event), _list_members(event)
 
 
-def plain(value: object) -> Any:
+def to_json_value(value: object) -> Any:
     """Return a value as JSON knows it.
 
     Raises:
@@ -49,38 +49,38 @@ def plain(value: object) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Enum):
-        return plain(value.value)
+        return to_json_value(value.value)
     if isinstance(value, str):
         return make_visible(hide_key_material(value))
     if isinstance(value, timedelta):
         return f"{value / timedelta(seconds=1):g}s"
     if isinstance(value, Mapping):
-        return {_text(name): plain(item) for name, item in value.items()}
+        return {_to_text(name): to_json_value(item) for name, item in value.items()}
     if isinstance(value, frozenset | set):
-        return [plain(item) for item in sorted(value, key=str)]
+        return [to_json_value(item) for item in sorted(value, key=str)]
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     # SECURITY: a session is a dataclass too, and some hold a key: only what these modules define is opened
     # (tests/unit/audit/test_trail.py).
     if is_dataclass(value) and not isinstance(value, type) and type(value).__module__.startswith(_MODULES):
-        return _members(value)
+        return _list_members(value)
     raise TypeError(f"a {type(value).__name__} has no place in an audit trail")
 
 
-def _members(value: Any) -> dict[str, Any]:
-    return {_camel(field.name): plain(getattr(value, field.name)) for field in fields(value)}
+def _list_members(value: Any) -> dict[str, Any]:
+    return {_to_camel_case(field.name): to_json_value(getattr(value, field.name)) for field in fields(value)}
 
 
-def _name(value: object) -> str:
+def _event_name(value: object) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(value).__name__).lower()
 
 
-def _camel(name: str) -> str:
+def _to_camel_case(name: str) -> str:
     head, *rest = name.split("_")
     return head + "".join(part.capitalize() for part in rest)
 
 
-def _text(name: object) -> str:
+def _to_text(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError("a member's name is a text")
     return name

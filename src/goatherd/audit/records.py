@@ -170,15 +170,17 @@ def read_record(line: bytes) -> Record:
         if not _TIME.fullmatch(at):
             raise DecodeError("has no time")
         record = Record(
-            seq=_integer(members["seq"]),
+            seq=_read_integer(members["seq"]),
             at_ms=read_iso(at),
-            actor=_text(members["actor"]),
-            event=_text(members["event"]),
-            data=_object(members["data"]),
-            prev=_text(members["prev"]),
-            by=_text(members["by"]),
-            lost=_integer(members.get("lost", 0)),
-            torn=tuple(Torn(size=_integer(t["bytes"]), digest=_text(t["sha256"])) for t in members.get("torn", ())),
+            actor=_read_text(members["actor"]),
+            event=_read_text(members["event"]),
+            data=_read_object(members["data"]),
+            prev=_read_text(members["prev"]),
+            by=_read_text(members["by"]),
+            lost=_read_integer(members.get("lost", 0)),
+            torn=tuple(
+                Torn(size=_read_integer(t["bytes"]), digest=_read_text(t["sha256"])) for t in members.get("torn", ())
+            ),
             line=line,
         )
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -186,19 +188,19 @@ def read_record(line: bytes) -> Record:
     return record
 
 
-def _integer(value: Any) -> int:
+def _read_integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TypeError("not a number")
     return value
 
 
-def _text(value: Any) -> str:
+def _read_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("not a text")
     return value
 
 
-def _object(value: Any) -> Mapping[str, Any]:
+def _read_object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise TypeError("not an object")
     return value
@@ -293,14 +295,14 @@ class Chain:
             if len(self._pending) > MAX_TORN:
                 self._refuse_pending()
             return None
-        self._explain(record)
-        self._place(record)
-        self._verify(record)
+        self._explain_torn(record)
+        self._check_place(record)
+        self._verify_record(record)
         self._head = record.head
         self._lost += record.lost
         self._times = [*self._times[:1], record.at_ms]
         if self._checkpoint is not None and record.seq == self._checkpoint.seq and record.head != self._checkpoint:
-            raise self._broken(f"is another record {record.seq} than the one of which the checkpoint was taken")
+            raise self._broken_error(f"is another record {record.seq} than the one of which the checkpoint was taken")
         return record
 
     def finish(self) -> Checked:
@@ -313,12 +315,12 @@ class Chain:
         self._refuse_pending()
         self._line += 1
         if not self._times:
-            raise self._broken("is missing: the file holds no record")
+            raise self._broken_error("is missing: the file holds no record")
         if self._unlisted is not None:
             line, signer = self._unlisted
-            raise self._broken(f"is signed by {signer!r:.70}, which is no root of this identity", line)
+            raise self._broken_error(f"is signed by {signer!r:.70}, which is no root of this identity", line)
         if self._checkpoint is not None and self._head.seq < self._checkpoint.seq:
-            raise self._broken(
+            raise self._broken_error(
                 f"is missing: the file ends with record {self._head.seq}, the checkpoint is of {self._checkpoint.seq}"
             )
         return Checked(
@@ -332,45 +334,45 @@ class Chain:
             by_revoked=self._by_revoked,
         )
 
-    def _broken(self, what: str, line: int | None = None) -> AuditBrokenError:
+    def _broken_error(self, what: str, line: int | None = None) -> AuditBrokenError:
         number = self._line if line is None else line
         return AuditBrokenError(f"line {number} {what}", line=number)
 
     def _refuse_pending(self) -> None:
         if self._pending:
             line, _, why = self._pending[0]
-            raise self._broken(why, line)
+            raise self._broken_error(why, line)
 
-    def _explain(self, record: Record) -> None:
+    def _explain_torn(self, record: Record) -> None:
         found = tuple(Torn.of(raw) for _, raw, _ in self._pending)
         if record.torn != found:
             self._refuse_pending()
-            raise self._broken("says that torn bytes stand before it, but they do not")
+            raise self._broken_error("says that torn bytes stand before it, but they do not")
         self._torn += [line for line, _, _ in self._pending]
         self._pending = []
 
-    def _place(self, record: Record) -> None:
+    def _check_place(self, record: Record) -> None:
         expected = self._head.seq + 1
         if record.seq != expected:
             how = "is missing" if record.seq > expected else "stands here again, or out of order"
             number = min(record.seq, expected)
-            raise self._broken(f"has record {record.seq} where {expected} belongs: record {number} {how}")
+            raise self._broken_error(f"has record {record.seq} where {expected} belongs: record {number} {how}")
         if record.prev != self._head.digest:
-            raise self._broken("does not follow the line before it: one of them was replaced")
+            raise self._broken_error("does not follow the line before it: one of them was replaced")
 
-    def _verify(self, record: Record) -> None:
-        introduced = self._introduced(record) if record.event == SIGNER else None
+    def _verify_record(self, record: Record) -> None:
+        introduced = self._read_introduced(record) if record.event == SIGNER else None
         session = introduced if introduced is not None else self._signers.get(record.by)
         if session is None:
-            raise self._broken(f"is signed by {record.by!r:.70}, whom no record before it introduces")
+            raise self._broken_error(f"is signed by {record.by!r:.70}, whom no record before it introduces")
         match = _LINE.fullmatch(record.line)
         assert match is not None
         try:
             session.public_key.verify(base64.urlsafe_b64decode(match[2]), _DOMAIN + match[1])
         except VerificationError:
-            raise self._broken(f"is not as root {record.by!r:.70} has signed it") from None
+            raise self._broken_error(f"is not as root {record.by!r:.70} has signed it") from None
         if introduced is None and record.by != self._by:
-            raise self._broken(f"is signed by {record.by!r:.70}, which a record before it would have said")
+            raise self._broken_error(f"is signed by {record.by!r:.70}, which a record before it would have said")
         self._check_revoked(record)
         self._signers[record.by] = session
         self._by = record.by
@@ -381,49 +383,49 @@ class Chain:
             # Whoever holds a stolen key cannot rewrite what another root has sealed with its own record.
             self._by_revoked = 0
         elif record.at_ms > revoked_ms:
-            raise self._broken(f"is signed by root {record.by!r:.70} after it was revoked")
+            raise self._broken_error(f"is signed by root {record.by!r:.70} after it was revoked")
         else:
             self._by_revoked += 1
 
-    def _introduced(self, record: Record) -> Session:
+    def _read_introduced(self, record: Record) -> Session:
         try:
             session = Session.from_json(record.data.get("session", {}))
             session.public_key.check()
         except DecodeError:
-            raise self._broken("introduces a signer without a key") from None
+            raise self._broken_error("introduces a signer without a key") from None
         if session.id != record.by:
-            raise self._broken("introduces another root than the one that signs it")
+            raise self._broken_error("introduces another root than the one that signs it")
         known = self._signers.get(session.id)
         if known is not None and known.public_key != session.public_key:
-            raise self._broken(f"introduces {session.id!r:.70} with another key than before")
+            raise self._broken_error(f"introduces {session.id!r:.70} with another key than before")
         if self._anchors is not None:
             root = self._anchors.roots.get(session.id)
             if root is not None and root.public_key != session.public_key:
-                raise self._broken(f"is signed by {session.id!r:.70}, which is no root of this identity")
+                raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")
             is_vouched = known is not None or not self._signers or self._is_vouched_for(session, record.data)
             # SECURITY: a root that has left the identity is believed on the word of one that it lists, and that word is
             # the hash of everything before it. It must be the successor of that root, or anybody's lines at the end of
             # the file would be sealed by the next record (tests/unit/audit/test_records.py).
             if root is None:
                 if not is_vouched:
-                    raise self._broken(f"is signed by {session.id!r:.70}, which is no root of this identity")
+                    raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")
                 self._unlisted = self._unlisted or (self._line, session.id)
             elif self._unlisted is not None:
                 if not is_vouched:
                     line, signer = self._unlisted
-                    raise self._broken(f"is signed by {signer!r:.70}, which is no root of this identity", line)
+                    raise self._broken_error(f"is signed by {signer!r:.70}, which is no root of this identity", line)
                 if session.id not in self._anchors.revoked:
                     self._unlisted = None
         elif self._signers and known is None and not self._is_vouched_for(session, record.data):
-            raise self._broken(
+            raise self._broken_error(
                 f"is signed by {session.id!r:.70}, for which no signer before it vouches",
             )
         return session
 
     def _is_vouched_for(self, session: Session, data: Mapping[str, Any]) -> bool:
-        named = {**_sessions(data.get("roots")), session.id: session}
+        named = {**_read_sessions(data.get("roots")), session.id: session}
         believed = dict(self._signers)
-        endorsements = _endorsements(data.get("endorsements"))
+        endorsements = _read_endorsements(data.get("endorsements"))
         while True:
             found = {}
             for item in endorsements:
@@ -440,7 +442,7 @@ class Chain:
                 return False
 
 
-def _sessions(value: Any) -> dict[str, Session]:
+def _read_sessions(value: Any) -> dict[str, Session]:
     found = {}
     for item in value if isinstance(value, list) else ():
         try:
@@ -452,7 +454,7 @@ def _sessions(value: Any) -> dict[str, Session]:
     return found
 
 
-def _endorsements(value: Any) -> list[Endorsement]:
+def _read_endorsements(value: Any) -> list[Endorsement]:
     found = []
     for item in value if isinstance(value, list) else ():
         members = item if isinstance(item, dict) else {}

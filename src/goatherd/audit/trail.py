@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from goatherd.audit.events_as_data import Evidence, plain
+from goatherd.audit.events_as_data import EventData, to_json_value
 from goatherd.audit.records import (
     MAX_LINE,
     MAX_TORN,
@@ -115,7 +115,7 @@ class AuditTrail:
             AuditError: It could not be added.
             TypeError: `data` holds what has no place in a trail.
         """
-        values = plain(data)
+        values = to_json_value(data)
         try:
             self._append(event, values, self.now_ms() if at_ms is None else at_ms)
         except AuditError:
@@ -288,7 +288,7 @@ class Journal:
         self._holds = holds
         self._held: list[tuple[int, str, Mapping[str, object]]] = []
         self._given = 0
-        self._evidence = Evidence()
+        self._evidence = EventData()
 
     def mark(self) -> int:
         """Return up to where evidence was told until now."""
@@ -348,7 +348,7 @@ class Journal:
 
     def _log(self, event: str, data: Mapping[str, object]) -> None:
         if _log.isEnabledFor(logging.INFO):
-            evidence = json.dumps(plain(data), ensure_ascii=False, separators=(",", ":"))
+            evidence = json.dumps(to_json_value(data), ensure_ascii=False, separators=(",", ":"))
             _log.info(event_text(LogEvent.ROTATION_EVIDENCE, what=event, evidence=evidence))
 
 

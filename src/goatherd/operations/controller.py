@@ -40,7 +40,7 @@ from goatherd.rotation.obstacles import Obstacle, ObstacleKind, Survey
 from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.alerts import Alarm
 from goatherd.schedule.controller import Controller, Turn, Worker
-from goatherd.schedule.due import Act, Facts, Schedule, Verdict, facts_of, next_due, preview
+from goatherd.schedule.due import Act, DueDecision, Facts, Schedule, facts_of, next_due, preview
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 
@@ -71,7 +71,7 @@ class ScheduleExplanation:
     """
 
     facts: Facts
-    verdict: Verdict
+    verdict: DueDecision
     begins: tuple[int, ...]
     obstacles: tuple[Obstacle, ...]
     at_ms: int
@@ -158,7 +158,7 @@ async def run_controller(
         rotator = make(notify_each(on_event, seen.record_event))
         return _CountedWorker(rotator, seen) if counts_runs else rotator
 
-    def keep(document: IdentityDocument, verdict: Verdict) -> None:
+    def keep(document: IdentityDocument, verdict: DueDecision) -> None:
         seen.document = document
         seen.next_ms = verdict.at_ms if verdict.act is Act.ROTATE else seen.next_ms
 

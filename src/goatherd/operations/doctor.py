@@ -29,7 +29,7 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING, NodeState, read_server_state
 from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SKIPPED, WARNING, Check, check_store
-from goatherd.revocation.reintroduction import decode
+from goatherd.revocation.introduced_sessions import decode_commits
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind, Survey
@@ -242,7 +242,7 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list
                     text = f"{client.base_url} does not show its sessions: {error}"
                     checks.append(Check(name=name, level=SKIPPED, text=text, hint=error.hint))
         else:
-            held[client.base_url] = await asyncio.to_thread(decode, sent, org)
+            held[client.base_url] = await asyncio.to_thread(decode_commits, sent, org)
 
     async with NodeDirectory(scope.addresses, timeout=max(scope.timeout, SESSIONS_TIMEOUT)) as directory:
         await asyncio.gather(*(read(client) for client in await directory()))

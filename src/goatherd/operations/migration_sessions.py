@@ -31,7 +31,7 @@ from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.session_commits import preferred_session, session_from_commit, verify_commit_by
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import SHOWN, MigrationSource, SessionLog, read_session_log
-from goatherd.revocation.reintroduction import decode
+from goatherd.revocation.introduced_sessions import decode_commits
 from goatherd.rotation.cross_signing import session_commit
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
@@ -155,7 +155,7 @@ def _select_signed(
     """Return the commits that a root of the identity has signed, by session id."""
     identity = present or document
     pool = TrustPool(org=org, current=identity.current, roots=identity.roots, revoked=identity.revoked_ids)
-    commits = decode(sent, org)
+    commits = decode_commits(sent, org)
     pool.offer_session_commits(commits)
     verified: dict[str, list[Commit]] = {}
     for commit in commits:

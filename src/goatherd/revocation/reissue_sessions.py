@@ -21,7 +21,13 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import FrozenList, Revocation
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_seeds
-from goatherd.revocation.reintroduction import Introduced, Survey, decode, introduce_again, survey
+from goatherd.revocation.introduced_sessions import (
+    Introduced,
+    IntroducedSessions,
+    decode_commits,
+    introduce_again,
+    survey,
+)
 from goatherd.revocation.report import NodeOutcome, RevocationReport
 from goatherd.rotation.machine import Policy
 from goatherd.trust import TrustPool
@@ -57,7 +63,7 @@ class OnEach(Protocol):
     ) -> None: ...
 
 
-class Resettler:
+class SessionReissuer:
     """One run's work on the sessions of one revoked root.
 
     Args:
@@ -90,14 +96,14 @@ class Resettler:
         self._policy = policy
         self._clock = clock
 
-    async def survey(
+    async def collect_sessions(
         self,
         document: IdentityDocument,
         session_id: str,
         *,
         frozen: FrozenList | None = None,
         leave_out: Collection[str] = (),
-    ) -> tuple[Survey, set[str]]:
+    ) -> tuple[IntroducedSessions, set[str]]:
         """Collect ``/sys/sessions`` from every node, each asked for what the ones before did not have.
 
         Args:
@@ -117,14 +123,14 @@ class Resettler:
         ]
         signer = document.current
         for url in ours or [one.url for one in self._outcomes.values() if one.problem is None]:
-            await self._on_each([url], lambda node: self._collect(node, signer, raw), is_long=True)
+            await self._on_each([url], lambda node: self._collect_from(node, signer, raw), is_long=True)
         revoked = document.find_root(session_id)
         assert revoked is not None
 
-        def look() -> Survey:
-            commits = decode(raw.values(), self._org)
+        def look() -> IntroducedSessions:
+            commits = decode_commits(raw.values(), self._org)
             # Roots that have left the document, and are trusted without the revoked one, are no thief's.
-            others = self._trusted(document, commits, {*document.revoked_ids, session_id})
+            others = self._verify_commits(document, commits, {*document.revoked_ids, session_id})
             with ThreadPoolExecutor(_THREADS) as executor:
                 return survey(
                     commits,
@@ -147,12 +153,12 @@ class Resettler:
         """Return a root that has left the document, as the nodes hold it and the document's roots vouch for it."""
         raw: dict[str, Any] = {}
         for url in self._outcomes:
-            await self._on_each([url], lambda node: self._collect(node, document.current, raw), is_long=True)
-        commits = decode(raw.values(), self._org)
-        found = await asyncio.to_thread(self._trusted, document, commits, document.revoked_ids)
+            await self._on_each([url], lambda node: self._collect_from(node, document.current, raw), is_long=True)
+        commits = decode_commits(raw.values(), self._org)
+        found = await asyncio.to_thread(self._verify_commits, document, commits, document.revoked_ids)
         return next((root for root in found if root.id == session_id), None)
 
-    def _trusted(
+    def _verify_commits(
         self, document: IdentityDocument, commits: Iterable[Commit], revoked: Collection[str]
     ) -> tuple[Session, ...]:
         listed = [root for root in document.roots if root.id not in revoked]
@@ -162,7 +168,7 @@ class Resettler:
         pool.offer_session_commits(commits)
         return pool.roots
 
-    async def _collect(self, node: SessionNode, signer: OwnedSession, raw: dict[str, Any]) -> None:
+    async def _collect_from(self, node: SessionNode, signer: OwnedSession, raw: dict[str, Any]) -> None:
         for _ in range(_ROUNDS):
             shown = await asyncio.to_thread(_filter_of, tuple(raw))
             message = {"ver": VERSION, "f": shown, "s": len(raw), "c": [], "ad": []}
@@ -178,7 +184,7 @@ class Resettler:
         self,
         document: IdentityDocument,
         entry: Revocation,
-        found: Survey,
+        found: IntroducedSessions,
         known: Collection[str],
         *,
         comes_back: bool = True,
@@ -206,12 +212,12 @@ class Resettler:
         todo = [one for one in found.sessions if one.commit_id not in known]
         failed: dict[str, GoatherdError] = {}
         for start in range(0, len(todo), BATCH):
-            commits = await self._signed(todo[start : start + BATCH], document, entry)
+            commits = await self._sign_commits(todo[start : start + BATCH], document, entry)
             for outcome in ready:
                 if outcome.url in failed:
                     continue
                 push = partial(self._push_to, outcome, commits, document.current)
-                if (error := await self._attempt(outcome, push)) is None:
+                if (error := await self._try_node(outcome, push)) is None:
                     self._report.pushed += len(commits)
                     self._pushed(outcome.url, self._report.pushed)
                     break
@@ -222,8 +228,8 @@ class Resettler:
             for outcome in left:
                 outcome.problem = None
                 failed.pop(outcome.url, None)
-                arrived = partial(self._arrived, outcome, wanted, by_id, document, entry)
-                if (error := await self._attempt(outcome, arrived)) is not None:
+                arrived = partial(self._wait_for_arrival, outcome, wanted, by_id, document, entry)
+                if (error := await self._try_node(outcome, arrived)) is not None:
                     failed[outcome.url] = error
             left = [one for one in ready if one.url in failed]
             deadline = deadline or self._clock.monotonic() + self._policy.adoption.total_seconds()
@@ -234,7 +240,7 @@ class Resettler:
         if len(left) == len(ready):
             raise next(iter(failed.values()))
 
-    async def _attempt(
+    async def _try_node(
         self, outcome: NodeOutcome, call: Callable[[SessionNode], Awaitable[object]]
     ) -> GoatherdError | None:
         """Call one node; return why it failed, which its outcome says too."""
@@ -253,9 +259,9 @@ class Resettler:
     async def _push_to(
         self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession, _: SessionNode
     ) -> None:
-        await self._push(outcome, commits, signer)
+        await self._push_commits(outcome, commits, signer)
 
-    async def _signed(
+    async def _sign_commits(
         self, introduced: Sequence[Introduced], document: IdentityDocument, entry: Revocation
     ) -> list[dict[str, Any]]:
         def make() -> list[dict[str, Any]]:
@@ -266,17 +272,19 @@ class Resettler:
 
         return await asyncio.to_thread(make)
 
-    async def _push(self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> None:
+    async def _push_commits(
+        self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession
+    ) -> None:
         self._report.node_calls += 2
         await self._nodes[outcome.url].push(SESSIONS_PATH, commits, signer, self._clock.now_ms())
-        lacking = await self._lacks(outcome, [commit["id"] for commit in commits], signer)
+        lacking = await self._find_lacking(outcome, [commit["id"] for commit in commits], signer)
         if lacking:
             raise RotationError(
                 f"{outcome.url} did not keep {len(lacking)} of {len(commits)} session commits of {signer.id}",
                 hint="Look at its log; then run it again.",
             )
 
-    async def _lacks(self, outcome: NodeOutcome, wanted: Sequence[str], signer: OwnedSession) -> list[str]:
+    async def _find_lacking(self, outcome: NodeOutcome, wanted: Sequence[str], signer: OwnedSession) -> list[str]:
         """Return the ids of the commits that a server does not hold.
 
         An unmodified server only shows filters of what it holds, and a filter of a few commits claims every second id
@@ -304,7 +312,7 @@ class Resettler:
         kept = set(held)
         return [one for one in wanted if one not in kept]
 
-    async def _arrived(
+    async def _wait_for_arrival(
         self,
         outcome: NodeOutcome,
         wanted: Sequence[str],
@@ -319,7 +327,7 @@ class Resettler:
         lacking = list(wanted)
         while True:
             # What was there once stays, so that each question is smaller than the one before.
-            lacking = await self._lacks(outcome, lacking, document.current)
+            lacking = await self._find_lacking(outcome, lacking, document.current)
             outcome.introduced = len(wanted) - len(lacking)
             if not lacking:
                 return
@@ -332,7 +340,7 @@ class Resettler:
             poll = min(poll * 2, self._policy.poll_max)
         for start in range(0, len(lacking), BATCH):
             part = [by_id[commit_id] for commit_id in lacking[start : start + BATCH]]
-            await self._push(outcome, await self._signed(part, document, entry), document.current)
+            await self._push_commits(outcome, await self._sign_commits(part, document, entry), document.current)
         outcome.introduced = len(wanted)
 
 

@@ -48,7 +48,7 @@ from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
-from goatherd.revocation.reissue_sessions import Resettler, SessionNode
+from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
 from goatherd.revocation.report import NodeOutcome, RevocationReport, claims_of
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.cross_signing import earlier_introduction, introduction_ids, session_commit
@@ -133,9 +133,9 @@ class Revoker:
             provider,
             policy=self.policy,
             clock=self._clock,
-            troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
+            troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
         )
-        self._signatures = SignatureCheck(self._store, secret_id, self._identities)
+        self._signatures = SignatureCheck(self._store, secret_id, self._read_identities)
         self._continuity = Continuity(provider)
         self._highest = 0
 
@@ -149,18 +149,18 @@ class Revoker:
             StoreWentBackError: As `revoke`.
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
-        self._begin(session_id)
-        document = await self._check_history((await self._read())[0])
-        self._take(document, session_id)
-        document = await self._with_root(document, session_id)
+        self._begin_run(session_id)
+        document = await self._check_history((await self._read_identity())[0])
+        self._copy_state(document, session_id)
+        document = await self._restore_pruned_root(document, session_id)
         if session_id not in document.revoked_ids:
-            heir, _ = await self._heir(document, session_id, successor)
-            self._report.current_id = document.current.id if heir is None else heir.id
-        await self._look(document)
-        await self._timed("freeze", self._foresee(document, session_id))
-        await self._timed("survey", self._resettler(document).survey(document, session_id))
+            new_root, _ = await self._choose_successor(document, session_id, successor)
+            self._report.current_id = document.current.id if new_root is None else new_root.id
+        await self._observe_nodes(document)
+        await self._run_timed("freeze", self._preview_claims(document, session_id))
+        await self._run_timed("survey", self._make_reissuer(document).collect_sessions(document, session_id))
         await self._look_for_keys(document, session_id)
-        return self._end()
+        return self._end_run()
 
     async def revoke(
         self,
@@ -196,14 +196,16 @@ class Revoker:
         """
         if successor == NEW:
             check_lifetime(self.policy)
-        self._begin(session_id)
+        self._begin_run(session_id)
         # Where the store does not answer at all, nothing has begun, and the operator hears of it at once.
-        first, _ = await self._read()
+        first, _ = await self._read_identity()
         with self._store.repeating():
             await self._check_history(first)
-            return await self._run(session_id, reason, successor, leave_out=leave_out, reopen=reopen, destroy=destroy)
+            return await self._run_steps(
+                session_id, reason, successor, leave_out=leave_out, reopen=reopen, destroy=destroy
+            )
 
-    async def _run(
+    async def _run_steps(
         self,
         session_id: str,
         reason: str,
@@ -213,64 +215,66 @@ class Revoker:
         reopen: bool,
         destroy: bool,
     ) -> RevocationReport:
-        document = await self._timed("revoke", self._revoked(session_id, reason, successor))
-        await self._timed("adoption", self._adopted(document))
+        document = await self._run_timed("revoke", self._write_revocation(session_id, reason, successor))
+        await self._run_timed("adoption", self._wait_for_adoption(document))
         if self._has_only_unmodified():
-            await self._timed(
+            await self._run_timed(
                 "introduce again", self._reissued_at_unmodified(document, session_id, leave_out, reopen=reopen)
             )
-            return await self._finished(document, session_id, destroy=destroy)
-        document, frozen = await self._timed("freeze", self._closed(document, session_id, reopen=reopen))
-        resettler = self._resettler(document)
-        found, known = await self._timed(
-            "survey", resettler.survey(document, session_id, frozen=frozen, leave_out=leave_out)
+            return await self._finish(document, session_id, destroy=destroy)
+        document, frozen = await self._run_timed("freeze", self._close_if_complete(document, session_id, reopen=reopen))
+        reissuer = self._make_reissuer(document)
+        found, known = await self._run_timed(
+            "survey", reissuer.collect_sessions(document, session_id, frozen=frozen, leave_out=leave_out)
         )
         if frozen is not None:
-            entry = _entry(document, session_id)
-            await self._timed("introduce again", resettler.introduce_again(document, entry, found, known))
-            await self._timed("introduce roots", self._introduce_roots(document, known))
-            document = await self._settled(document, session_id)
-        return await self._finished(document, session_id, destroy=destroy)
+            entry = _find_entry(document, session_id)
+            await self._run_timed("introduce again", reissuer.introduce_again(document, entry, found, known))
+            await self._run_timed("introduce roots", self._introduce_roots(document, known))
+            document = await self._settle_if_complete(document, session_id)
+        return await self._finish(document, session_id, destroy=destroy)
 
-    async def _finished(self, document: IdentityDocument, session_id: str, *, destroy: bool) -> RevocationReport:
+    async def _finish(self, document: IdentityDocument, session_id: str, *, destroy: bool) -> RevocationReport:
         if destroy:
-            document = await self._timed("destroy", self._destroy(session_id))
-        self._take(document, session_id)
+            document = await self._run_timed("destroy", self._destroy_keys(session_id))
+        self._copy_state(document, session_id)
         await self._look_for_keys(document, session_id)
-        return self._end()
+        return self._end_run()
 
     # --- 1 and 2: the identity --------------------------------------------------------------------------------------
 
-    async def _revoked(self, session_id: str, reason: str, successor: str) -> IdentityDocument:
-        heir: OwnedSession | None = None
+    async def _write_revocation(self, session_id: str, reason: str, successor: str) -> IdentityDocument:
+        new_root: OwnedSession | None = None
 
         async def change(document: IdentityDocument) -> IdentityDocument | None:
-            nonlocal heir
+            nonlocal new_root
             if session_id in document.revoked_ids:
                 return None
-            document = await self._with_root(document, session_id)
-            if heir is None:
-                heir, self._stolen = await self._heir(document, session_id, successor)
+            document = await self._restore_pruned_root(document, session_id)
+            if new_root is None:
+                new_root, self._stolen = await self._choose_successor(document, session_id, successor)
                 self._check_clock()
                 await self._call_store(self._store.reserve_room(self._secret_id))
-                if heir is not None:
-                    await self._spread(document, heir.session)
+                if new_root is not None:
+                    await self._introduce_successor(document, new_root.session)
             if not self._has_waited:
                 self._has_waited = True
-                await self._timed("spread", self._in_step(document, session_id))
-                await self._read()  # that took its time: what is in hand may be what a restored store no longer holds
+                await self._run_timed("spread", self._wait_until_spread(document, session_id))
+                await (
+                    self._read_identity()
+                )  # that took its time: what is in hand may be what a restored store no longer holds
             return transitions.revoke_root(
                 document,
                 session_id,
                 self._clock.now_ms(),
                 reason=reason,
-                successor=heir if session_id == document.current.id else None,
+                successor=new_root if session_id == document.current.id else None,
                 proving=None if session_id == document.current.id else self._stolen,
             )
 
-        document, is_written = await self._rewrite("write the revocation", change)
+        document, is_written = await self._change_identity("write the revocation", change)
         if is_written:
-            self._stepped(RevocationStep.REVOKED, document, session_id)
+            self._emit_step(RevocationStep.REVOKED, document, session_id)
         # To be heard by nodes that have missed the introduction of the successor.
         self._stolen = self._stolen or await self._stored_root(document, session_id)
         return document
@@ -284,7 +288,7 @@ class Revoker:
             self.policy.clock_tolerance,
         )
 
-    async def _with_root(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
+    async def _restore_pruned_root(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
         """Return the document with a root in it that is missing there: it comes back to be revoked.
 
         It was pruned, or the store was restored from a backup of before it. With its public half what the cluster holds
@@ -292,12 +296,12 @@ class Revoker:
         """
         if document.find_root(session_id) is not None:
             return document
-        found = await self._resettler(document).find_pruned(document, session_id)
+        found = await self._make_reissuer(document).find_pruned(document, session_id)
         if found is None:
             return document
         return replace(document, roots=(*document.roots, found), pruned=max(0, document.pruned - 1))
 
-    async def _heir(
+    async def _choose_successor(
         self, document: IdentityDocument, session_id: str, successor: str
     ) -> tuple[OwnedSession | None, OwnedSession | None]:
         """Return who signs from now on, None where that stays as it is, and the stolen root with its key if there."""
@@ -309,7 +313,7 @@ class Revoker:
             return None, await self._stored_root(document, session_id)
         if successor == NEW:
             # Servers that cannot be reached are no obstacle to an emergency; those that answer say what they are.
-            check_lifetime(self.policy, unmodified=await self._unmodified())
+            check_lifetime(self.policy, unmodified=await self._find_unmodified())
             now_ms = self._clock.now_ms()
             fresh = OwnedSession.generate(
                 session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
@@ -324,7 +328,7 @@ class Revoker:
             raise IllegalStepError(f"the store holds no private key of root {successor}")
         return earlier, document.current
 
-    async def _unmodified(self) -> tuple[str, ...]:
+    async def _find_unmodified(self) -> tuple[str, ...]:
         found: list[str] = []
 
         async def ask(node: RevocableNode) -> None:
@@ -332,10 +336,10 @@ class Revoker:
             if answer is None or answer.agent is not None:
                 found.append(node.base_url)
 
-        await self._on_each(tuple(self._nodes), ask)
+        await self._call_each(tuple(self._nodes), ask)
         return tuple(found)
 
-    async def _identities(self) -> dict[str, ServerIdentity]:
+    async def _read_identities(self) -> dict[str, ServerIdentity]:
         answers: dict[str, ServerIdentity] = {}
 
         async def ask(node: RevocableNode) -> None:
@@ -343,7 +347,7 @@ class Revoker:
             if answer is not None:
                 answers[node.base_url] = answer
 
-        await self._on_each(tuple(self._nodes), ask)
+        await self._call_each(tuple(self._nodes), ask)
         return answers
 
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
@@ -358,29 +362,29 @@ class Revoker:
                         return owned
         return None
 
-    async def _spread(self, document: IdentityDocument, heir: Session) -> None:
+    async def _introduce_successor(self, document: IdentityDocument, new_root: Session) -> None:
         stolen, now_ms = document.current, self._clock.now_ms()
-        if document.find_root(heir.id) is not None or stolen.session.is_expired(now_ms):
+        if document.find_root(new_root.id) is not None or stolen.session.is_expired(now_ms):
             return
         commits = [
-            session_commit(heir, signer=stolen, commit_id=commit_id, ts=now_ms, org=self._org)
-            for commit_id in introduction_ids(heir.id)
+            session_commit(new_root, signer=stolen, commit_id=commit_id, ts=now_ms, org=self._org)
+            for commit_id in introduction_ids(new_root.id)
         ]
 
         async def introduce(node: RevocableNode) -> None:
             await node.push(SESSIONS_PATH, commits, stolen, now_ms)
-            self._stepped(RevocationStep.INTRODUCED, document, stolen.id, node=node.base_url)
+            self._emit_step(RevocationStep.INTRODUCED, document, stolen.id, node=node.base_url)
 
-        await self._on_each(tuple(self._nodes), introduce)
+        await self._call_each(tuple(self._nodes), introduce)
 
     # --- 3: the freeze ----------------------------------------------------------------------------------------------
 
-    async def _adopted(self, document: IdentityDocument) -> None:
+    async def _wait_for_adoption(self, document: IdentityDocument) -> None:
         """Tell the nodes until each has the revocation, or patience ends."""
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
         poll = self.policy.poll_min
         while True:
-            await self._look(document)
+            await self._observe_nodes(document)
             behind = [
                 one.url
                 for one in self._outcomes.values()
@@ -388,14 +392,14 @@ class Revoker:
             ]
             if not behind or self._clock.monotonic() >= deadline:
                 return
-            await self._tell(document, behind)
+            await self._notify(document, behind)
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)
 
-    async def _look(self, document: IdentityDocument) -> None:
+    async def _observe_nodes(self, document: IdentityDocument) -> None:
         revoked = document.revoked_ids
 
-        async def look(node: RevocableNode) -> None:
+        async def observe(node: RevocableNode) -> None:
             outcome = self._outcomes[node.base_url]
             answer = await node.identity()
             if answer is not None and answer.agent is not None:
@@ -411,21 +415,21 @@ class Revoker:
             if not outcome.refuses and answer.refusal is not None:
                 outcome.problem = f"refuses the identity: {answer.refusal}"
 
-        await self._on_each(tuple(self._outcomes), look)
+        await self._call_each(tuple(self._outcomes), observe)
 
-    async def _closed(
+    async def _close_if_complete(
         self, document: IdentityDocument, session_id: str, *, reopen: bool
     ) -> tuple[IdentityDocument, FrozenList | None]:
         """Close the list if that can be done and was not; return it, None while it is open."""
         ours = [one for one in self._outcomes.values() if not one.is_unmodified]
-        entry = _entry(document, session_id)
+        entry = _find_entry(document, session_id)
         is_to_close = entry.freeze is None or reopen
-        lists = await self._lists(document, session_id, is_repeated=is_to_close)
-        frozen = self._counted(lists)
+        lists = await self._read_lists(document, session_id, is_repeated=is_to_close)
+        frozen = self._count_lists(lists)
         complete = bool(ours) and all(one.url in lists for one in ours if not one.is_distrusted)
         if entry.freeze is not None and not (reopen and complete):
-            known = await self._compare(document, entry.freeze.digest, lists, frozen)
-            await self._describe(document, session_id, lists, known)
+            known = await self._compare_with_closed(document, entry.freeze.digest, lists, frozen)
+            await self._describe_claims(document, session_id, lists, known)
             return document, known
         if not complete:
             return document, None
@@ -437,11 +441,11 @@ class Revoker:
             frozen = frozen if before is None else FrozenList.union([frozen, before])
         for url, found in lists.items():
             self._outcomes[url].in_flight = len(frozen.digests - found.digests)
-        await self._describe(document, session_id, lists, frozen)
-        await self._hand_over(document, frozen, lists)
-        return await self._close(session_id, frozen), frozen
+        await self._describe_claims(document, session_id, lists, frozen)
+        await self._give_list(document, frozen, lists)
+        return await self._write_closed_list(session_id, frozen), frozen
 
-    async def _in_step(self, document: IdentityDocument, session_id: str) -> None:
+    async def _wait_until_spread(self, document: IdentityDocument, session_id: str) -> None:
         """Wait until commits that one node holds have reached another, since nodes soon refuse them from each other.
 
         Nodes that do not answer are not waited for, nor are commits that were signed after the first look: servers
@@ -450,29 +454,29 @@ class Revoker:
         deadline = self._clock.monotonic() + self.policy.flow_patience.total_seconds()
         poll, first = self.policy.poll_min, None
         while True:
-            lists = await self._early(document, session_id)
-            left = self._left_out(lists, self._counted(lists))
+            lists = await self._read_early_lists(document, session_id)
+            left = self._find_left_out(lists, self._count_lists(lists))
             first = left if first is None else first & left
             if len(lists) < 2 or not first or self._clock.monotonic() >= deadline:
                 return
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)
 
-    async def _foresee(self, document: IdentityDocument, session_id: str) -> None:
+    async def _preview_claims(self, document: IdentityDocument, session_id: str) -> None:
         """Note what one node alone would claim, for a plan."""
         entry = next((one for one in document.revoked if one.id == session_id), None)
         if entry is None:
-            await self._in_step(document, session_id)
-        lists = await self._early(document, session_id)
-        frozen = self._counted(lists)
+            await self._wait_until_spread(document, session_id)
+        lists = await self._read_early_lists(document, session_id)
+        frozen = self._count_lists(lists)
         if entry is not None and entry.freeze is not None:
             try:
-                frozen = await self._known(entry.freeze.digest, frozen)
+                frozen = await self._read_closed_list(entry.freeze.digest, frozen)
             except RotationError:
                 return  # the run itself says so
-        await self._describe(document, session_id, lists, frozen)
+        await self._describe_claims(document, session_id, lists, frozen)
 
-    async def _early(self, document: IdentityDocument, session_id: str) -> dict[str, FrozenList]:
+    async def _read_early_lists(self, document: IdentityDocument, session_id: str) -> dict[str, FrozenList]:
         lists: dict[str, FrozenList] = {}
 
         async def ask(node: RevocableNode) -> None:
@@ -482,10 +486,12 @@ class Revoker:
                 return  # an unmodified server, or one that tells only after the revocation
             lists[node.base_url] = FrozenList.from_bytes(raw)
 
-        await self._on_each([one.url for one in self._outcomes.values() if one.problem is None], ask)
+        await self._call_each([one.url for one in self._outcomes.values() if one.problem is None], ask)
         return lists
 
-    async def _lists(self, document: IdentityDocument, session_id: str, *, is_repeated: bool) -> dict[str, FrozenList]:
+    async def _read_lists(
+        self, document: IdentityDocument, session_id: str, *, is_repeated: bool
+    ) -> dict[str, FrozenList]:
         """Ask the nodes what they hold, and ask again while one alone claims something and the answers still change."""
         lists: dict[str, FrozenList] = {}
 
@@ -498,17 +504,17 @@ class Revoker:
         deadline = self._clock.monotonic() + self.policy.flow_patience.total_seconds()
         before: dict[str, FrozenList] | None = None
         while True:
-            await self._on_each(urls, ask, is_long=True)
-            is_alone = bool(self._left_out(lists, self._counted(lists)))
+            await self._call_each(urls, ask, is_long=True)
+            is_alone = bool(self._find_left_out(lists, self._count_lists(lists)))
             if not (is_repeated and is_alone) or lists == before or self._clock.monotonic() >= deadline:
                 break
             before, urls = dict(lists), list(lists)
             await self._clock.sleep(self.policy.poll_max)
         for url, found in lists.items():
-            self._stepped(RevocationStep.FROZEN, document, session_id, node=url, count=len(found))
+            self._emit_step(RevocationStep.FROZEN, document, session_id, node=url, count=len(found))
         return lists
 
-    def _counted(self, lists: Mapping[str, FrozenList]) -> FrozenList:
+    def _count_lists(self, lists: Mapping[str, FrozenList]) -> FrozenList:
         return merge_frozen_lists(
             lists,
             listed=[one.url for one in self._outcomes.values() if not one.is_unmodified],
@@ -517,11 +523,11 @@ class Revoker:
             instances=self._instances,
         )
 
-    def _left_out(self, lists: Mapping[str, FrozenList], frozen: FrozenList) -> set[bytes]:
+    def _find_left_out(self, lists: Mapping[str, FrozenList], frozen: FrozenList) -> set[bytes]:
         trusted = FrozenList.union(one for url, one in lists.items() if url not in self._distrust)
         return set(trusted.digests - frozen.digests)
 
-    async def _describe(
+    async def _describe_claims(
         self, document: IdentityDocument, session_id: str, lists: Mapping[str, FrozenList], frozen: FrozenList
     ) -> None:
         """Note what each node claims and is left out of the list, and ask it what that is."""
@@ -549,11 +555,11 @@ class Revoker:
                 return  # the claims are counted all the same
             self._outcomes[node.base_url].claims = claims_of(told)
 
-        await self._on_each(list(asked), ask, is_long=True)
+        await self._call_each(list(asked), ask, is_long=True)
 
-    async def _close(self, session_id: str, union: FrozenList) -> IdentityDocument:
+    async def _write_closed_list(self, session_id: str, union: FrozenList) -> IdentityDocument:
         async def change(document: IdentityDocument) -> IdentityDocument | None:
-            now_ms, freeze = self._clock.now_ms(), _entry(document, session_id).freeze
+            now_ms, freeze = self._clock.now_ms(), _find_entry(document, session_id).freeze
             # A store may apply a write and report a conflict, so this may be our own.
             if freeze is not None and (freeze.commits, freeze.digest) == (len(union), union.digest):
                 return None
@@ -561,21 +567,21 @@ class Revoker:
                 document, session_id, now_ms, commits=len(union), digest=union.digest
             )
 
-        changed, _ = await self._rewrite("write the closed list of commits", change)
-        self._stepped(RevocationStep.CLOSED, changed, session_id, count=len(union))
+        changed, _ = await self._change_identity("write the closed list of commits", change)
+        self._emit_step(RevocationStep.CLOSED, changed, session_id, count=len(union))
         return changed
 
-    async def _compare(
+    async def _compare_with_closed(
         self, document: IdentityDocument, digest: str, lists: Mapping[str, FrozenList], union: FrozenList
     ) -> FrozenList:
         """Find out what nodes hold beyond a closed list, and give the list to those that lack it."""
-        known = await self._known(digest, union)
+        known = await self._read_closed_list(digest, union)
         for url, found in lists.items():
             self._outcomes[url].late = len(found.digests - known.digests)
-        await self._hand_over(document, known, lists)
+        await self._give_list(document, known, lists)
         return known
 
-    async def _known(self, digest: str, union: FrozenList) -> FrozenList:
+    async def _read_closed_list(self, digest: str, union: FrozenList) -> FrozenList:
         """Return the list that the identity names, from whoever has it.
 
         Raises:
@@ -596,29 +602,29 @@ class Revoker:
             if raw is not None and (one := FrozenList.from_bytes(raw)).digest == digest:
                 found.append(one)
 
-        await self._on_each([one.url for one in self._outcomes.values() if not one.is_unmodified], ask, is_long=True)
+        await self._call_each([one.url for one in self._outcomes.values() if not one.is_unmodified], ask, is_long=True)
         return found[0] if found else None
 
-    async def _hand_over(self, document: IdentityDocument, frozen: FrozenList, urls: Iterable[str]) -> None:
+    async def _give_list(self, document: IdentityDocument, frozen: FrozenList, urls: Iterable[str]) -> None:
         async def give(node: RevocableNode) -> None:
             if await node.frozen(frozen.digest) is None:
                 await node.keep_frozen(frozen.to_bytes(), document.current, self._clock.now_ms())
 
-        await self._on_each(tuple(urls), give, is_long=True)
+        await self._call_each(tuple(urls), give, is_long=True)
 
     # --- 4: the sessions --------------------------------------------------------------------------------------------
 
-    def _resettler(self, document: IdentityDocument) -> Resettler:
+    def _make_reissuer(self, document: IdentityDocument) -> SessionReissuer:
         revoked_id = self._report.revoked_id
 
         def pushed(url: str, count: int) -> None:
-            self._stepped(RevocationStep.INTRODUCED_AGAIN, document, revoked_id, node=url, count=count)
+            self._emit_step(RevocationStep.INTRODUCED_AGAIN, document, revoked_id, node=url, count=count)
 
-        return Resettler(
+        return SessionReissuer(
             nodes=self._nodes,
             outcomes=self._outcomes,
             report=self._report,
-            on_each=self._on_each,
+            on_each=self._call_each,
             pushed=pushed,
             org=self._org,
             policy=self.policy,
@@ -643,7 +649,7 @@ class Revoker:
         async def introduce(node: RevocableNode) -> None:
             await node.push(SESSIONS_PATH, todo, document.current, self._clock.now_ms())
 
-        await self._on_each([one.url for one in self._outcomes.values() if one.problem is None], introduce)
+        await self._call_each([one.url for one in self._outcomes.values() if one.problem is None], introduce)
 
     def _has_only_unmodified(self) -> bool:
         return bool(self._outcomes) and all(one.is_unmodified for one in self._outcomes.values())
@@ -656,11 +662,11 @@ class Revoker:
         There is no frozen list: no server would keep it or refuse by it. The first Goatherd server that is listed in a
         later run closes it.
         """
-        resettler, entry = self._resettler(document), _entry(document, session_id)
+        reissuer, entry = self._make_reissuer(document), _find_entry(document, session_id)
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
         poll = self.policy.poll_min
         while True:
-            found, known = await resettler.survey(document, session_id, leave_out=leave_out)
+            found, known = await reissuer.collect_sessions(document, session_id, leave_out=leave_out)
             reissued = tuple(one for one in found.sessions if one.commit_id in known)
             if reissued and not reopen and not self._report.pushed:
                 # SECURITY: unmodified servers take what the stolen root introduces after the first run, too; it must
@@ -670,18 +676,18 @@ class Revoker:
                 self._report.sessions = len(reissued)
             # Nodes that fail have their problem noted, and are asked again below.
             with suppress(NodeError):
-                await resettler.introduce_again(document, entry, found, known, comes_back=False)
+                await reissuer.introduce_again(document, entry, found, known, comes_back=False)
                 await self._introduce_roots(document, known)
             done = all(one.problem is None and one.introduced == len(found.sessions) for one in self._outcomes.values())
             if done or self._clock.monotonic() >= deadline:
                 return
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)
-            await self._look(document)
+            await self._observe_nodes(document)
 
-    async def _settled(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
+    async def _settle_if_complete(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
         ours = [one for one in self._outcomes.values() if not one.is_unmodified]
-        entry = _entry(document, session_id)
+        entry = _find_entry(document, session_id)
         done = ours and all(
             one.is_distrusted or (one.problem is None and one.introduced == self._report.sessions) for one in ours
         )
@@ -689,21 +695,21 @@ class Revoker:
             return document
 
         async def change(document: IdentityDocument) -> IdentityDocument | None:
-            is_recorded = _entry(document, session_id).settled_at is not None
+            is_recorded = _find_entry(document, session_id).settled_at is not None
             return (
                 None
                 if is_recorded
                 else transitions.record_reissued_sessions(document, session_id, self._clock.now_ms())
             )
 
-        changed, _ = await self._rewrite("record the revocation as settled", change)
-        self._stepped(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
+        changed, _ = await self._change_identity("record the revocation as settled", change)
+        self._emit_step(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
         return changed
 
     # --- 5: the keys ------------------------------------------------------------------------------------------------
 
-    async def _destroy(self, session_id: str) -> IdentityDocument:
-        document, version = await self._read()
+    async def _destroy_keys(self, session_id: str) -> IdentityDocument:
+        document, version = await self._read_identity()
         # Whatever can refuse the record of what is destroyed refuses now: a destroyed key does not come back.
         await self._signatures.check(document)
         if session_id not in document.retired_ids:
@@ -716,24 +722,24 @@ class Revoker:
         if report.given_up or session_id in document.retired_ids:
             return document
         # Whose keys are in a version that could not be looked at is not known.
-        if any(session_id in one.private_ids or one.problem is not None for one in await self._holdings(document)):
+        if any(session_id in one.private_ids or one.problem is not None for one in await self._find_holdings(document)):
             return document
 
         async def change(document: IdentityDocument) -> IdentityDocument | None:
             is_recorded = session_id in document.retired_ids
             return None if is_recorded else transitions.record_retirement(document, session_id, self._clock.now_ms())
 
-        changed, _ = await self._rewrite(f"record root {session_id} as retired", change)
+        changed, _ = await self._change_identity(f"record root {session_id} as retired", change)
         return changed
 
     async def _destroy_each(self, document: IdentityDocument, current: str, attempts: Attempts) -> bool:
-        """Destroy what holds a revoked key and bears no label of another's; return whether to look and try again.
+        """Destroy what holds a revoked key and bears no label of another's; return whether to check and try again.
 
         Raises:
             StuckError: The store refuses to destroy a version, and shows nothing that would stand in the way.
         """
         report, kept, is_over = self._report, [], True
-        for holding in await self._holdings(document):
+        for holding in await self._find_holdings(document):
             at = holding.version.id
             may_hold_it = holding.private_ids & document.revoked_ids or holding.is_unknown_leftover
             if not may_hold_it or at in (current, *report.given_up, *report.destroyed):
@@ -750,7 +756,7 @@ class Revoker:
             except ConflictError as conflict:
                 # A label was put there just now, or one of ours has not left it yet.
                 attempts.note(evidence, conflict)
-                self._emit(ConflictMet())
+                self._emit_event(ConflictMet())
                 is_over = False
                 continue
             attempts.note(evidence)
@@ -758,18 +764,18 @@ class Revoker:
                 report.given_up = (*report.given_up, at)
                 continue
             report.destroyed = (*report.destroyed, at)
-            self._stepped(RevocationStep.DESTROYED, document, self._report.revoked_id, detail=at)
+            self._emit_step(RevocationStep.DESTROYED, document, self._report.revoked_id, detail=at)
         report.kept = tuple(kept)
         return not is_over
 
-    async def _holdings(self, document: IdentityDocument) -> Sequence[Holding]:
+    async def _find_holdings(self, document: IdentityDocument) -> Sequence[Holding]:
         return await self._call_store(find_holdings(self._store, self._secret_id, document))
 
     async def _look_for_keys(self, document: IdentityDocument, session_id: str) -> None:
         report = self._report
         others: dict[str, None] = {}
         left, unknown = [], []
-        for holding in await self._holdings(document):
+        for holding in await self._find_holdings(document):
             if holding.version.id in report.given_up:
                 continue
             if session_id in holding.private_ids:
@@ -786,7 +792,7 @@ class Revoker:
         self._report.store_calls += 1
         return await call
 
-    async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
+    async def _read_identity(self) -> tuple[IdentityDocument, SecretVersion]:
         """Read the identity; one that is older than what this run has read or written is read again.
 
         Raises:
@@ -812,7 +818,7 @@ class Revoker:
 
     async def _check_history(self, first: IdentityDocument) -> IdentityDocument:
         async def read() -> IdentityDocument:
-            return (await self._read())[0]
+            return (await self._read_identity())[0]
 
         async def ask() -> dict[str, ServerIdentity]:
             answers: dict[str, ServerIdentity] = {}
@@ -822,7 +828,7 @@ class Revoker:
                 if answer is not None:
                     answers[node.base_url] = answer
 
-            await self._on_each(tuple(self._nodes), one)
+            await self._call_each(tuple(self._nodes), one)
             return answers
 
         return await check_store_history(
@@ -835,7 +841,7 @@ class Revoker:
             is_voted=True,
         )
 
-    async def _rewrite(
+    async def _change_identity(
         self, name: str, change: Callable[[IdentityDocument], Awaitable[IdentityDocument | None]]
     ) -> tuple[IdentityDocument, bool]:
         """Change the stored identity by compare-and-swap; decide again on what another writer has written first.
@@ -855,7 +861,7 @@ class Revoker:
         poll = self.policy.poll_min
         sent: set[str] = set()
         while True:
-            document, version = await self._read()
+            document, version = await self._read_identity()
             evidence = (version.id, document_digest(document))
             if attempts.may_try(evidence, name):
                 await self._signatures.check(document)
@@ -866,17 +872,17 @@ class Revoker:
                     return document, is_ours
                 sent.add(document_digest(changed))
                 try:
-                    await self._write(changed, version.id)
+                    await self._write_identity(changed, version.id)
                 except ConflictError as conflict:
                     attempts.note(evidence, conflict)
-                    self._emit(ConflictMet())
+                    self._emit_event(ConflictMet())
                 else:
                     return changed, True
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)
 
-    async def _write(self, document: IdentityDocument, expected: str) -> None:
-        """Write, put ``stable`` on it too (there is no going back behind a revocation), and tell the nodes."""
+    async def _write_identity(self, document: IdentityDocument, expected: str) -> None:
+        """Write, put ``stable`` on it too (there is no going back behind a revocation), and notify the nodes."""
         version = await self._call_store(
             self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         )
@@ -887,8 +893,8 @@ class Revoker:
     async def _settle_write(self, document: IdentityDocument, version: SecretVersion, *, is_ours: bool) -> None:
         await self._move_stable(document, version)
         if is_ours:
-            self._take(document, self._report.revoked_id)
-            await self._tell(document, tuple(self._nodes))
+            self._copy_state(document, self._report.revoked_id)
+            await self._notify(document, tuple(self._nodes))
 
     async def _move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
         """Put ``stable`` on a version, unless somebody's rotation is under way in it, which may have to go back."""
@@ -903,20 +909,20 @@ class Revoker:
             try:
                 await self._call_store(self._store.label(self._secret_id, STABLE, version.id, expected=at))
             except ConflictError:
-                self._emit(ConflictMet())
+                self._emit_event(ConflictMet())
             else:
                 return
             # Somebody else has moved it, or the list was an old one. Whoever has written since moves it on.
-            _, now = await self._read()
+            _, now = await self._read_identity()
             if now.id != version.id or self._clock.monotonic() >= until:
                 return
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)
 
-    async def _tell(self, document: IdentityDocument, urls: Sequence[str]) -> None:
-        """Tell the nodes to look; one that does not know the successor yet still listens to the stolen root."""
+    async def _notify(self, document: IdentityDocument, urls: Sequence[str]) -> None:
+        """Notify the nodes; one that does not know the successor yet still listens to the stolen root."""
 
-        async def tell(node: RevocableNode) -> None:
+        async def notify(node: RevocableNode) -> None:
             now_ms = self._clock.now_ms()
             try:
                 answer = await node.refresh(document.current, now_ms)
@@ -924,11 +930,11 @@ class Revoker:
                 if error.status != 403 or self._stolen is None:
                     raise
                 answer = await node.refresh(self._stolen, now_ms)
-            self._emit(NodeTold(url=node.base_url, heard=answer is not None))
+            self._emit_event(NodeTold(url=node.base_url, heard=answer is not None))
 
-        await self._on_each(urls, tell)
+        await self._call_each(urls, notify)
 
-    async def _on_each(
+    async def _call_each(
         self, urls: Collection[str], call: Callable[[RevocableNode], Awaitable[object]], *, is_long: bool = False
     ) -> None:
         """Call all of them side by side. A node that fails keeps nobody waiting; its outcome says why.
@@ -946,7 +952,7 @@ class Revoker:
                     await call(self._nodes[url])
             except (NodeError, DecodeError, RotationError, TimeoutError) as error:
                 self._outcomes[url].problem = str(error) or "no answer in time"
-                self._emit(NodeTold(url=url, heard=False, problem=str(error)))
+                self._emit_event(NodeTold(url=url, heard=False, problem=str(error)))
 
         async with asyncio.TaskGroup() as group:
             for url in urls:
@@ -954,7 +960,7 @@ class Revoker:
 
     # --- telling ----------------------------------------------------------------------------------------------------
 
-    def _begin(self, session_id: str) -> None:
+    def _begin_run(self, session_id: str) -> None:
         self._report = RevocationReport(revoked_id=session_id)
         self._outcomes = {url: NodeOutcome(url=url, is_distrusted=url in self._distrust) for url in self._nodes}
         self._stolen, self._has_waited = None, False
@@ -968,7 +974,7 @@ class Revoker:
         if both := sorted(self._distrust & self._trust_alone):
             raise ConfigurationError(f"--distrust and --trust-alone both name {', '.join(both)}; give one of them")
 
-    def _take(self, document: IdentityDocument, session_id: str) -> None:
+    def _copy_state(self, document: IdentityDocument, session_id: str) -> None:
         report = self._report
         report.current_id, report.generation = document.current.id, document.generation
         entry = next((one for one in document.revoked if one.id == session_id), None)
@@ -978,18 +984,18 @@ class Revoker:
             report.closed = entry.freeze is not None
             report.frozen = 0 if entry.freeze is None else entry.freeze.commits
 
-    def _end(self) -> RevocationReport:
+    def _end_run(self) -> RevocationReport:
         self._report.nodes = tuple(self._outcomes.values())
         return self._report
 
-    async def _timed(self, name: str, work: Awaitable[R]) -> R:
+    async def _run_timed(self, name: str, work: Awaitable[R]) -> R:
         began = self._clock.monotonic()
         done = await work
         self._report.seconds[name] = self._clock.monotonic() - began
         return done
 
-    def _stepped(self, step: RevocationStep, document: IdentityDocument, session_id: str, **more: Any) -> None:
-        self._emit(
+    def _emit_step(self, step: RevocationStep, document: IdentityDocument, session_id: str, **more: Any) -> None:
+        self._emit_event(
             RevocationStepped(
                 step=step,
                 revoked_id=session_id,
@@ -1000,12 +1006,12 @@ class Revoker:
             )
         )
 
-    def _emit(self, event: Event) -> None:
+    def _emit_event(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
 
 
-def _entry(document: IdentityDocument, session_id: str) -> Revocation:
+def _find_entry(document: IdentityDocument, session_id: str) -> Revocation:
     return next(one for one in document.revoked if one.id == session_id)
 
 

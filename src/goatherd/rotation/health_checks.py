@@ -71,13 +71,13 @@ class HTTPProbe:
             async with asyncio.timeout(self._timeout):
                 # No pool: an answer over a connection from before an outage would say nothing about after it.
                 async with httpx2.AsyncClient(verify=not self._url.startswith("http://"), timeout=None) as http:
-                    return await self._asked(http)
+                    return await self._ask_once(http)
         except (TimeoutError, httpx2.TimeoutException):
             return f"{self.name}: no answer within {self._timeout:g} s"
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             return f"{self.name}: {type(error).__name__}"
 
-    async def _asked(self, http: httpx2.AsyncClient) -> str | None:
+    async def _ask_once(self, http: httpx2.AsyncClient) -> str | None:
         async with http.stream("GET", self._url) as response:
             status = response.status_code
         return None if 200 <= status < 300 else f"{self.name}: status {status}"
@@ -150,7 +150,7 @@ class HealthWatch:
         self.signals = tuple(signals)
         self._clock = clock
         self._interval = interval.total_seconds()
-        self._asked: float | None = None
+        self._ask_once: float | None = None
         self._failures = 0
         self._problem: str | None = None
 
@@ -166,12 +166,12 @@ class HealthWatch:
             anew: Ask whatever the interval says: what was said before a change says nothing about after it.
         """
         now = self._clock.monotonic()
-        if anew or self._asked is None or now - self._asked >= self._interval:
-            self._asked = now
+        if anew or self._ask_once is None or now - self._ask_once >= self._interval:
+            self._ask_once = now
             self._problem = await self.ask()
             self._failures = 0 if self._problem is None else self._failures + 1
         return HealthView(failures=self._failures, problem=self._problem)
 
     def forget(self) -> None:
         """Begin to count anew."""
-        self._asked, self._failures, self._problem = None, 0, None
+        self._ask_once, self._failures, self._problem = None, 0, None

@@ -469,7 +469,7 @@ def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int
         intent: What this run is for.
         now_ms: Milliseconds since 1970.
     """
-    action = _choose(observation, policy, intent, now_ms)
+    action = _choose_action(observation, policy, intent, now_ms)
     if isinstance(action, Busy | Illegal | Refuse | Done) or (intent.has_acted and intent.goal is not Goal.RETIRE):
         return action
     # SECURITY: with a clock of another month, `retire` would destroy the way back a second after a rotation, and a wait
@@ -478,10 +478,10 @@ def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int
     return action if wrong is None else Refuse(obstacles=(wrong,))
 
 
-def _choose(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
+def _choose_action(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
     store = observation.store
     if store.phase is Phase.STEADY:
-        return _steady(observation, policy, intent, now_ms)
+        return _decide_steady(observation, policy, intent, now_ms)
     if intent.goal is Goal.RETIRE:
         return Illegal(why=f"nothing is retired while a rotation is in phase {store.phase}")
     if store.rotation_id != intent.rotation_id:
@@ -492,7 +492,7 @@ def _choose(observation: Observation, policy: Policy, intent: Intent, now_ms: in
             phase=store.phase,
             phase_since_ms=store.phase_since_ms,
         )
-    return _rotating(observation, policy, intent, now_ms)
+    return _decide_in_progress(observation, policy, intent, now_ms)
 
 
 def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
@@ -565,9 +565,10 @@ def describe_wait(observation: Observation, policy: Policy) -> Progress | None:
         return None
     away = {node.url for node in observation.nodes if not node.reachable}
     waiting = tuple(
-        f"{_names(urls, away)}: {evidence}" for evidence, urls in missing(observation, FORWARD[store.phase]).items()
+        f"{_join_names(urls, away)}: {evidence}"
+        for evidence, urls in missing(observation, FORWARD[store.phase]).items()
     )
-    blocker = _blocker(observation)
+    blocker = _find_blocker(observation)
     return Progress(
         phase=store.phase,
         since_ms=store.phase_since_ms,
@@ -601,10 +602,10 @@ def is_outvoted(observation: Observation, policy: Policy) -> bool:
     return others >= policy.quorum.needed(total)
 
 
-def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
+def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
     store, health = observation.store, observation.health
     if intent.goal is Goal.ABANDON:
-        return _left(store, intent)
+        return _leave(store, intent)
     for node in observation.nodes:
         if node.rejects is not None and not is_outvoted(observation, policy):
             return _abandon(store, f"{node.url} refuses the document: {node.rejects}")
@@ -626,7 +627,7 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
     # Nothing is at stake before B is published: whom the quorum may leave out is waited for later, and not here too.
     if lacking and (now_ms >= until_ms or step is Step.PUBLISH):
         lacking, left_out = _without_excused(observation, policy, lacking)
-    blocker = _blocker(observation)
+    blocker = _find_blocker(observation)
     if intent.to_phase is store.phase and not blocker and not lacking.keys() & SETTLED.get(store.phase, frozenset()):
         return Done(outcome=Outcome.REACHED)
     if not lacking and not blocker:
@@ -642,10 +643,10 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
         )
     if blocker and not lacking:
         return Wait(nodes=(), reason=blocker, until_ms=until_ms)
-    return _help(observation, lacking, excused(observation, policy), until_ms)
+    return _help_nodes(observation, lacking, excused(observation, policy), until_ms)
 
 
-def _blocker(observation: Observation) -> str | None:
+def _find_blocker(observation: Observation) -> str | None:
     """Return what stands in the way of every gate, whatever the nodes show."""
     if observation.nodes_unknown is not None and GATES[FORWARD[observation.store.phase]]:
         return f"it can be told who the nodes are: {observation.nodes_unknown}"
@@ -677,7 +678,7 @@ def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms
     return Wait(nodes=(), reason=reason, until_ms=ready_ms) if now_ms < ready_ms else advance
 
 
-def _help(
+def _help_nodes(
     observation: Observation, lacking: dict[Evidence, tuple[str, ...]], away: frozenset[str], until_ms: int
 ) -> Action:
     """Return what brings the missing evidence about, or a wait where only the nodes themselves can.
@@ -705,7 +706,7 @@ def _help(
     return Wait(nodes=lacking[evidence], reason=evidence, until_ms=until_ms)
 
 
-def _left(store: StoreView, intent: Intent) -> Action:
+def _leave(store: StoreView, intent: Intent) -> Action:
     step = BACKWARD[store.phase]
     if intent.leave_by in (None, step):
         return _abandon(store, intent.reason)
@@ -727,29 +728,31 @@ def _abandon(store: StoreView, reason: str) -> Action:
     return Abandon(step=step, expected=store.version, reason=reason)
 
 
-def _steady(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
+def _decide_steady(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
     store = observation.store
     if intent.rotation_id is not None:
-        return _ended(observation, policy, intent, now_ms)
+        return _decide_after_end(observation, policy, intent, now_ms)
     if intent.goal is Goal.ROTATE:
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
         found = find_obstacles_to_begin(observation, policy, now_ms)
         if found:
             return Refuse(obstacles=found)
-        return _label(store) or _room(observation, policy, intent, now_ms) or Prepare(expected=store.version)
+        return (
+            _repair_label(store) or _make_room(observation, policy, intent, now_ms) or Prepare(expected=store.version)
+        )
     if intent.goal is Goal.RESTORE:
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
         found = find_obstacles_to_begin(observation, policy, now_ms, is_restore=True)
         if found:
             return Refuse(obstacles=found)
-        return _label(store) or PrepareRestore(expected=store.version, root_id=intent.to_id or "")
+        return _repair_label(store) or PrepareRestore(expected=store.version, root_id=intent.to_id or "")
     if intent.goal is Goal.RETIRE:
-        return _label(store) or _retire(observation, policy, now_ms)
+        return _repair_label(store) or _decide_retire(observation, policy, now_ms)
     if intent.goal is Goal.ABANDON:
-        return _label(store) or _nothing_to_leave(store, intent)
-    return _label(store) or Done(outcome=Outcome.NOTHING)
+        return _repair_label(store) or _nothing_to_leave(store, intent)
+    return _repair_label(store) or Done(outcome=Outcome.NOTHING)
 
 
 def _nothing_to_leave(store: StoreView, intent: Intent) -> Illegal:
@@ -760,13 +763,13 @@ def _nothing_to_leave(store: StoreView, intent: Intent) -> Illegal:
     )
 
 
-def _ended(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
+def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
     """The rotation that this run drove is no longer in the document: finished, cancelled or rolled back."""
     store = observation.store
-    label = _label(store)
+    label = _repair_label(store)
     if label is not None:
         return label
-    unneeded, kept = _unneeded(observation)
+    unneeded, kept = _find_unneeded(observation)
     if unneeded is not None:
         return Destroy(version=unneeded, is_best_effort=True)
     behind = tuple(node.url for node in observation.nodes if node.signs_with != store.current_id)
@@ -785,10 +788,12 @@ def _ended(observation: Observation, policy: Policy, intent: Intent, now_ms: int
     until_ms = max(store.phase_since_ms, intent.began_ms) + milliseconds(policy.settle)
     if outcome is Outcome.ABANDONED and waiting and now_ms < until_ms:
         return Wait(nodes=waiting, reason="signs with the restored root", until_ms=until_ms)
-    return _prune(observation, policy.node_timeout, intent, now_ms) or Done(outcome=outcome, behind=behind, kept=kept)
+    return _decide_prune(observation, policy.node_timeout, intent, now_ms) or Done(
+        outcome=outcome, behind=behind, kept=kept
+    )
 
 
-def _prune(observation: Observation, patience: timedelta, intent: Intent, now_ms: int) -> Action | None:
+def _decide_prune(observation: Observation, patience: timedelta, intent: Intent, now_ms: int) -> Action | None:
     """Return what lets earlier roots leave the document; None where none should, or the evidence cannot be had now.
 
     Roots that stay do no harm. So no run waits for this beyond `patience`, nor for a node that does not answer.
@@ -809,12 +814,12 @@ def _shows_earlier(node: NodeView, root: str) -> bool:
     return Evidence.HOLDS_EARLIER not in GATES[Step.PRUNE] or root in (node.holds_earlier or ())
 
 
-def _room(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action | None:
+def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action | None:
     """Return what makes room for a rotation in a document that is full, or why it cannot be had; None with room."""
     store, nodes = observation.store, observation.nodes
     if not store.is_full:
         return None
-    pruning = _prune(observation, policy.adoption, intent, now_ms)
+    pruning = _decide_prune(observation, policy.adoption, intent, now_ms)
     if pruning is not None:
         return pruning
     problem = "it holds no earlier root that may leave it"
@@ -825,7 +830,7 @@ def _room(observation: Observation, policy: Policy, intent: Intent, now_ms: int)
     elif store.leaving:
         behind = [node.url for node in nodes if not all(_shows_earlier(node, one) for one in store.leaving)]
         away = {node.url for node in nodes if not node.reachable}
-        problem = f"not seen that {_names(behind, away)} {Evidence.HOLDS_EARLIER}"
+        problem = f"not seen that {_join_names(behind, away)} {Evidence.HOLDS_EARLIER}"
     return Illegal(
         why=f"the identity document is too large for another rotation: {problem}",
         hint="Start the servers that gave no answer, or take servers that are gone for good from the list of nodes.",
@@ -836,14 +841,14 @@ def _since_ms(store: StoreView, intent: Intent) -> int:
     return max(store.phase_since_ms, intent.began_ms)
 
 
-def _label(store: StoreView) -> LabelStable | None:
+def _repair_label(store: StoreView) -> LabelStable | None:
     """In steady, ``stable`` stands on the current version; a crash between a write and the label is mended here."""
     if store.stable == store.version:
         return None
     return LabelStable(version=store.version, expected=store.stable)
 
 
-def _unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
+def _find_unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
     """Return a version that was written for a cancelled rotation, and those that a foreign label keeps.
 
     The next root in it has signed nothing. Everything else in it is in other versions: the current root's key in the
@@ -859,7 +864,7 @@ def _unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
     return next((one.version for one in found if not one.foreign_labels), None), kept
 
 
-def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
+def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
     store = observation.store
     is_ahead = timedelta(milliseconds=store.recorded_ahead_ms) > policy.clock_tolerance
     if is_ahead and compare_clocks(observation, policy).is_ours_confirmed:
@@ -905,11 +910,11 @@ def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]])
         left = [url for url in urls if url not in told]
         told |= away.intersection(left)
         if left:
-            parts.append(f"not seen that {_names(left, away)} {evidence}")
+            parts.append(f"not seen that {_join_names(left, away)} {evidence}")
     return "; ".join(parts)
 
 
-def _names(urls: Sequence[str], away: Collection[str]) -> str:
+def _join_names(urls: Sequence[str], away: Collection[str]) -> str:
     listed = ", ".join(f"{url} (no answer)" if url in away else url for url in urls[:5])
     return listed + (f" and {len(urls) - 5} more" if len(urls) > 5 else "")
 
@@ -923,7 +928,7 @@ _ORDER: Final = tuple(Phase)
 def refusal_error(action: Busy | Illegal | Refuse) -> GoatherdError:
     """Return the error that says who is rotating, what stands in the way, or why the step cannot follow."""
     if isinstance(action, Refuse):
-        return _obstructed(action.obstacles)
+        return _obstructed_error(action.obstacles)
     if isinstance(action, Illegal):
         return IllegalStepError(action.why, hint=action.hint)
     if action.rotation_id is None:
@@ -937,7 +942,7 @@ def refusal_error(action: Busy | Illegal | Refuse) -> GoatherdError:
     )
 
 
-def _obstructed(obstacles: tuple[Obstacle, ...]) -> GoatherdError:
+def _obstructed_error(obstacles: tuple[Obstacle, ...]) -> GoatherdError:
     if all(one.kind in WENT_BACK for one in obstacles):
         return went_back_error(obstacles)
     message = f"the rotation was not begun: {'; '.join(one.text for one in obstacles)}"

@@ -364,7 +364,7 @@ def _of_the_list(observation: Observation) -> Iterator[Obstacle]:
     for urls in find_named_twice(observation.nodes):
         yield Obstacle(
             kind=ObstacleKind.NAMED_TWICE,
-            text=f"{_names(urls)} are one and the same server",
+            text=f"{_join_names(urls)} are one and the same server",
             hint="Name each server once: a server that is named twice counts twice in a quorum.",
             nodes=urls,
         )
@@ -434,7 +434,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
     if not node.reachable:
         return Obstacle(
             kind=ObstacleKind.UNREACHABLE,
-            text=f"{url} did not answer{_reason(node)}",
+            text=f"{url} did not answer{_describe_problem(node)}",
             hint="Every listed server must accept a request signed by the current root before a rotation begins. Start "
             "it, or leave it out if it is gone.",
             nodes=urls,
@@ -466,7 +466,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
         )
     return Obstacle(
         kind=ObstacleKind.UNREACHABLE,
-        text=f"{url} gave no usable answer to a request signed by the current root{_reason(node)}",
+        text=f"{url} gave no usable answer to a request signed by the current root{_describe_problem(node)}",
         hint="Is it a GoatDB server, and in good order?",
         nodes=urls,
     )
@@ -476,7 +476,7 @@ def _of_the_flow(observation: Observation) -> Iterator[Obstacle]:
     flow, probe = find_flow(observation.nodes), observation.flow
     if flow.is_interrupted:
         urls = tuple(url for group in flow.groups for url in group)
-        between = "; ".join(f"{_names(group)}" for group in flow.groups)
+        between = "; ".join(f"{_join_names(group)}" for group in flow.groups)
         what = "each for itself: " if all(len(group) == 1 for group in flow.groups) else "in separate groups: "
         yield Obstacle(
             kind=ObstacleKind.NO_FLOW,
@@ -487,7 +487,7 @@ def _of_the_flow(observation: Observation) -> Iterator[Obstacle]:
     elif probe is not None and probe.unreached:
         yield Obstacle(
             kind=ObstacleKind.NO_FLOW,
-            text=f"a session at {probe.at} did not reach {_names(probe.unreached)}: what one server accepts "
+            text=f"a session at {probe.at} did not reach {_join_names(probe.unreached)}: what one server accepts "
             "does not reach the others",
             hint=PEER_HINT,
             nodes=(probe.at, *probe.unreached),
@@ -537,13 +537,14 @@ def find_remarks(
             "with a wrong clock; they count as the time at which it was written, and the next change corrects them"
         )
     if observation.are_nodes_discovered:
-        found += [f"{_names(urls)} are one and the same server" for urls in find_named_twice(observation.nodes)]
+        found += [f"{_join_names(urls)} are one and the same server" for urls in find_named_twice(observation.nodes)]
     flow = find_flow(observation.nodes)
     if not flow.is_proven and not flow.is_interrupted and observation.flow is None:
         urls = (*flow.silent, *(url for group in flow.groups for url in group))
         found.append(
-            f"{_names(urls)} do not say with whom they synchronize: before it writes, `goatherd rotate` checks, like "
-            "`goatherd doctor`, that the sessions made there today are at all of them, and makes one if there are none"
+            f"{_join_names(urls)} do not say with whom they synchronize: before it writes, `goatherd rotate` checks, "
+            "like `goatherd doctor`, that the sessions made there today are at all of them, and makes one if there are "
+            "none"
         )
     found += [
         f"label {label!r} is on version {version}: `goatherd retire` does not destroy that version"
@@ -556,13 +557,13 @@ def find_remarks(
     return tuple(found)
 
 
-def _reason(node: NodeView) -> str:
+def _describe_problem(node: NodeView) -> str:
     """Return why something could not be seen, in parentheses, without the request that was made."""
     if not node.problem:
         return ""
     return f" ({node.problem.split('; ')[0].rpartition(': ')[2]})"
 
 
-def _names(urls: Sequence[str]) -> str:
+def _join_names(urls: Sequence[str]) -> str:
     listed = [*urls[:5], *([f"{len(urls) - 5} more"] if len(urls) > 5 else [])]
     return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"

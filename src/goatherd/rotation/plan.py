@@ -141,7 +141,7 @@ def make_plan(
     steps: list[PlannedStep] = []
     phase = store.phase
     while not steps or phase is not Phase.STEADY:
-        steps.append(_planned(phase, FORWARD[phase], policy, signals))
+        steps.append(_plan_step(phase, FORWARD[phase], policy, signals))
         phase = after(phase, FORWARD[phase])
     return Plan(
         phase=store.phase,
@@ -151,22 +151,22 @@ def make_plan(
         started_at=store.started_at,
         steps=tuple(steps),
         nodes=tuple(node.url for node in observation.nodes),
-        obstacles=tuple(_obstacles(observation, policy, now_ms)),
+        obstacles=tuple(_describe_obstacles(observation, policy, now_ms)),
         remarks=tuple(remarks),
         not_waited_for=tuple(_not_waited_for(observation, policy)),
-        stops=tuple(_stops(policy, signals)),
+        stops=tuple(_describe_stops(policy, signals)),
     )
 
 
-def _planned(phase: Phase, step: Step, policy: Policy, signals: Sequence[str]) -> PlannedStep:
+def _plan_step(phase: Phase, step: Step, policy: Policy, signals: Sequence[str]) -> PlannedStep:
     gate = tuple(str(evidence) for evidence in GATES[step])
     also = []
     if step is Step.ACTIVATE and policy.unlisted:
-        also.append(f"{_seconds(policy.unlisted)} since published, for servers that are not listed")
+        also.append(f"{_format_seconds(policy.unlisted)} since published, for servers that are not listed")
     if step in (Step.VERIFY, Step.FINALIZE):
         also += [f"well: {name}" for name in signals]
     if step is Step.FINALIZE and signals and policy.health_soak:
-        also.append(f"well for {_seconds(policy.health_soak)}")
+        also.append(f"well for {_format_seconds(policy.health_soak)}")
     patience = policy.adoption if gate and phase is not Phase.STEADY else None  # there it is refused at once
     if step is Step.ACTIVATE:
         patience = max(policy.adoption, policy.unlisted)
@@ -186,7 +186,7 @@ def _planned(phase: Phase, step: Step, policy: Policy, signals: Sequence[str]) -
     )
 
 
-def _obstacles(observation: Observation, policy: Policy, now_ms: int) -> list[str]:
+def _describe_obstacles(observation: Observation, policy: Policy, now_ms: int) -> list[str]:
     found = [
         f"{one.text}. {one.hint}" if one.kind is ObstacleKind.EXPIRED else one.text
         for one in find_obstacles_to_begin(observation, policy, now_ms)
@@ -201,7 +201,9 @@ def _not_waited_for(observation: Observation, policy: Policy) -> list[str]:
     needed = policy.quorum.needed(total)
     found = []
     if policy.unlisted:
-        found.append(f"servers that are not listed: they have {_seconds(policy.unlisted)} after published to follow")
+        found.append(
+            f"servers that are not listed: they have {_format_seconds(policy.unlisted)} after published to follow"
+        )
     else:
         found.append("servers that are not listed: there should be none (they get no time to follow)")
     found += [
@@ -210,14 +212,14 @@ def _not_waited_for(observation: Observation, policy: Policy) -> list[str]:
     if needed < total:
         found.append(
             f"up to {total - needed} of {total} servers (quorum {policy.quorum}), if they do not answer for "
-            f"{_seconds(policy.adoption)}; they must read the store, or fetch /sys/sessions from a peer, before they "
-            "serve again"
+            f"{_format_seconds(policy.adoption)}; they must read the store, or fetch /sys/sessions from a peer, before "
+            "they serve again"
         )
     return found
 
 
-def _stops(policy: Policy, signals: Sequence[str]) -> list[str]:
-    late, away = _seconds(policy.adoption), _seconds(policy.store_patience)
+def _describe_stops(policy: Policy, signals: Sequence[str]) -> list[str]:
+    late, away = _format_seconds(policy.adoption), _format_seconds(policy.store_patience)
     found = [
         f"a listed server that does not follow within {late} in a phase: cancelled; rolled back if the next root signs",
         "a server that rejects the identity document: the same, at once",
@@ -225,13 +227,13 @@ def _stops(policy: Policy, signals: Sequence[str]) -> list[str]:
     ]
     found += [
         f"{name}: {policy.health_failures} bad answers in a row while the next root signs: rolled back within "
-        f"{_seconds(policy.health_bound)} of the first"
+        f"{_format_seconds(policy.health_bound)} of the first"
         for name in signals
     ]
     return found
 
 
-def _seconds(duration: timedelta) -> str:
+def _format_seconds(duration: timedelta) -> str:
     seconds = duration.total_seconds()
     minutes, left = divmod(seconds, 60)
     return f"{minutes:g} min" if minutes and not left else f"{seconds:g} s"

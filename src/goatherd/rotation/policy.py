@@ -179,12 +179,12 @@ def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> Lifet
         return LifetimeFloor(
             shortest=SHORTEST_LIFETIME, is_exclusive=False, reason="no root may live shorter, whatever the policy"
         )
-    parts = f"3 x adoption {_text(policy.adoption)} + unlisted {_text(policy.unlisted)}"
-    parts += f" + health soak {_text(policy.health_soak)} + settle {_text(policy.settle)}"
+    parts = f"3 x adoption {_format_duration(policy.adoption)} + unlisted {_format_duration(policy.unlisted)}"
+    parts += f" + health soak {_format_duration(policy.health_soak)} + settle {_format_duration(policy.settle)}"
     return LifetimeFloor(
         shortest=4 * longest,
         is_exclusive=False,
-        reason=f"it must outlive four rotations of {_text(longest)} ({parts})",
+        reason=f"it must outlive four rotations of {_format_duration(longest)} ({parts})",
     )
 
 
@@ -210,9 +210,9 @@ def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
     """
     floor = lifetime_floor(policy, unmodified=unmodified)
     if floor.is_below(policy.lifetime):
-        least = f"{'more than' if floor.is_exclusive else 'at least'} {_text(floor.shortest)}"
+        least = f"{'more than' if floor.is_exclusive else 'at least'} {_format_duration(floor.shortest)}"
         raise LifetimeError(
-            f"a lifetime of {_text(policy.lifetime)} is too short for a root: it must be {least}, because "
+            f"a lifetime of {_format_duration(policy.lifetime)} is too short for a root: it must be {least}, because "
             f"{floor.reason}"
         )
 
@@ -234,7 +234,7 @@ def check_quorum(policy: Policy, listed: int) -> None:
         )
 
 
-def _text(duration: timedelta) -> str:
+def _format_duration(duration: timedelta) -> str:
     left = round(duration / timedelta(milliseconds=1))
     parts = []
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):

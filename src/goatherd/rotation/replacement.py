@@ -159,13 +159,13 @@ class Replacer:
             timeout=self.policy.node_timeout,
             bare=self.policy.bare,
             org=org,
-            on_failure=self._failed,
+            on_failure=self._report_failure,
         )
         self._store = RepeatingStore(
             provider,
             policy=self.policy,
             clock=self._clock,
-            troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
+            troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
         )
         self._signatures = SignatureCheck(self._store, secret_id, self._observer.read_identities)
         self._continuity = Continuity(provider)
@@ -189,9 +189,9 @@ class Replacer:
         # Where the store does not answer at all, nothing has begun, and the operator hears of it at once.
         first = await self._read_document()
         with self._store.repeating():
-            return await self._run(first)
+            return await self._run_until_followed(first)
 
-    async def _run(self, first: IdentityDocument) -> ReplacementReport:
+    async def _run_until_followed(self, first: IdentityDocument) -> ReplacementReport:
         await check_store_history(
             first,
             read=self._read_document,
@@ -200,32 +200,32 @@ class Replacer:
             guarantees=self._provider.guarantees,
             clock=self._clock,
         )
-        document, is_written = await self._written()
+        document, is_written = await self._write_replacement()
         expired = transitions.find_replaced(document)
         assert expired is not None
         key = await self._key_of(document, expired.id)
-        nodes = await self._followed(document, expired.id, key)
+        nodes = await self._wait_until_followed(document, expired.id, key)
         return ReplacementReport(
             expired_id=expired.id,
             current_id=document.current.id,
             generation=document.generation,
             is_written=is_written,
             has_key=key is not None,
-            nodes=tuple(_standing(node) for node in nodes),
+            nodes=tuple(_describe_standing(node) for node in nodes),
         )
 
     # --- 1 and 2: the identity --------------------------------------------------------------------------------------
 
-    async def _written(self) -> tuple[IdentityDocument, bool]:
+    async def _write_replacement(self) -> tuple[IdentityDocument, bool]:
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         fresh: OwnedSession | None = None
         unconfirmed: ExpiredRootReplaced | None = None
         rotation_id, poll = new_id(), self.policy.poll_min
         while True:
-            document, version = await self._read()
+            document, version = await self._read_identity()
             if transitions.has_begun(document, rotation_id):
                 if unconfirmed is not None:
-                    self._emit(unconfirmed)  # the write was applied, and its answer lost
+                    self._emit_event(unconfirmed)  # the write was applied, and its answer lost
                 await self._move_stable(version)
                 return document, True
             now_ms = self._clock.now_ms()
@@ -258,13 +258,13 @@ class Replacer:
                     )
                 except ConflictError as conflict:
                     attempts.note(evidence, conflict)
-                    self._emit(ConflictMet())
+                    self._emit_event(ConflictMet())
                 else:
                     attempts.note(evidence)
-                    self._emit(unconfirmed)
+                    self._emit_event(unconfirmed)
                     unconfirmed = None
                     continue
-            poll = await self._pause(poll)
+            poll = await self._wait(poll)
 
     async def _refuse_obstacles(self, document: IdentityDocument, version: SecretVersion) -> None:
         nodes = await self._observer.observe(Question(asker=document.current, answers=True))
@@ -301,14 +301,14 @@ class Replacer:
                         return owned
         return None
 
-    async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
+    async def _read_identity(self) -> tuple[IdentityDocument, SecretVersion]:
         found = await self._store.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
         self._continuity.check(document, found.version)
         return document, found.version
 
     async def _read_document(self) -> IdentityDocument:
-        return (await self._read())[0]
+        return (await self._read_identity())[0]
 
     async def _move_stable(self, version: SecretVersion) -> None:
         """Put label ``stable`` on the version as well: to go back would be to go back to an expired root."""
@@ -319,11 +319,11 @@ class Replacer:
         try:
             await self._store.label(self._secret_id, STABLE, version.id, expected=at)
         except ConflictError:
-            self._emit(ConflictMet())  # another process has moved it; whoever writes next looks again
+            self._emit_event(ConflictMet())  # another process has moved it; whoever writes next looks again
 
     # --- 3: the servers ---------------------------------------------------------------------------------------------
 
-    async def _followed(
+    async def _wait_until_followed(
         self, document: IdentityDocument, expired_id: str, key: OwnedSession | None
     ) -> tuple[NodeView, ...]:
         """Notify the servers and push the introductions until each has followed, or `Policy.adoption` has passed."""
@@ -354,7 +354,7 @@ class Replacer:
                 nodes = await self._observer.observe(replace(question, signer=True))
             if nodes != self._seen:
                 self._seen = nodes
-                self._emit(NodesSeen(nodes=nodes))
+                self._emit_event(NodesSeen(nodes=nodes))
             done = [node.signs_with == current.id and _is_introduced(node, has_key=key is not None) for node in nodes]
             if all(done) or self._clock.monotonic() >= deadline:
                 return nodes
@@ -364,16 +364,16 @@ class Replacer:
             behind = [node.url for node in nodes if node.trusts_next is False]
             await self._observer.call_each(lacking, push)
             await self._observer.call_each(behind, notify)
-            poll = await self._pause(poll)
+            poll = await self._wait(poll)
 
-    async def _pause(self, poll: timedelta) -> timedelta:
+    async def _wait(self, poll: timedelta) -> timedelta:
         await self._clock.sleep(poll)
         return min(poll * 2, self.policy.poll_max)
 
-    def _failed(self, url: str, problem: str) -> None:
-        self._emit(NodeTold(url=url, heard=False, problem=problem))
+    def _report_failure(self, url: str, problem: str) -> None:
+        self._emit_event(NodeTold(url=url, heard=False, problem=problem))
 
-    def _emit(self, event: Event) -> None:
+    def _emit_event(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
 
@@ -382,7 +382,7 @@ def _is_introduced(node: NodeView, *, has_key: bool) -> bool:
     return node.holds_cross_signature is True and (node.holds_introduction is True or not has_key)
 
 
-def _standing(node: NodeView) -> NodeStanding:
+def _describe_standing(node: NodeView) -> NodeStanding:
     return NodeStanding(
         url=node.url,
         is_unmodified=node.is_unmodified,

@@ -42,7 +42,7 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
         NotRestorableError: There is no previous root, it is the one that was rolled back from, or the root signs
             already, was revoked, has expired, or is on record as destroyed.
     """
-    chosen = named or _previous(document)
+    chosen = named or _find_previous(document)
     if chosen == document.current.id:
         raise NotRestorableError(f"root {chosen} signs already", hint="There is nothing to restore.")
     revocation = next((one for one in document.revoked if one.id == chosen), None)
@@ -208,7 +208,7 @@ async def read_earlier_root(provider: StoreReader, secret_id: str, wanted: Sessi
     )
 
 
-def _previous(document: IdentityDocument) -> str:
+def _find_previous(document: IdentityDocument) -> str:
     if document.rotated_from is None:
         raise NotRestorableError(
             f"root {document.current.id} has signed from the beginning: there is no previous root",

@@ -48,7 +48,6 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_cancelled_holdings, find_holdings
 from goatherd.providers.base import ReadConsistency, SecretProvider
-from goatherd.providers.capabilities import reserve_room
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
 from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.clocks import Clocks
@@ -176,7 +175,7 @@ class Rotator:
             timeout=self.policy.node_timeout,
             bare=self.policy.bare,
             org=org,
-            on_failure=self._failed,
+            on_failure=self._report_failure,
         )
         self._health = HealthWatch(health, clock=self._clock, interval=self.policy.health_interval)
         self._well: HealthView | None = None
@@ -195,7 +194,7 @@ class Rotator:
             provider,
             policy=self.policy,
             clock=self._clock,
-            troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
+            troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
         )
         self._signatures = SignatureCheck(self._store, secret_id, self._observer.read_identities)
         self._read_last: IdentityDocument | None = None
@@ -229,7 +228,7 @@ class Rotator:
         """
         if to_phase is Phase.STEADY:
             to_phase = None
-        return await self._asked(Goal.ROTATE, to_phase=to_phase)
+        return await self._run_goal(Goal.ROTATE, to_phase=to_phase)
 
     async def restore(self, root_id: str | None = None, *, to_phase: Phase | None = None) -> Report:
         """Make an earlier root sign again, by a rotation to it; the root that signs now stays trusted.
@@ -261,7 +260,7 @@ class Rotator:
                 )
             check_remaining_life(root, self._clock.now_ms(), self.policy, unmodified=unmodified)
             self._restoring = root
-        return await self._asked(Goal.RESTORE, to_phase=to_phase, to_id=root_id)
+        return await self._run_goal(Goal.RESTORE, to_phase=to_phase, to_id=root_id)
 
     async def resume(self, *, to_phase: Phase | None = None) -> Report:
         """Carry on the rotation in progress, whoever began it; mend what a crash has left.
@@ -273,7 +272,7 @@ class Rotator:
         if self._health.signals and (await self._read())[0].next is not None:
             # Once B signs, a bad health signal is a reason to go back, not one to stand still.
             await self._refuse_unwell()
-        return await self._asked(Goal.RESUME, to_phase=to_phase)
+        return await self._run_goal(Goal.RESUME, to_phase=to_phase)
 
     async def abandon(self, reason: str = _MEANT, *, by: Step | None = None) -> Report:
         """Leave the rotation in progress: cancel it where B has not signed yet, else roll back to A.
@@ -290,7 +289,7 @@ class Rotator:
             StoreWentBackError: As `rotate`.
             ProviderError: The store did not take part, or no longer holds A's private key.
         """
-        return await self._asked(Goal.ABANDON, reason=reason, leave_by=by)
+        return await self._run_goal(Goal.ABANDON, reason=reason, leave_by=by)
 
     async def retire(self) -> Report:
         """Destroy the stored versions that hold private keys retired for longer than the grace period.
@@ -300,7 +299,7 @@ class Rotator:
             StoreWentBackError: As `rotate`, of the servers that answer.
             ProviderError: The store did not take part, or cannot destroy a version.
         """
-        return await self._asked(Goal.RETIRE)
+        return await self._run_goal(Goal.RETIRE)
 
     async def plan(self) -> Plan:
         """Return what `rotate`, or `resume` where a rotation is in progress, would do. Writes nothing, anywhere.
@@ -366,7 +365,7 @@ class Rotator:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    async def _asked(
+    async def _run_goal(
         self,
         goal: Goal,
         *,
@@ -429,22 +428,22 @@ class Rotator:
                     if document.rotation is None:
                         continue  # somebody has ended it already: look at what a run looks at in the end
                 action = decide(observation, self.policy, intent, self._steady.now_ms())
-                self._emit(Decided(action=action))
+                self._emit_event(Decided(action=action))
                 if isinstance(action, Done):
                     return self._end(action, document, intent, tuple(destroyed))
                 if isinstance(action, Busy | Illegal | Refuse):
                     raise refusal_error(action)
                 if isinstance(action, Wait):
                     troubled_since, has_write_failed = None, False  # the store answers, and nothing has to be written
-                    await self._tell(document, action.nodes)
-                    poll = await self._pause(poll, action.until_ms)
+                    await self._notify(document, action.nodes)
+                    poll = await self._wait(poll, action.until_ms)
                     continue
                 attempted = evidence_of(action, observation)
                 if not attempts.may_try(attempted, action):
-                    poll = await self._pause(poll, None)
+                    poll = await self._wait(poll, None)
                     continue
                 intent = replace(intent, has_acted=True)
-                await self._act(action, document, candidate, successor_id)
+                await self._perform_action(action, document, candidate, successor_id)
                 attempts.note(attempted)
                 if isinstance(action, Advance) and action.step is not Step.PUBLISH:  # after that they are waited for
                     self._left_out = tuple(dict.fromkeys([*self._left_out, *action.left_out]))
@@ -454,18 +453,20 @@ class Rotator:
                     gone.append(action.version)
                 if isinstance(action, Introduce | CrossSign | IntroduceEarlier) and pushed is type(action):
                     # Pushing that does not help must not spin. The first time, the next look may well see it.
-                    poll = await self._pause(poll, None)
+                    poll = await self._wait(poll, None)
                 else:
                     poll = self.policy.poll_min
                 pushed = type(action)
                 troubled_since, has_write_failed = None, False
             except ConflictError as conflict:
                 attempts.note(attempted, conflict)
-                self._emit(ConflictMet())
-                poll = await self._pause(poll, None)
+                self._emit_event(ConflictMet())
+                poll = await self._wait(poll, None)
             except (ProviderError, GenerationError) as error:
                 is_waited_for = error.retryable or isinstance(error, GenerationError)
-                if not is_waited_for and not (self._is_half_way() and isinstance(error, _unreadable(attempted))):
+                if not is_waited_for and not (
+                    self._is_half_way() and isinstance(error, _retried_read_errors(attempted))
+                ):
                     raise
                 now, failing_since = self._clock.monotonic(), self._store.failing_since
                 if troubled_since is None:
@@ -475,8 +476,8 @@ class Rotator:
                     if self._is_half_way():
                         error.hint = f"{self._describe_half_way()} {error.hint}".rstrip()
                     raise
-                self._emit(StoreTroubled(error=str(error)))
-                poll = await self._pause(poll, None)
+                self._emit_event(StoreTroubled(error=str(error)))
+                poll = await self._wait(poll, None)
 
     def _is_half_way(self) -> bool:
         """Return whether the store showed a rotation in progress when this run read it last."""
@@ -503,7 +504,7 @@ class Rotator:
         versions: tuple[VersionView, ...] = ()
         if intent.goal is Goal.RETIRE and store.phase is Phase.STEADY:
             now_ms = self._steady.now_ms() if self._is_clock_confirmed else None
-            versions = self._views(
+            versions = self._view_versions(
                 await find_holdings(
                     self._store, self._secret_id, document, without=self._given_up, latest_ms=self._latest_ms(now_ms)
                 )
@@ -514,7 +515,7 @@ class Rotator:
         signer = store.phase is Phase.ACTIVATED or (store.phase is Phase.STEADY and intent.rotation_id is not None)
         if signer or store.phase is not Phase.STEADY:
             async with asyncio.TaskGroup() as group:
-                question = self._question(document, signer=signer, leaving=store.leaving)
+                question = self._make_question(document, signer=signer, leaving=store.leaving)
                 looking = group.create_task(self._observer.observe(question))
                 asking = group.create_task(self._look_at_health(store, intent))
             nodes, health = looking.result(), asking.result()
@@ -522,7 +523,7 @@ class Rotator:
         observation = Observation(
             store=store, nodes=nodes, versions=versions, health=health, nodes_unknown=self._observer.unknown
         )
-        return observation, self._limited(document, version, nodes)
+        return observation, self._limit_times(document, version, nodes)
 
     async def _survey(
         self,
@@ -543,12 +544,12 @@ class Rotator:
         store = await self._store_view(document, version)
         # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
         leaving = store.leaving if store.is_full else ()
-        question = replace(self._question(document, signer=False, leaving=leaving), process=False, answers=True)
+        question = replace(self._make_question(document, signer=False, leaving=leaving), process=False, answers=True)
         nodes = await self._observer.observe(question)
-        document = self._limited(document, version, nodes)
+        document = self._limit_times(document, version, nodes)
         cut_off = [node.url for node in nodes if node.without_store]
         if cut_off and is_probing:
-            await self._tell(document, cut_off)
+            await self._notify(document, cut_off)
             nodes = await self._observer.observe(question)
         if any((node.generation or 0) > document.generation for node in nodes):
             latest, its_version = await self._read_after(document, is_waiting=is_probing)
@@ -594,7 +595,7 @@ class Rotator:
                 return latest, version
             if self._clock.monotonic() >= until:
                 return latest, version
-            poll = await self._pause(poll, None)
+            poll = await self._wait(poll, None)
 
     async def _look_at_health(self, store: StoreView, intent: Intent) -> HealthView | None:
         if (
@@ -605,13 +606,15 @@ class Rotator:
             return None
         return await self._health.look(anew=store.phase is not self._phase)
 
-    async def _act(self, action: Action, document: IdentityDocument, candidate: str, successor_id: str) -> None:
+    async def _perform_action(
+        self, action: Action, document: IdentityDocument, candidate: str, successor_id: str
+    ) -> None:
         now_ms = self._time_to_record()
         match action:
             case LabelStable(version=version, expected=expected):
                 await self._store.label(self._secret_id, STABLE, version, expected=expected)
             case Prepare(expected=expected):
-                await reserve_room(self._provider, self._secret_id)
+                await self._store.reserve_room(self._secret_id)
                 successor = OwnedSession.generate(
                     session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
                 )
@@ -625,7 +628,7 @@ class Rotator:
                 )
                 await self._write(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
-                await reserve_room(self._provider, self._secret_id)
+                await self._store.reserve_room(self._secret_id)
                 wanted = document.find_root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")
@@ -651,9 +654,9 @@ class Rotator:
                     (url,), lambda node: node.push(SESSIONS_PATH, [commit], document.current, now_ms)
                 )
             case Advance(step=step, expected=expected):
-                await self._write(_advanced(document, step, now_ms), expected)
+                await self._write(_advance_document(document, step, now_ms), expected)
             case Abandon(step=step, expected=expected, reason=reason):
-                await self._write(await self._abandoned(document, step, reason), expected)
+                await self._write(await self._abandon_document(document, step, reason), expected)
             case Destroy(version=version, is_best_effort=is_best_effort):
                 try:
                     await self._store.destroy(self._secret_id, version)
@@ -676,7 +679,7 @@ class Rotator:
             case _:  # pragma: no cover - the loop handles the others
                 raise AssertionError(f"not an action to do: {action}")
 
-    async def _abandoned(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
+    async def _abandon_document(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
         now_ms = self._time_to_record()
         if step is Step.CANCEL:
             return transitions.cancel_rotation(document, now_ms, reason=reason)
@@ -720,7 +723,7 @@ class Rotator:
     def _latest_ms(self, now_ms: int | None) -> int | None:
         return None if now_ms is None else now_ms + milliseconds(self.policy.clock_tolerance)
 
-    def _limited(
+    def _limit_times(
         self, document: IdentityDocument, version: SecretVersion, nodes: Sequence[NodeView] = ()
     ) -> IdentityDocument:
         """Return the document without times in the future, if another clock shows that ours is right; else as it is."""
@@ -754,7 +757,7 @@ class Rotator:
         self._read_last = document
         seen_ms = self._seen_ms.setdefault(found.version.id, self._steady.now_ms())
         self._recorded_ahead_ms = recorded_ahead_ms(document, seen_ms)
-        return self._limited(document, found.version, nodes), found.version
+        return self._limit_times(document, found.version, nodes), found.version
 
     async def _check_history(self) -> IdentityDocument:
         """Return what the store holds, if no server has used a later state of it, or another one.
@@ -772,7 +775,7 @@ class Rotator:
             policy=self.policy,
             guarantees=self._provider.guarantees,
             clock=self._clock,
-            troubled=lambda problem: self._emit(StoreTroubled(error=problem)),
+            troubled=lambda problem: self._emit_event(StoreTroubled(error=problem)),
         )
 
     async def _read_document(self) -> IdentityDocument:
@@ -787,7 +790,7 @@ class Rotator:
         version = await self._store.write(self._secret_id, raw, label=CURRENT, expected=expected)
         self._continuity.note(version.id, document)
         self._note_stored(document)
-        await self._tell(document, tuple(self._observer.nodes))
+        await self._notify(document, tuple(self._observer.nodes))
 
     async def _store_view(self, document: IdentityDocument, version: SecretVersion) -> StoreView:
         record = document.rotation
@@ -824,9 +827,9 @@ class Rotator:
                 raise
             self._undestroyed[_UNREAD] = error.code
             return ()
-        return self._views(held)
+        return self._view_versions(held)
 
-    def _views(self, held: Sequence[Holding]) -> tuple[VersionView, ...]:
+    def _view_versions(self, held: Sequence[Holding]) -> tuple[VersionView, ...]:
         seen = [
             VersionView(
                 version=one.version.id,
@@ -850,7 +853,7 @@ class Rotator:
 
     # --- the nodes --------------------------------------------------------------------------------------------------
 
-    def _question(self, document: IdentityDocument, *, signer: bool, leaving: Sequence[str] = ()) -> Question:
+    def _make_question(self, document: IdentityDocument, *, signer: bool, leaving: Sequence[str] = ()) -> Question:
         record = document.rotation
         if record is None:
             earlier = tuple(expected_earlier_introduction(document, one) for one in leaving)
@@ -866,19 +869,19 @@ class Rotator:
             process=True,
         )
 
-    async def _tell(self, document: IdentityDocument, urls: Sequence[str]) -> None:
-        async def tell(node: Node) -> None:
+    async def _notify(self, document: IdentityDocument, urls: Sequence[str]) -> None:
+        async def notify(node: Node) -> None:
             answer = await node.refresh(document.current, self._clock.now_ms())
-            self._emit(NodeTold(url=node.base_url, heard=answer is not None))
+            self._emit_event(NodeTold(url=node.base_url, heard=answer is not None))
 
-        await self._observer.call_each(urls, tell)
+        await self._observer.call_each(urls, notify)
 
     async def _refuse_unwell(self) -> None:
         problem = await self._health.ask()
         if problem is not None:
             raise UnhealthyError(f"not healthy before the rotation goes on, so nothing was begun: {problem}")
 
-    async def _pause(self, poll: timedelta, until_ms: int | None) -> timedelta:
+    async def _wait(self, poll: timedelta, until_ms: int | None) -> timedelta:
         left = timedelta.max if until_ms is None else timedelta(milliseconds=max(1, until_ms - self._steady.now_ms()))
         await self._clock.sleep(min(poll, left))
         return min(poll * 2, self.policy.poll_max)
@@ -907,16 +910,16 @@ class Rotator:
                 started_at=store.started_at,
                 is_own=intent.goal in (Goal.ROTATE, Goal.RESTORE),
             )
-            self._emit(entered)
+            self._emit_event(entered)
             _log.info(event_text(LogEvent.ROTATION_PHASE, **entered.fields()))
         if nodes != self._seen:
             self._seen = nodes
-            self._emit(NodesSeen(nodes=nodes))
+            self._emit_event(NodesSeen(nodes=nodes))
         if health is not None and health != self._well:
             self._well = health
-            self._emit(HealthSeen(health=health))
+            self._emit_event(HealthSeen(health=health))
         if self._observer.unknown is not None:
-            self._emit(NodesUnknown(problem=self._observer.unknown))
+            self._emit_event(NodesUnknown(problem=self._observer.unknown))
 
     def _end(self, action: Done, document: IdentityDocument, intent: Intent, destroyed: tuple[str, ...]) -> Report:
         own = (
@@ -947,7 +950,7 @@ class Rotator:
             began_ms=intent.began_ms,
             ended_ms=self._steady.now_ms(),
         )
-        self._emit(RunEnded(report=report))
+        self._emit_event(RunEnded(report=report))
         if abandoned:
             _log.warning(
                 event_text(
@@ -971,15 +974,15 @@ class Rotator:
             )
         return report
 
-    def _failed(self, url: str, problem: str) -> None:
-        self._emit(NodeTold(url=url, heard=False, problem=problem))
+    def _report_failure(self, url: str, problem: str) -> None:
+        self._emit_event(NodeTold(url=url, heard=False, problem=problem))
 
-    def _emit(self, event: Event) -> None:
+    def _emit_event(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
 
 
-def _unreadable(attempted: object) -> tuple[type[ProviderError], ...]:
+def _retried_read_errors(attempted: object) -> tuple[type[ProviderError], ...]:
     """Return the errors that are waited for in the middle of a rotation, because rights and mounts come back.
 
     Args:
@@ -990,7 +993,7 @@ def _unreadable(attempted: object) -> tuple[type[ProviderError], ...]:
     return denied if attempted is not None else (*denied, SecretNotFoundError)
 
 
-def _advanced(document: IdentityDocument, step: Step, now_ms: int) -> IdentityDocument:
+def _advance_document(document: IdentityDocument, step: Step, now_ms: int) -> IdentityDocument:
     if step is Step.ACTIVATE:
         return transitions.activate_rotation(document, now_ms)
     if step is Step.FINALIZE:

@@ -85,11 +85,11 @@ class Alarm:
         _log.error(event_text(LogEvent.CONTROLLER_ALERT, **data))
         if self._command is None:
             return
-        problem = await self._run(json.dumps(data).encode() + b"\n")
+        problem = await self._run_command(json.dumps(data).encode() + b"\n")
         if problem is not None:
             _log.error(event_text(LogEvent.CONTROLLER_ALERT_FAILED, reason=problem))
 
-    async def _run(self, told: bytes) -> str | None:
+    async def _run_command(self, told: bytes) -> str | None:
         assert self._command is not None
         nothing = asyncio.subprocess.DEVNULL
         try:

@@ -36,7 +36,7 @@ from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Decided, Event, Report
 from goatherd.rotation.machine import Kept, Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
-from goatherd.schedule.due import Act, Schedule, Verdict, facts_of, next_due, share
+from goatherd.schedule.due import Act, DueDecision, Schedule, facts_of, next_due, share
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 from goatherd.times import iso, milliseconds
@@ -74,7 +74,7 @@ class Turn:
         has_yielded: Somebody else was first, which is no failure.
     """
 
-    verdict: Verdict | None = None
+    verdict: DueDecision | None = None
     has_acted: bool = False
     report: Report | None = None
     error: GoatherdError | None = None
@@ -108,7 +108,7 @@ class Controller:
         interval: timedelta = timedelta(minutes=1),
         alarm: Alarm | None = None,
         journal: Journal | None = None,
-        on_look: Callable[[IdentityDocument, Verdict], None] | None = None,
+        on_look: Callable[[IdentityDocument, DueDecision], None] | None = None,
         stop_patience: timedelta = timedelta(seconds=20),
     ) -> None:
         self.schedule = schedule
@@ -120,7 +120,7 @@ class Controller:
         self._journal = journal or Journal()
         self._on_look = on_look
         self._stop_patience = stop_patience.total_seconds()
-        self._worker = worker(self._told)
+        self._worker = worker(self._on_event)
         self._missed = 0
         # By what has failed: a retirement that cannot go on keeps no rotation waiting, nor the other way round.
         self._failures: dict[AlertKind, int] = {}
@@ -137,7 +137,7 @@ class Controller:
 
     # --- one look -----------------------------------------------------------------------------------------------------
 
-    async def look(self) -> tuple[IdentityDocument, Verdict]:
+    async def look(self) -> tuple[IdentityDocument, DueDecision]:
         """Return the identity and what comes next; writes nothing.
 
         Raises:
@@ -160,14 +160,14 @@ class Controller:
         try:
             document, verdict = await self.look()
         except GoatherdError as error:
-            await self._miss(error)
+            await self._report_miss(error)
             return Turn(error=error)
         self._missed = 0
         self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
         self._journal.use(document)
         if self._on_look is not None:
             self._on_look(document, verdict)
-        await self._warn(document, verdict)
+        await self._warn_of_end(document, verdict)
         self._tell_plan(verdict)
         now_ms = self._clock.now_ms()
         if not self._may_act(verdict, now_ms):
@@ -175,32 +175,32 @@ class Controller:
                 if now_ms >= until_ms:
                     self._failures.pop(kind, None)
             return Turn(verdict=verdict)
-        return await self._act(verdict, document.current.id)
+        return await self._do_due(verdict, document.current.id)
 
-    def _may_act(self, verdict: Verdict, now_ms: int) -> bool:
+    def _may_act(self, verdict: DueDecision, now_ms: int) -> bool:
         not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
         if self._is_stopping or not verdict.is_due(now_ms) or now_ms < not_before_ms:
             return False
         rested_ms = 0 if self._retired_ms is None else self._retired_ms + milliseconds(RETIRE_PAUSE)
         return verdict.act is not Act.RETIRE or now_ms >= rested_ms
 
-    async def _act(self, verdict: Verdict, root_id: str) -> Turn:
+    async def _do_due(self, verdict: DueDecision, root_id: str) -> Turn:
         _log.info(event_text(LogEvent.CONTROLLER_ACTS, act=verdict.act.value, why=verdict.why))
         kind = _failure_of(verdict.act)
         self._is_acting = True
         try:
-            report = await self._work(verdict)
+            report = await self._do_recorded(verdict)
         except NotAdoptedError as error:
             # It is in the document's history, by which every controller waits before the next attempt.
-            await self._ring(Alert(kind=kind, reason=str(error), code=error.code, root_id=root_id, failures=1))
+            await self._raise_alert(Alert(kind=kind, reason=str(error), code=error.code, root_id=root_id, failures=1))
             return Turn(verdict=verdict, has_acted=True, error=error)
         except GoatherdError as error:
             lost = isinstance(error, RotationBusyError)
             if lost or (verdict.act is Act.RETIRE and isinstance(error, IllegalStepError)):
                 _log.info(event_text(LogEvent.CONTROLLER_YIELDED, reason=str(error)))
-                self._not_before_ms[kind] = self._clock.now_ms() + milliseconds(self._pause())
+                self._not_before_ms[kind] = self._clock.now_ms() + milliseconds(self._choose_interval())
                 return Turn(verdict=verdict, has_acted=True, error=error, has_yielded=True)
-            await self._fail(kind, error, root_id=root_id)
+            await self._record_failure(kind, error, root_id=root_id)
             return Turn(verdict=verdict, has_acted=True, error=error)
         if verdict.act is Act.RETIRE:
             self._retired_ms = self._clock.now_ms()
@@ -213,7 +213,7 @@ class Controller:
         _log.info(done)
         return Turn(verdict=verdict, has_acted=True, report=report)
 
-    async def _work(self, verdict: Verdict) -> Report:
+    async def _do_recorded(self, verdict: DueDecision) -> Report:
         """Do what is due, with a record before and after; not at all where there can be none before."""
         work = {Act.ROTATE: self._worker.rotate, Act.RESUME: self._worker.resume, Act.RETIRE: self._worker.retire}
         self._journal.begin("controller-acts", {"act": verdict.act, "why": verdict.why, "slotMs": verdict.slot_ms})
@@ -252,7 +252,7 @@ class Controller:
         while not stop.is_set():
             self._turn = asyncio.create_task(self.turn())
             try:
-                await _first(self._turn, stop)
+                await _wait_for_first(self._turn, stop)
                 if not self._turn.done():
                     await self._wind_down(self._turn, hurry)
                 is_left = self._is_acting and self._turn.cancelled()
@@ -264,7 +264,7 @@ class Controller:
                 break
             if not stop.is_set():
                 sleeping = asyncio.ensure_future(self._clock.sleep(self._until_next(done)))
-                await _first(sleeping, stop)
+                await _wait_for_first(sleeping, stop)
                 if not sleeping.cancel():
                     sleeping.result()
         _log.info(event_text(LogEvent.CONTROLLER_STOPPED, leaves_rotation=str(is_left).lower()))
@@ -278,7 +278,7 @@ class Controller:
         turn.cancel()
         await asyncio.wait({turn})
 
-    def _told(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         self._journal.told(event)
         if not isinstance(event, Decided):
             return
@@ -294,7 +294,7 @@ class Controller:
             self._turn.cancel()
 
     def _until_next(self, turn: Turn | None) -> timedelta:
-        pause = self._pause()
+        pause = self._choose_interval()
         if self._missed:
             # A store that is away is asked ever more seldom.
             pause = min(pause * 2 ** min(self._missed - 1, 20), max(pause, self.schedule.backoff))
@@ -306,13 +306,13 @@ class Controller:
                 pause = min(pause, left)
         return max(pause, _SHORTEST_PAUSE)
 
-    def _pause(self) -> timedelta:
+    def _choose_interval(self) -> timedelta:
         """Return the interval, up to a tenth longer: controllers that were started together drift apart."""
         return self._interval * (1 + 0.1 * share(self.schedule, f"pause {self._turns}"))
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
-    async def _miss(self, error: GoatherdError) -> None:
+    async def _report_miss(self, error: GoatherdError) -> None:
         """Tell of a look that has failed: at once where it will not mend itself."""
         self._missed += 1
         if error.retryable and self._missed <= QUIET_FAILURES:
@@ -321,7 +321,7 @@ class Controller:
         alert = Alert(kind=AlertKind.STORE_AWAY, reason=str(error), code=error.code, failures=self._missed)
         await self._ring_once(alert, error.code)
 
-    async def _fail(self, kind: AlertKind, error: GoatherdError, *, root_id: str) -> None:
+    async def _record_failure(self, kind: AlertKind, error: GoatherdError, *, root_id: str) -> None:
         """Rest after a failure that is in no document, and tell somebody."""
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
@@ -329,16 +329,16 @@ class Controller:
         pause = int(pause * (1 + 0.25 * share(schedule, f"rest {self._turns}")))
         self._not_before_ms[kind] = self._clock.now_ms() + pause
         reason, code = str(error), error.code
-        await self._ring(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
+        await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
 
     async def _tell_kept(self, kept: tuple[Kept, ...], root_id: str) -> None:
         """Ring the alarm for versions that a label keeps from being destroyed: once, and again when they are others."""
         if kept and kept != self._kept:
             reason = "; ".join(describe_kept(one.version, one.labels) for one in kept)
-            await self._ring(Alert(kind=AlertKind.RETIREMENT_FAILED, reason=reason, root_id=root_id))
+            await self._raise_alert(Alert(kind=AlertKind.RETIREMENT_FAILED, reason=reason, root_id=root_id))
         self._kept = kept
 
-    async def _warn(self, document: IdentityDocument, verdict: Verdict) -> None:
+    async def _warn_of_end(self, document: IdentityDocument, verdict: DueDecision) -> None:
         root_id = document.current.id
         if verdict.skipped_ms is not None:
             reason = f"no rotation came of the slot {iso(verdict.skipped_ms)}; {verdict.why}"
@@ -351,13 +351,13 @@ class Controller:
     async def _ring_once(self, alert: Alert, about: object) -> None:
         if (alert.kind, about) not in self._rung:
             self._rung.add((alert.kind, about))
-            await self._ring(alert)
+            await self._raise_alert(alert)
 
-    async def _ring(self, alert: Alert) -> None:
+    async def _raise_alert(self, alert: Alert) -> None:
         self._journal.note("alert", alert.to_json())
         await self._alarm.ring(alert)
 
-    def _tell_plan(self, verdict: Verdict) -> None:
+    def _tell_plan(self, verdict: DueDecision) -> None:
         planned = f"{verdict.act} {verdict.slot_ms} {verdict.skipped_ms}"
         if planned != self._planned:
             self._planned = planned
@@ -365,7 +365,7 @@ class Controller:
             _log.info(event_text(LogEvent.CONTROLLER_PLANNED, act=verdict.act.value, at=at, why=verdict.why))
 
 
-async def _first(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
+async def _wait_for_first(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
     """Return when the work is done or it is time to stop."""
     stopping = asyncio.create_task(stop.wait())
     try:

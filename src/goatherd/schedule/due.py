@@ -155,7 +155,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class DueDecision:
     """What comes next, when and why. Times are milliseconds since 1970.
 
     Attributes:
@@ -216,7 +216,7 @@ def read_zone(name: str) -> ZoneInfo:
         ) from None
 
 
-def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
+def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
     """Return what comes next: what is due now, else what will be due first.
 
     Args:
@@ -225,9 +225,9 @@ def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
         now_ms: Milliseconds since 1970.
     """
     if facts.underway is not None:
-        return _resumption(facts.underway, schedule, now_ms)
-    rotation = _rotation(facts, schedule, now_ms)
-    retirement = _retirement(facts, schedule, now_ms)
+        return _decide_resumption(facts.underway, schedule, now_ms)
+    rotation = _decide_rotation(facts, schedule, now_ms)
+    retirement = _decide_retirement(facts, schedule, now_ms)
     if retirement is None or rotation.is_due(now_ms):
         return rotation
     if rotation.at_ms is None:
@@ -241,7 +241,7 @@ def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> li
     begins: list[int] = []
     if facts.underway is not None or now_ms > facts.expires_ms:
         return begins
-    verdict = _rotation(facts, schedule, now_ms)
+    verdict = _decide_rotation(facts, schedule, now_ms)
     at_ms = verdict.at_ms
     lifetime = milliseconds(schedule.policy.lifetime)
     while at_ms is not None and len(begins) < count:
@@ -255,29 +255,29 @@ def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> li
             updated_ms=begin + 1,
             history=(done,),
         )
-        at_ms = _rotation(facts, schedule, begin + 1).at_ms
+        at_ms = _decide_rotation(facts, schedule, begin + 1).at_ms
     return begins
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
 
 
-def _resumption(underway: Underway, schedule: Schedule, now_ms: int) -> Verdict:
+def _decide_resumption(underway: Underway, schedule: Schedule, now_ms: int) -> DueDecision:
     who = underway.started_by or "somebody who gave no name"
-    since = _text(underway.phase_ms, schedule) if underway.phase_ms else "a time in the future"
+    since = _format_time(underway.phase_ms, schedule) if underway.phase_ms else "a time in the future"
     told = f"rotation {underway.id} by {who} is {underway.phase} since {since}"
     if schedule.started_by and underway.started_by == schedule.started_by:
-        return Verdict(act=Act.RESUME, at_ms=now_ms, why=f"{told}: it is ours, and goes on")
+        return DueDecision(act=Act.RESUME, at_ms=now_ms, why=f"{told}: it is ours, and goes on")
     # Windows do not count here: half a rotation is no state to wait for Sunday in.
     stale_ms = underway.phase_ms + milliseconds(schedule.stale)
     at_ms = stale_ms + int(share(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
     left = "nobody drives it, it is carried on" if at_ms <= now_ms else "left to its driver until it counts as stale"
-    return Verdict(act=Act.RESUME, at_ms=at_ms, why=f"{told}: {left}", slot_ms=stale_ms)
+    return DueDecision(act=Act.RESUME, at_ms=at_ms, why=f"{told}: {left}", slot_ms=stale_ms)
 
 
-def _rotation(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
+def _decide_rotation(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
     if now_ms > facts.expires_ms:
-        return Verdict(
+        return DueDecision(
             act=Act.NOTHING,
             at_ms=None,
             why=f"root {facts.current_id} has expired and can endorse no successor; replace it with "
@@ -285,7 +285,7 @@ def _rotation(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
             urgent=True,
         )
     issued_ms = _issued_ms(facts, schedule.policy)
-    rested_ms, rest = _rested(facts, schedule)
+    rested_ms, rest = _find_rest(facts, schedule)
     not_before_ms = max(rested_ms, now_ms)
     if schedule.cron is None:
         planned = _by_age(facts, schedule, issued_ms, not_before_ms)
@@ -294,7 +294,7 @@ def _rotation(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
     reserve = min(int((facts.expires_ms - issued_ms) * URGENT_FRACTION), milliseconds(URGENT_CAP))
     urgent_ms = max(facts.expires_ms - reserve, rested_ms)
     if planned.at_ms is None or urgent_ms < planned.at_ms:
-        end = _text(facts.expires_ms, schedule)
+        end = _format_time(facts.expires_ms, schedule)
         planned = replace(
             planned,
             act=Act.ROTATE,
@@ -306,54 +306,56 @@ def _rotation(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
     return replace(planned, why=f"{planned.why}; {rest}") if rested_ms > now_ms else planned
 
 
-def _by_age(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int) -> Verdict:
+def _by_age(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int) -> DueDecision:
     due_ms = rotation_due_ms(issued_ms=issued_ms, expires_ms=facts.expires_ms, policy=schedule.policy)
     if schedule.max_age is not None:
         due_ms = min(due_ms, issued_ms + milliseconds(schedule.max_age))
-    why = f"root {facts.current_id}, of {_text(issued_ms, schedule)}, is to be replaced from {_text(due_ms, schedule)}"
-    return Verdict(act=Act.ROTATE, at_ms=_possible(schedule, due_ms, not_before_ms), why=why, slot_ms=due_ms)
+    why = f"root {facts.current_id}, of {_format_time(issued_ms, schedule)}, is to be replaced from "
+    why += _format_time(due_ms, schedule)
+    return DueDecision(act=Act.ROTATE, at_ms=_find_possible(schedule, due_ms, not_before_ms), why=why, slot_ms=due_ms)
 
 
-def _by_cron(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int, now_ms: int) -> Verdict:
+def _by_cron(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int, now_ms: int) -> DueDecision:
     latest_ms = _latest_slot(schedule, now_ms)
     skipped_ms = None
     if latest_ms is not None and latest_ms > _served_ms(facts, issued_ms):
-        at_ms, begin_ms = _possible(schedule, latest_ms, not_before_ms), _begin(schedule, latest_ms)
+        at_ms, begin_ms = _find_possible(schedule, latest_ms, not_before_ms), _find_begin(schedule, latest_ms)
         is_late = at_ms is None or begin_ms is None or at_ms > begin_ms + milliseconds(schedule.tolerance)
         if not is_late or schedule.missed is Missed.CATCH_UP:
             why = _slot_text(schedule, latest_ms) + (", missed, is caught up" if is_late else "")
-            return Verdict(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=latest_ms)
+            return DueDecision(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=latest_ms)
         skipped_ms = latest_ms
-    next_ms = next(_slots(schedule, now_ms), None)
+    next_ms = next(_list_slots(schedule, now_ms), None)
     if next_ms is None:
         why = f"`{schedule.cron}` has no slot to come"
-        return Verdict(act=Act.NOTHING, at_ms=None, why=why, skipped_ms=skipped_ms)
+        return DueDecision(act=Act.NOTHING, at_ms=None, why=why, skipped_ms=skipped_ms)
     why = _slot_text(schedule, next_ms)
     if skipped_ms is not None:
-        why += f"; the one of {_text(skipped_ms, schedule)} was missed and is skipped"
-    at_ms = _possible(schedule, next_ms, not_before_ms)
-    return Verdict(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=next_ms, skipped_ms=skipped_ms)
+        why += f"; the one of {_format_time(skipped_ms, schedule)} was missed and is skipped"
+    at_ms = _find_possible(schedule, next_ms, not_before_ms)
+    return DueDecision(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=next_ms, skipped_ms=skipped_ms)
 
 
-def _retirement(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict | None:
+def _decide_retirement(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision | None:
     if not schedule.retires:
         return None
     if facts.is_ahead:
         why = "the identity records times in the future, which are corrected, so that grace periods end"
-        return Verdict(act=Act.RETIRE, at_ms=now_ms, why=why, slot_ms=None)
+        return DueDecision(act=Act.RETIRE, at_ms=now_ms, why=why, slot_ms=None)
     if not facts.unretired:
         return None
     root_id, since_ms = min(facts.unretired, key=lambda one: one[1])
     at_ms = since_ms + milliseconds(schedule.policy.grace)
     at_ms += int(share(schedule, root_id) * milliseconds(schedule.jitter))
-    why = f"root {root_id} has not signed since {_text(since_ms, schedule)}: its private key is destroyed in the store"
-    return Verdict(act=Act.RETIRE, at_ms=at_ms, why=why, slot_ms=at_ms)
+    since = _format_time(since_ms, schedule)
+    why = f"root {root_id} has not signed since {since}: its private key is destroyed in the store"
+    return DueDecision(act=Act.RETIRE, at_ms=at_ms, why=why, slot_ms=at_ms)
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def _begin(schedule: Schedule, slot_ms: int) -> int | None:
+def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
     """Return when a rotation for a slot would begin if nothing else stood in its way: in a window, after the jitter."""
     place = share(schedule, str(slot_ms))
     if not schedule.windows:
@@ -366,13 +368,13 @@ def _begin(schedule: Schedule, slot_ms: int) -> int | None:
     return from_ms + int(place * min(milliseconds(schedule.jitter), span.close_ms - from_ms))
 
 
-def _possible(schedule: Schedule, slot_ms: int, not_before_ms: int) -> int | None:
+def _find_possible(schedule: Schedule, slot_ms: int, not_before_ms: int) -> int | None:
     """Return the first moment, `not_before_ms` at the earliest, at which the rotation for a slot may begin."""
-    begin_ms = _begin(schedule, slot_ms)
-    return None if begin_ms is None else _open(schedule, max(begin_ms, not_before_ms))
+    begin_ms = _find_begin(schedule, slot_ms)
+    return None if begin_ms is None else _find_open(schedule, max(begin_ms, not_before_ms))
 
 
-def _open(schedule: Schedule, from_ms: int) -> int | None:
+def _find_open(schedule: Schedule, from_ms: int) -> int | None:
     """Return the first moment from `from_ms` on that lies in a window."""
     if not schedule.windows:
         return from_ms
@@ -380,7 +382,7 @@ def _open(schedule: Schedule, from_ms: int) -> int | None:
     return None if span is None else max(span.open_ms, from_ms)
 
 
-def _rested(facts: Facts, schedule: Schedule) -> tuple[int, str]:
+def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
     """Return until when failures make us wait, and why, from the attempts since the last success."""
     failures: list[HistoryEntry] = []
     for entry in reversed(facts.history):
@@ -394,7 +396,10 @@ def _rested(facts: Facts, schedule: Schedule) -> tuple[int, str]:
     pause = int(doubled * (1 + 0.25 * share(schedule, str(failures[0].at))))
     count = f"{len(failures)} failures in a row" if len(failures) > 1 else "a failure"
     until_ms = failures[0].at + pause
-    return until_ms, f"after {count} ({failures[0].event}: {failures[0].reason}) not before {_text(until_ms, schedule)}"
+    return (
+        until_ms,
+        f"after {count} ({failures[0].event}: {failures[0].reason}) not before {_format_time(until_ms, schedule)}",
+    )
 
 
 def _is_success(entry: HistoryEntry) -> bool:
@@ -426,7 +431,7 @@ def _served_ms(facts: Facts, issued_ms: int) -> int:
 def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:
     for back in _LOOK_BACK:
         latest = None
-        for slot_ms in _slots(schedule, now_ms - milliseconds(back)):
+        for slot_ms in _list_slots(schedule, now_ms - milliseconds(back)):
             if slot_ms > now_ms:
                 break
             latest = slot_ms
@@ -435,7 +440,7 @@ def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:
     return None
 
 
-def _slots(schedule: Schedule, after_ms: int) -> Iterator[int]:
+def _list_slots(schedule: Schedule, after_ms: int) -> Iterator[int]:
     """Yield the slots after a moment, without end where there is none.
 
     As Debian's cron: what the clocks leave out comes at once after it, what they repeat comes once.
@@ -473,7 +478,7 @@ def _check_cron(schedule: Schedule, now_ms: int) -> None:
     assert schedule.cron is not None
     check_cron(schedule.cron)
     slots: list[int] = []
-    for slot_ms in _slots(schedule, now_ms):
+    for slot_ms in _list_slots(schedule, now_ms):
         slots.append(slot_ms)
         if len(slots) == _GAPS:
             break
@@ -493,8 +498,8 @@ def share(schedule: Schedule, what: str) -> float:
 
 
 def _slot_text(schedule: Schedule, slot_ms: int) -> str:
-    return f"slot {_text(slot_ms, schedule)} of `{schedule.cron}`"
+    return f"slot {_format_time(slot_ms, schedule)} of `{schedule.cron}`"
 
 
-def _text(moment_ms: int, schedule: Schedule) -> str:
+def _format_time(moment_ms: int, schedule: Schedule) -> str:
     return datetime.fromtimestamp(moment_ms / 1000, schedule.zone).strftime("%Y-%m-%d %H:%M:%S %Z")

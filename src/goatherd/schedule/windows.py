@@ -49,14 +49,14 @@ class Window:
         days_text, _, times_text = text.strip().rpartition(" ")
         times = _TIMES.fullmatch(times_text)
         if times is None:
-            raise _refusal(text, "the times look like 02:00-04:00")
+            raise _syntax_error(text, "the times look like 02:00-04:00")
         hours = [int(part) for part in times.groups()]
         start, end = hours[0] * 60 + hours[1], hours[2] * 60 + hours[3]
         if hours[1] > 59 or hours[3] > 59 or start >= _DAY_MINUTES or end > _DAY_MINUTES:
-            raise _refusal(text, "a day has 24 hours of 60 minutes")
+            raise _syntax_error(text, "a day has 24 hours of 60 minutes")
         if start == end:
-            raise _refusal(text, "it opens and closes at the same time; all day is 00:00-24:00")
-        return cls(days=_days(text, days_text.strip()), start=start, end=end)
+            raise _syntax_error(text, "it opens and closes at the same time; all day is 00:00-24:00")
+        return cls(days=_parse_days(text, days_text.strip()), start=start, end=end)
 
     def __str__(self) -> str:
         days = "" if len(self.days) == 7 else ",".join(DAYS[day] for day in sorted(self.days)) + " "
@@ -91,9 +91,9 @@ def first_span(windows: Sequence[Window], zone: ZoneInfo, at_ms: int) -> Span | 
     today = datetime.fromtimestamp(at_ms / 1000, zone).date()
     for offset in range(-1, _SEARCH_DAYS):
         day = today + timedelta(days=offset)
-        if chosen is not None and chosen.close_ms < _moment(day, 0, zone):
+        if chosen is not None and chosen.close_ms < _find_moment(day, 0, zone):
             break
-        for span in sorted(_spans(windows, zone, day), key=lambda span: span.open_ms):
+        for span in sorted(_list_spans(windows, zone, day), key=lambda span: span.open_ms):
             if span.close_ms <= at_ms:
                 continue
             if chosen is None:
@@ -103,16 +103,16 @@ def first_span(windows: Sequence[Window], zone: ZoneInfo, at_ms: int) -> Span | 
     return chosen
 
 
-def _spans(windows: Sequence[Window], zone: ZoneInfo, day: date) -> Iterator[Span]:
+def _list_spans(windows: Sequence[Window], zone: ZoneInfo, day: date) -> Iterator[Span]:
     for window in windows:
         if day.weekday() in window.days:
-            open_ms = _moment(day, window.start, zone)
-            close_ms = _moment(day, window.start + window.length, zone)
+            open_ms = _find_moment(day, window.start, zone)
+            close_ms = _find_moment(day, window.start + window.length, zone)
             if open_ms < close_ms:
                 yield Span(open_ms=open_ms, close_ms=close_ms)
 
 
-def _moment(day: date, minutes: int, zone: ZoneInfo) -> int:
+def _find_moment(day: date, minutes: int, zone: ZoneInfo) -> int:
     """Return when the wall clock first shows this time or a later one."""
     wall = datetime(day.year, day.month, day.day) + minutes * _MINUTE  # noqa: DTZ001 - the zone comes next
     moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
@@ -129,20 +129,20 @@ def _moment(day: date, minutes: int, zone: ZoneInfo) -> int:
     return round(moment.timestamp() * 1000)
 
 
-def _days(text: str, days_text: str) -> frozenset[int]:
+def _parse_days(text: str, days_text: str) -> frozenset[int]:
     if not days_text:
         return frozenset(range(7))
     days: set[int] = set()
     for part in days_text.split(","):
         first, dash, last = (word.strip().capitalize() for word in part.partition("-"))
         if first not in DAYS or (dash and last not in DAYS):
-            raise _refusal(text, "the days are " + ", ".join(DAYS))
+            raise _syntax_error(text, "the days are " + ", ".join(DAYS))
         begin = DAYS.index(first)
         days.update((begin + step) % 7 for step in range((DAYS.index(last) - begin) % 7 + 1 if dash else 1))
     return frozenset(days)
 
 
-def _refusal(text: str, why: str) -> ConfigurationError:
+def _syntax_error(text: str, why: str) -> ConfigurationError:
     return ConfigurationError(
         f"{text!r} is not a maintenance window: {why}", hint="Such as `Mon-Fri 02:00-04:00` or `Sat,Sun 22:00-06:00`."
     )

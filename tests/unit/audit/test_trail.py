@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goatherd.audit.events_as_data import Evidence, plain
+from goatherd.audit.events_as_data import EventData, to_json_value
 from goatherd.audit.records import Anchors, Checked, Head, Record, read_record, verify
 from goatherd.audit.trail import AuditTrail, Journal, read_lines
 from goatherd.errors import AuditBrokenError, AuditError, DecodeError
@@ -277,16 +277,16 @@ def test_processes_that_write_at_the_same_time_make_one_chain(file: Path) -> Non
 
 def test_evidence_is_ids_versions_times_and_addresses() -> None:
     view = NodeView(url="http://10.0.0.1:8080", reachable=True, trusts_next=True, signs_with="root-a")
-    name, data = Evidence().of(NodesSeen(nodes=(view,))) or ("", {})
+    name, data = EventData().of(NodesSeen(nodes=(view,))) or ("", {})
     assert name == "nodes-seen"
     assert data["nodes"][0]["trustsNext"] is True
     assert data["nodes"][0]["holdsIntroduction"] is None
-    name, data = Evidence().of(Decided(action=Advance(step=Step.PUBLISH, expected="7"))) or ("", {})
+    name, data = EventData().of(Decided(action=Advance(step=Step.PUBLISH, expected="7"))) or ("", {})
     assert (name, data["action"], data["step"], data["expected"]) == ("decided", "advance", "publish", "7")
 
 
 def test_what_is_repeated_in_a_phase_is_told_once_and_anew_in_the_next() -> None:
-    evidence = Evidence()
+    evidence = EventData()
     wait = Decided(action=Wait(nodes=("http://a",), reason="signs", until_ms=5))
     told = NodeTold(url="http://a", heard=False)
     entered = PhaseEntered(phase=Phase.PREPARED, generation=2, rotation_id="r", current_id="a", next_id="b", at_ms=1)
@@ -302,7 +302,7 @@ def test_what_is_repeated_in_a_phase_is_told_once_and_anew_in_the_next() -> None
 )  # fmt: skip
 def test_what_has_no_place_in_a_trail_is_an_error(value: object) -> None:
     with pytest.raises(TypeError):
-        plain({"value": value})
+        to_json_value({"value": value})
 
 
 def test_a_dataclass_of_somewhere_else_is_not_opened() -> None:
@@ -311,7 +311,7 @@ def test_a_dataclass_of_somewhere_else_is_not_opened() -> None:
         secret: str
 
     with pytest.raises(TypeError):
-        plain(Foreign("x"))
+        to_json_value(Foreign("x"))
 
 
 def test_a_key_in_a_text_that_is_not_ours_is_hidden(file: Path) -> None:
@@ -379,7 +379,7 @@ def test_an_ended_run_is_told_with_its_report_and_its_repetitions_are_forgotten(
         outcome=Outcome.ROTATED, rotation_id="r", from_id="a", to_id="b", current_id="b", phase=Phase.STEADY,
         generation=6, began_ms=1, ended_ms=2,
     )  # fmt: skip
-    evidence = Evidence()
+    evidence = EventData()
     told = NodeTold(url="http://a", heard=True)
     evidence.of(told)
     name, data = evidence.of(RunEnded(report=report)) or ("", {})
@@ -388,7 +388,7 @@ def test_an_ended_run_is_told_with_its_report_and_its_repetitions_are_forgotten(
 
 
 def test_a_duration_is_told_with_its_unit() -> None:
-    assert plain({"grace": timedelta(minutes=1.5)}) == {"grace": "90s"}
+    assert to_json_value({"grace": timedelta(minutes=1.5)}) == {"grace": "90s"}
 
 
 def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(file: Path) -> None:

@@ -22,7 +22,7 @@ from goatherd.rotation.events import Decided, Event, PhaseEntered
 from goatherd.rotation.machine import Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
-from goatherd.schedule.due import Act, Missed, Schedule, Verdict
+from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
@@ -90,7 +90,7 @@ async def test_a_key_that_is_due_is_replaced_once(make_herd: MakeHerd) -> None:
 async def test_a_look_writes_nothing(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     herd.clock.turn(DAY * 170)
-    seen: list[tuple[IdentityDocument, Verdict]] = []
+    seen: list[tuple[IdentityDocument, DueDecision]] = []
     controller = make(herd, on_look=lambda *told: seen.append(told))
     _, verdict = await controller.look()
     assert verdict.is_due(herd.clock.now_ms())
@@ -445,7 +445,7 @@ async def test_the_loop_sleeps_until_what_it_has_announced_and_no_longer_than_th
     now = herd.clock.now_ms()
 
     def verdict(at_ms: int | None) -> Turn:
-        return Turn(verdict=Verdict(act=Act.ROTATE, at_ms=at_ms, why=""))
+        return Turn(verdict=DueDecision(act=Act.ROTATE, at_ms=at_ms, why=""))
 
     assert controller._until_next(verdict(now + 5000)) == timedelta(seconds=5)
     for turn in (verdict(now + 999_999), verdict(None), verdict(now - 1), Turn(), None):

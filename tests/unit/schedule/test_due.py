@@ -19,11 +19,11 @@ from goatherd.identity.session import OwnedSession
 from goatherd.rotation.machine import Policy
 from goatherd.schedule.due import (
     Act,
+    DueDecision,
     Facts,
     Missed,
     Schedule,
     Underway,
-    Verdict,
     facts_of,
     make_schedule,
     next_due,
@@ -447,4 +447,4 @@ def test_a_preview_names_the_next_rotations() -> None:
 
 
 def test_a_verdict_of_nothing_is_never_due() -> None:
-    assert not Verdict(act=Act.NOTHING, at_ms=0, why="").is_due(1)
+    assert not DueDecision(act=Act.NOTHING, at_ms=0, why="").is_due(1)

@@ -7,7 +7,7 @@ from typing import Any
 from goatherd.cli.text.rotation import report_data
 from goatherd.operations.controller import ScheduleExplanation
 from goatherd.schedule.controller import Turn
-from goatherd.schedule.due import Schedule, Verdict
+from goatherd.schedule.due import DueDecision, Schedule
 from goatherd.times import format_duration, iso
 
 
@@ -68,7 +68,7 @@ def turn_lines(turn: Turn, now_ms: int) -> list[str]:
     return ["nothing is due", next_line(turn.verdict, now_ms)]
 
 
-def verdict_data(verdict: Verdict) -> dict[str, Any]:
+def verdict_data(verdict: DueDecision) -> dict[str, Any]:
     """Return what comes next as data."""
     return {
         "act": verdict.act.value,
@@ -80,7 +80,7 @@ def verdict_data(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def next_line(verdict: Verdict, now_ms: int) -> str:
+def next_line(verdict: DueDecision, now_ms: int) -> str:
     """Return what comes next as a line."""
     if verdict.at_ms is None:
         return "next        nothing"

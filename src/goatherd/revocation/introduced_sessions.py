@@ -7,11 +7,11 @@ and time included), so that whoever carries a revocation on makes the same ones,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError, VerificationError
@@ -19,12 +19,9 @@ from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.session_commits import preferred_session, session_from_commit, verify_commit_by
 from goatherd.rotation.cross_signing import session_commit
+from goatherd.trust import map_in_threads
 from goatherd.wire.commit import Commit
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-_CHUNK: Final = 256
 _SLACK: Final = timedelta(days=1)
 
 
@@ -46,7 +43,7 @@ class Introduced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class IntroducedSessions:
     """What a revoked root had introduced.
 
     Attributes:
@@ -71,7 +68,7 @@ def survey(
     frozen: FrozenList | None = None,
     leave_out: Collection[str] = (),
     executor: Executor | None = None,
-) -> Survey:
+) -> IntroducedSessions:
     """Look through ``/sys/sessions``.
 
     Args:
@@ -94,7 +91,7 @@ def survey(
     found: dict[str, tuple[Session, bool]] = {}
     rogue: dict[str, None] = {}
     forged = 0
-    verdicts = spread(lambda commit: _introduced_by(revoked, commit), claimed, executor)
+    verdicts = map_in_threads(lambda commit: _introduced_by(revoked, commit), claimed, executor)
     for commit, session in zip(claimed, verdicts, strict=True):
         if session is None:
             forged += 1
@@ -120,7 +117,7 @@ def survey(
         sessions.append(
             Introduced(session=session, commit_id=commit_id, parents=tuple(sorted(leaves)), is_long=is_long)
         )
-    return Survey(
+    return IntroducedSessions(
         sessions=tuple(sessions),
         rogue_roots=tuple(rogue),
         forged=forged,
@@ -144,10 +141,10 @@ def introduce_again(
     def make(one: Introduced) -> dict[str, Any]:
         return session_commit(one.session, signer=signer, commit_id=one.commit_id, ts=at, org=org, parents=one.parents)
 
-    return spread(make, introduced, executor)
+    return map_in_threads(make, introduced, executor)
 
 
-def decode(raw: Iterable[Any], org: str) -> list[Commit]:
+def decode_commits(raw: Iterable[Any], org: str) -> list[Commit]:
     """Return the commits that can be read."""
     commits = []
     for one in raw:
@@ -156,15 +153,6 @@ def decode(raw: Iterable[Any], org: str) -> list[Commit]:
         except DecodeError:
             continue
     return commits
-
-
-def spread(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
-    """Call `function` for all items, in an executor's threads where there is one; in order."""
-    if executor is None or len(items) <= _CHUNK:
-        return [function(item) for item in items]
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-    parts = executor.map(lambda chunk: [function(item) for item in chunk], chunks)
-    return [result for part in parts for result in part]
 
 
 def _introduced_by(root: Session, commit: Commit) -> Session | None:
