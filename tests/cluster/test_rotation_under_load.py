@@ -130,7 +130,7 @@ async def test_a_node_that_is_cut_off_from_the_store_makes_the_rotation_roll_bac
     clock = SystemClock()
     async with herd(tmp_path) as cluster:
         load = Workload(cluster.urls, clients=10, pause=timedelta(milliseconds=60))
-        async with load, rotator_of(cluster) as rotator, rotator_of(cluster, adoption=4 * SECOND) as impatient:
+        async with load, rotator_of(cluster) as rotator, rotator_of(cluster, adoption=8 * SECOND) as impatient:
             began = load.now()
             await rotator.rotate(to_phase=Phase.PUBLISHED)
             b = (await cluster.document()).next
