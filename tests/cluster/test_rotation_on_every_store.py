@@ -178,9 +178,18 @@ def test_no_provider_of_ours_is_left_out() -> None:
     assert set(provider_schemes()) - {"openbao", "k8s-volume"} <= set(STORES)
 
 
+async def test_three_nodes_rotate_under_load_and_nothing_is_refused_or_lost(place: Place, tmp_path: Path) -> None:
+    await check_rotation(place, tmp_path, count=3)
+
+
+@pytest.mark.deep
 async def test_five_nodes_rotate_under_load_and_nothing_is_refused_or_lost(place: Place, tmp_path: Path) -> None:
+    await check_rotation(place, tmp_path, count=5)
+
+
+async def check_rotation(place: Place, tmp_path: Path, *, count: int) -> None:
     clock = SystemClock()
-    async with herd_around(tmp_path, place.factory, place.secret_id) as cluster:
+    async with herd_around(tmp_path, place.factory, place.secret_id, count=count) as cluster:
         load = Workload(cluster.urls, clients=4, pause=timedelta(milliseconds=80))
         async with load, rotator_of(cluster.urls, cluster.provider, place) as rotator:
             began = load.now()
@@ -200,5 +209,5 @@ async def test_five_nodes_rotate_under_load_and_nothing_is_refused_or_lost(place
     assert audit.unverifiable == ()
     assert document.rotation is None
     assert document.current.id != cluster.first.id
-    assert signers == [document.current.id] * 5
+    assert signers == [document.current.id] * count
     assert labels[CURRENT] == labels[STABLE]

@@ -95,7 +95,7 @@ class MotoServer:
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
         end = time.monotonic() + _READY_WITHIN
-        with httpx2.Client(trust_env=False, timeout=5) as http:
+        with httpx2.Client(verify=False, trust_env=False, timeout=5) as http:  # plain HTTP
             while time.monotonic() < end:
                 if self._process.poll() is not None:
                     if last:

@@ -159,4 +159,9 @@ async def test_a_thousand_rotations_leave_a_small_document_and_a_server_last_see
 
 @pytest.mark.slow
 async def test_rollbacks_in_between_change_nothing_of_that(tmp_path: Path) -> None:
+    await age(tmp_path, 24, roll_back_every_other)
+
+
+@pytest.mark.deep
+async def test_many_rollbacks_in_between_change_nothing_of_that(tmp_path: Path) -> None:
     await age(tmp_path, 60, roll_back_every_other)

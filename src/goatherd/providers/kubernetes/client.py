@@ -34,6 +34,7 @@ from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
 from goatherd.providers.kubernetes.access import ClusterAccess
 from goatherd.providers.kubernetes.credentials import Credential
+from goatherd.providers.tls import default_context
 
 Result = TypeVar("Result")
 
@@ -115,7 +116,7 @@ class KubernetesClient:
 
     def _make_pool(self) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
-            verify=True if self._access.verify is None else self._access.verify,
+            verify=default_context() if self._access.verify is None else self._access.verify,
             timeout=self._timeout,
             follow_redirects=False,
             transport=self._transport,

@@ -35,6 +35,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
+from goatherd.providers.tls import default_context
 from goatherd.providers.values import VersionState
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import Credentials
@@ -405,10 +406,10 @@ class VaultClient:
             raise _damaged_error(f"HTTP {status} without the JSON that a Vault server sends")
         return status, answer
 
-    def _tls_context(self) -> ssl.SSLContext | bool:
+    def _tls_context(self) -> ssl.SSLContext:
         address = self._address
         if not address.url.startswith("https:") or not (address.ca or address.cert):
-            return True
+            return default_context()
         try:
             if address.ca is None:
                 context = httpx2.create_ssl_context()

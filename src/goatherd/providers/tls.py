@@ -1,0 +1,26 @@
+"""The TLS context with the authorities of the system, made once per process, since making one costs 10 ms or more.
+
+A context of a cluster's own authority, or with a client certificate, is made by the provider that has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import ssl
+
+import httpx2
+
+
+def default_context() -> ssl.SSLContext:
+    """Return the context that httpx uses by default: certificates and host names are checked.
+
+    It is shared: do not change it. It follows ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` as they are when it is asked for.
+    """
+    return _make_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@functools.lru_cache(maxsize=4)
+def _make_context(file: str | None, directory: str | None) -> ssl.SSLContext:
+    del file, directory  # httpx reads them itself
+    return httpx2.create_ssl_context()
