@@ -1,6 +1,6 @@
-"""The only reader of time, and how far other machines' clocks are from this one's.
+"""Read this machine's clock, and compare other machines' clocks with it. No other module reads the time.
 
-Everything below takes the time as an argument; everything above asks a `Clock`, so that a test can turn the hands.
+Lower modules take the time as an argument; higher ones take a `Clock`, which tests replace.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SECOND_MS: Final = 1000
 
 
 class Clock(Protocol):
-    """Tells the time and waits."""
+    """The interface of a clock: wall-clock time, monotonic time, waiting."""
 
     def now_ms(self) -> int:
         """Return integer milliseconds since 1970, like JavaScript's ``Date.now()``."""
@@ -44,7 +44,7 @@ class SystemClock:
 
 
 class SteadyClock:
-    """The time of a clock when this was made, and what has passed since: setting the clock does not move it.
+    """A clock that setting the system clock does not change: its start time plus the monotonic time since.
 
     Args:
         clock: The clock.
@@ -66,10 +66,10 @@ class SteadyClock:
 
 
 class RemoteClock:
-    """What another machine's clock was last seen to show, by the ``Date`` of its answers.
+    """Another machine's clock, estimated from the ``Date`` header of its last answer.
 
     Args:
-        clock: This machine's.
+        clock: This machine's clock.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -88,13 +88,13 @@ class RemoteClock:
             self._seen = told_ms, began, self._clock.monotonic()
 
     def ahead_ms(self, now_ms: int) -> int | None:
-        """Return how far it is ahead of `now_ms`, beyond what the header's seconds and the time of the answer explain.
+        """Return how far that clock is ahead of `now_ms`, as far as rounding and the time of the request allow to say.
 
         Args:
             now_ms: This machine's time, in milliseconds since 1970.
 
         Returns:
-            Milliseconds, below 0 where it is behind; None where no answer had a date.
+            Milliseconds, negative if it is behind; None if no answer had a date.
         """
         if self._seen is None:
             return None

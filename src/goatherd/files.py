@@ -1,12 +1,12 @@
-"""Private files: read whole, created once, replaced in one step, removed, locked.
+"""Private files: read, create, replace atomically, remove, lock.
 
-What it is not: it does not know what is in a file. Rules: mode 0600 from the first moment; a reader sees the old file
-or the new one; a crash at any call leaves one of them whole, and at most a file named like ``.settings.json.….new``,
-which a later write or the removal takes away. Calls block.
+The module does not know the contents. Rules: files have mode 0600 from their creation. A reader sees the old file or
+the new one. After a crash at any call one of them is complete, and at most a file named like
+``.settings.json.….new`` is left over, which a later write or the removal deletes. Calls block.
 
-`System` is the seam of the file store, whose order of writes is `goatherd.providers.file.layout`: a test stops the
-process after any call, or lets any call fail. Names are relative to a descriptor where a path could be swapped; nothing
-follows a symbolic link below the base directory.
+`System` is the file store's interface to the operating system, so that a test can stop the process after any call or
+let any call fail (`goatherd.providers.file.layout` has the order of writes). Names are relative to a directory
+descriptor where a path could be replaced. Below the base directory, no symbolic link is followed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Fresh identifiers; the only place that rolls dice for them.
+"""Draw random identifiers. No other module does.
 
-Pure modules take ids as arguments; their callers at the edge ask here. GoatDB draws its ids from ``Math.random``;
-these come from the operating system's randomness and look the same. `goatherd.derived_ids` makes those that depend on a
-text.
+Pure modules take ids as arguments; their callers draw them here. GoatDB draws its ids from ``Math.random``; these have
+the same form and come from the operating system's random source. `goatherd.derived_ids` derives ids from a string.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Find out which stored version holds whose private keys: `retire` destroys by it, `status` shows it as proof.
+"""Find out which stored version holds which private keys. `goatherd retire` destroys by it; `goatherd status` shows it.
 
-It reads every version's value, so it needs a rotator's rights. What it is not: it destroys nothing. Rules: a version
-that cannot be read is listed with the reason, and never counts as one without keys; results hold ids, no key.
+It reads the value of every version, which needs a rotator's permissions, and destroys nothing. Rules: a version that
+cannot be read is listed with the reason and never counts as one without keys. Results hold ids and no keys.
 
-The store's list of versions holds what interrupted changes left too. A writer that is at work may be about to put such
-a value on record. It is safe to destroy it all the same, because each provider records the destruction before it
-destroys the value: the writer's own record then conflicts, and the writer writes its value again.
+The store's list of versions also holds leftovers of interrupted changes. Another process may be about to use such a
+version. Destroying it is safe all the same: each provider records the destruction before it destroys the value, so that
+the other process gets a conflict and writes its value again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Holding:
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
         rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
         is_of_cancelled: Whether the document says that this rotation was cancelled.
-        problem: Why its value could not be looked at.
+        problem: Why its value could not be read.
         is_unknown_leftover: Whether an interrupted change has left it, its keys cannot be known, and the store can
             destroy it. The grace period counts from when it was written, or from when signing moved last.
     """
@@ -249,7 +249,7 @@ class KeyInventory:
         holdings: The versions that are not destroyed, newest first.
         signing: Roots whose private keys are needed: the current one, and the next one of a rotation.
         roots: All roots of the document, in its order.
-        recorded: Roots of which it is on record that no version holds their private keys.
+        recorded: Ids of roots that are recorded as retired: no version holds their private keys.
         unretired: The other previous roots, and when each stopped signing; none while a rotation is in progress.
         grace: How long after it was replaced a key is kept.
         copies: Where a value can be read even after it was destroyed; None where nowhere.
@@ -287,7 +287,7 @@ class KeyInventory:
         return min([self.due_ms(one) for one in self.retirable_holdings() if self.due_ms(one) > now_ms], default=None)
 
     def recordable_roots(self, now_ms: int) -> tuple[str, ...]:
-        """Return the roots of which `goatherd retire` would put on record now that no version holds their keys."""
+        """Return the ids of roots that `goatherd retire` would record as retired now."""
         if not self.is_complete:
             return ()
         grace_ms = milliseconds(self.grace)

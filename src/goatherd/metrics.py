@@ -1,4 +1,4 @@
-"""What Prometheus is told: the one table of metrics, where their values come from, and how they leave the process.
+"""Metrics for Prometheus: the table of all metrics, their values, and three ways to export them.
 
 What it is: pure functions from a document, a settings' status and a provider's counts to samples; `RotationMetrics` for
 what a process that rotates has seen; and three ways out: text, an HTTP endpoint, a file for node_exporter. What it is
@@ -9,7 +9,7 @@ Rules:
   exported as moments, not as ages: a number in a file or behind a late scrape must not look young.
 - Label values come from short lists: phases, error codes, URI schemes. The one exception is the id of the root that
   signs; there is one at a time.
-- SECURITY: nothing but ids, codes and numbers; a document's keys are not looked at (tests/unit/test_metrics.py).
+- SECURITY: nothing but ids, codes and numbers; a document's keys are not read (tests/unit/test_metrics.py).
 - ``prometheus_client`` writes the format. It is imported only when metrics are exported.
 """
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 NEVER: Final = 0.0
-"""The moment of what has never happened."""
+"""The timestamp of an event that has never happened."""
 FAILURES: Final = ("cancelled", "rolled-back")
 """The events in a document's history by which a rotation ends without its root."""
 INTERRUPTED: Final = "interrupted"
@@ -55,7 +55,7 @@ class MetricKind(StrEnum):
 
 
 class Exporter(StrEnum):
-    """Who exports a metric."""
+    """The programs that export a metric."""
 
     NODE = "a node"
     DOOR = "a door"
@@ -119,24 +119,22 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
         MetricKind.GAUGE, Exporter.NODE, "Seconds since the store last gave a good answer."
     ),
     Metric.SETTINGS_DEGRADED: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "1 while the last look at the store failed or was refused."
+        MetricKind.GAUGE, Exporter.NODE, "1 while the last refresh from the store failed or was rejected."
     ),
     Metric.SETTINGS_FAILURES: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Looks at the store in a row that failed or were refused."
+        MetricKind.GAUGE, Exporter.NODE, "Refreshes in a row that failed or were rejected."
     ),
     Metric.SETTINGS_LAST_KNOWN_GOOD: MetricFamily(
         MetricKind.GAUGE, Exporter.NODE, "1 while the identity in use is from the sealed copy."
     ),
     Metric.SETTINGS_BREAKER_OPEN: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "1 while the store is asked ever more seldom because it fails."
+        MetricKind.GAUGE, Exporter.NODE, "1 while the store is read at growing intervals because it fails."
     ),
-    Metric.SETTINGS_WATCHING: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "1 while the store tells of changes by itself."
-    ),
+    Metric.SETTINGS_WATCHING: MetricFamily(MetricKind.GAUGE, Exporter.NODE, "1 while the store reports changes."),
     Metric.DOCUMENTS_REFUSED: MetricFamily(
         MetricKind.COUNTER,
         Exporter.NODE,
-        "Looks at the store that found an identity which is not to be used, by the error's code.",
+        "Refreshes whose identity was rejected, by the error's code.",
         ("code",),
     ),
     Metric.DATA_CHECKED: MetricFamily(
@@ -260,12 +258,12 @@ class MetricSample:
 
 
 def build_samples() -> Iterator[MetricSample]:
-    """Tell which Goatherd this is."""
+    """Return the version of Goatherd."""
     yield MetricSample(Metric.BUILD_INFO, 1, (goatherd.__version__,))
 
 
 def identity_samples(document: IdentityDocument) -> Iterator[MetricSample]:
-    """Tell who signs, since when and until when, where its rotation stands, and how earlier ones ended."""
+    """Return the current root, its start and expiration, the phase of its rotation, and the last outcomes."""
     record = document.rotation
     phase = Phase.STEADY if record is None else Phase(record.phase)
     entered = document.last_updated if record is None else record.phase_at
@@ -302,7 +300,7 @@ def signing_since_ms(document: IdentityDocument) -> int | None:
 
 
 def rotation_codes() -> tuple[str, ...]:
-    """Return the code of every reason for which a rotation can fail by itself; a store's codes come on top."""
+    """Return the codes of all rotation errors; a store's codes are not among them."""
     kinds: list[type[GoatherdError]] = [RotationError, *RotationError.__subclasses__()]
     return tuple(sorted({kind.code for kind in kinds}))
 
@@ -312,7 +310,7 @@ def _last_event(document: IdentityDocument, events: Collection[str]) -> float:
 
 
 def settings_samples(status: SettingsStatus) -> Iterator[MetricSample]:
-    """Tell how fresh a node's identity is, and how often it has refused another."""
+    """Return the freshness of a server's identity, and the number of rejected identities."""
     if status.age is not None:
         yield MetricSample(Metric.SETTINGS_AGE_SECONDS, status.age / timedelta(seconds=1))
     yield MetricSample(Metric.SETTINGS_DEGRADED, status.is_degraded)
@@ -325,7 +323,7 @@ def settings_samples(status: SettingsStatus) -> Iterator[MetricSample]:
 
 
 def call_samples(calls: CallCounts) -> Iterator[MetricSample]:
-    """Tell of a provider's calls."""
+    """Return counts and durations of a provider's calls."""
     for (operation, outcome), count in calls.ended.items():
         yield MetricSample(Metric.PROVIDER_CALLS, count, (calls.provider, operation, outcome))
     for operation, count in calls.retries.items():
@@ -335,7 +333,7 @@ def call_samples(calls: CallCounts) -> Iterator[MetricSample]:
 
 
 class RotationMetrics:
-    """What a process that rotates has seen: hand `told` to the `Rotator`, and run it inside `run`.
+    """Metrics of a process that rotates: give `record_event` to the `Rotator`, and run it inside `count_run`.
 
     Attributes:
         calls: The store's calls; None where they are of no interest.
@@ -358,7 +356,7 @@ class RotationMetrics:
         self._reachable: tuple[int, int] | None = None
 
     def record_event(self, event: Event) -> None:
-        """Take note of what a rotation tells."""
+        """Record an event of a rotation."""
         if isinstance(event, PhaseEntered):
             self._enter_phase(event)
         elif isinstance(event, NodesSeen):
@@ -383,7 +381,7 @@ class RotationMetrics:
             self._ended_ms = clock.now_ms()
 
     def all_samples(self) -> Iterator[MetricSample]:
-        """Tell everything."""
+        """Return all metrics of this process."""
         yield from build_samples()
         if self.document is not None:
             yield from identity_samples(self.document)
@@ -458,7 +456,7 @@ def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> No
     Counters are left out: a process that runs once has counted from nothing, and Prometheus would see no increase.
 
     Args:
-        path: Ends in ``.prom``, or node_exporter does not look at it.
+        path: Must end in ``.prom``, or node_exporter ignores it.
         samples: What to write.
         store: Becomes the label ``store``, so that several identities can have their files on one machine.
 

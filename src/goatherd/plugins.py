@@ -1,8 +1,8 @@
-"""Finds a plugin by URI scheme and imports that one and nothing else.
+"""Find plugins by URI scheme, and import only the one that is needed.
 
-What it is: discovery, state (unusable, and why) and selection of entry points. What it is not: it imports no provider
-itself, the built-in ones neither. Rules: the entry point's name is the scheme; order never depends on the file system;
-a scheme that two distributions claim is refused with both names; a URI is not quoted back, only its scheme.
+The module finds entry points, reports which cannot be used and why, and selects one. It imports no provider itself, not
+even the built-in ones. Rules: the entry point's name is the scheme. The order does not depend on the file system. A
+scheme that two distributions register is an error that names both. An error quotes the scheme of a URI, not the URI.
 """
 
 from __future__ import annotations

@@ -1,36 +1,38 @@
-"""Which sessions may sign what, as GoatDB decides it (docs/reference/goatdb-protocol.md#trust) and more strictly.
+"""Decide which sessions may sign what: GoatDB's rules (docs/reference/goatdb-protocol.md#trust), made stricter.
 
-One pool per organization. It takes sessions from three places and believes them in this order:
+One pool for each organization. A session can come from three sources; a source earlier in this list wins:
 
-1. The identity document: its roots, the current session among them. They come from the operator. They are roots *and*
-   known signers (COMPAT: in GoatDB a root that is only in the list of roots can sign nothing but session commits), and
-   what they say about an id wins over everything learnt.
-2. `trusted` sessions of a GoatDB ``settings.json``, taken unchecked as GoatDB takes them: the operator's file.
-3. ``/sys/sessions``: session commits, each believed only once a root's signature over it has been verified, at start
-   too. The session is read from that commit itself, and its key must be the session's id.
+1. The identity document: its roots, the current root among them. They can sign session commits and any other commit
+   (COMPAT: in GoatDB a root that is only in the list of roots can sign session commits only).
+2. `trusted` sessions of a GoatDB ``settings.json``, accepted without a check as GoatDB does: the file is the
+operator's. 3. ``/sys/sessions``: a session commit counts once a root's signature over it has been verified, also at the
+start. The
+   session is read from that commit, and the commit's key must be the session's id.
 
-Rules for a commit, in this order; the first that is broken is raised:
+A commit is checked in this order; the first broken rule is raised:
 
 * it is signed, and the signature string is well formed: `InvalidSignatureError`;
-* the session that it claims is the one that signed it: `AuthorMismatchError`;
-* that session is not revoked: `RevokedSessionError`;
-* that session is known: `UnknownSignerError`;
-* the signature has a numeric time, and neither that time nor the commit's own is later than the session's expiration:
-  `InvalidSignatureError`, `ExpiredSessionError`. The clock does not count: what was signed in time stays valid for
-  ever. Honest limit: the time in the envelope is not covered by the signature and the commit's own is chosen by
-  its author, so the owner of an expired key can still back-date. Only revocation ends that;
-* the signature fits: `InvalidSignatureError`.
+* the session that it names is the signer: `AuthorMismatchError`;
+* the session is not revoked: `RevokedSessionError`;
+* the session is known: `UnknownSignerError`;
+* the signature has a numeric timestamp, and neither that nor the commit's own timestamp is later than the session's
+  expiration: `InvalidSignatureError`, `ExpiredSessionError`. The present time does not matter: what was signed before
+  the expiration stays valid. Known limit: the timestamps are not proof, so the owner of an expired key can back-date a
+  commit. Only a revocation prevents that;
+* the signature matches: `InvalidSignatureError`.
 
-Verdicts are remembered for session commits only, with the key they were made with, never by signature text: a signature
-has many spellings, and a verdict on a request depends on the time.
+Results are cached for session commits only, together with the key, and never by signature string: one signature can be
+written in many ways, and the result for a request depends on the time.
 
-Revocation. A revoked root signs nothing new. What it signed counts where it is *held*: the commits in our own log, and
-those in the list of what the cluster held of it (`freeze`), which a node that was away, or is new, may still take in.
-Its session commits keep counting for user sessions, so that users stay signed in, until the identity says that they
-have been introduced again; never for roots: what only a revoked root introduced is none, nor is what that introduced.
+Revocation. New commits by a revoked root are rejected. Its older commits count if they are in this server's own log or
+in the list of frozen commits (`set_frozen_commits`), which a server that was offline or is new may still accept. Its
+session commits still count for user sessions, so that users stay signed in, until the identity document records that
+these sessions were reissued. They never count for roots: a root that only a revoked root introduced is not trusted, nor
+are the roots that it introduced.
 
-Laziness. `offer_session_commits` only indexes; a session is verified when it is first needed, the rest by
-`verify_pending`. Roots are settled at once, repeated until nothing changes, so the order in the log does not matter.
+Laziness. `offer_session_commits` only indexes commits. A session is verified when it is first needed, the others by
+`verify_pending`. Roots are verified at once, repeatedly until nothing changes, so that the order in the log does not
+matter.
 
 Threads. A pool belongs to one thread. Only `Verification.run` may run in another: it works on its own snapshot.
 """
@@ -91,7 +93,7 @@ class TrustSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Introduction:
-    """A session commit that a root's signature vouches for."""
+    """A session commit whose signature by a root was verified."""
 
     session: Session
     commit: Commit
@@ -174,7 +176,7 @@ class TrustPool:
 
     Args:
         org: The organization's id; commits carry it in what is signed.
-        current: The session that signs here. A root, for a server.
+        current: The session that signs; for a server, its current root.
         roots: The document's roots.
         trusted: Sessions to take unchecked (``trustedSessions`` of a GoatDB ``settings.json``).
         revoked: Ids of revoked sessions.
@@ -213,7 +215,7 @@ class TrustPool:
 
     @property
     def current(self) -> OwnedSession:
-        """The session that signs here, now."""
+        """The current root, with which this server signs."""
         return self._current
 
     @property
@@ -270,7 +272,7 @@ class TrustPool:
         return session
 
     def public_roots(self, now_ms: int) -> list[Session]:
-        """Return the roots to tell a new client about: trusted, not expired, the current one first, public halves only.
+        """Return the roots for a new client: trusted, not expired, the current root first, public halves only.
 
         SECURITY: a `Session` has no private key to give away (tests/unit/test_upstream_traps.py).
         """
@@ -280,7 +282,7 @@ class TrustPool:
     # --- live changes ----------------------------------------------------------------------------------------------
 
     def adopt_document(self, document: TrustSource) -> None:
-        """Take current session, roots and revocations from a checked identity document; what was learnt stays."""
+        """Adopt current root, roots and revocations of a checked identity document; sessions from commits stay."""
         self.replace_roots(
             current=document.current,
             roots=document.roots,
@@ -288,7 +290,9 @@ class TrustPool:
         )
 
     def replace_roots(self, *, current: OwnedSession, roots: Iterable[Session], revoked: Iterable[str] = ()) -> None:
-        """As `swap`, from parts. The same id again is an update; a root that is gone is no longer a document root.
+        """Replace current root, roots and revocations; see `adopt_document`.
+
+        A root with a known id is updated; a root that is missing is no longer a root of the document.
 
         Raises:
             RevokedSessionError: The current session is among the revoked. Nothing has changed.
@@ -309,7 +313,7 @@ class TrustPool:
         self._settle_roots()
 
     def set_frozen_commits(self, lists: Mapping[str, FrozenList], settled: Iterable[str] = ()) -> None:
-        """Take what the cluster held of revoked roots, by id, and those whose sessions were introduced again."""
+        """Set the frozen commits of revoked roots, by root id, and the roots whose sessions were reissued."""
         self._frozen = dict(lists)
         before, self._settled = self._settled, frozenset(settled)
         if before != self._settled:
@@ -335,7 +339,7 @@ class TrustPool:
         """Learn a session from a commit that has just arrived, if a trusted root signed it.
 
         Returns:
-            Whether the commit is a root's word. False changes nothing.
+            Whether a trusted root signed the commit. If not, nothing changes.
         """
         try:
             verify_commit_by(self.get_root(commit.session), commit)
@@ -414,7 +418,7 @@ class TrustPool:
             try:
                 signer = self._find_session(commit.session)
             except RevokedSessionError as error:
-                # SECURITY: what a stolen root signs is not to be told from what it signed before, but by this
+                # SECURITY: nothing else distinguishes what a stolen root signs from what it signed before
                 # (tests/unit/test_trust_frozen.py).
                 is_held = held or self._is_frozen(commit)
                 signer = (self._vouchers.get(commit.session) if is_held else None) or error
@@ -545,10 +549,10 @@ class TrustPool:
             self._learnt_roots[session.id] = None  # few among tens of thousands, and asked for by every new client
 
     def _settle_roots(self) -> None:
-        """Verify what claims to be a root until nothing changes any more, then wake those that waited for a root.
+        """Verify commits that introduce roots until nothing changes, then queue the sessions that waited for a root.
 
-        Each accepted root has only those looked at again that it has signed: a chain of a thousand roots, in any order,
-        costs a thousand signatures and no more.
+        After each accepted root, only the commits that it has signed are verified again: a chain of a thousand roots,
+        in any order, costs a thousand signatures and no more.
         """
         signed_by: dict[str, set[str]] = {}
         for session_id in self._pending_roots:

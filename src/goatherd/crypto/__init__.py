@@ -1,7 +1,7 @@
 """Keys, signatures and sealed data. The one package that touches the library `cryptography`. Pure but for fresh keys.
 
-- `keys`: `PublicKey`, `PrivateKey`, `fingerprint`. `jwk`: the members of their JWK.
-- `signatures`: the raw form of signatures. `sealed`: data encrypted for the disk.
+- `keys`: `PublicKey`, `PrivateKey` and `fingerprint`, JWKs, and the raw form of signatures.
+- `sealed`: data encrypted for the disk.
 """
 
 from goatherd.crypto.keys import SIGNATURE_BYTES, PrivateKey, PublicKey, fingerprint, library_versions

@@ -101,7 +101,7 @@ class PublicKey:
 
     @classmethod
     def from_jwk(cls, jwk: Mapping[str, Any]) -> PublicKey:
-        """Read a JWK; members beyond ``kty``, ``crv``, ``x``, ``y`` are not looked at.
+        """Read a JWK; members other than ``kty``, ``crv``, ``x`` and ``y`` are ignored.
 
         Raises:
             DecodeError: Not an EC P-384 key, or a coordinate is not 48 bytes. A point off the curve shows only at

@@ -1,4 +1,4 @@
-"""Data sealed for the disk: AES-256-GCM under a key of the operator's."""
+"""Seal data for the disk: AES-256-GCM with a key of the operator."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def seal_data(data: bytes, *, key: bytes, associated: bytes) -> bytes:
 
 
 def open_sealed(sealed: bytes, *, key: bytes, associated: bytes) -> bytes:
-    """Return what `seal` was given.
+    """Decrypt and authenticate data that `seal_data` returned.
 
     Raises:
-        InvalidSealError: Another key, other associated data, or not a byte-for-byte copy of what `seal` returned. Which
-            of them it is cannot be told.
+        InvalidSealError: Another key, other associated data, or not a byte-for-byte copy of what `seal_data` returned.
+            The error cannot say which.
     """
     if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
         raise InvalidSealError("too short to be sealed data")

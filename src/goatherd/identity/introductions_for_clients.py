@@ -88,7 +88,7 @@ class RootIntroductions:
         lacking = {commit.id for commit in missing if claims_root(commit)}
         if not lacking:
             return list(missing)
-        # SECURITY: a client cannot be told that a root was revoked, but need not be told of it
+        # SECURITY: a client cannot learn that a root was revoked, but need not receive its introduction
         # (tests/cluster/test_clients_through_rotation.py).
         good = [commit for commit in self._commits if counts(commit.key)]
         route = _build_route(good, _find_oldest(good, born_under))

@@ -37,7 +37,7 @@ _MEMBERS = frozenset({"id", "publicKey", "privateKey", "owner", "expiration"})
 
 
 class Signer(Protocol):
-    """Makes raw 96-byte signatures; where the key lies is its own affair."""
+    """The interface of a key that makes raw 96-byte signatures, wherever the key is."""
 
     @property
     def public_key(self) -> PublicKey: ...
@@ -64,7 +64,7 @@ class Session:
 
     @classmethod
     def from_json(cls, encoded: Mapping[str, Any]) -> Session:
-        """Decode a session; a private key in it is not looked at (callers that must refuse one do so).
+        """Decode a session; a private key in it is ignored (callers that must reject one do so).
 
         Raises:
             DecodeError: A member is missing or of the wrong kind.
@@ -157,7 +157,7 @@ class OwnedSession:
         """Encode with the private key, in GoatDB's member order. Only for the store and for settings.json.
 
         Raises:
-            TypeError: The key lies elsewhere (a KMS) and cannot be exported.
+            TypeError: The key is in a KMS and cannot be exported.
         """
         if not isinstance(self.signer, PrivateKey):
             raise TypeError("this session's key cannot be exported")
@@ -182,7 +182,7 @@ class SignatureEnvelope:
     """A decoded signature string.
 
     Attributes:
-        session_id: Who signed, by their own word.
+        session_id: Id of the session that claims to have signed.
         signature: The raw signature.
         ts: When, in ms, of any JSON kind. Not signed.
         data: The embedded data, `UNDEFINED` when there are none.
@@ -329,7 +329,7 @@ def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
 
 
 def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope | None = None) -> None:
-    """Check that `session` signed the commit. Whether the session may write it is not looked at.
+    """Check that `session` signed the commit. Whether the session may write it is not checked.
 
     Args:
         envelope: The commit's parsed signature, where the caller has it already.

@@ -87,7 +87,7 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
         )
     ts = envelope.ts
     if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
-        # SECURITY: without a time the expiration would never be looked at (tests/unit/test_upstream_traps.py).
+        # SECURITY: without a timestamp the expiration would not be checked (tests/unit/test_upstream_traps.py).
         raise InvalidSignatureError(f"the signature of commit {commit.id!r} has no time")
     if not commit.ts <= session.expiration_ms:  # NaN included
         raise ExpiredSessionError(f"session {session.id!r} had expired when commit {commit.id!r} was written")

@@ -261,7 +261,7 @@ def verify_successor(
     Args:
         new: The new document, checked whole.
         seen: The identity in use, or its record.
-        introductions: As for `verify_succession`; those by which pruned roots go on being trusted too.
+        introductions: As for `verify_succession`; those that introduce pruned roots too.
         may_fork: Whether two writers can both succeed at this store, so that a server may have read the losing
             document.
         is_pruning_believed: Whether to rely on the document's count of pruned roots, because no source of introductions
@@ -270,7 +270,7 @@ def verify_successor(
     Raises:
         GenerationError: As `check_generation`.
         ForkedIdentityError: As `check_lineage`, unless `may_fork`.
-        SuccessionError: As `verify_succession`; or a revocation is gone, or a root, and nothing explains it
+        SuccessionError: As `verify_succession`; or a revocation or a root is missing without a reason
             (`is_chain_open`).
         UnsignedIdentityError: As `check_signature`.
     """
@@ -305,7 +305,7 @@ def find_lost_roots(
 
     A root may leave a document if it was only prepared when it was seen (its rotation was cancelled), if it is revoked
     or on record as retired, or if it was pruned: then a later root has introduced it as an earlier one, which a node
-    finds in ``/sys/sessions``. That an earlier root has introduced it explains nothing.
+    finds in ``/sys/sessions``. An introduction by an older root is no reason.
 
     Args:
         new: The new document, checked whole.

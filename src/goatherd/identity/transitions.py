@@ -267,9 +267,9 @@ def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> Identit
     Raises:
         IllegalStepError: Any change but prepared to published, or activated to verified.
     """
-    record = _require_rotation(document, "go on")
+    record = _require_rotation(document, "enter the next phase")
     if (record.phase, phase) not in {(Phase.PREPARED, Phase.PUBLISHED), (Phase.ACTIVATED, Phase.VERIFIED)}:
-        raise IllegalStepError(f"rotation {record.id} is {record.phase}; it cannot become {phase} by itself")
+        raise IllegalStepError(f"rotation {record.id} is {record.phase}; it cannot become {phase} next")
     return _next_document(document, now_ms, rotation=replace(record, phase=phase, phase_at=now_ms))
 
 

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 BATCH: Final = 256
 REST: Final = 4
-"""How many times as long as a batch took the check rests after it."""
+"""Pause after a batch, as a multiple of the duration of the batch."""
 
 AGAIN: Final = timedelta(seconds=1)
 AGAIN_AT_MOST: Final = timedelta(minutes=10)
@@ -146,7 +146,7 @@ class DataCheck:
         engine: Holds the open repositories and the trust pool; this runs on its event loop.
         logs: The organization's directory.
         workers: Threads to read, decode and verify in; one is used at a time.
-        clock: Tells how long a batch took, and rests.
+        clock: The time.
         withheld: Called with a repository's path when commits were taken out of it.
     """
 

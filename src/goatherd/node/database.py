@@ -136,7 +136,7 @@ FREE_WORK: Final = 0.05
 VERIFY_AGAIN: Final = timedelta(seconds=1)
 VERIFY_AGAIN_AT_MOST: Final = timedelta(minutes=1)
 WRITE_AGAIN: Final = timedelta(seconds=2)
-"""How long a log that could not be written rests before it is tried again."""
+"""Pause before a log that could not be written is written again."""
 SAY_AGAIN: Final = timedelta(minutes=1)
 
 _JSON: Final = "application/json"
@@ -632,7 +632,7 @@ class Database:
         return (0, 0) if unused is None else (len(unused), unused.dropped_count)
 
     async def answer_refresh(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/refresh``: look at the settings now, if a root asks."""
+        """Answer ``POST /goatherd/v1/refresh``: refresh the settings now, if a root requests it."""
         path = "/goatherd/v1/refresh"
         if refusal := await refuse_unless_root(self.engine, path, body, header, now_ms=self.now_ms()):
             return refusal
@@ -824,7 +824,8 @@ class Database:
     async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
         """Verify and store what a peer sent; return how many commits were new.
 
-        What cannot be believed yet is kept, within bounds, and tried again when the trusted sessions change.
+        Commits that cannot be verified yet are kept, within bounds, and verified again when the trusted sessions
+        change.
 
         Raises:
             StorageError: It could not be written.
@@ -888,7 +889,7 @@ class Database:
             for path, commits in self._pending.take_all().items():
                 with suppress(GoatherdError):
                     await self.store_commits(path, commits)
-            if self._pending:  # 10 000 take 0.25 s and more: not anew for every session that is made
+            if self._pending:  # 10 000 commits take 0.25 s and more: not after each new session
                 await self._clock.sleep(timedelta(seconds=RETRY_REST * (self._clock.monotonic() - began)))
 
 

@@ -1,35 +1,30 @@
-"""Long work cut into steps, so that pure code can leave the heavy ones to threads without knowing of any. Pure.
+"""Answer GoatDB's requests for one organization: sync and sessions. Pure: bytes in, a `Response` out.
 
-A generator of `Steps` does what is quick, and changes state, wherever it is advanced. What takes long it yields as a
-`Step`, which whoever drives it runs in a thread or at once, and sends back what the step returned.
+The module does no I/O, reads no clock and uses no randomness. It answers GoatDB's own endpoints; the statuses of
+Goatherd's management endpoints are in `goatherd.node.management` and `goatherd.node.frozen_commits`.
 
-What a GoatDB server answers: sync and sessions of one organization. Pure: bytes in, a `Response` out.
+Steps
+    Long work is cut into steps, so that threads can do it although this code is pure. `batch_sync`, `ingest_commits`
+    and `open_in_steps` are generators. Each `EngineStep` that one yields is work for a thread: the driver calls
+    ``step.run()`` and sends the result back. All other code runs where the generator is advanced: on the event loop's
+    thread, to which the engine belongs. `load_sessions` (blocking, once, before serving) opens ``/sys/sessions`` and
+    ``/sys/users``; `create_session` answers at once::
 
-It does no I/O, reads no clock and uses no randomness. It answers GoatDB's own endpoints; the statuses of Goatherd's
-management endpoints are in `goatherd.node.management` and `goatherd.node.frozen_commits`.
-
-How a server drives it
-    An `Engine` lives on the event loop's thread. `load` (blocking, once, before serving) opens ``/sys/sessions`` and
-    ``/sys/users``. `create_session` answers at once. `batch_sync`, `ingest` and `opening` may take long and are
-    generators (`goatherd.node.engine`). Each `Step` that one yields is work for a thread, `step.run()`, and what it
-    returns is sent back; everything between two steps runs where the generator is advanced, and nothing else of the
-    engine runs in other threads::
-
-        response = await drive(engine.batch_sync(header, body, now_ms), run)     # run: async, a Step -> its result
-        response = drive_inline(engine.batch_sync(header, body, now_ms))         # tests, tools
+        response = await drive_steps(engine.batch_sync(header, body, now_ms), run)   # run: async, step -> its result
+        response = drive_inline(engine.batch_sync(header, body, now_ms))             # tests, tools
 
         async def run(step):
             return await loop.run_in_executor(workers, step.run, verify_pool)    # verify_pool: another executor or None
 
-    Several requests may be under way at once; each looks again after every step. The generator goes on to its end even
-    if the client has gone (COMPAT), so do not cancel it half-way: shield it.
+    Several requests can be in progress; each checks the state again after every step. A generator must run to its end,
+    even if the client has disconnected (COMPAT): shield it from cancellation.
 
-    After the end: make `response.flush` durable (``engine.flush_log(path).flush()`` in a thread) *before* answering,
-    then offer `response.changed_paths` to the peers. `response.wait_for_peers` requests GoatDB's delay of one second
-    after a new session. `engine.ingest` does the same for commits pulled from a peer.
+    Before the answer is sent, the logs of `Response.flush` must be durable (``engine.flush_log(path).flush()`` in a
+    thread). Afterwards the peers are notified of `Response.changed_paths`. `Response.wait_for_peers` requests GoatDB's
+    delay of one second after a new session. `ingest_commits` does the same for commits pulled from a peer.
 
 Order within a batch. Elements of ``/sys/sessions`` are ingested first, then ``/sys/users``, then the others, and within
-``/sys/sessions`` whatever was refused for an unknown signer is tried again after something was learnt, until nothing
+``/sys/sessions`` commits by unknown signers are verified again after each new session, until nothing
 changes. So a batch in any order works (GoatDB drops what comes too early). Replies keep the order of the request.
 
 Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibility.md:
@@ -625,7 +620,7 @@ class Engine:
         return requester
 
     def authenticate_request(self, header: str | SignatureEnvelope, now_ms: int) -> EngineSteps[Session]:
-        """Return who signed a request. Whether it was meant for this server is not looked at (`guard`).
+        """Return who signed a request. `guard` checks whether it was meant for this server.
 
         Raises:
             VerificationError: The signature is not good, or its session's user does not exist any more.
@@ -775,7 +770,7 @@ class Engine:
     def _decode_portions(
         self, portions: Sequence[_Portion], now_ms: int, _: object
     ) -> tuple[list[tuple[_Element, Commit]], list[DecodeError]]:
-        """Decode commits one by one; of two with one id both go on, the first may be a forgery."""
+        """Decode commits one by one; two with one id are both kept, since the first may be forged."""
         decoded: list[tuple[_Element, Commit]] = []
         refused: list[DecodeError] = []
         for portion in portions:
@@ -828,7 +823,7 @@ class Engine:
 
         Args:
             repository: Where; what is new in it is held back.
-            keys: The keys to look at.
+            keys: The keys to check.
             check: Whether the creations must be verified first, since the root's signature will stand under them.
         """
         for key in keys:

@@ -176,7 +176,7 @@ class FrozenCommitStore:
         """Answer ``POST /goatherd/v1/held``: the list of what this server holds of a revoked root.
 
         409 where the root is not revoked here, unless asked for early: a list made before the freeze would be none.
-        With digests to show: where those commits are and what they say of their time.
+        With digests to show: the path, key and timestamp of those commits.
         """
         if refusal := await self._refuse_unless_root("held", body, header):
             return refusal

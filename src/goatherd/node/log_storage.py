@@ -81,7 +81,7 @@ class _Scan:
 
 
 def _scan_log(data: bytes) -> _Scan:
-    """Read a whole file; unlike `goatherd.wire.commit_log.scan_log` it goes on behind a broken line."""
+    """Read a whole file; unlike `goatherd.wire.commit_log.scan_log` it continues after a damaged line."""
     records: list[Mapping[str, Any]] = []
     damaged = 0
     for line in read_lines(data):

@@ -1,18 +1,17 @@
-"""The commits of one repository: graph, leaves, heads, items. Pure over a `Log`.
+"""The commits of one repository: the commit graph, its leaves and heads, and the items. Pure over a `Log`.
 
-GoatDB's rules for them: docs/reference/goatdb-formats.md#commit-graph.
+GoatDB's rules: docs/reference/goatdb-formats.md#commit-graph.
 
-It believes what it is given: verification and authorization come before (`goatherd.node.engine`), and the log holds
-only what passed them. It never changes or drops a commit. Adding is idempotent by id: of two commits with one id the
-first stays (GoatDB's rule, here per repository and only for verified ones).
+The repository verifies nothing: `goatherd.node.engine` verifies and authorizes commits first, and the log holds only
+accepted ones. It never changes or drops a commit. Adding is idempotent by id: of two commits with one id the first
+stays (GoatDB's rule, here per repository and for verified commits only).
 
-Reading picks the head by GoatDB's order. Leaves are not merged here, except concurrent
-creations: see `goatherd.node.concurrent_creation`. A real peer or client merges the rest; its merge commit is a commit
-like any other.
+A read takes the head by GoatDB's order. Leaves are not merged here, except concurrent creations
+(`goatherd.node.concurrent_creation`). GoatDB servers and clients merge the others, by ordinary commits.
 
-COMPAT: a delta that does not fit its base, or one of rich text, which cannot be read yet, is *corrupted*: its key reads
-as its newest commit that is not, and `Item.fallback` says so. Chains of deltas are followed by loops, never by
-recursion, and one that comes back to itself is unreadable.
+COMPAT: a delta that does not fit its base, or that changes rich text, which cannot be read yet, is *corrupted*: its key
+reads as its newest commit that is not corrupted, and `Item.fallback` is true. Chains of deltas are followed by loops,
+not by recursion; a chain that forms a cycle is unreadable.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ Seeds = Callable[[int], Sequence[int]]
 
 
 class Log(Protocol):
-    """Where a repository rests: an append-only list of JSON objects (`goatherd.node.log_storage`)."""
+    """The storage of a repository: an append-only list of JSON objects (`goatherd.node.log_storage`)."""
 
     @property
     def damaged(self) -> int:
@@ -116,7 +115,7 @@ class Repository:
 
     Args:
         path: ``/type/id``.
-        log: Where it rests.
+        log: Its storage.
         org: The organization's id.
         connection: This process's connection id; its own leaves come first.
         own_session: Tells the id of the session that signs here now.
@@ -150,7 +149,7 @@ class Repository:
         self.undecodable = 0
         self.weight = 0
         self._own_session = own_session
-        self._shown: list[str] | None = None  # what may be told of, in this order; None while that is `ids`
+        self._shown: list[str] | None = None  # what may be sent, in this order; None while that is `ids`
         self._written: list[str] | None = None  # instead of it, while the log cannot be written
         self._delayed: list[str] = []
         self._held_keys: Counter[str] = Counter()
@@ -309,7 +308,7 @@ class Repository:
 
     @property
     def shown_ids(self) -> Sequence[str]:
-        """The ids of the commits that clients and peers may be told of; all but those held back."""
+        """The ids of the commits that clients and peers may receive: all but those held back."""
         if self._closed:
             return ()
         return self._showable_ids() if self._written is None else self._written
@@ -318,7 +317,7 @@ class Repository:
         return self.ids if self._shown is None else self._shown
 
     def shown_since(self, count: int) -> list[Commit]:
-        """Return the commits that came after the first `count` and that may be told of."""
+        """Return the commits after the first `count` that clients and peers may receive."""
         return [self._commits[commit_id] for commit_id in self.shown_ids[count:]]
 
     @contextmanager

@@ -39,7 +39,7 @@ PAGE: Final = 2000
 
 CONFIRMED_WITHIN: Final = timedelta(seconds=1)
 AGAIN_AFTER: Final = timedelta(seconds=5)
-"""For so long a peer that did not confirm is not asked again."""
+"""Pause before a peer that did not confirm is called again."""
 FIRST_LOOK: Final = timedelta(seconds=15)
 """How long after a start every session is introduced: until then, servers that are no peers have shown themselves."""
 REMEMBERED: Final = timedelta(minutes=10)
@@ -54,7 +54,7 @@ _INTRODUCED_AT_ONCE: Final = 64
 
 
 class _PeerHandover:
-    """Hands sessions to one peer: those that came while one request was under way, in the next."""
+    """Hand sessions to one peer; those that arrive during a request go into the next one."""
 
     def __init__(
         self,
@@ -295,7 +295,7 @@ class UnusedSessionExchange:
         except DecodeError:
             return Response(status=400)
         if given:
-            # SECURITY: a server that the sender does not hand sessions to would refuse their first requests
+            # SECURITY: a server that does not get these sessions would reject their first requests
             # (tests/unit/node/test_unused_sessions.py).
             if not self.may_defer or not self._is_complete(recipients):
                 return Response(status=409)

@@ -133,7 +133,7 @@ class UnusedSessions:
         self._compact_log()
 
     def page_reader(self) -> Callable[[str, int], list[dict[str, Any]]]:
-        """Return a function that gives, in any thread, so many records of now in the order of their ids after one."""
+        """Return a function that pages, in any thread, through the present records in order of their ids."""
         sessions = self._sessions.copy()
 
         def page(after: str, count: int) -> list[dict[str, Any]]:

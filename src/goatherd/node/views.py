@@ -140,7 +140,7 @@ class Views:
     def choose_served(self, views: Sequence[SessionView], asked: Sequence[SyncMessage]) -> list[bool]:
         """Return which elements of a batch get commits: as many as may be looked for in one answer, at least one.
 
-        The first to be served is drawn by lot, so that none waits for ever behind the same others.
+        The first one is chosen at random, so that none waits indefinitely behind the same others.
         """
         # SECURITY: a thousand elements for one big repository must not take minutes
         # (tests/unit/node/test_engine_answers.py).

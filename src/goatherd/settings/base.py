@@ -201,7 +201,7 @@ DBSettingsProvider = SettingsProvider
 
 
 class SettingsSource(ABC):
-    """What both kinds share: the identity in use, who is told, one refresh at a time, the record of failures.
+    """Base class of both sources: the identity in use, its subscribers, one refresh at a time, a record of failures.
 
     Attributes:
         origin: What kind of source this is.

@@ -199,7 +199,7 @@ class LastKnownGood:
         """Get the key, so that what is wrong with it shows at every start and not in the outage.
 
         Raises:
-            ConfigurationError: There is no usable key, or it lies beside the copy, or an organization is missing.
+            ConfigurationError: There is no usable key, or it is in the copy's directory, or an organization is missing.
         """
         if ORG_FIELD in str(self.path):
             raise ConfigurationError(f"{self.path} still holds {ORG_FIELD}: name an organization")

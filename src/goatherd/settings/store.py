@@ -87,8 +87,8 @@ class CloudSecretSettings(SettingsSource):
         clock: The time.
         accept_identity: Take over one identity without succession, once; at start, one that goes back too. The operator
             says so.
-        seen: A file in which to remember, over restarts, what must not be gone back behind: a generation and public
-            keys. ``{org}`` in it is replaced by `for_org`.
+        seen: A file that records the identity in use (generation, digest, public keys), so that no older one is adopted
+            after a restart. ``{org}`` in it is replaced by `for_org`.
         last_known_good: A sealed copy to keep, and to start from where the store cannot be reached. None: such a start
             fails.
     """
@@ -203,7 +203,7 @@ class CloudSecretSettings(SettingsSource):
             return
         try:
             await self._share_refresh(is_told=False)
-        except Exception:  # noqa: BLE001 - without the loop, a node keeps an old key for ever
+        except Exception:  # noqa: BLE001 - without the loop, the server would keep an old key permanently
             _log.exception(event_text(Event.SETTINGS_UNREACHABLE, source=self._source))
 
     async def refresh(self) -> bool:
@@ -305,7 +305,7 @@ class CloudSecretSettings(SettingsSource):
         return self._settings_from(document)
 
     def _may_retry(self) -> bool:
-        """Whether peers that were asked in vain for a chain to the refused identity may be asked again."""
+        """Whether to request a chain to the rejected identity from the peers again."""
         error = self._refused_error
         if not isinstance(error, SuccessionError) or not error.is_chain_open or self.introductions is None:
             return False
@@ -384,7 +384,8 @@ class CloudSecretSettings(SettingsSource):
             document,
             before,
             commits,
-            # Where two writers win now and then, a server that has read the loser's document goes on by the next one.
+            # If two writers can both succeed, a server that has read the losing document must be able to adopt the
+            # next.
             may_fork=guarantees.best_effort_cas and not guarantees.cas,
             is_pruning_believed=self.introductions is None,
         )
@@ -447,7 +448,7 @@ class CloudSecretSettings(SettingsSource):
                 await asyncio.to_thread(replace_file, self._seen, self._checkpoint_of(document).to_bytes())
             except SettingsError as error:
                 _log.error(event_text(Event.SETTINGS_NOT_REMEMBERED, source=self._source, message=error))
-                self._remembered = None  # the next look at the store tries again
+                self._remembered = None  # the next refresh retries
 
     def _check_successor(self, document: IdentityDocument, seen: TrustCheckpoint) -> None:
         # SECURITY: an attacker who can write the secret but has no root's key cannot make this server adopt an identity
@@ -476,7 +477,7 @@ class CloudSecretSettings(SettingsSource):
 
         Args:
             document: The identity; None, or the one in use, writes nothing.
-            trusted_sessions: Not looked at: they live in ``/sys/sessions``.
+            trusted_sessions: Ignored: they are stored in ``/sys/sessions``.
 
         Returns:
             Whether the identity was written.
