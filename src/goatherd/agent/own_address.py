@@ -21,7 +21,7 @@ from goatherd.door.binding import (
 from goatherd.door.exchange import Exchange, HeaderRewriter
 from goatherd.door.proxy import OWN_PREFIX, Answerer
 from goatherd.door.request_checks import Rule, check_headers, check_method, check_target
-from goatherd.door.upstream import LostError, Upstream
+from goatherd.door.server_connections import LostError, ServerConnections
 from goatherd.errors import ConfigurationError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestGuard
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send
@@ -58,8 +58,8 @@ class OwnAddress:
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        self._upstream = Upstream(upstream)
-        if self._upstream.is_at(host, port):
+        self._server = ServerConnections(upstream)
+        if self._server.is_at(host, port):
             raise ConfigurationError(
                 f"the server and its agent cannot both be at port {port}", hint="Give --agent-port another port."
             )
@@ -67,7 +67,7 @@ class OwnAddress:
         self._guard = guard
         self._clock: Clock = clock or SystemClock()
         self._limiter = CallerLimiter(CallerLimits(), clock=self._clock)
-        self._header_rewriter = HeaderRewriter(self._upstream.names, None)
+        self._header_rewriter = HeaderRewriter(self._server.names, None)
         self._listener = HTTPListener(self._handle_request, host, port, limiter=self._limiter)
 
     @property
@@ -83,7 +83,7 @@ class OwnAddress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._listener.stop(_GRACE)
-        await self._upstream.aclose()
+        await self._server.aclose()
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -139,13 +139,13 @@ class OwnAddress:
                 await give_misdirected(exchange, self._guard)
                 return
             timeout = self._limiter.limits.answer_timeout.total_seconds()
-            connection = await exchange.hand_on(self._upstream, body, timeout)
+            connection = await exchange.hand_on(self._server, body, timeout)
         finally:
             share.give_back()
         try:
             await exchange.stream_answer(connection, None, timeout)
         finally:
-            self._upstream.release_connection(connection)
+            self._server.release_connection(connection)
 
     @staticmethod
     async def _answer_refusal(exchange: Exchange, refused: RefusedError) -> None:

@@ -3,8 +3,8 @@
 Read the modules in this order: `limits` (limits on one caller's requests; pure), `request_checks` (checks of requests
 and commits; pure), `key_filter` (removes private keys from answers; pure), `repository_reader` (reads the server's
 repositories as a peer), `trusted_sessions` (whose signatures count), `commit_index` (commits that would crash the
-server), `upstream` (HTTP to the server), `exchange` (one request and its answer), `delivery` (large pushes in parts),
-`proxy` (the path of one request), `door` (the whole proxy).
+server), `server_connections` (HTTP to the server), `exchange` (one request and its answer), `delivery` (large pushes in
+parts), `proxy` (the path of one request), `door` (the whole proxy).
 """
 
 from goatherd.door.door import Door, DoorStatus

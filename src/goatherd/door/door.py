@@ -26,8 +26,8 @@ from goatherd.door.exchange import HeaderRewriter
 from goatherd.door.limits import DoorLimits
 from goatherd.door.proxy import Answerer, Proxy
 from goatherd.door.request_checks import Rule
+from goatherd.door.server_connections import ServerConnections
 from goatherd.door.trusted_sessions import TrustedSessions
-from goatherd.door.upstream import Upstream
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
 from goatherd.ids import new_id
@@ -113,7 +113,7 @@ class Door:
         is_restarting: Returns whether an agent is restarting the server, so that it is expected not to answer.
 
     Raises:
-        ConfigurationError: The upstream or the public URL is no address, or a network is none; or the door would stand
+        ConfigurationError: `upstream` or the public URL is no address, or a network is none; or the door would stand
             in front of itself.
     """
 
@@ -147,8 +147,8 @@ class Door:
         self._public_url = public_url
         self._clock: Clock = clock or SystemClock()
         self._threads = threads or os.cpu_count() or 1
-        self._upstream = Upstream(upstream)
-        if self._upstream.is_at(host, port):
+        self._server = ServerConnections(upstream)
+        if self._server.is_at(host, port):
             raise ConfigurationError(
                 f"the server and the door cannot both be at port {port}", hint="Have the server listen on another port."
             )
@@ -187,7 +187,7 @@ class Door:
             stopped=dict(self._stopped),
             connections=self._limiter.connection_count,
             requests=self._listener.request_count,
-            upstream_connections=self._upstream.open_count,
+            upstream_connections=self._server.open_count,
             sessions=sum(trust.session_count for trust in self.trusts),
             is_blind=any(trust.failure is not None for trust in self.trusts),
             is_exposed=self._is_exposed,
@@ -204,11 +204,11 @@ class Door:
                 capacity=self._limits.index_commits,
                 repositories=self._limits.repositories,
                 is_session=trust.holds_commit,
-                server_generation=lambda: self._upstream.server_generation,
+                server_generation=lambda: self._server.server_generation,
                 org=trust.org,
             )
         self._proxy = Proxy(
-            upstream=self._upstream,
+            server=self._server,
             trusts=self.trusts,
             indexes=self._indexes,
             limits=self._limits,
@@ -230,7 +230,7 @@ class Door:
         self._tasks = [
             asyncio.create_task(self._follow_sessions(trust), name=f"door {trust.org}") for trust in self.trusts
         ]
-        _log.info(event_text(Event.DOOR_OPENED, url=self.url, upstream=self._upstream.url))
+        _log.info(event_text(Event.DOOR_OPENED, url=self.url, upstream=self._server.url))
         return self
 
     async def __aexit__(
@@ -248,13 +248,13 @@ class Door:
             await trust.aclose()
         for indexes in self._indexes.values():
             await indexes.aclose()
-        await self._upstream.aclose()
+        await self._server.aclose()
         if self._executor is not None:
             self._executor.shutdown()
 
     def _header_rewriter(self) -> HeaderRewriter:
         public = None if self._public_url is None else self._public_url.encode("ascii")
-        return HeaderRewriter(self._upstream.names, public)
+        return HeaderRewriter(self._server.names, public)
 
     async def _check_address(self) -> None:
         """Warn where the server gives browsers or login mails an address that is not the door's.
@@ -265,7 +265,7 @@ class Door:
             NodeUnreachableError: The server did not answer.
         """
         limit = REFRESH.total_seconds()
-        _, headers, _ = await self._upstream.fetch_with_headers("OPTIONS", "/healthy", [], b"", limit=limit)
+        _, headers, _ = await self._server.fetch_with_headers("OPTIONS", "/healthy", [], b"", limit=limit)
         named = headers.get(b"access-control-allow-origin", b"").decode("latin-1")
         if not named or named == "*":
             return
@@ -287,34 +287,34 @@ class Door:
         COMPAT: GoatDB listens on all addresses, and has no option for it.
         """
         mine = await asyncio.to_thread(self._addresses)
-        if self._upstream.host not in (*LOOPBACK, *mine):
+        if self._server.host not in (*LOOPBACK, *mine):
             return  # it is on another machine
         door = (self._listener.host, self.port)
-        others = [one for one in mine if one != self._upstream.host and (one, self._upstream.port) != door]
+        others = [one for one in mine if one != self._server.host and (one, self._server.port) != door]
         answers = await asyncio.gather(*(self._is_server_at(one, trust) for one in others))
         exposed = [one for one, is_there in zip(others, answers, strict=True) if is_there]
         self._is_exposed = bool(exposed)
         if exposed:
             remedy = (
-                f"have a firewall drop what is sent to port {self._upstream.port} at any address but a loopback one;"
+                f"have a firewall drop what is sent to port {self._server.port} at any address but a loopback one;"
                 " the how-to about unmodified servers has the rule"
             )
-            fields = {"port": self._upstream.port, "addresses": " ".join(exposed)}
+            fields = {"port": self._server.port, "addresses": " ".join(exposed)}
             _log.warning(event_text(Event.DOOR_SERVER_EXPOSED, **fields, remedy=remedy))
 
     async def _is_server_at(self, address: str, trust: TrustedSessions) -> bool:
         """Return whether a server that trusts our root answers at this address and the server's port."""
         host = f"[{address}]" if ":" in address else address
-        if self._upstream.is_encrypted:
+        if self._server.is_encrypted:
             # Its certificate is not for this address; that something takes connections there has to be enough.
             try:
                 async with asyncio.timeout(EXPOSURE_TIMEOUT.total_seconds()):
-                    _, writer = await asyncio.open_connection(address, self._upstream.port)
+                    _, writer = await asyncio.open_connection(address, self._server.port)
             except (OSError, TimeoutError):
                 return False
             writer.close()
             return True
-        other = Upstream(f"http://{host}:{self._upstream.port}", connect_timeout=EXPOSURE_TIMEOUT)
+        other = ServerConnections(f"http://{host}:{self._server.port}", connect_timeout=EXPOSURE_TIMEOUT)
         binding = RequestBinding.for_request("POST", "/batch-sync", b"[]")
         signature = sign_bound_request(trust.pool.current, binding, now_ms=self._clock.now_ms(), nonce=new_id())
         headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
@@ -335,7 +335,7 @@ class Door:
     async def _send_to_server(self, body: bytes, signature: str) -> tuple[int, bytes]:
         headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
         limit = self._limits.answer_timeout.total_seconds()
-        return await self._upstream.fetch("POST", "/batch-sync", headers, body, limit=limit)
+        return await self._server.fetch("POST", "/batch-sync", headers, body, limit=limit)
 
     async def _follow_sessions(self, trust: TrustedSessions) -> None:
         """Read the server's sessions at intervals, so that few pushes have to wait for a read."""

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from goatherd.door.key_filter import KeyFilter
 from goatherd.door.report import content_type_of
 from goatherd.door.request_checks import connection_tokens
-from goatherd.door.upstream import LostError, ServerConnection, Upstream
+from goatherd.door.server_connections import LostError, ServerConnection, ServerConnections
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Send, Share, send_refusal
 from goatherd.serving.caller_limits import RefusedError
 from goatherd.serving.http_connection import HTTPConnection
@@ -157,54 +157,55 @@ class Exchange:
             self._receive, self.found, share, self._limiter.limits.body_limit(self.path)
         )
 
-    def _request_head(self, upstream: Upstream, framing: bytes) -> bytes:
+    def _request_head(self, server: ServerConnections, framing: bytes) -> bytes:
         dropped = _NOT_HANDED_ON
         if b"connection" in self.found:
             dropped = dropped | connection_tokens(self.headers)
         lines = [self.method.encode("ascii") + b" " + self.target + b" HTTP/1.1\r\n"]
         lines += [name + b": " + value + b"\r\n" for name, value in self.headers if name not in dropped]
         if b"host" not in self.found:
-            lines.append(b"host: " + upstream.authority + b"\r\n")
+            lines.append(b"host: " + server.authority + b"\r\n")
         lines.append(framing + b"\r\n")
         return b"".join(lines)
 
     async def hand_on(
-        self, upstream: Upstream, body: bytes, timeout: float, *, is_kept: bool = False
+        self, server: ServerConnections, body: bytes, timeout: float, *, is_kept: bool = False
     ) -> ServerConnection:
         """Send the request with this body to the server, and wait for the answer's headers.
 
         Args:
-            upstream: The server.
+            server: The connections to the server.
             body: The body.
             timeout: Seconds to wait.
             is_kept: Whether the request goes on when the caller has gone, as it does without a door.
 
         Raises:
-            NodeUnreachableError, LostError, TimeoutError: As `Upstream.send_request`.
+            NodeUnreachableError, LostError, TimeoutError: As `ServerConnections.send_request`.
             GoneError: The caller went away.
         """
         framing = b"" if not body and self.method in BODYLESS else b"content-length: %d\r\n" % len(body)
-        head = self._request_head(upstream, framing)
+        head = self._request_head(server, framing)
         on_use = None if is_kept else self._close_with_caller
-        sending = upstream.send_request(head, body, limit=timeout, is_head=self.method == "HEAD", on_use=on_use)
+        sending = server.send_request(head, body, limit=timeout, is_head=self.method == "HEAD", on_use=on_use)
         return await self._unless_gone(sending)
 
-    async def deliver_body(self, upstream: Upstream, body: bytes, timeout: float) -> int:
+    async def deliver_body(self, server: ServerConnections, body: bytes, timeout: float) -> int:
         """Send the server this body under the request's own headers, whatever the caller does; return the status.
 
         Raises:
-            NodeUnreachableError, LostError, TimeoutError: As `Upstream.send_request`, and an answer that ends early.
+            NodeUnreachableError, LostError, TimeoutError: As `ServerConnections.send_request`, and an answer that ends
+                early.
         """
-        head = self._request_head(upstream, b"content-length: %d\r\n" % len(body))
-        connection = await upstream.send_request(head, body, limit=timeout)
+        head = self._request_head(server, b"content-length: %d\r\n" % len(body))
+        connection = await server.send_request(head, body, limit=timeout)
         try:
             async for _ in connection.read_body(timeout):
                 pass
             return connection.status
         finally:
-            upstream.release_connection(connection)
+            server.release_connection(connection)
 
-    async def stream_on(self, upstream: Upstream, timeout: float) -> ServerConnection:
+    async def stream_on(self, server: ServerConnections, timeout: float) -> ServerConnection:
         """As `hand_on`, with the body on its way still; the server may answer before its end.
 
         Raises:
@@ -212,11 +213,11 @@ class Exchange:
         """
         length = self.found.get(b"content-length")
         framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: " + length + b"\r\n"
-        connection, _ = await upstream.open_connection(fresh=True)
+        connection, _ = await server.open_connection(fresh=True)
         self._close_with_caller(connection)
         try:
             connection.begin_exchange(is_head=self.method == "HEAD")
-            connection.write(self._request_head(upstream, framing))
+            connection.write(self._request_head(server, framing))
             pump = asyncio.create_task(self._send_body(connection, is_chunked=length is None), name="request body")
             answer = asyncio.create_task(connection.read_head(timeout), name="answer")
             try:
@@ -229,7 +230,7 @@ class Exchange:
             finally:
                 await _cancelled(pump, answer)
         except BaseException:
-            upstream.release_connection(connection)
+            server.release_connection(connection)
             raise
         return connection
 

@@ -48,8 +48,8 @@ from goatherd.door.request_checks import (
     read_mail_request,
     rule_of,
 )
+from goatherd.door.server_connections import LostError, ServerConnection, ServerConnections
 from goatherd.door.trusted_sessions import TrustedSessions
-from goatherd.door.upstream import LostError, ServerConnection, Upstream
 from goatherd.errors import (
     DecodeError,
     ExpiredSessionError,
@@ -108,7 +108,7 @@ class Proxy:
     """Judges and hands on.
 
     Args:
-        upstream: The server.
+        server: The connections to the server.
         trusts: One for each organization.
         indexes: One for each organization, by its id.
         limits: See there.
@@ -126,7 +126,7 @@ class Proxy:
     def __init__(
         self,
         *,
-        upstream: Upstream,
+        server: ServerConnections,
         trusts: Sequence[TrustedSessions],
         indexes: Mapping[str, RepositoryIndexes],
         limits: DoorLimits,
@@ -143,7 +143,7 @@ class Proxy:
         self._own = own
         self._guard = guard
         self.limits = limits
-        self._upstream = upstream
+        self._server = server
         self._trusts = tuple(trusts)
         self._indexes = indexes
         self._clock = clock
@@ -153,7 +153,7 @@ class Proxy:
         self._header_rewriter = header_rewriter
         self._report = report
         self._report_away = report_away
-        self._patience = limits.answer_timeout.total_seconds()
+        self._timeout = limits.answer_timeout.total_seconds()
         self._session_requests = TokenBuckets(limits.session_requests)
         self._mails = TokenBuckets(limits.mails)
         self._new_repositories = TokenBuckets(limits.new_repositories)
@@ -263,9 +263,9 @@ class Proxy:
     async def _pass_on(self, exchange: Exchange) -> None:
         """Hand on what is not judged; only private keys in JSON are made unreadable."""
         if exchange.has_body:
-            connection = await exchange.stream_on(self._upstream, self._patience)
+            connection = await exchange.stream_on(self._server, self._timeout)
         else:
-            connection = await exchange.hand_on(self._upstream, b"", self._patience)
+            connection = await exchange.hand_on(self._server, b"", self._timeout)
         if self._header_rewriter.public is not None and exchange.method == "GET" and exchange.path.endswith("/app.js"):
             await self._answer_script(exchange, connection)
             return
@@ -277,9 +277,9 @@ class Proxy:
         """Answer with an application's script, in which GoatDB's client finds the address that it synchronizes with."""
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
-            script = await exchange.read_answer(connection, SCRIPT_BYTES, self._patience)
+            script = await exchange.read_answer(connection, SCRIPT_BYTES, self._timeout)
         finally:
-            self._upstream.release_connection(connection)
+            self._server.release_connection(connection)
         script = script_with_server_url(script, self._header_rewriter.rewrite_address)
         fields = [(name, value) for name, value in headers if name != b"content-length"]
         await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(script))])
@@ -290,10 +290,10 @@ class Proxy:
         try:
             if keys is not None and dict(connection.headers).get(b"content-encoding", b"identity") != b"identity":
                 raise RefusedError(Rule.PRIVATE_KEY, 502, "the server's answer is compressed and cannot be looked at")
-            await exchange.stream_answer(connection, keys, self._patience)
+            await exchange.stream_answer(connection, keys, self._timeout)
             self.handed_on += 1
         finally:
-            self._upstream.release_connection(connection)
+            self._server.release_connection(connection)
             if keys is not None and keys.found:
                 self._report(Rule.PRIVATE_KEY, f"{keys.found} private keys in the answer of {exchange.path:.100}")
 
@@ -336,7 +336,7 @@ class Proxy:
                 await self._check_weight(session, envelope, elements)
                 connection = await self._deliver_push(exchange, trust, elements, body, share)
             else:
-                connection = await exchange.hand_on(self._upstream, body, self._patience)
+                connection = await exchange.hand_on(self._server, body, self._timeout)
         finally:
             share.give_back()
         self._count_repositories(exchange.address, elements, fresh, is_accepted=connection.status == 200)
@@ -359,9 +359,9 @@ class Proxy:
         """
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
-            body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._patience)
+            body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout)
         finally:
-            self._upstream.release_connection(connection)
+            self._server.release_connection(connection)
         try:
             if introductions := find_root_introductions(body):
                 body = replace_introductions(body, await self._make_chooser(exchange, session_id, introductions))
@@ -532,9 +532,7 @@ class Proxy:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise NodeUnreachableError(
-                f"{self._upstream.url} did not say in time what a request is judged by"
-            ) from None
+            raise NodeUnreachableError(f"{self._server.url} did not say in time what a request is judged by") from None
 
     async def _deliver_push(
         self, exchange: Exchange, trust: TrustedSessions, elements: Sequence[Element], body: bytes, share: Share
@@ -553,7 +551,7 @@ class Proxy:
             index_of=self._indexes[trust.org].open_index,
             judge=verdicts.judge_commits,
             admit=self._hold_accepted,
-            send=lambda portion: exchange.deliver_body(self._upstream, portion, self._patience),
+            send=lambda portion: exchange.deliver_body(self._server, portion, self._timeout),
         )
         is_over = True
         try:
@@ -575,7 +573,7 @@ class Proxy:
             if is_changed:
                 body = _with_commits(elements, last)
             # A client that waited ten seconds goes and sends everything again; what it has sent is delivered.
-            connection = await exchange.hand_on(self._upstream, body, self._patience, is_kept=True)
+            connection = await exchange.hand_on(self._server, body, self._timeout, is_kept=True)
             if is_over:
                 delivery.settle_held(is_stored=connection.status == 200)
         finally:
@@ -607,7 +605,7 @@ class Proxy:
         deliveries = (delivery, *delivery.others)
         has_progressed = any(each.stored_count > each.answered_count for each in deliveries)
         if not has_progressed or any(each.early_answers >= EARLY_ANSWERS for each in deliveries):
-            raise NodeUnreachableError(f"{self._upstream.url} has not stored a push yet")
+            raise NodeUnreachableError(f"{self._server.url} has not stored a push yet")
         for each in deliveries:
             each.early_answers += 1
             each.answered_count = each.stored_count
@@ -696,7 +694,7 @@ class Proxy:
             body = await exchange.read_body(share)
             check_session_request(body)
             self._limiter.take_session(exchange.address)
-            connection = await exchange.hand_on(self._upstream, body, self._patience)
+            connection = await exchange.hand_on(self._server, body, self._timeout)
         finally:
             share.give_back()
         if connection.status != 200:
@@ -704,9 +702,9 @@ class Proxy:
             return
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
-            answer = await exchange.read_answer(connection, ANSWER_BYTES, self._patience)
+            answer = await exchange.read_answer(connection, ANSWER_BYTES, self._timeout)
         finally:
-            self._upstream.release_connection(connection)
+            self._server.release_connection(connection)
         try:
             cleaned = await self._clean_session_answer(exchange, answer)
         except (DecodeError, RecursionError) as error:
@@ -752,7 +750,7 @@ class Proxy:
                     await self._check_mail(email, parse_signature(signature))
             except (VerificationError, RecursionError) as error:
                 raise RefusedError(Rule.LOGIN_MAIL, 403, str(error), body=b'{"error":"AccessDenied"}') from None
-            connection = await exchange.hand_on(self._upstream, body, self._patience)
+            connection = await exchange.hand_on(self._server, body, self._timeout)
         finally:
             share.give_back()
         await self._stream_answer(exchange, connection, KeyFilter())

@@ -172,11 +172,11 @@ async def test_neither_the_door_itself_nor_a_stranger_at_the_same_port_is_the_se
         door = Door(upstream=child.url, trust=trust, clock=clock, addresses=list)
         async with door:
             assert await door._is_server_at("127.0.0.1", trust)
-            door._upstream._port = stranger._listener.port  # type: ignore[union-attr]
+            door._server._port = stranger._listener.port  # type: ignore[union-attr]
             assert not await door._is_server_at("127.0.0.1", trust)
-            door._upstream._port = door.port
+            door._server._port = door.port
             door._addresses = lambda: ["127.0.0.1"]
-            door._upstream._host = "127.0.0.9"
+            door._server._host = "127.0.0.9"
             await door._check_exposure(trust)
     assert "door.server_exposed" not in caplog.text
 

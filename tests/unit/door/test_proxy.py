@@ -103,7 +103,7 @@ def quiet(door: Door) -> bool:
     """Whether nothing of any request is left: no task, no connection in use."""
     names = {task.get_name() for task in asyncio.all_tasks()}
     status = door.status
-    return not status.requests and not names & {"request body", "answer"} and not door._upstream._busy
+    return not status.requests and not names & {"request body", "answer"} and not door._server._busy
 
 
 GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"
@@ -570,7 +570,7 @@ async def test_a_server_that_is_not_there_is_503_and_one_that_comes_back_is_used
 async def test_an_era_ends_with_the_last_connection_and_not_before() -> None:
     """A process that ends takes all of its connections along."""
     async with world() as w:
-        upstream = w.door._upstream
+        upstream = w.door._server
         (first, _), (second, _) = await upstream.open_connection(fresh=True), await upstream.open_connection(fresh=True)
         for each in list(upstream._idle):
             each.close()
@@ -585,7 +585,7 @@ async def test_an_era_ends_with_the_last_connection_and_not_before() -> None:
 
 async def test_a_connection_that_is_too_old_is_not_closed_before_there_is_another_one() -> None:
     async with world() as w:
-        upstream = w.door._upstream
+        upstream = w.door._server
         connection = upstream._idle[-1]
         for each in upstream._idle:
             each.idle_since -= 60

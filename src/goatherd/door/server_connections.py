@@ -231,8 +231,8 @@ def _time_out(waiter: asyncio.Future[None]) -> None:
         waiter.set_exception(TimeoutError("the server is silent"))
 
 
-class Upstream:
-    """The server's address and the connections to it. Close it with `aclose`.
+class ServerConnections:
+    """Connect to the server, and keep idle connections. Close it with `aclose`.
 
     Args:
         url: ``http://host:port`` or ``https://host:port``.
