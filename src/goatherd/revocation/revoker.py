@@ -811,7 +811,7 @@ class Revoker:
             if self._clock.monotonic() >= until:
                 raise GenerationError(
                     f"the store shows generation {document.generation} after it has shown {self._highest}",
-                    hint="Its replicas disagree, or somebody wrote an old value back.",
+                    hint="Its replicas disagree, or an old value was written back.",
                 )
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)

@@ -672,7 +672,7 @@ def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms
     since_ms = max(store.phase_since_ms, intent.began_ms)
     ready_ms, reason = 0, ""
     if advance.step is Step.ACTIVATE:
-        ready_ms, reason = since_ms + milliseconds(policy.unlisted), "servers that nobody has listed look at the store"
+        ready_ms, reason = since_ms + milliseconds(policy.unlisted), "servers that are not listed read the store"
     elif advance.step is Step.FINALIZE and observation.health is not None:
         ready_ms, reason = since_ms + milliseconds(policy.health_soak), "stays healthy"
     return Wait(nodes=(), reason=reason, until_ms=ready_ms) if now_ms < ready_ms else advance
@@ -933,9 +933,9 @@ def refusal_error(action: Busy | Illegal | Refuse) -> GoatherdError:
         return IllegalStepError(action.why, hint=action.hint)
     if action.rotation_id is None:
         return RotationBusyError(
-            "somebody else has just rotated this identity", hint="Look at `goatherd status` before rotating again."
+            "another process has just rotated this identity", hint="Run `goatherd status` before you rotate again."
         )
-    who = action.started_by or "somebody who gave no name"
+    who = action.started_by or "an unnamed operator"
     since = f" since {iso(action.phase_since_ms)}" if action.phase_since_ms else ""
     return RotationBusyError(
         f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}{since}"

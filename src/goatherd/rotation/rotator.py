@@ -750,7 +750,7 @@ class Rotator:
             # A replica that lags. To decide on it would be to decide on the past.
             raise GenerationError(
                 f"the store shows generation {document.generation} after it has shown {self._highest}",
-                hint="Its replicas disagree, or somebody wrote an old value back.",
+                hint="Its replicas disagree, or an old value was written back.",
             )
         self._continuity.check(document, found.version)
         self._note_stored(document)

@@ -263,15 +263,19 @@ def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> li
 
 
 def _decide_resumption(underway: Underway, schedule: Schedule, now_ms: int) -> DueDecision:
-    who = underway.started_by or "somebody who gave no name"
+    who = underway.started_by or "an unnamed operator"
     since = _format_time(underway.phase_ms, schedule) if underway.phase_ms else "a time in the future"
     told = f"rotation {underway.id} by {who} is {underway.phase} since {since}"
     if schedule.started_by and underway.started_by == schedule.started_by:
-        return DueDecision(act=Act.RESUME, at_ms=now_ms, why=f"{told}: it is ours, and goes on")
+        return DueDecision(act=Act.RESUME, at_ms=now_ms, why=f"{told}: this controller started it and resumes it")
     # Windows do not count here: half a rotation is no state to wait for Sunday in.
     stale_ms = underway.phase_ms + milliseconds(schedule.stale)
     at_ms = stale_ms + int(share(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
-    left = "nobody drives it, it is carried on" if at_ms <= now_ms else "left to its driver until it counts as stale"
+    left = (
+        "no process drives it, so it is resumed"
+        if at_ms <= now_ms
+        else "another process drives it until it counts as stale"
+    )
     return DueDecision(act=Act.RESUME, at_ms=at_ms, why=f"{told}: {left}", slot_ms=stale_ms)
 
 

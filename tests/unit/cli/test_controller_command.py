@@ -330,7 +330,7 @@ def test_told_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_and_anoth
     assert "leaves_rotation=true" in (tmp_path / "controller.err").read_text()
     waits = goatherd("controller", "--once", *options, "--unsafe-without-nodes", "--json").json
     assert waits["done"] == "nothing"
-    assert "left to its driver" in waits["why"]
+    assert "another process drives it" in waits["why"]
     real = SystemClock.now_ms
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SystemClock, "now_ms", lambda self: real(self) + 3_600_000)

@@ -586,7 +586,7 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         Observation(store=PUBLISHED, nodes=(node(1),)),
         UNLISTED,
         NOW + 39_999,
-        Wait(nodes=(), reason="servers that nobody has listed look at the store", until_ms=NOW + 40_000),
+        Wait(nodes=(), reason="servers that are not listed read the store", until_ms=NOW + 40_000),
     ),
     (
         "then B signs",

@@ -56,7 +56,7 @@ async def test_the_time_is_waited_for_beside_the_evidence_and_is_told(make_herd:
     entered = {event.phase: event.at_ms for event in events if isinstance(event, PhaseEntered)}
     assert entered[Phase.ACTIVATED] - entered[Phase.PUBLISHED] >= ALLOWED.unlisted / timedelta(milliseconds=1)
     reasons = [event.action.reason for event in events if isinstance(event, Decided) and isinstance(event.action, Wait)]
-    assert "servers that nobody has listed look at the store" in reasons
+    assert "servers that are not listed read the store" in reasons
 
 
 async def test_whoever_resumes_leaves_them_the_time_anew_since_clocks_differ(make_herd: MakeHerd) -> None:
