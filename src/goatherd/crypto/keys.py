@@ -1,11 +1,8 @@
-"""Raw ECDSA signatures: ``r || s``, 96 bytes, big-endian (IEEE P1363), over P-384 with SHA-384.
+"""P-384 keys: their JWKs (RFC 7518, 6.2), signing and verifying.
 
-The members of a P-384 JWK (RFC 7518, 6.2). Rule: an error names a member and never quotes it.
-
-P-384 keys: their JWK, what they sign, and what they verify.
-
-What it is not: it knows no sessions and no GoatDB envelopes. Rules: verification raises and returns nothing; a private
-key never shows in ``repr``, in an error, or through pickling.
+A raw signature is ``r || s``, 96 bytes, big-endian (IEEE P1363), with SHA-384. The module knows no sessions and no
+signature strings of GoatDB. Rules: verification raises and returns nothing. A private key never shows in ``repr``, in
+an error, or by pickling. An error about a JWK names the member and does not quote it.
 """
 
 from __future__ import annotations

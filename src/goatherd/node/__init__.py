@@ -1,17 +1,19 @@
-"""A GoatDB server of our own.
+"""Goatherd's own GoatDB server.
 
-* `storage`: where commits rest, on disk or in memory
+* `log_storage`: commits on disk or in memory, and group commit
 * `repository`: the commits of one repository: graph, leaves, heads, items
 * `concurrent_creation`: merges of concurrent creations of one key
 * `commit_checks`: which commits a repository accepts, beyond `goatherd.admission`
-* `views`: what one requester may see of a repository
-* `engine`: what a request means; pure
-* `disk`, `pending_commits`: when commits are on the disk; commits whose signers are not trusted yet
-* `database`: one organization alive: identity, engine, threads, disk, peers
-* `peer`: keeps a database in step with another server
-* `server`: the HTTP face and the process
+* `views`: the commits that a session may read, and the answer to its sync message
+* `engine`: the answers to GoatDB's requests; pure
+* `unused_sessions`, `unused_session_exchange`: sessions that have signed nothing yet
+* `database`: one organization: identity, engine, threads, disk, peers
+* `peer`: synchronizes a database with another server
+* `data_check`: verifies the logs of a running server
+* `frozen_commits`, `management`, `expiry_warning`: Goatherd's management endpoints, and warnings
+* `server`: the HTTP endpoints and the process
 
-Start with `Server`, and `serve` or `ServerListener` to put it on a socket.
+Start with `Server`, and `serve` or `ServerListener`, which opens its socket.
 """
 
 from goatherd.node.database import Database, DatabaseRepository

@@ -1,13 +1,13 @@
 """Merge concurrent creations of one key. Pure.
 
-Two clients that create the same key offline make two commits without parents. A real GoatDB server, or client, that has
-to merge them ends its process; one that is handed both together with a commit that has both as parents lives.
-So Goatherd's servers create that commit as soon as they hold such leaves, before any answer.
+Two clients that create the same key offline make two commits without parents. A GoatDB server or client that has to
+merge them crashes; one that receives both together with a commit that has both as parents does not. So Goatherd's
+servers create that commit as soon as they hold such leaves, before any answer.
 
-The value is what GoatDB's own rule for creations gives: the fields of all, where the later one wins; sets and maps
-are united. The commit is made from its parents alone, time, ids and seeds included, so that all servers that sign with
-the same root make the same one. Other leaves have a common ancestor, real peers merge them well, and reading picks the
-head; they are left to the full server.
+The value follows GoatDB's own rule for creations: the fields of all, of which the later one wins; sets and maps are
+united. The commit depends on its parents alone, time, ids and seeds included, so that all servers that sign with the
+same root create the same commit. Other leaves have a common ancestor; GoatDB servers and clients merge them, and a read
+picks the head.
 """
 
 from __future__ import annotations

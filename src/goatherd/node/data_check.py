@@ -1,12 +1,12 @@
 """Check the logs of a running server: read every record, verify its signature, withhold what is damaged.
 
-Not the repair, which needs a server that is stopped (`goatherd.operations.repair_data`). A line that is no commit never
-gets into a repository; this module counts such lines. A commit whose signature is wrong was changed after it had been
-accepted: it is taken out of the open repository and fetched from the peers like any commit that is not there. A commit
-whose signer is unknown is served as it was, and counted.
+It repairs nothing (`goatherd.operations.repair_data` does, while the server is stopped). A line that is no commit never
+gets into a repository; it is counted. A commit with a wrong signature was changed after it had been accepted: it is
+removed from the open repository and fetched from the peers like any missing commit. A commit by an unknown signer is
+served as before, and counted.
 
-Cost. Reading and verifying take 0.6 ms a record, so it is done after the start, in the background, in one thread that
-rests four times as long as it works: 100 000 records take five minutes and a fifth of a core.
+Cost. Reading and verifying take 0.6 ms a record, so the check runs in the background after the start, in one thread
+that pauses four times as long as it works: 100 000 records take five minutes and a fifth of a core.
 """
 
 from __future__ import annotations

@@ -1,21 +1,16 @@
-"""Hold commits from peers whose signers are not trusted yet.
+"""Run one organization: its identity, trust pool, engine, data directory and peers.
 
-A signer may become trusted later: then its commits are verified again (`goatherd.node.database`). The number of commits
-is bounded; a dropped commit is not lost, since the peer still holds it and this server's filters show it as missing.
-
-One organization, alive: its identity, trust pool, engine, data directory and peers.
-
-Not HTTP (`goatherd.node.server`) and not the decisions (`goatherd.node.engine`, which is pure): this module gives the
-engine time, ids, threads and a disk, and does what its responses ask for.
+HTTP is in `goatherd.node.server`; the decisions are in `goatherd.node.engine`, which is pure. This module gives the
+engine the time, ids, threads and a disk, and carries out what its responses request. It also keeps commits from peers
+whose signers are not trusted yet (`PendingCommits`).
 
 Rules:
 
-* The event loop's thread owns engine and pool. Threads get only a step to run, a log to flush.
+* The event loop's thread owns the engine and the pool. Threads run steps and flush logs.
 * No commit is sent before it is on the disk: a push is answered after its commits were flushed, and so is any other
-  answer that could contain them (GoatDB does not wait at all). Flushes
-  are shared by all who wait (group commit).
-* A request that has begun is finished, whether its client is still there or not.
-* A new identity is in force from the next signature on; nothing is restarted.
+  answer that could contain them (GoatDB does not wait at all). Waiting requests share a flush (group commit).
+* A request that has started is completed, also if its client has disconnected.
+* A new identity takes effect with the next signature; nothing is restarted.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""What monitoring asks of a node: one word of health, and numbers for Prometheus.
+"""Goatherd's management endpoints of a server: who may use them, the health report, and the metrics.
 
-Not GoatDB's ``/healthy``, which says whether requests are answered and stays as it is: a degraded node answers them
-all. Rules: codes, ids and numbers only; what each metric is stands in `goatherd.metrics`.
+A ``POST`` must be signed by a root, for this server, this endpoint and this body. GoatDB's own endpoints accept
+requests without such a binding, as GoatDB's clients and servers send them (`goatherd.node.engine`).
 
-Who may use a server's management endpoints: a root whose signature is for this server, this endpoint and this body.
-
-Not GoatDB's own endpoints: those take a request without a binding, as GoatDB's clients and servers send it
-(`goatherd.node.engine`).
+``GET /goatherd/v1/health`` is not GoatDB's ``/healthy``, which reports whether requests are answered: a degraded server
+answers them all. Rules: reports hold codes, ids and numbers only. `goatherd.metrics` describes each metric.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""The HTTP face of a node: GoatDB's endpoints and Goatherd's two, as an ASGI application and as a process.
+"""Serve HTTP: GoatDB's endpoints and Goatherd's management endpoints, as an ASGI application and as a process.
 
-Not the logic: what a request means is decided by `goatherd.node.database` and `goatherd.node.engine`. This module
-finds the organization, dispatches as docs/reference/goatdb-protocol.md#endpoints says, maps errors to statuses, and
-starts and stops.
+`goatherd.node.database` and `goatherd.node.engine` answer the requests. This module finds the organization, selects the
+endpoint as docs/reference/goatdb-protocol.md#endpoints says, turns failures into statuses, and starts and stops.
 
 Rules:
 
-* Paths are compared as they were sent, in lower case; the query is ignored, a trailing slash counts. Headers that come
-  several times are one, joined as fetch does. Everything that an endpoint answers
-  carries CORS headers, its 400s and 404s too; what a refused signature or a failure ends (403, 500, 503) carries none.
-* One organization, one `Database`. Concurrent first requests share one opening; one that fails is a 500 for those who
-  waited for it and is tried again by the next request.
-* A plain ASGI callable: GoatDB's dispatch (any ``OPTIONS``, lower-cased paths) is not a router's.
+* Paths are compared as they were sent, in lower case. The query is ignored; a trailing slash matters. Repeated headers
+  are joined as fetch does. An endpoint's answers carry CORS headers, its 400s and 404s included; a rejected signature
+  and a failure (403, 500, 503) carry none.
+* Each organization has one `Database`. Concurrent first requests share one opening. If it fails, they get a 500, and
+  the next request tries again.
+* The application is a plain ASGI callable: a router cannot reproduce GoatDB's dispatch (any ``OPTIONS``, lower-case
+  paths).
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Sees to it that each server of a cluster has the sessions that have signed nothing yet, or that none has to.
+"""Copy unused sessions to every server of a cluster, or introduce them at once.
 
 A client may get its session from one server and send its first request to another. A server that does not know the
-session answers 403, and GoatDB's client then never asks for a new one. So a new session stays out of ``/sys/sessions``
-only if every peer has confirmed within a moment that it has stored it. If one has not, because it is away, or an
-unmodified GoatDB server, or an earlier Goatherd, the session is introduced at once, and replicates as GoatDB's do.
-A peer does not confirm either while it synchronizes with a server that the sender does not. Each request names the
-processes that the sender hands sessions to. In a longer chain of servers, sessions are introduced when created.
+session answers 403, and GoatDB's client then never requests a new one. So a new session stays out of ``/sys/sessions``
+only if every peer confirms in time that it has stored it. If a peer does not, because it is unreachable, an unmodified
+GoatDB server or an older Goatherd, the session is introduced at once and replicates as GoatDB's sessions do.
 
-Servers that are not among the peers show themselves: they ask for ``/sys/sessions``, signed by a root, and a Goatherd
-server says which process it is. While there is one that has confirmed nothing, every new session is introduced at once;
-and once it has asked for a while, so are those that were kept back before.
+A peer does not confirm either while it synchronizes with a server that the sender does not know. Each request names the
+server processes that get the session. In a longer chain of servers, sessions are introduced when they are created.
+
+Servers that are not peers reveal themselves: they request ``/sys/sessions``, signed by a root, and a Goatherd server
+names its process. While such a server has confirmed nothing, every new session is introduced at once; if it keeps
+requesting, the older unused sessions are introduced too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Sessions that have signed nothing yet: stored apart from ``/sys/sessions``, small and bounded.
 
-``POST /auth/session`` makes a session for every caller. One that is introduced in ``/sys/sessions`` takes 3 kB of
-memory and 1 kB of disk on each server and each client, permanently. So a server stores a new one here, in a tenth of
-that, and introduces it when it signs its first request (`goatherd.node.engine`). What never does so is dropped when it
-expires, or when the table is full: the oldest first. GoatDB's clients send their first request a moment after they got
-their session.
+``POST /auth/session`` creates a session for every caller. A session that is introduced in ``/sys/sessions`` takes 3 kB
+of memory and 1 kB of disk on each server and each client, permanently. So a server stores a new session here, in a
+tenth of that space, and introduces it when it signs its first request (`goatherd.node.engine`). A session that never
+does is dropped when it expires, or when the table is full: the oldest first. GoatDB's clients send their first request
+right after they got their session.
 
 Pure over a log. `goatherd.node.unused_session_exchange` copies the sessions to the other servers of the cluster.
 """

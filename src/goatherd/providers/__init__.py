@@ -1,9 +1,10 @@
-"""Where exportable secrets rest. Providers speak bytes and know nothing of GoatDB.
+"""Stores of exportable secrets. Providers handle bytes and know nothing of GoatDB.
 
-- `values`: what goes in and comes out: secret bytes, labels, versions. `base`: the algebra, `SecretProvider`.
-- `capabilities`: what a store can do beyond it. `call_metrics`: how often it was called. `permissions`: the roles.
-- `addresses`: reads every URI and ``cloudConfig``. `versioned_record`: versions and labels where a store has none.
-- `memory`, `file`: the embedded defaults, reached by ``goatherd.plugins.open_provider`` like any other.
+- `values`: secret bytes, labels, versions. `base`: `SecretProvider`, the interface of every store.
+- `capabilities`: optional abilities of a store. `call_metrics`: counts and durations of calls. `permissions`: the
+roles.
+- `addresses`: parses every URI and ``cloudConfig``. `versioned_record`: versions and labels for stores without them.
+- `memory`, `file`: the built-in stores, opened by ``goatherd.plugins.open_provider`` like any other.
 """
 
 from goatherd.providers.base import Guarantees, ReadConsistency, RetryPolicy, SecretProvider

@@ -1,8 +1,8 @@
-"""Addresses of secrets: one reader for the URIs and the ``cloudConfig`` of all stores.
+"""Parse addresses of secrets: one reader for the URIs and the ``cloudConfig`` of all stores.
 
-Pure. What it is: the form that all addresses have in common, and its errors. What it is not: what a host, a path or an
-option means; each store's own `address` module knows that. Rules: an option that is unknown, empty or given twice is an
-error, never ignored; a URI is not quoted in an error; no address holds a secret, since addresses are logged.
+Pure. The module knows the form that all addresses share; each store's `address` module knows what a host, a path or an
+option means. Rules: an unknown, empty or repeated option is an error. An error does not quote the URI. No address holds
+a secret, because addresses are logged.
 """
 
 from __future__ import annotations

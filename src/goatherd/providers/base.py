@@ -1,12 +1,12 @@
-"""The algebra of secret stores: immutable versions, and one map of labels that changes by compare-and-swap.
+"""The interface of a secret store: immutable versions, and one map of labels that changes by compare-and-swap.
 
-What it is: `SecretProvider`, whose public methods are checks, an error guarantee, a deadline and retries around one
-private method each, so that a plugin writes the simple part only. What it is not: it knows no GoatDB and no platform.
+Each public method of `SecretProvider` adds checks, a deadline, retries and uniform errors to one private method, so
+that a plugin implements the simple part only. The module knows neither GoatDB nor any platform.
 
 Rules:
-- Only `goatherd.errors` escape, each naming provider, secret and operation, never a value.
-- Retries live here and nowhere else: jittered backoff, for `ThrottledError` and `UnavailableError` alone, inside one
-  deadline for the whole call.
+- Only `goatherd.errors` are raised; each names provider, secret and operation, never a value.
+- Only this module retries: jittered backoff, for `ThrottledError` and `UnavailableError`, within one deadline for the
+  whole call.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ ErrorKind = TypeVar("ErrorKind", bound=ProviderError)
 
 
 class ReadConsistency(StrEnum):
-    """What a read that starts after a write has returned may see."""
+    """Which versions a read can return that starts after a write has returned."""
 
     STRONG = "strong"
     """That write or a newer one."""
@@ -82,8 +82,8 @@ class Guarantees:
     Attributes:
         cas: Of two writers or label moves with the same `expected`, exactly one wins. Where False, the provider's
             page says what can happen instead.
-        best_effort_cas: Where `cas` is False, whether it still holds while the store is well (the page says what that
-            means): then at most one believes that it won, and all readers agree.
+        best_effort_cas: If `cas` is False, whether it still holds under the conditions on the provider's page: at most
+            one writer gets a success, and all readers agree.
         read_consistency: See `ReadConsistency`.
         max_value_bytes: Longer values are refused before the store is asked.
         history: How many unlabelled versions the store keeps at least; None when it keeps all until destroyed.
@@ -92,11 +92,11 @@ class Guarantees:
             its own time. Until then, the value can be read by the version's id.
         disables: Where it does neither, whether it switches the version off: unreadable, until an operator who may
             change the secret switches it on again with the store's own tool.
-        recoverable: Whether a deleted secret can be brought back, and keeps its name, for a while.
+        recoverable: Whether a deleted secret can be restored, and keeps its name, for a while.
         first_is_current: Whether the first version becomes the current one whatever label it is created with; then
             no other label is taken there.
         durable: Whether a value survives the end of the process that wrote it.
-        push: Whether the store can tell of a change by itself: then it is a `WatchableSecretProvider`.
+        push: Whether the store can report changes: then it is a `WatchableSecretProvider`.
         custom_labels: Whether an operator can put labels of their own on versions, and `SecretProvider.unlabel` takes
             them off again. `label` and `write` take any label in any case, since a copy of a secret needs that.
     """
@@ -141,7 +141,7 @@ class Call:
         request: Random text, the same for every attempt of this call. A store that can keep it with a version
             recognizes a write that it has done already and whose answer was lost.
         attempt: 1 for the first.
-        waits: What the call has waited for, in order, to be told when the deadline passes.
+        waits: What the call has waited for, in order; an error at the deadline reports the last.
     """
 
     provider: str
@@ -188,15 +188,15 @@ class SecretProvider(ABC):
 
     Attributes:
         scheme: The URI scheme, which is also the entry point's name.
-        credential_variables: Environment variables that hold credentials for the store; one that ends in ``*`` is
-            the beginning of several. What the agent starts does not get them.
+        credential_variables: Environment variables that hold credentials for the store; ``*`` at the end matches any
+            suffix. The agent removes them from its server's environment.
         confirms_labels: Whether the labels are read back here before a change of them is reported as made. False where
             the plugin does so itself, or where no server answers. A destruction and a deletion are always confirmed.
         timeout: The deadline of one call, retries included.
         retry: How often and how fast to retry.
         call_counts: How many calls there were, and how they ended.
-        store_clock: What the store's clock was last seen to show. A plugin whose store tells the time with its answers
-            notes it there; that of a store without a clock of its own stays unknown.
+        store_clock: The store's clock, estimated. A plugin records the times of the store's answers there; for a store
+            without a clock it stays unknown.
     """
 
     scheme: ClassVar[str]
@@ -291,7 +291,7 @@ class SecretProvider(ABC):
         Args:
             secret_id: The secret.
             at: A label, as everywhere that a label is a string; or ``VersionId("7")``, such as `SecretVersion.id`.
-            attempts: The most for this call, where its caller will come again anyhow; never more than `retry` allows.
+            attempts: Maximum for this call, if its caller calls again anyway; never more than `retry` allows.
 
         Raises:
             SecretNotFoundError: No such secret or version, or no version holds the label.
@@ -437,7 +437,7 @@ class SecretProvider(ABC):
 
         Raises:
             SecretNotFoundError: No such secret.
-            SecretDeletedError: It is deleted already, but could still be brought back (`Guarantees.recoverable`). Every
+            SecretDeletedError: It is deleted already, but can still be restored (`Guarantees.recoverable`). Every
                 other method but `versions` raises it too for such a secret.
         """
         call = self._start_call("delete", secret_id)
@@ -749,10 +749,10 @@ async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) 
 
 
 class PlatformError(Exception):
-    """What went wrong at a platform, before it is known for which call.
+    """An error of a platform, not yet assigned to a call.
 
-    It becomes an error with provider, secret and operation. Its text holds names, statuses and such words of the server
-    as cannot quote a value; never a token.
+    `for_call` adds provider, secret and operation. Its message holds names, statuses and quotes of the server that
+    cannot hold a value; never a token.
 
     Attributes:
         kind: The class that it becomes.

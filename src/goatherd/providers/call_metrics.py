@@ -1,7 +1,7 @@
-"""How often a store was called, how that ended and how long it took.
+"""Count a provider's calls, their outcomes and their durations, in memory.
 
-What it is: counts, kept by each provider in memory. What it is not: an exporter (`goatherd.metrics`). Rules: what is
-counted by comes from short lists in the code, never from a store or a secret's name; safe to read from another thread.
+`goatherd.metrics` exports the counts. Rules: operations and outcomes come from short lists in the code, never from a
+store or a secret's name. The counts can be read from another thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What becomes of a request that is on its way when its caller is cancelled.
+"""Wait a moment for the answer of a request whose caller is cancelled.
 
-A write that was sent may take effect after its caller has stopped waiting. So a cancellation gives it a moment to be
-answered, and the next look finds it done or not. What it is not: a deadline, which is the caller's.
+A write that was sent may take effect after its caller has stopped waiting. With the answer, the next read finds it done
+or not done. The deadline of the request is the caller's.
 """
 
 from __future__ import annotations

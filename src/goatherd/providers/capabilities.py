@@ -20,7 +20,7 @@ from goatherd.providers.base import SecretProvider
 
 
 class Verdict(StrEnum):
-    """What a finding means."""
+    """The result of a check."""
 
     FINE = "fine"
     CAUTION = "caution"
@@ -32,13 +32,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was found.
+    """One result of a diagnosis.
 
     Attributes:
-        name: What was looked at, in a word or two, such as ``rights``.
-        verdict: What it means.
+        name: What was checked, in one or two words, such as ``rights``.
+        verdict: The result.
         text: What was found.
-        hint: What to do; empty where there is nothing to do.
+        hint: What to do, or empty.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Finding:
 
 @runtime_checkable
 class DiagnosableSecretProvider(Protocol):
-    """What a `SecretProvider` is besides, where its platform tells about itself."""
+    """A `SecretProvider` that can report on one of its secrets, such as rights and limits."""
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Return what can be found out of one existing secret without changing anything.
@@ -93,7 +93,7 @@ def rights_finding(scheme: str, *, may_write: bool, may_destroy: bool | None) ->
 
 @runtime_checkable
 class WatchableSecretProvider(Protocol):
-    """What a `SecretProvider` is besides, where its store tells of changes by itself (`Guarantees.push`)."""
+    """A `SecretProvider` whose store reports changes (`Guarantees.push`)."""
 
     def watch(self, secret_id: str) -> AsyncIterator[None]:
         """Yield once when the watch stands, then each time that the secret may have changed.
@@ -110,7 +110,7 @@ class WatchableSecretProvider(Protocol):
 
 @runtime_checkable
 class ReservingSecretProvider(Protocol):
-    """What a `SecretProvider` is besides, where it can reserve room for writes that come later."""
+    """A `SecretProvider` that can reserve room for later writes."""
 
     async def reserve(self, secret_id: str) -> None:
         """Make sure that the writes of a command have room, though the store runs full meanwhile.

@@ -1,7 +1,7 @@
-"""What goes into a store and comes out of it: secret bytes, labels, version ids, and what is known of a version.
+"""Values of a store: secret bytes, labels, version ids, and descriptions of versions.
 
-What it is not: a store. Rules: what lists or describes has no value field; what holds a value hides it, and
-`SecretBytes.reveal` is the only way out, so that a search for it finds every place that handles the bytes.
+Rules: descriptions and lists have no value field. A secret value is masked; `SecretBytes.reveal` is the only access, so
+that a search for it finds all code that handles the bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class VersionState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretVersion:
-    """What is known of one version. It has no value field, so that a log line cannot leak one.
+    """The description of one version. It has no value field, so that a log line cannot leak the value.
 
     Attributes:
         id: The store's own id.
@@ -59,9 +59,9 @@ class SecretVersion:
             labels that `SecretProvider.label` takes.
         created_ms: Milliseconds since 1970, by the store's clock.
         state: Whether its value can be read.
-        is_leftover: Whether it is what an interrupted change left: the store has the value, but no record of ours names
-            it, or one that says that it is destroyed. It can be read by its id, unless it was switched off, and
-            destroyed, and takes no label. It may be of a writer that is at work.
+        is_leftover: Whether an interrupted change left it: the store has the value, but no record of Goatherd's names
+            it, or the record says that it is destroyed. It can be read by its id, unless it was disabled, and
+            destroyed, but takes no label. It may belong to a process that is still writing.
     """
 
     id: VersionId
@@ -133,7 +133,7 @@ def secret_id_for(template: str, org: str) -> str:
 
 @final
 class SecretBytes:
-    """A value that does not show: not in ``repr``, ``str``, a format string, a pickle, or joined to other bytes.
+    """Secret bytes that are masked in ``repr``, ``str`` and format strings, and cannot be pickled or joined to bytes.
 
     Equality takes constant time for equal lengths.
     """

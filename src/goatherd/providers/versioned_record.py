@@ -1,12 +1,12 @@
-"""Records of the stores that keep versions and labels in an object of ours: the algebra, and one codec for it.
+"""Records of the stores that keep versions and labels in an object of Goatherd's: their rules, and one codec.
 
-Pure. What it is: `LabelledVersions`, the rules by which labels move; `VersionedRecord`, the versions and labels of the
-memory, file, Vault and Kubernetes stores, with their JSON; and the format and digest around it, which Azure's pointers
-have too. What it is not: where a record is stored, or what else is in it: each store's own module says that, in a
-`RecordForm` where it stores bytes. AWS and Google have versions and labels of their own.
+Pure. `LabelledVersions` has the rules by which labels move. `VersionedRecord` holds the versions and labels of the
+memory, file, Vault and Kubernetes stores, with their JSON. Azure's pointers share the format and the digest around it.
+Each store's own module decides where a record is stored and what else it holds, by a `RecordForm` if it stores bytes.
+AWS and Google have versions and labels of their own.
 
-Rules: a record holds no values and carries its own SHA-256, because most stores give none; what is not exactly as
-written is damaged; nothing is repaired.
+Rules: a record holds no values. It carries its own SHA-256, because most stores provide none. A record that is not
+exactly as written is damaged, and is not repaired.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Where a server gets its settings: GoatDB's own file, or a secret store.
+"""The settings of a server: from GoatDB's own file, or from a secret store.
 
-- `base`: `DBSettings`, `SettingsProvider`, and what every source shares.
-- `cloud`: `CloudSecretSettings`, from a store, kept fresh.
-- `keeper`: when the store is asked; `breaker` is its memory of failures.
-- `sealed`: `LastKnownGood`, the copy to start from while the store cannot be reached.
+- `base`: `DBSettings`, `SettingsProvider`, and the base class of all sources.
+- `store`: `CloudSecretSettings`, from a store, refreshed; and settings by a server's options.
+- `refresh`: when the store is read, with a circuit breaker.
+- `last_known_good`: `LastKnownGood`, the sealed copy for a start while the store is unreachable.
 - `file`: `FileSettings`, from ``settings.json``.
-- `options`: settings by a server's options.
 """
 
 from goatherd.settings.base import (

@@ -1,12 +1,10 @@
 """The settings of a server, and the base class of their sources: the identity in use, subscribers, refreshes, failures.
 
-It reads and writes nothing itself. Rules: a rejected identity changes nothing but `SettingsSource.status`. Nothing is
-awaited between a good answer and the change of the identity in use.
+The module reads and writes nothing itself. Rules: a rejected identity changes nothing but `SettingsSource.status`.
+Nothing is awaited between a good answer and the change of the identity in use.
 
-The members of ``GET /goatherd/v1/identity`` that a Goatherd server and an agent have in common.
-
-Pure. SECURITY: built from ids and numbers, never from a document as a whole (tests/cluster/test_exchanges.py,
-tests/unit/agent/test_own_api.py).
+SECURITY: `describe_identity` is built from ids and numbers, never from a document as a whole
+(tests/cluster/test_exchanges.py, tests/unit/agent/test_own_api.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Settings from GoatDB's own ``settings.json``, user sessions included.
 
-What it is not: GoatDB's loader: "unreadable" is never "absent", and neither becomes a new identity. Rules: the
-file is replaced in one step or left as it is; `FileSettings.create` alone makes one.
+GoatDB's own loader creates a new identity if it cannot read the file. Here an unreadable file never counts as absent,
+and neither leads to a new identity. Rules: the file is replaced atomically or left unchanged; only
+`FileSettings.create` creates it.
 """
 
 from __future__ import annotations

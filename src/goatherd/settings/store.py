@@ -1,12 +1,10 @@
-"""Settings from a secret store, kept fresh.
+"""Settings from a secret store, refreshed while the server runs.
 
-What it is not: it decides nothing about rotation, and keeps no user session in the store. Rules: one read of the store
-for each refresh, none for a request; bytes that were looked at are not parsed again; a version's id says nothing of
-its content, since a store that was restored from a backup gives the same ids again; no write unless the server
-identity itself changed; no lock is held while the store is waited for; when the store is asked is the affair of
-`goatherd.settings.refresh` alone, and a last known good copy counts only where the store gave no answer.
-
-Which settings a server's options name, in the shape that GoatDB's options have.
+The module decides nothing about rotation, and stores no user sessions. Rules: each refresh reads the store once; a
+request never does. Bytes that were read before are not parsed again. The id of a version does not identify its content,
+because a store that was restored from a backup gives ids again. Only a changed identity is written. No lock is held
+while the store is awaited. `goatherd.settings.refresh` alone decides when the store is read. A last known good copy is
+used only if the store did not answer.
 """
 
 from __future__ import annotations

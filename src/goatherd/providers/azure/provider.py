@@ -133,7 +133,7 @@ class _Shown:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Draft:
+class _ValueDraft:
     """A value that is being written. SECURITY: its repr hides the value, as `SecretBytes` does.
 
     Attributes:
@@ -490,14 +490,16 @@ class AzureSecretProvider(SecretProvider):
 
     # --- values -----------------------------------------------------------------------------------------------------
 
-    def _new_draft(self, call: Call, value: SecretBytes) -> _Draft:
+    def _new_draft(self, call: Call, value: SecretBytes) -> _ValueDraft:
         stored, is_text = encode_value(value)
         if len(stored.encode()) > MAX_STORED:
             raise call.error(SecretTooLargeError, f"the value takes {len(stored)} bytes, the vault {MAX_STORED}")
         entry = Entry(number=0, created=0, request=call.request, digest=digest_of(value), text=is_text)
-        return _Draft(value=value, entry=entry)
+        return _ValueDraft(value=value, entry=entry)
 
-    async def _with_value(self, call: Call, vault: KeyVault, pointer: Pointer, label: Label, draft: _Draft) -> Pointer:
+    async def _with_value(
+        self, call: Call, vault: KeyVault, pointer: Pointer, label: Label, draft: _ValueDraft
+    ) -> Pointer:
         """Return the pointer with a new value and its label.
 
         The value goes with the pointer, where both have room in one version. Else it is written alone, before it.
@@ -515,7 +517,7 @@ class AzureSecretProvider(SecretProvider):
             await self._write_alone(call, vault, pointer, draft)
         return pointer.with_version(label, VersionId(draft.version or ""), draft.entry)
 
-    async def _find_earlier_attempt(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _Draft) -> None:
+    async def _find_earlier_attempt(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _ValueDraft) -> None:
         """Note in the draft where an earlier attempt of the same call has stored the value, if it has."""
         name = call.secret_id + POINTER_SUFFIX
         for item in (await vault.list_versions(call, name)).items.values():
@@ -528,7 +530,7 @@ class AzureSecretProvider(SecretProvider):
                     draft.entry = replace(draft.entry, created=item.created, home=home)
                     return
 
-    async def _write_alone(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _Draft) -> None:
+    async def _write_alone(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _ValueDraft) -> None:
         name, (stored, is_text) = call.secret_id + POINTER_SUFFIX, encode_value(draft.value)
         kind = Home.ALONE.content_type(text=is_text)
         put = await vault.put_secret(call, name, stored, kind, value_tags(pointer.next_number, call.request))
@@ -729,7 +731,7 @@ class AzureSecretProvider(SecretProvider):
         vault: KeyVault,
         change: Callable[[Pointer], Awaitable[Pointer]],
         current: Sequence[SecretBytes] = (),
-        draft: _Draft | None = None,
+        draft: _ValueDraft | None = None,
     ) -> Pointer:
         """Propose what `change` makes of the pointer, until it is decided; `change` returns it as it is to end that.
 
@@ -764,7 +766,7 @@ class AzureSecretProvider(SecretProvider):
                 return decided[0].pointer
 
     async def _propose_pointer(
-        self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer, draft: _Draft | None = None
+        self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer, draft: _ValueDraft | None = None
     ) -> tuple[Proposal, float] | None:
         """Write a pointer that follows `last`, and the value that it names `ITSELF`.
 

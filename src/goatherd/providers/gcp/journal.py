@@ -1,13 +1,12 @@
-"""What Goatherd keeps in a secret's annotations: who is about to add or destroy a version, which calls are done, and
-which versions were switched off because their writer had died.
+"""Notes in a secret's annotations: announced changes, completed calls, and leftovers of writers that died.
 
-Annotations exist "to allow client tools to store their own state information" (type `Secret` of the API) and change
-under the same etag as the aliases, so that a label's move and the note of it are one step. Pure: maps in, maps out.
+Annotations exist "to allow client tools to store their own state information" (type `Secret` of the API). They change
+under the same etag as the aliases, so that a label moves and its note changes in one step. Pure: maps in, maps out.
 
 Rules:
-- The announcement keeps the newest version and ``current`` together: one writer at a time adds a version. It
-  decides no race about a label; the etag does.
-- A missing, foreign or damaged note is as good as none.
+- The announcement lets one writer at a time add a version, so that the newest version is the current one. It decides no
+  race for a label; the etag does.
+- A missing, foreign or damaged note is ignored.
 """
 
 from __future__ import annotations

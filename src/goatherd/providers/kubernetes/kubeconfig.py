@@ -1,10 +1,9 @@
-"""TLS contexts for an API server: whom to trust, and a client certificate whose key never becomes a file on a disk.
+"""Read one context of one or several kubeconfig files: the API server, its certificate authority, and the credentials.
 
-One context of one or several kubeconfig files, as the way to an API server.
-
-What it is: `read_kubeconfig`. `kubernetes_asyncio` reads and merges the files; every member that is used is checked
-here. What it is not: the order in which files are looked for (`access`). Rules: no message quotes what is in a file: it
-may be a key; what would change who asks or whom we talk to and is not supported is refused by name, not ignored.
+`kubernetes_asyncio` reads and merges the files; `read_kubeconfig` checks every member that is used. `access` decides
+which files are read. A client certificate is loaded into a TLS context without writing its key to a disk. Rules: no
+message quotes a file, which may hold a key. Members that would change the server or the credentials and that are not
+supported are rejected by name, not ignored.
 
 Follows https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/ and
 https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/#merging-kubeconfig-files.
