@@ -1,7 +1,7 @@
 """The records of an audit trail: hash-chained, each signed by a root of the identity that it is about. Pure.
 
 What it is: one record as a line of bytes, and the check of a whole file line by line. What it is not: it opens no file
-(`audit` does).
+(`goatherd.audit.trail` does).
 
 A record is a JSON object on one line: number, time, actor, event, data, the SHA-256 of the line before it, the id of
 the root that signs, and the signature over all of that. It says ``"v":1``. Two kinds of records are special: ``signer``
@@ -380,7 +380,7 @@ class Chain:
     def _check_revoked(self, record: Record) -> None:
         revoked_ms = None if self._anchors is None else self._anchors.revoked.get(record.by)
         if revoked_ms is None:
-            # Whoever holds a stolen key cannot rewrite what another root has sealed with its own record.
+            # A stolen key cannot rewrite what another root has sealed with its own record.
             self._by_revoked = 0
         elif record.at_ms > revoked_ms:
             raise self._broken_error(f"is signed by root {record.by!r:.70} after it was revoked")
@@ -404,7 +404,7 @@ class Chain:
                 raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")
             is_vouched = known is not None or not self._signers or self._is_vouched_for(session, record.data)
             # SECURITY: a root that has left the identity is believed on the word of one that it lists, and that word is
-            # the hash of everything before it. It must be the successor of that root, or anybody's lines at the end of
+            # the hash of everything before it. It must be the successor of that root, or forged lines at the end of
             # the file would be sealed by the next record (tests/unit/audit/test_records.py).
             if root is None:
                 if not is_vouched:

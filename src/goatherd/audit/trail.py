@@ -1,11 +1,11 @@
 """The audit trail of an identity: a file to which every decision is added, with its evidence.
 
-What it is: the one writer of that file, and its reader. What it is not: the form of a record and its check (`chain`).
+What it is: the one writer of that file, and its reader. What it is not: the form of a record and its check (`records`).
 
 Rules:
 1. Only ever added to. A record is on the medium when `record` returns. One process at a time writes, by a lock.
-2. Before a run begins, a trail that cannot be written stops it (`record` raises). Once a rotation is under way nothing
-   stops it half-way: what cannot be written is logged, counted, and said by the next record that can be.
+2. Before a run begins, a trail that cannot be written stops it (`record` raises). Once a rotation is in progress the
+   trail does not stop it: what cannot be written is logged, counted, and reported by the next record that can be.
 3. A torn last line, which a crash leaves, is kept as it is. The next record states its length and hash, signed: nothing
    that a tamperer could do to the file looks like a repair.
 4. Mode 0600; a file that others may write, a link, or something that is no trail is refused.
@@ -382,7 +382,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def _settled_size(path: Path) -> int:
-    """Return a file's size at a moment when nobody is in the middle of a record, if one comes soon."""
+    """Return a file's size while no process is writing a record, if such a moment comes soon."""
     system = System()
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:

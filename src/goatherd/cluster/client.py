@@ -250,7 +250,7 @@ class NodeClient:
         return True
 
     async def accepts_signature(self, signature: str) -> bool:
-        """Return whether the server answers an empty batch with this request signature, whoever made it and when.
+        """Return whether the server answers an empty batch with this request signature, by any session, at any time.
 
         Raises:
             NodeUnreachableError: See the module.

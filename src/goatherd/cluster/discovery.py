@@ -1,19 +1,19 @@
-"""Who the nodes are: addresses that were given, names that DNS knows, a Service of Kubernetes; asked anew at each look.
+"""Discover the servers of a cluster: URLs, DNS names, or a Kubernetes Service; resolved again for each observation.
 
 - ``http://host:port``, ``https://…``: one node.
 - ``dns://host:port``: one for each A and AAAA record, from the platform's resolver (so ``/etc/hosts`` counts).
 - ``dns://_service._tcp.domain``: one for each SRV record (RFC 2782) and address of its target.
 - ``k8s-service://namespace/name:port``: one for each pod behind a Service, from its EndpointSlices.
 
-What it is: addresses in, open clients out. What it is not: it judges no node (`observe` looks at them).
+What it is: addresses in, open clients out. What it is not: it observes no server (`goatherd.cluster.observer` does).
 
 Rules:
-- SECURITY: what cannot be found out is an error, and so is an answer that names nobody: a rotation that takes either
-  for "no nodes" waits for nobody, and loses commits (tests/unit/cluster/test_discovery.py).
-- Half an answer is none: one source of several that fails, one record type that times out, a truncated list.
-- A node is its URL. What was found by name is at an address, and is still called by its name in TLS and in ``Host``.
-- DNS may answer with a part of what it knows, and leaves out what is not ready: a node that it named stays one for
-  `LINGER`. A Service's list is whole, and has the pods that are not ready too: they may hold the old key.
+- SECURITY: a failed discovery is an error, and so is an answer that names no server: a rotation that takes either for
+  "no servers" waits for none, and loses commits (tests/unit/cluster/test_discovery.py).
+- A partial answer counts as none: one source of several that fails, a record type that times out, a truncated list.
+- A server is identified by its URL. A server found by name is at an address; TLS and ``Host`` still use the name.
+- DNS may return a part of its records, and leaves out servers that are not ready: a server that it has named stays
+  listed for `LINGER`. A Service's list is complete, with the pods that are not ready: they may hold the old key.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class NodeDirectory:
         """Return a client for each node that there is now, one for each URL; none only where no address was given.
 
         Raises:
-            DiscoveryError: It cannot be found out. Nobody is to be taken for gone.
+            DiscoveryError: The servers cannot be discovered. Known servers must not count as gone.
         """
         places: dict[str, Place] = {}
         for found in await self._find():
@@ -217,7 +217,7 @@ class PlatformNames:
 
     async def find(self) -> Sequence[Place]:
         try:
-            # A lookup cannot be stopped: whoever comes back while one hangs waits for it, and takes no second thread.
+            # A lookup cannot be stopped: a caller that comes while one hangs waits for it, and takes no second thread.
             if self._running is None or self._running.done():
                 self._running = asyncio.create_task(self._look(), name=f"look up {self._host}")
                 self._running.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -255,7 +255,7 @@ class Records:
         # "A Target of "." means that the service is decidedly not available at this domain" (RFC 2782).
         targets = [(target, port) for target, port in targets if target not in (".", "")]
         if not targets:
-            raise DiscoveryError(f"dns://{self.host}: there are no SRV records", hint=_NOBODY)
+            raise DiscoveryError(f"dns://{self.host}: there are no SRV records", hint=_NO_SERVER_NAMED)
         found = await asyncio.gather(*(self._addresses(target, port) for target, port in targets))
         return sorted((place for places in found for place in places), key=lambda place: place.url)
 
@@ -274,7 +274,7 @@ class Records:
         try:
             answer = await self.resolver.resolve(name, kind, raise_on_no_answer=False)
         except NXDOMAIN as error:
-            raise DiscoveryError(f"dns://{name}: there is no such name", hint=_NOBODY) from error
+            raise DiscoveryError(f"dns://{name}: there is no such name", hint=_NO_SERVER_NAMED) from error
         except (DNSException, OSError) as error:
             raise DiscoveryError(f"dns://{name}: {kind} cannot be looked up: {error}") from error
         return [] if answer.rrset is None else list(answer)
@@ -330,7 +330,9 @@ class ServiceEndpoints:
             raise DiscoveryError(f"{where}: {error}", hint=getattr(error, "hint", None)) from error
         places = self._places(slices)
         if not places:
-            raise DiscoveryError(f"{where}: no pod is behind this Service, or there is no such Service", hint=_NOBODY)
+            raise DiscoveryError(
+                f"{where}: no pod is behind this Service, or there is no such Service", hint=_NO_SERVER_NAMED
+            )
         return places
 
     def _places(self, slices: Sequence[Mapping[str, Any]]) -> list[Place]:
@@ -360,7 +362,7 @@ class ServiceEndpoints:
         )
 
 
-_NOBODY: Final = "An answer that names nobody is not taken for a cluster without nodes."
+_NO_SERVER_NAMED: Final = "An answer that names no server does not count as a cluster without servers."
 _RIGHTS: Final = "The account must be allowed to list endpointslices of discovery.k8s.io in that namespace."
 
 
@@ -373,7 +375,7 @@ def _counts(endpoint: Mapping[str, Any]) -> bool:
 
 def _places(addresses: Sequence[str], port: int, scheme: str, server_name: str) -> list[Place]:
     if not addresses:
-        raise DiscoveryError(f"{server_name}: it has no addresses", hint=_NOBODY)
+        raise DiscoveryError(f"{server_name}: it has no addresses", hint=_NO_SERVER_NAMED)
     # Name servers turn their answers around; in one order they are easier to follow.
     return [Place(f"{scheme}://{_bracketed(address)}:{port}", server_name) for address in sorted(set(addresses))]
 

@@ -210,7 +210,7 @@ class Observer:
             return None
         return (
             f"{', '.join(found)}: unmodified GoatDB, which signs with another root only after a restart. Run it under"
-            " `goatherd run`, or, if nobody restarts it, name it with --bare."
+            " `goatherd run`; or, if it is restarted by hand only, name it with --bare."
         )
 
     def forget_processes(self) -> None:

@@ -1,8 +1,8 @@
-"""Which sessions a revoked root had introduced, and the commits by which its successor introduces them again.
+"""Find the sessions that a revoked root had introduced, and make the commits by which the new root reissues them.
 
 Pure. What it is not: it asks no node. Rules: a commit counts only with a good signature of the revoked root; no root is
 ever introduced again on a revoked root's word; a commit is a function of the document and of what was introduced (id
-and time included), so that whoever carries a revocation on makes the same ones, and pushing twice is pushing once.
+and time included), so that every process makes the same ones, and pushing twice is pushing once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The sessions that a revoked root had introduced, collected from the nodes and introduced again at all of them.
+"""Reissue the sessions that a revoked root had introduced: collect them from the servers, and push their new commits.
 
-What it is: the pulling, the pushing and the looking whether it has arrived. What it is not: the choice of sessions and
-the making of commits (`reintroduction`), nor the writing of the identity (`revocation`). Rules: what is there already
+What it is: reading, pushing, and checking what has arrived. What it is not: the choice of sessions and the making of
+commits (`introduced_sessions`), nor the writing of the identity (`revoker`). Rules: what is there already
 is not pushed again; one node is pushed to and the nodes carry it to each other; what does not arrive is pushed to each.
 A node that fails holds up no other.
 """
@@ -321,7 +321,7 @@ class SessionReissuer:
         entry: Revocation,
         _: SessionNode,
     ) -> None:
-        """Wait until the other nodes have brought all of it; what nobody brings is pushed."""
+        """Wait until the other nodes have brought all of it; what they do not bring is pushed."""
         deadline = self._clock.monotonic() + self._policy.settle.total_seconds()
         poll, least = self._policy.poll_min, len(wanted) + 1
         lacking = list(wanted)

@@ -1,4 +1,4 @@
-"""How a revocation stands, in the whole and at each node. Data for people and programs: ids, counts and times only."""
+"""The progress of a revocation, in total and at each server. Pure data: ids, counts and times."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class NodeOutcome:
     """How a revocation went at one node.
 
     Attributes:
-        is_unmodified: It is a GoatDB server: it goes on believing the root.
-        refuses: It was seen to have the revocation.
+        is_unmodified: It runs unmodified GoatDB, which goes on trusting the root.
+        refuses: The server has the revocation.
         held: How many commits of the root it holds.
         in_flight: How many of the list it did not hold yet: they reach it from the others.
-        late: How many it holds beyond a list that was closed without it; nobody else takes them.
+        late: How many it holds beyond a list that was closed without it; no other server accepts them.
         is_distrusted: Its list counts for nothing, as the operator has said.
-        is_sole: It is the only server whose list is asked for and counts: there is nobody to compare it with.
+        is_sole: It is the only server whose list counts, so there is no other list to compare it with.
         alone: How many commits of the root only it says it holds, and do not count for that.
         claims: What they are; `alone` may be more, where it does not tell or there are too many.
         counted_alone: How many commits that only it says it holds count, as the operator has said.
@@ -79,7 +79,7 @@ class RevocationReport:
         sessions: How many sessions are to be introduced again.
         pushed: How many of them this run has pushed.
         long_lived: Sessions that live longer than GoatDB lets any live: look at them.
-        rogue_roots: Roots that the revoked one had introduced, and nobody else vouches for.
+        rogue_roots: Roots that only the revoked root had introduced.
         forged: Commits that claim to be the root's and are not.
         left_out: Sessions that were not introduced again, as asked.
         destroyed, given_up: Versions whose value was destroyed; and those that the store may keep for longer.

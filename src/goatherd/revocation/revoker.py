@@ -1,7 +1,7 @@
-"""A stolen root: another takes its place, what the cluster holds of it is frozen, its sessions are introduced again.
+"""Revoke a stolen root: replace it, freeze the list of its commits, and reissue the sessions that it had introduced.
 
-What it is: the emergency, as steps that can each be repeated. What it is not: a rotation; nobody's consent is waited
-for before the stolen root is refused.
+What it is: the emergency, as steps that can each be repeated. What it is not: a rotation; the stolen root is revoked
+without waiting for any server.
 
 The order, and why:
 
@@ -17,7 +17,7 @@ The order, and why:
 5. *Destroy* the stored versions that hold the root's private key, where that is asked for.
 
 Rules: every write is a compare-and-swap, tried twice at most on the same state of the store (`attempts`); a call of the
-store that fails after the first read is made again at once (`repeating_store`); whoever runs this again carries on
+store that fails after the first read is made again at once (`repeating_store`); another run resumes
 where the identity and the nodes stand.
 """
 
@@ -97,7 +97,7 @@ class Revoker:
         policy: How patient to be (`adoption`; `flow_patience` with what is on its way), and how long the successor
             lives (`lifetime`).
         distrust: URLs of nodes whose lists of held commits do not count, nor their word on the store's history.
-            Nobody waits for them.
+            The revocation does not wait for them.
         trust_alone: URLs of nodes whose lists count although no other node confirms them.
         clock: Tells the time and waits.
         on_event: Called with each event as it happens; must not block and must not raise.
@@ -172,14 +172,14 @@ class Revoker:
         reopen: bool = False,
         destroy: bool = False,
     ) -> RevocationReport:
-        """Revoke a root, or carry on where an earlier run has stopped.
+        """Revoke a root, or resume where an earlier run has stopped.
 
         Args:
             session_id: The root.
             reason: For the record.
             successor: Who signs from now on, where the root is the current one: `NEW`, `NEXT` (the next session of the
                 rotation under way), or the id of an earlier root whose private key the store still holds.
-            leave_out: Sessions not to be introduced again: once it is settled, nobody believes them.
+            leave_out: Sessions not to be introduced again: once the revocation is settled, no server accepts them.
             reopen: Rebuild the list of frozen commits, including nodes that were unreachable when it was closed.
             destroy: Destroy the stored versions that hold the root's private key, at once.
 
@@ -437,7 +437,7 @@ class Revoker:
             before = await self._find_list(entry.freeze.digest, frozen)
             if before is None and any(one.problem is not None for one in ours):
                 raise _list_lost()  # who has failed may have it
-            # A list that no server has any more binds nobody: it is given up for what they hold now.
+            # A list that no server has any more binds none: the list of what they hold now replaces it.
             frozen = frozen if before is None else FrozenList.union([frozen, before])
         for url, found in lists.items():
             self._outcomes[url].in_flight = len(frozen.digests - found.digests)
@@ -538,7 +538,7 @@ class Revoker:
             outcome.is_sole = [one.url for one in ours] == [url]
             others = FrozenList.union(one for at, one in lists.items() if at != url and at not in self._distrust)
             left = found.digests - frozen.digests
-            # What others hold too is late for a closed list, and nobody's alone.
+            # What others hold too is late for a closed list, and no claim of one server alone.
             left = left if outcome.is_distrusted else left - others.digests
             outcome.alone = len(left)
             if url in self._trust_alone:
@@ -582,10 +582,10 @@ class Revoker:
         return known
 
     async def _read_closed_list(self, digest: str, union: FrozenList) -> FrozenList:
-        """Return the list that the identity names, from whoever has it.
+        """Return the list that the identity names, from any server that has it.
 
         Raises:
-            RotationError: Nobody has it.
+            RotationError: No server has it.
         """
         found = await self._find_list(digest, union)
         if found is None:
@@ -639,7 +639,7 @@ class Revoker:
         """
         without = {document.current.id, *document.revoked_ids}
         if document.next is not None:
-            without.add(document.next.id)  # somebody's rotation, which introduces it
+            without.add(document.next.id)  # the rotation in progress introduces it
         good = [root.id for root in document.roots if root.id not in without]
         commits = [earlier_introduction(document, one, org=self._org) for one in good]
         todo = [one for one in commits if one["id"] not in known]
@@ -897,7 +897,7 @@ class Revoker:
             await self._notify(document, tuple(self._nodes))
 
     async def _move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
-        """Put ``stable`` on a version, unless somebody's rotation is under way in it, which may have to go back."""
+        """Put ``stable`` on a version, unless a rotation is in progress in it, which may have to roll back."""
         if STABLE in version.labels or document.rotation is not None:
             return
         until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
@@ -912,7 +912,7 @@ class Revoker:
                 self._emit_event(ConflictMet())
             else:
                 return
-            # Somebody else has moved it, or the list was an old one. Whoever has written since moves it on.
+            # Another process has moved it, or the list was an old one. The process that has written since moves it on.
             _, now = await self._read_identity()
             if now.id != version.id or self._clock.monotonic() >= until:
                 return
@@ -937,7 +937,7 @@ class Revoker:
     async def _call_each(
         self, urls: Collection[str], call: Callable[[RevocableNode], Awaitable[object]], *, is_long: bool = False
     ) -> None:
-        """Call all of them side by side. A node that fails keeps nobody waiting; its outcome says why.
+        """Call all of them side by side. A node that fails delays no other; its outcome says why.
 
         Args:
             urls: Whom.

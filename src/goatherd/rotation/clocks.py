@@ -4,7 +4,7 @@ Pure: the differences come in as arguments (`goatherd.rotation.obstacles` turns 
 
 Rules:
 1. The store is trusted, so its clock decides where it tells the time. Where it does not (a file), the servers' decide,
-   and this machine's counts as one: it must be in the majority. So one server that lies stops nobody.
+   and this machine's counts as one: it must be in the majority. So one server that lies stops nothing.
 2. An unknown clock does not count. Without any clock to compare with, this machine's counts as right.
 """
 

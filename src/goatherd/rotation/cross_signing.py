@@ -1,7 +1,7 @@
 """The commits of ``/sys/sessions`` by which one root introduces another.
 
-Pure. Rules: a commit is a function of the identity document alone (id, time and signature included), so that whoever
-carries a rotation on makes the very same commit again, and pushing it twice is pushing it once.
+Pure. Rules: a commit is a function of the identity document alone (id, time and signature included), so that any
+process that resumes a rotation makes the very same commit again, and pushing it twice is pushing it once.
 
 No introduction of a root has a parent (ADR 17). A GoatDB client that was away looks at an introduction only if no
 commit that it holds has it as a parent. All introductions of one root say the same, so GoatDB does not merge them.
@@ -201,7 +201,7 @@ def earlier_introduction(document: IdentityDocument, session_id: str, *, org: st
         earlier,
         signer=document.current,
         commit_id=expected_earlier_introduction(document, session_id).commit_id,
-        # Of the document alone, so that the commit is the same whoever makes it; and no later than now.
+        # Of the document alone, so that every process makes the same commit; and no later than now.
         ts=document.rotated_at or last_signed_ms(document, session_id),
         org=org,
     )

@@ -1,4 +1,4 @@
-"""What a rotation tells while it runs, and at its end.
+"""The events that a rotation reports while it runs, and its final report.
 
 Data for progress views, logs and reports; ids, times and texts only, never key material. A `Rotator` calls its
 `on_event` with each of these, in the order in which they happen.
@@ -20,8 +20,8 @@ class PhaseEntered:
     Attributes:
         at_ms: When it was seen.
         since_ms: When the document entered the phase.
-        started_by, started_at: Of the rotation under way; empty where there is none.
-        is_own: Whether this run has begun that rotation; False where it carries on somebody's, or leaves it.
+        started_by, started_at: Of the rotation in progress; empty where there is none.
+        is_own: Whether this run has begun that rotation; False where it resumes or leaves another run's.
     """
 
     phase: Phase
@@ -87,7 +87,7 @@ class NodeTold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConflictMet:
-    """Somebody else wrote first; the rotation looks again."""
+    """Another process wrote first; the run reads the store again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

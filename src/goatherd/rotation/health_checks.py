@@ -1,9 +1,9 @@
-"""Whether the cluster is well, as the operator sees it: an HTTP probe or a command of his own.
+"""Run the operator's health checks: an HTTP probe or a command.
 
-What it is: the two signals, and the watch that counts bad answers in a row for a rotation. What it is not: it decides
-nothing (`goatherd.rotation.machine` does) and says nothing about a node's part in the rotation (`observe` does).
+What it is: the two checks, and the watch that counts failures in a row for a rotation. What it is not: it decides
+nothing (`goatherd.rotation.machine` does) and observes no server (`goatherd.cluster.observer` does).
 
-Rules: no answer in time is a bad answer. A bad answer is one short line that goes into the document's history and into
+Rules: no answer in time is a failure. A failure is one short line that goes into the document's history and into
 logs; so it holds a status or an exit code, and nothing that a server or a command has written, nor the credentials or
 the query of a URL.
 """
@@ -30,10 +30,10 @@ _SHELL: Final = "/bin/sh"
 
 
 class HealthSignal(Protocol):
-    """Something that says whether the cluster is well.
+    """A check that says whether the cluster is healthy.
 
     Attributes:
-        name: What it is, for people.
+        name: Human-readable name of the check.
     """
 
     @property

@@ -150,12 +150,12 @@ GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     # one of another identity would take no part in it at all.
     Step.PREPARE: (Evidence.ANSWERS,),
     # "published" is written first and pushed after, so that B is unknown to every node while it can still be forgotten.
-    # From then on it stays trusted for good; so nobody is told of it who would have it cancelled anyhow.
+    # From then on it stays trusted permanently, so no server gets it while the rotation would be cancelled anyhow.
     Step.PUBLISH: (Evidence.ANSWERS,),
     # SECURITY: signing before being trusted. A node that signs with B before the others know B loses commits
     # (tests/unit/rotation/test_hazards.py).
     Step.ACTIVATE: (Evidence.TRUSTS_NEXT, Evidence.HOLDS_INTRODUCTION),
-    # Without the cross-signature nobody who comes after A's expiry can verify A's commits.
+    # Without the cross-signature, clients that come after A's expiration cannot verify A's commits.
     Step.VERIFY: (Evidence.SIGNS_WITH_NEXT, Evidence.HOLDS_CROSS_SIGNATURE),
     Step.FINALIZE: (),
     Step.CANCEL: (),
@@ -164,7 +164,7 @@ GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     # excuses a node here: nothing is lost by a root that stays (tests/unit/rotation/test_pruning.py).
     Step.PRUNE: (Evidence.HOLDS_EARLIER,),
 }
-"""What must hold on every listed node before a step. Leaving a rotation needs nobody's consent."""
+"""What every listed server must have shown before a step. Leaving a rotation needs no evidence."""
 
 SETTLED: Final[dict[Phase, frozenset[Evidence]]] = {
     Phase.PUBLISHED: frozenset({Evidence.HOLDS_INTRODUCTION, Evidence.TRUSTS_NEXT}),
@@ -320,7 +320,7 @@ class Prune:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
-    """Somebody else's rotation is in progress, or was made while this run began."""
+    """Another run's rotation is in progress, or was finished while this run began."""
 
     rotation_id: str | None
     started_by: str
@@ -431,10 +431,10 @@ class Intent:
     """What one run is for.
 
     Attributes:
-        began_ms: When this run began. A deadline never counts from before it, so that somebody who resumes a stale
-            rotation gives the nodes a full chance.
-        from_id: The root that this run replaces, fixed at its first look at the store: a run never replaces a root
-            that somebody else has just put in place.
+        began_ms: When this run began. A deadline never counts from before it, so that a run that resumes a stale
+            rotation gives the servers the full time.
+        from_id: The root that this run replaces, fixed at its first read of the store: a run never replaces a root
+            that another run has just put in place.
         rotation_id, to_id: The rotation that this run drives, once the store was seen to hold it. With `Goal.RESTORE`,
             `to_id` is given from the beginning.
         to_phase: Stop when this phase is reached.
@@ -582,8 +582,8 @@ def describe_wait(observation: Observation, policy: Policy) -> Progress | None:
 def excused(observation: Observation, policy: Policy) -> frozenset[str]:
     """Return the URLs of the nodes that a declared quorum may leave out: those that do not answer, if enough others do.
 
-    SECURITY: a node that answers and does not trust B would refuse and drop what B signs, so it is never left out. One
-    that nobody reaches is offered nothing, and so drops nothing; when it comes back it learns B from the store, and
+    SECURITY: a node that answers and does not trust B would refuse and drop what B signs, so it is never left out. An
+    unreachable server gets no commits, and so drops none; when it comes back it learns B from the store, and
     fetches from its peers what it has missed (tests/unit/rotation/test_quorum.py).
     """
     away = frozenset(node.url for node in observation.nodes if not node.reachable)
@@ -658,7 +658,7 @@ def _find_blocker(observation: Observation) -> str | None:
 def _without_excused(
     observation: Observation, policy: Policy, lacking: dict[Evidence, tuple[str, ...]]
 ) -> tuple[dict[Evidence, tuple[str, ...]], tuple[str, ...]]:
-    """Return what is lacking still and whom the quorum leaves out: nobody, unless that settles it."""
+    """Return the evidence still missing, and the servers that the quorum leaves out: none, unless that suffices."""
     away = excused(observation, policy)
     behind = {url for urls in lacking.values() for url in urls}
     if behind <= away:
@@ -897,9 +897,9 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
 
 
 def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]]) -> str:
-    """Return the missing evidence as one line for people and for the document's history.
+    """Return the missing evidence as one human-readable line, which also goes into the document's history.
 
-    A node that does not answer is marked so, and named once. What nobody was asked for yet is left away.
+    A server that does not answer is marked so, and named once. Evidence that no server was asked for yet is left out.
     """
     if Evidence.SIGNS_WITH_NEXT in lacking:
         lacking = {Evidence.SIGNS_WITH_NEXT: lacking[Evidence.SIGNS_WITH_NEXT]}  # the cross-signature comes after it

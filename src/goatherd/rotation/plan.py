@@ -1,4 +1,4 @@
-"""What a rotation would do, to whom, at what cost and risk, and what could stop it: for people, before it is done.
+"""Describe a rotation before it runs: its steps, their costs and risks, and what could stop it.
 
 Pure. It adds no rule: steps and gates are read from the machine's tables.
 """
@@ -80,7 +80,7 @@ class PlannedStep:
         risk: What could go wrong by it, for people.
         gate: What every node must be seen to do before it.
         also: What else must hold before it: time for unlisted servers, health.
-        patience: How long it waits for that at most; None where it waits for nobody.
+        patience: How long it waits for that at most; None where it waits for no server.
         otherwise: The step that leaves the rotation if that does not happen.
         store_writes: Writes to the store, labels included.
         cost: See `Cost`.
@@ -108,8 +108,8 @@ class Plan:
         obstacles: Why a new rotation is refused now, for people; empty where it begins. Where one is in progress: what
             keeps it from going on.
         remarks: What is worth knowing, and does not stop it.
-        not_waited_for: Who would not be waited for, for people.
-        stops: What would end it without anybody asking, for people.
+        not_waited_for: Which servers it would not wait for, as sentences.
+        stops: What would end it without a command, as sentences.
     """
 
     phase: Phase

@@ -1,4 +1,4 @@
-"""How patient a rotation is, and with whom.
+"""The policy of a rotation: timeouts, quorum, and the lifetime of a root.
 
 Pure data. Durations are what an operator would write in the configuration; `goatherd.config.options` has the
 same defaults.
@@ -67,7 +67,7 @@ ALL = Quorum()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How patient a rotation is. Durations are what an operator would write in the configuration.
+    """Timeouts, quorum and lifetimes of a rotation, as an operator sets them in the configuration.
 
     Attributes:
         adoption: Longest time that one phase may wait for nodes; past it the rotation is cancelled or rolled back.
@@ -86,9 +86,9 @@ class Policy:
         quorum: How many nodes must follow once `adoption` has passed; until then all are waited for. Only a node that
             does not answer at all can be left out: one that answers, and does not follow, ends the rotation.
         unlisted: How long B must have been published before it signs, beside all evidence, for the sake of servers
-            that nobody has listed: their refresh interval with its jitter. 0 says that there are none.
-        bare: URLs of unmodified servers that nobody restarts. They must trust B as all do, but are not waited for to
-            sign with it: what they sign with A counts everywhere, until their operator starts them anew.
+            that are not listed: their refresh interval with its jitter. 0 says that there are none.
+        bare: URLs of manual-restart servers, which run unmodified GoatDB. They must trust B as all do, but the rotation
+            does not wait for them to sign with it: what they sign with A counts everywhere.
         distrust: URLs of servers whose word on the store's history does not count: one that lies, or that is wrong,
             must not be able to stop every command.
         health_failures: After so many bad answers in a row from the health signal the rotation is rolled back.

@@ -1,4 +1,4 @@
-"""An expired root: another takes its place, and the servers are followed until each signs with it.
+"""Replace an expired root, and wait until every server signs with the new one.
 
 What it is: the one way past the end of a root's life. What it is not: a rotation, whose gates need a root that servers
 and clients still believe; nor a revocation (`goatherd.revocation.revoker`): an expired root was not stolen, so what it
@@ -15,7 +15,7 @@ The order, and why:
    rejects what the expired root asks for, and does not know the successor before.
 
 Rules: the identity is written by a compare-and-swap, tried twice at most on the same state of the store; a call of the
-store that fails after the first read is made again at once (`repeating_store`); whoever runs this again resumes where
+store that fails after the first read is made again at once (`repeating_store`); another run resumes where
 the identity and the servers stand.
 """
 
@@ -319,7 +319,7 @@ class Replacer:
         try:
             await self._store.label(self._secret_id, STABLE, version.id, expected=at)
         except ConflictError:
-            self._emit_event(ConflictMet())  # another process has moved it; whoever writes next looks again
+            self._emit_event(ConflictMet())  # another process has moved it; the next write checks again
 
     # --- 3: the servers ---------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Which earlier root can sign again, and the private key for it: what `Rotator.restore` asks before it writes.
+"""Find out which previous root can sign again, and read its private key, before `Rotator.restore` writes.
 
 What it is not: it writes nothing. Rules: a root is restored exactly as the document lists it, or as its cluster has
 introduced it, same key and same expiration; what cannot be restored is refused with the reason.
@@ -84,8 +84,8 @@ def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodifi
             hint=_NEW_ROOT,
         )
     if unmodified and left <= SHORT_LIFE + START_MARGIN:
-        # SECURITY: with 15 days or less left, such a server extends its root at its start and then answers anybody
-        # with the private key (docs/explanation/rotation.md; tests/unit/rotation/test_restore.py).
+        # SECURITY: with 15 days or less left, such a server extends its root at its start and then exposes its
+        # private key (docs/explanation/rotation.md; tests/unit/rotation/test_restore.py).
         raise NotRestorableError(
             f"root {root_id} expires at {iso(root.expiration_ms)}: {SHORT_LIFE.days} days or less are left, and "
             f"{', '.join(unmodified)} runs unmodified GoatDB, which would expose its private key",
@@ -104,7 +104,7 @@ async def find_left_root(
 ) -> Session:
     """Return a root that the document does not list any more, as its cluster has introduced it.
 
-    SECURITY: that a stored version holds its private key does not make it a root: whoever can write to the store could
+    SECURITY: a stored version with its private key does not make it a root: a writer of the store could
     have put one there. So a chain of introductions must lead to it from a root of the document. The listed servers hold
     them, and one server's copy is as good as another's, because they are signed
     (tests/unit/rotation/test_restore_left.py).
@@ -155,7 +155,7 @@ async def find_left_root(
         f"a stored version holds a private key of root {root_id}, which has left the identity document, but no listed "
         "server holds an introduction of it that leads back to a root of the document",
         hint="List the servers with --node, and start those that do not answer. Without the introduction the key may "
-        "be anybody's.",
+        "be forged.",
     )
 
 

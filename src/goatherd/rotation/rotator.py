@@ -1,14 +1,14 @@
-"""Does what the machine decides: look at the store and the nodes, ask `decide`, act, and again.
+"""Drive a rotation: observe the store and the servers, let `decide` choose an action, perform it, and repeat.
 
 What it is: the loop, and one method for each action. What it is not: it holds no rule of rotation (`machine` does) and
-no state of its own: everything that must survive it is in the identity document, so any process can carry on.
+no state of its own: everything that must survive is in the identity document, so any process can resume.
 
 Rules:
-- Every write of the document is a compare-and-swap on the version that was looked at. A conflict is never repeated
-  blindly: look and decide again. An action that has had no effect twice is not tried a third time (`attempts`).
+- Every write of the document is a compare-and-swap on the version that was read. A conflict is never repeated
+  blindly: read and decide again. An action that has had no effect twice is not tried a third time (`attempts`).
 - Every action can be repeated without harm, and can be cut off before, in the middle and after.
 - A call of the store that fails is made again at once (`repeating_store`); a look or an action fails only with several.
-- After each write the nodes are told at once; one that can't be told looks by itself at its next refresh.
+- After each write the servers are notified; one that cannot be notified reads the store at its next refresh.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ class Rotator:
         return await self._run_goal(Goal.RESTORE, to_phase=to_phase, to_id=root_id)
 
     async def resume(self, *, to_phase: Phase | None = None) -> Report:
-        """Carry on the rotation in progress, whoever began it; mend what a crash has left.
+        """Resume the rotation in progress, whichever process began it; repair what a crash has left.
 
         Raises:
             As `rotate`, but for `RotationBusyError`.
@@ -426,7 +426,7 @@ class Rotator:
                     # The write of `Prepare` is seen in the store, whether its answer was lost or not.
                     intent = replace(intent, rotation_id=candidate, to_id=intent.to_id or successor_id)
                     if document.rotation is None:
-                        continue  # somebody has ended it already: look at what a run looks at in the end
+                        continue  # another run has ended it already: observe again, as at the end of a run
                 action = decide(observation, self.policy, intent, self._steady.now_ms())
                 self._emit_event(Decided(action=action))
                 if isinstance(action, Done):
@@ -762,7 +762,7 @@ class Rotator:
     async def _check_history(self) -> IdentityDocument:
         """Return what the store holds, if no server has used a later state of it, or another one.
 
-        SECURITY: whoever writes on in a store that went back takes the root away that has signed since
+        SECURITY: a write into a store that went back removes the root that has signed since
         (tests/cluster/test_restored_store.py). And a store whose reads lag may not show yet that a rotation began, or
         for `retire` that it ended.
         """

@@ -1,10 +1,10 @@
-"""Check, before a command writes, that the document it goes on from is what a root has signed.
+"""Check, before a command writes, that a root has signed the document that the store holds.
 
 What it is: the check of every command that writes the identity: rotate, resume, cancel, roll back, restore, replace an
 expired root, retire, revoke, and so the controller. What it is not: it signs nothing (`goatherd.operations.sign`).
 
 Every write is signed. So a command that went on from an altered document would put the root's signature under what
-somebody wrote who does not hold the root. A document without a signature is one of Goatherd 0.1.0, and is gone on from
+a writer without the root wrote. A document without a signature is one of Goatherd 0.1.0, and is accepted
 unless a signed one was seen: by this command, in an earlier version of the secret, or by a listed server.
 """
 

@@ -5,8 +5,8 @@ restore, replace an expired root, retire, revoke, sign, and so the controller. W
 repairs no store.
 
 A store goes back when a backup is restored, or when a label is set back with the platform's own tools. Servers refuse
-what it holds then. Whoever writes on from there raises the generation beyond theirs, and the root that has signed since
-the backup is gone. So a server that has used a later state, or another one with the same number, stops the command.
+what it holds then. A write from there raises the generation beyond theirs, and the root that has signed since the
+backup is gone. So a server that has used a later state, or another one with the same number, stops the command.
 
 Rules: a server that does not answer, that says nothing usable, or that shares no root with the identity, not even a
 revoked one, stops nothing. One that lies can be overruled by the operator, by name (`Policy.distrust`).
@@ -204,7 +204,7 @@ async def find_later_versions(
 
 
 def check_distrusted(distrust: Collection[str], listed: Collection[str]) -> None:
-    """Check that only listed servers are distrusted: a mistyped URL would overrule nobody.
+    """Check that only listed servers are distrusted: a mistyped URL would overrule no server.
 
     Args:
         distrust: URLs.

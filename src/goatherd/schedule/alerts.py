@@ -1,4 +1,4 @@
-"""Tells somebody that something needs a look: an event in the log at level ERROR, and a command of the operator's.
+"""Alert the operator: a log event at level ERROR, and a command that the operator has configured.
 
 What it is not: it decides nothing, and repeats nothing by itself. Rules: what an alert says holds ids, times and
 reasons, no key; a command that fails, or does not end in time, is logged and changes nothing else.
@@ -27,7 +27,7 @@ _SHELL: Final = "/bin/sh"
 
 
 class AlertKind(StrEnum):
-    """Why somebody should look."""
+    """Why the operator is alerted."""
 
     ROTATION_FAILED = "rotation-failed"
     """A rotation was cancelled or rolled back, or could not be begun or carried on."""
@@ -43,10 +43,10 @@ class AlertKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """One thing that somebody should look at.
+    """One alert.
 
     Attributes:
-        reason: One line for people.
+        reason: The reason, in one line.
         code: The error's code, where there was one.
         failures: How many times in a row.
     """

@@ -1,6 +1,6 @@
-"""The loop that rotates by a schedule: look at the identity, do what is due, look again.
+"""Rotate by a schedule: read the identity, do what is due, and repeat.
 
-What it is: the patience between looks, the choice of method, alerts, and an end at a safe point. What it is not: it
+What it is: the pauses between reads, the choice of method, alerts, and an end at a safe point. What it is not: it
 does not decide when (`schedule`) nor how (`rotator`).
 
 Rules:
@@ -8,7 +8,7 @@ Rules:
   any moment and any number may run. The store's compare-and-swap decides who begins; the others are told, and look
   again later. What is remembered here only keeps it from asking too often.
 - Asked to stop, it begins nothing. A rotation that goes on by itself is brought to its end; one that waits for nodes
-  which do not follow is left as it stands, recorded in the store, for whoever carries it on.
+  which do not follow is left as it stands, recorded in the store, for the process that resumes it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from goatherd.times import iso, milliseconds
 _log = logging.getLogger("goatherd.rotation")
 
 QUIET_FAILURES: Final = 2
-"""So many looks at a store in a row may fail before somebody is told."""
+"""So many reads of the store in a row may fail before an alert is raised."""
 SHORT_WAIT: Final = timedelta(seconds=3)
 """A controller that is to stop leaves a rotation that has waited for the same nodes for so long."""
 RETIRE_PAUSE: Final = timedelta(days=1)
@@ -71,7 +71,7 @@ class Turn:
         has_acted: Whether something was begun.
         report: How it ended, if it did its work.
         error: Why it did not.
-        has_yielded: Somebody else was first, which is no failure.
+        has_yielded: Another process was first, which is no failure.
     """
 
     verdict: DueDecision | None = None
@@ -258,7 +258,7 @@ class Controller:
                 is_left = self._is_acting and self._turn.cancelled()
                 done = None if self._turn.cancelled() else self._turn.result()
             finally:
-                # Somebody may cancel the whole loop.
+                # The whole loop may be cancelled.
                 self._turn.cancel()
             if once:
                 break
@@ -313,7 +313,7 @@ class Controller:
     # --- telling ------------------------------------------------------------------------------------------------------
 
     async def _report_miss(self, error: GoatherdError) -> None:
-        """Tell of a look that has failed: at once where it will not mend itself."""
+        """Report a failed read of the store: at once where a retry would not help."""
         self._missed += 1
         if error.retryable and self._missed <= QUIET_FAILURES:
             _log.warning(event_text(LogEvent.CONTROLLER_TROUBLED, reason=str(error), failures=self._missed))
@@ -322,7 +322,7 @@ class Controller:
         await self._ring_once(alert, error.code)
 
     async def _record_failure(self, kind: AlertKind, error: GoatherdError, *, root_id: str) -> None:
-        """Rest after a failure that is in no document, and tell somebody."""
+        """Pause after a failure that the document does not record, and raise an alert."""
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
         pause = min(milliseconds(schedule.backoff) << min(failures - 1, 30), milliseconds(schedule.backoff_max))

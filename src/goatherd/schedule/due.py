@@ -1,4 +1,4 @@
-"""When a root is to be replaced: one function from what the identity document says, and the time, to what comes next.
+"""Decide what is due: one function from the identity document and the time to the next act and its time.
 
 What it is: cron expression or key age, maintenance windows, jitter, what becomes of a missed slot, patience after
 failures. What it is not: it reads no store, waits for nothing and remembers nothing (`controller` is the loop).
@@ -93,7 +93,7 @@ def facts_of(document: IdentityDocument, now_ms: int, *, written_ms: int, tolera
     """Return what a schedule may know of a document.
 
     Times in the future are limited (`goatherd.identity.recorded_times`). A rotation whose phase began in the future by
-    the store's clock as well counts as one that nobody drives: a controller that waited for that time would do nothing.
+    the store's clock as well counts as one without a driver: a controller that waited for that time would do nothing.
 
     Args:
         document: As it was read.
@@ -162,7 +162,7 @@ class DueDecision:
         at_ms: From when on; in the past means now. None where nothing will come by itself.
         why: For people.
         slot_ms: The slot or due time that it serves, before jitter and windows.
-        urgent: The key is near its end or past it: somebody should be told.
+        urgent: The root is near its expiration or past it: the operator must be alerted.
         skipped_ms: A slot that passed without a rotation and will not be caught up.
     """
 

@@ -1,4 +1,4 @@
-"""Servers that nobody has listed: B does not sign before they have had the time to look at the store."""
+"""Servers that are not listed: B does not sign before they have had the time to look at the store."""
 
 from __future__ import annotations
 
