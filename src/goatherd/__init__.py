@@ -21,6 +21,7 @@ docs/reference/python.md.
 from __future__ import annotations
 
 import importlib
+import sys
 
 TYPE_CHECKING = False  # not from `typing`, which takes longer to import than all of `goatherd --help`
 if TYPE_CHECKING:
@@ -194,7 +195,8 @@ def __getattr__(name: str) -> object:
         MissingExtraError: Its libraries are not installed; the hint is the install command.
     """
     if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # With the object, the interpreter suggests a name that was meant.
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     try:
         value: object = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     except ModuleNotFoundError as error:

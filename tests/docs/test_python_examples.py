@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import goatherd
 from tests.deadlines import HANG
 from tests.docs.reference import DOCS
 from tests.fakes.moto import WHY_SKIPPED as NO_MOTO
@@ -115,3 +117,29 @@ def test_a_settings_json_is_written_changed_and_migrated(place: Place) -> None:
 def test_every_program_is_listed() -> None:
     listed = re.findall(r"`(\w+\.py)", (EXAMPLES / "README.md").read_text())
     assert sorted(set(listed)) == sorted(program.name for program in EXAMPLES.glob("*.py"))
+
+
+def test_the_first_program_of_the_how_to_works(tmp_path: Path) -> None:
+    page = (DOCS / "how-to/use-from-python.md").read_text()
+    program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    for shown, port in zip((8101, 8102), free_ports(2), strict=True):
+        program = program.replace(str(shown), str(port))
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("/srv", str(tmp_path))],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG,
+    )
+    assert re.fullmatch(r"\w{24} signs in place of \w{24}\n", done.stdout), done.stderr
+
+
+def test_every_program_of_the_pages_is_python_that_uses_names_that_there_are() -> None:
+    for page in (DOCS / "how-to/use-from-python.md", DOCS.parent / "README.md"):
+        programs = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        assert programs
+        for program in programs:
+            tree = compile(program, str(page), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "goatherd":
+                    assert node.attr in goatherd.__all__

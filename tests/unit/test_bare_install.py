@@ -72,6 +72,8 @@ def test_names_of_type_checkers_and_of_the_interpreter_are_the_same() -> None:
 def test_a_name_that_is_not_public_is_not_there() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
         _ = goatherd.nonsense
+    done = subprocess.run([sys.executable, "-c", "import goatherd; goatherd.rotat"], capture_output=True, check=False)
+    assert b"Did you mean: 'rotate'?" in done.stderr
 
 
 def test_importing_the_package_imports_nothing_else_of_it() -> None:

@@ -9,7 +9,7 @@ anything that its operation does not decide.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from os import PathLike
@@ -149,7 +149,7 @@ async def init(store: StoreName, *, org: str | None = None, policy: Policy | Non
         ProviderError: The store could not be written.
     """
     async with open_store(store, org=org) as opened:
-        return (await init_operations.init_identity(opened, policy or Policy()))[1]
+        return (await init_operations.init_identity(opened, _policy_for(policy, ())))[1]
 
 
 async def migrate(
@@ -184,7 +184,7 @@ async def migrate(
         IdentityExistsError: The store holds another identity. Nothing was written.
         GoatherdError: As `goatherd.operations.migrate.migrate_all`. Nothing was written.
     """
-    policy = policy or Policy()
+    policy = _policy_for(policy, ())
 
     def secret_for(orgs: Sequence[str]) -> str:
         if isinstance(store, Store):
@@ -496,7 +496,10 @@ def _named_store(store: StoreName) -> tuple[SecretProvider, str, str]:
         return provider, secret_id, f"{config['provider']}: {secret_id}"
     if isinstance(store, tuple) and len(store) == 2 and isinstance(store[0], SecretProvider):
         return store[0], store[1], f"{store[0].scheme}: {store[1]}"
-    raise ConfigurationError(f"a {type(store).__name__} does not name a store", hint=_STORE_HINT)
+    hint = _STORE_HINT
+    if isinstance(store, AbstractAsyncContextManager):
+        hint = "Use `async with goatherd.open_store(…) as store`, or give (provider, secret_id)."
+    raise ConfigurationError(f"a {type(store).__name__} does not name a store", hint=hint)
 
 
 def _check_org(template: str, name: str, org: str) -> None:
@@ -523,6 +526,10 @@ def _addresses(nodes: Servers) -> tuple[str, ...]:
 def _policy_for(policy: Policy | None, nodes: Servers) -> Policy:
     """Return the policy; by default one that waits for servers that were not discovered."""
     if policy is not None:
+        if not isinstance(policy, Policy):
+            raise ConfigurationError(
+                f"a {type(policy).__name__} is not a policy", hint="Such as Policy(lifetime=timedelta(days=90))."
+            )
         return policy
     directory = NodeDirectory(_addresses(nodes), timeout=Policy().node_timeout)
     return replace(Policy(), unlisted=unlisted_for(REFRESH_INTERVAL)) if directory.is_discovered else Policy()

@@ -92,6 +92,11 @@ def encode_session(session: Session | OwnedSession, *, include_private_key: bool
     Raises:
         ConfigurationError: `session` has no private key to include.
     """
+    if not isinstance(session, Session | OwnedSession):
+        raise ConfigurationError(
+            f"a {type(session).__name__} is not a session",
+            hint="`generate_session` makes one, `decode_session` reads one.",
+        )
     if not include_private_key:
         return (session.session if isinstance(session, OwnedSession) else session).to_json()
     if not isinstance(session, OwnedSession):

@@ -209,6 +209,10 @@ def decode_document(raw: bytes | str) -> IdentityDocument:
         MalformedIdentityError: It breaks a rule of its form; the message names the rule and the position.
         KeyMismatchError: A private key does not belong to the public key beside it.
     """
+    if not isinstance(raw, bytes | str):
+        raise TypeError(
+            f"an identity document is bytes or a string, not {type(raw).__name__} (reveal() gives its bytes)"
+        )
     return document_from_tree(parse_object(raw, max_bytes=SIZE_LIMIT_BYTES))
 
 

@@ -132,7 +132,8 @@ def check_revocation_servers(servers: object, *, unsafe_without_nodes: bool) -> 
         servers,
         "the commits that the cluster holds cannot be collected",
         unsafe_without_nodes=unsafe_without_nodes,
-        hint="Give --node URL for each server. In an emergency: --unsafe-without-nodes first, --node later.",
+        hint="Give --node URL for each server. In an emergency: --unsafe-without-nodes first, --node later. "
+        'From Python: nodes=["http://…"].',
     )
 
 

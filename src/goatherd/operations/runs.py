@@ -27,7 +27,8 @@ EventListener = Callable[["Event"], None]
 """Is called with each event of a run as it happens. It must not block and must not raise."""
 
 LIST_SERVERS: Final = (
-    "Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml."
+    "Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml. From Python: "
+    'nodes=["http://…"].'
 )
 
 

@@ -143,7 +143,10 @@ class SecretBytes:
 
     def __init__(self, value: bytes | bytearray | memoryview) -> None:
         # Not bytes(value): that makes zeros of a number.
-        self._value = bytes(memoryview(value))
+        try:
+            self._value = bytes(memoryview(value))
+        except TypeError:
+            raise TypeError(f"the value of a secret is bytes, not {type(value).__name__}") from None
 
     def reveal(self) -> bytes:
         """Return the bytes."""

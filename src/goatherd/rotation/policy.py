@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Final
 
@@ -117,6 +117,20 @@ class Policy:
     health_interval: timedelta = timedelta(seconds=2)
     health_timeout: timedelta = timedelta(seconds=5)
     health_soak: timedelta = timedelta(seconds=10)
+
+    def __post_init__(self) -> None:
+        """Check that durations are durations: a number of what would be a guess.
+
+        Raises:
+            ConfigurationError: One is a number or a string.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, timedelta) and not isinstance(value, timedelta):
+                raise ConfigurationError(
+                    f"{field.name} is a {type(value).__name__}, and must be a timedelta",
+                    hint=f"Such as Policy({field.name}=timedelta(hours=1)).",
+                )
 
     @property
     def health_bound(self) -> timedelta:

@@ -25,6 +25,7 @@ from goatherd.clock import Clock, SteadyClock, SystemClock
 from goatherd.cluster.node import Node, NodeSource
 from goatherd.cluster.observer import Observer, Question
 from goatherd.errors import (
+    ConfigurationError,
     ConflictError,
     GenerationError,
     IllegalStepError,
@@ -157,6 +158,11 @@ class Rotator:
         on_event: Callable[[Event], None] | None = None,
         health: Sequence[HealthSignal] = (),
     ) -> None:
+        if not callable(nodes) and any(isinstance(node, str) for node in nodes):
+            raise ConfigurationError(
+                "a Rotator takes clients of servers, not their URLs",
+                hint="`goatherd.rotate(store, nodes)` takes URLs; NodeClient(url) is a client.",
+            )
         self.policy = policy or Policy()
         self._provider = provider
         self._secret_id = secret_id

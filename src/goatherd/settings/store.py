@@ -559,6 +559,11 @@ def _named_secret(
     if isinstance(secret_id, str) and isinstance(cloud_provider, SecretProvider):
         return cloud_provider, secret_id
     if isinstance(secret_id, str) and isinstance(cloud_provider, str | Mapping):
+        if "://" in secret_id:
+            raise ConfigurationError(
+                "a URI is not the id of a secret",
+                hint="settings_from_options(uri) takes a URI; so do Server and every operation.",
+            )
         config = {"provider": cloud_provider} if isinstance(cloud_provider, str) else dict(cloud_provider)
         return provider_from_config({**config, "secretId": secret_id})
     raise ConfigurationError(

@@ -152,7 +152,10 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
         (goatherd.rotate(store, "localhost"), "localhost"),
         (goatherd.rotate(store, [8101]), "a int does not name a server"),
         (goatherd.rotate(store, ["http://127.0.0.1:1"], to_phase="publishd"), "not a phase"),
+        (goatherd.rotate(store, unsafe_without_nodes=True, policy="90d"), "a str is not a policy"),  # type: ignore[arg-type]
         (goatherd.status(tmp_path), "does not name a store"),
+        (goatherd.status(goatherd.open_store(store)), "does not name a store"),
+        (goatherd.migrate(store, tmp_path / "settings.json"), "does not exist"),
         (goatherd.status({"type": "cloud", "cloudConfig": "aws"}), "cloudConfig"),
         (goatherd.status("/srv/keys/root"), "not the URI of a store"),
         (goatherd.revoke(store, unsafe_without_nodes=True, root_id="x", reason=""), "reason"),
@@ -160,6 +163,16 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
         with pytest.raises(ConfigurationError, match=text) as caught:
             await call
         assert caught.value.hint
+    with pytest.raises(ConfigurationError, match="lifetime is a int"):
+        goatherd.Policy(lifetime=90)
+    with pytest.raises(ConfigurationError, match="not their URLs"):
+        goatherd.Rotator(goatherd.MemorySecretProvider(), "root", ["http://127.0.0.1:8101"])
+    with pytest.raises(ConfigurationError, match="a URI is not the id"):
+        goatherd.CloudSecretSettings(store, "file")
+    with pytest.raises(TypeError, match="reveal"):
+        goatherd.decode_document(await goatherd.open_provider(store)[0].get_secret("root"))
+    with pytest.raises(TypeError, match="is bytes, not dict"):
+        await goatherd.open_provider(store)[0].update_secret("root", {})
     with pytest.raises(PluginNotFoundError) as unknown:
         await goatherd.status("flie:///srv/keys/root")
     assert "'file'" in unknown.value.hint
