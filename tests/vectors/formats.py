@@ -21,10 +21,10 @@ from goatherd.wire.hashing import murmur3
 from goatherd.wire.javascript_values import UNDEFINED, date_from_json, number_text, seconds_from_ms
 from goatherd.wire.json import json_number, parse_json, stable_stringify, to_json, to_pretty_json
 from goatherd.wire.messages import VERSION, SyncMessage, cycles_for, filter_parameters
-from goatherd.wire.versions import pack_version, unpack_version
 from tests.vectors.notation import dense, value_of
 from tests.vectors.sheet import Case, Sheet, equal, mismatch, refuses, same_text, yields
 from tests.vectors.upstream_log import UpstreamLog
+from tests.vectors.versions import pack_version, unpack_version
 
 Document = dict[str, Any]
 

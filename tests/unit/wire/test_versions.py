@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.wire.versions import pack_version, unpack_version
+from tests.vectors.versions import pack_version, unpack_version
 
 
 class TestVersions:
