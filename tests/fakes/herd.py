@@ -38,7 +38,7 @@ from goatherd.identity.session_commits import session_from_commit
 from goatherd.identity.transitions import create_document
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
-from goatherd.rotation.cross_signing import session_commit
+from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
@@ -249,7 +249,7 @@ class HerdNode:
         self._arrive("create_session")
         now_ms = self._herd.clock.now_ms()
         owned = OwnedSession.generate(session_id=self._herd.new_id(), owner=None, now_ms=now_ms)
-        raw = session_commit(
+        raw = make_session_commit(
             owned.session,
             signer=self.pool.current,
             commit_id=self._herd.new_id(),

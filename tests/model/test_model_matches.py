@@ -29,7 +29,7 @@ from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.succession import MAX_JUMP, verify_successor
 from goatherd.providers.base import CURRENT
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.rotation.cross_signing import cross_signature, introduction
+from goatherd.rotation.cross_signing import make_cross_signature, make_introduction
 from goatherd.rotation.machine import STEPS, Goal, Intent, Observation, Policy, Step, decide
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.trust import TrustPool
@@ -325,8 +325,8 @@ def test_a_node_trusts_whom_the_real_pool_trusts() -> None:
     full = next(history for history in histories(1) if history[-1][1].finished)
     by_phase = {document.phase: real for real, document in full[1:-1]}
     commits = {
-        "introduction": introduction(by_phase[Phase.PUBLISHED], org=ORG),
-        "cross": cross_signature(by_phase[Phase.ACTIVATED], org=ORG),
+        "introduction": make_introduction(by_phase[Phase.PUBLISHED], org=ORG),
+        "cross": make_cross_signature(by_phase[Phase.ACTIVATED], org=ORG),
     }
     for history in histories(1):
         documents = tuple(document for _, document in history)

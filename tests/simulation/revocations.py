@@ -22,7 +22,7 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.values import CURRENT, VersionState
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import NEW, Revoker
-from goatherd.rotation.cross_signing import session_commit
+from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.events import Event
 from goatherd.wire.commit import Commit
 from tests.simulation.machine import EPOCH_MS
@@ -155,5 +155,5 @@ def thiefs_session(stolen: OwnedSession) -> Commit:
         expiration_ms=EPOCH_MS + _LIFETIME // timedelta(milliseconds=1),
     )
     commit_id = "".join(one for one in f"thief{stolen.id}".lower() if one.isalnum()).ljust(24, "0")[:24]
-    raw = session_commit(session, signer=stolen, commit_id=commit_id, ts=EPOCH_MS + _WHEN_MS, org=ORG)
+    raw = make_session_commit(session, signer=stolen, commit_id=commit_id, ts=EPOCH_MS + _WHEN_MS, org=ORG)
     return Commit.from_json(raw, org=ORG)

@@ -18,7 +18,7 @@ from goatherd.identity.session import ROOT_OWNER, SESSION_LIFETIME, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.operations.identity_store import DEFAULT_ORG
-from goatherd.rotation.cross_signing import session_commit
+from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.policy import Policy, check_lifetime
 from goatherd.wire.commit import Commit
 
@@ -78,7 +78,7 @@ def create_session_commit(
         )
     session = new_root.session if isinstance(new_root, OwnedSession) else new_root
     return Commit.from_json(
-        session_commit(session, signer=current_root, commit_id=new_id(), ts=now_ms, org=org), org=org
+        make_session_commit(session, signer=current_root, commit_id=new_id(), ts=now_ms, org=org), org=org
     )
 
 

@@ -20,7 +20,7 @@ from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.session_commits import session_from_commit
-from goatherd.rotation.cross_signing import session_commit
+from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.wire.commit import Commit
 
 
@@ -103,7 +103,7 @@ def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dic
     # COMPAT: a server verifies what is pushed to it in the order of these times, and merges after every 50 commits. So
     # the joining commit comes before the first creation.
     earliest = min(math.floor(commit.ts) for commit in conflict.creations)
-    return session_commit(
+    return make_session_commit(
         _merge_sessions(sessions),
         signer=signer,
         commit_id=derived_id("joined creations", f"{signer.id}/{org}/{ids}"),

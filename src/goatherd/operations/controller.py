@@ -40,7 +40,7 @@ from goatherd.rotation.obstacles import Obstacle, ObstacleKind, Survey
 from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.alerts import Alarm
 from goatherd.schedule.controller import Controller, Turn, Worker
-from goatherd.schedule.due import Act, DueDecision, Facts, Schedule, facts_of, next_due, preview
+from goatherd.schedule.due import Act, DueDecision, Facts, Schedule, next_due, preview, read_facts
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 
@@ -91,7 +91,7 @@ async def explain_schedule(store: Store, nodes: NodeDirectory, schedule: Schedul
     version, document = await store.read()
     obstacles = await find_obstacles_now(store, nodes, schedule.policy) if nodes.addresses else ()
     now_ms = SystemClock().now_ms()
-    facts = facts_of(document, now_ms, written_ms=version.created_ms, tolerance=schedule.policy.clock_tolerance)
+    facts = read_facts(document, now_ms, written_ms=version.created_ms, tolerance=schedule.policy.clock_tolerance)
     return ScheduleExplanation(
         facts=facts,
         verdict=next_due(facts, schedule, now_ms),

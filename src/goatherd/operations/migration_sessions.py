@@ -32,7 +32,7 @@ from goatherd.identity.session_commits import preferred_session, session_from_co
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import SHOWN, MigrationSource, SessionLog, read_session_log
 from goatherd.revocation.introduced_sessions import decode_commits
-from goatherd.rotation.cross_signing import session_commit
+from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -296,7 +296,7 @@ def introduction_of_migrated(
     if not 0 < ts <= min(now_ms, signer.session.expiration_ms):
         ts = _LONG_AGO_MS
     text = f"{signer.id}/{org}/{session.id}/{session.owner or ''}/{session.expiration_ms}/{ts}/{parent or ''}"
-    return session_commit(
+    return make_session_commit(
         session,
         signer=signer,
         commit_id=derived_id("migrated session", text),

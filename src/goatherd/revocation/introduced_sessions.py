@@ -18,7 +18,7 @@ from goatherd.errors import DecodeError, VerificationError
 from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.session_commits import preferred_session, session_from_commit, verify_commit_by
-from goatherd.rotation.cross_signing import session_commit
+from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.trust import map_in_threads
 from goatherd.wire.commit import Commit
 
@@ -139,7 +139,9 @@ def introduce_again(
     """
 
     def make(one: Introduced) -> dict[str, Any]:
-        return session_commit(one.session, signer=signer, commit_id=one.commit_id, ts=at, org=org, parents=one.parents)
+        return make_session_commit(
+            one.session, signer=signer, commit_id=one.commit_id, ts=at, org=org, parents=one.parents
+        )
 
     return map_in_threads(make, introduced, executor)
 

@@ -135,7 +135,7 @@ class RevocationReport:
         return self.closed and self.settled and all(node.refuses and node.problem is None for node in ours)
 
 
-def claims_of(told: Iterable[HeldCommit]) -> tuple[Claim, ...]:
+def count_claims(told: Iterable[HeldCommit]) -> tuple[Claim, ...]:
     """Return what a node says of the commits that it alone claims, an item each; sessions first."""
     by_item: dict[tuple[str, str], list[HeldCommit]] = {}
     for one in told:

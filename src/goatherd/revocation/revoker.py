@@ -49,9 +49,9 @@ from goatherd.key_inventory import Holding, find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
-from goatherd.revocation.report import NodeOutcome, RevocationReport, claims_of
+from goatherd.revocation.report import NodeOutcome, RevocationReport, count_claims
 from goatherd.rotation.attempts import Attempts
-from goatherd.rotation.cross_signing import earlier_introduction, introduction_ids, session_commit
+from goatherd.rotation.cross_signing import introduction_ids, make_earlier_introduction, make_session_commit
 from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped, StoreTroubled
 from goatherd.rotation.machine import Kept, Policy
 from goatherd.rotation.obstacles import check_own_clock
@@ -367,7 +367,7 @@ class Revoker:
         if document.find_root(new_root.id) is not None or stolen.session.is_expired(now_ms):
             return
         commits = [
-            session_commit(new_root, signer=stolen, commit_id=commit_id, ts=now_ms, org=self._org)
+            make_session_commit(new_root, signer=stolen, commit_id=commit_id, ts=now_ms, org=self._org)
             for commit_id in introduction_ids(new_root.id)
         ]
 
@@ -553,7 +553,7 @@ class Revoker:
                 )
             except NodeError:
                 return  # the claims are counted all the same
-            self._outcomes[node.base_url].claims = claims_of(told)
+            self._outcomes[node.base_url].claims = count_claims(told)
 
         await self._call_each(list(asked), ask, is_long=True)
 
@@ -641,7 +641,7 @@ class Revoker:
         if document.next is not None:
             without.add(document.next.id)  # the rotation in progress introduces it
         good = [root.id for root in document.roots if root.id not in without]
-        commits = [earlier_introduction(document, one, org=self._org) for one in good]
+        commits = [make_earlier_introduction(document, one, org=self._org) for one in good]
         todo = [one for one in commits if one["id"] not in known]
         if not todo:
             return

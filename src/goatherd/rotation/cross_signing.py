@@ -50,12 +50,12 @@ def introduction_ids(session_id: str) -> tuple[str, ...]:
     return (introduction_id(session_id), *others)
 
 
-def repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
-    """Return commits that say the same as `introduction`, under other ids; none for a root that is restored.
+def make_repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
+    """Return commits that say the same as `make_introduction`, under other ids; none for a root that is restored.
 
     Args:
         document: A prepared or published document.
-        org: See `introduction`.
+        org: See `make_introduction`.
     """
     record = document.rotation
     assert record is not None
@@ -120,7 +120,7 @@ def expected_cross_signature(document: IdentityDocument) -> ExpectedCommit | Non
     return _expect(document, cross_signature_id(record.id), record.from_id, {record.to_id})
 
 
-def introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
+def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
     """Return the commit that introduces the next root, signed by the current one.
 
     Args:
@@ -137,17 +137,17 @@ def _introduce_next(document: IdentityDocument, commit_id: str, org: str) -> dic
     record, successor = document.rotation, document.next
     assert record is not None
     assert successor is not None
-    return session_commit(
+    return make_session_commit(
         successor.session, signer=document.current, commit_id=commit_id, ts=record.started_at, org=org
     )
 
 
-def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
+def make_cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
     """Return the commit that introduces the earlier root, signed by the current one.
 
     Args:
         document: An activated or verified document.
-        org: See `introduction`.
+        org: See `make_introduction`.
     """
     record, expected = document.rotation, expected_cross_signature(document)
     assert record is not None
@@ -155,7 +155,7 @@ def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
     earlier = document.find_root(record.from_id)
     assert earlier is not None
     assert document.rotated_at is not None
-    return session_commit(
+    return make_session_commit(
         earlier, signer=document.current, commit_id=expected.commit_id, ts=document.rotated_at, org=org
     )
 
@@ -185,7 +185,7 @@ def expected_earlier_introduction(document: IdentityDocument, session_id: str) -
     return _expect(document, earlier_introduction_id(session_id, current), session_id, {current})
 
 
-def earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
+def make_earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
     """Return the commit that introduces an earlier root of a steady document, signed by the current one.
 
     By it the root goes on being trusted when it has left the document.
@@ -193,11 +193,11 @@ def earlier_introduction(document: IdentityDocument, session_id: str, *, org: st
     Args:
         document: A steady document.
         session_id: A root of it.
-        org: See `introduction`.
+        org: See `make_introduction`.
     """
     earlier = document.find_root(session_id)
     assert earlier is not None
-    return session_commit(
+    return make_session_commit(
         earlier,
         signer=document.current,
         commit_id=expected_earlier_introduction(document, session_id).commit_id,
@@ -212,7 +212,7 @@ def expected_late_introduction(document: IdentityDocument, expired_id: str) -> E
     return _expect(document, introduction_id(document.current.id), document.current.id, {expired_id})
 
 
-def late_introduction(document: IdentityDocument, expired: OwnedSession, *, org: str) -> dict[str, Any]:
+def make_late_introduction(document: IdentityDocument, expired: OwnedSession, *, org: str) -> dict[str, Any]:
     """Return the commit by which an expired root introduces the current one, which has taken its place.
 
     Clients that know only the expired root follow by it. Its time is that of the endorsement in the document, at which
@@ -221,16 +221,16 @@ def late_introduction(document: IdentityDocument, expired: OwnedSession, *, org:
     Args:
         document: A steady document.
         expired: The root that signed before, with its private key.
-        org: See `introduction`.
+        org: See `make_introduction`.
     """
     current = document.current
     (signature,) = (one.signature for one in document.endorsements if (one.by, one.of) == (expired.id, current.id))
     ts = parse_signature(signature).ts
     assert isinstance(ts, int)
-    return session_commit(current.session, signer=expired, commit_id=introduction_id(current.id), ts=ts, org=org)
+    return make_session_commit(current.session, signer=expired, commit_id=introduction_id(current.id), ts=ts, org=org)
 
 
-def session_commit(
+def make_session_commit(
     session: Session,
     *,
     signer: OwnedSession,
@@ -247,7 +247,7 @@ def session_commit(
         signer: The root that vouches for it, and the commit's author.
         commit_id: 24 characters of a-z and 0-9.
         ts: Milliseconds since 1970; the time of the signature too.
-        org: See `introduction`.
+        org: See `make_introduction`.
         parents: Ids of the commits that this one follows.
         connection: Id of the process that writes it; None for one that depends on the signer only.
     """

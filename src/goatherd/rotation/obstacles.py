@@ -221,7 +221,7 @@ def wrong_clock_error(obstacles: Collection[Obstacle]) -> WrongClockError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class StoredState:
     """What the store holds, as far as it is compared.
 
     Attributes:
@@ -234,7 +234,7 @@ class Held:
     lineage: Lineage | None = None
 
     @classmethod
-    def of(cls, document: IdentityDocument) -> Held:
+    def of(cls, document: IdentityDocument) -> StoredState:
         return cls(generation=document.generation, digest=source_digest(document), lineage=document.lineage)
 
     def is_behind(self, generation: int) -> bool:
@@ -250,7 +250,7 @@ class Held:
         return self.lineage is not None and self.lineage.contradicts(generation, digest)
 
 
-def find_contradiction(url: str, generation: int | None, digest: str | None, held: Held) -> Obstacle | None:
+def find_contradiction(url: str, generation: int | None, digest: str | None, held: StoredState) -> Obstacle | None:
     """Return why the store cannot be where the identity of this server comes from; None where it can.
 
     Args:
@@ -407,7 +407,7 @@ def _of_a_node(node: NodeView, store: StoreView, *, is_silent: bool, is_distrust
 def _find_contradiction(node: NodeView, store: StoreView) -> Obstacle | None:
     if node.roots is not None and is_of_another_identity((*node.roots, *node.revoked), store.root_ids):
         return None
-    held = Held(generation=store.generation, digest=store.digest, lineage=store.lineage)
+    held = StoredState(generation=store.generation, digest=store.digest, lineage=store.lineage)
     return find_contradiction(node.url, node.generation, node.digest if store.digest else None, held)
 
 

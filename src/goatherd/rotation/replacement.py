@@ -40,10 +40,10 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.cross_signing import (
-    earlier_introduction,
     expected_earlier_introduction,
     expected_late_introduction,
-    late_introduction,
+    make_earlier_introduction,
+    make_late_introduction,
 )
 from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold, StoreTroubled
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse, refusal_error
@@ -330,11 +330,11 @@ class Replacer:
         current = document.current
         cross = expected_earlier_introduction(document, expired_id)
         introductions: tuple[ExpectedCommit, ...] = ()
-        commits = [earlier_introduction(document, expired_id, org=self._org)]
+        commits = [make_earlier_introduction(document, expired_id, org=self._org)]
         if key is not None:
             introductions = (expected_late_introduction(document, expired_id),)
             # First, so that a client which knows only the expired root can verify the other one when it meets it.
-            commits.insert(0, late_introduction(document, key, org=self._org))
+            commits.insert(0, make_late_introduction(document, key, org=self._org))
         question = Question(
             asker=current, next_root=current, introductions=introductions, cross_signature=cross, signer=False
         )

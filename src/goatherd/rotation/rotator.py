@@ -53,13 +53,13 @@ from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
 from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.clocks import Clocks
 from goatherd.rotation.cross_signing import (
-    cross_signature,
-    earlier_introduction,
     expected_cross_signature,
     expected_earlier_introduction,
     expected_introductions,
-    introduction,
-    repeated_introductions,
+    make_cross_signature,
+    make_earlier_introduction,
+    make_introduction,
+    make_repeated_introductions,
 )
 from goatherd.rotation.events import (
     ConflictMet,
@@ -111,7 +111,7 @@ from goatherd.rotation.machine import (
     refusal_error,
 )
 from goatherd.rotation.observation import make_store_view
-from goatherd.rotation.obstacles import Held, Survey, find_contradiction, find_flow, find_remarks
+from goatherd.rotation.obstacles import StoredState, Survey, find_contradiction, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum
 from goatherd.rotation.repeating_store import RepeatingStore
@@ -351,7 +351,7 @@ class Rotator:
             held = ()  # rights that read the current version only do not go so far
         later: tuple[str, ...] = ()
         store = observation.store
-        now = Held(generation=store.generation, digest=store.digest, lineage=store.lineage)
+        now = StoredState(generation=store.generation, digest=store.digest, lineage=store.lineage)
         used = {
             node.url: (node.generation, node.digest)
             for node in observation.nodes
@@ -650,12 +650,15 @@ class Rotator:
                 )
                 await self._write(prepared, expected)
             case Introduce(nodes=urls):
-                commits = [introduction(document, org=self._org), *repeated_introductions(document, org=self._org)]
+                commits = [
+                    make_introduction(document, org=self._org),
+                    *make_repeated_introductions(document, org=self._org),
+                ]
                 await self._observer.call_each(
                     urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
                 )
             case CrossSign(node=url):
-                commit = cross_signature(document, org=self._org)
+                commit = make_cross_signature(document, org=self._org)
                 await self._observer.call_each(
                     (url,), lambda node: node.push(SESSIONS_PATH, [commit], document.current, now_ms)
                 )
@@ -675,7 +678,7 @@ class Rotator:
             case CorrectTimes(expected=expected):
                 await self._write(transitions.correct_times(document, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
-                commits = [earlier_introduction(document, one, org=self._org) for one in ids]
+                commits = [make_earlier_introduction(document, one, org=self._org) for one in ids]
                 await self._observer.call_each(
                     urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
                 )

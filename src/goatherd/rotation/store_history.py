@@ -30,7 +30,7 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, source_digest
 from goatherd.providers.base import Guarantees, ReadConsistency, SecretProvider, StoreReader
 from goatherd.providers.values import SecretVersion, VersionState
-from goatherd.rotation.obstacles import Held, Obstacle, find_contradiction, went_back_error
+from goatherd.rotation.obstacles import Obstacle, StoredState, find_contradiction, went_back_error
 from goatherd.rotation.policy import Policy
 
 
@@ -105,8 +105,8 @@ def find_contradictions(
         is_voted: Whether the servers that agree with the store overrule the others if they are more: in an emergency
             one server that lies must not cost time. After a restore, none that runs agrees.
     """
-    held, listed = Held.of(document), {root.id for root in document.roots}
-    last_signed = None if signed is None else Held.of(signed)
+    held, listed = StoredState.of(document), {root.id for root in document.roots}
+    last_signed = None if signed is None else StoredState.of(signed)
     found, agreeing = [], 0
     for url, answer in answers.items():
         if url in distrust or listed.isdisjoint((*(answer.roots or ()), *(answer.revoked or ()))):
@@ -157,7 +157,7 @@ class Continuity:
             return
         is_given_again = before[0] == version.id
         guarantees = self._provider.guarantees
-        is_other = Held.of(document).is_other(before[1], before[2]) and (
+        is_other = StoredState.of(document).is_other(before[1], before[2]) and (
             guarantees.cas or not guarantees.best_effort_cas
         )
         if is_given_again or is_other:
@@ -189,7 +189,7 @@ async def find_later_versions(
             document = decode_document((await provider.read(secret_id, version.id)).value.reveal())
         except (IdentityError, SecretNotFoundError, VersionDisabledError):
             continue
-        held = Held.of(document)
+        held = StoredState.of(document)
         urls = [
             url
             for url, (generation, digest) in used.items()

@@ -36,7 +36,7 @@ from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Decided, Event, Report
 from goatherd.rotation.machine import Kept, Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
-from goatherd.schedule.due import Act, DueDecision, Schedule, facts_of, next_due, share
+from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, next_due, read_facts
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 from goatherd.times import iso, milliseconds
@@ -145,7 +145,7 @@ class Controller:
         """
         found = await self._provider.read(self._secret_id, CURRENT)
         document, now_ms = decode_document(found.value.reveal()), self._clock.now_ms()
-        facts = facts_of(
+        facts = read_facts(
             document,
             now_ms,
             written_ms=found.version.created_ms,
@@ -308,7 +308,7 @@ class Controller:
 
     def _choose_interval(self) -> timedelta:
         """Return the interval, up to a tenth longer: controllers that were started together drift apart."""
-        return self._interval * (1 + 0.1 * share(self.schedule, f"pause {self._turns}"))
+        return self._interval * (1 + 0.1 * jitter_fraction(self.schedule, f"pause {self._turns}"))
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -326,7 +326,7 @@ class Controller:
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
         pause = min(milliseconds(schedule.backoff) << min(failures - 1, 30), milliseconds(schedule.backoff_max))
-        pause = int(pause * (1 + 0.25 * share(schedule, f"rest {self._turns}")))
+        pause = int(pause * (1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")))
         self._not_before_ms[kind] = self._clock.now_ms() + pause
         reason, code = str(error), error.code
         await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))

@@ -89,7 +89,7 @@ class Facts:
     is_ahead: bool = False
 
 
-def facts_of(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
+def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
     """Return what a schedule may know of a document.
 
     Times in the future are limited (`goatherd.identity.recorded_times`). A rotation whose phase began in the future by
@@ -270,7 +270,7 @@ def _decide_resumption(underway: Underway, schedule: Schedule, now_ms: int) -> D
         return DueDecision(act=Act.RESUME, at_ms=now_ms, why=f"{told}: this controller started it and resumes it")
     # Windows do not count here: half a rotation is no state to wait for Sunday in.
     stale_ms = underway.phase_ms + milliseconds(schedule.stale)
-    at_ms = stale_ms + int(share(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
+    at_ms = stale_ms + int(jitter_fraction(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
     left = (
         "no process drives it, so it is resumed"
         if at_ms <= now_ms
@@ -350,7 +350,7 @@ def _decide_retirement(facts: Facts, schedule: Schedule, now_ms: int) -> DueDeci
         return None
     root_id, since_ms = min(facts.unretired, key=lambda one: one[1])
     at_ms = since_ms + milliseconds(schedule.policy.grace)
-    at_ms += int(share(schedule, root_id) * milliseconds(schedule.jitter))
+    at_ms += int(jitter_fraction(schedule, root_id) * milliseconds(schedule.jitter))
     since = _format_time(since_ms, schedule)
     why = f"root {root_id} has not signed since {since}: its private key is destroyed in the store"
     return DueDecision(act=Act.RETIRE, at_ms=at_ms, why=why, slot_ms=at_ms)
@@ -361,7 +361,7 @@ def _decide_retirement(facts: Facts, schedule: Schedule, now_ms: int) -> DueDeci
 
 def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
     """Return when a rotation for a slot would begin if nothing else stood in its way: in a window, after the jitter."""
-    place = share(schedule, str(slot_ms))
+    place = jitter_fraction(schedule, str(slot_ms))
     if not schedule.windows:
         return slot_ms + int(place * milliseconds(schedule.jitter))
     span = first_span(schedule.windows, schedule.zone, slot_ms)
@@ -397,7 +397,7 @@ def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
     if not failures:
         return 0, ""
     doubled = min(milliseconds(schedule.backoff) << (len(failures) - 1), milliseconds(schedule.backoff_max))
-    pause = int(doubled * (1 + 0.25 * share(schedule, str(failures[0].at))))
+    pause = int(doubled * (1 + 0.25 * jitter_fraction(schedule, str(failures[0].at))))
     count = f"{len(failures)} failures in a row" if len(failures) > 1 else "a failure"
     until_ms = failures[0].at + pause
     return (
@@ -495,7 +495,7 @@ def _check_cron(schedule: Schedule, now_ms: int) -> None:
         )
 
 
-def share(schedule: Schedule, what: str) -> float:
+def jitter_fraction(schedule: Schedule, what: str) -> float:
     """Return this controller's place between 0 and 1, the same each time it asks about the same thing."""
     digest = hashlib.sha256(f"{schedule.controller}\n{what}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48

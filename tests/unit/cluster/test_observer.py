@@ -17,7 +17,7 @@ from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.cluster.session_queries import ExpectedCommit, filter_all_but
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
-from goatherd.rotation.cross_signing import introduction_id, session_commit
+from goatherd.rotation.cross_signing import introduction_id, make_session_commit
 from goatherd.rotation.machine import NodeView
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.paths import SESSIONS_PATH
@@ -44,7 +44,7 @@ def question(herd: Herd, b: OwnedSession, **changes: Any) -> Question:
 async def introduce(herd: Herd, b: OwnedSession, node: HerdNode, **changes: Any) -> None:
     a = herd.nodes[0].document.current
     options = {"signer": a, "commit_id": introduction_id(b.id), "ts": herd.clock.now_ms(), "org": "localhost"}
-    await node.push(SESSIONS_PATH, [session_commit(b.session, **{**options, **changes})], a)
+    await node.push(SESSIONS_PATH, [make_session_commit(b.session, **{**options, **changes})], a)
 
 
 async def test_a_node_trusts_b_when_it_answers_b_and_holds_what_it_sends_back(make_herd: MakeHerd) -> None:
@@ -76,17 +76,17 @@ async def test_a_server_that_holds_something_else_under_the_id_and_the_names_doe
     thief = OwnedSession.generate(session_id=a.id, owner="root", now_ms=herd.clock.now_ms())
     impostor = OwnedSession.generate(session_id=b.id, owner="root", now_ms=herd.clock.now_ms())
     options: dict[str, Any] = {"commit_id": introduction_id(b.id), "ts": herd.clock.now_ms(), "org": "localhost"}
-    genuine = session_commit(b.session, signer=a, **options)
+    genuine = make_session_commit(b.session, signer=a, **options)
     others = {
-        "signed by another key": session_commit(b.session, signer=thief, **options),
-        "of another key": session_commit(impostor.session, signer=a, **options),
-        "of no root": session_commit(replace(b.session, owner=None), signer=a, **options),
-        "for a shorter time": session_commit(
+        "signed by another key": make_session_commit(b.session, signer=thief, **options),
+        "of another key": make_session_commit(impostor.session, signer=a, **options),
+        "of no root": make_session_commit(replace(b.session, owner=None), signer=a, **options),
+        "for a shorter time": make_session_commit(
             replace(b.session, expiration_ms=herd.clock.now_ms()), signer=a, **options
         ),
         "changed since": {**genuine, "ts": genuine["ts"] + 1},
         "no longer whole": {name: value for name, value in genuine.items() if name != "c"},
-        "of another organization": session_commit(b.session, signer=a, **{**options, "org": "other"}),
+        "of another organization": make_session_commit(b.session, signer=a, **{**options, "org": "other"}),
     }
 
     class Holding:

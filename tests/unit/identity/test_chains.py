@@ -21,7 +21,7 @@ from goatherd.identity import (
 )
 from goatherd.identity.session_commits import earlier_introduction_id
 from goatherd.identity.transitions import prunable_roots
-from goatherd.rotation.cross_signing import introduction_id, session_commit
+from goatherd.rotation.cross_signing import introduction_id, make_session_commit
 from goatherd.wire.commit import Commit
 
 from .make import DAY, NOW, first, owned, rotated
@@ -32,7 +32,7 @@ NAMES = ["a", *(f"r{number}" for number in range(1, COUNT))]
 
 
 def introduced(session: Session, signer: OwnedSession, ts: int = NOW) -> Commit:
-    raw = session_commit(session, signer=signer, commit_id=introduction_id(session.id), ts=ts, org=ORG)
+    raw = make_session_commit(session, signer=signer, commit_id=introduction_id(session.id), ts=ts, org=ORG)
     return Commit.from_json(raw, org=ORG)
 
 
@@ -40,7 +40,7 @@ def outlived(name: str, later: str) -> Commit:
     """Return the commit by which a later root introduces an earlier one, so that it may leave the document."""
     session, signer = owned(name).session, owned(later)
     commit_id = earlier_introduction_id(session.id, signer.id)
-    return Commit.from_json(session_commit(session, signer=signer, commit_id=commit_id, ts=NOW, org=ORG), org=ORG)
+    return Commit.from_json(make_session_commit(session, signer=signer, commit_id=commit_id, ts=NOW, org=ORG), org=ORG)
 
 
 def aged() -> IdentityDocument:

@@ -25,7 +25,7 @@ from goatherd.node import database as database_module
 from goatherd.node.database import PENDING_BATCH
 from goatherd.node.log_storage import FileLog, GroupCommit, LogDirectory
 from goatherd.providers.values import CURRENT, VersionId
-from goatherd.rotation.cross_signing import session_commit as session_of_root
+from goatherd.rotation.cross_signing import make_session_commit as session_of_root
 from goatherd.serving.caller_limits import Rate
 from goatherd.trust import Verification
 from goatherd.wire.paths import SESSIONS_PATH

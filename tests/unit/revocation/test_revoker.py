@@ -41,7 +41,7 @@ from goatherd.node import Server
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation.cross_signing import earlier_introduction
+from goatherd.rotation.cross_signing import make_earlier_introduction
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped, StoreTroubled
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.rotator import Rotator
@@ -450,7 +450,7 @@ async def test_the_root_that_takes_over_introduces_the_earlier_ones(tmp_path: Pa
     async with cluster_of(tmp_path, after_a_rotation(a, b)) as cluster:
         assert (await cluster.revoker().revoke(b.id, reason="stolen")).is_complete
         document = await cluster.document()
-        wanted = earlier_introduction(document, a.id, org="localhost")["id"]
+        wanted = make_earlier_introduction(document, a.id, org="localhost")["id"]
         for node in cluster.nodes:
             assert wanted in await ids(node, SESSIONS, document.current)
 

@@ -19,7 +19,7 @@ from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Outcome, Rotator
 from goatherd.rotation.clocks import Clocks
 from goatherd.rotation.obstacles import check_own_clock, find_clock_obstacle
-from goatherd.schedule.due import Act, Schedule, facts_of, make_schedule, next_due
+from goatherd.schedule.due import Act, Schedule, make_schedule, next_due, read_facts
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
@@ -323,11 +323,13 @@ async def test_a_controller_resumes_what_a_laptop_70_days_ahead_has_left(make_he
     await rotate_wrongly(herd, 70 * DAY, to_phase=Phase.PUBLISHED)
     document, now_ms = await document_of(herd), herd.clock.now_ms()
     schedule = make_schedule(Schedule(controller="c"), now_ms)
-    ahead = next_due(facts_of(document, now_ms, written_ms=now_ms + 70 * DAY_MS, tolerance=TOLERANCE), schedule, now_ms)
+    ahead = next_due(
+        read_facts(document, now_ms, written_ms=now_ms + 70 * DAY_MS, tolerance=TOLERANCE), schedule, now_ms
+    )
     assert ahead.act is Act.RESUME
     assert ahead.is_due(now_ms)
     assert "since a time in the future" in ahead.why
-    stamped = next_due(facts_of(document, now_ms, written_ms=now_ms - 1000, tolerance=TOLERANCE), schedule, now_ms)
+    stamped = next_due(read_facts(document, now_ms, written_ms=now_ms - 1000, tolerance=TOLERANCE), schedule, now_ms)
     assert stamped.slot_ms == now_ms - 1000 + schedule.stale // timedelta(milliseconds=1), "by the store's clock"
 
 
@@ -336,10 +338,10 @@ async def test_a_controller_has_times_in_the_future_corrected(make_herd: MakeHer
     await rotate_wrongly(herd, 70 * DAY)
     document, now_ms = await document_of(herd), herd.clock.now_ms()
     schedule = make_schedule(Schedule(controller="c"), now_ms)
-    verdict = next_due(facts_of(document, now_ms, written_ms=now_ms, tolerance=TOLERANCE), schedule, now_ms)
+    verdict = next_due(read_facts(document, now_ms, written_ms=now_ms, tolerance=TOLERANCE), schedule, now_ms)
     assert verdict.act is Act.RETIRE
     assert verdict.is_due(now_ms)
     await rotator_for(herd).retire()
     document = await document_of(herd)
-    verdict = next_due(facts_of(document, now_ms, written_ms=now_ms, tolerance=TOLERANCE), schedule, now_ms)
+    verdict = next_due(read_facts(document, now_ms, written_ms=now_ms, tolerance=TOLERANCE), schedule, now_ms)
     assert not verdict.is_due(now_ms)

@@ -9,13 +9,13 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.cross_signing import (
     COPIES,
-    cross_signature,
-    earlier_introduction,
     expected_cross_signature,
     expected_introductions,
-    introduction,
     introduction_id,
-    repeated_introductions,
+    make_cross_signature,
+    make_earlier_introduction,
+    make_introduction,
+    make_repeated_introductions,
 )
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -42,18 +42,18 @@ def published() -> IdentityDocument:
 
 def test_whoever_carries_a_rotation_on_makes_the_very_same_commits(published: IdentityDocument) -> None:
     activated = transitions.activate_rotation(published, NOW + 3000)
-    assert introduction(published, org="acme") == introduction(published, org="acme")
-    assert cross_signature(activated, org="acme") == cross_signature(activated, org="acme")
+    assert make_introduction(published, org="acme") == make_introduction(published, org="acme")
+    assert make_cross_signature(activated, org="acme") == make_cross_signature(activated, org="acme")
     later = transitions.mark_verified(activated, NOW + 9000)
-    assert cross_signature(later, org="acme") == cross_signature(activated, org="acme")
+    assert make_cross_signature(later, org="acme") == make_cross_signature(activated, org="acme")
 
 
 def test_a_pool_that_knows_a_learns_b_and_one_that_knows_b_learns_a(published: IdentityDocument) -> None:
     activated = transitions.activate_rotation(published, NOW + 3000)
     a, b = published.current, activated.current
     for knows, raw, learns in (
-        (a, introduction(published, org="acme"), b),
-        (b, cross_signature(activated, org="acme"), a),
+        (a, make_introduction(published, org="acme"), b),
+        (b, make_cross_signature(activated, org="acme"), a),
     ):
         pool = TrustPool(org="acme", current=root("client"), roots=[knows.session])
         assert pool.add_session_commit(Commit.from_json(raw, org="acme"))
@@ -62,13 +62,13 @@ def test_a_pool_that_knows_a_learns_b_and_one_that_knows_b_learns_a(published: I
 
 def test_a_commit_of_another_organization_is_worth_nothing(published: IdentityDocument) -> None:
     pool = TrustPool(org="acme", current=root("client"), roots=[published.current.session])
-    assert not pool.add_session_commit(Commit.from_json(introduction(published, org="other"), org="acme"))
+    assert not pool.add_session_commit(Commit.from_json(make_introduction(published, org="other"), org="acme"))
 
 
 def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None:
     activated = transitions.activate_rotation(published, NOW + 3000)
-    made = ((expected_introductions(published)[-1], introduction(published, org="acme")),)
-    made += ((expected_cross_signature(activated), cross_signature(activated, org="acme")),)
+    made = ((expected_introductions(published)[-1], make_introduction(published, org="acme")),)
+    made += ((expected_cross_signature(activated), make_cross_signature(activated, org="acme")),)
     for sought, commit in made:
         assert sought is not None
         assert sought.matches(commit, org="acme")
@@ -93,10 +93,10 @@ def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: 
     )
     steady = transitions.finalize_rotation(transitions.mark_verified(second, NOW + 8500), NOW + 9000)
     commits = [
-        introduction(published, org="acme"),
-        *repeated_introductions(published, org="acme"),
-        cross_signature(second, org="acme"),
-        earlier_introduction(steady, "root-b", org="acme"),
+        make_introduction(published, org="acme"),
+        *make_repeated_introductions(published, org="acme"),
+        make_cross_signature(second, org="acme"),
+        make_earlier_introduction(steady, "root-b", org="acme"),
     ]
     assert {commit["k"] for commit in commits} == {"root-b"}
     assert len({commit["id"] for commit in commits}) == len(commits) == COPIES + 2
@@ -106,7 +106,7 @@ def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: 
 
 
 def test_the_introduction_is_repeated_by_the_same_root(published: IdentityDocument) -> None:
-    for raw in repeated_introductions(published, org="acme"):
+    for raw in make_repeated_introductions(published, org="acme"):
         pool = TrustPool(org="acme", current=root("client"), roots=[published.current.session])
         assert pool.add_session_commit(Commit.from_json(raw, org="acme"))
-    assert repeated_introductions(published, org="acme") == repeated_introductions(published, org="acme")
+    assert make_repeated_introductions(published, org="acme") == make_repeated_introductions(published, org="acme")

@@ -17,7 +17,7 @@ from goatherd.rotation.cross_signing import cross_signature_id, expected_introdu
 from goatherd.rotation.events import Event, NodesSeen, PhaseEntered
 from goatherd.rotation.machine import Step
 from goatherd.rotation.restorable import read_earlier_root
-from goatherd.schedule.due import Schedule, facts_of, next_due
+from goatherd.schedule.due import Schedule, next_due, read_facts
 from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
@@ -364,7 +364,7 @@ async def test_the_schedule_does_not_replace_a_restored_root_at_once(make_herd: 
     report = await rotator_for(herd).restore()
     document = await document_of(herd)
     verdict = next_due(
-        facts_of(document, herd.clock.now_ms(), written_ms=herd.clock.now_ms(), tolerance=POLICY.clock_tolerance),
+        read_facts(document, herd.clock.now_ms(), written_ms=herd.clock.now_ms(), tolerance=POLICY.clock_tolerance),
         schedule,
         herd.clock.now_ms(),
     )

@@ -24,10 +24,10 @@ from goatherd.schedule.due import (
     Missed,
     Schedule,
     Underway,
-    facts_of,
     make_schedule,
     next_due,
     preview,
+    read_facts,
     read_zone,
 )
 from goatherd.schedule.windows import Window
@@ -344,7 +344,7 @@ def test_facts_are_read_from_a_document() -> None:
     now = ms("2026-11-24T12:00")
 
     def seen(document: IdentityDocument) -> Facts:
-        return facts_of(document, now, written_ms=now, tolerance=timedelta(minutes=5))
+        return read_facts(document, now, written_ms=now, tolerance=timedelta(minutes=5))
 
     first, second = (
         OwnedSession.generate(session_id=name, owner="root", now_ms=now, lifetime=timedelta(days=180))
