@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Final, Protocol
 
 _SECOND_MS: Final = 1000
@@ -109,6 +108,8 @@ def read_http_date(header: str | None) -> int | None:
     """Return an HTTP date in milliseconds since 1970; None where it is none."""
     if not header or len(header) > 64:
         return None
+    from email.utils import parsedate_to_datetime  # here, since it takes long to import
+
     try:
         told = parsedate_to_datetime(header)
         return round(told.replace(tzinfo=told.tzinfo or UTC).timestamp() * 1000)

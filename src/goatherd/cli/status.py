@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.text.status import status_data, status_lines
-from goatherd.config.build import build_policy, open_nodes, open_store
+from goatherd.config.build import build_policy, listed_nodes, open_nodes, open_store
 from goatherd.operations.status import read_status
 
 
@@ -25,8 +26,14 @@ def status(app: App) -> int:
 
 async def _status(app: App) -> int:
     options = app.options
-    hidden = set(options.rotation_bare) - set(options.nodes)
-    async with open_store(options) as store, open_nodes(options) as nodes:
-        found = await read_status(store, nodes, build_policy(options), hidden=hidden)
+    grace = options.rotation_grace
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(options))
+        if listed_nodes(options):
+            nodes = await stack.enter_async_context(open_nodes(options))
+            hidden = set(options.rotation_bare) - set(options.nodes)
+            found = await read_status(store, nodes, build_policy(options), grace=grace, hidden=hidden)
+        else:
+            found = await read_status(store, grace=grace)
     app.out.result(status_data(found), status_lines(found, app.out))
     return 0 if found.is_in_step else EXIT_FINDINGS

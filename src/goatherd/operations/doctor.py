@@ -27,7 +27,8 @@ from goatherd.identity.succession import verify_signed
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
-from goatherd.operations.status import SKEW_WARNING, NodeState, read_server_state
+from goatherd.operations.server_state import NodeState, read_server_state
+from goatherd.operations.status import SKEW_WARNING
 from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SKIPPED, WARNING, Check, check_store
 from goatherd.revocation.introduced_sessions import decode_commits
 from goatherd.rotation.clocks import describe_span

@@ -11,9 +11,26 @@
 - `signed_store`, `store_history`: checks of the store before a write. `repeating_store`: retries of single calls.
 """
 
-from goatherd.rotation.events import Event, Report
-from goatherd.rotation.machine import Outcome, Phase, Policy, Quorum
-from goatherd.rotation.plan import Plan
-from goatherd.rotation.rotator import Rotator
+from typing import TYPE_CHECKING
+
+from goatherd.lazy_imports import lazy_attributes
+
+if TYPE_CHECKING:
+    from goatherd.rotation.events import Event, Report
+    from goatherd.rotation.machine import Outcome, Phase, Policy, Quorum
+    from goatherd.rotation.plan import Plan
+    from goatherd.rotation.rotator import Rotator
 
 __all__ = ["Event", "Outcome", "Phase", "Plan", "Policy", "Quorum", "Report", "Rotator"]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    Event="events",
+    Outcome="machine",
+    Phase="machine",
+    Plan="plan",
+    Policy="machine",
+    Quorum="machine",
+    Report="events",
+    Rotator="rotator",
+)

@@ -7,17 +7,22 @@
 - `file`: `FileSettings`, from ``settings.json``.
 """
 
-from goatherd.settings.base import (
-    DBSettings,
-    DBSettingsProvider,
-    Origin,
-    Refusal,
-    SettingsProvider,
-    SettingsStatus,
-)
-from goatherd.settings.file import FileSettings
-from goatherd.settings.last_known_good import KeySource, LastKnownGood
-from goatherd.settings.store import CloudSecretSettings, settings_from_options
+from typing import TYPE_CHECKING
+
+from goatherd.lazy_imports import lazy_attributes
+
+if TYPE_CHECKING:
+    from goatherd.settings.base import (
+        DBSettings,
+        DBSettingsProvider,
+        Origin,
+        Refusal,
+        SettingsProvider,
+        SettingsStatus,
+    )
+    from goatherd.settings.file import FileSettings
+    from goatherd.settings.last_known_good import KeySource, LastKnownGood
+    from goatherd.settings.store import CloudSecretSettings, settings_from_options
 
 __all__ = [
     "CloudSecretSettings",
@@ -32,3 +37,18 @@ __all__ = [
     "SettingsStatus",
     "settings_from_options",
 ]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    CloudSecretSettings="store",
+    DBSettings="base",
+    DBSettingsProvider="base",
+    FileSettings="file",
+    KeySource="last_known_good",
+    LastKnownGood="last_known_good",
+    Origin="base",
+    Refusal="base",
+    SettingsProvider="base",
+    SettingsStatus="base",
+    settings_from_options="store",
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 NOT_FOR_HELP = (
     "typing", "re", "contextlib", "dataclasses", "inspect", "enum", "json", "pathlib", "click", "asyncio", "ssl",
@@ -38,3 +39,21 @@ def test_help_imports_nothing_but_the_table_of_commands() -> None:
     assert {name for name in found if name.startswith("goatherd")} == {
         "goatherd", "goatherd.__main__", "goatherd.cli", "goatherd.cli.menu",
     }  # fmt: skip
+
+
+NOT_FOR_THE_STATUS_OF_A_STORE = (
+    "httpx2", "starlette", "uvicorn", "uvloop", "h11", "cronsim",
+    "goatherd.audit", "goatherd.cluster", "goatherd.metrics", "goatherd.node", "goatherd.operations.rotate",
+    "goatherd.rotation.machine", "goatherd.rotation.rotator", "goatherd.schedule", "goatherd.serving",
+    "goatherd.settings",
+)  # fmt: skip
+"""What ``goatherd status`` must not import where no server is listed and the store is a directory of files."""
+
+
+def test_the_status_of_a_file_store_imports_nothing_that_only_servers_need(tmp_path: Path) -> None:
+    store = ("--provider", f"file://{tmp_path}/keys/root")
+    imported_by("init", *store)
+    found = imported_by("status", *store)
+    assert "goatherd.operations.status" in found
+    packages = {name for name in NOT_FOR_THE_STATUS_OF_A_STORE if name in found}
+    assert not packages

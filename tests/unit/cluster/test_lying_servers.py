@@ -26,7 +26,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import prepare_rotation
 from goatherd.node import Server
 from goatherd.operations.doctor import CheckScope, _check_server
-from goatherd.operations.status import read_server_state
+from goatherd.operations.server_state import read_server_state
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Policy

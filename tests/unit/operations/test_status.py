@@ -11,7 +11,8 @@ from goatherd.cluster.discovery import NodeDirectory
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import rotate
-from goatherd.operations.status import NodeState, find_obstacles_now, read_status
+from goatherd.operations.server_state import NodeState
+from goatherd.operations.status import find_obstacles_now, read_status
 from goatherd.operations.store_checks import FAILED, WARNING
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.obstacles import ObstacleKind

@@ -11,12 +11,11 @@ from datetime import timedelta
 from typing import Any
 
 from goatherd.cli.output import Output
-from goatherd.identity.document import HistoryEntry
 from goatherd.identity.key_age import SHORT_LIFE
 from goatherd.key_inventory import describe_kept
 from goatherd.rotation.events import Report
 from goatherd.rotation.health_checks import HealthCommand, HealthSignal
-from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Progress, Step, rotation_due_ms
+from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 from goatherd.times import format_duration, iso, milliseconds
 
@@ -117,25 +116,6 @@ def restart_lines(report: Report) -> list[str]:
     ]
 
 
-def progress_data(progress: Progress | None) -> dict[str, Any] | None:
-    """Return the phase of a rotation in progress and what it waits for, as data."""
-    if progress is None:
-        return None
-    return {
-        "phase": progress.phase.value,
-        "since": iso(progress.since_ms),
-        "until": iso(progress.until_ms),
-        "waitingFor": list(progress.waiting_for),
-    }
-
-
-def progress_lines(progress: Progress) -> list[str]:
-    """Return the phase of a rotation in progress and what it waits for, as lines."""
-    waiting = progress.waiting_for or ("nothing; `goatherd rotate --resume` takes the next step",)
-    times = f"since {iso(progress.since_ms)}, expected until {iso(progress.until_ms)} by this configuration"
-    return [f"rotation    {progress.phase.value} {times}", *(f"waiting for {one}" for one in waiting)]
-
-
 def abandoned_line(report: Report) -> str:
     """Return how a rotation was cancelled or rolled back, and whether the next root stays trusted."""
     current, following, why = report.current_id, report.to_id, report.reason
@@ -200,26 +180,6 @@ def warn_of_short_life(out: Output, lifetime: timedelta) -> None:
 
 def _way_back(phase: Phase) -> str:
     return "--cancel" if phase in (Phase.PREPARED, Phase.PUBLISHED) else "--rollback"
-
-
-def ending_data(entry: HistoryEntry | None) -> dict[str, Any] | None:
-    """Return how the last rotation ended, as data."""
-    if entry is None:
-        return None
-    return {
-        "event": entry.event,
-        "at": iso(entry.at),
-        "from": entry.from_id,
-        "to": entry.to_id,
-        "reason": entry.reason,
-    }
-
-
-def ending_line(entry: HistoryEntry) -> str:
-    """Return how the last rotation ended, as a line; with the reason if it did not succeed."""
-    reason = f": {entry.reason}" if entry.reason else ""
-    roots = " -> ".join(filter(None, (entry.from_id, entry.to_id)))
-    return f"last        {entry.event} at {iso(entry.at)}, {roots}{reason}"
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------

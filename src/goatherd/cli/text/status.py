@@ -6,19 +6,19 @@ data and as lines.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from goatherd.cli.output import Output
 from goatherd.cli.text.identity import identity_lines
 from goatherd.cli.text.key_inventory import inventory_data, inventory_lines
-from goatherd.cli.text.rotation import ending_data, ending_line, progress_data, progress_lines
-from goatherd.cluster.server_answers import AgentReport
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import HistoryEntry
 from goatherd.identity.redaction import redact_document
-from goatherd.operations.status import ClusterStatus, NodeState
+from goatherd.operations.status import ClusterStatus
 from goatherd.providers.values import shown_label
-from goatherd.rotation.obstacles import WENT_BACK
-from goatherd.settings.base import Origin
+from goatherd.times import iso
+
+if TYPE_CHECKING:
+    from goatherd.rotation.machine import Progress
 
 
 def status_data(status: ClusterStatus) -> dict[str, Any]:
@@ -48,42 +48,54 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
     if status.progress is not None:
         lines += ["", *progress_lines(status.progress)]
     lines += ["", *inventory_lines(status.keys, out, status.at_ms)]
-    if status.servers:
+    if status.servers or status.obstacles:
+        from goatherd.cli.text.server_state import WENT_BACK, server_row
+
         heads = ("SERVER", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "LAST STORE READ", "")
-        lines += ["", *out.table(heads, [_server_row(server, status.document) for server in status.servers])]
-    went_back = [one for one in status.obstacles if one.kind in WENT_BACK]
-    for one in status.obstacles:
-        prefix = "THE STORE WENT BACK" if one in went_back else "obstacle to a rotation"
-        lines.append(f"{prefix}: {one.text}")
-    lines += dict.fromkeys(one.hint for one in went_back)
+        rows = [server_row(server, status.document) for server in status.servers]
+        lines += ["", *out.table(heads, rows)] if rows else []
+        went_back = [one for one in status.obstacles if one.kind in WENT_BACK]
+        for one in status.obstacles:
+            prefix = "THE STORE WENT BACK" if one in went_back else "obstacle to a rotation"
+            lines.append(f"{prefix}: {one.text}")
+        lines += dict.fromkeys(one.hint for one in went_back)
     return [*lines, *(f"note: {remark}" for remark in status.notes)]
 
 
-def _server_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
-    trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
-    generation = "?" if node.generation is None else str(node.generation)
-    age = "?" if node.view_age is None else f"{node.view_age.total_seconds():.1f} s ago"
-    if node.is_unmodified and node.agent is None:
-        generation, age = "-", "-"
-    kind = "an unmodified GoatDB server" if node.is_unmodified else ""
-    if node.agent is not None:
-        kind = f"{kind}{':' if node.agent.activity else ''} {_describe_agent(node.agent)}"
-    problem = node.problem or kind
-    if node.is_of_another_identity(document):
-        problem = "; ".join(filter(None, (f"another identity: trusts {', '.join(node.roots[:5])}", problem)))
-    if node.source == Origin.LAST_KNOWN_GOOD:
-        problem = "; ".join(filter(None, ("LAST KNOWN GOOD: cannot reach the store", problem)))
-    elif node.is_degraded and not problem:
-        problem = "degraded: cannot use what the store holds"
-    if node.data is not None and node.data.unusable is not None:
-        problem = "; ".join(filter(None, (problem, node.data.unusable)))
-    if node.data is not None and node.data.cannot_write is not None:
-        problem = "; ".join(filter(None, (problem, node.data.cannot_write)))
-    return (node.url, node.signs_with or "?", trusts, generation, node.phase or "?", age, problem)
+def progress_data(progress: Progress | None) -> dict[str, Any] | None:
+    """Return the phase of a rotation in progress and what it waits for, as data."""
+    if progress is None:
+        return None
+    return {
+        "phase": progress.phase.value,
+        "since": iso(progress.since_ms),
+        "until": iso(progress.until_ms),
+        "waitingFor": list(progress.waiting_for),
+    }
 
 
-def _describe_agent(agent: AgentReport) -> str:
-    """Describe what an agent reports of its server."""
-    if agent.activity is not None:
-        return agent.activity
-    return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"
+def progress_lines(progress: Progress) -> list[str]:
+    """Return the phase of a rotation in progress and what it waits for, as lines."""
+    waiting = progress.waiting_for or ("nothing; `goatherd rotate --resume` takes the next step",)
+    times = f"since {iso(progress.since_ms)}, expected until {iso(progress.until_ms)} by this configuration"
+    return [f"rotation    {progress.phase.value} {times}", *(f"waiting for {one}" for one in waiting)]
+
+
+def ending_data(entry: HistoryEntry | None) -> dict[str, Any] | None:
+    """Return how the last rotation ended, as data."""
+    if entry is None:
+        return None
+    return {
+        "event": entry.event,
+        "at": iso(entry.at),
+        "from": entry.from_id,
+        "to": entry.to_id,
+        "reason": entry.reason,
+    }
+
+
+def ending_line(entry: HistoryEntry) -> str:
+    """Return how the last rotation ended, as a line; with the reason if it did not succeed."""
+    reason = f": {entry.reason}" if entry.reason else ""
+    roots = " -> ".join(filter(None, (entry.from_id, entry.to_id)))
+    return f"last        {entry.event} at {iso(entry.at)}, {roots}{reason}"
