@@ -5,7 +5,8 @@ What it is: the only writer to the terminal. Five rules:
 2. With ``--json`` standard output holds exactly one JSON document, an error too; progress is JSON lines on standard
    error.
 3. Colour, and lines that are written over, only on a terminal; ``NO_COLOR`` is honoured.
-4. Nothing that looks like key material is ever written: errors pass through `scrub`. Nothing that commands a terminal
+4. Nothing that looks like key material is ever written: errors pass through `hide_key_material`. Nothing that commands
+a terminal
    is: every line passes through `make_visible`.
 5. Whether somebody reads decides nothing: a reader that has gone, or a full disk under standard error, stops no
    rotation half-way and changes no exit code. Only a result that cannot be kept is an error.

@@ -255,7 +255,7 @@ def _to_number(value: Any) -> float:
 
 
 def _is_long_text(value: Any) -> bool:
-    """Whether `_number` leaves a text unread that JavaScript would read."""
+    """Whether `_to_number` leaves a string unread that JavaScript would read."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     return isinstance(value, str) and len(value) > _MAX_NUMBER_TEXT

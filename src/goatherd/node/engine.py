@@ -420,7 +420,7 @@ class Engine:
         return repository
 
     def _hold_repository(self, path: str) -> EngineSteps[None]:
-        """Open for one request; `_release` closes again what stayed empty, so that asking costs nothing that stays."""
+        """Open a repository for one request; `_release_repository` closes it again if it stayed empty."""
         if path not in self._repositories:
             read = yield EngineStep(lambda _: self._read_repository(path))
             yield from self._register_repository(path, read)

@@ -147,7 +147,7 @@ class FileLog:
         them, or in both; the same call again completes the move and repeats nothing.
 
         Args:
-            lines: From `goatherd.wire.commit_log.read_lines` over `read`; nothing may have been written since.
+            lines: From `goatherd.wire.commit_log.read_lines` over `read_bytes`; nothing may have been written since.
 
         Raises:
             StorageError: It could not be done; no line is lost.
@@ -493,7 +493,7 @@ class GroupCommit:
             Whether everything that was waited for is on the disk.
 
         Raises:
-            StorageError: One of `paths` could not be written; `retry` tries again.
+            StorageError: One of `paths` could not be written; `retry_failed` tries again.
         """
         running = self._flushing is not None and not self._flushing.done()
         # The next flush may not have begun although the previous one has ended: wait for it too, since it covers

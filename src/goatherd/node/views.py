@@ -178,7 +178,7 @@ class Views:
             now_ms: The server's clock.
             born_under: The roots that introduced the asking client's session; None for a root, which is a peer.
             room: What the whole answer may still hold.
-            is_served: Whether the message gets commits (`affordable`).
+            is_served: Whether the message gets commits (`choose_served`).
 
         Returns:
             The message, and its commits, encoded, which it does not hold itself.

@@ -65,7 +65,7 @@ class Breaker:
         return self._error is None or now >= self._due_at or now - self._asked_at >= self._gap
 
     def time_to_probe(self, now: float) -> timedelta:
-        """Return how long until the next probe; nothing while closed. After that, `admits` is true."""
+        """Return how long until the next probe; nothing while closed. After that, `admits_call` is true."""
         if not self.is_open:
             return timedelta(0)
         # Up to the next microsecond: rounded down to nothing, it would have its caller ask again and again in vain.

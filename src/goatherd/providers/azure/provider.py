@@ -7,7 +7,8 @@ value with the label ``current``, for readers that know nothing of the pointer. 
 
 - The pointer is the only commit point, and the value comes with it in one request. A crash leaves both or neither. What
   lost is listed by `versions`, and `destroy` switches it off.
-- A pointer that is written is a proposal. The writer waits until it is decided (`records.decide`), then checks who won,
+- A pointer that is written is a proposal. The writer waits until it is decided (`decide_proposals`), then checks who
+won,
   and decides anew where another one did. So does a reader, who never takes what is not decided.
 - The view is written after the decision, and never shows what is not decided. Before a change, a writer makes sure
   that the view shows what counts; after it has written the view late, that nothing newer was decided meanwhile.

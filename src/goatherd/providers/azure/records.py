@@ -1,8 +1,9 @@
 """What is stored of a secret: its values, and pointers that say which versions and labels count.
 
-Pure. What it is: `Pointer` with its codec, and `decide`, the rule by which all readers of the same proposals agree on
-one. What it is not: the order in which they are written (`provider`). Rules: a pointer carries a digest of itself and
-one of every value, because Key Vault gives none; what is not exactly as written is damaged; nothing is repaired.
+Pure. What it is: `Pointer` with its codec, and `decide_proposals`, the rule by which all readers of the same proposals
+agree on one. What it is not: the order in which they are written (`provider`). Rules: a pointer carries a digest of
+itself and one of every value, because Key Vault gives none; what is not exactly as written is damaged; nothing is
+repaired.
 
 Key Vault has no compare-and-swap, but it keeps every version of a secret and stamps it with a time. So a pointer that
 is written is a proposal: "as number n+1, after the version with that id". Of the proposals to follow one decided

@@ -100,6 +100,6 @@ def read_left(annotations: Mapping[str, str]) -> frozenset[int]:
 
 
 def with_left(annotations: Mapping[str, str], numbers: Collection[int]) -> dict[str, str]:
-    """Return the annotations with these versions among `left`; of more than `MOST_LEFT`, the newest."""
+    """Return the annotations with these versions among those of `read_left`; of more than `MOST_LEFT`, the newest."""
     noted = sorted(read_left(annotations).union(numbers))[-MOST_LEFT:]
     return {**annotations, LEFT: " ".join(map(str, noted))}
