@@ -28,6 +28,8 @@ def test_every_public_name_has_its_generated_text_and_an_example_that_uses_it() 
         assert re.search(rf"^\.\. auto(function|class|exception):: goatherd\.{name}$", text, re.MULTILINE), name
         examples = "".join(re.findall(r"```pycon\n(.*?)```", text, re.DOTALL))
         assert f"goatherd.{name}" in examples, name
+        for member in re.findall(r":members: (.+)", text):
+            assert all(hasattr(getattr(goatherd, name), one.strip()) for one in member.split(",")), name
     for name in ALIASES:
         assert f"goatherd.{name}" in PAGE.read_text()
 
