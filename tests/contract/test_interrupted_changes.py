@@ -438,7 +438,7 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
 def kubernetes_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
-    from tests.contract.test_kubernetes_contract import kubeconfig
+    from tests.contract.kubernetes.test_contract import kubeconfig
     from tests.fakes.kubernetes_fake import FakeKubernetes
 
     with FakeKubernetes() as fake:

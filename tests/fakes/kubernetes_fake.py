@@ -3,7 +3,7 @@
 What it is: ``/api/v1/namespaces/N/secrets``, and the list of EndpointSlices, on 127.0.0.1, plain or TLS, with
 resourceVersion, ``Status`` objects, RBAC with resourceNames, watches with bookmarks, size limits, troubles to order.
 What it is not: any other resource, patches, paging, dry runs, admission or encryption. Rules: a behaviour stands beside
-the page that it follows, under https://kubernetes.io/docs/reference/; tests/contract/test_kubernetes_real.py asks it
+the page that it follows, under https://kubernetes.io/docs/reference/; tests/contract/kubernetes/test_real.py asks it
 and a real kube-apiserver the same questions about Secrets and compares the answers.
 """
 

@@ -5,7 +5,7 @@ not: it retries nothing (`goatherd.providers.base` does) and knows no labels. Ru
 translated here; an answer is damaged until its shape has been checked.
 
 SECURITY: of the SDK's exceptions nothing is chained or quoted but a code, an HTTP status, a request id, and the text
-of a denial: the rest may quote what was sent or received (tests/contract/test_aws_answers.py, `test_no_error_log_…`).
+of a denial: the rest may quote what was sent or received (tests/contract/aws/test_answers.py, `test_no_error_log_…`).
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def make_client(address: AWSAddress, timeout: timedelta) -> Client:
     """Return a client with the standard chain's credentials, without retries, that gives up in time.
 
     SECURITY: the SDK's debug log holds requests and answers with their values, so it is turned off for this process
-    (tests/contract/test_aws_answers.py::test_no_error_log_or_traceback_shows_a_value).
+    (tests/contract/aws/test_answers.py::test_no_error_log_or_traceback_shows_a_value).
     """
     for name in _NOISY:
         logger = logging.getLogger(name)

@@ -2,7 +2,7 @@
 
 What it is: text to paste. What it is not: it asks and changes nothing at AWS. Rules: no statement names an action that
 `goatherd.providers.aws.provider` does not call in that role. A multi-valued condition key is compared with a set
-operator, a single-valued one is not. tests/contract/test_aws_policy.py evaluates the policies over every request that
+operator, a single-valued one is not. tests/contract/aws/test_policy.py evaluates the policies over every request that
 the provider sends.
 Actions and condition keys: docs.aws.amazon.com/service-authorization/latest/reference/list_awssecretsmanager.html
 Set operators: docs.aws.amazon.com/IAM/latest/UserGuide/, "Single-valued vs. multivalued context keys"

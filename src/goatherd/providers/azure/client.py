@@ -5,7 +5,7 @@ retries nothing (`goatherd.providers.base` does, so the SDK's retries are off) a
 exception of the SDK is translated here; an answer is damaged until its shape has been checked.
 
 SECURITY: of the SDK's exceptions nothing is chained or quoted but a status, the service's codes, and the text of a
-denial: the rest may quote what was sent or received (tests/contract/test_azure_faults.py, `…_shows_no_value`).
+denial: the rest may quote what was sent or received (tests/contract/azure/test_faults.py, `…_shows_no_value`).
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ def _new_session(ca: str | None) -> aiohttp.ClientSession:
     It trusts the file `ca`, where one is given; given to the SDK, that would cost it its pool of connections. And it
     does not send a PUT again by itself when a connection ends before the answer, which aiohttp does, taking it for
     idempotent: here it would make one more version
-    (tests/contract/test_azure_faults.py::test_a_write_whose_answer_was_lost_is_done_once).
+    (tests/contract/azure/test_faults.py::test_a_write_whose_answer_was_lost_is_done_once).
     """
     try:
         context = ssl.create_default_context(cafile=ca) if ca is not None else True

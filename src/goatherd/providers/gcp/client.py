@@ -35,7 +35,7 @@ from goatherd.providers.values import Label, SecretBytes, SecretVersion, Version
 Answer = TypeVar("Answer")
 
 # SECURITY: the SDK logs requests and answers, values too, where its loggers are let
-# (tests/contract/test_gcp_answers.py::test_the_sdk_logs_no_value).
+# (tests/contract/gcp/test_answers.py::test_the_sdk_logs_no_value).
 _NOISY: Final = ("google", "google.cloud.secretmanager_v1", Client.__module__, Transport.__module__)
 SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
 PAGE: Final = 250
@@ -180,7 +180,7 @@ class SecretManagerAPI:
         if not data:
             raise call.error(UnavailableError, f"the answer about version {number} holds no value")
         # SECURITY: what was cut or changed on the way is no value
-        # (tests/contract/test_gcp_answers.py::test_a_damaged_value_is_unavailable_and_never_returned).
+        # (tests/contract/gcp/test_answers.py::test_a_damaged_value_is_unavailable_and_never_returned).
         if "data_crc32c" not in answer.payload or answer.payload.data_crc32c != google_crc32c.value(data):
             raise call.error(UnavailableError, f"the value of version {number} does not have its checksum")
         return number, SecretBytes(data)

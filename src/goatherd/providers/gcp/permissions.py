@@ -1,7 +1,7 @@
 """The rights in IAM that each role needs for one secret, and nothing more, as commands to paste.
 
 Pure: a role and an address in, text out. Rules: a permission stands here only if `goatherd.providers.gcp.provider` asks
-for it in that role; tests/contract/test_gcp_policy.py runs the provider under exactly these.
+for it in that role; tests/contract/gcp/test_policy.py runs the provider under exactly these.
 Permissions: https://docs.cloud.google.com/secret-manager/docs/access-control
 """
 

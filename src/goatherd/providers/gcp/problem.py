@@ -4,7 +4,7 @@ Rules: an error is told by its status, never by its class, which differs between
 that is quoted which cannot hold a value; nothing is chained.
 
 SECURITY: an exception of the SDK may carry the request, so it never becomes the cause or the context of ours
-(tests/contract/test_gcp_answers.py::test_no_error_of_the_service_shows_a_value).
+(tests/contract/gcp/test_answers.py::test_no_error_of_the_service_shows_a_value).
 """
 
 from __future__ import annotations

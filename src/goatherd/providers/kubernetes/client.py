@@ -163,7 +163,7 @@ class KubernetesClient:
     async def replace_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
         """Replace a Secret if it still has the resourceVersion in `content`; None when it has not, or is gone."""
         # SECURITY: without a resourceVersion the server replaces whatever is there
-        # (tests/contract/test_kubernetes_contract.py::test_every_replacement_names_the_state_that_it_replaces).
+        # (tests/contract/kubernetes/test_contract.py::test_every_replacement_names_the_state_that_it_replaces).
         if not content["metadata"].get("resourceVersion"):
             raise PlatformError(UnavailableError, "the Secret came without a resourceVersion")
         status, answer = await finish_request(self._call_api("PUT", _secret_path(namespace, name), body=content))
@@ -339,7 +339,7 @@ class KubernetesClient:
             response = await http.send(request, stream=True)
             self._store_clock.note_date(response.headers.get("date"), began=began)
         # SECURITY: not `from error`: the exception carries the request, and that the token and the values
-        # (tests/contract/test_kubernetes_faults.py::test_no_error_leads_to_the_token_or_the_value).
+        # (tests/contract/kubernetes/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             problem = self._no_answer_error(error)
         if problem is not None:
@@ -400,7 +400,7 @@ class KubernetesClient:
             raise _invalid_reason(answer or {})
         if code in (400, 405, 406, 415):
             # SECURITY: the message of a 400 quotes the body, and so the value: only the reason is shown
-            # (tests/contract/test_kubernetes_contract.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
+            # (tests/contract/kubernetes/test_contract.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
             raise PlatformError(
                 ProviderConfigurationError,
                 f"the server does not understand {what}: HTTP {code}{_reason_of(answer or {}, ', ')}",

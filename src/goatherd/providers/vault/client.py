@@ -332,7 +332,7 @@ class VaultClient:
                         raise _damaged_error("it is too long")
                 return response.status_code, response.headers, bytes(raw)
         # SECURITY: not `from error`: the exception carries the request, and that the token and the value
-        # (tests/contract/test_vault_faults.py::test_no_error_leads_to_the_token_or_the_value).
+        # (tests/contract/vault/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             problem = self._no_answer_error(error)
         raise problem

@@ -498,7 +498,7 @@ class VaultSecretProvider(SecretProvider):
         known = await client.read_metadata(path)
         if known.current < newest:
             # SECURITY: destroying the older ones would destroy the only list that there is
-            # (tests/contract/test_vault_wrong_answers.py::TestVaultAnswers).
+            # (tests/contract/vault/test_wrong_answers.py::TestVaultAnswers).
             raise PlatformError(
                 UnavailableError, f"the server answered that it wrote version {newest} of {path}, but does not have it"
             )

@@ -166,7 +166,7 @@ def test_a_pointer_comes_back_as_it_was():
 
 
 def test_a_pointer_of_an_earlier_build_is_read_and_says_so():
-    kept = json.loads((CONTRACT / "azure_earlier_build.json").read_text())["goatdb-root-pointer"]
+    kept = json.loads((CONTRACT / "azure/earlier_build.json").read_text())["goatdb-root-pointer"]
     for each in kept.values():
         pointer = decode_pointer(each["value"])
         assert pointer.after_earlier

@@ -28,10 +28,10 @@ from goatherd.providers.capabilities import Verdict
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from tests.fakes.azure_fake import FakeKeyVault, Trouble
 
-from .azure_secrets import SPEED, made
+from .clients import SPEED, made
 
 ONCE = RetryPolicy(attempts=1)
-PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/store-azure.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/store-azure.md"
 DOCUMENT = '{\n  "roots": ["é", "\\u0001"],\t"n": 1\n}\n'
 READER = "token-of-an-ordinary-reader"
 

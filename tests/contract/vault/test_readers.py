@@ -37,7 +37,7 @@ from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
-PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/store-vault.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/store-vault.md"
 DOCUMENT = '{\n  "roots": ["é", "\\u0001"],\t"n": 1\n}\n'.encode()
 
 

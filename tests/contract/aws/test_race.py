@@ -17,8 +17,8 @@ from tests.deadlines import HANG
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
 
-MODULE = "tests.contract.test_aws_race"
-ROOT = Path(__file__).parents[2]
+MODULE = "tests.contract.aws.test_race"
+ROOT = Path(__file__).parents[3]
 
 
 def store_at(url: str) -> AWSSecretProvider:

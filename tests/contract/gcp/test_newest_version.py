@@ -23,7 +23,7 @@ from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionSta
 from tests.deadlines import HANG
 from tests.fakes.gcp_fake import FakeSecretManager
 
-from .gcp_faulty import PROJECT, At, client, failing, latest, new_secret, stored, void
+from .clients import PROJECT, At, client, failing, latest, new_secret, stored, void
 
 NEVER = RetryPolicy(attempts=1)
 

@@ -20,10 +20,10 @@ from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from tests.fakes.azure_fake import FakeKeyVault, SteppedClock, _Version
 
-from .azure_secrets import SPEED, made
+from .clients import SPEED, made
 
 ONCE = RetryPolicy(attempts=1)
-EARLIER = Path(__file__).with_name("azure_earlier_build.json")
+EARLIER = Path(__file__).with_name("earlier_build.json")
 READER = "token-of-an-ordinary-reader"
 
 

@@ -27,7 +27,7 @@ from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, SecretVersion, VersionId
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
-from .aws_client import provider_at, sent
+from .clients import provider_at, sent
 
 SECRET = "goatdb/prod/root"
 NO_RETRY = RetryPolicy(attempts=1)

@@ -23,7 +23,7 @@ from tests.deadlines import HANG
 from tests.fakes.faults import Fault, FaultProxy, Mode
 from tests.fakes.gcp_fake import FakeSecretManager, StatusError
 
-from .gcp_faulty import PROJECT, At, client, failing, latest, new_secret, stored, void
+from .clients import PROJECT, At, client, failing, latest, new_secret, stored, void
 
 NEVER = RetryPolicy(attempts=1)
 

@@ -26,7 +26,7 @@ from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId
 from tests.fakes.gcp_fake import ACCESS, READ, Failure, FakeSecretManager
 
-from .gcp_faulty import PROJECT, client, new_secret
+from .clients import PROJECT, client, new_secret
 
 NEVER = RetryPolicy(attempts=1)
 

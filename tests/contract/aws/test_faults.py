@@ -21,7 +21,7 @@ from tests.deadlines import HANG
 from tests.fakes.aws_fake import ACCESS_KEY, FakeSecretsManager
 from tests.fakes.faults import Fault, FaultProxy, Mode
 
-from .aws_client import provider_at, sent
+from .clients import provider_at, sent
 
 SECRET = "goatdb/prod/root"
 

@@ -17,8 +17,8 @@ from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretPro
 from goatherd.providers.values import VersionId
 from tests.deadlines import HANG
 
-MODULE = "tests.contract.test_kubernetes_race"
-ROOT = Path(__file__).parents[2]
+MODULE = "tests.contract.kubernetes.test_race"
+ROOT = Path(__file__).parents[3]
 
 
 def provider(kubeconfig: str) -> KubernetesSecretProvider:
@@ -97,8 +97,9 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(tmp_path:
     import yaml
 
     from goatherd.providers.kubernetes import policy
-    from tests.contract.test_kubernetes_contract import kubeconfig
     from tests.fakes.kubernetes_fake import FakeKubernetes
+
+    from .test_contract import kubeconfig
 
     with FakeKubernetes() as fake:
         token = fake.account("rotator", next(yaml.safe_load_all(policy("rotator", "default/root"))))

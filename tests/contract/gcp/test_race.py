@@ -18,8 +18,8 @@ from goatherd.providers.values import VersionState
 from tests.deadlines import HANG
 from tests.fakes.gcp_fake import FakeSecretManager
 
-MODULE = "tests.contract.test_gcp_race"
-ROOT = Path(__file__).parents[2]
+MODULE = "tests.contract.gcp.test_race"
+ROOT = Path(__file__).parents[3]
 PROJECT = "goatherd-testing"
 SECRET = "goatdb-root"
 

@@ -45,10 +45,11 @@ from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, policy
 from goatherd.providers.values import STABLE
 from goatherd.testing.contract import ProviderContract
-from tests.contract.test_kubernetes_contract import kubeconfig
 from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import FakeKubernetes
 from tests.ports import free_ports
+
+from .test_contract import kubeconfig
 
 APISERVER = os.environ.get("GOATHERD_KUBE_APISERVER")
 ETCD = os.environ.get("GOATHERD_ETCD") or shutil.which("etcd")
@@ -545,7 +546,7 @@ def test_the_fake_answers_as_the_real_server_does(server: RealKubernetes, talk: 
 
 
 def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: RealKubernetes, tmp_path: Path):
-    from tests.contract.test_kubernetes_race import race_of_two
+    from .test_race import race_of_two
 
     name = new_name()
     token = server.account(next(yaml.safe_load_all(policy("rotator", f"default/{name}"))))

@@ -67,7 +67,7 @@ class TestMoto(ProviderContract):
     def provider(self) -> SecretProvider:
         return AWSSecretProvider(self.address)
 
-    # Where moto 5.2.5 is known to do otherwise than the API reference says. test_aws_contract.py runs these checks
+    # Where moto 5.2.5 is known to do otherwise than the API reference says. test_contract.py runs these checks
     # against a fake that does as it says, and looks at what we send. A moto that has repaired them fails here.
 
     def test_of_many_label_movers_exactly_one_wins(self, monkeypatch: pytest.MonkeyPatch):

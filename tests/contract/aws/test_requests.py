@@ -17,7 +17,7 @@ from goatherd.providers.aws.provider import CANDIDATE
 from goatherd.providers.values import CURRENT, STABLE, Label
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
-from .aws_client import provider_at, sent
+from .clients import provider_at, sent
 
 SECRET = "goatdb/prod/root"
 

@@ -20,8 +20,8 @@ from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
 
-MODULE = "tests.contract.test_vault_race"
-ROOT = Path(__file__).parents[2]
+MODULE = "tests.contract.vault.test_race"
+ROOT = Path(__file__).parents[3]
 SECRET = "goatdb/root"
 ROUNDS = 100
 

@@ -22,10 +22,10 @@ from goatherd.providers.values import CURRENT, STABLE
 from tests.deadlines import HANG
 from tests.fakes.azure_fake import FakeKeyVault, SteppedClock, Trouble
 
-from .azure_secrets import SPEED, made
+from .clients import SPEED, made
 
 ONCE = RetryPolicy(attempts=1)
-PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/store-azure.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/store-azure.md"
 READER = "token-of-an-ordinary-reader"
 
 

@@ -17,10 +17,11 @@ from goatherd.errors import GoatherdError, ProviderError, SecretNotFoundError, U
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
-from tests.contract.test_kubernetes_contract import NEVER, QUICK, ROOT, SECRET, kubeconfig, provider_of
 from tests.deadlines import HANG
 from tests.fakes.faults import Fault, FaultProxy, Mode
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
+
+from .test_contract import NEVER, QUICK, ROOT, SECRET, kubeconfig, provider_of
 
 
 @pytest.fixture
