@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -38,12 +38,6 @@ OURS = str(Path(goatherd.__file__).parent)
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeSecretsManager]:
-    with FakeSecretsManager() as started:
-        yield started
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -30,12 +29,6 @@ SECRET = "goatdb/prod/root"
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeSecretsManager]:
-    with FakeSecretsManager() as started:
-        yield started
 
 
 async def test_a_store_that_is_not_there_is_unavailable_soon():

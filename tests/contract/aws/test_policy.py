@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 
 import pytest
@@ -23,12 +23,6 @@ VERSION = "0d5a0a6e-9d0c-4c59-8a52-3c1f4a3f8d11-g01234567"
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeSecretsManager]:
-    with FakeSecretsManager() as started:
-        yield started
 
 
 def allows(role: str, operation: str, fields: Mapping[str, object], *, arn: str = ARN) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,12 +98,6 @@ async def race(url: str, rounds: int, *, stable: bool) -> None:
                 racer.communicate(timeout=HANG)
             await store.delete(secret_id)
     assert [racer.returncode for racer in racers.values()] == [0, 0]
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeSecretsManager]:
-    with FakeSecretsManager() as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -26,12 +26,6 @@ SECRET = "goatdb/prod/root"
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeSecretsManager]:
-    with FakeSecretsManager() as started:
-        yield started
 
 
 # --- what we send -----------------------------------------------------------------------------------------------------

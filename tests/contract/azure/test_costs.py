@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,17 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.azure import AzureSecretProvider, records
+from goatherd.providers.azure import records
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE
 from tests.deadlines import HANG
 from tests.fakes.azure_fake import FakeKeyVault, SteppedClock, Trouble
 
-from .clients import SPEED, made
+from .clients import made
 
 ONCE = RetryPolicy(attempts=1)
 PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/store-azure.md"
 READER = "token-of-an-ordinary-reader"
-
-
-@pytest.fixture
-def vault() -> Iterator[FakeKeyVault]:
-    with FakeKeyVault(speed=SPEED) as running:
-        # What the page says that such a reader needs, and nothing more.
-        running.allow(READER, ["Microsoft.KeyVault/vaults/secrets/getSecret/action"], ["goatdb-root"])
-        yield running
-
-
-@pytest.fixture
-async def provider(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
-    async with made(vault) as opened:
-        yield opened
 
 
 def documented_requests() -> dict[str, int]:

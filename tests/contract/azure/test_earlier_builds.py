@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,25 +19,11 @@ from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from tests.fakes.azure_fake import FakeKeyVault, SteppedClock, _Version
 
-from .clients import SPEED, made
+from .clients import made
 
 ONCE = RetryPolicy(attempts=1)
 EARLIER = Path(__file__).with_name("earlier_build.json")
 READER = "token-of-an-ordinary-reader"
-
-
-@pytest.fixture
-def vault() -> Iterator[FakeKeyVault]:
-    with FakeKeyVault(speed=SPEED) as running:
-        # What the page says that such a reader needs, and nothing more.
-        running.allow(READER, ["Microsoft.KeyVault/vaults/secrets/getSecret/action"], ["goatdb-root"])
-        yield running
-
-
-@pytest.fixture
-async def provider(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
-    async with made(vault) as opened:
-        yield opened
 
 
 # --- pointers that are switched off with the value that they brought --------------------------------------------------

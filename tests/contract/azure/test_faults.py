@@ -58,12 +58,6 @@ def made(vault: FakeKeyVault, *, port: int = 0, retry: RetryPolicy | None = None
 
 
 @pytest.fixture
-async def provider(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
-    async with made(vault) as opened:
-        yield opened
-
-
-@pytest.fixture
 async def once(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
     """One that does not repeat."""
     async with made(vault, retry=ONCE) as opened:

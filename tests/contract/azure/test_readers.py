@@ -7,7 +7,6 @@ import json
 import re
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +27,12 @@ from goatherd.providers.capabilities import Verdict
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from tests.fakes.azure_fake import FakeKeyVault, Trouble
 
-from .clients import SPEED, made
+from .clients import made
 
 ONCE = RetryPolicy(attempts=1)
 PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/store-azure.md"
 DOCUMENT = '{\n  "roots": ["é", "\\u0001"],\t"n": 1\n}\n'
 READER = "token-of-an-ordinary-reader"
-
-
-@pytest.fixture
-def vault() -> Iterator[FakeKeyVault]:
-    with FakeKeyVault(speed=SPEED) as running:
-        # What the page says that such a reader needs, and nothing more.
-        running.allow(READER, ["Microsoft.KeyVault/vaults/secrets/getSecret/action"], ["goatdb-root"])
-        yield running
-
-
-@pytest.fixture
-async def provider(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
-    async with made(vault) as opened:
-        yield opened
 
 
 def documented_secret() -> str:

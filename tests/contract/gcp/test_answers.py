@@ -31,20 +31,6 @@ from .clients import PROJECT, client, new_secret
 NEVER = RetryPolicy(attempts=1)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeSecretManager]:
-    with FakeSecretManager(PROJECT) as running:
-        yield running
-
-
-@pytest.fixture
-def fake(server: FakeSecretManager) -> Iterator[FakeSecretManager]:
-    yield server
-    server.before = server.after = server.damage = None
-    server.failures.clear()
-    server.quotas.clear()
-
-
 # --- what the service says --------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 import pytest
@@ -16,42 +16,21 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.gcp import GCPSecretProvider
-from goatherd.providers.gcp import provider as module
 from goatherd.providers.gcp.journal import ANNOUNCED
 from goatherd.providers.values import CURRENT, STABLE, SecretValue, VersionState
 from tests.deadlines import HANG
 from tests.fakes.faults import Fault, FaultProxy, Mode
 from tests.fakes.gcp_fake import FakeSecretManager, StatusError
 
-from .clients import PROJECT, At, client, failing, latest, new_secret, stored, void
+from .clients import At, client, failing, latest, new_secret, stored, void
 
 NEVER = RetryPolicy(attempts=1)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeSecretManager]:
-    with FakeSecretManager(PROJECT) as running:
-        yield running
-
-
-@pytest.fixture
-def fake(server: FakeSecretManager) -> Iterator[FakeSecretManager]:
-    yield server
-    server.before = server.after = server.damage = None
-    server.failures.clear()
-    server.quotas.clear()
 
 
 @pytest.fixture
 async def proxy(fake: FakeSecretManager) -> AsyncIterator[FaultProxy]:
     async with FaultProxy("127.0.0.1", fake.port) as running:
         yield running
-
-
-@pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE", timedelta(milliseconds=600))
-    monkeypatch.setattr(module, "_MARGIN", timedelta(milliseconds=100))
 
 
 async def back(provider: GCPSecretProvider, name: str) -> SecretValue:

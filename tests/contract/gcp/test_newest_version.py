@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.gcp import provider as module
 from goatherd.providers.gcp.journal import ANNOUNCED
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionState
 from tests.deadlines import HANG
@@ -26,26 +24,6 @@ from tests.fakes.gcp_fake import FakeSecretManager
 from .clients import PROJECT, At, client, failing, latest, new_secret, stored, void
 
 NEVER = RetryPolicy(attempts=1)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeSecretManager]:
-    with FakeSecretManager(PROJECT) as running:
-        yield running
-
-
-@pytest.fixture
-def fake(server: FakeSecretManager) -> Iterator[FakeSecretManager]:
-    yield server
-    server.before = server.after = server.damage = None
-    server.failures.clear()
-    server.quotas.clear()
-
-
-@pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE", timedelta(milliseconds=600))
-    monkeypatch.setattr(module, "_MARGIN", timedelta(milliseconds=100))
 
 
 def telling(event: asyncio.Event) -> Callable[[], None]:
@@ -75,14 +53,14 @@ async def test_a_stalled_writer_gives_way_and_takes_its_version_back(
     name, stalled, go_on = new_secret(), asyncio.Event(), asyncio.Event()
     async with client(fake.port) as slow, client(fake.port) as quick:
         await slow.create(name, b"first")
-        whole = slow._flipped
+        whole = slow._move_label
 
         async def late(*arguments: Any) -> Any:
             stalled.set()
             await go_on.wait()
             return await whole(*arguments)
 
-        monkeypatch.setattr(slow, "_flipped", late)
+        monkeypatch.setattr(slow, "_move_label", late)
         losing = asyncio.ensure_future(slow.write(name, b"slow", expected="1"))
         await stalled.wait()
         assert latest(fake, name) == b"slow", "as the service is: the newest version is the latest at once"

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,6 @@ from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes, Trouble
 NEVER = RetryPolicy(attempts=1)
 QUICK = RetryPolicy(attempts=3, base=timedelta(milliseconds=5))
 ROOT = "default/root"
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKubernetes]:
-    with FakeKubernetes() as running:
-        yield running
 
 
 def kubeconfig(path: Path, server: str, token: str = ADMIN_TOKEN, **cluster: str) -> str:

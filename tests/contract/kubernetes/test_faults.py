@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,12 +22,6 @@ from tests.fakes.faults import Fault, FaultProxy, Mode
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 
 from .test_contract import NEVER, QUICK, ROOT, SECRET, kubeconfig, provider_of
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKubernetes]:
-    with FakeKubernetes() as running:
-        yield running
 
 
 @pytest.fixture

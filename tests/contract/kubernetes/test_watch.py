@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,6 @@ from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import FakeKubernetes, Trouble
 
 from .test_contract import ROOT, provider_of
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKubernetes]:
-    with FakeKubernetes() as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -14,13 +13,6 @@ from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[BaoServer]:
-    assert BAO is not None
-    with BaoServer(BAO) as running:
-        yield running
 
 
 class TestVault(ProviderContract):

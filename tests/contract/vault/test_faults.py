@@ -35,13 +35,6 @@ QUICK = RetryPolicy(attempts=3, base=timedelta(milliseconds=5))
 NEVER = RetryPolicy(attempts=1)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[BaoServer]:
-    assert BAO is not None
-    with BaoServer(BAO) as running:
-        yield running
-
-
 @pytest.fixture
 async def proxy(server: BaoServer) -> AsyncIterator[FaultProxy]:
     async with FaultProxy("127.0.0.1", server.port) as running:

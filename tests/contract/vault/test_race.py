@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,13 +41,6 @@ async def race(url: str, token: str, name: str) -> None:
                 print(json.dumps(None), flush=True)
             else:
                 print(json.dumps(version.id), flush=True)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[BaoServer]:
-    assert BAO is not None
-    with BaoServer(BAO) as running:
-        yield running
 
 
 def start(server: BaoServer, token: str, name: str) -> subprocess.Popen[str]:

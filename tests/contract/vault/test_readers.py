@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import subprocess
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,13 +38,6 @@ BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
 PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/store-vault.md"
 DOCUMENT = '{\n  "roots": ["é", "\\u0001"],\t"n": 1\n}\n'.encode()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[BaoServer]:
-    assert BAO is not None
-    with BaoServer(BAO) as running:
-        yield running
 
 
 def open_provider(server: BaoServer, token: str = ROOT_TOKEN) -> VaultSecretProvider:

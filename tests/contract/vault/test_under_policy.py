@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -21,13 +21,6 @@ from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[BaoServer]:
-    assert BAO is not None
-    with BaoServer(BAO) as running:
-        yield running
 
 
 @pytest.fixture

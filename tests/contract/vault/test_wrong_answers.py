@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 
 import httpx2
@@ -82,13 +81,6 @@ def pretended(request: httpx2.Request) -> httpx2.Response:
     version = json.loads(request.content)["options"]["cas"] + 1
     data = {"version": version, "created_time": "2026-11-24T16:05:27Z", "deletion_time": "", "destroyed": False}
     return httpx2.Response(200, json={"data": data})
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[BaoServer]:
-    assert BAO is not None
-    with BaoServer(BAO) as running:
-        yield running
 
 
 class TestVaultAnswers(AnswerContract):

@@ -37,14 +37,6 @@ A, B = root("root-a"), root("root-b")
 X, Y, U = owned("anon-x"), owned("anon-y"), owned("user-s", "u1")
 
 
-@pytest.fixture
-def node() -> Node:
-    made = Node(A, A)
-    for session in (X, Y, U):
-        assert made.pool.add_session_commit(introduction(session, A))
-    return made
-
-
 def note(author: Any, key: str = "k", text: str = "x", **more: Any) -> Commit:
     return commit_by(author, key, {"text": text}, **more)
 

@@ -22,14 +22,6 @@ A, B = root("root-a"), root("root-b")
 X, Y, U = owned("anon-x"), owned("anon-y"), owned("user-s", "u1")
 
 
-@pytest.fixture
-def node() -> Node:
-    made = Node(A, A)
-    for session in (X, Y, U):
-        assert made.pool.add_session_commit(introduction(session, A))
-    return made
-
-
 def create(node: Node, body: Any, now_ms: int = NOW) -> Any:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return node.engine.create_session(raw, now_ms)

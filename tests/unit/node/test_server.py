@@ -24,9 +24,8 @@ from goatherd.errors import (
     StorageError,
 )
 from goatherd.identity.document import Phase, encode_document
-from goatherd.identity.session import OwnedSession, sign_request, verify_commit
+from goatherd.identity.session import OwnedSession, verify_commit
 from goatherd.identity.transitions import activate_rotation, prepare_rotation, with_phase
-from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.node.log_storage import FileLog
 from goatherd.providers.memory import MemorySecretProvider
@@ -48,41 +47,7 @@ from tests.unit.node.nodes import (
     store_of,
 )
 
-
-@pytest.fixture
-def signer() -> OwnedSession:
-    return root("the-root")
-
-
-@pytest.fixture
-async def server(tmp_path: Path, signer: OwnedSession) -> AsyncIterator[Server]:
-    settings = settings_of(await store_of(document_of(signer)))
-    async with Server(tmp_path, settings, debug=True, base_url="https://goats.test") as running:
-        yield running
-
-
-@pytest.fixture
-async def http(server: Server) -> AsyncIterator[httpx2.AsyncClient]:
-    async with client_of(server) as http:
-        yield http
-
-
-def client_of(server: Server) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url="http://node", verify=False)
-
-
-def header(signer: OwnedSession) -> dict[str, str]:
-    return {"x-goat-sig": sign_request(signer, now_ms=now_ms(), nonce=new_id())}
-
-
-def batch(path: str, *commits: Commit) -> bytes:
-    message = {"ver": 50595584, "f": {"d": "AA==", "s": [1]}, "s": 0, "c": [commit.to_json() for commit in commits]}
-    return json.dumps([{"path": path, "msg": message}]).encode()
-
-
-def records(file: Path) -> list[Any]:
-    return [json.loads(line) for line in file.read_bytes().splitlines() if line] if file.exists() else []
-
+from .requests import batch, client_of, header, records
 
 # --- dispatch (what the recorded exchanges do not show) ---------------------------------------------------------------
 

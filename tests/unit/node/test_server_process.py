@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,57 +21,20 @@ from goatherd.errors import (
     NodeError,
     NodeUnreachableError,
 )
-from goatherd.identity.session import OwnedSession, sign_request
-from goatherd.ids import new_id
+from goatherd.identity.session import OwnedSession
 from goatherd.node import Server, ServerListener
 from goatherd.node.log_storage import FileLog
 from goatherd.serving.caller_limits import CallerLimits
-from goatherd.wire.commit import Commit
 from tests.deadlines import HANG
 from tests.unit.node.nodes import (
     ORG,
     document_of,
-    now_ms,
-    root,
     settings_of,
     signed_commit,
     store_of,
 )
 
-
-@pytest.fixture
-def signer() -> OwnedSession:
-    return root("the-root")
-
-
-@pytest.fixture
-async def server(tmp_path: Path, signer: OwnedSession) -> AsyncIterator[Server]:
-    settings = settings_of(await store_of(document_of(signer)))
-    async with Server(tmp_path, settings, debug=True, base_url="https://goats.test") as running:
-        yield running
-
-
-@pytest.fixture
-async def http(server: Server) -> AsyncIterator[httpx2.AsyncClient]:
-    async with client_of(server) as http:
-        yield http
-
-
-def client_of(server: Server) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url="http://node", verify=False)
-
-
-def header(signer: OwnedSession) -> dict[str, str]:
-    return {"x-goat-sig": sign_request(signer, now_ms=now_ms(), nonce=new_id())}
-
-
-def batch(path: str, *commits: Commit) -> bytes:
-    message = {"ver": 50595584, "f": {"d": "AA==", "s": [1]}, "s": 0, "c": [commit.to_json() for commit in commits]}
-    return json.dumps([{"path": path, "msg": message}]).encode()
-
-
-def records(file: Path) -> list[Any]:
-    return [json.loads(line) for line in file.read_bytes().splitlines() if line] if file.exists() else []
+from .requests import batch, header, records
 
 
 async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: Path, signer: OwnedSession) -> None:

@@ -41,11 +41,6 @@ FIRST = create_document(A, NOW)
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "settings.json"
     path.write_text(GOATDB)

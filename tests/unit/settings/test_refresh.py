@@ -94,11 +94,6 @@ def test_no_probe_comes_before_the_store_wants_it_and_not_all_of_them_at_that_mo
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
 async def provider() -> CountingProvider:
     provider = CountingProvider()
     await provider.create(SECRET, encode_document(FIRST))

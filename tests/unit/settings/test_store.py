@@ -61,11 +61,6 @@ STRANGER = replace(create_document(C, NOW), generation=99)
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
 async def provider() -> CountingProvider:
     provider = CountingProvider()
     await provider.create(SECRET, encode_document(FIRST))

@@ -53,11 +53,6 @@ def error(kind: type[ProviderError] = UnavailableError) -> ProviderError:
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
 async def provider() -> Telling:
     provider = Telling()
     await provider.create(SECRET, encode_document(FIRST))
