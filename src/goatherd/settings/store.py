@@ -598,35 +598,30 @@ def settings_from_options(
     """
     if isinstance(options, str):
         provider, secret_id = open_provider(options)
-        return CloudSecretSettings(
-            secret_id,
-            provider,
-            refresh_interval=refresh_interval,
-            clock=clock,
-            seen=seen,
-            last_known_good=last_known_good,
+    else:
+        kind = options.get("type")
+        allowed = {"cloud": {"type", "cloudConfig"}, "file": {"type", "path"}}.get(
+            kind if isinstance(kind, str) else ""
         )
-    kind = options.get("type")
-    allowed = {"cloud": {"type", "cloudConfig"}, "file": {"type", "path"}}.get(kind if isinstance(kind, str) else "")
-    if allowed is None:
-        raise ConfigurationError('settings: type must be "cloud" or "file"', hint=_OPTIONS_HINT)
-    unknown = sorted(set(options) - allowed)
-    if unknown:
-        raise ConfigurationError(f"settings: {kind} has no option {unknown[0]!r}", hint=_OPTIONS_HINT)
-    if kind == "cloud":
+        if allowed is None:
+            raise ConfigurationError('settings: type must be "cloud" or "file"', hint=_OPTIONS_HINT)
+        unknown = sorted(set(options) - allowed)
+        if unknown:
+            raise ConfigurationError(f"settings: {kind} has no option {unknown[0]!r}", hint=_OPTIONS_HINT)
+        if kind == "file":
+            place = options.get("path", path)
+            if not isinstance(place, str | Path) or not str(place):
+                raise ConfigurationError("settings: file needs a path")
+            return FileSettings(place, clock=clock)
         config = options.get("cloudConfig")
         if not isinstance(config, Mapping):
             raise ConfigurationError("settings: cloud needs a cloudConfig", hint=_OPTIONS_HINT)
         provider, secret_id = provider_from_config(config)
-        return CloudSecretSettings(
-            secret_id,
-            provider,
-            refresh_interval=refresh_interval,
-            clock=clock,
-            seen=seen,
-            last_known_good=last_known_good,
-        )
-    place = options.get("path", path)
-    if not isinstance(place, str | Path) or not str(place):
-        raise ConfigurationError("settings: file needs a path")
-    return FileSettings(place, clock=clock)
+    return CloudSecretSettings(
+        secret_id,
+        provider,
+        refresh_interval=refresh_interval,
+        clock=clock,
+        seen=seen,
+        last_known_good=last_known_good,
+    )

@@ -276,10 +276,9 @@ async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
     must(await it.seen(name, first.id, STABLE) == b"first", "a refused destruction did harm")
 
 
-@only_if(lambda promised: promised.deprecates and not promised.destroys, "declares deprecates=False")
-async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> None:
-    """What is deprecated may go at any time; whatever readers may be led to stays."""
-    p, name = it.provider, it.new_id()
+async def destroy_the_unlabelled(it: Subject, name: str) -> tuple[SecretVersion, SecretVersion, SecretVersion]:
+    """Make three versions, the second stable and the third current; destroy the first, which alone may be destroyed."""
+    p = it.provider
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
     await p.label(name, STABLE, second.id, expected=None)
@@ -287,32 +286,36 @@ async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> No
     for version in (second, third):
         await refused(ConflictError, it, p.destroy(name, version.id))
     await p.destroy(name, first.id)
+    return first, second, third
+
+
+async def must_be_unharmed(it: Subject, name: str, second: SecretVersion, third: SecretVersion) -> None:
+    """Check that what is no version cannot be destroyed, and that the labelled versions are as they were."""
     for text in NOT_VERSIONS:
-        await refused(SecretNotFoundError, it, p.destroy(name, text))
+        await refused(SecretNotFoundError, it, it.provider.destroy(name, text))
     must(await it.seen(name, third.id) == b"third", "another version was harmed")
     must(await it.seen(name, second.id, STABLE) == b"second", "a refused destruction did harm")
+
+
+@only_if(lambda promised: promised.deprecates and not promised.destroys, "declares deprecates=False")
+async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> None:
+    """What is deprecated may go at any time; whatever readers may be led to stays."""
+    name = it.new_id()
+    _, second, third = await destroy_the_unlabelled(it, name)
+    await must_be_unharmed(it, name, second, third)
 
 
 @only_if(lambda promised: promised.disables and not promised.destroys, "declares disables=False")
 async def a_store_that_only_disables_does_not_read_what_is_off(it: Subject) -> None:
     """Its value can't be read, and it can't be labelled; what readers may be led to stays on."""
     p, name = it.provider, it.new_id()
-    first = await p.create(name, b"first")
-    second = await p.write(name, b"second", expected=first.id)
-    await p.label(name, STABLE, second.id, expected=None)
-    third = await p.write(name, b"third", expected=second.id)
-    for version in (second, third):
-        await refused(ConflictError, it, p.destroy(name, version.id))
-    await p.destroy(name, first.id)
+    first, second, third = await destroy_the_unlabelled(it, name)
     await refused(VersionDisabledError, it, p.read(name, first.id))
     await refused(VersionDisabledError, it, p.label(name, STABLE, first.id, expected=second.id))
     await p.destroy(name, first.id)
     states = {v.id: v.state for v in await p.versions(name)}
     must(states[first.id] is VersionState.DISABLED, "it is not listed as disabled")
-    for text in NOT_VERSIONS:
-        await refused(SecretNotFoundError, it, p.destroy(name, text))
-    must(await it.seen(name, third.id) == b"third", "another version was harmed")
-    must(await it.seen(name, second.id, STABLE) == b"second", "a refused destruction did harm")
+    await must_be_unharmed(it, name, second, third)
 
 
 @only_if(lambda promised: promised.recoverable, "declares recoverable=False")
