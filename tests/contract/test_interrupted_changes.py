@@ -474,9 +474,11 @@ STORES = {
 
 
 # Google's lease of five seconds has to end after each kill: minutes.
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.deep if name == "gcp" else ()) for name in STORES])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    with STORES[request.param](tmp_path) as made:
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.deep if name == "gcp" else ()) for name in STORES]
+)
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with STORES[request.param](tmp_path_factory.mktemp(request.param)) as made:
         yield made
 
 

@@ -51,7 +51,7 @@ class TestFile(ProviderContract):
         return FileSecretProvider(str(self.directory))
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 class TestFileAtLength(TestFile):
     rounds = 100
 

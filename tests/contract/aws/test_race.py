@@ -106,21 +106,21 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.deep)])
 async def test_two_rotators_have_one_winner_a_round(fake: FakeSecretsManager, rounds: int):
     await race(fake.url, rounds, stable=True)
     moves = [seen.fields for seen in fake.requests if seen.operation == "UpdateSecretVersionStage"]
     assert all("RemoveFromVersionId" in move or move["VersionStage"] == "stable" for move in moves)
 
 
-@pytest.mark.slow
-async def test_two_rotators_have_one_winner_a_round_at_moto():
+@pytest.mark.parametrize("rounds", [20, pytest.param(100, marks=pytest.mark.deep)])
+async def test_two_rotators_have_one_winner_a_round_at_moto(rounds: int):
     """The current version only: moto moves other labels without asking who holds them."""
     program = find_moto()
     if program is None:
         pytest.skip(WHY_SKIPPED)
     with MotoServer(program) as server:
-        await race(server.url, 100, stable=False)
+        await race(server.url, rounds, stable=False)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class TestRegional(TestGlobal):
         return GCPSecretProvider(address, credentials=AnonymousCredentials())
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 class TestAtLength(TestGlobal):
     rounds = 100
 

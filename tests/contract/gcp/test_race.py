@@ -66,7 +66,7 @@ def fake() -> Iterator[FakeSecretManager]:
         yield running
 
 
-@pytest.mark.parametrize("rounds", [15, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [15, pytest.param(100, marks=pytest.mark.deep)])
 async def test_of_two_rotators_one_wins_each_round_and_latest_is_what_he_wrote(fake: FakeSecretManager, rounds: int):
     async with rotator(fake.endpoint) as provider:
         holder: str = (await provider.create(SECRET, b"start")).id

@@ -98,7 +98,7 @@ class TestKubernetesFakeAnswers(AnswerContract):
         return self.fake.wrong
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 class TestKubernetesFakeAtLength(TestKubernetesFake):
     rounds = 100
 

@@ -92,7 +92,7 @@ def race_of_two(secret: str, *, rotator: str, admin: str, rounds: int) -> None:
     asyncio.run(look())
 
 
-@pytest.mark.parametrize("rounds", [20, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [20, pytest.param(100, marks=pytest.mark.deep)])
 def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(tmp_path: Path, rounds: int):
     import yaml
 

@@ -29,7 +29,7 @@ class TestVault(ProviderContract):
         return VaultSecretProvider(self.address)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 class TestVaultAtLength(TestVault):
     rounds = 100
 

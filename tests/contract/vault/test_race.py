@@ -22,7 +22,6 @@ pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
 MODULE = "tests.contract.vault.test_race"
 ROOT = Path(__file__).parents[3]
 SECRET = "goatdb/root"
-ROUNDS = 100
 
 
 def provider(url: str, token: str) -> VaultSecretProvider:
@@ -54,8 +53,8 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.slow
-def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: BaoServer):
+@pytest.mark.parametrize("rounds", [30, pytest.param(100, marks=pytest.mark.deep)])
+def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: BaoServer, rounds: int):
     token = server.token(policy("rotator", f"secret/{SECRET}"))
 
     async def begin() -> str:
@@ -68,7 +67,7 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: B
     wins = {"ann": 0, "bob": 0}
     try:
         assert [line_of(process) for process in racers.values()] == ["ready", "ready"]
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for process in racers.values():
                 assert process.stdin is not None
                 process.stdin.write(f"{expected}\n")
@@ -83,7 +82,7 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: B
         for process in racers.values():
             _, errors = process.communicate(timeout=HANG)
             assert process.returncode == 0, errors
-    assert sum(wins.values()) == ROUNDS
+    assert sum(wins.values()) == rounds
 
     async def end() -> None:
         async with provider(server.url, ROOT_TOKEN) as reader:
@@ -99,6 +98,7 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: B
             for version in kept:
                 value = await reader.read(SECRET, VersionId(version))
                 assert value.value.reveal().decode() == won[version]
+            await reader.delete(SECRET)
 
     asyncio.run(end())
 
