@@ -8,24 +8,18 @@ answers; a test process that is killed takes the server along (Linux).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import secrets
 import shutil
-import signal
-import socket
 import ssl
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import httpx2
+
+from tests.fakes.emulator import Emulator
 
 VARIABLE: Final = "GOATHERD_BAO"
 INSTALLED: Final = Path("build/tools/openbao/bin/bao")
@@ -35,10 +29,6 @@ WHY_SKIPPED: Final = (
     "NO OPENBAO, SO THE VAULT PROVIDER IS NOT TESTED: run scripts/install-openbao, put `bao` on the PATH, or set "
     f"{VARIABLE}"
 )
-
-_READY_WITHIN: Final = 20.0
-_TRIES: Final = 5
-_PR_SET_PDEATHSIG: Final = 1
 
 
 def find_bao(root: Path | None = None) -> Path | None:
@@ -56,7 +46,7 @@ def find_bao(root: Path | None = None) -> Path | None:
     return Path(on_path) if on_path else None
 
 
-class BaoServer:
+class BaoServer(Emulator):
     """One server in development mode, as a context manager; a key/value engine, version 2, is mounted at ``secret``.
 
     Attributes:
@@ -66,11 +56,8 @@ class BaoServer:
     """
 
     def __init__(self, program: Path, *, tls: bool = False) -> None:
-        self._program = program
+        super().__init__(program)
         self._tls = tls
-        self._process: subprocess.Popen[bytes] | None = None
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self.port = 0
 
     @property
     def url(self) -> str:
@@ -78,27 +65,7 @@ class BaoServer:
 
     @property
     def ca(self) -> str:
-        assert self._directory is not None
-        return f"{self._directory.name}/vault-ca.pem"
-
-    def __enter__(self) -> Self:
-        self._directory = tempfile.TemporaryDirectory(prefix="goatherd-bao-")
-        try:
-            for attempt in range(1, _TRIES + 1):
-                self.port = _free_port()
-                if self._start(last=attempt == _TRIES):
-                    return self
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        raise AssertionError("unreachable")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-        if self._directory is not None:
-            self._directory.cleanup()
+        return str(self.home / "vault-ca.pem")
 
     def ask(
         self, method: str, path: str, body: Mapping[str, object] | None = None, *, token: str = ROOT_TOKEN
@@ -108,9 +75,8 @@ class BaoServer:
         Raises:
             AssertionError: The server refused; a missing thing is an empty answer.
         """
-        verify = (
-            ssl.create_default_context(cafile=self.ca) if self._tls else False
-        )  # reading all authorities takes long
+        # A context that is not used takes longer to make than the request takes.
+        verify = ssl.create_default_context(cafile=self.ca) if self._tls else False
         with httpx2.Client(verify=verify, trust_env=False, timeout=10) as http:
             response = http.request(method, f"{self.url}/v1/{path}", headers={"X-Vault-Token": token}, json=body)
         assert response.status_code in (200, 204, 404), f"{method} {path}: {response.status_code} {response.text}"
@@ -128,62 +94,14 @@ class BaoServer:
         self.ask("POST", f"sys/policies/acl/{name}", {"policy": text})
         return name
 
-    def _start(self, *, last: bool) -> bool:
-        assert self._directory is not None
-        home = Path(self._directory.name)
-        log = home / "log"
+    def _command(self) -> list[str]:
         command = [str(self._program), "server", "-dev", f"-dev-root-token-id={ROOT_TOKEN}", "-dev-no-store-token"]
         command += [f"-dev-listen-address=127.0.0.1:{self.port}", "-log-level=warn"]
-        if self._tls:
-            command += ["-dev-tls", f"-dev-tls-cert-dir={home}"]
-        environment = {"HOME": str(home), "PATH": os.environ.get("PATH", "")}
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=home,
-                start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            )
-        end = time.monotonic() + _READY_WITHIN
-        while time.monotonic() < end:
-            if self._process.poll() is not None:
-                if last:
-                    raise AssertionError(f"{self._program} ended by itself:\n{log.read_text()[-2000:]}")
-                return False  # most likely the port was taken meanwhile
-            with contextlib.suppress(httpx2.HTTPError, json.JSONDecodeError, OSError, AssertionError):
-                self.ask("GET", "sys/health")
-                self.ask("GET", "secret/config")  # for a moment, the engine answers that it is being upgraded
-                return True
-            time.sleep(0.02)
-        raise AssertionError(f"{self._program} is not ready after {_READY_WITHIN:g} s:\n{log.read_text()[-2000:]}")
+        return command + (["-dev-tls", f"-dev-tls-cert-dir={self.home}"] if self._tls else [])
 
-    def _stop(self) -> None:
-        process = self._process
-        if process is None or process.poll() is not None:
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-                return
-
-
-def _free_port() -> int:
-    """Return a port that is free and whose neighbour is too: the development server takes both."""
-    for _ in range(100):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with contextlib.suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
-    raise AssertionError("no two neighbouring free ports")
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(httpx2.HTTPError, json.JSONDecodeError, OSError, AssertionError):
+            self.ask("GET", "sys/health")
+            self.ask("GET", "secret/config")  # for a moment, the engine answers that it is being upgraded
+            return True
+        return False
