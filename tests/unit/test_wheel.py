@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MOST_BYTES = 950_000
+MOST_BYTES = 1_050_000
 FOR_AUTHORS = {"answer_checks", "contract", "contract_command", "provider_checks", "subject", "wrong_answers"}
 
 
@@ -48,7 +48,7 @@ def test_no_fake_no_simulation_and_no_vectors_are_installed(wheel: Path) -> None
 
 
 def test_the_wheel_stays_small(wheel: Path) -> None:
-    """Before the fakes, the simulation and the vectors' checker were moved into tests/, it had 1,069,000 bytes."""
+    """With the tests' fakes, simulation and vector checker it would have 146,000 bytes more."""
     assert wheel.stat().st_size < MOST_BYTES
 
 
