@@ -24,7 +24,7 @@ from goatherd.providers.values import Label, VersionId
 if TYPE_CHECKING:
     from goatherd.cluster.discovery import NodeDirectory
     from goatherd.operations.server_state import NodeState
-    from goatherd.rotation.machine import Progress
+    from goatherd.rotation.machine import PhaseProgress
     from goatherd.rotation.obstacles import Obstacle, Survey
     from goatherd.rotation.policy import Policy
 
@@ -60,7 +60,7 @@ class ClusterStatus:
     last_rotation: HistoryEntry | None
     servers: tuple[NodeState, ...]
     obstacles: tuple[Obstacle, ...]
-    progress: Progress | None
+    progress: PhaseProgress | None
     notes: tuple[str, ...]
     store_ahead_ms: int | None
     at_ms: int
@@ -101,7 +101,7 @@ async def read_status(
     store_ahead_ms = store.provider.store_clock.ahead_ms(SystemClock().now_ms())
     servers: Sequence[NodeState] = ()
     obstacles: tuple[Obstacle, ...] = ()
-    progress: Progress | None = None
+    progress: PhaseProgress | None = None
     if nodes is not None:
         from goatherd.operations.server_state import read_server_states
 

@@ -80,10 +80,10 @@ __all__ = [
     "ObstacleKind",
     "Outcome",
     "Phase",
+    "PhaseProgress",
     "Policy",
     "Prepare",
     "PrepareRestore",
-    "Progress",
     "Prune",
     "Quorum",
     "RecordRetired",
@@ -377,7 +377,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class PhaseProgress:
     """Where a rotation in progress stands.
 
     Attributes:
@@ -554,7 +554,7 @@ def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
     return since_ms + milliseconds(policy.adoption)
 
 
-def describe_wait(observation: Observation, policy: Policy) -> Progress | None:
+def describe_wait(observation: Observation, policy: Policy) -> PhaseProgress | None:
     """Return since when the rotation in progress is in its phase, until when it may be, and what it waits for.
 
     Returns:
@@ -569,7 +569,7 @@ def describe_wait(observation: Observation, policy: Policy) -> Progress | None:
         for evidence, urls in missing(observation, FORWARD[store.phase]).items()
     )
     blocker = _find_blocker(observation)
-    return Progress(
+    return PhaseProgress(
         phase=store.phase,
         since_ms=store.phase_since_ms,
         until_ms=deadline_ms(

@@ -26,7 +26,7 @@ from goatherd.rotation.observation import Observation, StoreView
 from goatherd.rotation.policy import Policy, check_lifetime, check_quorum
 
 if TYPE_CHECKING:
-    from goatherd.rotation.machine import Progress
+    from goatherd.rotation.machine import PhaseProgress
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=2)
 """Largest difference between two clocks with which a rotation begins.
@@ -103,7 +103,7 @@ class Survey:
     obstacles: tuple[Obstacle, ...]
     remarks: tuple[str, ...]
     is_in_progress: bool = False
-    progress: Progress | None = None
+    progress: PhaseProgress | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from goatherd.providers.values import shown_label
 from goatherd.times import iso
 
 if TYPE_CHECKING:
-    from goatherd.rotation.machine import Progress
+    from goatherd.rotation.machine import PhaseProgress
 
 
 def status_data(status: ClusterStatus) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
     return [*lines, *(f"note: {remark}" for remark in status.notes)]
 
 
-def progress_data(progress: Progress | None) -> dict[str, Any] | None:
+def progress_data(progress: PhaseProgress | None) -> dict[str, Any] | None:
     """Return the phase of a rotation in progress and what it waits for, as data."""
     if progress is None:
         return None
@@ -74,7 +74,7 @@ def progress_data(progress: Progress | None) -> dict[str, Any] | None:
     }
 
 
-def progress_lines(progress: Progress) -> list[str]:
+def progress_lines(progress: PhaseProgress) -> list[str]:
     """Return the phase of a rotation in progress and what it waits for, as lines."""
     waiting = progress.waiting_for or ("nothing; `goatherd rotate --resume` takes the next step",)
     times = f"since {iso(progress.since_ms)}, expected until {iso(progress.until_ms)} by this configuration"
