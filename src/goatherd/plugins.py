@@ -7,13 +7,16 @@ scheme that two distributions register is an error that names both. An error quo
 
 from __future__ import annotations
 
-import difflib
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Final
+from importlib import import_module
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, PluginNotFoundError
 from goatherd.server_url import masked
@@ -35,6 +38,75 @@ _OURS = "goatherd"
 _NAMES: Final[Mapping[str, str]] = {"kubernetes": "k8s"}
 # The extra that brings a scheme's libraries, where that is not the scheme.
 _EXTRAS: Final[Mapping[str, str]] = {"k8s": "kubernetes", "k8s-volume": "kubernetes", "openbao": "vault"}
+
+
+class _Distribution(NamedTuple):
+    name: str
+    version: str
+
+
+class _EntryPoint(NamedTuple):
+    """One entry point, with the attributes that it has in `importlib.metadata`."""
+
+    name: str
+    value: str
+    dist: _Distribution | None
+
+    def load(self) -> Any:
+        module, _, attribute = self.value.partition(":")
+        return getattr(import_module(module.strip()), attribute.strip())
+
+
+def entry_points(group: str) -> list[_EntryPoint]:
+    """Return the entry points of a group, as `importlib.metadata` finds them.
+
+    Its import and its reading of every distribution take longer than the rest of a short command, so the files are read
+    here; by `importlib.metadata` where a part of the path is an archive.
+    """
+    found: list[_EntryPoint] = []
+    for place in dict.fromkeys(sys.path):
+        try:
+            names = [name for name in os.listdir(place or ".") if name.endswith((".dist-info", ".egg-info"))]  # noqa: PTH208 - pathlib is slower
+        except NotADirectoryError:
+            from importlib.metadata import entry_points as find_entry_points
+
+            return [
+                _EntryPoint(one.name, one.value, _Distribution(one.dist.name, one.dist.version) if one.dist else None)
+                for one in find_entry_points(group=group)
+            ]
+        except OSError:
+            continue
+        for name in names:
+            directory = Path(place, name)
+            section = _read_section(directory / "entry_points.txt", f"[{group}]")
+            if section:
+                dist = _read_distribution(directory)
+                found += [_EntryPoint(key.strip(), value.strip(), dist) for key, value in section]
+    return found
+
+
+def _read_section(path: Path, head: str) -> list[tuple[str, str]]:
+    """Return the pairs of one section of an INI file; none where there is no such file or section."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    if head not in lines:
+        return []
+    rest = takewhile(lambda line: not line.startswith("["), lines[lines.index(head) + 1 :])
+    pairs = [line.partition("=") for line in rest if not line.startswith("#")]
+    return [(key, value) for key, separator, value in pairs if separator]
+
+
+def _read_distribution(directory: Path) -> _Distribution | None:
+    for name in ("METADATA", "PKG-INFO"):
+        try:
+            text = (directory / name).read_text("utf-8", "replace")
+        except OSError:
+            continue
+        fields = dict(line.split(": ", 1) for line in takewhile(bool, text.splitlines()) if ": " in line)
+        return _Distribution(fields.get("Name", "?"), fields.get("Version", "?"))
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,13 +268,13 @@ def _address_of(scheme: str) -> Iterator[None]:
         ) from None
 
 
-def _entry_points(group: str) -> list[EntryPoint]:
+def _entry_points(group: str) -> list[_EntryPoint]:
     """Return the group's entry points, sorted, each once though its distribution be found twice on the path."""
     unique = {(point.name, _distribution_name(point), point.value): point for point in entry_points(group=group)}
     return [unique[key] for key in sorted(unique)]
 
 
-def _distribution_name(point: EntryPoint) -> str:
+def _distribution_name(point: _EntryPoint) -> str:
     return point.dist.name if point.dist else "?"
 
 
@@ -219,14 +291,14 @@ def _provider_class(scheme: str) -> type[SecretProvider]:
     return loaded
 
 
-def _claimed_twice(scheme: str, points: list[EntryPoint]) -> ConfigurationError:
+def _claimed_twice(scheme: str, points: list[_EntryPoint]) -> ConfigurationError:
     names = " and ".join(f"{_distribution_name(point)} ({point.value})" for point in points)
     return ConfigurationError(
         f"the scheme {scheme!r} is claimed twice: by {names}", hint="Uninstall the one that you do not want."
     )
 
 
-def _load_plugin(point: EntryPoint, scheme: str) -> Any:
+def _load_plugin(point: _EntryPoint, scheme: str) -> Any:
     distribution = _distribution_name(point)
     try:
         return point.load()
@@ -245,6 +317,8 @@ def _load_plugin(point: EntryPoint, scheme: str) -> Any:
 
 def _not_found(scheme: str) -> PluginNotFoundError:
     known = ", ".join(provider_schemes()) or "none: goatherd itself is not installed"
+    import difflib
+
     close = difflib.get_close_matches(scheme, provider_schemes(), n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? Else install the package that provides this scheme." if close else None
     return PluginNotFoundError(f"no provider for the scheme {scheme!r}; known schemes: {known}", hint=hint)

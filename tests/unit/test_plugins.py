@@ -8,7 +8,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,19 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     points: list[EntryPoint] = []
     monkeypatch.setattr(plugins, "entry_points", lambda group: points)
     return points
+
+
+def test_entry_points_are_those_that_importlib_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for group in ("goatherd.providers", "goatherd.policies", "pytest11", "console_scripts"):
+        theirs = {
+            (one.name, one.value, one.dist.name, one.dist.version) for one in entry_points(group=group) if one.dist
+        }
+        for more in ([], [str(tmp_path / "nowhere")], [__file__]):  # the last is no directory, as an archive is none
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "path", [*sys.path, *more])
+                ours = {(one.name, one.value, *(one.dist or ())) for one in plugins.entry_points(group)}
+                assert ours == theirs
+    assert theirs
 
 
 MEMORY = "goatherd.providers.memory:MemorySecretProvider"

@@ -42,7 +42,7 @@ def test_help_imports_nothing_but_the_table_of_commands() -> None:
 
 
 NOT_FOR_THE_STATUS_OF_A_STORE = (
-    "httpx2", "starlette", "uvicorn", "uvloop", "h11", "cronsim",
+    "httpx2", "starlette", "uvicorn", "uvloop", "h11", "cronsim", "importlib.metadata", "email",
     "goatherd.audit", "goatherd.cluster", "goatherd.metrics", "goatherd.node", "goatherd.operations.rotate",
     "goatherd.rotation.machine", "goatherd.rotation.rotator", "goatherd.schedule", "goatherd.serving",
     "goatherd.settings",
