@@ -118,9 +118,9 @@ def test_a_server_that_gives_its_key_away_is_not_started_over_and_over() -> None
 @pytest.mark.parametrize("line", list(command_lines()))
 def test_goatherd_takes_the_command_lines(line: list[str]) -> None:
     assert line, "a container of Goatherd needs arguments"
-    found = cli.get_command(click.Context(cli), line[0])
+    name, found, words = cli.resolve_command(click.Context(cli), list(line))
     assert found is not None, f"there is no goatherd {line[0]}"
-    with found.make_context(line[0], list(line[1:])) as context:
+    with found.make_context(name, words) as context:
         assert context.command is found
 
 
