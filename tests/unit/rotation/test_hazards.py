@@ -171,7 +171,7 @@ async def test_another_process_finishes_what_one_that_died_has_begun(
 
 
 def destroy_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_retire", lambda *_: machine.Done(outcome=Outcome.NOTHING))
+    monkeypatch.setattr(machine, "_decide_retire", lambda *_: machine.Done(outcome=Outcome.NOTHING))
 
 
 async def versions_with_private_key_of(herd: Herd, session_id: str) -> list[str]:

@@ -159,7 +159,7 @@ async def test_a_node_that_comes_back_in_time_is_waited_for_in_spite_of_the_quor
 async def test_the_plan_says_who_would_not_be_waited_for(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     plan = await rotator_for(herd, policy=TWO).plan()
-    assert any("up to 1 of 3 nodes (quorum 2)" in who for who in plan.not_waited_for)
+    assert any("up to 1 of 3 servers (quorum 2)" in who for who in plan.not_waited_for)
     assert not any("quorum" in who for who in (await rotator_for(herd).plan()).not_waited_for)
 
 
