@@ -1,6 +1,6 @@
 """Read this machine's clock, and compare other machines' clocks with it. No other module reads the time.
 
-Lower modules take the time as an argument; higher ones take a `Clock`, which tests replace.
+Pure modules take the time as an argument; other modules take a `Clock`, which tests replace.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Draw random identifiers. No other module does.
+"""Generate random identifiers. No other module generates any.
 
-Pure modules take ids as arguments; their callers draw them here. GoatDB draws its ids from ``Math.random``; these have
-the same form and come from the operating system's random source. `goatherd.derived_ids` derives ids from a string.
+Pure modules take ids as arguments; their callers generate them here. The ids have the form of those that GoatDB takes
+from ``Math.random``, but come from the operating system's random source. `goatherd.derived_ids` derives ids from a
+string.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Find out which stored version holds which private keys. `goatherd retire` destroys by it; `goatherd status` shows it.
+"""Find out which stored version holds which private keys.
 
-It reads the value of every version, which needs a rotator's permissions, and destroys nothing. Rules: a version that
-cannot be read is listed with the reason and never counts as one without keys. Results hold ids and no keys.
+``goatherd retire`` uses the result to destroy keys; ``goatherd status`` shows it.
 
-The store's list of versions also holds leftovers of interrupted changes. Another process may be about to use such a
-version. Destroying it is safe all the same: each provider records the destruction before it destroys the value, so that
-the other process gets a conflict and writes its value again.
+The value of every version is read, which needs a rotator's permissions; nothing is destroyed. A version that cannot be
+read is listed with the reason, and never counts as a version without keys. Results hold ids and no keys.
+
+The store's list of versions also contains leftovers of interrupted changes, which another process may be about to use.
+It is safe to destroy them: each provider records the destruction before it destroys the value, so the other process
+gets a conflict and writes its value again.
 """
 
 from __future__ import annotations

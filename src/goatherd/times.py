@@ -1,4 +1,7 @@
-"""Timestamps and durations in milliseconds, and as text. Pure: `goatherd.clock` reads the time."""
+"""Convert timestamps (milliseconds since 1970) and durations to text and back.
+
+Pure: `goatherd.clock` reads the time.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Operations on an identity in a store, for Python programs: store and servers are named by their URLs.
+"""Operations on an identity in a store, for Python programs that give the store and the servers as URLs.
 
-What it is: what the command line does, with data as arguments and results. What it is not: the operations themselves
-(`goatherd.operations`), which take opened objects. Rules: each function opens what its arguments name and closes it
-before it returns, so that ``asyncio.run`` of one call is all that a synchronous program needs; no function decides
-anything that its operation does not decide.
+A Python program can do here what the command line does, with data as arguments and results. The operations themselves
+(`goatherd.operations`) take opened objects. Each function here opens what its arguments name and closes it before it
+returns, so a synchronous program needs only ``asyncio.run`` of one call. No function makes a decision of its own: the
+operation that it calls decides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Make sessions and a first identity, encode sessions as GoatDB does, and introduce a root.
 
-What it is not: a rotation. A root that is written into the store by hand is trusted by no running server:
-`goatherd.rotate` introduces it first. Rule: a private key is encoded only where a caller asks for it by name.
+These functions do not rotate: running servers do not trust a root that a program writes into the store by hand.
+`goatherd.rotate` introduces a new root first. A private key is encoded only if the caller passes `include_private_key`.
 """
 
 from __future__ import annotations

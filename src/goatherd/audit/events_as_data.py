@@ -1,8 +1,8 @@
 """The events of a run as JSON data: for the audit trail and for the log.
 
-What it is: events and actions as names and JSON values, and the choice of what is worth keeping. What it is not: it
-writes nothing. Rules: ids, versions, times, addresses and texts only; a value of any other kind is an error rather than
-written; what a rotation repeats at each of its looks is kept once in each phase.
+This module turns events and actions into names and JSON values, and chooses which of them to keep. Values are ids,
+versions, times, addresses and texts; a value of another type is an error. An event that a rotation repeats every time
+it checks the cluster is kept once per phase.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""The records of an audit trail: hash-chained, each signed by a root of the identity that it is about. Pure.
+"""The records of an audit trail: hash-chained, each signed by a root of the identity that the trail is about. Pure.
 
-What it is: one record as a line of bytes, and the check of a whole file line by line. What it is not: it opens no file
-(`goatherd.audit.trail` does).
+This module encodes one record as a line of bytes, and verifies a whole file line by line. `goatherd.audit.trail` opens
+the file.
 
-A record is a JSON object on one line: number, time, actor, event, data, the SHA-256 of the line before it, the id of
-the root that signs, and the signature over all of that. It says ``"v":1``. Two kinds of records are special: ``signer``
-brings the public half of a root that has not signed the record before it; and a record after bytes that are no record
-(a crash tore the line) says so in its member ``torn``, with their number and hash, and is signed for that.
+A record is a JSON object on one line: number, time, actor, event, data, the SHA-256 of the previous line, the id of
+the root that signs, and the signature over all of that. Its format version is ``"v":1``. Two kinds of records are
+special: ``signer`` has the public key of a root that has not signed the previous record; and a record that follows a
+line cut short by a crash has a member ``torn`` with the length and the hash of those bytes.
 
 Rules:
-1. Signed is the line as it lies in the file, up to the signature, so that no second reading of it can exist.
-2. What is checked is named by the number of its line: the first that is not as it was written.
-3. What the end of a file lacks cannot be seen in it. `Chain` can be given a checkpoint, kept elsewhere.
+1. The signature covers the bytes of the line as they are in the file, so there is only one way to read them.
+2. A failed check names the number of the first line that is not as it was written.
+3. A missing end cannot be seen in the file itself. `Chain` accepts a checkpoint that was kept in another place.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """The audit trail of an identity: a file to which every decision is added, with its evidence.
 
-What it is: the one writer of that file, and its reader. What it is not: the form of a record and its check (`records`).
+This module is the only writer of that file, and its reader. `records` encodes and verifies the records.
 
 Rules:
-1. Only ever added to. A record is on the medium when `record` returns. One process at a time writes, by a lock.
-2. Before a run begins, a trail that cannot be written stops it (`record` raises). Once a rotation is in progress the
-   trail does not stop it: what cannot be written is logged, counted, and reported by the next record that can be.
-3. A torn last line, which a crash leaves, is kept as it is. The next record states its length and hash, signed: nothing
-   that a tamperer could do to the file looks like a repair.
-4. Mode 0600; a file that others may write, a link, or something that is no trail is refused.
+1. Records are only ever added. A record is on the disk when `record` returns. A lock ensures that one process at a time
+   writes.
+2. A trail that cannot be written stops a run before it begins (`record` raises), but not a rotation in progress: then
+   the failed records are logged and counted, and the next record that can be written reports their number.
+3. A last line that a crash has cut short is kept as it is. The next record states its length and hash, and is signed.
+   So no change by an attacker can pass for a crash.
+4. The file has mode 0600. A file that others may write, a link, or a file that is no trail is refused.
 """
 
 from __future__ import annotations

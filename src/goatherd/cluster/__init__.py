@@ -1,11 +1,12 @@
-"""Servers, seen from outside.
+"""The servers of a cluster, as Goatherd sees them over the network.
 
-- `goatherd.cluster.client`: one server over HTTP; `goatherd.cluster.server_answers`: its answers, checked.
+- `goatherd.cluster.client`: sends requests to one server; `goatherd.cluster.server_answers`: checks its answers.
 - `goatherd.cluster.node`: the requests that Goatherd makes to a server, and what a server has shown.
-- `goatherd.cluster.discovery`: which servers there are, by address, DNS or Kubernetes Service.
-- `goatherd.cluster.observer`: what each server trusts, holds and signs with.
+- `goatherd.cluster.discovery`: finds the servers by URL, DNS name or Kubernetes Service.
+- `goatherd.cluster.observer`: finds out which roots each server trusts, which commits it holds, which root it signs
+  with.
 - `goatherd.cluster.session_queries`: reads session commits from a server.
-- `goatherd.cluster.flow_probe`: whether the servers synchronize.
-- `goatherd.cluster.introductions`: root introductions that other servers hold.
-- `goatherd.cluster.process_mark`: whether an unmodified server has restarted.
+- `goatherd.cluster.flow_probe`: checks whether the servers synchronize.
+- `goatherd.cluster.introductions`: fetches the root introductions that other servers hold.
+- `goatherd.cluster.process_mark`: finds out whether an unmodified server has restarted.
 """

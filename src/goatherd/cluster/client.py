@@ -1,13 +1,13 @@
-"""A client of one GoatDB server: get a session, sync, and ask Goatherd's own two questions.
+"""A client of one GoatDB server: get a session, synchronize commits, and send the requests that only Goatherd answers.
 
-Not a replica: it keeps nothing and merges nothing. It works with unmodified GoatDB servers as with ours, and believes
-neither: what comes back is parsed, not trusted (verification is the caller's). Every request has one deadline over
-connecting, sending and the whole answer, and an answer may have `MAX_ANSWER_BYTES`. Nothing is retried here: callers
-have their own rhythm. A signed request names the server process, the endpoint and the body that it is for
-(`goatherd.identity.request_binding`); only if another process answers is it signed again, for that one too.
+The client is not a replica: it keeps nothing and merges nothing. It works with unmodified GoatDB servers and with
+Goatherd's. It trusts neither: answers are parsed here, and the caller verifies signatures. One timeout covers
+connecting, sending and the whole answer, which may have at most `MAX_ANSWER_BYTES`. Nothing is retried here; callers
+retry. A signed request names the server process, the endpoint and the body that it is for
+(`goatherd.identity.request_binding`). It is signed a second time only if another server process answers.
 
-Errors: `NodeUnreachableError` (no connection, no answer in time, no HTTP) and `NodeRefusedError` (an answer that is a
-refusal, or not what a GoatDB server says), both naming the URL.
+Errors: `NodeUnreachableError` (no connection, no answer in time, no HTTP) and `NodeRefusedError` (a refusal, or an
+answer that no GoatDB server would give). Both name the URL.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Discover the servers of a cluster: URLs, DNS names, or a Kubernetes Service; resolved again for each observation.
+"""Discover the servers of a cluster from URLs, DNS names or a Kubernetes Service, again for each observation.
 
-- ``http://host:port``, ``https://…``: one node.
+- ``http://host:port``, ``https://…``: one server.
 - ``dns://host:port``: one for each A and AAAA record, from the platform's resolver (so ``/etc/hosts`` counts).
 - ``dns://_service._tcp.domain``: one for each SRV record (RFC 2782) and address of its target.
 - ``k8s-service://namespace/name:port``: one for each pod behind a Service, from its EndpointSlices.
 
-What it is: addresses in, open clients out. What it is not: it observes no server (`goatherd.cluster.observer` does).
+The result is one open client for each server; `goatherd.cluster.observer` observes the servers.
 
 Rules:
-- SECURITY: a failed discovery is an error, and so is an answer that names no server: a rotation that takes either for
-  "no servers" waits for none, and loses commits (tests/unit/cluster/test_discovery.py).
-- A partial answer counts as none: one source of several that fails, a record type that times out, a truncated list.
-- A server is identified by its URL. A server found by name is at an address; TLS and ``Host`` still use the name.
-- DNS may return a part of its records, and leaves out servers that are not ready: a server that it has named stays
-  listed for `LINGER`. A Service's list is complete, with the pods that are not ready: they may hold the old key.
+- SECURITY: a failed discovery is an error, and so is an answer that names no server. A rotation that took either for
+  "there are no servers" would wait for none and lose commits (tests/unit/cluster/test_discovery.py).
+- A partial answer is an error, too: one source of several that fails, a record type that times out, a truncated list.
+- A server is identified by its URL. The client connects to the address that was found; TLS and ``Host`` use the name.
+- DNS may return only some of its records, and omits servers that are not ready. So a server that DNS has named stays
+  listed for `LINGER`. A Service's list is complete and includes pods that are not ready, which may hold the old key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Check that the servers of a cluster synchronize: a session that one of them has stored must reach the others.
 
-It works with any GoatDB server, whether or not the server says with whom it synchronizes. It changes nothing, except
-that it creates one anonymous session where no server has created one lately; GoatDB keeps that session permanently.
+The check works with any GoatDB server, whether or not the server reports its peers. It changes nothing, with one
+exception: if no server has created a session recently, the check creates an anonymous one, which GoatDB keeps
+permanently.
 """
 
 from __future__ import annotations

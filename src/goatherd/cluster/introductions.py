@@ -1,11 +1,12 @@
-"""Root introductions from this server's own log and from its peers, for a server that was away for many rotations.
+"""Get root introductions from a server's own log and from its peers, for a server that was offline for many rotations.
 
-What it is: the reading and the asking. What it is not: it verifies nothing (`goatherd.identity.succession` does), so a
-peer that lies can at most give commits that are no link. Rules: the own log first, then one peer after the other, each
-asked only while the chain is still open; a place that gives nothing says why.
+A root introduction is a session commit by which one root declares another root trusted. This module only collects them;
+`goatherd.identity.succession` verifies the chain, so a lying peer can at most send commits that do not fit. The
+server's own log is read first, then one peer after the other, and only while the chain is incomplete. A source that
+fails reports why.
 
-Requests are signed with the current root of the document in question: whether that root is to be believed is what is
-asked about, but the peers know it. Plain ``/batch-sync``, so that unmodified GoatDB servers answer too.
+Requests are signed with the current root of the new identity document, which the server does not trust yet but its
+peers do. They are plain ``/batch-sync`` requests, so unmodified GoatDB servers answer them, too.
 """
 
 from __future__ import annotations

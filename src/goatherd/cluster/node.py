@@ -1,4 +1,4 @@
-"""One server: the requests that Goatherd makes to it (`Node`), and what it has shown (`NodeView`)."""
+"""One server: the requests that Goatherd makes to it (`Node`), and what its answers have shown (`NodeView`)."""
 
 from __future__ import annotations
 

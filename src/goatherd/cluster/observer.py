@@ -1,19 +1,19 @@
-"""Observe every server of a cluster from outside: what it trusts, which commits it holds, which root signs.
+"""Observe every server of a cluster: which roots it trusts, which commits it holds, which root signs.
 
-It decides nothing and changes nothing, except that asking an unmodified server which root signs costs one anonymous
-session.
+The observer decides nothing. It changes nothing either, except that it must create one anonymous session to find out
+which root an unmodified server signs with.
 
 An unmodified GoatDB 0.5.1 answers each question by its ordinary requests:
 
 - *Does the server trust the next root?* A ``/batch-sync`` request signed by that root: 200 or 403.
-- *Does it hold this commit?* `goatherd.cluster.session_queries`.
-- *Which root signs?* ``GET /goatherd/v1/identity`` at a Goatherd server. An agent answers it for its unmodified
-  server, and names a commit that proves the answer. Elsewhere: create an anonymous session, and read the signature of
-  its commit in ``/sys/sessions``; once for each start, because GoatDB keeps every session permanently.
-- *Has it restarted?* Both answers identify the process: one by ``instance``, the other by the commit's connection id.
-  In between, a mark in the memory of the process shows that it is the same one (`goatherd.cluster.process_mark`).
+- *Does the server hold this commit?* `goatherd.cluster.session_queries`.
+- *Which root signs?* A Goatherd server answers ``GET /goatherd/v1/identity``. An agent answers the same request for its
+  unmodified server, and names a commit that proves the answer. Otherwise: create an anonymous session, and read the
+  signature of its commit in ``/sys/sessions``; once per server start, because GoatDB keeps every session permanently.
+- *Has the server restarted?* The last answer also identifies the process, by ``instance`` or by the commit's connection
+  id. In between, a mark in the memory of the process shows that it is the same one (`goatherd.cluster.process_mark`).
 
-Rules: no answer, or an invalid one, is "not known" (None), never "no" and never "yes". Observing one server takes
+Rules: no answer, or an invalid one, means "not known" (None), never "no" and never "yes". Observing one server takes
 at most `Policy.node_timeout`.
 """
 

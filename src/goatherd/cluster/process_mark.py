@@ -1,14 +1,13 @@
-"""Tell whether an unmodified GoatDB server has restarted, without leaving anything in its data.
+"""Find out whether an unmodified GoatDB server has restarted, without writing to its data.
 
-COMPAT: a GoatDB process remembers its verdict on each of the last thousand request signatures, and goes on accepting
-one that it has accepted, whatever its time says. So a request signature that is about to become too old is a mark in
-the memory of one process: while the server accepts it, and rejects another one of the same time, the process is the
-same.
+COMPAT: a GoatDB process caches its verdict on each of the last thousand request signatures, and continues to accept a
+cached signature after its time has run out. So a signature that is about to run out becomes a mark in the memory of one
+process: while the server accepts it, but rejects another signature of the same time, the process is the same.
 
-What it is not: proof of a restart. A server that has answered a thousand other requests since has lost the mark, too.
+A missing mark does not prove a restart: a server that has answered a thousand other requests has lost the mark, too.
 
-SECURITY: a mark is a request signature. When it is too old, only the process that remembers it accepts it. It is kept
-in memory only. It names no server, so that no Goatherd server and no door accepts it
+SECURITY: a mark is a request signature. Once its time has run out, only the process that has cached it accepts it.
+Goatherd keeps it in memory only. The signature names no server, so no Goatherd server and no door accepts it
 (tests/unit/node/test_bound_requests.py).
 """
 

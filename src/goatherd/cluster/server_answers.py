@@ -1,14 +1,14 @@
-"""What servers answer, checked in one place and made into values that nothing else has to check.
+"""Parse and check the JSON answers of servers, in one place, into values that need no further check.
 
-What it is: the form of an answer, and its bounds. What it is not: the truth; a server says what it likes, and only
-signatures prove anything.
+Only the form of an answer and its limits are checked. Whether an answer is true is not: a server can claim anything,
+and only signatures prove something.
 
 Rules:
-1. A member that is missing is not known (None). A member of another kind, or out of its bounds, makes the whole answer
+1. A missing member means "not known" (None). A member of another type, or out of its limits, makes the whole answer
    invalid: `DecodeError`, which `goatherd.cluster.client` reports as that server's failure.
-2. What comes out can be shown and stored: every text is printable and at most `LONGEST_TEXT` characters long, every
-   number and duration is one that can be computed with and written as JSON.
-3. Members that are not known here are ignored: a newer server may have them.
+2. Every value can be shown and stored: a string is printable and at most `LONGEST_TEXT` characters long; a number or a
+   duration can be computed with and written as JSON.
+3. Unknown members are ignored: a newer server may send them.
 
 Pure.
 """

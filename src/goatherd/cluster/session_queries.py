@@ -1,10 +1,10 @@
 """Read session commits (``/sys/sessions``) from a server that runs unmodified GoatDB 0.5.1.
 
-GoatDB has no request for one commit. It sends the commits that the request's Bloom filter lacks, so the filter asks:
-a filter that claims to hold everything but a few ids makes the server send those, and one in 8192 of all others. The
+GoatDB has no request for a single commit: it sends all commits that the Bloom filter in the request lacks. So a filter
+that claims to contain everything but a few ids makes the server send those commits, and one in 8192 of all others. The
 answer is exact, and small even at 50 000 sessions. (The filter that the server sends back has false positives.)
 
-Rules: what a server sends is unverified, unless `ExpectedCommit.matches` or `prove_signer` has verified it.
+What a server sends is unverified, unless `ExpectedCommit.matches` or `prove_signer` has verified it.
 """
 
 from __future__ import annotations

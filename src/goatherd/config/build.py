@@ -1,8 +1,7 @@
-"""Open what the options describe: the store, the servers of the cluster, the policy of a rotation, the schedule.
+"""Open the objects that the options describe: the store, the servers of the cluster, a rotation's policy, the schedule.
 
-What it is not: it does nothing with what it opens; `goatherd.operations` does. Servers, agents and doors are built by
-`goatherd.config.build_servers`. Rule: an SDK and the rotation are imported by the function that needs them, since most
-commands need none of them.
+`goatherd.operations` uses these objects. Servers, agents and doors are built by `goatherd.config.build_servers`. Each
+function imports the SDK or the rotation module that it needs, since most commands need none of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Build what the options describe for servers: a server, an agent, a door, and their settings.
+"""Build the server, the agent or the door that the options describe, and its settings.
 
-What it is not: it starts nothing; `goatherd.operations` does. Rule: heavy modules are imported by the function
-that needs them.
+Nothing is started here; `goatherd.operations` does that. Each function imports the heavy modules that it needs.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Options: goatherd.toml, environment and flags become one frozen value.
+"""Read goatherd.toml, the environment and the flags into one frozen `Options` value.
 
 The fields of `Options` are the one list of every option. A flag takes precedence over the environment, the environment
-over goatherd.toml, and that over the default. What it is not: it opens no store and knows no provider; an option of a
-provider is part of its URI. `goatherd.config.values` reads the values.
-Rules: a duration is a string with a unit; an unknown key is an error that names the nearest key; the reference page
-docs/reference/configuration.md is generated from here (tests/docs).
+over goatherd.toml, and goatherd.toml over the default. The options of a store are part of its URI, so this module opens
+no store and knows no provider. `goatherd.config.values` parses the values.
+
+Rules: a duration is a string with a unit; an unknown key is an error that names the most similar key; the reference
+page docs/reference/configuration.md is generated from this module (tests/docs).
 """
 
 # ruff: noqa: RUF009 (`_option` is `dataclasses.field` with its metadata in a fixed shape; it makes nothing shared)

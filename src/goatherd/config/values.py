@@ -1,7 +1,7 @@
-"""Read the value of one option from the text of a flag, an environment variable or goatherd.toml.
+"""Parse the value of one option from the text of a flag, an environment variable or goatherd.toml.
 
-What it is not: it knows no option (`goatherd.config.options` does). Rules: each function takes what was given
-and returns its value, or raises `ConfigurationError`; a value that may hold a secret is not repeated in the error.
+Each function takes the given text and returns the parsed value, or raises `ConfigurationError`. An error never repeats
+a value that may contain a secret. Which options exist is defined in `goatherd.config.options`.
 """
 
 from __future__ import annotations

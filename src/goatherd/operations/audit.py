@@ -1,6 +1,6 @@
 """Verify an audit trail, or read its records.
 
-What it is not: the trail (`goatherd.audit`). Rule: a file that is no trail is called so, and not a damaged trail.
+`goatherd.audit` writes the trail. A file that is not an audit trail is reported as such, and not as a damaged trail.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Check the logs of an organization's data directory: is every record whole, and signed by a session that may sign.
+"""Check the logs in an organization's data directory: every record must be whole and signed by a trusted session.
 
-What it is not: the repair (`goatherd.operations.repair_data`); it changes nothing. It works on the directories of
-unmodified GoatDB servers as well, which have the same logs. Rule: `lock_organization` first, since no server may run on
-the directory.
+The check writes nothing; `goatherd.operations.repair_data` repairs. The directories of unmodified GoatDB servers can be
+checked as well, since their logs have the same format. Call `lock_organization` first: no server may run on the
+directory.
 """
 
 from __future__ import annotations

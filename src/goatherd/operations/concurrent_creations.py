@@ -1,12 +1,12 @@
-"""Find concurrent creations of one session in ``/sys/sessions``, which end a GoatDB process, and join them.
+"""Find concurrent creations of a session in ``/sys/sessions``, and make the commit that joins them.
 
-COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" when it merges different commits of one key,
-none of which has a child. Two such commits of one session end a server that gets the second one from a peer, and every
-client that connects. Once a commit follows both, they are harmless.
+COMPAT: GoatDB 0.5.1 crashes with "Merge commit got empty ancestors filter" when it merges different commits of one key
+of which none has a child. Two such commits of one session crash a server that gets the second one from a peer, and
+every client that connects. They are harmless once a commit has both as parents.
 
-Pure. Rules: no commit is removed, since any peer or client that holds it would send it again. The joining commit
-depends only on the creations and on the root that signs it, and its contents only on the creations, so that servers
-which are repaired at different times by different roots do not disagree.
+Pure. No commit is removed, since any peer or client that holds it would send it again. The joining commit depends only
+on the creations and on the root that signs it, and its contents only on the creations. So servers that are repaired at
+different times with different roots do not disagree.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Rotate on a schedule, check before that everything is in place, and explain what would be done when.
+"""Rotate on a schedule, after a check of everything that a rotation needs; or explain what the schedule will do.
 
-What it is: what ``goatherd controller`` and Python programs call. What it is not: the loop
-(`goatherd.schedule.controller`), nor the decision when (`goatherd.schedule.due`).
+``goatherd controller`` and Python programs call this. The loop is `goatherd.schedule.controller`, and
+`goatherd.schedule.due` decides when to rotate.
 
-Rules: before a controller sleeps, everything that it will need is tried once, but for the alert command, which would
-page an operator at every start. A mistake of the configuration ends the start; what may pass is a warning. Programs are
-looked up by the shell that will run them.
+Rules: before the controller first sleeps, it tries everything that it will need, except the alert command, which would
+page an operator at every start. A configuration mistake prevents the start; a problem that may pass is a warning. The
+shell that will run a command also checks that its program exists.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Copy a secret from one store to another: every readable version, oldest first, and then its labels.
+"""Copy a secret from one store to another: first every readable version, oldest first, and then its labels.
 
-The destination must not exist yet. What it is not: it changes nothing in the source, deletes nothing anywhere, and
-decodes an identity only to see whether a rotation is in progress. Rules:
+The destination must not hold the secret yet, unless an interrupted copy is resumed. Nothing is changed in the source
+and nothing is deleted. An identity is decoded only to see whether a rotation is in progress. Rules:
 
-- `current` is the last label to be set, so that an interrupted copy has no current version and no server starts from
-  it. A platform that makes the first version the current one is an exception, and so is a source without another label:
-  the report says so.
-- The destination is written by compare-and-swap only. A copy is resumed only if the destination holds the first of the
-  same versions, compared by digest.
-- A copy has succeeded when every version was read back equal and every label is on the right version.
+- The label `current` is set last, so an interrupted copy has no current version and no server starts from it. There are
+  two exceptions, which the report names: a platform that makes the first version the current one, and a source that has
+  no other label.
+- The destination is written by compare-and-swap only. A copy is resumed only if the versions in the destination are the
+  first ones of the source, compared by digest.
+- A copy has succeeded when every version was read back with the same value and every label is on the right version.
 """
 
 from __future__ import annotations

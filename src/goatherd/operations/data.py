@@ -1,8 +1,9 @@
-"""Check or repair a server's data directory: every organization in it, with the identity that its records rest on.
+"""Check or repair a server's data directory: every organization in it, and the signatures of its commits.
 
-What it is not: the check and the repair of one organization's logs (`goatherd.operations.check_data`,
-`goatherd.operations.repair_data`). Rules: no server may run on the directory; signatures are verified with the identity
-in the store, without one with the roots that the server's own files name, and without these not at all.
+The logs of one organization are checked by `goatherd.operations.check_data` and repaired by
+`goatherd.operations.repair_data`. No server may run on the directory. Signatures are verified with the identity in the
+store. Without a store they are verified with the roots that the server's own files name, and without such files they
+are not verified.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`goatherd demo`: run three servers with one identity in a file store, rotate twice under traffic, and audit them.
 
-What it is: a proof in under a minute, on one machine, that rotations lose nothing. What it is not: a benchmark. Server
-processes, HTTP over loopback, signatures, the file store and the rotator are real. Rule: the result is the audit's,
-which reads every commit from every server and verifies each signature itself.
+The demo shows in under a minute, on one machine, that rotations lose nothing; it is not a benchmark. Server processes,
+HTTP over loopback, signatures, the file store and the rotator are real. The audit at the end decides the result: it
+reads every commit from every server and verifies each signature itself.
 """
 
 from __future__ import annotations

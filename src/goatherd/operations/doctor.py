@@ -1,8 +1,8 @@
 """Check the store, the identity and every server of a cluster: what ``goatherd doctor`` reports.
 
-What it is not: it changes nothing, but that the check for an
-exposed key makes one anonymous session on each server, unless an agent has made it. Rules: a check that could not be
-made is not a check that passed; texts hold ids and times, never key material.
+Nothing is changed, with one exception: to find out whether a server exposes its key, the check creates one anonymous
+session on it, unless its agent has done so already. A check that could not be made does not count as passed. Results
+contain ids and times, never key material.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Write the identity as a settings.json that an unmodified GoatDB server reads.
 
-What it is not: it stops no server and changes nothing in the store. Rules: a file that holds another identity is not
-overwritten unless that is asked for; a root that the server would extend and then expose is refused.
+No server is stopped, and the store is not changed. A file that holds another identity is overwritten only if the caller
+asks for it. A root that is about to expire is refused: the server would extend its life, and then expose its private
+key.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Find out whether a git repository holds a private key: in a settings.json that it tracks, or in its history.
 
-Only ``git`` commands that read are run. What it is not: a search of other clones, or of objects that git has deleted.
-Rules: the key is never an argument of a process: the objects are read and compared here; a repository that could not be
-checked is never reported as clean.
+Only ``git`` commands that read are run. Other clones, and objects that git has deleted, are not searched. The key is
+never passed to a process as an argument: this module reads the objects and compares them itself. A repository that
+could not be checked is never reported as clean.
 """
 
 from __future__ import annotations

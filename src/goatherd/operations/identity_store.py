@@ -1,7 +1,7 @@
 """Read the identity of one organization from an open store.
 
-What it is not: it creates nothing. Rules: a secret that does not exist and one that cannot be read are different
-errors, and neither ever becomes a new identity.
+This module never creates an identity: a secret that does not exist and a secret that cannot be read are different
+errors, and neither is answered with a new identity.
 """
 
 from __future__ import annotations

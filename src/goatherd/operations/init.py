@@ -1,6 +1,6 @@
 """Create the first identity of a cluster in a store that has none.
 
-What it is not: it replaces no identity. Rule: if the store holds an identity, that is an error, and it is not changed.
+If the store already holds an identity, that is an error, and the identity is not changed.
 """
 
 from __future__ import annotations

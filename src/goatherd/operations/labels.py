@@ -1,6 +1,6 @@
 """Add an operator's label to a stored version, move it, or remove it.
 
-The labels ``current`` and ``stable`` are refused: servers read the one, and a rotation moves both.
+The labels ``current`` and ``stable`` are refused: servers read ``current``, and a rotation moves both.
 """
 
 from __future__ import annotations

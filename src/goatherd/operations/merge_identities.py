@@ -1,7 +1,7 @@
 """Merge the identities of several servers of one cluster into one, and describe what that means for each server.
 
-Pure but for `describe_double_keys`, which reads logs. Rule: identities with different roots are merged only where the
-operator has chosen the root that signs from now on; the other roots stay trusted.
+Identities with different roots are merged only if the operator has chosen the root that signs from now on; the other
+roots stay trusted. Pure, except for `describe_double_keys`, which reads logs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Count one run of a rotation and leave its metrics in a file, for node_exporter's textfile collector.
+"""Count one run of a rotation and write its metrics to a file, for node_exporter's textfile collector.
 
-What it is not: the metrics (`goatherd.metrics`). Rules: a file that cannot be written is reported and changes nothing
-else; the file is written after a failure, too.
+The file is also written after a run that failed. If the file cannot be written, that is reported, and the run's result
+stays the same. `goatherd.metrics` defines the metrics.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Migrate a GoatDB cluster: put its identity into a store, prove that it is there, remove the key from the disks.
+"""Migrate a GoatDB cluster: put its identity into a store, verify the stored copy, remove the key from the disks.
 
 `migrate_all` reads settings.json and the ``/sys/sessions`` log of one or several servers and organizations, writes each
 identity into the store, writes every trusted user session into that server's log, reads the store back, and asks the
-running servers whether they accept the root. What it is not: it stops no server, and removes no settings.json;
-`remove_keys` does. Rules: the store is written by `create` only, so an identity in it is never overwritten; a log that
-a process holds open is not touched; a second run changes nothing; a key is removed from a disk only after the store
-has returned the same identity, and if no server that was asked rejects it.
+running servers whether they accept the root. It stops no server. `remove_keys` removes the settings.json files.
+
+Rules: the store is written by `create` only, so an identity in it is never overwritten; a log that a process holds open
+is not touched; a second run changes nothing. A key is removed from a disk only after the store has returned the same
+identity, and only if no server that was asked rejects the root.
 """
 
 from __future__ import annotations

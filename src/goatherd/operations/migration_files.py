@@ -1,6 +1,6 @@
 """Read what an unmodified GoatDB server has on its disk: settings.json, and the log of ``/sys/sessions``.
 
-What it is not: it writes nothing. Rule: a file that cannot be read is an error; only a missing file counts as absent.
+Nothing is written. A file that cannot be read is an error; only a missing file counts as absent.
 """
 
 from __future__ import annotations

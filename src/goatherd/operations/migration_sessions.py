@@ -1,8 +1,8 @@
-"""Write sessions that only a settings.json holds into the ``/sys/sessions`` logs, by the same commit on every server.
+"""Write sessions that only a settings.json holds into the ``/sys/sessions`` logs, as the same commit on every server.
 
-COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" when it merges two commits without parents of
-one session. So a session that another server holds is copied from that server; if the other servers cannot be asked,
-nothing is written. Rule: a log that a process holds open is not touched.
+COMPAT: GoatDB 0.5.1 crashes with "Merge commit got empty ancestors filter" when it merges two commits of one session
+that have no parents. Therefore a session that another server holds is copied from that server; if the other servers
+cannot be asked, nothing is written. A log that a process holds open is not touched.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Repair the logs of an organization's data directory.
 
 `repair_organization` moves unusable lines into files beside the logs, ``*.damaged``, and restores the commits that can
-be verified, from those files and from peers. It joins concurrent creations of a session, which end GoatDB processes
+be verified, from those files and from peers. It also joins concurrent creations of a session, which crash GoatDB
 (`goatherd.operations.concurrent_creations`), in the log and on the peers. Call `lock_organization` first: no server may
 run on the directory.
 
-Rules: no byte is ever deleted; a log without findings is not written; the next repair completes an interrupted one; a
-commit is restored only after its signature was verified.
+Rules: no byte is ever deleted; a log without findings is not written; an interrupted repair is completed by the next
+one; a commit is restored only after its signature was verified.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Make a previous root the current root again, after a finished rotation.
+"""Make a previous root the current root again, after a rotation that has completed: ``goatherd restore``.
 
-What it is: what ``goatherd restore`` and Python programs call. What it is not: the way out of a rotation in progress,
-which is `goatherd.operations.rotate.roll_back`.
+For a rotation that is still in progress use `goatherd.operations.rotate.roll_back` instead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Destroy the stored versions whose private keys no longer sign and whose grace period has ended.
+"""Destroy the stored versions whose private keys no longer sign and whose grace period has ended: ``goatherd retire``.
 
-What it is: what ``goatherd retire`` and Python programs call. Rules: nothing is destroyed without the word `confirmed`;
-the inventory is read again afterwards, so that it proves what is left.
+Nothing is destroyed unless the caller passes `confirmed`. Afterwards the key inventory (which version holds which
+private keys) is read again, so the result shows what is left.
 """
 
 from __future__ import annotations

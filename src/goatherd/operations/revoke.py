@@ -1,8 +1,8 @@
-"""Revoke a root whose private key was exposed, or show what a revocation would do.
+"""Revoke a root whose private key was exposed, or show what a revocation would do: ``goatherd revoke``.
 
-What it is: what ``goatherd revoke`` and Python programs call. What it is not: the way past an expired root, which is
-`goatherd.operations.rotate.replace_expired`. Rules: a revocation cannot be undone, so it needs the word `confirmed` and
-a reason; without servers there are no commits to freeze, so it is refused unless that is asked for.
+An expired root needs no revocation: `goatherd.operations.rotate.replace_expired` replaces it. A revocation cannot be
+undone, so the caller must pass `confirmed` and a reason. A revocation without servers is refused unless the caller
+asks for it, because then the list of the root's valid commits cannot be made.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Replace the root key of an identity: plan, rotate, resume, cancel, roll back, and replace an expired root.
 
-What it is: what ``goatherd rotate`` and Python programs call. The store and the servers are opened by the caller. What
-it is not: the rotation itself (`goatherd.rotation.rotator`), and nothing is printed here. Rules: a rotation that would
-wait for no server is refused unless that is asked for; each run is recorded in the audit trail, if there is one.
+``goatherd rotate`` and Python programs call this; the caller opens the store and the servers. The rotation itself is
+`goatherd.rotation.rotator`. A rotation that would wait for no server is refused unless the caller asks for it. Each run
+is recorded in the audit trail, if there is one.
 """
 
 from __future__ import annotations

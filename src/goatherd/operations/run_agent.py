@@ -1,8 +1,9 @@
 """Run an unmodified GoatDB server with its identity from a store, or write its settings.json once and exit.
 
-What it is: the steps around the life of an agent: check and lock the data directory, end the server of an agent that
-was killed, prepare and clear the directory on the tmpfs. What it is not: the agent itself (`goatherd.agent`). Rules:
-nothing is written into a data directory that may belong to another server; no key stays where no agent would find it.
+This module does what must happen before and after an agent runs: it checks and locks the data directory, ends the
+server of an agent that was killed, and prepares and clears the directory on the tmpfs. The agent itself is
+`goatherd.agent`. Rules: nothing is written into a data directory that may belong to another server; no key is left at a
+path where a later agent would not find and remove it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Run the door in front of a GoatDB server: alone, or for an agent that runs the server.
+"""Run the door, a proxy that verifies requests to a GoatDB server: alone, or for an agent that runs the server.
 
-What it is not: the door itself (`goatherd.door`). Rule: the door trusts the identity in the store, and follows it.
+The door itself is `goatherd.door`. It trusts the roots of the identity in the store, and follows every change of them.
 """
 
 from __future__ import annotations

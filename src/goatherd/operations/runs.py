@@ -1,7 +1,7 @@
 """What the runs of all operations share: the servers that they wait for, and their record in the audit trail.
 
-What it is not: the trail itself (`goatherd.audit.trail`). Rules: a trail that cannot be written stops the operation
-before it has done anything; the number of records that could not be written later is reported at the end.
+If the audit trail cannot be written, the operation stops before it has done anything. If records cannot be written
+later, the operation continues and reports their number at the end.
 """
 
 from __future__ import annotations

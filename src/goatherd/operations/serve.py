@@ -1,6 +1,6 @@
-"""Run a GoatDB server of our own on a data directory.
+"""Run Goatherd's own GoatDB server (`goatherd.node`) on a data directory.
 
-What it is not: the server (`goatherd.node`). Rule: a data directory that may belong to another server is not used.
+A data directory that may belong to another server is refused.
 """
 
 from __future__ import annotations

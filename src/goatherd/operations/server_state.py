@@ -1,7 +1,7 @@
-"""Ask the servers of a cluster what they trust, sign with and have read.
+"""Ask a cluster's servers which roots they trust, which one they sign with, and what they read from the store.
 
-What it is: the rows of ``goatherd status``. What it is not: it changes nothing on a server. Rules: what a server does
-not report is None, never a guess.
+The answers are the rows of ``goatherd status``. Nothing is changed on a server. A value that a server does not report
+is None, never a guess.
 """
 
 from __future__ import annotations

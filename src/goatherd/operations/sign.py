@@ -1,8 +1,8 @@
-"""Sign an identity whose signature is invalid, or write its last signed version again.
+"""Repair an identity whose signature is invalid: sign it, or write its last signed version again.
 
-What it is: the way out of `identity.unsigned` and `identity.generation_jumped`. What it is not: it does not judge who
-is right; the operator does, by what changed. Rules: nothing is written that the servers would refuse, as far as the
-store and the servers that answer show; every write is a compare-and-swap on the version that was examined.
+This is what to do after the errors `identity.unsigned` and `identity.generation_jumped`. The operator looks at the
+changes and decides which of the two is right. Nothing is written that the servers would reject, as far as the store and
+the servers that answer show. Every write is a compare-and-swap on the version that was examined.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Read the store, and ask the servers of a cluster what they trust, sign with and have read.
+"""Read the store, and ask a cluster's servers which roots they trust, which one they sign with, and what they read.
 
-What it is: what ``goatherd status`` shows. What it is not: it changes nothing, in the store or on a
-server. Rules: what a server does not report is None, never a guess; what only servers need is imported where there are
-servers, so that the status of a store alone starts quickly (tests/unit/cli/test_start_up.py).
+The result is what ``goatherd status`` shows. Nothing is changed in the store or on a server. A value that a server does
+not report is None, never a guess. Modules for servers are imported only if there are servers, so that the status of a
+store alone starts quickly (tests/unit/cli/test_start_up.py).
 """
 
 from __future__ import annotations

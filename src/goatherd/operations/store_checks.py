@@ -1,7 +1,7 @@
-"""Check the store of an identity: how fast it is, what may be done there, its labels, its clock, its old versions.
+"""Check the store of an identity: response time, permissions, labels, clock, and old versions.
 
-What it is not: it writes nothing. Rules: a check that could not be made is ``skip`` and has not passed; texts hold ids,
-times and numbers, never key material.
+The checks write nothing. A check that could not be made has the result ``skip``, which does not count as passed.
+Results contain ids, times and numbers, never key material.
 """
 
 from __future__ import annotations

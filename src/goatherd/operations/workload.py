@@ -1,9 +1,9 @@
 """Clients that write and read constantly, and an audit of their writes.
 
-What it is: the load of `goatherd demo`, the cluster tests and the benchmarks. What it is not: a GoatDB replica; it
-merges nothing, and keeps only what the audit needs. Rules: a write is accepted only if the server's answer shows that
-it holds the commit (its Bloom filter has the id), and refused otherwise; no request is retried, so that no failure that
-a user would have noticed is hidden.
+They are the load of `goatherd demo`, the cluster tests and the benchmarks. A client is not a GoatDB replica: it merges
+nothing and keeps only what the audit needs. Rules: a write counts as accepted only if the Bloom filter in the server's
+answer contains the commit's id, and as refused otherwise. No request is retried, so that every failure that a user
+would notice is counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Find the sessions that a revoked root had introduced, and make the commits by which the new root reissues them.
 
-Pure. What it is not: it asks no node. Rules: a commit counts only with a good signature of the revoked root; no root is
-ever introduced again on a revoked root's word; a commit is a function of the document and of what was introduced (id
-and time included), so that every process makes the same ones, and pushing twice is pushing once.
+Pure. Rules: a commit counts only with a valid signature of the revoked root. Only user sessions are reissued, never a
+root that the revoked root has introduced. A commit depends only on the identity document and on the introduced session
+(including its id and time), so every process makes the same commit, and pushing it twice has the effect of pushing it
+once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Reissue the sessions that a revoked root had introduced: collect them from the servers, and push their new commits.
 
-What it is: reading, pushing, and checking what has arrived. What it is not: the choice of sessions and the making of
-commits (`introduced_sessions`), nor the writing of the identity (`revoker`). Rules: what is there already
-is not pushed again; one node is pushed to and the nodes carry it to each other; what does not arrive is pushed to each.
-A node that fails holds up no other.
+This module reads, pushes, and checks what has arrived. `introduced_sessions` chooses the sessions and makes the
+commits; `revoker` writes the identity. Commits that a server already holds are not pushed again. New commits are pushed
+to one server, and the servers synchronize them; a commit that does not arrive is pushed to each server. A server that
+fails does not delay the others.
 """
 
 from __future__ import annotations

@@ -1,24 +1,24 @@
 """Revoke a stolen root: replace it, freeze the list of its commits, and reissue the sessions that it had introduced.
 
-What it is: the emergency, as steps that can each be repeated. What it is not: a rotation; the stolen root is revoked
-without waiting for any server.
+Unlike a rotation, a revocation waits for no server. Every step can be repeated.
 
 The order, and why:
 
-1. *Introduce* the successor by a commit that the stolen root signs, at every server. Clients and unmodified servers can
-   learn of it in no other way. A thief could do as much, so nothing is lost by it.
-2. *Revoke*: the identity with the successor and the revocation is written. From here on nodes refuse the stolen root.
-3. *Freeze*: each node says what it holds of the root, after it has been seen to refuse it. What two of them hold is the
-   list; its digest goes into the identity, and closes it. What one node alone claims may have been signed since: it
-   counts only if the operator says so. So that nothing honest is alone, what is on its way between nodes gets a
-   moment to arrive before 2. Without every listed node's word the list stays open: nodes then go by what they hold.
-4. *Introduce again*: every user session that the root had introduced, by the successor. Then the root's word counts for
-   no session any more (*settled*).
-5. *Destroy* the stored versions that hold the root's private key, where that is asked for.
+1. *Introduce* the successor to every server, by a commit that the stolen root signs. Clients and unmodified servers
+   cannot learn of the successor in another way. The thief can sign such a commit anyway, so this adds no risk.
+2. *Revoke*: write the identity with the successor and the revocation. From now on servers reject the stolen root.
+3. *Freeze*: each server that rejects the root reports which of the root's commits it holds. The commits that two
+   servers hold form the list; its digest in the identity closes the list. A commit that only one server holds may have
+   been signed after the theft, so it counts only if the operator says so. Before step 2 there is a short wait, so that
+   commits can reach a second server. Unless every listed server reports, the list stays open: each server then uses the
+   commits that it holds.
+4. *Reissue*: the successor introduces every user session that the root had introduced. From then on the root's
+   signature introduces no session (*settled*).
+5. *Destroy* the stored versions that hold the root's private key, if the caller asks for it.
 
-Rules: every write is a compare-and-swap, tried twice at most on the same state of the store (`attempts`); a call of the
-store that fails after the first read is made again at once (`repeating_store`); another run resumes
-where the identity and the nodes stand.
+Rules: every write is a compare-and-swap, tried at most twice on the same state of the store (`attempts`). A store call
+that fails after the first read is retried at once (`repeating_store`). Another run resumes from the state of the
+identity and of the servers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Replacing the root key of a cluster while it serves.
+"""Replace the root key of a cluster while its servers run.
 
-- `machine`: phases, legal steps and gates as tables; `decide`, which returns the next action. Pure.
+- `machine`: phases, legal steps and their conditions as tables; `decide`, which returns the next action. Pure.
 - `observation`: everything that `decide` knows. Pure. `policy`: timeouts, quorum, lifetimes. Pure.
-- `obstacles`: what keeps a rotation from beginning. Pure. `clocks`: whether this machine's clock is wrong. Pure.
+- `obstacles`: what prevents a rotation from starting. Pure. `clocks`: whether this machine's clock is wrong. Pure.
 - `plan`: what a rotation would do. Pure.
 - `cross_signing`: the commits by which one root introduces another. Pure.
 - `rotator`: observes, decides, acts and repeats. `events`: what it reports. `attempts`: how often it repeats.

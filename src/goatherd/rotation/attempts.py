@@ -1,14 +1,14 @@
-"""Bounds what a run repeats: an action that has had no effect twice on the same evidence is not tried a third time.
+"""Limit the attempts of a run: an action that had no effect twice on the same state of the store is not tried again.
 
-What it is: a count of attempts, by action and by what the store showed when the action was decided. What it is not: a
-retry of a store that does not answer (`Policy.store_patience` bounds that), nor of a wait or of a push to a node (the
-deadline of the phase, which `goatherd.rotation.machine` has in each of its decisions, bounds those).
+Attempts are counted for each action and each state of the store in which it was decided. Two other limits exist:
+`Policy.store_patience` limits the retries if the store does not answer, and the deadline of the phase
+(`goatherd.rotation.machine`) limits waits and pushes to servers.
 
 Rules:
-1. A write that another writer has overtaken is decided again on what that writer has written: that is new evidence, and
-   begins a new count. A conflict while the store shows the same as before is the same evidence.
-2. Where the store may show an older state for a while, a run that has used up its attempts keeps looking for
-   `Policy.store_patience`, and changes nothing meanwhile.
+1. If another writer was faster, the store shows a new state: the action is decided again, and a new count begins. If a
+   write conflicts although the store shows the same state as before, the count goes on.
+2. Some stores may show an older state for a while. There, a run that has used up its attempts continues to read the
+   store for `Policy.store_patience`, and changes nothing meanwhile.
 """
 
 from __future__ import annotations

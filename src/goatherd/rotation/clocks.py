@@ -3,9 +3,10 @@
 Pure: the differences come in as arguments (`goatherd.rotation.obstacles` turns them into a reason not to write).
 
 Rules:
-1. The store is trusted, so its clock decides where it tells the time. Where it does not (a file), the servers' decide,
-   and this machine's counts as one: it must be in the majority. So one server that lies stops nothing.
-2. An unknown clock does not count. Without any clock to compare with, this machine's counts as right.
+1. The store is trusted: if it reports the time, its clock decides. If it does not (a file), the servers' clocks decide,
+   and this machine's clock must agree with the majority, in which it counts itself. So a single lying server cannot
+   stop a rotation.
+2. An unknown clock does not count. Without any clock to compare with, this machine's clock counts as right.
 """
 
 from __future__ import annotations

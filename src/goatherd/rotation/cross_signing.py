@@ -1,10 +1,11 @@
-"""The commits of ``/sys/sessions`` by which one root introduces another.
+"""Make the ``/sys/sessions`` commits by which one root introduces another (cross-signatures).
 
-Pure. Rules: a commit is a function of the identity document alone (id, time and signature included), so that any
-process that resumes a rotation makes the very same commit again, and pushing it twice is pushing it once.
+Pure. A commit depends on the identity document alone, including its id, time and signature. So any process that resumes
+a rotation makes the very same commit again, and pushing it twice has the effect of pushing it once.
 
-No introduction of a root has a parent (ADR 17). A GoatDB client that was away looks at an introduction only if no
-commit that it holds has it as a parent. All introductions of one root say the same, so GoatDB does not merge them.
+No introduction of a root has a parent (ADR 17), because a GoatDB client that was offline ignores an introduction that
+is the parent of a commit the client holds. All introductions of one root have the same contents, so GoatDB does not
+merge them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The events that a rotation reports while it runs, and its final report.
 
-Data for progress views, logs and reports; ids, times and texts only, never key material. A `Rotator` calls its
-`on_event` with each of these, in the order in which they happen.
+They are data for progress views, logs and reports, with ids, times and texts only, never key material. A `Rotator`
+calls its `on_event` with each event, in the order in which the events happen.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Run the operator's health checks: an HTTP probe or a command.
 
-What it is: the two checks, and the watch that counts failures in a row for a rotation. What it is not: it decides
-nothing (`goatherd.rotation.machine` does) and observes no server (`goatherd.cluster.observer` does).
+This module has both checks, and the watch that counts consecutive failures during a rotation.
+`goatherd.rotation.machine` decides what a failure means.
 
-Rules: no answer in time is a failure. A failure is one short line that goes into the document's history and into
-logs; so it holds a status or an exit code, and nothing that a server or a command has written, nor the credentials or
-the query of a URL.
+A check that does not end in time has failed. A failure is described in one short line, which goes into the identity
+document's history and into logs. So the line has a status or an exit code, but no output of a server or a command, and
+neither the credentials nor the query of a URL.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
-"""The rotation as data and one function: an observation goes in, the next action comes out.
+"""The rules of a rotation, as tables and one function: `decide` takes an observation and returns the next action.
 
-What it is: the phases, the legal steps between them, what every server must show before each step, and `decide`. What
-it is not: it reads no store, asks no server, holds no key and knows no clock.
+The module has the phases, the legal steps between them, and the evidence from every server that each step needs. It
+reads no store, asks no server, holds no key and has no clock.
 
 Rules of this file:
-1. Pure. The time comes in as an argument, evidence as an `Observation`; the answer is one `Action`.
-2. `STEPS` alone says which step is legal in which phase, and `GATES` alone says which evidence a step needs. Nothing
-   else may move a phase.
-3. Evidence is three-valued. "Not known" is never taken for "yes": it waits, and past the deadline it counts as "no".
-4. No step is taken because time has passed: time only adds to evidence (`Policy.unlisted`, `Policy.health_soak`), or
-   ends a wait. Every wait has an end: the deadline of its phase, after which the rotation is cancelled (the next root,
-   B, has signed nothing yet) or rolled back (the previous root, A, signs again, and B stays trusted), or continues with
-   the quorum that the operator declared.
-5. Nothing is done while this machine's clock is wrong, as far as other clocks show (`goatherd.rotation.clocks`); and no
-   time that was recorded in the future makes a wait longer.
+1. Pure. The time is an argument, evidence is an `Observation`, and the result is one `Action`.
+2. `STEPS` alone defines which step is legal in which phase, and `GATES` alone defines which evidence a step needs.
+   Nothing else may change the phase.
+3. Evidence is yes, no or not known. "Not known" never counts as "yes": the rotation waits, and after the deadline "not
+   known" counts as "no".
+4. No step is taken only because time has passed. Time can add evidence (`Policy.unlisted`, `Policy.health_soak`) or end
+   a wait. Every wait ends at the deadline of its phase. Then the rotation is cancelled (the next root, B, has signed
+   nothing yet), or rolled back (the previous root, A, signs again, and B stays trusted), or continues with the quorum
+   that the operator has set.
+5. Nothing is done while other clocks show that this machine's clock is wrong (`goatherd.rotation.clocks`). A recorded
+   time that lies in the future makes no wait longer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Everything that `goatherd.rotation.machine.decide` knows: the store, its versions, the servers and the health check.
 
-Pure data: ids, times and counts, no key.
+Pure data: ids, times and counts, no keys.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Find everything that keeps a new rotation from beginning: one list for rotate, plan, doctor, status and controller.
+"""Find everything that prevents a new rotation from starting: one list for rotate, plan, doctor, status and controller.
 
-What it is: pure functions from what was observed to obstacles, each with what to do about it. What it is not: it asks
-no server and reads no store.
+The functions are pure: they take what was observed and return obstacles, each with what to do about it.
 
-Rules: an obstacle is something that was seen. What is not known is not an obstacle, with one exception: a listed server
-that gave no answer, because its answer is the evidence that the first step needs. What may be wrong but does not stop a
-rotation is a remark (`find_remarks`).
+Rules: only what was observed is an obstacle. What is not known is none, with one exception: a listed server that did
+not answer, because the first step needs its answer. Something that may be wrong but does not stop a rotation is a
+remark (`find_remarks`).
 """
 
 from __future__ import annotations

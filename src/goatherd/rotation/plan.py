@@ -1,6 +1,7 @@
 """Describe a rotation before it runs: its steps, their costs and risks, and what could stop it.
 
-Pure. It adds no rule: steps and gates are read from the machine's tables.
+Pure. The steps and their conditions are read from the tables in `goatherd.rotation.machine`; there are no other rules
+here.
 """
 
 from __future__ import annotations

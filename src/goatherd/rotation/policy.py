@@ -1,7 +1,6 @@
 """The policy of a rotation: timeouts, quorum, and the lifetime of a root.
 
-Pure data. Durations are what an operator would write in the configuration; `goatherd.config.options` has the
-same defaults.
+Pure data. The defaults are the same as those in `goatherd.config.options`.
 """
 
 from __future__ import annotations

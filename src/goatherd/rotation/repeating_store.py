@@ -1,15 +1,15 @@
-"""A store in which a single call that fails is made again at once, so that one failure does not cost a whole look.
+"""A store that retries a failed call at once, so that a single failure does not end a whole observation of the cluster.
 
-What it is: `RepeatingStore`, which a run reads and writes through. What it is not: a wait for a store that is away
-(`Policy.store_patience`, in `goatherd.rotation.rotator`), nor the retries inside one call (`goatherd.providers.base`),
-all of which have failed before a call is made again here.
+A run reads and writes through `RepeatingStore`. Before it retries, the retries inside one call
+(`goatherd.providers.base`) have all failed. If the store stays unreachable, `goatherd.rotation.rotator` waits for it
+(`Policy.store_patience`).
 
-A look reads several times, and beside a server that is down it takes seconds. If it had to begin anew for every call
-that fails, a store that fails one call every few seconds could stop a run for good.
+Why: an observation reads the store several times, and takes seconds if a server is down. If it had to begin again after
+every failed call, a store that fails one call every few seconds could block a run indefinitely.
 
-Rules: a call is made `TRIES` times, with short pauses; what a change was decided on is then as good as it was, and
-every change is a compare-and-swap, or does nothing the second time. If an earlier attempt had its effect and only the
-answer was lost, the next one meets a conflict, which makes the run look again.
+A call is tried `TRIES` times, with short pauses. A retry is safe because every change is a compare-and-swap, or has no
+effect the second time. If an attempt succeeded and only its answer was lost, the retry gets a conflict, and the run
+reads the store again.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
 """Replace an expired root, and wait until every server signs with the new one.
 
-What it is: the one way past the end of a root's life. What it is not: a rotation, whose gates need a root that servers
-and clients still believe; nor a revocation (`goatherd.revocation.revoker`): an expired root was not stolen, so what it
-has signed stays valid everywhere, and new clients go on learning of it.
+A rotation cannot do this, because it needs a root that servers and clients still trust. It is not a revocation either
+(`goatherd.revocation.revoker`): an expired root was not stolen, so the commits that it has signed stay valid
+everywhere.
 
 The order, and why:
 
-1. *Look.* Nothing is written where a server has seen a later identity, belongs to another one, or has another time: a
-   root may only seem to have expired.
-2. *Write* the identity in which the successor signs, endorsed by the expired root. Goatherd servers and agents follow
-   by the endorsement at their next read of the store.
-3. *Introduce*: the successor by the expired root, so that clients follow; and the expired root by the successor, so
-   that what it has signed can be verified by clients that come later. Only a server that follows takes either: it
-   rejects what the expired root asks for, and does not know the successor before.
+1. *Check.* Nothing is written if a server has seen a later identity, belongs to another identity, or has a clock that
+   disagrees with this machine's: the root may only seem to have expired.
+2. *Write* the identity in which the successor signs, endorsed by the expired root. Because of the endorsement, Goatherd
+   servers and agents follow the successor at their next read of the store.
+3. *Introduce* the successor by the expired root, so that clients follow it; and the expired root by the successor, so
+   that new clients can verify what the expired root has signed. Both are pushed in the successor's name, and only to a
+   server that follows it: no server accepts a request signed by the expired root.
 
-Rules: the identity is written by a compare-and-swap, tried twice at most on the same state of the store; a call of the
-store that fails after the first read is made again at once (`repeating_store`); another run resumes where
-the identity and the servers stand.
+Rules: the identity is written by a compare-and-swap, tried at most twice on the same state of the store. A store call
+that fails after the first read is retried at once (`repeating_store`). Another run resumes from the state of the
+identity and of the servers.
 """
 
 from __future__ import annotations

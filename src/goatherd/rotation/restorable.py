@@ -1,7 +1,7 @@
 """Find out which previous root can sign again, and read its private key, before `Rotator.restore` writes.
 
-What it is not: it writes nothing. Rules: a root is restored exactly as the document lists it, or as its cluster has
-introduced it, same key and same expiration; what cannot be restored is refused with the reason.
+This module writes nothing. A root is restored exactly as the document lists it or as its cluster has introduced it,
+with the same key and the same expiration. A root that cannot be restored is refused with the reason.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Drive a rotation: observe the store and the servers, let `decide` choose an action, perform it, and repeat.
 
-What it is: the loop, and one method for each action. What it is not: it holds no rule of rotation (`machine` does) and
-no state of its own: everything that must survive is in the identity document, so any process can resume.
+This module has the loop, and one method for each action. The rules of a rotation are in `machine`. The rotator keeps no
+state that must survive: all of that is in the identity document, so any process can resume a rotation.
 
 Rules:
-- Every write of the document is a compare-and-swap on the version that was read. A conflict is never repeated
-  blindly: read and decide again. An action that has had no effect twice is not tried a third time (`attempts`).
-- Every action can be repeated without harm, and can be cut off before, in the middle and after.
-- A call of the store that fails is made again at once (`repeating_store`); a look or an action fails only with several.
-- After each write the servers are notified; one that cannot be notified reads the store at its next refresh.
+- Every write of the document is a compare-and-swap on the version that was read. After a conflict the rotator reads and
+  decides again. An action that had no effect twice is not tried a third time (`attempts`).
+- Every action can be repeated without harm, and interrupted before, during and after it.
+- A failed store call is retried at once (`repeating_store`).
+- After each write the servers are notified; a server that cannot be notified reads the store at its next refresh.
 """
 
 from __future__ import annotations

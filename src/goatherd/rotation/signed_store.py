@@ -1,11 +1,11 @@
-"""Check, before a command writes, that a root has signed the document that the store holds.
+"""Check, before a command writes, that a root has signed the identity document in the store.
 
-What it is: the check of every command that writes the identity: rotate, resume, cancel, roll back, restore, replace an
-expired root, retire, revoke, and so the controller. What it is not: it signs nothing (`goatherd.operations.sign`).
+Every command that writes the identity makes this check: rotate, resume, cancel, roll back, restore, replace an expired
+root, retire, revoke, and the controller. To sign an unsigned document, use `goatherd.operations.sign`.
 
-Every write is signed. So a command that went on from an altered document would put the root's signature under what
-a writer without the root wrote. A document without a signature is one of Goatherd 0.1.0, and is accepted
-unless a signed one was seen: by this command, in an earlier version of the secret, or by a listed server.
+Every write is signed. So a command that continued from an altered document would put the root's signature under the
+changes of a writer who does not have the root. A document without any signature was written by Goatherd 0.1.0. It is
+accepted unless this command, an earlier version of the secret or a listed server has already seen a signed one.
 """
 
 from __future__ import annotations

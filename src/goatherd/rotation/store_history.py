@@ -1,15 +1,15 @@
-"""Check, before a command writes, that the store has not gone back behind what its servers have used.
+"""Check, before a command writes, that the store does not hold an older identity than its servers have used.
 
-What it is: the one check that every command makes which writes the identity: rotate, resume, cancel, roll back,
-restore, replace an expired root, retire, revoke, sign, and so the controller. What it is not: it changes nothing, and
-repairs no store.
+Every command that writes the identity makes this check: rotate, resume, cancel, roll back, restore, replace an expired
+root, retire, revoke, sign, and the controller. The check changes nothing and does not repair the store.
 
-A store goes back when a backup is restored, or when a label is set back with the platform's own tools. Servers refuse
-what it holds then. A write from there raises the generation beyond theirs, and the root that has signed since the
-backup is gone. So a server that has used a later state, or another one with the same number, stops the command.
+A store holds an older identity after a backup was restored, or after a label was moved back with the platform's own
+tools. Servers reject that identity. If a command wrote on top of it, the generation would rise above theirs, and the
+root that has signed since the backup would be lost. So the command stops if a server has used a later identity, or a
+different one with the same generation.
 
-Rules: a server that does not answer, that says nothing usable, or that shares no root with the identity, not even a
-revoked one, stops nothing. One that lies can be overruled by the operator, by name (`Policy.distrust`).
+Rules: a server does not stop the command if it does not answer, gives no usable answer, or shares no root with the
+identity, not even a revoked one. The operator can overrule a lying server by name (`Policy.distrust`).
 """
 
 from __future__ import annotations

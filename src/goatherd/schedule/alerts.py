@@ -1,7 +1,7 @@
 """Alert the operator: a log event at level ERROR, and a command that the operator has configured.
 
-What it is not: it decides nothing, and repeats nothing by itself. Rules: what an alert says holds ids, times and
-reasons, no key; a command that fails, or does not end in time, is logged and changes nothing else.
+The caller decides when to alert and when to repeat an alert. An alert contains ids, times and reasons, no key. If the
+command fails or does not end in time, that is logged and has no other effect.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Rotate by a schedule: read the identity, do what is due, and repeat.
+"""Rotate on a schedule: read the identity, do what is due, and repeat.
 
-What it is: the pauses between reads, the choice of method, alerts, and an end at a safe point. What it is not: it
-does not decide when (`schedule`) nor how (`rotator`).
+This module has the pauses between reads, the choice of the operation, the alerts, and the stop at a safe point.
+`goatherd.schedule.due` decides when to rotate, and the rotator how.
 
 Rules:
-- No state of its own that matters: when a rotation is due follows from the document, so that a controller may die at
-  any moment and any number may run. The store's compare-and-swap decides who begins; the others are told, and look
-  again later. What is remembered here only keeps it from asking too often.
-- Asked to stop, it begins nothing. A rotation that goes on by itself is brought to its end; one that waits for nodes
-  which do not follow is left as it stands, recorded in the store, for the process that resumes it.
+- The controller keeps no state that must survive: the identity document determines when a rotation is due. So a
+  controller may be killed at any time, and any number of them may run. The store's compare-and-swap decides which one
+  begins a rotation; the others get a conflict and check again later. What the controller remembers only makes it check
+  less often.
+- When it is asked to stop, the controller begins nothing new. A rotation that makes progress is completed. A rotation
+  that waits for servers is left as recorded in the store, and another process can resume it.
 """
 
 from __future__ import annotations

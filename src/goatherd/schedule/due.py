@@ -1,13 +1,14 @@
-"""Decide what is due: one function from the identity document and the time to the next act and its time.
+"""Decide what is due: one function from the identity document and the current time to the next action and its time.
 
-What it is: cron expression or key age, maintenance windows, jitter, what becomes of a missed slot, patience after
-failures. What it is not: it reads no store, waits for nothing and remembers nothing (`controller` is the loop).
+The function considers the cron expression or key age, maintenance windows, jitter, missed scheduled times, and the
+waiting time after failures. It reads no store, waits for nothing and remembers nothing (`controller` is the loop).
 
 Rules:
-1. Pure. Everything comes from the document: when the root was made, what was tried since and failed (its history), who
-   is rotating. So any number of controllers, and one that has just been started, come to the same answer.
-2. Two controllers differ in their jitter only, which is a hash of the controller's name and of what is waited for.
-3. The end of a key beats every calendar: near it the root is replaced outside of windows and slots, too.
+1. Pure. Everything comes from the document: when the root was made, which attempts have failed since (its history), and
+   which process is rotating. So all controllers, including one that has just started, come to the same result.
+2. Two controllers differ only in their jitter, a hash of the controller's name and of the event that it waits for.
+3. The expiration of a key takes precedence over every calendar: shortly before it, the root is replaced outside of
+   maintenance windows and scheduled times, too.
 """
 
 from __future__ import annotations

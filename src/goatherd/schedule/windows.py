@@ -1,10 +1,11 @@
-"""Maintenance windows: days and times, in a time zone, when a rotation may start.
+"""Maintenance windows: days and times of day, in a time zone, when a rotation may start.
 
-What it is: windows of days and times of day in a time zone, and the spans of real time that they cover. What it is not:
-it decides nothing (`schedule` does). Rules: pure; moments are milliseconds since 1970, wall times have a zone.
+This module parses windows and computes the spans of real time that they cover. Pure. Timestamps are milliseconds since
+1970; a local time always has a time zone.
 
-A change to or from daylight saving time leaves no doubt: what the clocks leave out is in no window, so that a window
-which falls into it whole does not open on that day; of an hour that comes twice, a window begins and ends at the first.
+Changes to and from daylight saving time are handled like this: local times that the clocks skip are in no window, so a
+window that lies entirely in them does not open on that day. In an hour that occurs twice, a window begins and ends at
+the first occurrence.
 """
 
 from __future__ import annotations
