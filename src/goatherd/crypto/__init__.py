@@ -1,4 +1,4 @@
-"""Keys, signatures and sealed data. The one package that touches the library `cryptography`. Pure but for fresh keys.
+"""Keys, signatures and encryption: the only package that uses the library `cryptography`. Pure, but for random keys.
 
 - `keys`: `PublicKey`, `PrivateKey` and `fingerprint`, JWKs, and the raw form of signatures.
 - `sealed`: data encrypted for the disk.

@@ -1,8 +1,8 @@
 """P-384 keys: their JWKs (RFC 7518, 6.2), signing and verifying.
 
-A raw signature is ``r || s``, 96 bytes, big-endian (IEEE P1363), with SHA-384. The module knows no sessions and no
-signature strings of GoatDB. Rules: verification raises and returns nothing. A private key never shows in ``repr``, in
-an error, or by pickling. An error about a JWK names the member and does not quote it.
+A raw signature is ``r || s``, 96 bytes, big-endian (IEEE P1363), with SHA-384. The module does not know GoatDB's
+sessions or signature strings. Verification raises an error or returns nothing. A private key is never shown in ``repr``
+or an error, and cannot be pickled. An error about a JWK names the member and does not quote it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Seal data for the disk: AES-256-GCM with a key of the operator."""
+"""Encrypt data for the disk, with AES-256-GCM and a key that the operator provides."""
 
 from __future__ import annotations
 

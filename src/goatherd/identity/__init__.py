@@ -1,7 +1,7 @@
-"""The identity of a cluster: its roots, and the document in which a secret store keeps them. Pure.
+"""The identity of a cluster: its root keys ("roots"), and the document in which a secret store keeps them. Pure.
 
 - `session`: sessions, and signatures of data, requests and commits.
-- `request_binding`: which server, path and body a root's request is signed for.
+- `request_binding`: the server, path and body for which a root's request is signed.
 - `strict_json`: the JSON of the document, read strictly.
 - `root_signatures`: endorsements of one root by another, and the signature over the document.
 - `revocations`: revoked roots, their proofs, and the lists of their frozen commits.

@@ -1,9 +1,9 @@
-"""The identity document: the value, its checks and its JSON, as a secret store holds it.
+"""The identity document, which lists a cluster's roots: its type, its checks and its JSON.
 
-It does not change itself (`transitions`) and does not decide which document may replace another (`succession`). User
-sessions are in ``settings.json`` only (`settings_json`). Rules: pure. A document is checked whole, or not created. No
-error, ``repr`` or redaction holds key material; errors name positions (``roots[1]``) and no contents. Members that were
-not changed are written back byte for byte.
+`transitions` changes a document; `succession` decides which document may replace another. User sessions are in
+``settings.json`` only (`settings_json`). Pure. A document is created only if all its checks pass. No error, ``repr`` or
+redaction holds key material; errors name positions (``roots[1]``) and quote nothing. Unchanged members are written back
+byte for byte.
 """
 
 from __future__ import annotations

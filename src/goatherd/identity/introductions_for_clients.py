@@ -1,20 +1,21 @@
-"""What a GoatDB client is given of the introductions of roots, and in which order, so that it can follow them.
+"""Choose which root introductions a GoatDB client is sent, and in which order, so that it comes to trust every root.
 
-Pure; for `goatherd serve` and for the door. Not a rule of trust: a server that asks as a root gets everything.
+Pure; for `goatherd serve` and for the door (the proxy in front of a server). A server that syncs as a root gets all.
 
-COMPAT: a GoatDB client looks at a commit of ``/sys/sessions`` once, when it arrives, and only if no commit that it
-holds then has it as a parent. If a root that the client trusts has signed it, the client trusts the session in it;
-otherwise it does so at its next start. It tells the server what it holds by a Bloom filter, which by
-chance also contains commits that it does not hold. Hence four rules:
+COMPAT: a GoatDB client evaluates a commit of ``/sys/sessions`` when the commit arrives, but not if the client already
+holds a child of that commit. If a root that the client trusts has signed the commit, the client trusts the session in
+it; otherwise it tries again at its next start only. The client reports what it holds by a Bloom filter, which can
+falsely claim commits. Hence four rules:
 
-1. Introductions come first, each after that of its signer, from the root on under which the client was created.
-2. If the client lacks one of them, it gets all that follow too, whatever its filter says: one that came late would be
-   too late for the next one. It also gets `MARGIN` roots before.
-3. A child of an introduction by which the client comes to know a root is never sent: the introduction would not be
-   looked at. The child says nothing that the client does not learn by that introduction. (Cross-signatures of earlier
-   builds of Goatherd are such children, see ADR 17.)
-4. An introduction is not sent if its root is not trusted here, or if this server does not hold yet what leads to its
-   signer.
+1. Introductions are sent first, each after that of its signer, beginning with the root under which the client was
+   created.
+2. If the client lacks an introduction, it also gets all later ones, whatever its filter claims, and those of `MARGIN`
+   roots before: one that arrives late would be too late for its successors.
+3. A child of an introduction by which the client learns a root is never sent, because the client would then ignore that
+   introduction. The child adds nothing that the client needs. (Cross-signatures of earlier builds of Goatherd are such
+   children, see ADR 17.)
+4. An introduction is not sent if this server does not trust its root, or does not yet hold the introductions that lead
+   to its signer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How soon the current root expires, and when each previous root last signed.
+"""Calculate how soon the current root expires, and when each previous root last signed.
 
-Pure. It replaces no root (`goatherd.rotation` does). Rules: a cluster whose root has expired accepts no new client, so
-each stage of urgency leaves an operator weeks to act. A root with a short lifetime is not urgent on its first day: the
-stages are fractions of the lifetime, if it is known.
+Pure. `goatherd.rotation` replaces roots. A cluster whose root has expired accepts no new client, so each stage of
+urgency leaves the operator weeks to act. The stages are fractions of the root's lifetime, if it is known, so that a
+root with a short lifetime is not urgent on its first day.
 """
 
 from __future__ import annotations

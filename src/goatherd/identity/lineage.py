@@ -1,8 +1,8 @@
-"""Digests of the documents that an identity document has replaced: a bounded list of the latest ones.
+"""Digests of an identity document's predecessors: a bounded list of the latest ones.
 
 Pure. Two writers that continue from one backup can write different documents of the same generation; the digests tell
-them apart. Rules: an entry names its generation, so that a writer which does not know the list (it keeps the member
-unchanged) leaves a gap and no wrong entry. A document that is not in the list counts as unknown, not as wrong.
+them apart. Each entry names its generation: an older writer that only copies the list then leaves a gap and no wrong
+entry. A document that is not in the list counts as unknown, not as wrong.
 """
 
 from __future__ import annotations

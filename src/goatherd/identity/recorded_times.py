@@ -1,6 +1,6 @@
-"""Find and limit times in an identity document that are in the future, because their writer had a wrong clock.
+"""Find and correct timestamps in an identity document that are in the future, because their writer had a wrong clock.
 
-Pure. It does not find out which clock is wrong (`goatherd.rotation.clocks` does).
+Pure. `goatherd.rotation.clocks` finds out which clock is wrong.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Select the parts of an identity document that may be shown, and find what its operator should know.
+"""Select the parts of an identity document that may be shown, and list warnings about it for the operator.
 
-Pure. Rules: ids, fingerprints, times and phases only; no key material, and no values of unknown members.
+Pure. Only ids, fingerprints, timestamps and phases are shown; never key material or the values of unknown members.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What a signed request is for: which server, which endpoint and which body; and which requests a server has accepted.
+"""Bind a signed request to one server, method, path and body, and reject a request that was accepted before.
 
-GoatDB's request signature covers a random id and a time, so who receives a request can send it to another server, with
-another body, for three minutes. Goatherd's tools and servers sign one more member, `MEMBER`, which GoatDB ignores.
-Goatherd's servers, doors and agents refuse a request whose member names something else, and refuse it a second time.
+GoatDB's request signature covers only a random id and a timestamp. For three minutes, a server that receives a request
+can therefore send it to another server, with another body. Goatherd's tools and servers sign one more member, `MEMBER`,
+which GoatDB ignores. Goatherd's servers, doors and agents reject a request that does not match this member, and reject
+a second copy of it.
 
-Pure: the time comes in as an argument. What it is not: it verifies no signature (`goatherd.trust`).
+Pure: the time is an argument. `goatherd.trust` verifies the signatures.
 """
 
 from __future__ import annotations

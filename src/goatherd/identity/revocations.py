@@ -1,15 +1,15 @@
-"""Revoked roots: the record in the identity document, its proof, and the list of frozen commits.
+"""Revoked roots: the entry in the identity document, its proof, and the list of frozen commits.
 
-Pure. It neither changes a document (`transitions`) nor compares two (`succession`).
+Pure. `transitions` changes documents and `succession` compares them.
 
-A proof is not an endorsement. It does not say that the next root can be trusted. It shows that the writer of the
-revocation had the revoked root's private key, which an attacker who can only write to the store does not have. It has
-one effect, and only in a document that was read from the store: servers follow from the revoked root to the successor
-that it names. An attacker who stole the key can make a proof too, but must also write it to the store.
+A proof shows that the writer of the revocation had the revoked root's private key, which an attacker who can only write
+to the store does not have. A proof is not an endorsement: it does not say that the next root can be trusted. It has one
+effect, and only in a document that was read from the store: servers follow from the revoked root to the successor that
+it names. An attacker who stole the key can make a proof too, but must also write it to the store.
 
-A list of frozen commits holds digests of the revoked root's commits that the cluster held; the document holds the
-digest of the list. A commit counts if it is in the list and its signature is valid. The digests are of the text that
-the root signed: another commit can have the same id, and one key can make many signatures of one text.
+A list of frozen commits holds digests of the revoked root's commits that the cluster already held; the document holds
+the digest of the list. Such a commit is accepted only if it is in the list and its signature is valid. The digests
+cover the text that the root signed, because another commit can have the same id, and one key can sign a text many ways.
 """
 
 from __future__ import annotations

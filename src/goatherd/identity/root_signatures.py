@@ -1,6 +1,6 @@
-"""What a root signs in the identity document: endorsements of other roots, and the document itself. Pure.
+"""The two signatures that a root makes in the identity document: endorsements of other roots, and the document's own.
 
-An endorsement is root A's signature over root B's public session: its id, public key, owner and expiration.
+Pure. An endorsement is root A's signature over root B's public session: its id, public key, owner and expiration.
 
 The document signature is the current root's signature over the whole document, private keys and unknown members
 included; only the signature string itself is left out. White space and the order of members are not signed, because a

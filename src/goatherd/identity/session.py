@@ -1,7 +1,7 @@
-"""Sessions and what they sign: data, requests, commits (docs/reference/goatdb-formats.md#signatures).
+"""Sessions (GoatDB's key pairs with an owner and an expiration), and their signatures of data, requests and commits.
 
-Pure. Verification raises and returns nothing. Nothing here is cached by signature text: a signature is malleable
-and a verdict depends on the time.
+The formats are in docs/reference/goatdb-formats.md#signatures. Pure. Verification raises an error or returns nothing.
+No result is cached by signature string: it depends on the time, and a signature can be altered and stay valid.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Session commits: the commits of ``/sys/sessions`` that introduce a session, and the rules for a commit's signature.
+"""Session commits: commits of ``/sys/sessions`` that introduce a session, and the rules for who may sign a commit.
 
 GoatDB's rules: docs/reference/goatdb-formats.md#session-items and docs/reference/goatdb-protocol.md#trust. Pure and
 without state: `goatherd.trust` knows which sessions are trusted.

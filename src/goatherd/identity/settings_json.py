@@ -1,8 +1,8 @@
 """Convert GoatDB's ``settings.json`` to an identity document and user sessions, and back.
 
 The format: docs/reference/goatdb-formats.md#settingsjson. GoatDB's own reader skips what it cannot read and creates
-what is missing; this one rejects the file instead. Rules: pure. Private keys are written to ``currentSession`` only.
-Each change made while reading is reported as a note.
+what is missing; this reader rejects such a file. Pure. Private keys are written to ``currentSession`` only. Each change
+that the reader makes is reported as a note.
 """
 
 from __future__ import annotations

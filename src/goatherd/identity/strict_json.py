@@ -1,8 +1,8 @@
-"""JSON of the identity document: read strictly, written as ``JSON.stringify(value, null, 2)`` does.
+"""Read the JSON of the identity document strictly, and write it as ``JSON.stringify(value, null, 2)`` does.
 
-It converts between bytes and JSON values, finds private keys in them, and knows no members. Rules: pure. Anything
-unexpected is rejected. An error quotes no input and keeps no reference to it; the errors of `json` and of UTF-8
-decoding do, so none of them is in the context of an error.
+Pure. The module converts between bytes and JSON values and finds private keys in them; it does not know the document's
+members. Invalid or ambiguous input is rejected. SECURITY: an error quotes no input and has no reference to it. The
+errors of `json` and of UTF-8 decoding hold the input, so they are never chained.
 """
 
 from __future__ import annotations

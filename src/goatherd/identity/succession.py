@@ -1,10 +1,11 @@
 """Decide whether a server that uses one identity document may adopt another.
 
-Pure. Verification raises and returns nothing. A root is trusted because it is trusted already, or because a trusted and
-unrevoked root endorsed or introduced it; a document that lists it is no reason.
+Pure. A function that verifies raises an error or returns nothing. A server trusts a root because it trusted the root
+before, or because a trusted and unrevoked root endorsed or introduced it. A document that merely lists a root is no
+reason to trust it.
 
 Two kinds of links lead from root to root. Endorsements are in the document, for the roots that it lists. Introductions
-are commits of ``/sys/sessions``; they lead to and past roots that have left the document.
+are commits of ``/sys/sessions``; they also lead to, and through, roots that have left the document.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Change an identity document: each step of a rotation, a restore or a revocation is a pure function.
 
-It neither decides the step (`goatherd.rotation.machine` does) nor writes the document. Each function returns a new
-document that has been checked whole. Its generation is higher by one, its last update is `now_ms`, and its current root
-has signed it (from activation on, the new root). A step that the recorded phase does not allow raises
-`IllegalStepError`.
+`goatherd.rotation.machine` decides which step comes next. No function here writes to a store; each returns a new, fully
+checked document: its generation is higher by one, its last update is `now_ms`, and its current root has
+signed it (from activation on, the new root). A step that the recorded phase does not allow raises `IllegalStepError`.
 
 The module also chooses which previous roots can leave the document, so that it stays small however old the cluster is.
 Servers still trust a root that has left, because a later root has introduced it in ``/sys/sessions``.

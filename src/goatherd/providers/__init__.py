@@ -1,8 +1,8 @@
-"""Stores of exportable secrets. Providers handle bytes and know nothing of GoatDB.
+"""Providers: plugins that read and write exportable secrets in a secret store. They handle bytes and know no GoatDB.
 
-- `values`: secret bytes, labels, versions. `base`: `SecretProvider`, the interface of every store.
+- `base`: `SecretProvider`, the interface of every store. `values`: secret bytes, labels and version ids.
 - `capabilities`: optional abilities of a store. `call_metrics`: counts and durations of calls. `permissions`: the
-roles.
+  roles for which a policy can be printed.
 - `addresses`: parses every URI and ``cloudConfig``. `versioned_record`: versions and labels for stores without them.
 - `memory`, `file`: the built-in stores, opened by ``goatherd.plugins.open_provider`` like any other.
 """

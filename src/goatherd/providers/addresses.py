@@ -1,8 +1,8 @@
-"""Parse addresses of secrets: one reader for the URIs and the ``cloudConfig`` of all stores.
+"""Parse the addresses of secrets: one parser for the URIs and the ``cloudConfig`` objects of all stores.
 
-Pure. The module knows the form that all addresses share; each store's `address` module knows what a host, a path or an
-option means. Rules: an unknown, empty or repeated option is an error. An error does not quote the URI. No address holds
-a secret, because addresses are logged.
+Pure. This module knows the form that all addresses share; each store's `address` module knows what a host, a path or
+an option means there. An unknown, empty or repeated option is an error, and no error quotes the URI. An address never
+holds a secret, because addresses are logged.
 """
 
 from __future__ import annotations

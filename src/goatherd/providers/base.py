@@ -1,12 +1,12 @@
-"""The interface of a secret store: immutable versions, and one map of labels that changes by compare-and-swap.
+"""The interface of a secret store: immutable versions, and a map of labels that changes by compare-and-swap.
 
 Each public method of `SecretProvider` adds checks, a deadline, retries and uniform errors to one private method, so
 that a plugin implements the simple part only. The module knows neither GoatDB nor any platform.
 
 Rules:
-- Only `goatherd.errors` are raised; each names provider, secret and operation, never a value.
-- Only this module retries: jittered backoff, for `ThrottledError` and `UnavailableError`, within one deadline for the
-  whole call.
+- Only `goatherd.errors` are raised. Each names the provider, the secret and the operation, and never a value.
+- Only this module retries: after `ThrottledError` and `UnavailableError`, with jittered backoff, within one deadline
+  for the whole call.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Count a provider's calls, their outcomes and their durations, in memory.
 
-`goatherd.metrics` exports the counts. Rules: operations and outcomes come from short lists in the code, never from a
-store or a secret's name. The counts can be read from another thread.
+`goatherd.metrics` exports the counts. The names of operations and outcomes come from short lists in the code, never
+from a store or a secret's name. Another thread may read the counts.
 """
 
 from __future__ import annotations

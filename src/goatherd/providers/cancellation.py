@@ -1,7 +1,7 @@
-"""Wait a moment for the answer of a request whose caller is cancelled.
+"""Wait a moment for the answer to a request whose caller was cancelled.
 
-A write that was sent may take effect after its caller has stopped waiting. With the answer, the next read finds it done
-or not done. The deadline of the request is the caller's.
+A write that was sent may take effect after its caller has stopped waiting. Once its answer has arrived, the next read
+sees whether it was done. The caller sets the deadline of the request itself.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What a provider can do beyond the algebra of `goatherd.providers.base`: diagnose, watch, reserve.
+"""Optional abilities of a provider, beyond the interface in `goatherd.providers.base`: diagnose, watch, reserve.
 
 Each is a protocol that a `SecretProvider` also implements where its platform allows it.
 
-- `DiagnosableSecretProvider`: report rights, limits, and what will fail later. A diagnosis changes nothing, so a right
-  that cannot be checked without using it is reported as not checked; a finding holds names and numbers, never a value.
-- `WatchableSecretProvider`: notify of changes (`Guarantees.push`). A watch carries no value and does not retry.
-- `ReservingSecretProvider`: keep room for changes that have begun, where the store may run full. What is reserved holds
-  no value, and no reader needs it.
+- `DiagnosableSecretProvider`: report permissions, limits, and problems to come. A diagnosis changes nothing, so a
+  permission that can only be checked by using it is reported as not checked. A finding never holds a value.
+- `WatchableSecretProvider`: notify of changes (`Guarantees.push`). A notification carries no value, and a watch does
+  not retry.
+- `ReservingSecretProvider`: reserve space for the writes of a change before it begins, in a store that can run full.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""When a shared resource is opened and closed: by its users, or by the first call and the end of the event loop.
+"""Open a shared resource for its first user and close it after its last, or at the end of the event loop.
 
-What it is: the count of users, and who closes. What it is not: a lock, or the resource. Rules: a resource belongs to
-the event loop in which it was opened; it is not used before opening has ended, or while it closes.
+The module counts the users. A resource belongs to the event loop in which it was opened. It is not used before opening
+has ended, or while it closes.
 """
 
 from __future__ import annotations

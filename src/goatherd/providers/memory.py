@@ -1,7 +1,6 @@
-"""Secrets in this process's memory: for tests, demos and embedding.
+"""Keep secrets in this process's memory: for tests, demos and embedding. No secret survives the process.
 
-What it is: the algebra over dicts. What it is not: a place to keep anything; nothing survives the process. Rules: one
-step between awaits, under a lock, so that threads and tasks may share a store.
+Each operation is one step without an await, under a lock, so that threads and tasks can share a store.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The roles of a policy, the same at every store. Each store's own `permissions` module writes the policy itself."""
+"""The roles for which each store's `permissions` module can print a policy."""
 
 from __future__ import annotations
 

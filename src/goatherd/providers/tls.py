@@ -1,6 +1,6 @@
-"""The TLS context with the authorities of the system, made once per process, since making one costs 10 ms or more.
+"""The TLS context that trusts the system's certificate authorities, made once per process because it takes 10 ms.
 
-A context of a cluster's own authority, or with a client certificate, is made by the provider that has it.
+A provider that needs its own certificate authority or a client certificate makes its own context.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Values of a store: secret bytes, labels, version ids, and descriptions of versions.
+"""Types of a store's values: secret bytes, labels, version ids, and descriptions of versions.
 
-Rules: descriptions and lists have no value field. A secret value is masked; `SecretBytes.reveal` is the only access, so
-that a search for it finds all code that handles the bytes.
+Descriptions and lists have no field for a value. Secret bytes are masked when printed; `SecretBytes.reveal` is the only
+access to them, so a search for that name finds all code that handles the bytes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Records of the stores that keep versions and labels in an object of Goatherd's: their rules, and one codec.
+"""Versions and labels for stores that have none of their own: a record that holds both as JSON, and its rules.
 
-Pure. `LabelledVersions` has the rules by which labels move. `VersionedRecord` holds the versions and labels of the
-memory, file, Vault and Kubernetes stores, with their JSON. Azure's pointers share the format and the digest around it.
-Each store's own module decides where a record is stored and what else it holds, by a `RecordForm` if it stores bytes.
-AWS and Google have versions and labels of their own.
+Pure. `LabelledVersions` has the rules by which labels move. A `VersionedRecord` lists the versions and where each label
+points, for the memory, file, Vault and Kubernetes stores; Azure's pointers share its format. Each store's module
+decides where the record is stored. A store that writes it as bytes describes the layout with a `RecordForm`. AWS and
+Google have versions and labels of their own.
 
-Rules: a record holds no values. It carries its own SHA-256, because most stores provide none. A record that is not
-exactly as written is damaged, and is not repaired.
+A record holds no values. It carries its own SHA-256, because most stores provide none. A record that is not exactly as
+written is damaged, and is not repaired.
 """
 
 from __future__ import annotations

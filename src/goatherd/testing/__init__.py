@@ -1,7 +1,7 @@
-"""For authors of plugins: the contract of a secret provider, as checks to run over your own.
+"""For authors of provider plugins: checks that a secret provider keeps the contract of Goatherd's providers.
 
-- `contract`: runs the checks, as pytest classes to derive from (`ProviderContract`, `AnswerContract`) or as a program.
+- `contract`: runs the checks, from pytest classes to derive from (`ProviderContract`, `AnswerContract`) or a program.
 - `contract_command`: the command ``goatherd-contract URI``.
-- `provider_checks`, `answer_checks`: the checks, one function each. `subject`: what a check is given.
-- `wrong_answers`: makes a fake store report success for what did not happen, for `answer_checks`.
+- `provider_checks`, `answer_checks`: the checks, one function each. `subject`: the argument of a check.
+- `wrong_answers`: makes a fake store report success for requests that it did not carry out, for `answer_checks`.
 """

@@ -1,9 +1,9 @@
-"""What every secret provider must notice in the answers of its store: a success that is none.
+"""Check that a secret provider notices when its store falsely answers a request with success.
 
-What it is: `ANSWER_CHECKS`, one for each kind of wrong answer. What it is not: the checks of the algebra over a store
-that answers rightly (`goatherd.testing.provider_checks`). Rules: in each operation, each request in turn is answered
-wrongly; then either the operation failed, or what it reported is true, as a second client sees it. Needs a store that
-can be made to answer wrongly (`goatherd.testing.wrong_answers`); over any other store these checks are skipped.
+`ANSWER_CHECKS` has one check for each kind of wrong answer; `goatherd.testing.provider_checks` has the checks over a
+store that answers correctly. A check answers each request of each operation wrongly in turn. Then either the operation
+failed, or a second client must see that its result is true. The store must support wrong answers
+(`goatherd.testing.wrong_answers`); over any other store these checks are skipped.
 """
 
 from __future__ import annotations

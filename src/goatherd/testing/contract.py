@@ -1,9 +1,9 @@
-"""Runs what every secret provider must do over any of them.
+"""Run the checks of the provider contract over any secret provider.
 
-What it is: `check_provider` for a program, `ProviderContract` and `AnswerContract` for pytest, over `CHECKS`. What it
-is not: the checks (`goatherd.testing.provider_checks`, `goatherd.testing.answer_checks`) or the command
-``goatherd-contract URI`` (`goatherd.testing.contract_command`). Rules: what a check made is removed; a failing check
-does not stop the others; a check that was skipped has not passed; pytest is imported only where pytest runs.
+A program calls `check_provider`; pytest uses `ProviderContract` and `AnswerContract`. Both run `CHECKS`, which
+`goatherd.testing.provider_checks` and `goatherd.testing.answer_checks` define. The secrets that a check made are
+removed. A failing check does not stop the others, and a skipped check does not count as passed. Only the parts for
+pytest import pytest.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The command ``goatherd-contract URI``: the provider contract over a store, without writing a test.
+"""The command ``goatherd-contract URI``, which runs the provider contract over a store without a test of your own.
 
-What it is: the command line around `goatherd.testing.contract.check_provider`. What it is not: the checks. Rules: it
-works in secrets of its own, whose names begin with that of the address and ``-contract-``; it does not start where the
-secret of the address exists, or where it may not make and remove secrets; it removes what it made, also when it is
-interrupted, and names what it could not remove.
+It is the command line for `goatherd.testing.contract.check_provider`. The checks work in secrets of their own, whose
+names begin with that of the address and ``-contract-``. The command does not start if the secret of the address exists
+or if it may not create and delete secrets. It removes what it created, also when it is interrupted, and names the
+secrets that it could not remove.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What every secret provider must do, one function each, whose name is the sentence that it proves.
+"""The checks that every secret provider must pass. Each is a function whose name says what it checks.
 
-What it is: `PROVIDER_CHECKS`. What it is not: a way to run them (`goatherd.testing.contract`), or a test of a
-platform. Rules: a check uses the public algebra of `goatherd.providers.base` (one wraps private methods, to lose their
-answers) on secrets of its own; what a provider declares not to do (`Guarantees`) is skipped with the reason, never
-passed.
+`PROVIDER_CHECKS` lists them; `goatherd.testing.contract` runs them. A check uses the public methods of
+`goatherd.providers.base` on secrets of its own; one check wraps private methods, to lose their answers. A check of
+something that a provider's `Guarantees` exclude is skipped with the reason, and does not count as passed.
 """
 
 from __future__ import annotations

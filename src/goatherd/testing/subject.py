@@ -1,7 +1,4 @@
-"""What a check of a provider works with: the provider under test, and the ways to say what must be.
-
-What it is: `Subject` and what says what must be, for `goatherd.testing.provider_checks`. What it is not: a check.
-"""
+"""The argument of a contract check: the provider under test (`Subject`), and functions that state what must be true."""
 
 from __future__ import annotations
 

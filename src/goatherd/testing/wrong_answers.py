@@ -1,9 +1,8 @@
-"""Wrong answers of a store: success for what was not done, was done twice, or is about another version; empty or cut.
+"""Make a store answer wrongly: success for a change not made, made twice, or of another version; empty or cut answers.
 
-What it is: `WrongAnswers`, which stands where requests are answered (in a fake, or in a client's transport) and gives
-one wrong answer when a check asks for it. What it is not: errors, lost answers or a broken network:
-here the store always says that all is well. Rules: one request in an operation is answered
-wrongly, the others rightly; an answer that is an error is passed on as it is.
+A fake server or a client's transport calls `WrongAnswers` for each request. It gives one wrong answer when a check asks
+for it, and passes every other answer and every error on unchanged. A wrong answer always reports success: errors, lost
+answers and broken networks are not simulated.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""GoatDB's bytes, bug for bug. Pure: no clock, no dice, no I/O.
+"""GoatDB's formats, reproduced byte for byte and bug for bug. Pure: no clock, no randomness, no I/O.
 
-- `javascript_values`: JavaScript's values, numbers and dates. `json`: ``JSON.stringify``, ``JSON.parse``, the stable
-  form that is signed. `base32`: GoatDB's base32.
+- `javascript_values`: JavaScript's values, numbers and dates. `json`: ``JSON.stringify``, ``JSON.parse``, and the
+  stable form that is signed. `base32`: GoatDB's base32.
 - `encoders`: Dates, Sets, Maps and shared objects as marked JSON. `equality`: when GoatDB calls two values equal.
-- `hashing`: MurmurHash3 as GoatDB computes it, checksums. `bloom`: its Bloom filter. `paths`: its paths.
-- `schema`: schemas and the registry. `items`: items and edits. `richtext`: its checksum.
+- `hashing`: MurmurHash3 as GoatDB computes it, and checksums. `bloom`: its Bloom filter. `paths`: its paths.
+- `schema`: schemas and the registry. `items`: items and edits. `richtext`: the checksum of rich text.
 - `commit`: commits. `messages`: sync messages and request bodies. `commit_log`: the ``.jsonl`` log.
 """

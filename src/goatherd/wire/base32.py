@@ -1,6 +1,6 @@
-"""Base32 as GoatDB writes and reads it: RFC 4648 in lower case, with one ``_`` in the padding. Pure.
+"""Base32 as GoatDB writes and reads it: RFC 4648 in lower case, with the first ``=`` of the padding written as ``_``.
 
-The rules are docs/reference/goatdb-formats.md#base32.
+Pure. The rules are in docs/reference/goatdb-formats.md#base32.
 """
 
 from __future__ import annotations

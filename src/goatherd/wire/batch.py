@@ -1,11 +1,11 @@
-"""Reading the body of a ``/batch-sync`` request in portions, so that no single call takes long. Pure.
+"""Read the body of a ``/batch-sync`` request in portions, so that no single call blocks other threads for long. Pure.
 
-A JSON parser holds Python's lock from the first byte to the last: 64 MiB of it stop every other thread for a second,
-and ``[],[],…`` becomes objects of thirty times its size. `read_batch` finds where each commit begins and ends,
-reads everything else, and leaves the commits as bytes until they are asked for (`RawCommits`).
+A JSON parser holds Python's global lock while it parses: 64 MiB of JSON stop every other thread for a second, and
+``[],[],…`` becomes objects of thirty times its size. `read_batch` finds where each commit begins and ends, parses
+everything else, and leaves the commits as bytes until they are used (`RawCommits`).
 
-What it accepts is what `goatherd.wire.json.parse_json` accepts, up to the bounds below, which are far above what
-GoatDB writes. Not a judge of the commits: what is no commit is found when it is decoded.
+It accepts what `goatherd.wire.json.parse_json` accepts, up to the bounds below, which are far above what GoatDB writes.
+Commits are not checked here: a malformed one is found when it is decoded.
 """
 
 from __future__ import annotations

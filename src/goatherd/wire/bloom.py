@@ -1,7 +1,7 @@
-"""GoatDB's Bloom filter (docs/reference/goatdb-formats.md#bloom-filter).
+"""GoatDB's Bloom filter, with which a peer says which commits it holds (docs/reference/goatdb-formats.md#bloom-filter).
 
-Pure: the random seeds come in as an argument (`goatherd.ids.new_seeds`). A filter without seeds claims to hold
-everything; what that is worth is for the caller to judge.
+Pure: the random seeds are an argument (`goatherd.ids.new_seeds`). A filter without seeds claims to hold everything;
+the caller decides whether to rely on such a filter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Commits on the wire (docs/reference/goatdb-formats.md#commits).
+"""Decode and encode commits in GoatDB's format, and write the text that is signed.
 
-Pure. A `Commit` holds the canonical re-encoding that GoatDB verifies, made once when it is read; what a peer added,
-left out or wrote in another order is gone by then. Contents of a schema that the registry does not know stay as sent.
+Pure. The format is in docs/reference/goatdb-formats.md#commits. When a commit is read, a `Commit` keeps the canonical
+re-encoding that GoatDB verifies. This drops a peer's extra members, explicit defaults and order of members. Contents of
+a schema that the registry does not know are kept as sent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Framing and scanning of GoatDB's ``.jsonl`` commit logs. Pure: bytes in, bytes out.
+"""Write and read GoatDB's ``.jsonl`` commit logs. Pure: bytes in, bytes out.
 
-The format is docs/reference/goatdb-formats.md#logs. Writing follows GoatDB byte for byte. Reading follows it in what is
-a record; repair is ours: cut at the end of the last good line, so that a torn write never costs an earlier record.
+The format is in docs/reference/goatdb-formats.md#logs. Writing follows GoatDB byte for byte, and reading accepts the
+same records as GoatDB. The repair is Goatherd's own: a log is cut after its last good line, so that an incomplete write
+never costs an earlier record.
 """
 
 from __future__ import annotations

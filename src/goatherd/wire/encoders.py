@@ -1,7 +1,7 @@
-"""GoatDB's JSON encoders and decoders: how Dates, Sets, Maps and shared objects become marked JSON.
+"""GoatDB's JSON encoders and decoders: how Dates, Sets, Maps and shared objects become JSON with type markers.
 
-The markers are those of docs/reference/goatdb-formats.md#encoders. Pure. Values in and out are those of
-`goatherd.wire.json`. User data that looks like a marker is read as one.
+Pure. The markers are listed in docs/reference/goatdb-formats.md#encoders. The values are those of
+`goatherd.wire.javascript_values`. As in GoatDB, user data that looks like a marker is read as one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When GoatDB calls two values equal (docs/reference/goatdb-formats.md#equality). Pure."""
+"""Compare two values as GoatDB does (docs/reference/goatdb-formats.md#equality). Pure."""
 
 from __future__ import annotations
 

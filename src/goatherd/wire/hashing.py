@@ -1,7 +1,7 @@
-"""MurmurHash3 as GoatDB computes it, and the checksums that it makes of values.
+"""MurmurHash3 as GoatDB computes it, and GoatDB's checksums of values.
 
-The rules are those of docs/reference/goatdb-formats.md#checksums. Pure. Not an integrity protection: 32 bits, no
-separators, no types. Signatures are.
+Pure. The rules are in docs/reference/goatdb-formats.md#checksums. These checksums do not protect integrity: they have
+32 bits and ignore types and boundaries. Signatures do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Items and edits: the contents of commits (docs/reference/goatdb-formats.md#records and #edits).
+"""Decode and encode items and edits, the contents of commits (docs/reference/goatdb-formats.md#records and #edits).
 
-Pure. A *record* is an item's JSON (``s``, ``d``, ``n``, ``cs``); its data are JavaScript values once decoded. For a
-schema that the registry does not know, records are kept verbatim: dates and rich text cannot be told apart there, but
-neither changes a checksum or a patch, because a date is a number and rich text shows by its shape.
+Pure. A *record* is an item's JSON (``s``, ``d``, ``n``, ``cs``); its data are JavaScript values once decoded. If the
+registry does not know the schema, the record is kept verbatim: dates and rich text cannot be recognized then. This
+changes no checksum or patch, because a date counts as a number and rich text is recognized by its shape.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""JavaScript's values as Python holds them: undefined, Date, Set, Map, strings, numbers and the order of keys.
+"""JavaScript's values in Python: undefined, Date, Set, Map, strings, numbers and the order of keys.
 
-Their rules are docs/reference/goatdb-formats.md#javascript-values. Pure. A JavaScript number is a Python ``int``
+Pure. The rules are in docs/reference/goatdb-formats.md#javascript-values. A JavaScript number is a Python ``int``
 (within 2^53) or ``float``, a string is ``str`` (compared by UTF-16 unit), null is ``None``, undefined is `UNDEFINED`,
-an array is a list, a plain object a dict; a Date, a Set and a Map are the classes below. What is not here: their JSON
-(`goatherd.wire.json`), and what turns Dates and Sets into marked JSON (`goatherd.wire.encoders`).
+an array is a list, a plain object a dict; a Date, a Set and a Map are the classes below. `goatherd.wire.json` has their
+JSON, and `goatherd.wire.encoders` the marked JSON of Dates and Sets.
 """
 
 from __future__ import annotations

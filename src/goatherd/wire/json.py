@@ -1,8 +1,8 @@
 """JSON as JavaScript reads and writes it, and the stable form that GoatDB signs, bug for bug.
 
-That form is docs/reference/goatdb-formats.md#stable-stringify. Pure. ``JSON.parse``, ``JSON.stringify`` and GoatDB's
-stable serialization of the values of `goatherd.wire.javascript_values`. orjson does the work wherever it is known to
-write the same bytes.
+Pure. ``JSON.parse``, ``JSON.stringify`` and GoatDB's stable serialization
+(docs/reference/goatdb-formats.md#stable-stringify) of the values of `goatherd.wire.javascript_values`. The library
+orjson does the work wherever it is known to write the same bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Sync messages and the bodies of ``/batch-sync`` and ``/auth/session``.
+"""Decode and encode sync messages and the bodies of ``/batch-sync`` and ``/auth/session``.
 
-The members are those of docs/reference/goatdb-protocol.md#sync-messages. Pure. Commits inside a message stay raw JSON:
-one that cannot be decoded is skipped by the receiver, not the message.
+Pure. The members are listed in docs/reference/goatdb-protocol.md#sync-messages. Commits inside a message stay raw JSON,
+so that a receiver can skip one that it cannot decode and still use the rest of the message.
 """
 
 from __future__ import annotations

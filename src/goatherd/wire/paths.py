@@ -1,7 +1,7 @@
-"""Repository and item paths (docs/reference/goatdb-formats.md#paths).
+"""Parse and check repository and item paths (docs/reference/goatdb-formats.md#paths).
 
-The functions named after GoatDB's own mirror it bug for bug, undefined parts included. What a server of ours opens or
-writes goes through `check_repository_path` and `check_item_path`, which are strict.
+The functions that are named after GoatDB's reproduce it bug for bug, undefined parts included. Paths that a server of
+Goatherd opens or writes are checked by `check_repository_path` and `check_item_path`, which are strict.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Rich text as far as checksums need it: the flat form, node level (docs/reference/goatdb-formats.md#rich-text).
+"""Compute the checksum of a rich text value from its flat form (docs/reference/goatdb-formats.md#rich-text).
 
-Pure. Not here: diffing, patching and normalizing.
+Pure. The module does not diff, patch or normalize rich text.
 """
 
 from __future__ import annotations

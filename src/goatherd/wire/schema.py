@@ -1,7 +1,7 @@
-"""Schemas, their markers and the registry (docs/reference/goatdb-formats.md#schemas).
+"""Schemas of items, the markers by which a commit names a schema (such as ``sessions/1``), and the registry of schemas.
 
-Pure. Schemas are never transmitted: a commit names one, and a reader that does not know it cannot tell dates from
-numbers. Goatherd stores such commits as they came; GoatDB drops them.
+Pure. The format is in docs/reference/goatdb-formats.md#schemas. Schemas are never transmitted: a reader that does not
+know the schema of a commit cannot tell dates from numbers. Goatherd stores such a commit as sent; GoatDB drops it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """AWS Secrets Manager as a store, over boto3. Needs the extra ``aws``.
 
-- `provider`: `AWSSecretProvider`, the algebra of versions and labels over versions and staging labels.
-- `client`: the SDK's client, its threads, and what its errors and answers mean to us.
+- `provider`: `AWSSecretProvider`, Goatherd's versions and labels as AWS versions and staging labels.
+- `client`: the boto3 client, its threads, the checks of its answers, and the translation of its errors.
 - `address`: ``aws://REGION/SECRET?option=…``.
-- `permissions`: `policy`, the exact IAM policy for a server or a rotator.
+- `permissions`: `policy`, the exact IAM policy for a server, a rotator or an administrator.
 """
 
 from typing import TYPE_CHECKING

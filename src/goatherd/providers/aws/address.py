@@ -1,7 +1,7 @@
-"""Where a secret of AWS Secrets Manager is, and how it is reached.
+"""Parse and check the address of a secret in AWS Secrets Manager: ``aws://REGION/SECRET?option=…`` or ``cloudConfig``.
 
-What it is: the URI ``aws://REGION/SECRET?option=…`` and GoatDB's ``cloudConfig`` shape, parsed and checked. What it is
-not: it connects to nothing and imports no SDK. The form that all stores share is `goatherd.providers.addresses`.
+The module connects to nothing and does not import boto3. `goatherd.providers.addresses` parses what the addresses of
+all stores have in common.
 """
 
 from __future__ import annotations

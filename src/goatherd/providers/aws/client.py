@@ -1,11 +1,11 @@
-"""The SDK's client for AWS Secrets Manager, its threads, and what its errors and answers mean.
+"""Send requests to AWS Secrets Manager through boto3, check the answers, and translate the errors.
 
-What it is: `SecretsManagerAPI`, which sends one request in a thread and returns the answer, or our error. What it is
-not: it retries nothing (`goatherd.providers.base` does) and knows no labels. Rules: every exception of the SDK is
-translated here; an answer is damaged until its shape has been checked.
+`SecretsManagerAPI` sends one request in a thread and returns the answer or raises one of Goatherd's errors. It does
+not retry (`goatherd.providers.base` does) and knows no labels. Every exception of boto3 is translated here. An answer
+counts as damaged until its shape has been checked.
 
-SECURITY: of the SDK's exceptions nothing is chained or quoted but a code, an HTTP status, a request id, and the text
-of a denial: the rest may quote what was sent or received (tests/contract/aws/test_answers.py, `test_no_error_log_…`).
+SECURITY: an exception of boto3 may quote what was sent or received, so it is never chained. Only its code, the HTTP
+status, the request id and the text of a denial are quoted (tests/contract/aws/test_answers.py, `test_no_error_log_…`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The IAM policies that a server, a rotator and an admin need for one secret, and nothing more.
+"""Write the IAM policies that a server, a rotator and an administrator need for one secret, and nothing more.
 
-What it is: text to paste. What it is not: it asks and changes nothing at AWS. Rules: no statement names an action that
-`goatherd.providers.aws.provider` does not call in that role. A multi-valued condition key is compared with a set
-operator, a single-valued one is not. tests/contract/aws/test_policy.py evaluates the policies over every request that
-the provider sends.
+The module returns text to paste; it sends nothing to AWS. A statement names only actions that
+`goatherd.providers.aws.provider` calls in that role. Conditions use a set operator for a multi-valued key and none for
+a single-valued key. tests/contract/aws/test_policy.py evaluates the policies over each request that the provider sends.
 Actions and condition keys: docs.aws.amazon.com/service-authorization/latest/reference/list_awssecretsmanager.html
 Set operators: docs.aws.amazon.com/IAM/latest/UserGuide/, "Single-valued vs. multivalued context keys"
 """

@@ -1,10 +1,10 @@
-"""Secrets in AWS Secrets Manager.
+"""Keep secrets in AWS Secrets Manager: Goatherd's labels are AWS staging labels.
 
-What it is: `AWSSecretProvider`, the algebra over versions and staging labels. What it is not: the SDK's client, its
-errors and its answers, which are `goatherd.providers.aws.client`. Rules: ``VersionStages`` is always given, or AWS
-would make any write the current one; a label that readers follow moves only by ``UpdateSecretVersionStage`` that names
-the holder; what a read returns has been checked against the version's id. API:
-docs.aws.amazon.com/secretsmanager/latest/apireference/
+`AWSSecretProvider` decides which requests are sent; `goatherd.providers.aws.client` sends them and checks the answers.
+Every write names its ``VersionStages``, because AWS otherwise makes the new version the current one. A label that
+readers follow is moved only by an ``UpdateSecretVersionStage`` that names the version that holds it, so the move is a
+compare-and-swap. A value that was read is checked against the digest in its version id.
+API: docs.aws.amazon.com/secretsmanager/latest/apireference/
 """
 
 from __future__ import annotations

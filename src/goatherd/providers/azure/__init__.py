@@ -1,8 +1,8 @@
 """Azure Key Vault as a store, over Microsoft's own SDK. Needs the extra ``azure``.
 
-- `provider`: `AzureSecretProvider`, the algebra of versions and labels over two secrets.
-- `records`: the content of the two, and the rule by which all agree which write came first.
-- `client`: the SDK's client, and what its errors and answers mean to us.
+- `provider`: `AzureSecretProvider`, which keeps the versions and labels of one secret in two secrets of the vault.
+- `records`: the content of the two, and the rule by which all readers agree which write came first.
+- `client`: the SDK's client, the checks of its answers, and the translation of its errors.
 - `address`: ``azure://VAULT/SECRET?option=…``.
 - `permissions`: `policy`, the role assignments for a server, a rotator or an administrator.
 """

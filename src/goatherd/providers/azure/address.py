@@ -1,7 +1,7 @@
-"""``azure://VAULT/SECRET?option=…``: which vault, in which cloud, and as whom.
+"""Parse the address of a secret in Azure Key Vault, ``azure://VAULT/SECRET?option=…`` or GoatDB's ``cloudConfig``.
 
-Pure. What it is: the address, from a URI or from GoatDB's ``cloudConfig``. What it is not: a connection. Rules: https
-only; an unknown option is refused, never ignored.
+The address names the vault, the Azure cloud and the identity to use. Pure: nothing is connected to. Only https is
+allowed, and an unknown option is rejected.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The SDK's client for one key vault, and what its errors and answers mean.
+"""Send requests to one Azure key vault through Microsoft's SDK, check the answers, and translate the errors.
 
-What it is: `KeyVault`, which sends one request and returns the answer, checked, or raises our error. What it is not: it
-retries nothing (`goatherd.providers.base` does, so the SDK's retries are off) and knows no labels. Rules: every
-exception of the SDK is translated here; an answer is damaged until its shape has been checked.
+`KeyVault` sends one request and returns the checked answer or raises one of Goatherd's errors. The SDK's retries are
+off, because `goatherd.providers.base` retries. The module knows no labels. Every exception of the SDK is translated
+here. An answer counts as damaged until its shape has been checked.
 
-SECURITY: of the SDK's exceptions nothing is chained or quoted but a status, the service's codes, and the text of a
-denial: the rest may quote what was sent or received (tests/contract/azure/test_faults.py, `…_shows_no_value`).
+SECURITY: an exception of the SDK may quote what was sent or received, so it is never chained. Only its status, the
+service's codes and the text of a denial are quoted (tests/contract/azure/test_faults.py, `…_shows_no_value`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The Azure role assignments that a server, a rotator and an administrator need for one secret, and nothing more.
+"""Write the Azure role assignments that a server, a rotator and an administrator need for one secret, and nothing more.
 
-Pure: text to paste. What it is not: it asks and changes nothing at Azure. Rules: no role holds a data action that
-`goatherd.providers.azure.provider` does not use in that role; tests/contract/azure/test_policy.py runs under them.
+The module returns text to paste; it sends nothing to Azure. A role has only data actions that
+`goatherd.providers.azure.provider` uses in that role; tests/contract/azure/test_policy.py runs under them.
 Data actions: learn.microsoft.com/azure/role-based-access-control/permissions/security#microsoftkeyvault
 """
 

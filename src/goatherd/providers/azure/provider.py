@@ -1,27 +1,25 @@
-"""Secrets in Azure Key Vault: what counts in one secret, the current value in another.
+"""Keep a secret in two secrets of an Azure key vault, because Key Vault has no compare-and-swap.
 
-What it is: the algebra over two secrets. What it is not: HTTP and credentials (`client`), or the rule by which one of
-two writers wins (`records`). The secret ``name-pointer`` holds the list of versions and the labels; each change writes
-it anew, together with the value that it brings, if it brings one. The newest version of ``name``, the view, is the
-value with the label ``current``, for readers that know nothing of the pointer. Rules:
+The secret ``name-pointer`` holds the pointer: the list of versions and labels that counts. Each change writes a new
+pointer, together with the new value if there is one. The secret ``name`` is the view: its newest version is the value
+with the label ``current``, for readers that do not know the pointer. `client` sends the requests; `records` has the
+rule by which one of two writers wins.
 
-- The pointer is the only commit point, and the value comes with it in one request. A crash leaves both or neither. What
-  lost is listed by `versions`, and `destroy` switches it off.
-- A pointer that is written is a proposal. The writer waits until it is decided (`decide_proposals`), then checks who
-won,
-  and decides anew where another one did. So does a reader, who never takes what is not decided.
-- The view is written after the decision, and never shows what is not decided. Before a change, a writer makes sure
-  that the view shows what counts; after it has written the view late, that nothing newer was decided meanwhile.
-- The newest pointer is read with one request. Only when it is one that was not seen yet are the proposals listed.
-- A copy in the view that a held-up writer makes after the value was destroyed can be read: `versions` lists that value
-  as enabled again, and `destroy` switches the copy off.
-- The pointer forgets old versions. The vault does not: `versions` shows what the vault alone lists as left over.
-- Each request costs time and counts against the vault's limits, so a change makes no request whose answer is known
+- A pointer and its value are written in one request, so a crash leaves both or neither. `versions` lists the values of
+  writers that lost, and `destroy` disables them.
+- A written pointer is only a proposal. The writer waits until the proposals are decided (`decide_proposals`) and starts
+  again if another writer won. A reader waits too, and never uses an undecided pointer.
+- The view is written after the decision. Before a change, the writer checks that the view shows the pointer that
+  counts; after a late write of the view, it checks that nothing newer was decided meanwhile.
+- One request reads the newest pointer. The proposals are listed only if that pointer was not seen before.
+- If a delayed writer copies a destroyed value to the view, `versions` lists that value as enabled again, and `destroy`
+  disables the copy.
+- The pointer forgets old versions, but the vault keeps them: `versions` lists these as leftovers.
+- Each request takes time and counts against the vault's limits, so a change makes no request whose answer is known
   (docs/adr, "What a change in Azure costs").
-- Tags are for humans, with three exceptions. Where a pointer is switched off, together with a value that was destroyed,
-  what it adds is read from them. One names the request, which saves writing a value twice. One of the view says whose
-  copy it is.
-- Earlier builds stored values in ``name``, and the view in ``name-current``. Both are read; the next change writes the
+- Tags are for humans, with three exceptions: the tags of a disabled pointer say what it added; one tag names the
+  request, so that a retry does not write a value twice; one tag of the view names the version that was copied.
+- Earlier builds stored values in ``name`` and the view in ``name-current``. Both are read; the next change writes the
   new format.
 """
 

@@ -1,17 +1,16 @@
-"""What is stored of a secret: its values, and pointers that say which versions and labels count.
+"""Encode the values and pointers of a secret in Azure Key Vault, and decide which pointer counts.
 
-Pure. What it is: `Pointer` with its codec, and `decide_proposals`, the rule by which all readers of the same proposals
-agree on one. What it is not: the order in which they are written (`provider`). Rules: a pointer carries a digest of
-itself and one of every value, because Key Vault gives none; what is not exactly as written is damaged; nothing is
-repaired.
+Pure; `provider` decides the order of writes. A `Pointer` lists a secret's versions and labels. It carries a digest of
+itself and of every value, because Key Vault provides none. A record that is not exactly as written is damaged, and is
+not repaired.
 
-Key Vault has no compare-and-swap, but it keeps every version of a secret and stamps it with a time. So a pointer that
-is written is a proposal: "as number n+1, after the version with that id". Of the proposals to follow one decided
-pointer, the earliest wins, and of those stamped with the same second, the one with the highest id. A reader waits
-until the earliest is so old that none can come before it any more. From then on, all readers find the same.
+Key Vault has no compare-and-swap, but it keeps every version of a secret with a timestamp. So each written pointer is
+a proposal: "number n+1, after the version with that id". Of the proposals that follow one decided pointer, the
+earliest wins; of several with the same second, the one with the highest id. A reader waits until no earlier proposal
+can appear. From then on, all readers find the same winner (`decide_proposals`).
 
-A proposal can bring a new value with it, after its pointer. The version of the value is then the version of the
-proposal, whose id is not known when it is written: the pointer names it `ITSELF`.
+A proposal can carry a new value after its pointer. The value's version id is then that of the proposal, which is not
+known before the write, so the pointer names it `ITSELF`.
 """
 
 from __future__ import annotations

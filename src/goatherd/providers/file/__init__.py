@@ -1,7 +1,7 @@
-"""Secrets as files: the embedded default. No server, no account.
+"""Secrets as files: the default store, which needs no server and no account.
 
-- `provider`: `FileSecretProvider`, its address, its asyncio side and its errors.
-- `layout`: the order of writes, and the layout of a secret's directory.
+- `provider`: `FileSecretProvider`, its address, its asyncio code and its errors.
+- `layout`: the layout of a secret's directory and the order of writes.
 - `permissions`: `policy`, the owners and modes for a server, a rotator or an administrator.
 """
 

@@ -1,7 +1,7 @@
-"""One secret as a directory: what is written in which order, so that a crash at any system call leaves old or new.
+"""Keep one secret in a directory, written in such an order that a crash at any system call leaves the old or new state.
 
-What it is: the synchronous steps of the file provider. What it is not: asyncio, retries, or our errors for `OSError`
-(`goatherd.providers.file` does these). The layout of ``base/secret_id/``, all 0600 in a directory of 0700::
+These are the synchronous steps of the file provider; `goatherd.providers.file.provider` adds asyncio, retries and the
+errors for `OSError`. The layout of ``base/secret_id/``, all files 0600 in a directory of 0700::
 
     manifest.json   labels, versions, the digest of each value, a digest of itself; replaced in one rename
     7.value         the bytes of version 7; never changed once the manifest names it
@@ -9,15 +9,15 @@ What it is: the synchronous steps of the file provider. What it is not: asyncio,
     reserve.bin     filler that a writer removes when the disk is full (`SecretDirectory.reserve_room`)
 
 Rules:
-- The rename of ``manifest.json`` is the only commit point. A value is on the medium before the manifest names it, and
-  leaves the manifest before it leaves the medium.
-- A manifest counts as read when the directory is on the medium: its writer may have died before it came to that, and
-  after a power failure the manifest before it would be back. A reader could have acted on it.
-- Readers take no lock: they read the manifest, then the value, and begin anew if the manifest changed in between.
-- A value that the manifest does not name is what a killed writer left. `versions` lists it, `read` takes its number,
-  and the next writer removes it under the lock.
-- Values without a manifest are damage, not absence: an empty manifest is written before the first value and removed
-  after the last.
+- The rename of ``manifest.json`` is the only commit point. A value is synced to the disk before the manifest names it,
+  and leaves the manifest before it is deleted.
+- A reader syncs the directory before it uses a manifest: if the writer died before its own sync, a power failure could
+  bring the previous manifest back after the reader has acted on the new one.
+- Readers take no lock: they read the manifest, then the value, and start again if the manifest changed in between.
+- A killed writer can leave a value that the manifest does not name. `versions` lists it, `read` takes its number, and
+  the next writer removes it under the lock.
+- Values without a manifest are damage, not a missing secret: an empty manifest is written before the first value and
+  removed after the last.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The owners and modes of the file store, for each role.
+"""Write the commands that give a secret of the file store its owners and modes, for each role.
 
-Pure: a role and an address in, commands to paste out. What it is not: the provider, which checks the modes itself.
+Pure: it takes a role and an address and returns commands to paste. The provider itself checks the modes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Secrets as files: the embedded default. No server, no account.
+"""Keep secrets as files: the default store, which needs no server and no account.
 
-What it is: the file provider's address, its asyncio side and its errors. What it is not: the order of writes and the
-layout, which are `goatherd.providers.file.layout`. Rules: file system calls run in a thread; a lock is never waited for
-in that thread, but asked for again, so that the deadline and a cancellation always reach the wait.
+This module has the provider's address, its asyncio code and its errors; `goatherd.providers.file.layout` has the
+layout and the order of writes. File system calls run in a thread. No thread ever blocks on a lock: the provider tries
+the lock again after a pause, so that deadlines and cancellations always take effect.
 """
 
 from __future__ import annotations

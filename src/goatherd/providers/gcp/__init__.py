@@ -1,11 +1,11 @@
 """Google Secret Manager as a store, over Google's asynchronous client. Needs the extra ``gcp``.
 
-- `provider`: `GCPSecretProvider`, the algebra of versions and labels over versions and aliases.
-- `journal`: what it keeps in a secret's annotations.
-- `client`: the SDK's client, one method for each call, and what is checked of an answer.
-- `problem`: what the SDK's errors mean.
+- `provider`: `GCPSecretProvider`, Goatherd's versions and labels as Google's versions and aliases.
+- `journal`: the notes that the provider keeps in a secret's annotations.
+- `client`: the SDK's client, with one method for each API call, and the checks of its answers.
+- `problem`: the translation of the SDK's errors.
 - `address`: ``gcp://PROJECT/SECRET?option=…`` and the service's resource names.
-- `permissions`: the exact rights in IAM for a server, a rotator and an administrator.
+- `permissions`: the exact IAM permissions for a server, a rotator and an administrator.
 """
 
 from typing import TYPE_CHECKING

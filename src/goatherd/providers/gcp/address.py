@@ -1,7 +1,7 @@
-"""Where a secret is in Google Secret Manager: ``gcp://PROJECT/SECRET?option=…``, and the service's resource names.
+"""Parse the address of a secret in Google Secret Manager, ``gcp://PROJECT/SECRET?option=…``, and its resource names.
 
-Pure: text in, text out. Rules: a name that the service answers with is compared by what identifies it, and its project
-is not compared at all: we may say an id where the service says the project's number.
+Pure. When a resource name in an answer is compared with the requested one, the project is ignored: the address may
+give the project's id where the service answers with the project's number.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The SDK's asynchronous client of Google Secret Manager, one method for each call that we make.
+"""Call Google Secret Manager through its asynchronous SDK: one method for each API call that Goatherd makes.
 
-What it is: `SecretManagerAPI`, which sends one request and returns what was checked, or raises our error. What it is
-not: it retries nothing (`goatherd.providers.base` does) and knows no rule about labels. Rules: an answer is damaged
-until its names, its state and its checksum have been looked at; damaged is `UnavailableError`, never "not there".
+`SecretManagerAPI` sends one request and returns the checked answer or raises one of Goatherd's errors. It does not
+retry (`goatherd.providers.base` does) and has no rules for labels. An answer counts as damaged until its names, state
+and checksum have been checked; a damaged answer raises `UnavailableError` and is never reported as a missing secret.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Notes in a secret's annotations: announced changes, completed calls, and leftovers of writers that died.
+"""Keep notes in a secret's annotations: announced changes, completed calls, and leftovers of writers that died.
 
 Annotations exist "to allow client tools to store their own state information" (type `Secret` of the API). They change
-under the same etag as the aliases, so that a label moves and its note changes in one step. Pure: maps in, maps out.
+under the same etag as the aliases, so that a label and its note change in one step. Pure: maps in, maps out.
 
 Rules:
-- The announcement lets one writer at a time add a version, so that the newest version is the current one. It decides no
-  race for a label; the etag does.
+- A writer announces itself before it adds a version, so only one at a time adds one and the newest version is the
+  current one. The etag, not the announcement, decides a race for a label.
 - A missing, foreign or damaged note is ignored.
 """
 

@@ -1,8 +1,8 @@
-"""The rights in IAM that each role needs for one secret, and nothing more, as commands to paste.
+"""Write the commands that grant each role the IAM permissions that it needs for one secret, and nothing more.
 
-Pure: a role and an address in, text out. Rules: a permission stands here only if `goatherd.providers.gcp.provider` asks
-for it in that role; tests/contract/gcp/test_policy.py runs the provider under exactly these.
-Permissions: https://docs.cloud.google.com/secret-manager/docs/access-control
+Pure: it takes a role and an address and returns text to paste. A role has only permissions that
+`goatherd.providers.gcp.provider` uses in that role; tests/contract/gcp/test_policy.py runs the provider under exactly
+these. Permissions: https://docs.cloud.google.com/secret-manager/docs/access-control
 """
 
 from __future__ import annotations

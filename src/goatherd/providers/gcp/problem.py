@@ -1,7 +1,7 @@
-"""What the errors of Google's libraries mean to us.
+"""Translate the errors of Google's libraries to Goatherd's.
 
-Rules: an error is told by its status, never by its class, which differs between transports. Of the service's text only
-that is quoted which cannot hold a value; nothing is chained.
+An error is recognized by its status, never by its class, because the class differs between transports. The service's
+text is quoted only where it cannot hold a value.
 
 SECURITY: an exception of the SDK may carry the request, so it never becomes the cause or the context of ours
 (tests/contract/gcp/test_answers.py::test_no_error_of_the_service_shows_a_value).

@@ -1,18 +1,17 @@
-"""Google Secret Manager as a store: aliases are the labels, and the secret's etag is the compare-and-swap.
+"""Keep secrets in Google Secret Manager: aliases are the labels, and the secret's etag is the compare-and-swap.
 
-What it is: the algebra over `goatherd.providers.gcp.client`. What it is not: it retries nothing and sees no SDK type.
-
-How a version is written:
+`goatherd.providers.gcp.client` sends the requests, and `goatherd.providers.base` retries. How a version is written:
 
 1. `UpdateSecret` notes in an annotation, under the secret's etag, that a writer is about to add a version.
-2. `AddSecretVersion`. It has no precondition and no idempotency token, and makes its version ``latest`` at once.
+2. `AddSecretVersion` adds the version. It has no precondition and no idempotency token, and makes the version
+   ``latest`` at once.
 3. `UpdateSecret` moves the alias and removes the note, under the etag of step 1. This is the only commit point.
 
-The alias decides every race by itself; the note is for those who read ``latest``, which is the newest version whatever
-its state, so that a loser's version would be what they get, or once it is destroyed an error. With the note,
-one writer at a time adds a version, so a loser has added none. A note that is unchanged for `LEASE` belongs to a writer
-that is gone; the next writer disables, and does not destroy, what that one added, and notes it as left over, so that
-`retire` destroys it.
+The alias alone decides every race. The note protects readers of ``latest``, which is the newest version in whatever
+state: without the note, they would get the version of a writer that lost the race, or an error once it is destroyed.
+With the note, only one writer at a time adds a version, so a loser has added none. If a note stays unchanged for
+`LEASE`, its writer is presumed dead: the next writer disables the versions that it added, without destroying them, and
+notes them as leftovers, so that `retire` destroys them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Kubernetes Secrets, through the API server or from a mounted volume.
+"""Kubernetes Secrets as a store, through the API server or from a mounted volume.
 
-`provider` is the algebra over one Secret object, `record` its content, `client` the HTTP, `access` how the API server
-is reached (from `kubeconfig`, with `tls`) and as whom (`credentials`), `address` the URI, `volume` the read-only
-provider over a mounted Secret, `permissions` the text of the RBAC Roles.
+- `provider`: keeps all versions and labels of a secret in one Secret object. `record`: the content of the object.
+- `client`: the HTTP requests. `access`: the API server and the credentials, with `kubeconfig`, `tls` and `credentials`.
+- `address`: the URI. `volume`: a read-only provider for a mounted Secret. `permissions`: the RBAC Roles as text.
 """
 
 from typing import TYPE_CHECKING

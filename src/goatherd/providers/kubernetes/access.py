@@ -1,8 +1,7 @@
-"""How the API server is reached, and as whom: a pod's service account, or a kubeconfig.
+"""Find the Kubernetes API server and the credentials for it: a pod's service account, or a kubeconfig.
 
-What it is: `load_access`, which looks for one of them, and `ClusterAccess`, which hands out the credential of the
-moment. What it is not: the content of a kubeconfig (`kubeconfig`), the renewal of credentials (`credentials`), or HTTP
-(`client`).
+`load_access` chooses one of the two. `ClusterAccess` returns the credential that is valid now. `kubeconfig` reads the
+files, `credentials` renews the credentials, and `client` sends the requests.
 
 Follows https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/.
 """

@@ -1,6 +1,6 @@
-"""What ``k8s://namespace/name?context=…&kubeconfig=…`` and GoatDB's ``cloudConfig`` say.
+"""Parse ``k8s://namespace/name?context=…&kubeconfig=…`` and GoatDB's ``cloudConfig`` for Kubernetes.
 
-Pure: nothing is read and nothing is connected to.
+Pure: the module reads no file and connects to nothing.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A thin client of the Kubernetes API: Secrets, one at a time, and a Service's endpoints; as much as Goatherd needs.
+"""A thin client of the Kubernetes API for what Goatherd needs: one Secret at a time, and the endpoints of a Service.
 
-What it is: requests, and what their answers mean. What it is not: it retries nothing (but sends a request once more
-with a renewed credential when the server has rejected one) and knows no versions or labels. Rules: an answer is used
-only when it is the Secret that was asked for; a damaged one is `UnavailableError`, never an absence; an absence is a
-``Status`` of the API server's that names this Secret, never a bare 404 of something in between.
+The client knows no versions or labels, and does not retry, except once with a renewed credential after the server has
+rejected one. An answer is used only if it is the requested Secret. A damaged answer raises `UnavailableError`. A
+Secret counts as missing only if a ``Status`` of the API server names it, never because of a bare 404, which a proxy
+may have sent.
 
 Follows https://kubernetes.io/docs/reference/kubernetes-api/config-and-storage-resources/secret-v1/ and
-https://kubernetes.io/docs/reference/using-api/api-concepts/; the answers of a real kube-apiserver were looked at.
+https://kubernetes.io/docs/reference/using-api/api-concepts/; checked against the answers of a real kube-apiserver.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Whom the API server takes us for: a fixed token, a token in a file, or what a credential plugin prints.
+"""Credentials for the Kubernetes API server: a fixed token, a token in a file, or the output of a credential plugin.
 
-What it is: sources of a bearer token or a client certificate, each of which renews itself. What it is not: the reading
-of a kubeconfig (`kubeconfig`) or HTTP (`client`). Rules: no repr, error, log or file of ours has a token or a private
-key; a plugin runs once at a time, however many requests wait for it; it outlives the request that started it, but not
-the client.
+Each source gives a bearer token or a client certificate and renews it. `kubeconfig` reads the configuration; `client`
+sends the requests. No repr, error, log or file of Goatherd's holds a token or a private key. Requests that need a
+plugin at the same time share one run; the run continues if the request that started it ends, and stops with the client.
 
 Follows https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins and
 https://kubernetes.io/docs/reference/config-api/client-authentication.v1/.

@@ -1,9 +1,9 @@
 """Read one context of one or several kubeconfig files: the API server, its certificate authority, and the credentials.
 
 `kubernetes_asyncio` reads and merges the files; `read_kubeconfig` checks every member that is used. `access` decides
-which files are read. A client certificate is loaded into a TLS context without writing its key to a disk. Rules: no
-message quotes a file, which may hold a key. Members that would change the server or the credentials and that are not
-supported are rejected by name, not ignored.
+which files are read. A client certificate is loaded into a TLS context without writing its key to a disk. No message
+quotes a file, because it may hold a key. A member that would change the server or the credentials but is not supported
+is rejected by name.
 
 Follows https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/ and
 https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/#merging-kubeconfig-files.

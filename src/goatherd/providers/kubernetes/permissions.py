@@ -1,6 +1,6 @@
-"""The Roles under which Goatherd works with Kubernetes, and nothing more.
+"""Write the Kubernetes RBAC Roles that a server, a rotator and an administrator need for one secret, and nothing more.
 
-Pure: a role and a secret in, YAML out. The tests of the provider run under exactly this text.
+Pure: it takes a role and an address and returns YAML. The provider's tests run under exactly these Roles.
 
 Follows https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources: ``create`` cannot be
 restricted by name, because the name is not known yet when the request is authorized; ``watch`` can, with a field

@@ -1,12 +1,11 @@
-"""Secrets in a Kubernetes Secret: one object holds every version and the labels.
+"""Keep secrets in Kubernetes: one Secret object holds every version and label of a secret.
 
-What it is: the algebra over one object. What it is not: HTTP (`client`), credentials (`access`), or the object's
-content (`record`). Rules:
+`client` sends the requests, `access` provides the credentials, and `record` encodes the object.
 
-- Every change is one PUT of the whole object that names the resourceVersion that was read, so payload and pointer
-  change together or not at all. The loser reads again and decides again.
-- An object that is not ours, or that is damaged, is never changed, and never taken for an absent one.
-- Nothing that a label points at is ever dropped to make room.
+- Every change is one PUT of the whole object with the resourceVersion that was read, so that a value and the label
+  that points at it change together or not at all. After a conflict, the writer reads again and decides again.
+- An object that Goatherd did not write, or that is damaged, is never changed, and never counts as missing.
+- A version that a label points at is never removed to make room.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The content of the one Secret object that holds a secret: its values, and the pointer that says which of them count.
+"""Encode the Secret object that holds a secret: its values, and a pointer that lists the versions and labels.
 
-Pure. What it is: the codec of the object, and which old versions make room. What it is not: the order of requests
-(`provider`). Rules: ``identity-7.json`` holds the bytes of version 7 as they are, ``pointer.json`` the list of versions
-and the labels with a digest of itself; what is not exactly as written is damaged, and nothing is repaired; other keys,
-labels and annotations of the object survive every change.
+Pure; `provider` decides the order of requests. The key ``identity-7.json`` holds the bytes of version 7 unchanged.
+The key ``pointer.json`` holds the list of versions, the labels, and a digest of itself. The module also chooses which
+old versions are removed to make room. An object that is not exactly as written is damaged, and is not repaired. Other
+keys, labels and annotations of the object survive every change.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Reads a Secret that is mounted into the pod: for pods that may not call the API server.
+"""Read a Secret that is mounted into the pod, for pods that may not call the API server.
 
-What it is: the reading half of the algebra over a directory that the kubelet keeps. What it is not: a way to write, or
-to be told of changes: the kubelet brings a change within about a minute or two. Rules: pointer and value are read from
-one and the same snapshot, whatever the kubelet swaps meanwhile; the modes of the files are the pod's business.
+The provider only reads: it cannot write or watch. The kubelet updates the mounted files within one or two minutes. The
+pointer (the list of versions and labels) and the value always come from the same snapshot, even if the kubelet swaps
+it meanwhile. File modes are the pod's configuration and are not checked.
 
-The kubelet writes each state into a new directory and then swaps the symbolic link ``..data``, so that a state is seen
-whole: https://kubernetes.io/docs/concepts/configuration/secret/#mounted-secrets-are-updated-automatically.
+The kubelet writes each state into a new directory and then swaps the symbolic link ``..data``, so a reader sees a
+complete state: https://kubernetes.io/docs/concepts/configuration/secret/#mounted-secrets-are-updated-automatically.
 """
 
 # ruff: noqa: ARG002 - what cannot be done does not look at what it was to be done with

@@ -1,7 +1,8 @@
-"""HashiCorp Vault and OpenBao, key/value version 2.
+"""HashiCorp Vault and OpenBao as a store, over the key/value engine, version 2.
 
-`provider` is the algebra over two entries, `records` their content, `client` the HTTP, `auth` the token, `address` the
-URI and the environment, `permissions` the text of the policies.
+- `provider`: keeps a secret in two entries of the engine. `records`: the content of the entries.
+- `client`: the HTTP requests. `auth`: the token. `permissions`: the policies as text.
+- `address`: the URI, and the environment variables that complete it.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
-"""Where the store is and how to get in: from a URI or ``cloudConfig``, completed by the environment.
+"""Parse the address of a secret in Vault or OpenBao, from a URI or ``cloudConfig`` and the environment.
 
-What it is: parsing. What it is not: a connection; nothing here is opened or sent. Rules: an unknown option is refused;
-no secret is ever part of an address; `VAULT_…` and `BAO_…` both count, the scheme says which wins.
+The module only parses: it opens and sends nothing. An unknown option is rejected. An address never holds a secret.
+`VAULT_…` and `BAO_…` variables both count; if both are set, the URI's scheme decides which is used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How a token is got, kept alive and replaced.
+"""Log in to Vault or OpenBao, and renew or replace the token.
 
-What it is: the three ways to log in, and `Credentials`, which hands out a token that should still live. What it is
-not: it does not decide what a refusal means for the caller (`client`). Rules: files and the environment are read at
-each login, because agents rewrite them; of many callers one logs in; no token is in any repr, error or log.
+There are three ways to log in. `Credentials` returns a token that should still be valid; `client` handles a request
+that the server rejects all the same. Files and the environment are read again at each login, because Vault agents
+rewrite them. Callers that need a token at the same time share one login. No token is in any repr, error or log.
 
 Follows https://openbao.org/api-docs/auth/token/ (lookup-self, renew-self), …/auth/approle/ and …/auth/kubernetes/
 (login).

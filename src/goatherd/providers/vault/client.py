@@ -1,11 +1,11 @@
-"""A thin client of the HTTP API that Vault and OpenBao share: key/value version 2, as much as Goatherd needs.
+"""A thin client of the HTTP API that Vault and OpenBao share, for the key/value engine, version 2.
 
-What it is: requests, and what their answers mean. What it is not: it retries nothing (but sends a request again with a
-new token once the server has refused an expired one) and knows no labels. Rules: an answer is believed only when its
-shape and version number are right; a damaged one is `UnavailableError`, never an absence.
+The client knows no labels, and does not retry, except with a new token after the server has rejected an expired one.
+An answer is used only if its shape and version number are right. A damaged answer raises `UnavailableError` and is
+never reported as a missing secret.
 
-Follows https://openbao.org/api-docs/secret/kv/kv-v2/ and https://openbao.org/api-docs/ (status codes); what a real
-OpenBao 2.7.2 answers was measured.
+Follows https://openbao.org/api-docs/secret/kv/kv-v2/ and https://openbao.org/api-docs/ (status codes); checked against
+the answers of a real OpenBao 2.7.2.
 """
 
 from __future__ import annotations

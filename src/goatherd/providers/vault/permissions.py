@@ -1,6 +1,6 @@
-"""The policies under which Goatherd works with Vault and OpenBao, and nothing more.
+"""Write the Vault and OpenBao policies that a server, a rotator and an administrator need, and nothing more.
 
-Pure: a role and a secret in, HCL out. The tests of the provider run under exactly this text.
+Pure: it takes a role and a secret and returns HCL. The provider's tests run under exactly these policies.
 """
 
 from __future__ import annotations

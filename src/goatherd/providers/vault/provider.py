@@ -1,19 +1,18 @@
-"""Secrets in HashiCorp Vault and OpenBao: versions in one entry, and what counts of them in a second.
+"""Keep a secret in two entries of a Vault or OpenBao key/value engine, version 2.
 
-What it is: the algebra over two entries of a key/value engine, version 2. What it is not: HTTP (`client`) or a login
-(`auth`). The entry ``path`` holds the values, one per version, and is only ever added to. The entry ``path-pointer``
-holds the list of versions and the labels (`goatherd.providers.versioned_record.VersionedRecord`) and, for other
-readers, the current value; it is replaced as a whole with check-and-set. Rules:
+The entry ``path`` holds the values, one per version. The entry ``path-pointer`` holds the pointer: the list of versions
+and labels that counts (`goatherd.providers.versioned_record.VersionedRecord`) and, for other readers, the current
+value. Each change replaces the pointer as a whole, with check-and-set. `client` sends the requests; `auth` logs in.
 
-- A value is written first, and no reader looks for it. Replacing the pointer is the only commit point, for a write as
-  for a label, a creation and a destruction. A crash before it leaves a value that no list names. `versions` lists it
-  from the server's own metadata, `destroy` removes it, and the next writes push it out.
-- Older versions of the pointer hold values that were current. So destroying a value destroys those first, and the value
-  itself last: as long as the server has it, `versions` lists it. It lists one too that the server has dropped from the
-  entry of values, but not from the other, because it keeps more versions of that.
-- Values too are written with check-and-set, against the version that was looked at, so that "is there room, or would
-  the server drop a version that a label needs?" is decided with the write and not before it.
-- Nothing is portable in custom metadata (Vault writes it without compare-and-swap), so none is used.
+- A value is written first, where no reader looks for it yet. Replacing the pointer is the only commit point of every
+  change. A crash before it leaves a value that the pointer does not name: `versions` lists it from the server's
+  metadata, `destroy` removes it, and later writes displace it.
+- Older versions of the pointer hold values that were current. Destroying a value destroys those copies first and the
+  value last, so `versions` lists it as long as the server has it. `versions` also lists a value that the server has
+  dropped from ``path`` but still has in an older pointer.
+- Values are written with check-and-set too, so that the check "would this write make the server drop a labelled
+  version?" cannot be outdated by another writer.
+- Custom metadata is not used, because Vault writes it without compare-and-swap.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The content of the two entries of a secret: its values, and the pointer that says which of them count.
+"""Encode the two entries in which Vault keeps a secret: its values, and a pointer that lists the versions and labels.
 
-Pure. What it is: the codec of both. What it is not: the order in which they are written (`provider`). Rules: each
-carries a digest of itself, because Vault gives none; what is not exactly as written is damaged; nothing is repaired.
+Pure; `provider` decides the order of writes. Each entry carries a digest of itself, because Vault provides none. An
+entry that is not exactly as written is damaged, and is not repaired.
 
-The pointer also holds the value of the version with the label ``current``, as it is, in the field ``identity``: one
-request of any reader gets it, and it changes in the same write as the label. Pointers of the first format have no such
-field; they are read, and the next change writes the second format.
+The pointer also holds the value with the label ``current``, unchanged, in the field ``identity``: a reader gets it with
+one request, and it changes in the same write as the label. Pointers of the first format have no such field; they are
+read, and the next change writes the second format.
 """
 
 from __future__ import annotations
