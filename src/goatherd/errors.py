@@ -1,8 +1,8 @@
-"""Every exception that Goatherd raises, on one screen.
+"""Every exception that Goatherd raises.
 
 All derive from `GoatherdError`. `code` is a stable string: `--json`, logs, metrics, docs and tests use it. `hint` says
-what to do next; the code that raises an error may replace the hint of its class. Messages hold identifiers, never key
-material.
+what to do next; the code that raises an error may replace the hint of its class. Messages contain identifiers, never
+key material.
 """
 
 from __future__ import annotations

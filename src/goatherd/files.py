@@ -1,10 +1,10 @@
 """Private files: read, create, replace atomically, remove, lock.
 
-The module does not know the contents. Rules: files have mode 0600 from their creation. A reader sees the old file or
-the new one. After a crash at any call one of them is complete, and at most a file named like
+The module does not interpret the contents. Rules: files have mode 0600 from their creation. A reader sees the old file
+or the new one. After a crash at any system call the old or the new file is complete, and at most a file named like
 ``.settings.json.….new`` is left over, which a later write or the removal deletes. Calls block.
 
-`System` is the file store's interface to the operating system, so that a test can stop the process after any call or
+`System` is the file store's interface to the operating system; tests replace it to stop the process after any call or
 let any call fail (`goatherd.providers.file.layout` has the order of writes). Names are relative to a directory
 descriptor where a path could be replaced. Below the base directory, no symbolic link is followed.
 """

@@ -1,15 +1,15 @@
 """Metrics for Prometheus: the table of all metrics, their values, and three ways to export them.
 
-What it is: pure functions from a document, a settings' status and a provider's counts to samples; `RotationMetrics` for
-what a process that rotates has seen; and three ways out: text, an HTTP endpoint, a file for node_exporter. What it is
-not: a store of numbers; but for a few of the last run, the code that does the work counts it.
+Pure functions compute samples from an identity document, a settings' status and a provider's counts. `RotationMetrics`
+collects the metrics of a process that rotates. Samples are exported as text, by an HTTP endpoint, or in a file for
+node_exporter. Except for some values of the last run, counting is done by the code that does the work, not here.
 
 Rules:
-- Names are in `goatherd.telemetry`, everything else about a metric in `FAMILIES`. Units are seconds. Moments are
-  exported as moments, not as ages: a number in a file or behind a late scrape must not look young.
-- Label values come from short lists: phases, error codes, URI schemes. The one exception is the id of the root that
-  signs; there is one at a time.
-- SECURITY: nothing but ids, codes and numbers; a document's keys are not read (tests/unit/test_metrics.py).
+- Names are in `goatherd.telemetry`, everything else about a metric in `FAMILIES`. Units are seconds. Points in time are
+  exported as timestamps, not as ages, because an age in a file or a late scrape would be too low.
+- Label values come from short lists: phases, error codes, URI schemes. The one exception is the id of the current root;
+  there is one at a time.
+- SECURITY: samples contain only ids, codes and numbers; a document's keys are not read (tests/unit/test_metrics.py).
 - ``prometheus_client`` writes the format. It is imported only when metrics are exported.
 """
 

@@ -1,8 +1,9 @@
 """Find plugins by URI scheme, and import only the one that is needed.
 
-The module finds entry points, reports which cannot be used and why, and selects one. It imports no provider itself, not
-even the built-in ones. Rules: the entry point's name is the scheme. The order does not depend on the file system. A
-scheme that two distributions register is an error that names both. An error quotes the scheme of a URI, not the URI.
+The module reads the entry points of installed packages, reports which of them cannot be used and why, and selects one.
+It imports no provider itself, not even the built-in ones. Rules: the entry point's name is the scheme. The order does
+not depend on the file system. If two packages register the same scheme, the error names both. Error messages quote the
+scheme of a URI, never the whole URI, which may hold a password.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The name of every log event and every metric, so that a dashboard, a test and the documentation agree on them.
+"""The name of every log event and every metric, so that dashboards, tests and documentation use the same names.
 
-What it is not: a logging set-up or an exporter. Rules: names are dotted, family first, and stable; fields hold ids,
-generations, times and codes, never a value from a store.
+The module neither logs nor exports. Rules: event names are stable and dotted, family first. Fields of events contain
+ids, generations, times and codes, never a value from a store.
 """
 
 from __future__ import annotations

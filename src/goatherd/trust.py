@@ -1,24 +1,24 @@
 """Decide which sessions may sign what: GoatDB's rules (docs/reference/goatdb-protocol.md#trust), made stricter.
 
-One pool for each organization. A session can come from three sources; a source earlier in this list wins:
+Each organization has one pool. A session can come from three sources; a source earlier in this list wins:
 
-1. The identity document: its roots, the current root among them. They can sign session commits and any other commit
+1. The identity document: its roots, including the current root. They can sign session commits and any other commit
    (COMPAT: in GoatDB a root that is only in the list of roots can sign session commits only).
-2. `trusted` sessions of a GoatDB ``settings.json``, accepted without a check as GoatDB does: the file is the
-operator's. 3. ``/sys/sessions``: a session commit counts once a root's signature over it has been verified, also at the
-start. The
+2. `trusted` sessions of a GoatDB ``settings.json``. They are accepted without a check, as GoatDB does, because the
+   operator controls the file.
+3. ``/sys/sessions``: a session commit counts once a root's signature over it has been verified, also at the start. The
    session is read from that commit, and the commit's key must be the session's id.
 
 A commit is checked in this order; the first broken rule is raised:
 
-* it is signed, and the signature string is well formed: `InvalidSignatureError`;
-* the session that it names is the signer: `AuthorMismatchError`;
+* the commit is signed, and the signature string is well formed: `InvalidSignatureError`;
+* the session that the commit names is the signer: `AuthorMismatchError`;
 * the session is not revoked: `RevokedSessionError`;
 * the session is known: `UnknownSignerError`;
-* the signature has a numeric timestamp, and neither that nor the commit's own timestamp is later than the session's
+* the signature has a numeric timestamp, and neither this nor the commit's own timestamp is later than the session's
   expiration: `InvalidSignatureError`, `ExpiredSessionError`. The present time does not matter: what was signed before
   the expiration stays valid. Known limit: the timestamps are not proof, so the owner of an expired key can back-date a
-  commit. Only a revocation prevents that;
+  commit. Only a revocation prevents this;
 * the signature matches: `InvalidSignatureError`.
 
 Results are cached for session commits only, together with the key, and never by signature string: one signature can be
@@ -28,10 +28,10 @@ Revocation. New commits by a revoked root are rejected. Its older commits count 
 in the list of frozen commits (`set_frozen_commits`), which a server that was offline or is new may still accept. Its
 session commits still count for user sessions, so that users stay signed in, until the identity document records that
 these sessions were reissued. They never count for roots: a root that only a revoked root introduced is not trusted, nor
-are the roots that it introduced.
+are the roots that this root introduced.
 
-Laziness. `offer_session_commits` only indexes commits. A session is verified when it is first needed, the others by
-`verify_pending`. Roots are verified at once, repeatedly until nothing changes, so that the order in the log does not
+Laziness. `offer_session_commits` only indexes commits. A session is verified when it is first needed; `verify_pending`
+verifies the others. Roots are verified at once, repeatedly until nothing changes, so that the order in the log does not
 matter.
 
 Threads. A pool belongs to one thread. Only `Verification.run` may run in another: it works on its own snapshot.

@@ -1,11 +1,12 @@
-"""What a request or a commit must look like, and who may write where. Pure; shared by node and door.
+"""Checks of requests and commits that need no stored commits, and access rules. Pure; the node and the door share them.
+
+The node is Goatherd's own server; the door is its reverse proxy in front of an unmodified GoatDB server.
 
 * `limits`: how large a batch, a filter and a commit may be
 * `requests`: the repository and the filter of an element, the body of ``POST /auth/session``
 * `commits`: a commit before its signature is verified
 * `access`: which session may read and write which repository
 
-What depends on the commits that a server holds is checked by the node (`goatherd.node.commit_checks`) and the door
-(`goatherd.door.commit_index`). Input that only an unmodified GoatDB server cannot handle is rejected by the door
-(`goatherd.door.request_checks`).
+Checks against stored commits are in `goatherd.node.commit_checks` and `goatherd.door.commit_index`. The door also
+rejects input that only an unmodified GoatDB server cannot handle (`goatherd.door.request_checks`).
 """

@@ -1,15 +1,15 @@
 """Decide who may read and write which repository (docs/reference/goatdb-protocol.md#authorization).
 
-The first of these that concerns the repository decides; if none does, everything is allowed:
+The first of these rules that concerns the repository decides; if none does, everything is allowed:
 
 1. enforced: ``/sys/sessions`` may only be read; ``/sys/stats`` is closed;
-2. the application's rules, in order: a string is the repository's path, a pattern is searched in it;
-3. defaults: ``/sys/*`` is for roots only, ``/user/<id>`` for its owner only. (COMPAT: GoatDB has these two as well but
-   never applies them. An application that wants signed-in users to read ``/sys/users`` adds a rule.)
+2. the application's rules, in order: a string is compared with the repository's path, a pattern is searched in it;
+3. defaults: only roots may use ``/sys/*``, only the owner may use ``/user/<id>``. (COMPAT: GoatDB has both defaults but
+   never applies them. An application that lets signed-in users read ``/sys/users`` adds a rule.)
 
-Roots, and the session that signs here, may do everything. A commit is judged by the session that signed it, a read by
-the session that sent the request. The node applies all three; the door, which does not know the application's rules,
-applies the defaults to commits.
+Roots, and the session with which this server signs, may do everything. A write is judged by the session that signed the
+commit, a read by the session that sent the request. The node applies all three; the door does not know the
+application's rules and applies only the defaults, to commits.
 """
 
 from __future__ import annotations

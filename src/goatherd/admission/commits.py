@@ -1,8 +1,8 @@
 """Decode a commit and check everything that needs neither its signer nor other commits.
 
-GoatDB stores anything that it can decode, and some commits crash servers or clients that merge them. The checks reject
-nothing that GoatDB's own clients and servers write. Rejection is silent on the wire, as GoatDB's is; `NotAdmittedError`
-holds the reason.
+GoatDB stores anything that it can decode, and some commits crash servers or clients that merge them. The checks accept
+everything that GoatDB's own clients and servers write. As in GoatDB, the sender is not told that a commit was rejected;
+`NotAdmittedError` holds the reason.
 """
 
 from __future__ import annotations

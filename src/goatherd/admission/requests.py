@@ -1,6 +1,6 @@
-"""Check the parts of a request that node and door read alike.
+"""Check the parts of a request that Goatherd's server (node) and reverse proxy (door) read alike.
 
-The answers to a malformed request differ: the node raises what GoatDB answers with, the door names its rule.
+Both answer a malformed request in their own way: the node with GoatDB's own error, the door with the name of its rule.
 """
 
 from __future__ import annotations

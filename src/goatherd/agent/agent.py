@@ -1,12 +1,13 @@
 """Run one GoatDB server: start it, restart it when the identity changes, stop it if it exposes a key.
 
-It runs the server itself (`run`), or works beside a server that another program runs (`watch`; `Supervisor` is None).
-It never writes the identity, and holds no rule of rotation. Rules:
+The agent runs the server itself (`run`), or works beside a server that another program runs (`watch`; `Supervisor` is
+None). It never writes the identity to the store, and decides nothing about rotation. Rules:
 
 - The file is written while the server is stopped, or the server is notified at once (signal, command).
-- A change is prepared while the server serves, and made only while this node holds the restart lease.
-- At its end the agent stops the server first, then removes the files. A server that crashes is started again after a
-  growing delay; nothing is written meanwhile.
+- A change is prepared while the server serves, and applied only while this node holds the restart lease, which lets one
+  node restart at a time.
+- When it ends, the agent stops the server first, then removes the files. After a crash the server is started again with
+  a growing delay, and no file is written.
 - After every start the agent requests a session without authentication. If the answer holds a private key, the agent
   stops the server.
 """

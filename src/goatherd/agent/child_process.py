@@ -1,11 +1,11 @@
 """Start the server as a child process, pass signals on, stop it, and read its exit code.
 
-The module does not decide when. Rules: the child inherits the agent's input, output, environment and working directory;
-no key material is in its arguments or its environment; it leads its own process group, so that a signal from a terminal
-reaches it once (from the agent), and so that no process of it remains once it has ended.
+`goatherd.agent.agent` decides when. Rules: the child inherits the agent's input, output, environment and working
+directory. Its arguments and environment contain no key material. It leads its own process group, so that a signal from
+a terminal reaches it only once (from the agent), and so that all its descendants can be stopped with it.
 
 If the agent is killed, the kernel sends the child a signal to stop (Linux): otherwise the child would keep the port and
-the data directory from the next agent. `end_leftover` stops a child that ignored that signal.
+the data directory, and the next agent could not start. `end_leftover` stops a child that ignored that signal.
 """
 
 from __future__ import annotations

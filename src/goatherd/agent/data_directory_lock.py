@@ -1,8 +1,8 @@
-"""Lock a data directory for one agent, and save the agent's state for a successor in case it is killed.
+"""Lock a data directory for one agent, and save the agent's state for the next agent in case this one is killed.
 
 The lock ends with the process. The state file beside it names the agent's files, their directory in memory and the
 server process. The module stops no process. Rules: the state is saved before the action that it describes, and removed
-last; it holds no key material; every call blocks, so call it in a thread.
+last. It contains no key material. Every call blocks, so call it in a thread.
 """
 
 from __future__ import annotations

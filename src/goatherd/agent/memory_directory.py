@@ -1,8 +1,8 @@
 """Find a file system in memory, and create a private directory on it for the settings files.
 
-The module writes no key. Rules: the file system must be a ``tmpfs`` or ``ramfs`` according to the kernel
-(``/proc/self/mountinfo``), not according to its name; the directory belongs to this user alone (owner, mode 0700, no
-link), since every user can write to most file systems in memory.
+Rules: the kernel (``/proc/self/mountinfo``) must list the file system as ``tmpfs`` or ``ramfs``; its path proves
+nothing. The directory belongs to this user alone (owner, mode 0700, not a symbolic link), since every user can write to
+most file systems in memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Supply one organization's identity from the store to the server: write settings.json and check what becomes of it.
+"""Bring one organization's identity from the store to its server: write settings.json, and check the server's edits.
 
-The module starts and stops no server (`goatherd.agent.agent` does). Rules: each settings.json is made of a verified
-identity document and checked once more before it is written; edits that the server makes to the file are reported and
-never adopted; the store is only read.
+`goatherd.agent.agent` starts and stops the server. Rules: each settings.json is made from a verified identity document
+and checked once more before it is written. Edits that the server makes to the file are reported and never adopted. The
+store is only read.
 """
 
 from __future__ import annotations

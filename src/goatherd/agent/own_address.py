@@ -1,7 +1,7 @@
-"""An address of the agent's own, for a server without a door: its status, and the server behind it for our tools.
+"""Listen on an address of the agent itself, for a server without a door (reverse proxy).
 
-Not a door: it judges nothing. It answers what is the agent's own and passes on what ``goatherd status``, ``doctor`` and
-``rotate`` ask of any GoatDB server; anything else is 404.
+The agent answers the requests for its own status, and passes on to the server what ``goatherd status``, ``doctor`` and
+``rotate`` request of any GoatDB server. It judges none of these requests. Any other path is 404.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What the agent answers for its server, at the endpoints that a Goatherd server has.
+"""Answer Goatherd's management endpoints for an unmodified GoatDB server, which has none.
 
-What it is not: no listener. The door answers with it, or `goatherd.agent.own_address` where there is no door. Rules:
-ids, numbers and short words only, built one by one and never from a document; nothing of it reaches the server.
+The module does not listen: the door (reverse proxy) or `goatherd.agent.own_address` passes requests to it. Rules:
+answers contain only ids, numbers and short words, each chosen by name, never a whole identity document. Requests to
+these endpoints never reach the server.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Restart one node at a time: a restart lease in the store, taken by compare-and-swap, that expires automatically.
+"""Let one node restart at a time: a lease in the store, taken by compare-and-swap, that expires automatically.
 
 The lease is a small value without key material (holder, deadline), in a secret of its own beside the identity. No data
-depends on it: two nodes that restart at the same time lose nothing, the cluster only serves less.
+depends on it: if two nodes restart at the same time, nothing is lost, but fewer nodes serve meanwhile.
 
-Rules: a node takes the lease only if it is free, already its own, or expired. Expired means that the deadline is
-past by more than `skew` on the node's clock, or that no node has written it for longer than its term on the node's
-monotonic clock, whatever other clocks show. The holder renews it and releases it afterwards. A value that is no lease
-is never overwritten. Only a change of the identity takes the lease: a server that crashes writes nothing to the store.
+Rules: a node takes the lease only if it is free, already its own, or expired. The lease has expired when its deadline
+is past by more than `skew` on the node's clock, or when no node has written it for longer than its term on the node's
+monotonic clock, whatever other clocks show. The holder renews the lease and releases it afterwards. A value that is not
+a lease is never overwritten. Only a change of the identity needs the lease; a restart after a crash does not.
 """
 
 from __future__ import annotations

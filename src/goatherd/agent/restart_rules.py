@@ -1,7 +1,7 @@
 """Decide whether a change of identity requires a restart, and classify edits that the server made to settings.json.
 
-Pure: the module writes no file and stops no process. Rules: it compares and reports IDs, times and counts, never key
-material; a file that cannot be read is "unknown", never "empty".
+Pure: the module writes no file and stops no process. Rules: reports contain ids, times and counts, never key material.
+A file that cannot be read is "unknown", never "empty".
 """
 
 from __future__ import annotations

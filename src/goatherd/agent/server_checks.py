@@ -1,7 +1,8 @@
-"""Check a GoatDB server from outside: is it ready, which root signs, does it expose its private key.
+"""Check a GoatDB server from outside: whether it is ready, which root signs, and whether it exposes its private key.
 
-The checks decide nothing. Rules: they use only requests that any client can send; a private key in an answer is
-recognized by its root's id and dropped at once (`goatherd.cluster.client`); no answer never counts as a good answer.
+The caller decides what to do about a result. Rules: the checks send only requests that any client can send. A private
+key in an answer is recognized by its root's id and dropped at once (`goatherd.cluster.client`). If the server does not
+answer, the check never counts as passed.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 """Read the sessions in a GoatDB server's own ``/sys/sessions`` log again and again while the server runs.
 
-It writes nothing, and repairs no log. Rules: a session is reported only when a root that the identity trusts has signed
-it; what was read and verified once is neither read nor verified again, so that a restart costs only what is new; the
-verifying happens in threads.
+The module never writes to the log. Rules: a session is reported only when a root that the identity trusts has signed
+it. A record is read and verified only once, so that a restart costs only what is new. Verification runs in threads.
 
-Records behind a damaged line count as well. At its next start GoatDB cuts the log off there, and what it is given as
-``trustedSessions`` is then all that it still knows of them. (`goatherd.data_directory.read_commits` reads a log once,
-without a server, and refuses such a log.)
+Records behind a damaged line count as well. At its next start GoatDB cuts the log off at that line, and then knows
+these sessions only from its ``trustedSessions`` setting. (`goatherd.data_directory.read_commits` reads a log once,
+without a server, and rejects such a log.)
 
-COMPAT: without its known sessions in ``trustedSessions``, GoatDB's start takes quadratic time. It trusts
-whatever its log holds, verified or not: `SessionLogContents.unvouched` tells what that would be.
+COMPAT: if ``trustedSessions`` lacks the sessions of the log, GoatDB's start takes quadratic time. GoatDB trusts
+whatever its log holds, verified or not: `SessionLogContents.unvouched` lists the sessions that it should not trust.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Store the ``settings.json`` of one organization for a GoatDB server to read.
 
-Two ways: in memory, with a link at the path that GoatDB reads (the default), or as a plain file at that path (only if
-the operator allows it). The module does not interpret the content. Rules: mode 0600; a reader sees the old bytes or the
-new ones; every call blocks, so call it in a thread.
+The file is stored in memory, with a symbolic link at the path that GoatDB reads (the default), or as a plain file at
+that path (only if the operator allows it). The module does not interpret the content. Rules: mode 0600; a reader sees
+the old bytes or the new ones; every call blocks, so call it in a thread.
 
-COMPAT: GoatDB rewrites its file in place, so through the link it writes to memory. A server that replaces the file by
-rename (Goatherd's own does) replaces the link by a plain file: `check_state` detects it, `repair_link` moves the
+COMPAT: GoatDB rewrites its file in place, so it writes through the link to memory. A server that replaces the file by
+rename (Goatherd's own does) replaces the link by a plain file: `check_state` detects this, and `repair_link` moves the
 file back into memory.
 """
 

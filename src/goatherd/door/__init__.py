@@ -1,10 +1,10 @@
-"""A verifying reverse proxy in front of an unmodified GoatDB server, which the modules call "the server".
+"""A verifying reverse proxy ("the door") in front of an unmodified GoatDB server ("the server").
 
 Read the modules in this order: `limits` (limits on one caller's requests; pure), `request_checks` (checks of requests
 and commits; pure), `key_filter` (removes private keys from answers; pure), `repository_reader` (reads the server's
-repositories as a peer), `trusted_sessions` (whose signatures count), `commit_index` (commits that would crash the
-server), `server_connections` (HTTP to the server), `exchange` (one request and its answer), `delivery` (large pushes in
-parts), `proxy` (the path of one request), `door` (the whole proxy).
+repositories as a peer), `trusted_sessions` (decides whose signatures count), `commit_index` (detects commits that would
+crash the server), `server_connections` (HTTP connections to the server), `exchange` (one request and its answer),
+`delivery` (delivers large pushes in portions), `proxy` (handles each request), `door` (the whole proxy).
 """
 
 from goatherd.door.door import Door, DoorStatus

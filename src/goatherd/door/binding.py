@@ -1,7 +1,7 @@
-"""Checks that a request which Goatherd's tools have bound to a server was bound to the one behind this door.
+"""Check that a request which Goatherd's tools signed for one server process is meant for the server behind this door.
 
-The server itself is an unmodified GoatDB and looks at no binding. A request without one passes: GoatDB's clients and
-servers send no other.
+The server is an unmodified GoatDB and does not make this check. A request that names no server passes: GoatDB's clients
+and servers send only such requests.
 """
 
 from __future__ import annotations

@@ -1,23 +1,21 @@
-"""Index the commits of the server's repositories, as far as the checks of new commits depend on them.
+"""Index the commits of the server's repositories, to detect new commits that would crash the server.
 
-That is: concurrent creations, circular deltas and ids that exist elsewhere (docs/reference/goatdb-protocol.md#defects).
+The server, an unmodified GoatDB, ends its process when it merges leaves of a key of which no commit has a child ("empty
+ancestors filter"), and loops forever over deltas that build on each other. It also decodes each id only once: a second
+commit with the same id, in any repository, is read as the first one, whatever the door has judged. These defects are
+described in docs/reference/goatdb-protocol.md#defects. Whether a commit triggers one depends on the commits already
+stored. So for each repository that clients write to, the door knows the ids, which of them are deltas, which keys have
+a commit with a child, and the schema of each key. An id belongs to the repository in which the door saw it first.
 
-The server ends its process when it merges leaves of a key of which no commit has a child ("empty ancestors filter"); it
-never comes back from deltas that build on each other. Whether a commit does that depends on what is there already, so
-for each repository that is written to, the door knows the ids, which of them are deltas, which keys have a commit with
-a child, and the keys with their schemas. And the server decodes an id once: a commit that comes under the id of another
-is that other one to it, in any repository, whatever was judged here. So an id stays with the repository in which it was
-seen first.
+Two clients may create one key at the same time. GoatDB can merge the two creations if some commit of the key has a
+child. So before the door passes on a second creation, it gives the first one a child with the same contents, signed by
+the root (`RepositoryIndex._continue_keys`), and waits until it has read that child back.
 
-Two clients may create one key at the same time; GoatDB merges the two as soon as some commit of that key has a child.
-So before a second creation is handed on, the door gives the first one a child: a commit with the same contents, signed
-by the root (`RepositoryIndex._continue_keys`), and waits until it has read it back.
-
-Rules: a repository is read before the first push to it is judged, and again, in the background or before a judgement
-that would be a refusal, when what is known is old: the server's own application and its peers write past the door.
-What was let through counts at once, and for good when the server has shown it: it may have left it out, by a rule of
-the application's. Where the server may have been started again, it is read before the next push is judged; if it has
-lost commits, all is read anew. Beyond `capacity` commits, the indexes of the least used repositories are dropped.
+Rules: the door reads a repository before it judges the first push to it. The server's application and peers write
+without the door, so it reads again when its knowledge is old: in the background, and before it rejects a commit. A
+commit that was passed on counts as stored at once, and permanently when the server has shown it; a rule of the
+application may have rejected it. If the server may have been restarted, the door reads before it judges the next push;
+if commits were lost, it reads everything again. Beyond `capacity` commits, the least used indexes are dropped.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""One push on its way to the server: verified ahead of the server's own work, and delivered in portions.
+"""Deliver one push to the server: in portions, of which the next is verified while the server works on the last.
 
-Not a judge: `goatherd.door.proxy` says what is verified and admitted. A small push is one portion, which goes to
-the server in the client's own request. A large one goes in several: while the server works on one, the next one is
-verified.
+`goatherd.door.proxy` decides what is verified and admitted. A small push is one portion, sent in the client's own
+request.
 
 Rules: commits go in the order of the batch's elements, parents before their children. Portions carry the client's own
-headers, so that the server decides who may write. What another push is delivering is waited for and not delivered
-again, if it is the same commit to the last member. Of a large push, what the server is known to hold is not even
-decoded. A delivery that the client no longer waits for goes on.
+headers, so that the server decides who may write. A commit that another push is already delivering is waited for
+instead of delivered again, if the two are identical in every member. Commits of a large push that the server already
+holds are not even decoded. A delivery continues when the client no longer waits for it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The door: a listener, a proxy, and what they know about the server, opened and closed together.
+"""Open and close the parts of the door, a reverse proxy before a GoatDB server: listener, proxy, trusted sessions.
 
-Use as an async context manager. The server need not answer yet when the door opens: until it does, callers are told to
-come again. Rules: what is stopped is counted always and logged sparingly, so that callers cannot fill a log;
-no log line holds more of a caller's text than an id.
+Use `Door` as an async context manager. The server need not answer yet when the door opens; until then the door answers
+503 with Retry-After. Rules: everything that the door rejects is counted, but logged at a limited rate, so that callers
+cannot fill a log. A log line contains no text of a caller except ids.
 """
 
 from __future__ import annotations

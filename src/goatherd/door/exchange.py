@@ -1,8 +1,8 @@
-"""The mechanics of one request between a caller and the server: read it, hand it on, stream the answer back.
+"""Carry one request from a caller to the server, and stream the answer back.
 
-Not a judge: `goatherd.door.proxy` decides. Rules: hop-by-hop headers end here, on both sides, and framing is made
-anew; when one side disconnects, so does the other; an answer that ends early is cut off, never completed; every wait
-for a slow caller or a silent server has a timeout.
+`goatherd.door.proxy` decides what is passed on. Rules: hop-by-hop headers are removed in both directions, and each
+connection has its own framing. When one side disconnects, the other connection is closed. An answer that ends early is
+cut off, never completed. Every wait for a slow caller or a silent server has a timeout.
 """
 
 from __future__ import annotations

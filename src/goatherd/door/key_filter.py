@@ -1,11 +1,12 @@
 """Remove private keys from the server's answers before they leave the door. Pure.
 
-Two ways. The answer to ``POST /auth/session`` is small: it is read whole and its roots are written anew, public halves
-of trusted roots only (`filter_session_answer`). Any other JSON streams through a `KeyFilter`, which overwrites the
-private part of every key by as many letters, so that lengths stay what the headers say and nothing waits for the end.
+The answer to ``POST /auth/session`` is small: `filter_session_answer` parses it and rewrites its list of roots with the
+public halves of trusted roots only. Any other JSON streams through a `KeyFilter`, which overwrites the private part of
+every key with the same number of characters, so that ``Content-Length`` stays valid and nothing has to be buffered.
 
-Rules: what holds no key passes byte for byte. A key is a JSON object with the members ``kty`` and ``d``, as it stands
-or inside a JSON text. In the answers of ``/batch-sync`` only the keys of roots count: the rest is users' data, signed.
+Rules: data without keys passes unchanged. A key is a JSON object with the members ``kty`` and ``d``, also where that
+object is serialized inside a JSON string. In answers of ``/batch-sync`` only the keys of roots are overwritten: the
+rest is signed data of users.
 """
 
 from __future__ import annotations

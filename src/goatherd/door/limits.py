@@ -1,4 +1,7 @@
-"""Define the door's limits on requests, beyond those that apply to every caller. Pure."""
+"""Limits on the requests that the door passes on, added to those that a Goatherd server has too. Pure.
+
+The shared limits are in `goatherd.serving.caller_limits` and `goatherd.admission.limits`.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""One request's way through the door: judge, hand on, answer.
+"""Handle each request of the door: check it, pass it on to the server, and answer.
 
-An ASGI application for `goatherd.serving.listener`, which tells it when a caller has gone. The rules are in
-`request_checks`, `trusted_sessions` and `commit_index`; this module applies them in order, and answers.
+The module is an ASGI application for `goatherd.serving.listener`, which reports when a caller disconnects. The rules
+are in `request_checks`, `trusted_sessions` and `commit_index`; this module applies them in order.
 
-Rules: four kinds of request are read whole and judged (`/batch-sync`, `/auth/session`, `/auth/send-login-email`,
-`/auth/temp-login`); all others stream both ways. Answers stream. Hop-by-hop headers end here, on both sides; framing is
-made anew. A judgement that cannot be made, because the server cannot be asked, is 503 with Retry-After. A refusal has
-an empty body and no CORS headers, like GoatDB's own. An answer that ends early is cut off, never completed.
+Rules: four kinds of request are read whole and checked (`/batch-sync`, `/auth/session`, `/auth/send-login-email`,
+`/auth/temp-login`); all others stream in both directions, and so do answers. Hop-by-hop headers are removed, and each
+connection has its own framing. If a check needs the server and the server does not answer, the caller gets a 503 with
+Retry-After. A refusal has an empty body and no CORS headers, like GoatDB's own. An answer that ends early is cut off,
+never completed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What monitoring asks of a door, and of the agent of an unmodified server: one word of health, numbers for Prometheus.
+"""Answer the health and metrics requests of monitoring, for a door and for the agent of an unmodified server.
 
-Not the server's ``/healthy``, which passes. Rules: codes, ids and numbers only; what each metric is stands in
-`goatherd.metrics`.
+GoatDB's own ``/healthy`` is passed on to the server. Answers contain only codes, ids and numbers. `goatherd.metrics`
+describes each metric.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Read the commits of one repository of the server, as a GoatDB peer does.
 
-The module stores the ids of commits, not the commits. It parses what the server sends and does not verify it.
+The reader remembers the ids of commits, not the commits. It parses what the server sends and does not verify it.
 
-Rules: one round of reading at a time; a caller during a round waits for the next one, since the current round may have
-begun before the new commits. A server that does not answer is an error for the caller, never an empty repository.
+Rules: one round of reading runs at a time. A caller that arrives during a round waits for the next one, since the
+current round may have begun before the commits that it needs. If the server does not answer, the caller gets an error,
+never an empty repository.
 """
 
 from __future__ import annotations

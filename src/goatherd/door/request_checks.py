@@ -1,12 +1,12 @@
-"""Check requests, and commits before their signature is verified, for what the server cannot handle. Pure.
+"""Check requests, and commits before their signature is verified, for input that the server cannot handle. Pure.
 
 The server, GoatDB 0.5.1, accepts and stores almost any input, and crashes on some. Each `Rule` names one kind of input
 that the door rejects; ``docs/reference/door.md`` gives the reason for each and the defect of GoatDB behind it.
 
-Rules of this file: nothing is refused that GoatDB's own clients and servers write. What cannot be parsed here does not
-reach the server. A request is refused whole only where it is no well-formed request (`RefusedError`); a commit that is
-not to be stored is taken out (`DroppedError`) and the rest goes on, as GoatDB itself does: a client whose whole request
-is refused repeats it indefinitely and is offline for all its repositories meanwhile.
+Rules: nothing that GoatDB's own clients and servers write is rejected. Input that the door cannot parse does not reach
+the server. A malformed request is refused whole (`RefusedError`). Otherwise bad commits are taken out (`DroppedError`)
+and the rest goes on, because a client whose whole request is refused repeats it indefinitely and is meanwhile offline
+for all its repositories.
 """
 
 from __future__ import annotations

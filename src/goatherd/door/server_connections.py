@@ -1,11 +1,12 @@
-"""HTTP/1.1 to the server: kept connections, streaming both ways.
+"""Connect to the server by HTTP/1.1: kept connections, streaming in both directions.
 
-Not a general client: no redirects, no cookies, no decoding. httptools parses, as it does for the server side; measured
-against httpx2 it takes a fifth of the time (docs/explanation/door.md).
+The client follows no redirects, keeps no cookies and decodes no bodies. httptools parses the answers; it takes a fifth
+of the time of httpx2 (docs/explanation/door.md).
 
-Rules: a connection is used again only after a whole answer and a whole request, and never when the server has closed
-it. A request that was lost on a kept connection before a byte came back is sent once more, on a fresh one, if its body
-is at hand. What is not read stops the server from sending (flow control).
+Rules: a connection is used again only after a complete request and a complete answer, and never when the server has
+closed it. A request on a kept connection that closes before the first byte of the answer is sent again once, on a new
+connection, if its whole body is in memory. While a caller does not read its answer, the server is not read either (flow
+control).
 """
 
 from __future__ import annotations

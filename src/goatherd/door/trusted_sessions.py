@@ -1,11 +1,10 @@
 """Keep the sessions that the door trusts in one organization: the identity's roots, and those in the server's log.
 
-`goatherd.trust.TrustPool` decides which sessions are trusted. This module feeds it from the server's ``/sys/sessions``,
-read as a peer that signs with the root, and reads that repository again when a request has an unknown signer.
+`goatherd.trust.TrustPool` decides which sessions are trusted. This module reads the server's ``/sys/sessions`` as a
+peer that signs with the root, gives the sessions to the pool, and reads again when a request has an unknown signer.
 
-Rules: a session counts when a trusted root has signed its commit, whatever the server thinks of it. If
-the server cannot be read, an unknown signer is an error, not a rejection: GoatDB offers a rejected commit ten times and
-then never again.
+Rules: a session is trusted when a trusted root has signed its commit, even if the server disagrees. If the server
+cannot be read, an unknown signer is an error, not a rejection: GoatDB offers a rejected commit only ten times.
 """
 
 from __future__ import annotations

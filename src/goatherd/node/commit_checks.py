@@ -1,4 +1,7 @@
-"""Check a commit against a repository: its form, which `goatherd.admission` judges, and the commits it would join."""
+"""Decide whether a repository may store a commit that a client or peer has sent.
+
+`goatherd.admission` checks the commit by itself; this module also compares it with the commits already stored.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Merge concurrent creations of one key. Pure.
+"""Merge the first commits of clients that created the same key at the same time. Pure.
 
-Two clients that create the same key offline make two commits without parents. A GoatDB server or client that has to
-merge them crashes; one that receives both together with a commit that has both as parents does not. So Goatherd's
-servers create that commit as soon as they hold such leaves, before any answer.
+Two clients that create the same key offline make two commits without parents. An unmodified GoatDB server or client
+crashes when it merges them. It does not crash if it receives, together with them, a commit that has both as parents. So
+a Goatherd server creates this merge commit before any answer shows the two.
 
-The value follows GoatDB's own rule for creations: the fields of all, of which the later one wins; sets and maps are
-united. The commit depends on its parents alone, time, ids and seeds included, so that all servers that sign with the
-same root create the same commit. Other leaves have a common ancestor; GoatDB servers and clients merge them, and a read
-picks the head.
+The merged value follows GoatDB's rule: it has the fields of all creations, the later value wins, and sets and maps are
+united. The merge commit, including its timestamp, id and seeds, is computed from its parents only, so all servers that
+sign with the same root create the same commit. Other leaves of a key have a common ancestor. GoatDB's servers and
+clients can merge those themselves; until then a read returns the head.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Check the logs of a running server: read every record, verify its signature, withhold what is damaged.
+"""Check the logs of a running server: read every record, verify its signature, and withhold damaged commits.
 
-It repairs nothing (`goatherd.operations.repair_data` does, while the server is stopped). A line that is no commit never
-gets into a repository; it is counted. A commit with a wrong signature was changed after it had been accepted: it is
-removed from the open repository and fetched from the peers like any missing commit. A commit by an unknown signer is
-served as before, and counted.
+The check repairs no file; `goatherd.operations.repair_data` does so while the server is stopped. A line that is not a
+commit is never loaded, and is counted. A commit with a wrong signature was changed after the server had accepted it:
+the check removes it from the open repository, and the server fetches it from a peer like any missing commit. A commit
+by an unknown signer is counted and still served.
 
-Cost. Reading and verifying take 0.6 ms a record, so the check runs in the background after the start, in one thread
-that pauses four times as long as it works: 100 000 records take five minutes and a fifth of a core.
+Cost: reading and verifying take 0.6 ms a record. The check runs in the background after the start, in one thread that
+pauses four times as long as it works, so 100 000 records take five minutes and a fifth of a core.
 """
 
 from __future__ import annotations

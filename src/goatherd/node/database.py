@@ -1,16 +1,16 @@
 """Run one organization: its identity, trust pool, engine, data directory and peers.
 
-HTTP is in `goatherd.node.server`; the decisions are in `goatherd.node.engine`, which is pure. This module gives the
-engine the time, ids, threads and a disk, and carries out what its responses request. It also keeps commits from peers
+`goatherd.node.server` handles HTTP. `goatherd.node.engine` makes the decisions without I/O; this module gives it the
+time, ids, threads and a disk, and carries out what its responses request. The module also keeps commits from peers
 whose signers are not trusted yet (`PendingCommits`).
 
 Rules:
 
-* The event loop's thread owns the engine and the pool. Threads run steps and flush logs.
-* No commit is sent before it is on the disk: a push is answered after its commits were flushed, and so is any other
-  answer that could contain them (GoatDB does not wait at all). Waiting requests share a flush (group commit).
-* A request that has started is completed, also if its client has disconnected.
-* A new identity takes effect with the next signature; nothing is restarted.
+* The engine and the pool belong to the event loop's thread. Other threads run steps and flush logs.
+* No commit is sent before it is on the disk. A push is answered after its commits were flushed, and so is any other
+  answer that could contain them (GoatDB does not wait). Waiting requests share a flush (group commit).
+* A request that has started is completed even if its client disconnects.
+* A new identity takes effect with the next signature, without a restart.
 """
 
 from __future__ import annotations

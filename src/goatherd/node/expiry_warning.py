@@ -1,7 +1,7 @@
-"""Warn that the current root is about to expire, in the log and on the health page.
+"""Warn that the current root is about to expire, in the log and in the health report.
 
-Rules: the server logs the warning at its start, whenever it becomes more urgent, and once a day; it is an error when
-the root has expired or needs a rotation at once.
+The server logs the warning at its start, whenever it becomes more urgent, and once a day. It is logged as an error if
+the root has expired or must be rotated at once.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Store the lists of frozen commits of revoked roots, and report which commits of them this server holds.
+"""Store the lists of frozen commits of revoked roots, and report which of a root's commits this server holds.
 
-`goatherd.trust` decides which commits count. The identity document names each list by its SHA-256, so any sender may
-provide a list if its digest is in the document. The lists are stored on disk beside the logs, fetched from peers if
-missing, and returned to every client that requests them.
+The frozen commits of a root are those that the cluster held when the root was revoked. `goatherd.trust` decides which
+commits count. The identity document names each list by its SHA-256, so a list is accepted from any sender if its digest
+is in the document. Lists are stored on disk beside the logs, fetched from peers if missing, and returned to every
+client that requests them.
 
-Rules: the server reports its commits of a root only after it has begun to reject new ones; introductions of roots that
-the identity document does not list are never reported, so that an attacker's roots do not spread.
+Rules: the server reports its commits of a root only after it has begun to reject new ones. It never reports
+introductions of roots that the identity document does not list, so that an attacker's roots do not spread.
 """
 
 from __future__ import annotations

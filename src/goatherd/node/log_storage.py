@@ -1,21 +1,21 @@
-"""Store commits: one GoatDB log file for each repository, or memory; and make them durable by group commit.
+"""Store commits in one GoatDB log file for each repository, or in memory, and make them durable by group commit.
 
-A log (`goatherd.node.repository.Log`) returns its records and takes new ones. It knows JSON, not commits. Appending is
-cheap and does not touch the disk. `flush` writes everything appended so far with one write and one fsync, so one flush
-serves every request that waits for it. The bytes are GoatDB's (docs/reference/goatdb-formats.md#logs).
+A log (`goatherd.node.repository.Log`) stores JSON records and does not interpret them. Appending does not touch the
+disk. `flush` writes everything appended so far with one write and one fsync, so one flush serves every request that
+waits for it. The file format is GoatDB's (docs/reference/goatdb-formats.md#logs).
 
-Torn writes. A last line without a newline is a write that a crash interrupted, and whose success was never reported. It
-is cut off at the end of the last good line (GoatDB also cuts good lines). A damaged line with lines after it is no torn
-write: nothing is cut, the line is skipped and counted as damaged, and the next append begins with a newline.
+Torn writes. A last line without a newline is a write that a crash interrupted before it was confirmed. It is removed,
+and all good lines are kept (GoatDB also removes good lines). A damaged line that is followed by other lines is not a
+torn write: it stays in the file, is skipped and counted as damaged, and the next append begins with a newline.
 
 Group commit. A `TrackedLog` reports each append to `GroupCommit`. `GroupCommit.wait_until_durable` waits for everything
 appended so far. One flush runs at a time, in its own thread, and serves every request that waits when it begins. A log
 that cannot be written does not stop the others: it is listed in `GroupCommit.failing`, requests that need it get the
 error, and `GroupCommit.retry_failed` flushes it again.
 
-Rules: directories have mode 0700, files 0600; only the descriptor of the lock stays open; a repository without commits
-has no file; every path passes `check_repository_path`. Calls block; the server makes them in threads. One
-`LogDirectory` and its logs can be used from several threads.
+Rules: directories have mode 0700, files 0600. Only the lock file stays open. A repository without commits has no file.
+Every path passes `check_repository_path`. Calls block, so the server makes them in threads. One `LogDirectory` and its
+logs can be used from several threads.
 """
 
 from __future__ import annotations

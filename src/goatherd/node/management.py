@@ -1,10 +1,12 @@
 """Goatherd's management endpoints of a server: who may use them, the health report, and the metrics.
 
-A ``POST`` must be signed by a root, for this server, this endpoint and this body. GoatDB's own endpoints accept
-requests without such a binding, as GoatDB's clients and servers send them (`goatherd.node.engine`).
+A root must sign each ``POST`` for this server, this endpoint and this body. GoatDB's own endpoints also accept
+requests whose signature covers none of these, because GoatDB's clients and servers send no others
+(`goatherd.node.engine`).
 
-``GET /goatherd/v1/health`` is not GoatDB's ``/healthy``, which reports whether requests are answered: a degraded server
-answers them all. Rules: reports hold codes, ids and numbers only. `goatherd.metrics` describes each metric.
+``GET /goatherd/v1/health`` differs from GoatDB's ``/healthy``, which only reports that the server answers requests: a
+degraded server still answers them. Reports contain only codes, ids and numbers. `goatherd.metrics` describes each
+metric.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
-"""Keeps one database in step with one other server, by GoatDB's own protocol.
+"""Keep one database synchronized with one other server, by GoatDB's own protocol.
 
-GoatDB's side of it: docs/reference/goatdb-protocol.md#clients-and-peers.
+GoatDB's side of the protocol: docs/reference/goatdb-protocol.md#clients-and-peers. The database verifies what a peer
+sends exactly like what a client pushes.
 
-Not trust: what a peer sends is verified by the database exactly like what a client pushes. Not a copy of GoatDB's
-scheduler either; what differs, and why:
+Differences from GoatDB's scheduler, with their reasons:
 
-* A commit is offered until the peer's filters show that it holds it, however often that takes: no ten submissions.
-  What a peer refuses (it does not know the signer yet, say) is offered again less and less often, behind everything
-  new, so that it neither gets lost nor stands in the way.
-* New commits go out at once. A message that only pushes claims to have everything (a filter without seeds), so it
-  costs no filter and brings nothing back; the polls, every 0.3 to 1.5 s, carry a truthful filter and pull.
-* "The peer has it" is believed when the chance of being wrong, multiplied over its freshly seeded filters, is below
-  `CERTAIN`; a peer that suddenly holds less (restored, replaced) is asked about everything again.
-* All repositories that are due go in one request, ``/sys/sessions`` and ``/sys/users`` first: a GoatDB server works
-  through a batch in order, and a session must be there before what it signed. Requests are kept small enough for a
+* A commit is offered until the peer's filters show that the peer holds it; GoatDB gives up after ten submissions. A
+  commit that the peer rejects, for example because it does not know the signer yet, is offered less and less often,
+  after all new commits, so that it is not lost and delays nothing.
+* New commits are sent at once, in a message that only pushes. Its filter has no seeds and so claims that this server
+  has everything: such a filter costs nothing, and the peer sends nothing back. The polls, every 0.3 to 1.5 s, carry a
+  real filter and pull.
+* A commit counts as held by the peer when the chance that the peer's filters are all wrong is below `CERTAIN`. If a
+  peer suddenly holds less (it was restored or replaced), every commit is checked again.
+* All repositories that are due go in one request, ``/sys/sessions`` and ``/sys/users`` first: a GoatDB server processes
+  a batch in order, and must know a session before the commits that the session signed. Requests are small enough for a
   server that verifies at 1.6 ms a commit within the 5 s that peers wait.
-* Every request is signed by the session that is current at that moment. A 403 changes nothing here: the peer will
-  trust us later.
+* The current session signs every request. After a 403 the loop continues: the peer will trust the session later.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""The commits of one repository: the commit graph, its leaves and heads, and the items. Pure over a `Log`.
+"""Hold the commits of one repository: the commit graph, its leaves and heads, and the items. Pure over a `Log`.
 
 GoatDB's rules: docs/reference/goatdb-formats.md#commit-graph.
 
 The repository verifies nothing: `goatherd.node.engine` verifies and authorizes commits first, and the log holds only
-accepted ones. It never changes or drops a commit. Adding is idempotent by id: of two commits with one id the first
-stays (GoatDB's rule, here per repository and for verified commits only).
+accepted ones. The repository never changes or drops a commit. Of two commits with one id it keeps the first (GoatDB's
+rule, applied here per repository and to verified commits only).
 
-A read takes the head by GoatDB's order. Leaves are not merged here, except concurrent creations
-(`goatherd.node.concurrent_creation`). GoatDB servers and clients merge the others, by ordinary commits.
+A read returns the head by GoatDB's order. Leaves are not merged here, except concurrent creations
+(`goatherd.node.concurrent_creation`); GoatDB's servers and clients merge the others, by ordinary commits.
 
-COMPAT: a delta that does not fit its base, or that changes rich text, which cannot be read yet, is *corrupted*: its key
-reads as its newest commit that is not corrupted, and `Item.fallback` is true. Chains of deltas are followed by loops,
-not by recursion; a chain that forms a cycle is unreadable.
+COMPAT: a delta that does not fit its base, or that changes rich text, which Goatherd cannot read yet, is *corrupted*:
+its key reads as its newest commit that is not corrupted, and `Item.fallback` is true. Chains of deltas are followed by
+loops, not by recursion; a chain that forms a cycle is unreadable.
 """
 
 from __future__ import annotations

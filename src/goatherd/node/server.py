@@ -5,13 +5,13 @@ endpoint as docs/reference/goatdb-protocol.md#endpoints says, turns failures int
 
 Rules:
 
-* Paths are compared as they were sent, in lower case. The query is ignored; a trailing slash matters. Repeated headers
-  are joined as fetch does. An endpoint's answers carry CORS headers, its 400s and 404s included; a rejected signature
-  and a failure (403, 500, 503) carry none.
-* Each organization has one `Database`. Concurrent first requests share one opening. If it fails, they get a 500, and
-  the next request tries again.
-* The application is a plain ASGI callable: a router cannot reproduce GoatDB's dispatch (any ``OPTIONS``, lower-case
-  paths).
+* Paths are compared in lower case, otherwise as the client sent them. The query is ignored; a trailing slash matters.
+  Repeated headers are joined by commas, as `fetch` does. An endpoint's answers carry CORS headers, including its 400s
+  and 404s; a rejected signature and a failure (403, 500, 503) carry none.
+* Each organization has one `Database`. Concurrent first requests share one attempt to open it. If it fails, they get a
+  500, and the next request tries again.
+* The application is a plain ASGI callable, because a router cannot reproduce GoatDB's dispatch (any ``OPTIONS``,
+  lower-case paths).
 """
 
 from __future__ import annotations

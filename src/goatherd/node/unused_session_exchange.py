@@ -1,16 +1,17 @@
-"""Copy unused sessions to every server of a cluster, or introduce them at once.
+"""Copy sessions that have not signed a request yet to every server of a cluster, or introduce them at once.
 
 A client may get its session from one server and send its first request to another. A server that does not know the
 session answers 403, and GoatDB's client then never requests a new one. So a new session stays out of ``/sys/sessions``
-only if every peer confirms in time that it has stored it. If a peer does not, because it is unreachable, an unmodified
-GoatDB server or an older Goatherd, the session is introduced at once and replicates as GoatDB's sessions do.
+only if every peer confirms in time that it has stored the session. If a peer does not confirm, because it is
+unreachable, an unmodified GoatDB server or an older Goatherd, the session is introduced at once: it gets a commit in
+``/sys/sessions``, which replicates to all servers.
 
-A peer does not confirm either while it synchronizes with a server that the sender does not know. Each request names the
-server processes that get the session. In a longer chain of servers, sessions are introduced when they are created.
+A peer does not confirm either if it synchronizes with a server that does not get the session; each request lists the
+server processes that do. So if servers form a longer chain, sessions are introduced when they are created.
 
-Servers that are not peers reveal themselves: they request ``/sys/sessions``, signed by a root, and a Goatherd server
-names its process. While such a server has confirmed nothing, every new session is introduced at once; if it keeps
-requesting, the older unused sessions are introduced too.
+Servers that are not peers are noticed when they request ``/sys/sessions``, signed by a root; a Goatherd server names
+its process in the request. Until such a server has confirmed a session, every new session is introduced at once. If it
+keeps requesting without a confirmation, the older unused sessions are introduced too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Sessions that have signed nothing yet: stored apart from ``/sys/sessions``, small and bounded.
+"""Store sessions that have not signed a request yet apart from ``/sys/sessions``, in a small bounded table.
 
 ``POST /auth/session`` creates a session for every caller. A session that is introduced in ``/sys/sessions`` takes 3 kB
 of memory and 1 kB of disk on each server and each client, permanently. So a server stores a new session here, in a
-tenth of that space, and introduces it when it signs its first request (`goatherd.node.engine`). A session that never
-does is dropped when it expires, or when the table is full: the oldest first. GoatDB's clients send their first request
-right after they got their session.
+tenth of that space, and introduces the session when it signs its first request (`goatherd.node.engine`). GoatDB's
+clients send that request right after they got their session. A session that signs nothing is dropped when it expires,
+or when the table is full and it is the oldest.
 
 Pure over a log. `goatherd.node.unused_session_exchange` copies the sessions to the other servers of the cluster.
 """

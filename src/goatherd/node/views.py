@@ -2,8 +2,9 @@
 
 The message: docs/reference/goatdb-protocol.md#sync-messages.
 
-A view is built once for each owner and each version of a repository. `Views.view_for` and `Views.drop_views` run on the
-event loop's thread. `Views.build_reply` changes only the view that it is given, and can run in another thread.
+A view is the set of commits that one owner may read. It is built once for each owner and each version of a repository.
+`Views.view_for` and `Views.drop_views` run on the event loop's thread. `Views.build_reply` changes only the view that
+it is given, and can run in another thread.
 """
 
 from __future__ import annotations

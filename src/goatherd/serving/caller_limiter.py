@@ -1,8 +1,8 @@
-"""Count what every caller takes of connections, requests, time and memory, in one place for a server or a door.
+"""Limit how many connections, requests, seconds and bytes each caller of a server or door may use.
 
-Not a judge of what a request means. A `CallerLimiter` counts connections, requests and new sessions of each address,
-reads bodies with a limit on their size and duration, and bounds the memory that bodies take. Rules: everything that is
-rejected is counted and reported; every wait for a caller has a timeout.
+A `CallerLimiter` counts connections, requests and new sessions of each address, reads bodies with a limit on their size
+and duration, and bounds the memory that bodies take. It does not interpret requests. Rules: everything that is rejected
+is counted and reported; every wait for a caller has a timeout.
 """
 
 from __future__ import annotations

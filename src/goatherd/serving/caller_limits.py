@@ -1,7 +1,8 @@
-"""How much one caller may take before a server or a door knows who it is, and the buckets that count it. Pure.
+"""Define how much an unauthenticated caller may use, and the token buckets that count it. Pure.
 
-Rules: the defaults are far above what GoatDB's own clients and servers do, also where a whole office has one address.
-A table of buckets never grows beyond its capacity, whatever addresses callers show. The time comes in.
+Rules: the defaults are far above what GoatDB's own clients and servers use, even if a whole office shares one address.
+A table of buckets never exceeds its capacity, however many addresses callers use. Functions get the time as an
+argument.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """One caller's HTTP/1.1 connection: uvicorn's protocol, with a limit on everything that a caller can prolong.
 
-Not a server: framing, keep-alive, chunks and ``100-continue`` are uvicorn's and httptools'. What is added is what they
-leave open: how many connections one address may hold; a head (request line and headers) is collected in memory,
-whatever its size, for as long as more of it comes; trailers count as headers; what follows a wish for another protocol
-is read as the next request; blank lines between requests, the rest of a body that was answered already, and an answer
-that is not taken keep a connection open indefinitely. And an application is told at once that its caller has gone.
+uvicorn and httptools handle framing, keep-alive, chunks and ``100-continue``. This module limits what they do not: the
+number of connections of one address, the size and duration of a head (request line and headers), trailers, upgrade
+requests, blank lines between requests, the rest of a body that was answered already, and an answer that the caller does
+not read. Each of the last three could keep a connection open indefinitely. The module also notifies the application as
+soon as its caller disconnects.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one uvicorn set-up: listens, hands requests to an ASGI application, and stops without losing an answer."""
+"""Run uvicorn: listen, pass requests to an ASGI application, and stop without losing an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that end a process: handled inside a block, and with Python's own handlers after it."""
+"""Handle the signals that stop a process inside a block, and restore Python's handlers after it."""
 
 from __future__ import annotations
 

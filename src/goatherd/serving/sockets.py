@@ -1,4 +1,4 @@
-"""Addresses to listen on: the one place that binds a TCP socket, and which addresses this machine has."""
+"""Bind TCP sockets to listen on, and find the addresses of this machine."""
 
 from __future__ import annotations
 

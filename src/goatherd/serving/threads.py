@@ -1,4 +1,4 @@
-"""How often the threads of a process take turns: for processes that verify signatures in threads while they serve."""
+"""Shorten the interval at which threads take turns, for servers that verify signatures in threads."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The settings of a server: from GoatDB's own file, or from a secret store.
+"""The settings of a server, from GoatDB's own file or from a secret store.
 
 - `base`: `DBSettings`, `SettingsProvider`, and the base class of all sources.
-- `store`: `CloudSecretSettings`, from a store, refreshed; and settings by a server's options.
-- `refresh`: when the store is read, with a circuit breaker.
-- `last_known_good`: `LastKnownGood`, the sealed copy for a start while the store is unreachable.
-- `file`: `FileSettings`, from ``settings.json``.
+- `store`: `CloudSecretSettings`, read from a store and refreshed; and the function that picks a source from options.
+- `refresh`: decides when to read the store, with a circuit breaker.
+- `last_known_good`: `LastKnownGood`, a sealed copy to start from while the store is unreachable.
+- `file`: `FileSettings`, read from ``settings.json``.
 """
 
 from typing import TYPE_CHECKING

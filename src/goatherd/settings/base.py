@@ -1,9 +1,9 @@
 """The settings of a server, and the base class of their sources: the identity in use, subscribers, refreshes, failures.
 
-The module reads and writes nothing itself. Rules: a rejected identity changes nothing but `SettingsSource.status`.
-Nothing is awaited between a good answer and the change of the identity in use.
+The subclasses read and write. Rules: a rejected identity changes nothing but `SettingsSource.status`. Once an identity
+was accepted, nothing is awaited before it is in use.
 
-SECURITY: `describe_identity` is built from ids and numbers, never from a document as a whole
+SECURITY: `describe_identity` is built from single ids and numbers, never from a whole document
 (tests/cluster/test_exchanges.py, tests/unit/agent/test_own_api.py).
 """
 

@@ -1,8 +1,8 @@
-"""Settings from GoatDB's own ``settings.json``, user sessions included.
+"""Read and write settings in GoatDB's own ``settings.json``, user sessions included.
 
-GoatDB's own loader creates a new identity if it cannot read the file. Here an unreadable file never counts as absent,
-and neither leads to a new identity. Rules: the file is replaced atomically or left unchanged; only
-`FileSettings.create` creates it.
+GoatDB's own loader creates a new identity if it cannot read the file. Here an unreadable or missing file is an error,
+and never leads to a new identity. Rules: the file is replaced atomically or left unchanged; only `FileSettings.create`
+creates it.
 """
 
 from __future__ import annotations

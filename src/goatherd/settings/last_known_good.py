@@ -1,11 +1,11 @@
-"""The last known good identity: a sealed copy on this machine, for a start while the store cannot be reached.
+"""Keep a sealed copy of the last known good identity on this machine, to start from while the store is unreachable.
 
-It is no cache: it is opened only if the store did not answer, and never if the store answered with an error. The
+The copy is not a cache: it is opened only if the store did not answer, never if the store answered with an error. The
 identity in it passes the same checks as one from the store.
 
-Rules: the copy is encrypted on the disk; the operator provides the key, which is not stored with the copy. The sealed
-data include the time when the store last confirmed the identity; after `max_age` the copy is rejected. A defective copy
-is an error, and never treated as absent.
+Rules: the copy is encrypted with a key that the operator provides and that is not stored with it. The sealed data
+include the time when the store last confirmed the identity; after `max_age` the copy is rejected. A damaged copy is an
+error, and never treated as absent.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Decide when to read the store: at intervals, less often while it fails, and at once when it reports a change.
 
-`Breaker` is a circuit breaker for one secret. It is pure: the time and random numbers are arguments. It repeats no call
-(retries of one call are in `goatherd.providers.base`). `StoreRefresher` reads the store through the breaker, in a loop.
-Neither knows what is done with the value.
+`Breaker` is a circuit breaker for one secret. It is pure: the time and random numbers are arguments. It does not retry
+a call (`goatherd.providers.base` does). `StoreRefresher` reads the store through the breaker, in a loop. Neither knows
+what the value is used for.
 
 Rules: one failed call opens the breaker, since its retries have failed already. "Not found" and "access denied" open it
 as "unavailable" does. Each pause is random, from zero to twice the previous maximum, up to a cap, so that servers that
-failed together do not retry together. An explicit refresh passes an open breaker, but at most once every few seconds. A
-regular poll makes few attempts, since another poll follows; a probe of a failed store makes one. A watch carries no
-value: a lost watch delays a refresh and has no other effect.
+failed together do not retry together. An explicit refresh ignores an open breaker, but at most once every few seconds.
+A regular poll makes few attempts, since another poll follows; a probe of a failed store makes one. A watch only reports
+that the value changed: if it is lost, the next poll finds the change later.
 """
 
 from __future__ import annotations

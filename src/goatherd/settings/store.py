@@ -1,10 +1,10 @@
-"""Settings from a secret store, refreshed while the server runs.
+"""Read settings from a secret store, and refresh them while the server runs.
 
 The module decides nothing about rotation, and stores no user sessions. Rules: each refresh reads the store once; a
-request never does. Bytes that were read before are not parsed again. The id of a version does not identify its content,
-because a store that was restored from a backup gives ids again. Only a changed identity is written. No lock is held
-while the store is awaited. `goatherd.settings.refresh` alone decides when the store is read. A last known good copy is
-used only if the store did not answer.
+request to the server never does. Bytes that were read before are not parsed again. The bytes are compared, not the
+version ids, because a store that was restored from a backup reuses ids. Only a changed identity is written. No lock is
+held while the store is awaited. `goatherd.settings.refresh` alone decides when to read the store. A last known good
+copy is used only if the store did not answer.
 """
 
 from __future__ import annotations
