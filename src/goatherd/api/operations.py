@@ -61,7 +61,7 @@ _SERVERS_HINT: Final = (
 
 
 class RunOptions(TypedDict, total=False):
-    """What every operation takes that changes an identity.
+    """Options of every operation that changes an identity.
 
     Attributes:
         audit_log: The file that the audit trail is appended to.
@@ -75,7 +75,7 @@ class RunOptions(TypedDict, total=False):
 
 
 class RotationOptions(RunOptions, total=False):
-    """What `rotate`, `resume`, `restore`, `cancel` and `roll_back` take.
+    """Options of `rotate`, `resume`, `restore`, `cancel` and `roll_back`.
 
     Attributes:
         health: Health checks that must pass before the rotation begins and while the new root signs.
@@ -88,13 +88,13 @@ class RotationOptions(RunOptions, total=False):
 async def open_store(store: StoreName, *, org: str | None = None) -> AsyncIterator[Store]:
     """Open a store for several operations, which then share its connections.
 
-    Args:
-        store: The URI of a secret; a ``cloudConfig``, or the settings of a server that hold one; a provider and the id
-            of a secret; or a store that is open already.
-        org: The organization, which replaces ``{org}`` in the secret's id.
+    Args: store: The URI of a secret; a ``cloudConfig``, or the settings of a server that contain one; a provider and
+        the id of a secret; or a store that is already open. org: The organization, which replaces ``{org}`` in the
+        secret's id.
 
     Raises:
-        ConfigurationError: It names no secret, or `org` would have the same identity as every other organization.
+        ConfigurationError: `store` names no secret, or names the same secret for every organization although `org` is
+            given.
         PluginNotFoundError, MissingExtraError: The plugin of the store cannot be loaded.
     """
     if isinstance(store, Store):
@@ -126,7 +126,7 @@ async def read_identity(
 
     Raises:
         SecretNotFoundError: There is no such secret, label or version.
-        ProviderError, IdentityError: The store cannot be read, or what it holds is no identity.
+        ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     async with open_store(store, org=org) as opened:
         if not isinstance(at, Label | VersionId):
@@ -143,7 +143,7 @@ async def init(store: StoreName, *, org: str | None = None, policy: Policy | Non
         policy: How long the root is valid (`Policy.lifetime`).
 
     Raises:
-        LifetimeError: The root would live too short.
+        LifetimeError: The lifetime of the root would be too short.
         WrongClockError: This machine's clock differs from the store's.
         IdentityExistsError: The store holds an identity. Nothing was changed.
         ProviderError: The store could not be written.
@@ -165,12 +165,12 @@ async def migrate(
     root_id: str | None = None,
     remove_key: bool = False,
 ) -> Migration:
-    """Bring the identity of stopped GoatDB servers into a store. An identity that is there already is left as it is.
+    """Copy the identity of stopped GoatDB servers into a store. An identity already stored is not changed.
 
     Args:
         store: See `open_store`.
         sources: A ``settings.json``, or a data directory; several are several servers of one cluster.
-        nodes: Servers that run already, which are asked for their sessions and whether they take the key for a root.
+        nodes: Running servers, which are asked for their sessions and whether they accept the root.
         org: The only organization to migrate; None for all that the sources hold.
         policy: The timeout of a request, and by how much clocks may differ.
         dry_run: Write nothing.
@@ -219,16 +219,16 @@ async def migrate(
 async def status(
     store: StoreName, nodes: Servers = (), *, org: str | None = None, policy: Policy | None = None
 ) -> ClusterStatus:
-    """Read the store, and ask every server what it trusts and signs with. Changes nothing.
+    """Read the store, and ask every server which roots it trusts and which one it signs with. Changes nothing.
 
     Args:
         store: See `open_store`.
-        nodes: The URLs of the servers, or where they are discovered.
+        nodes: The URLs of the servers, or URLs that discover them.
         org: The organization.
-        policy: How long a private key is kept, and what a rotation would wait for.
+        policy: The policy of a rotation, and how long a private key is kept.
 
     Raises:
-        ProviderError, IdentityError: The store cannot be read, or what it holds is no identity.
+        ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     policy = _policy_for(policy, nodes)
     async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
@@ -245,10 +245,10 @@ async def plan_rotation(
 ) -> Plan:
     """Return the steps, the servers and the obstacles of `rotate`, or of `resume` if a rotation is in progress.
 
-    Writes nothing, and runs no health command. Args are those of `rotate`.
+    Nothing is written, and no health command is run. Args are those of `rotate`.
 
     Raises:
-        ProviderError, IdentityError: The store cannot be read, or what it holds is no identity.
+        ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     policy = _policy_for(policy, nodes)
     async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
@@ -269,10 +269,10 @@ async def rotate(
 
     Args:
         store: See `open_store`.
-        nodes: The URL of every server that holds this identity, or where they are discovered. The rotation does not
-            wait for a server that is missing here.
+        nodes: The URL of every server that holds this identity, or URLs that discover them. The rotation does not wait
+            for a server that is missing here.
         org: The organization.
-        policy: How long to wait for servers, and how long the new root lives.
+        policy: How long to wait for servers, and the lifetime of the new root.
         to_phase: Stop when this phase is reached, such as ``"published"``; `resume` continues.
         unsafe_without_nodes: Rotate although no server is listed.
         options: ``audit_log``, ``on_event``, ``health``, ``clock``; see `goatherd.operations.rotate.rotate`.
@@ -334,10 +334,10 @@ async def cancel(
 
     Args:
         store, nodes, org, policy, options: As for `rotate`.
-        reason: Is recorded in the identity's history.
+        reason: The reason, recorded in the identity's history.
 
     Raises:
-        IllegalStepError: There is no rotation, or the next root signs already: `roll_back` instead.
+        IllegalStepError: There is no rotation in progress, or the next root already signs: use `roll_back` instead.
         RotationError, ProviderError, IdentityError: As `rotate`.
     """
     policy = _policy_for(policy, nodes)
@@ -356,7 +356,7 @@ async def roll_back(
 ) -> Report:
     """Roll back the rotation in progress: the previous root signs again, and both roots stay trusted.
 
-    Args and errors are those of `cancel`; `IllegalStepError` is raised before the next root signs.
+    Args and errors are those of `cancel`, except that `IllegalStepError` means that the next root does not sign yet.
     """
     policy = _policy_for(policy, nodes)
     async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
@@ -442,21 +442,16 @@ async def revoke(
     unsafe_without_nodes: bool = False,
     **options: Unpack[RunOptions],
 ) -> RevocationReport:
-    """Revoke a root whose private key was exposed, or resume a revocation. Servers then reject what it signs anew.
+    """Revoke a root whose private key was exposed, or resume a revocation. Servers then reject its new commits.
 
-    Args:
-        store, nodes, org, policy, options: As for `rotate`.
-        root_id: The root to revoke.
-        reason: Is recorded in the identity's history.
-        confirmed: Must be true, since a revocation cannot be undone.
-        successor: The root that becomes the current root, if the revoked one is: ``"new"``, ``"next"``, or the id of a
-            previous root.
-        leave_out: User sessions not to reissue.
-        destroy: Destroy the stored versions that hold the revoked private key, without a grace period.
-        reopen: Rebuild the list of frozen commits, including servers that were unreachable.
-        distrust: URLs of compromised servers, whose lists of commits are ignored.
-        trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
-        unsafe_without_nodes: Only write the identity: no commits are frozen, no sessions reissued.
+    Args: store, nodes, org, policy, options: As for `rotate`. root_id: The root to revoke. reason: The reason, recorded
+        in the identity's history. confirmed: Must be true, since a revocation cannot be undone. successor: The root
+        that becomes the current root, if the revoked one is the current root: ``"new"``, ``"next"``, or the id of a
+        previous root. leave_out: User sessions not to reissue. destroy: Destroy the stored versions that hold the
+        revoked private key, without a grace period. reopen: Rebuild the list of frozen commits, including servers that
+        were unreachable. distrust: URLs of compromised servers, whose lists of commits are ignored. trust_alone: URLs
+        of servers whose commits are accepted even if no other server holds them. unsafe_without_nodes: Only write the
+        identity: no commits are frozen, no sessions reissued.
 
     Raises:
         UnconfirmedError: `confirmed` is false. Nothing was written.
@@ -485,7 +480,7 @@ async def revoke(
 
 
 def _named_store(store: StoreName) -> tuple[SecretProvider, str, str]:
-    """Return the provider, the id of the secret with ``{org}`` still in it, and the name that messages use."""
+    """Return the provider, the secret's id with ``{org}`` not yet replaced, and the store's name for messages."""
     if isinstance(store, str):
         return (*open_provider(store), store)
     if isinstance(store, Mapping):
@@ -524,7 +519,7 @@ def _addresses(nodes: Servers) -> tuple[str, ...]:
 
 
 def _policy_for(policy: Policy | None, nodes: Servers) -> Policy:
-    """Return the policy; by default one that waits for servers that were not discovered."""
+    """Return the given policy, or a default one that allows time for servers that discovery has missed."""
     if policy is not None:
         if not isinstance(policy, Policy):
             raise ConfigurationError(
@@ -556,7 +551,7 @@ def _phase(text: Phase | str | None) -> Phase | None:
 
 
 def _prepared(options: Mapping[str, object]) -> dict[str, Any]:
-    """Return options as an operation takes them."""
+    """Return the caller's options in the form that an operation takes."""
     audit_log = options.get("audit_log")
     if isinstance(audit_log, str | PathLike):
         return {**options, "audit_log": AuditLog(Path(audit_log))}

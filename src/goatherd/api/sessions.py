@@ -24,14 +24,14 @@ from goatherd.wire.commit import Commit
 
 
 def generate_session(owner: str | None = ROOT_OWNER, *, lifetime: timedelta | None = None) -> OwnedSession:
-    """Make a session with a fresh key pair. It exists in this process only, until something stores it.
+    """Generate a session with a new key pair. The session exists in this process only, until something stores it.
 
     Args:
         owner: ``"root"`` for a root, the id of a user, or None for an anonymous session.
         lifetime: How long the session is valid; by default 180 days for a root, and 30 days for others.
 
     Raises:
-        LifetimeError: A root would live too short to be replaced in time.
+        LifetimeError: The lifetime of a root would be too short to replace it in time.
     """
     if owner == ROOT_OWNER:
         policy = Policy() if lifetime is None else Policy(lifetime=lifetime)
@@ -62,8 +62,8 @@ def create_session_commit(
 
     Args:
         current_root: A root that the servers trust.
-        new_root: The session to introduce; only its public half is in the commit.
-        org: The organization, which is part of what is signed.
+        new_root: The session to introduce; the commit contains only its public key.
+        org: The organization; it is part of the signed bytes.
 
     Raises:
         ConfigurationError: `current_root` is not a root.
@@ -107,11 +107,11 @@ def encode_session(session: Session | OwnedSession, *, include_private_key: bool
 
 
 def decode_session(encoded: Mapping[str, Any] | str | bytes) -> Session | OwnedSession:
-    """Return the session that GoatDB's JSON describes: an `OwnedSession` where it has a private key, else a `Session`.
+    """Decode a session from GoatDB's JSON: an `OwnedSession` if it has a private key, else a `Session`.
 
     Raises:
-        DecodeError: It is not JSON, or a member is missing or of the wrong kind.
-        KeyMismatchError: The private key does not belong to the public one.
+        DecodeError: The value is not JSON, or a member is missing or of the wrong type.
+        KeyMismatchError: The private key does not belong to the public key.
     """
     if isinstance(encoded, str | bytes):
         try:

@@ -34,16 +34,15 @@ LARGE_ANSWER_TIMEOUT: Final = timedelta(minutes=2)
 
 
 def configured_provider(options: Options, orgs: Sequence[str] | None = None) -> tuple[SecretProvider, str]:
-    """Return the provider that the options name, not open yet, and the id of its secret, ``{org}`` still in it.
+    """Return the provider that the options name, not open yet, and the secret's id, with ``{org}`` not yet replaced.
 
     Args:
-        options: They name the store.
-        orgs: The organizations whose identity is meant; the options' own by default.
+        options: The options; they name the store.
+        orgs: The organizations whose identity is read; by default the options' own.
 
-    Raises:
-        ConfigurationError: No store is named, or its address is the same for every organization and another one than
-            the default is meant.
-        PluginNotFoundError, MissingExtraError: The plugin cannot be had.
+    Raises: ConfigurationError: No store is named, or its address is the same for every organization although an
+        organization other than the default is given. PluginNotFoundError, MissingExtraError: The plugin cannot be
+        loaded.
     """
     # A URI that is nearer than the file wins over the file's `cloudConfig`.
     if options.provider is not None:
@@ -74,7 +73,7 @@ def _no_store() -> ConfigurationError:
 
 
 def store_name(options: Options, org: str | None = None) -> str:
-    """Return what messages call the store: the URI, or the scheme and the name of the secret. No password is in it."""
+    """Return the store's name for messages, without a password: the URI, or scheme and name of the secret."""
     chosen = org or options.org
     if options.provider is not None:
         return options.provider.replace(ORG_FIELD, chosen)
@@ -94,19 +93,19 @@ async def open_store(options: Options, *, org: str | None = None) -> AsyncIterat
 
 
 def listed_nodes(options: Options) -> tuple[str, ...]:
-    """Return the addresses of the cluster's servers: those of --node, and those that are restarted by hand."""
+    """Return the addresses of the cluster's servers: those of --node, and the manual-restart servers."""
     return tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
 
 
 def open_nodes(
     options: Options, addresses: Sequence[str] | None = None, *, timeout: timedelta | None = None
 ) -> NodeDirectory:
-    """Return the directory of the cluster's servers, to be entered with ``async with``.
+    """Return a directory of the cluster's servers, to be entered with ``async with``.
 
     Args:
         options: The organization, the servers and the timeout.
-        addresses: Servers, or where to discover them; `listed_nodes` by default.
-        timeout: Timeout of one request, where the answers are large; the longer one of it and `options.timeout` counts.
+        addresses: Servers, or addresses that discover them; `listed_nodes` by default.
+        timeout: Timeout of one request with a large answer; the longer of this and `options.timeout` is used.
     """
     from goatherd.cluster.discovery import NodeDirectory
 
@@ -119,7 +118,7 @@ def open_nodes(
 
 @asynccontextmanager
 async def open_peers(options: Options, urls: Sequence[str]) -> AsyncIterator[list[NodeClient]]:
-    """Open clients for servers whose logs are read as a whole; such an answer gets at least two minutes."""
+    """Open clients for servers whose logs are read as a whole; their timeout is at least two minutes."""
     from goatherd.cluster.client import NodeClient
 
     async with AsyncExitStack() as stack:
@@ -128,7 +127,7 @@ async def open_peers(options: Options, urls: Sequence[str]) -> AsyncIterator[lis
 
 
 def build_migration_target(options: Options) -> MigrationTarget:
-    """Return where `goatherd migrate` puts what it finds."""
+    """Return the stores that `goatherd migrate` writes to, and the servers that it asks."""
     from goatherd.operations.migrate import MigrationTarget
 
     return MigrationTarget(
@@ -146,7 +145,7 @@ async def open_two_stores(options: Options, source: str, destination: str) -> As
     """Open the stores at two addresses.
 
     Raises:
-        ProviderConfigurationError: Both are the same address.
+        ProviderConfigurationError: Both addresses are the same.
     """
     if source == destination:
         raise ProviderConfigurationError(
@@ -164,7 +163,10 @@ async def open_two_stores(options: Options, source: str, destination: str) -> As
 
 
 def build_policy(options: Options) -> Policy:
-    """Return the policy that the options describe. If servers are discovered, there may be some that were not found."""
+    """Return the rotation policy that the options describe.
+
+    If servers are discovered, discovery may have missed some, so by default the policy allows them time (`unlisted`).
+    """
     from goatherd.cluster.discovery import is_discovered
     from goatherd.rotation.machine import Policy, Quorum
     from goatherd.rotation.policy import unlisted_for
@@ -194,7 +196,7 @@ def build_policy(options: Options) -> Policy:
 
 
 def build_health_signals(options: Options, *, runs_commands: bool = True) -> list[HealthSignal]:
-    """Return the health signals that the options name; a command that is not to be run counts as well."""
+    """Return the health checks that the options name. With `runs_commands` false, commands are listed but not run."""
     from goatherd.rotation.health_checks import HealthCommand, HTTPProbe
 
     signals: list[HealthSignal] = []
@@ -210,7 +212,7 @@ def build_schedule(options: Options) -> Schedule:
     """Return the schedule that the options describe, checked.
 
     Raises:
-        ConfigurationError: It cannot be meant.
+        ConfigurationError: The options of the schedule are invalid.
     """
     from goatherd.operations.runs import current_actor
     from goatherd.schedule.due import Missed, Schedule, make_schedule, read_zone

@@ -39,7 +39,7 @@ def build_server(options: Options, *, accept_identity: bool = False) -> Server:
     """Return the server that the options describe, not started.
 
     Raises:
-        ConfigurationError: No data directory is named, or no source of the identity.
+        ConfigurationError: The options name no data directory, or no source of the identity.
     """
     from goatherd.node.server import Server
     from goatherd.serving.caller_limits import CallerLimits
@@ -57,7 +57,7 @@ def build_server(options: Options, *, accept_identity: bool = False) -> Server:
 
 
 def build_caller_limits(options: Options) -> dict[str, Any]:
-    """Return what callers may take of a server or a door, as arguments of `CallerLimits`."""
+    """Return the limits of each caller of a server or a door, as arguments of `CallerLimits`."""
     from goatherd.serving.caller_limits import Rate
     from goatherd.serving.sockets import allow_open_files
 
@@ -73,10 +73,10 @@ def build_caller_limits(options: Options) -> dict[str, Any]:
 
 
 def build_settings(options: Options, *, accept_identity: bool) -> CloudSecretSettings | FileSettings:
-    """Return the settings provider that the options describe: a settings.json where one is named, else the store.
+    """Return the settings provider that the options describe: a settings.json if one is named, else the store.
 
     Raises:
-        ConfigurationError: Both are named on the command line, or neither anywhere.
+        ConfigurationError: The command line names both a file and a store, or no option names either.
     """
     from goatherd.data_directory import SEEN_NAME
     from goatherd.settings import CloudSecretSettings, FileSettings
@@ -105,7 +105,7 @@ def build_settings(options: Options, *, accept_identity: bool) -> CloudSecretSet
 
 
 def build_store_settings(options: Options) -> CloudSecretSettings:
-    """Return the identity in the store, for a door: it keeps no record of its own and no copy."""
+    """Return the settings of a door: the identity in the store, without a local record or copy of it."""
     from goatherd.settings import CloudSecretSettings
 
     provider, template = configured_provider(options)
@@ -113,14 +113,15 @@ def build_store_settings(options: Options) -> CloudSecretSettings:
 
 
 def build_last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGood | None:
-    """Return the sealed copy that the options describe; None where they name none.
+    """Return the encrypted local copy of the identity that the options describe; None if they name none.
 
     Args:
         options: The options.
-        is_per_org: Each organization has an identity of its own.
+        is_per_org: Whether each organization has an identity of its own.
 
     Raises:
-        ConfigurationError: A copy without a key, a key without a copy, or one copy for many identities.
+        ConfigurationError: The options name a copy without a key, a key without a copy, or one copy for several
+            identities.
     """
     from goatherd.settings import KeySource, LastKnownGood
 
@@ -147,7 +148,7 @@ def served_directory(options: Options) -> Path:
     """Return the data directory of `goatherd serve`.
 
     Raises:
-        ConfigurationError: None is named.
+        ConfigurationError: The options name no data directory.
     """
     if options.serve_data is None:
         raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_SERVE_DATA.")
@@ -182,28 +183,28 @@ def build_door(
 
 
 def build_own_address(url: str, *, host: str, port: int) -> Front:
-    """Return what opens the agent's own address, where there is no door."""
+    """Return a function that opens the agent's own HTTP address, for an agent without a door."""
     from goatherd.agent.own_address import OwnAddress
 
     return lambda _, own: OwnAddress(upstream=url, answer=own.answer_request, guard=own.guard, host=host, port=port)
 
 
 def chosen_organizations(options: Options, given: Sequence[str]) -> tuple[str, ...]:
-    """Return the organizations of a server: those of repeated --org, else the one of the options."""
+    """Return the organizations of a server: those given by --org, or else the one of the options."""
     return tuple(dict.fromkeys(map(parse_organization, given))) or (options.org,)
 
 
 def build_server_files(options: Options, orgs: Sequence[str], *, creates: bool, plain_file: bool) -> ServerFiles:
-    """Return the data directory of an unmodified GoatDB server, and where its settings.json files go.
+    """Return the data directory of an unmodified GoatDB server, and the places of its settings.json files.
 
     Args:
         options: The data directory, and the directory on a tmpfs.
         orgs: The organizations of the server.
-        creates: Whether missing directories are created.
+        creates: Whether to create missing directories.
         plain_file: Write to the disk instead of a tmpfs.
 
     Raises:
-        ConfigurationError: No data directory is named.
+        ConfigurationError: The options name no data directory.
         AgentError: There is no tmpfs.
     """
     from goatherd.agent.memory_directory import directory_for, find_memory
@@ -219,14 +220,14 @@ def build_server_files(options: Options, orgs: Sequence[str], *, creates: bool, 
 def build_organizations(
     options: Options, files: ServerFiles, *, accept_identity: bool
 ) -> tuple[list[ManagedOrganization], tuple[SecretProvider, str] | None]:
-    """Return the organizations of an agent's server with their identities in the store, and where the lease is stored.
+    """Return the organizations of an agent's server, with their identities, and the restart lease's secret.
 
     Nothing is read from the store yet.
 
     Args:
         options: The store, the server's URL, and its peers.
         files: The server's data directory.
-        accept_identity: Follow the store, once, to an identity that no trusted root has endorsed.
+        accept_identity: Accept, a single time, an identity in the store that no trusted root has endorsed.
 
     Raises:
         ConfigurationError: No store is named, or its address is the same for several organizations.
@@ -275,7 +276,7 @@ def build_lease_secret(options: Options) -> tuple[SecretProvider, str]:
     """Return the provider, not open yet, and the id of the secret that holds the restart lease.
 
     Raises:
-        ConfigurationError: The options name no store, or say that there is no lease.
+        ConfigurationError: The options name no store, or turn the lease off.
     """
     found = _locate_lease(options, None, options.org)
     if found is None:
@@ -286,7 +287,7 @@ def build_lease_secret(options: Options) -> tuple[SecretProvider, str]:
 def _locate_lease(
     options: Options, identity: tuple[SecretProvider, str] | None, org: str
 ) -> tuple[SecretProvider, str] | None:
-    """Return the secret of the lease: the one that is named, else one beside the identity; None for no lease."""
+    """Return the restart lease's secret: the named one, or one beside the identity; None without a lease."""
     from goatherd.agent.restart_lease import lease_id_for
 
     if options.agent_lease == NO_LEASE:
@@ -298,7 +299,7 @@ def _locate_lease(
 
 
 def build_agent_rules(options: Options) -> Rules:
-    """Return how the agent behaves."""
+    """Return the rules for the agent's behaviour that the options describe."""
     from goatherd.agent import OnChange, Rules
 
     return Rules(
@@ -310,10 +311,10 @@ def build_agent_rules(options: Options) -> Rules:
 
 
 def build_notifier(options: Options, *, supervisor: Supervisor | None, pid_file: Path | None) -> Notify | None:
-    """Return what makes the server read a new settings.json; None if it is restarted, or left alone.
+    """Return a function that makes the server read a new settings.json; None if the server is restarted or left alone.
 
     Raises:
-        ConfigurationError: It is a command, and none is given.
+        ConfigurationError: The options ask for a command but name none.
     """
     from goatherd.operations.run_agent import command_notifier, signal_notifier
 

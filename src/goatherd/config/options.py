@@ -55,10 +55,10 @@ def _option(name: str, parse: Callable[[object], Any], default: Any, form: str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Every option with its value. A field's metadata holds its key in goatherd.toml, its form and its meaning.
+    """Every option with its value. A field's metadata holds its key in goatherd.toml, its type and its description.
 
     Attributes:
-        origin: For each key that was given, where: ``flag``, the environment variable, or the file and its line.
+        origin: For each key that was given, the place: ``flag``, the environment variable, or the file and its line.
         file: The configuration file that was read, if there is one.
     """
 
@@ -552,11 +552,11 @@ class Key:
 
     @property
     def default_text(self) -> str:
-        """Return the default as goatherd.toml would write it, or nothing."""
+        """Return the default as goatherd.toml would write it; empty if there is none."""
         return "" if self.default is None or self.default == () else self.text_of(self.default)
 
     def text_of(self, value: Any) -> str:
-        """Return a value of this option, but no list and no table, as goatherd.toml would write it."""
+        """Return a value of this option as goatherd.toml would write it. The value must not be a list or a table."""
         if self.form == "signal":
             return signal.Signals(value).name.removeprefix("SIG")
         if isinstance(value, timedelta):
@@ -598,14 +598,13 @@ def load_options(
     Args:
         flags: Values by the names of the fields of `Options`; None and an empty tuple mean not given.
         environ: The environment.
-        directory: Directory of the goatherd.toml that is read when nothing names one.
+        directory: Directory whose goatherd.toml is read if no file is named.
         file: The file that a flag names; ``GOATHERD_CONFIG`` if None. A named file must exist.
-        flag_names: What the operator types for a field, such as ``--node`` for ``nodes``; for messages.
+        flag_names: The flag for a field in messages, such as ``--node`` for ``nodes``.
 
-    Raises:
-        ConfigurationError: The file is missing, is not TOML, has an unknown key, or a value has the wrong form, also
-            where a flag or a variable takes its place; a variable looks like a mistyped one of Goatherd's; a file that
-            nothing names could have been written by another user.
+    Raises: ConfigurationError: The file is missing, is not TOML, has an unknown key, or has an invalid value, even if a
+        flag or a variable overrides that value; a variable has the name of one of Goatherd's, mistyped; or another user
+        could have written the goatherd.toml that was found in `directory`.
     """
     for name in environ:
         _check_variable(name, environ)
@@ -632,13 +631,13 @@ def load_options(
 
 
 def _check_owner(path: Path) -> None:
-    """Refuse a file that is only found in the current directory if another user can have written it.
+    """Refuse a goatherd.toml that was found in the current directory if another user can have written it.
 
-    SECURITY: it names commands to run and the store to trust, and operators change into directories of other users
-    (tests/unit/config/test_options.py).
+    SECURITY: the file names commands to run and the store to trust, and operators change into directories of other
+    users (tests/unit/config/test_options.py).
 
     Raises:
-        ConfigurationError: Another user can have written it.
+        ConfigurationError: Another user can have written the file.
     """
     try:
         found = path.stat()
@@ -661,7 +660,7 @@ def _check_owner(path: Path) -> None:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether a group has no member but this user, as on systems that give each user a group of the same name."""
+    """Whether this user is the only member of a group, as on systems that give each user a group of the same name."""
     import grp
     import pwd
 
@@ -696,12 +695,13 @@ _CLOSE: Final = 0.8
 
 
 def _check_variable(name: str, environ: Mapping[str, str]) -> None:
-    """Refuse a variable that looks like a mistyped one of Goatherd's.
+    """Refuse an environment variable whose name looks like a mistyped one of Goatherd's.
 
-    Other variables that begin with GOATHERD_ are accepted: plugins, images and Services of Kubernetes set their own.
+    Other variables that begin with GOATHERD_ are accepted, because plugins, images and Kubernetes Services set their
+    own.
 
     Raises:
-        ConfigurationError: It does.
+        ConfigurationError: The name is similar to one of Goatherd's variables.
     """
     if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.search(name):
         return
@@ -728,12 +728,12 @@ def _check_variable(name: str, environ: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """What a configuration file holds.
+    """The contents of a configuration file.
 
     Attributes:
         path: The file.
-        values: By full key, such as ``rotation.grace``.
-        lines: The line number of each key, where it was found.
+        values: The values by full key, such as ``rotation.grace``.
+        lines: The line number of each key, as far as it was found.
     """
 
     path: Path
@@ -816,7 +816,7 @@ def _flatten_sections(document: Mapping[str, object], sections: Sequence[str]) -
 
 
 def _find_lines(text: str, sections: Sequence[str]) -> dict[str, int]:
-    """Return the line number of each key and section; `tomllib` gives none, so the lines are matched by their form."""
+    """Return the line number of each key and section. They are matched by form, since `tomllib` reports none."""
     found: dict[str, int] = {}
     section = ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -829,7 +829,7 @@ def _find_lines(text: str, sections: Sequence[str]) -> dict[str, int]:
 
 
 def describe_nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the nearest known key of the same section, those with the same last part, or all."""
+    """Return a hint: the most similar key of the section, or the keys with the same last part, or all keys."""
     known = list(known)
     section, dot, tail = name.rpartition(".")
     own = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
@@ -853,9 +853,9 @@ class Setting:
 
     Attributes:
         key: Its name in goatherd.toml.
-        value: The value as text; None if there is none. What may be a secret is hidden.
+        value: The value as text, with possible secrets masked; None if there is none.
         source: ``flag``, an environment variable, the file with its line, or ``default``.
-        variable: The environment variable that sets it; None if none does.
+        variable: The environment variable that sets it; None if there is none.
     """
 
     key: str
@@ -865,10 +865,10 @@ class Setting:
 
 
 def effective_settings(options: Options) -> tuple[Setting, ...]:
-    """Return every option with its value and where that comes from, in the order of the reference page.
+    """Return every option with its value and the value's source, in the order of the reference page.
 
-    SECURITY: no value may show a secret: credentials and query of a URL, the arguments of a command, and whatever is
-    named like one are hidden (tests/unit/config/test_options.py).
+    SECURITY: no value may show a secret. Masked are the credentials and the query of a URL, the arguments of a command,
+    and every value whose name suggests a secret (tests/unit/config/test_options.py).
     """
     return tuple(
         Setting(
@@ -896,7 +896,7 @@ def _value_text(key: Key, value: Any) -> str | None:
 
 
 def _url_text(text: str) -> str:
-    """Return a URL with its password, and what is named like a secret in its query, hidden."""
+    """Return a URL with its password masked, and all or the secret-looking parameters of its query."""
     before, question, query = text.partition("?")
     scheme, colon, rest = before.partition("://")
     if colon and "@" in rest:

@@ -27,10 +27,10 @@ _DURATION_PART = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)(ms|[smhdw])")
 
 
 def parse_duration(value: object) -> timedelta:
-    """Read a duration with its unit: ``250ms``, ``30s``, ``5m``, ``2h``, ``30d``, ``1w``, or several (``1h30m``).
+    """Parse a duration with its unit: ``250ms``, ``30s``, ``5m``, ``2h``, ``30d``, ``1w``, or several (``1h30m``).
 
     Raises:
-        ConfigurationError: It is a bare number, or no duration.
+        ConfigurationError: The value is a number without a unit, or no duration.
     """
     if isinstance(value, timedelta):
         return value
@@ -48,7 +48,7 @@ def parse_duration(value: object) -> timedelta:
 
 
 def parse_positive_duration(value: object) -> timedelta:
-    """Read a duration that must be longer than zero."""
+    """Parse a duration that must be longer than zero."""
     duration = parse_duration(value)
     if not duration:
         raise ConfigurationError("must be longer than 0s", hint="Such as 5s.")
@@ -56,7 +56,7 @@ def parse_positive_duration(value: object) -> timedelta:
 
 
 def parse_root_lifetime(value: object) -> timedelta:
-    """Read the lifetime of a new root, at least an hour. The time that a rotation may take can require more."""
+    """Parse the lifetime of a new root, at least an hour. A rotation with long timeouts requires more."""
     lifetime = parse_duration(value)
     if lifetime < SHORTEST_LIFETIME:
         raise ConfigurationError(
@@ -103,7 +103,7 @@ def parse_port(value: object) -> int:
 
 
 def _parse_whole_number(value: object) -> int | None:
-    """Return a whole number, or None. A very long number is cut to 12 digits, which are out of every range."""
+    """Return a whole number, or None for another value. It is cut to 12 digits, which is out of every range."""
     text = str(value).removeprefix("-")
     if isinstance(value, bool) or not text.isascii() or not text.isdigit():
         return None
@@ -189,7 +189,7 @@ def parse_urls(value: object) -> tuple[str, ...]:
 
 
 def _split_addresses(value: object) -> tuple[str, ...]:
-    """Return the URLs of a list. An empty string is kept: it comes from an unset shell variable, and is an error."""
+    """Return the URLs of a list. An empty string is kept for a later error: it comes from an unset variable."""
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\s]+", value) if part] or [""]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):

@@ -16,29 +16,28 @@ from goatherd.operations.identity_store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrailRecords:
-    """The records of a trail, unverified, and the number of lines that are no records."""
+    """The records of an audit trail, unverified, and the number of lines that are no records."""
 
     records: tuple[Record, ...]
     unreadable: int
 
 
 async def read_trail_anchors(store: Store) -> Anchors:
-    """Return the roots that may sign a trail: those of the identity in an open store."""
+    """Return the roots whose signatures a trail may have: the roots of the identity in an open store."""
     _, document = await store.read()
     return Anchors.of(document)
 
 
 def verify_trail(file: Path, *, anchors: Anchors | None, checkpoint: Head | None = None) -> Checked:
-    """Verify every record of a trail: its place in the chain, and its signature.
+    """Verify every record of an audit trail: its place in the hash chain, and its signature.
 
     Args:
-        file: The trail.
+        file: The file of the trail.
         anchors: The roots that may sign it; None to trust the first signer in the file.
-        checkpoint: A head of this trail that was kept in another place; it shows whether the end is missing.
+        checkpoint: A head of this trail that was kept in another place; it shows whether the file's end is missing.
 
-    Raises:
-        AuditBrokenError: A record was changed, removed, moved or is not signed by such a root; or the file is no trail.
-        AuditError: The file cannot be read.
+    Raises: AuditBrokenError: A record was changed, removed or moved, or has no signature of a trusted root; or the file
+        is no audit trail. AuditError: The file cannot be read.
     """
     try:
         return verify(read_lines(file), anchors=anchors, checkpoint=checkpoint)
@@ -49,14 +48,14 @@ def verify_trail(file: Path, *, anchors: Anchors | None, checkpoint: Head | None
 
 
 def read_trail(file: Path, *, last: int | None = None) -> TrailRecords:
-    """Return the records of a trail without verifying them.
+    """Return the records of an audit trail without verifying them.
 
     Args:
-        file: The trail.
-        last: Return only so many records, the newest.
+        file: The file of the trail.
+        last: How many of the newest records to return; None for all.
 
     Raises:
-        AuditBrokenError: The file is no trail.
+        AuditBrokenError: The file is no audit trail.
         AuditError: The file cannot be read.
     """
     records, unreadable = [], 0

@@ -49,16 +49,16 @@ _EVERYTHING: Final = 1 << 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogFinding:
-    """A line of a log that is damaged, no commit, or not verifiable.
+    """A line of a log that is damaged, is no commit, or cannot be verified.
 
     Attributes:
         repository: The repository's path.
         file: The log.
         offset: Offset of the line in bytes.
         length: Length of the line in bytes.
-        kind: What is wrong.
-        reason: What is wrong, in a sentence.
-        code: Code of the verification's error; None for other kinds.
+        kind: The kind of problem.
+        reason: The problem, in a sentence.
+        code: Error code of the verification; None for other kinds.
         commit_id: Id of the commit; None if it cannot be read.
     """
 
@@ -72,7 +72,7 @@ class LogFinding:
     commit_id: str | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return it as data."""
+        """Return the finding as JSON data."""
         return {
             "repository": self.repository,
             "file": str(self.file),
@@ -87,12 +87,12 @@ class LogFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """The roots whose signatures verify the records of an organization.
+    """The trusted roots by which an organization's records are verified.
 
     Attributes:
         source: Name of the store or the file that names the roots.
         roots: The roots.
-        revoked: Ids of revoked roots. A commit of theirs that the log holds is valid.
+        revoked: Ids of revoked roots. Commits that they have signed are valid if the log already holds them.
         current: The current root, which can sign requests to peers; None if its private key is not known.
     """
 
@@ -166,7 +166,7 @@ class DataReport:
         return not (self.findings or self.conflicts or self.problems)
 
     def to_json(self) -> dict[str, object]:
-        """Return it as data."""
+        """Return the report as JSON data."""
         return {
             "org": self.org,
             "directory": str(self.directory),
@@ -183,14 +183,14 @@ class DataReport:
 
 
 def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
-    """Return the organizations that a path holds, by name: a data directory, or the directory of one organization.
+    """Return the name and directory of each organization in a data directory, or of the one at `path`.
 
     Args:
-        path: The path that the operator has named.
+        path: A data directory, or the directory of one organization.
         org: The only organization to return; also the name of the organization if `path` is its directory.
 
     Raises:
-        ConfigurationError: The path holds no organization, or not this one.
+        ConfigurationError: The path holds no organization, or not the one named by `org`.
         StorageError: The directory cannot be read.
     """
     if not path.is_dir():
@@ -212,7 +212,7 @@ def lock_organization(directory: Path) -> Iterator[LogDirectory]:
     Raises:
         StorageError: A server runs on the directory; the message names its process.
         AgentBusyError: An agent uses the directory.
-        NewerFormatError: A newer GoatDB has written in it.
+        NewerFormatError: A newer GoatDB has written in the directory.
     """
     descriptor: int | None = None
     try:
@@ -237,8 +237,9 @@ def lock_organization(directory: Path) -> Iterator[LogDirectory]:
 def find_anchor(directory: Path, now_ms: int) -> Anchor | None:
     """Return the roots that an organization's own files name; None if there is no such file.
 
-    They are the roots of the identity that a server here used last, else those of settings.json. An attacker who can
-    write to the directory can write these files too: only a store proves that records were not forged.
+    They are the roots of the identity that a server last used in this directory, or else those of settings.json. An
+    attacker who can write to the directory can change these files, too: only a store proves that records were not
+    forged.
 
     Raises:
         IdentityError: A file is malformed.
@@ -273,13 +274,13 @@ def check_organization(
     executor: Executor | None = None,
     held_by_peers: Mapping[str, Iterable[Commit]] | None = None,
 ) -> DataReport:
-    """Read every record of an organization, and verify its signature. Blocks; writes nothing.
+    """Read every record of an organization and verify its signature. Writes nothing; blocks until it has finished.
 
     Args:
         logs: The organization's directory, locked.
         org: The organization.
-        anchor: The roots whose signatures are valid; None to verify no signature.
-        executor: Verifies in parallel.
+        anchor: The trusted roots; None to verify no signature.
+        executor: Verifies signatures in parallel.
         held_by_peers: Commits of other servers' ``/sys/sessions`` (`read_peers`), by URL.
 
     Raises:
@@ -367,7 +368,10 @@ def _make_finding(
 def verify_commits(
     pool: TrustPool, repository: str, commits: Sequence[Commit], executor: Executor | None
 ) -> list[VerificationError | None]:
-    """Verify commits of a log. Sessions that a root introduced in ``/sys/sessions`` are added to the pool."""
+    """Verify commits of a log, and return an error or None for each.
+
+    Sessions that a root has introduced in ``/sys/sessions`` are added to the pool.
+    """
     if repository != SESSIONS_PATH:
         return pool.verify_commits(commits, executor, held=True)
     pool.offer_session_commits(commits)

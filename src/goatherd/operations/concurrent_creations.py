@@ -26,12 +26,12 @@ from goatherd.wire.commit import Commit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
-    """Commits that create one session differently, none of which has a child in its log.
+    """Different commits that create the same session, none of which has a child in its log.
 
     Attributes:
         session_id: The session, which is the key of the commits.
         creations: The commits, the earliest first.
-        holders: The directories and the URLs of servers that hold them, sorted.
+        holders: Directories and server URLs that hold the commits, sorted.
     """
 
     session_id: str
@@ -48,7 +48,7 @@ class Conflict:
         )
 
     def to_json(self) -> dict[str, object]:
-        """Return it as data."""
+        """Return the conflict as JSON data."""
         return {
             "session": self.session_id,
             "commits": [commit.id for commit in self.creations],
@@ -57,9 +57,9 @@ class Conflict:
 
 
 def find_conflicts(logs: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
-    """Return the conflicts within one log, and between logs of servers that synchronize with each other, by session.
+    """Return the conflicts in one log and between the logs of synchronizing servers, sorted by session.
 
-    A server whose log has a commit with a parent of the same key can merge, so it has no part in a conflict.
+    If a session's commit has a child in a server's log, that server can merge, so it has no part in a conflict.
 
     Args:
         logs: The commits in ``/sys/sessions``, by directory or URL.
@@ -83,10 +83,10 @@ def find_conflicts(logs: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
 
 
 def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dict[str, Any]:
-    """Return the signed commit that has all creations as parents, and joins their contents.
+    """Return a signed commit that has all creations of a session as its parents, and joins their contents.
 
     Args:
-        conflict: The creations; each was verified.
+        conflict: The creations, all verified.
         signer: The root that signs.
         org: The organization; it is part of the signed bytes.
 
@@ -114,7 +114,7 @@ def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dic
 
 
 def _merge_sessions(sessions: Iterable[Session]) -> Session:
-    """Return the session with the latest expiration and, where one is known, the owner: a root stays a root."""
+    """Return one session with the latest expiration, and the owner if any of them has one: a root stays a root."""
     first, *others = sessions
     united = first
     for session in others:

@@ -63,11 +63,11 @@ class ScheduleExplanation:
     """What a controller would do, when and why.
 
     Attributes:
-        facts: What the schedule goes by.
-        verdict: What comes next.
+        facts: What the identity document says that matters for the schedule.
+        verdict: The next action.
         begins: When the next rotations would begin if each succeeded at once, in milliseconds since 1970.
         obstacles: What prevents a rotation from starting now.
-        at_ms: When this was found, in milliseconds since 1970.
+        at_ms: When this was found out, in milliseconds since 1970.
     """
 
     facts: Facts
@@ -82,7 +82,7 @@ async def explain_schedule(store: Store, nodes: NodeDirectory, schedule: Schedul
 
     Args:
         store: The open store.
-        nodes: The servers. No server need be listed.
+        nodes: The servers; may be empty.
         schedule: When to rotate, checked.
 
     Raises:
@@ -124,25 +124,25 @@ async def run_controller(
         store: The open store.
         nodes: Every server that holds this identity.
         schedule: When to rotate, checked, and its policy.
-        stop: Asks the controller to end at a safe point.
-        hurry: Asks it not to wait for the end of a rotation.
-        once: Do what is due now, then end. Nothing is checked before.
+        stop: Event that asks the controller to stop at a safe point.
+        hurry: Event that asks the controller not to wait for the end of a rotation.
+        once: Do what is due now, without the checks at the start, and return.
         interval: How often the identity is read.
-        stop_timeout: How long a rotation in progress may take to its end after `stop`.
+        stop_timeout: How long a rotation in progress may take to complete after `stop`.
         unsafe_without_nodes: Rotate although no server is listed.
         health: Health checks that must pass before a rotation begins and while the new root signs.
         alert_command: Command to run when an operator is needed.
         audit_log: File to append the audit trail to.
-        metrics: Is kept up to date.
+        metrics: Metrics to update.
         counts_runs: Whether each rotation counts as a run in `metrics`; false if the caller counts this call as one.
 
     Returns:
         With `once`, what was done; None if the controller was stopped before.
 
     Raises:
-        ConfigurationError: No server is listed, or something is configured wrongly, such as a program that is missing.
+        ConfigurationError: No server is listed, or something is configured wrongly, such as a missing program.
         AuditError: The audit trail cannot be written.
-        GoatherdError: With `once`, for what the rotation failed.
+        GoatherdError: With `once`, the error of the rotation that failed.
     """
     servers = await resolve_nodes(nodes)
     check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
@@ -184,7 +184,7 @@ async def run_controller(
 
 
 class _CountedWorker:
-    """A rotator whose runs are counted; what is destroyed later is no run of a rotation."""
+    """A rotator whose rotations are counted in the metrics. Destroying old keys does not count as a rotation."""
 
     def __init__(self, rotator: Rotator, seen: RotationMetrics) -> None:
         self._rotator = rotator
@@ -229,7 +229,7 @@ class StartProblem:
     Attributes:
         text: What is wrong and where.
         hint: What to do about it; may be empty.
-        is_permanent: Whether it ends the start.
+        is_permanent: Whether the controller must not start because of it.
     """
 
     text: str
@@ -238,7 +238,7 @@ class StartProblem:
 
 
 class Surveyor(Protocol):
-    """Finds what prevents a rotation from starting; `goatherd.rotation.Rotator` is one."""
+    """The interface of what finds the obstacles to a rotation; `goatherd.rotation.Rotator` implements it."""
 
     async def survey(self, *, is_probing: bool = True) -> Survey: ...
 
@@ -249,10 +249,10 @@ async def find_start_problems(
     """Try everything that a controller needs, and return what does not work.
 
     Args:
-        provider: The store, opened.
-        secret_id: The identity's secret in it.
+        provider: The open store.
+        secret_id: The secret that holds the identity.
         surveyor: Observes the servers.
-        commands: What the operator gave to be run, by the name of the option; None where nothing was given.
+        commands: The operator's commands, by the name of the option; None for an option that was not given.
 
     Raises:
         ProviderError, IdentityError: The store cannot be read, and a retry would not help.
@@ -293,9 +293,9 @@ async def _find_missing_rights(provider: SecretProvider, secret_id: str) -> list
 
 
 async def find_missing_program(line: str) -> str | None:
-    """Return the program that a command line begins with, where the shell does not find it.
+    """Return the program at the start of a command line if the shell does not find it, else None.
 
-    Lines that begin with more than a plain word (an assignment, a subshell) are not judged.
+    A command line that begins with something other than a plain word (an assignment, a subshell) is not checked.
     """
     word = (line.split() or [""])[0]
     if not _PLAIN_WORD.fullmatch(word):
@@ -311,10 +311,10 @@ async def find_missing_program(line: str) -> str | None:
 
 
 def refuse_start(problems: Sequence[StartProblem]) -> None:
-    """Raise where a problem ends the start.
+    """Raise an error if one of the problems prevents the controller from starting.
 
     Raises:
-        ConfigurationError: It names every such problem.
+        ConfigurationError: There are such problems; the message names all of them.
     """
     permanent = [one for one in problems if one.is_permanent]
     if permanent:

@@ -46,7 +46,7 @@ Progress = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionCopy:
-    """One version to copy. `target` is its id in the destination, once it was written."""
+    """One version to copy. `target` is its id in the destination, or None until it is written."""
 
     source: VersionId
     value: SecretBytes
@@ -62,13 +62,13 @@ class SkippedVersion:
     reason: str
 
     def to_json(self) -> dict[str, str]:
-        """Return it as data."""
+        """Return the skipped version as JSON data."""
         return {"id": self.id, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyPlan:
-    """Versions and labels that the destination must hold at the end.
+    """The versions and labels that the destination must hold when the copy is complete.
 
     Attributes:
         items: The versions, oldest first.
@@ -86,7 +86,7 @@ class CopyPlan:
 
     @property
     def carrier(self) -> Label:
-        """The label with which each new version is written: not `current`, if there is another one."""
+        """The label with which each new version is written: one other than `current`, if there is one."""
         others = sorted(set(self.labels) - {CURRENT})
         return STABLE if STABLE in others else Label(others[0]) if others else CURRENT
 
@@ -98,8 +98,8 @@ class CopyReport:
     Attributes:
         plan: What was copied, with the ids in the destination as far as they are known.
         present: How many versions the destination held before.
-        is_dry: Nothing was written.
-        shows_current_early: The destination has a current version before the copy is complete.
+        is_dry: Whether this was a dry run, in which nothing was written.
+        shows_current_early: Whether the destination has a current version before the copy is complete.
     """
 
     plan: CopyPlan
@@ -121,7 +121,7 @@ async def copy_secret(
     progress: Progress | None = None,
     clock: Clock | None = None,
 ) -> CopyReport:
-    """Copy a secret with its readable versions and its labels.
+    """Copy a secret with its readable versions and its labels from one store to another.
 
     Args:
         source: The store to copy from.
@@ -129,11 +129,12 @@ async def copy_secret(
         resume: Complete a copy that was interrupted.
         dry_run: Read both stores and write nothing.
         progress: Called with each version that was copied.
-        clock: The time.
+        clock: Tells the time and waits.
 
     Raises:
         IllegalStepError: A rotation is in progress in the source.
-        IdentityExistsError: The destination has a secret, and `resume` is False or it is not the beginning of this one.
+        IdentityExistsError: The destination has a secret, and `resume` is False or the secret is not the beginning of a
+            copy of this one.
         ConflictError: Another process changed the source or the destination during the copy.
         ProviderError: A store could not be read or written.
     """
@@ -212,7 +213,7 @@ async def _plan_copy(source: Store, destination: Store) -> CopyPlan:
 
 
 def _refuse_rotation(plan: CopyPlan) -> None:
-    """Refuse a rotation in progress: its document names versions of its own store, which a roll-back needs."""
+    """Refuse to copy during a rotation: its document names versions of the source, which a roll-back needs."""
     current = next(item for item in plan.items if item.source == plan.labels[CURRENT])
     try:
         document = decode_document(current.value.reveal())
@@ -240,7 +241,7 @@ async def _check_unchanged(source: Store, plan: CopyPlan) -> None:
 
 
 async def _list_destination(destination: Store) -> list[SecretVersion]:
-    """Return the destination's versions, oldest first; none where there is no secret."""
+    """Return the destination's versions, oldest first; an empty list if there is no secret."""
     try:
         found = await destination.versions()
     except SecretNotFoundError:
@@ -252,7 +253,7 @@ async def _list_destination(destination: Store) -> list[SecretVersion]:
 async def _match_versions(
     plan: CopyPlan, destination: Store, there: Sequence[SecretVersion]
 ) -> tuple[CopyPlan, dict[Label, VersionId]]:
-    """Return the plan with the ids of the versions that the destination holds already, and its labels."""
+    """Return the plan with the ids of the versions that the destination already holds, and the destination's labels."""
     holders = {label: version.id for version in there for label in version.labels}
     items = list(plan.items)
     reason = None
@@ -318,10 +319,10 @@ async def _move_labels(plan: CopyPlan, destination: Store, holders: dict[Label, 
 
 
 async def _verify_copy(plan: CopyPlan, destination: Store, clock: Clock) -> None:
-    """Read every version and label back, and compare.
+    """Read every version and label back from the destination, and compare them with the plan.
 
     Raises:
-        UnavailableError: The destination holds something else than what was written.
+        UnavailableError: The destination holds something other than what was written.
     """
     strong = destination.provider.guarantees.read_consistency is ReadConsistency.STRONG
     timeout = timedelta(0) if strong else SETTLE
@@ -362,10 +363,10 @@ async def _describe_difference(plan: CopyPlan, destination: Store) -> str | None
 
 
 def check_durable(destination: Store) -> None:
-    """Refuse a store that ends with this process, for callers that end when the copy is made.
+    """Refuse a store that exists only in this process, for callers that end after the copy.
 
     Raises:
-        ProviderConfigurationError: It does.
+        ProviderConfigurationError: The store exists only in this process.
     """
     if not destination.provider.guarantees.durable:
         raise ProviderConfigurationError(

@@ -35,7 +35,7 @@ OpenStore = Callable[[str], AbstractAsyncContextManager[Store]]
 async def check_data(
     path: Path, *, org: str | None, open_store: OpenStore | None, peers: Sequence[RepairPeer] = ()
 ) -> list[DataReport]:
-    """Read every record of every organization, and compare sessions with other servers. Changes nothing.
+    """Read every record of every organization, and compare the sessions with those of other servers. Changes nothing.
 
     Args:
         path: A data directory, or the directory of one organization.
@@ -44,8 +44,8 @@ async def check_data(
         peers: Other servers of the cluster.
 
     Raises:
-        ConfigurationError: The path holds no such organization, or there are peers and it is not known whose signatures
-            count.
+        ConfigurationError: The path holds no such organization, or there are peers but no roots to verify their commits
+            with.
         StorageError: A server runs on the directory, or a log cannot be read.
         ProviderError, IdentityError: The identity cannot be read.
     """
@@ -62,18 +62,18 @@ async def check_data(
 async def repair_data(
     path: Path, *, org: str | None, open_store: OpenStore | None, peers: Sequence[RepairPeer] = ()
 ) -> list[Repair]:
-    """Repair the logs of every organization, with the help of other servers.
+    """Repair the logs of every organization, with commits from other servers.
 
     Args:
         path: A data directory, or the directory of one organization.
         org: The organization to repair; None for all.
         open_store: Opens the store with an organization's identity; None to read no store.
-        peers: Other servers of the cluster, which may hold what is damaged here.
+        peers: Other servers of the cluster, which may hold the commits that are damaged here.
 
     Raises:
-        ConfigurationError: The path holds no such organization, or there are peers and it is not known whose signatures
-            count.
-        StorageError: A server runs on the directory, or a log cannot be read or written; run it again.
+        ConfigurationError: The path holds no such organization, or there are peers but no roots to verify their commits
+            with.
+        StorageError: A server runs on the directory, or a log cannot be read or written. The repair can be run again.
         ProviderError, IdentityError: The identity cannot be read.
     """
     repairs = []

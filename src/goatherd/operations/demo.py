@@ -47,7 +47,7 @@ Tell = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPart:
-    """One part of the demo: its name, the load during it, and how many seconds each phase of a rotation took in it."""
+    """One part of the demo: its name, the load during it, and the duration of each rotation phase in it, in seconds."""
 
     name: str
     window: LoadWindow
@@ -56,7 +56,7 @@ class DemoPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
-    """The result of the demo. The exit code depends on `passed`."""
+    """The result of the demo. `passed` determines the exit code."""
 
     servers: int
     clients: int
@@ -95,7 +95,7 @@ class _Server:
 
 
 async def run_demo(tell: Tell) -> DemoReport:
-    """Run the demo in a temporary directory and return what happened.
+    """Run the demo in a temporary directory and return its result.
 
     Raises:
         NodeError: A server did not start.
@@ -181,7 +181,7 @@ async def _run_parts(
 
 
 def _measure_phases(began: float, entered: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Return how many seconds each phase took to reach from the phase before it."""
+    """Return, for each phase, how many seconds passed from the phase before it until it was reached."""
     durations: dict[str, float] = {}
     previous = began
     for phase, at in entered:

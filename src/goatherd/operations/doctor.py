@@ -72,14 +72,14 @@ SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckScope:
-    """What is to be checked besides the store.
+    """What `goatherd doctor` checks besides the store.
 
     Attributes:
-        addresses: The servers, or where to discover them.
+        addresses: The servers, or addresses that discover them.
         timeout: Timeout of one request to a server.
         org: The organization.
-        policy: What a rotation would go by.
-        refresh_interval: How often a server reads the store where it does not say so.
+        policy: The policy of a rotation.
+        refresh_interval: How often a server reads the store if it does not report that itself.
         health: The health checks of a rotation.
     """
 
@@ -96,10 +96,10 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
 
     Args:
         opening: Opens the store.
-        scope: The servers, and what a rotation would go by.
+        scope: The servers, and the policy of a rotation.
 
     Raises:
-        ConfigurationError, PluginNotFoundError, MissingExtraError: No store is named, or its plugin cannot be had.
+        ConfigurationError, PluginNotFoundError, MissingExtraError: No store is named, or its plugin cannot be loaded.
     """
     checks: list[Check] = []
     store = document = None
@@ -192,7 +192,7 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
 
 
 def check_obstacles(survey: Survey) -> list[Check]:
-    """Return one check for each obstacle to a rotation that no other check fails by, and one for each remark."""
+    """Return one check for each remark, and one for each obstacle to a rotation that is not already a failed check."""
     checks = [
         Check(
             name="store history" if one.kind in WENT_BACK else "rotation",
@@ -227,7 +227,7 @@ async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -
 
 
 async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list[Check]:
-    """Look for sessions whose concurrent creations end GoatDB servers and clients, on one server or between two."""
+    """Check for sessions whose concurrent creations crash GoatDB servers and clients, on one server or between two."""
     name = "sessions"
     org = scope.org
     held: dict[str, list[Commit]] = {}
@@ -289,7 +289,7 @@ async def _check_server(client: NodeClient, document: IdentityDocument | None, s
 
 
 async def _check_key_exposure(client: NodeClient) -> Check:
-    """Create a session without authentication, as an attacker would, and look for a private key in the answer."""
+    """Create a session without authentication, as an attacker would, and check the answer for a private key."""
     url = client.base_url
     answer = await client.identity()
     agent = None if answer is None else answer.agent

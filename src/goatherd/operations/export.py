@@ -24,10 +24,10 @@ class ExportedSettings:
 
     Attributes:
         file: The file.
-        version_id: The stored version that it was made from.
-        current_id: The current root in it.
-        roots: How many roots it holds.
-        sessions: How many trusted user sessions it holds.
+        version_id: The stored version that the file was made from.
+        current_id: The current root in the file.
+        roots: How many roots the file holds.
+        sessions: How many trusted user sessions the file holds.
     """
 
     file: Path
@@ -40,18 +40,18 @@ class ExportedSettings:
 async def export_settings(
     store: Store, file: Path, *, data: Path | None = None, replace: bool = False, unsafe_short_life: bool = False
 ) -> ExportedSettings:
-    """Write the identity as a settings.json, readable by its owner only.
+    """Write the identity as a settings.json that only its owner can read.
 
     Args:
         store: The open store.
         file: The file to write.
         data: Data directory of one organization; the user sessions of its ``/sys/sessions`` log become
             ``trustedSessions``.
-        replace: Overwrite a file that holds something else, and the key in it.
+        replace: Overwrite a file with other contents, including the key in it.
         unsafe_short_life: Accept a root with less than 15 days left.
 
     Raises:
-        IdentityExistsError: There is another file, and `replace` is False.
+        IdentityExistsError: The file exists with other contents, and `replace` is False.
         ConfigurationError: `data` has no ``/sys/sessions`` log.
         IdentityError: The root has less than 15 days left, or the identity is malformed.
         ProviderError: The store cannot be read.
@@ -75,10 +75,10 @@ async def export_settings(
 
 
 def _write_settings(file: Path, text: bytes, *, replace: bool) -> None:
-    """Write a file that holds a key: mode 0600, whole or not at all. The same content again is no change.
+    """Write a file that holds a key, atomically and with mode 0600. If its contents are the same, do nothing.
 
     Raises:
-        IdentityExistsError: There is another file, and `replace` is False.
+        IdentityExistsError: The file exists with other contents, and `replace` is False.
     """
     if replace:
         replace_file(file, text)

@@ -26,7 +26,7 @@ class GitFinding:
     """A git repository that holds a private key, or that could not be checked.
 
     Attributes:
-        repository: Its top directory.
+        repository: The repository's top directory.
         path: The file that git tracks, or that a commit holds; None if the repository could not be checked.
         problem: Why the repository could not be checked.
     """
@@ -37,15 +37,15 @@ class GitFinding:
 
 
 class _GitError(Exception):
-    """Git could not be run, or failed."""
+    """The git command could not be run, or failed."""
 
 
 def find_in_git(settings: Path, secret: bytes) -> GitFinding | None:
-    """Search the repository around a settings.json for its private key; None if there is none, or it is clean.
+    """Search the git repository around a settings.json for its private key; None if there is no repository or no key.
 
     Args:
         settings: The file itself, not a link to it.
-        secret: Bytes that only the private key contains; searched in files of other names too.
+        secret: Bytes that only the private key contains; files with other names are searched for them, too.
     """
     top = next((one for one in settings.parents if (one / ".git").exists()), None)
     if top is None:
@@ -70,7 +70,7 @@ def _find_secret(settings: Path, secret: bytes) -> str | None:
 
 
 def _read_contents(at: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the path and the content of each object whose name a settings.json may have had."""
+    """Yield the path and the content of each git object that may be a settings.json by its name."""
     paths: dict[bytes, str] = {}
     commits = _run_git(at, "rev-list", "--all", "--full-history", "--", *_NAMES)
     options = ("-r", "-m", "-z", "--root", "--raw", "--no-abbrev", "--no-commit-id", "--no-renames")
@@ -110,7 +110,7 @@ def _run_git(at: Path, *words: str, given: bytes = b"") -> bytes:
     """Run a git command that only reads, and return its output.
 
     Raises:
-        _GitError: There is no git, git fails (such as for a repository of another user), or git takes too long.
+        _GitError: Git is not installed, takes too long, or fails, such as for a repository of another user.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environ |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}

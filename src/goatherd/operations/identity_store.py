@@ -21,13 +21,13 @@ DEFAULT_ORG: Final = "localhost"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """An open provider, and the secret in it that holds the identity of one organization.
+    """An open store: the provider, and the secret in it that holds the identity of one organization.
 
     Attributes:
         provider: The open provider.
         secret_id: The secret.
         org: The organization.
-        name: Name of the store in messages: the URI, or the scheme and the name of the secret. It holds no password.
+        name: Name of the store in messages: the URI, or the scheme and the name of the secret. It contains no password.
     """
 
     provider: SecretProvider
@@ -54,7 +54,7 @@ class Store:
         """Compare this machine's clock with the date of the store's last answer. Call it before a write.
 
         Raises:
-            WrongClockError: They differ by more than `tolerance`.
+            WrongClockError: The clocks differ by more than `tolerance`.
         """
         # Here, since most commands need nothing of the rotation.
         from goatherd.rotation.obstacles import check_own_clock
@@ -66,7 +66,7 @@ class Store:
         return list(await self.provider.versions(self.secret_id))
 
     async def find(self, text: str) -> Label | VersionId:
-        """Find a version by its id or its label; the result can be read.
+        """Find a version by its id or its label, and return what `read` takes.
 
         Raises:
             SecretNotFoundError: No version has this id or label.

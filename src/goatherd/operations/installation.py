@@ -68,7 +68,7 @@ class Installation:
 
 
 def describe_installation() -> Installation:
-    """Return the versions of what is installed. Imports no provider."""
+    """Return the versions of what is installed. No provider is imported."""
     library, openssl = library_versions()
     try:
         about = metadata.metadata(PACKAGE)

@@ -50,7 +50,7 @@ class LabelChange:
 
 
 def check_custom_label(text: str) -> Label:
-    """Return `text` as a label that an operator may move.
+    """Check that an operator may move the label `text`, and return it as a `Label`.
 
     Raises:
         ConfigurationError: `text` is no label, or one of `PROTECTED_LABELS`.
@@ -76,7 +76,7 @@ def check_removable_label(text: str) -> None:
 
 
 async def move_label(provider: SecretProvider, secret_id: str, label: str, to: str) -> LabelChange:
-    """Add `label` to a version, or move it there from the version that holds it.
+    """Add `label` to a version, or move it there from another version.
 
     Args:
         provider: An open provider.
@@ -85,8 +85,8 @@ async def move_label(provider: SecretProvider, secret_id: str, label: str, to: s
         to: The version's id, or a label that the version holds.
 
     Raises:
-        ConfigurationError: `label` is protected, is no label, or the store holds only Goatherd's labels.
-        SecretNotFoundError: No such secret, or no such version.
+        ConfigurationError: `label` is protected or no label, or the store supports only Goatherd's own labels.
+        SecretNotFoundError: There is no such secret, or no such version.
         ConflictError: Another writer moved the label in the meantime. Nothing was changed.
     """
     checked = check_custom_label(label)
@@ -103,11 +103,11 @@ async def move_label(provider: SecretProvider, secret_id: str, label: str, to: s
 async def remove_label(provider: SecretProvider, secret_id: str, label: str) -> LabelChange:
     """Remove `label` from the version that holds it. Do nothing if no version holds it.
 
-    It may be any label that the store lists, also one that another tool has set and that `move_label` would refuse.
+    Any label that the store lists can be removed, including labels of other tools, which `move_label` refuses.
 
     Raises:
-        ConfigurationError: `label` is protected, or the store holds only Goatherd's labels.
-        SecretNotFoundError: No such secret.
+        ConfigurationError: `label` is protected, or the store supports only Goatherd's own labels.
+        SecretNotFoundError: There is no such secret.
         ConflictError: Another writer moved the label in the meantime. Nothing was changed.
     """
     check_removable_label(label)
@@ -120,7 +120,7 @@ async def remove_label(provider: SecretProvider, secret_id: str, label: str) -> 
 
 
 async def change_label(store: Store, label: str, to: str | None, *, audit_log: AuditLog | None = None) -> LabelChange:
-    """Move `label` to a version, or remove it if `to` is None, and record that in the audit trail.
+    """Move `label` to a version, or remove it if `to` is None, and record the change in the audit trail.
 
     Args:
         store: The open store.
@@ -146,7 +146,7 @@ async def change_label(store: Store, label: str, to: str | None, *, audit_log: A
 
 @contextmanager
 def _explain_conflict() -> Iterator[None]:
-    """Replace the hint of a conflict by one about labels."""
+    """Replace the hint of a `ConflictError` by a hint about labels."""
     try:
         yield
     except ConflictError as error:

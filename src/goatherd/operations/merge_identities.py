@@ -23,13 +23,13 @@ from goatherd.times import iso
 def merge_server_identities(
     org: str, found: Sequence[tuple[Path, IdentityDocument]], root_id: str | None = None, *, now_ms: int
 ) -> IdentityDocument:
-    """Return the one identity that several servers' settings hold for an organization.
+    """Merge the settings of several servers into the one identity of an organization.
 
-    Each GoatDB server extends the expiration of its root when it starts: the latest expiration counts.
+    Each GoatDB server extends the expiration of its root when it starts, so the latest expiration is used.
 
     Args:
         org: The organization.
-        found: Each settings.json and what it holds.
+        found: Each settings.json and the identity in it.
         root_id: The root that becomes the current root if the servers have different ones; the others stay trusted.
         now_ms: Milliseconds since 1970.
 
@@ -65,7 +65,7 @@ def merge_server_identities(
 
 
 def _choose_latest(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> IdentityDocument:
-    """Return the identity with the latest expiration, of servers with the same root.
+    """Of the identities of servers with the same root, return the one with the latest expiration.
 
     Raises:
         SettingsError: The root has different keys on two servers.
@@ -89,14 +89,14 @@ def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
 
 
 def pair_roots(identity: IdentityDocument, roots: Iterable[OwnedSession]) -> tuple[tuple[Session, OwnedSession], ...]:
-    """Return pairs of a root and the root that introduces it, each pair both ways, if servers had different roots."""
+    """Return pairs of a root and the root that must introduce it; none if the servers had the same root."""
     current = identity.current
     given_up = {root.id: root for root in roots if root.id != current.id}
     return tuple(pair for root in given_up.values() for pair in ((current.session, root), (root.session, current)))
 
 
 def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], identity: IdentityDocument) -> list[str]:
-    """Describe the consequences of choosing one of several roots, as lines; none if there is only one root."""
+    """Describe in lines what it means to choose one of several roots; no lines if there is only one root."""
     current = identity.current.id
     given_up = {document.current.id: document.current.session for _, document in found}
     given_up.pop(current, None)
@@ -122,7 +122,7 @@ def describe_double_keys(
 ) -> list[str]:
     """Return a warning about items that servers with different roots created independently.
 
-    COMPAT: an unmodified GoatDB server ends when it merges two commits without parents of one key, and so do its
+    COMPAT: an unmodified GoatDB server crashes when it merges two commits without parents of one key, and so do its
     clients.
     """
     if len({document.current.id for _, document in found}) < 2:

@@ -21,16 +21,16 @@ SUFFIX: Final = ".prom"
 
 @contextmanager
 def write_metrics_file(path: Path | None, store: str, on_failure: Callable[[str], None]) -> Iterator[RotationMetrics]:
-    """Count what happens inside as one run of a rotation, and write `path` at its end.
+    """Count the body of the ``with`` statement as one run of a rotation, and write the metrics to `path` at its end.
 
     Args:
-        path: The file; None for none.
-        store: The name of the store, which becomes a label.
+        path: The file; None to write none.
+        store: The name of the store, which becomes a metric label.
         on_failure: Called with a line of text if the file cannot be written.
 
     Raises:
         ConfigurationError: node_exporter would not read a file of this name.
-        MissingExtraError: The library that writes it is not installed.
+        MissingExtraError: The library that writes metrics is not installed.
     """
     seen = RotationMetrics()
     if path is None:
@@ -53,7 +53,7 @@ def write_metrics_file(path: Path | None, store: str, on_failure: Callable[[str]
 
 @asynccontextmanager
 async def read_identity_at_end(store: Store, seen: RotationMetrics) -> AsyncIterator[None]:
-    """Read the identity once more at the end, for the metrics; a store that does not answer changes nothing."""
+    """Read the identity once more at the end, for the metrics. A store that does not answer does not fail the run."""
     try:
         yield
     finally:

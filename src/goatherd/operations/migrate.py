@@ -61,14 +61,11 @@ from goatherd.wire.commit import Commit
 class MigrationTarget:
     """The stores to write the identities into, and the servers of the cluster.
 
-    Attributes:
-        open_store: Opens the store of one organization.
-        secret_for: Returns the id of the secret for these organizations, ``{org}`` still in it; refuses one that is not
-            meant for them.
-        addresses: URLs of running servers, or URLs that discover them.
-        timeout: Timeout of one request to a server.
-        clock_tolerance: By how much this machine's clock may differ from the store's.
-        org: The only organization to migrate; None for all.
+    Attributes: open_store: Opens the store of one organization. secret_for: Returns the secret's id for the given
+        organizations, with ``{org}`` not yet replaced; raises an error if the secret is not meant for them. addresses:
+        URLs of running servers, or URLs that discover them. timeout: Timeout of one request to a server.
+        clock_tolerance: By how much this machine's clock may differ from the store's. org: The only organization to
+        migrate; None for all.
     """
 
     open_store: Callable[[str], AbstractAsyncContextManager[Store]]
@@ -90,7 +87,7 @@ class MigratedServer:
         written: Ids of sessions that were written into the log.
         missing: Ids of trusted sessions that the log does not introduce.
         notes: What was changed, and what the operator should know.
-        is_read_back: Whether the store was read afterwards, and returned the identity.
+        is_read_back: Whether the store returned the identity when it was read afterwards.
     """
 
     org: str
@@ -106,7 +103,7 @@ class MigratedServer:
     is_read_back: bool
 
     def to_json(self) -> dict[str, object]:
-        """Return the outcome as data."""
+        """Return the outcome as JSON data."""
         return {
             "org": self.org,
             "settings": str(self.settings),
@@ -124,13 +121,13 @@ class MigratedServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """What was done, and what the running servers answered.
+    """What a migration has done, and what the running servers answered.
 
     Attributes:
-        outcomes: One for each organization of each server.
-        proofs: One for each organization and running server.
-        removable: The settings.json files that may be removed, since the store returned their identity.
-        is_dry: Nothing was written.
+        outcomes: One outcome for each organization of each server.
+        proofs: One answer for each organization and running server.
+        removable: The settings.json files that may be removed, since the store has returned their identity.
+        is_dry: Whether this was a dry run, in which nothing was written.
     """
 
     outcomes: tuple[MigratedServer, ...]
@@ -153,7 +150,7 @@ async def migrate_all(
     root_id: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Migration:
-    """Migrate every organization that the paths hold; several paths are several servers of one cluster.
+    """Migrate every organization found in the paths. Several paths are several servers of one cluster.
 
     Everything is read and checked before anything is written.
 
@@ -162,19 +159,16 @@ async def migrate_all(
         paths: Data directories and settings.json files.
         dry_run: Write nothing.
         write_sessions: Write the sessions that only settings.json holds into the log.
-        is_only_server: No other server was migrated by another run.
+        is_only_server: State that no other server was migrated by an earlier run.
         root_id: The root that becomes the current root if the servers have different ones.
-        tell: Called with the consequences of that choice, one line at a time, before anything is written.
+        tell: Called before anything is written, with the consequences of that choice, one line at a time.
 
-    Raises:
-        ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
-        MalformedIdentityError, KeyMismatchError: A settings.json is invalid; nothing was written.
-        SettingsError: Two servers have different identities for one organization, or another run has migrated a server
-            that may create the same sessions differently; nothing was written.
-        IdentityExistsError: The store holds another identity.
-        WrongClockError: This machine's clock differs from the store's.
-        StorageError: A log is held open by a running server, or damaged.
-        DiscoveryError: The running servers could not be discovered.
+    Raises: ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
+        MalformedIdentityError, KeyMismatchError: A settings.json is invalid; nothing was written. SettingsError: Two
+        servers have different identities for one organization, or an earlier run has migrated a server that may create
+        the same sessions differently; nothing was written. IdentityExistsError: The store holds another identity.
+        WrongClockError: This machine's clock differs from the store's. StorageError: A running server holds a log open,
+        or a log is damaged. DiscoveryError: The running servers could not be discovered.
     """
     now_ms = SystemClock().now_ms()
     sources = [source for path in paths for source in find_sources(path, target.org)]
@@ -231,7 +225,7 @@ async def migrate_all(
 
 
 async def remove_keys(target: MigrationTarget, migration: Migration) -> list[str]:
-    """Remove the settings.json files that were migrated, and return what was done and what the operator should know.
+    """Remove the migrated settings.json files. Return, in lines, what was done and what the operator should know.
 
     Raises:
         StorageError: A process holds a data directory open.
@@ -319,7 +313,7 @@ async def _migrate_server(
 
 
 def _describe_git(settings: Path, root_id: str, found: GitFinding) -> str:
-    """Describe the consequence of a settings.json in a git repository, and what to do."""
+    """Describe what it means that a settings.json is in a git repository, and what to do."""
     revoke = f"`goatherd revoke {root_id}` as soon as every server starts from the store; a rotation is not enough"
     if found.path is None:
         return (
@@ -333,7 +327,7 @@ def _describe_git(settings: Path, root_id: str, found: GitFinding) -> str:
 
 
 def _check_same_identity(present: IdentityDocument, document: IdentityDocument, name: str) -> None:
-    """Check that a store holds this identity; it may have been rotated since.
+    """Check that a store holds the identity `document`, possibly after later rotations.
 
     Raises:
         IdentityExistsError: The store holds another identity.
@@ -363,7 +357,7 @@ class RootAcceptance:
     problem: str | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return it as data."""
+        """Return the answer as JSON data."""
         return {"org": self.org, "url": self.url, "root": self.root, "trusts": self.trusts, "problem": self.problem}
 
 
@@ -410,9 +404,9 @@ async def _ask_server(client: NodeClient, org: str, signer: OwnedSession) -> Roo
 
 
 def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[str]:
-    """Remove a settings.json, leave a note without the key in its place, and return what the operator should know.
+    """Replace a settings.json by a note without the key. Return, in lines, what the operator should know.
 
-    SECURITY: only after `read_back` (tests/unit/cli/test_migrate_cluster.py).
+    SECURITY: call it only after `read_back` (tests/unit/cli/test_migrate_cluster.py).
 
     Raises:
         SettingsError: The file is a link, or cannot be removed.

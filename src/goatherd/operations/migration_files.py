@@ -54,15 +54,15 @@ class SessionLog:
 
 
 def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
-    """Return the organizations that a path holds, sorted by name.
+    """Return the organizations found in a path, sorted by name.
 
     Args:
-        source: A data directory, one with a directory for each organization, or a settings.json.
+        source: A data directory with or without a directory for each organization, or a settings.json.
         given: The only organization to look for; None for all.
 
     Raises:
         ConfigurationError: The path holds no organization.
-        NewerFormatError: A newer GoatDB has written in it.
+        NewerFormatError: A newer GoatDB has written in the directory.
     """
     if source.is_file():
         return [_describe_source(source, given)]
@@ -130,7 +130,7 @@ def read_settings(source: MigrationSource, now_ms: int) -> tuple[IdentityDocumen
 
 
 def read_session_log(data: Path, document: IdentityDocument, org: str) -> SessionLog:
-    """Read and verify a server's ``/sys/sessions`` log against the roots of an identity."""
+    """Read a server's ``/sys/sessions`` log, and verify it with the roots of an identity."""
     commits = read_commits(data / SESSIONS_LOG, org)
     pool = TrustPool(org=org, current=document.current, roots=document.roots, revoked=document.revoked_ids)
     pool.offer_session_commits(commits)
@@ -165,7 +165,7 @@ def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple
 
 
 def find_key_copies(settings: Path) -> list[Path]:
-    """Return the files beside a settings.json that hold a private key too, such as a backup."""
+    """Return the files beside a settings.json that also hold a private key, such as a backup."""
     return [path for path in sorted(settings.parent.iterdir()) if path != settings and _holds_key(path)]
 
 

@@ -48,7 +48,7 @@ _LONG_AGO_MS: Final = 1_577_836_800_000
 
 
 def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, Session]:
-    """Return one session for each id: the version of the server that knows most about it.
+    """Return one session for each id: of several versions the most complete one.
 
     Raises:
         SettingsError: Two servers have different keys for one session.
@@ -67,7 +67,7 @@ def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, S
 
 
 def find_held_in_logs(sources: Sequence[MigrationSource], identity: IdentityDocument) -> dict[str, list[Commit]]:
-    """Return the commits of each session that one of the servers' logs introduces."""
+    """Return, for each session that a server's log introduces, the commits that introduce it."""
     held: dict[str, list[Commit]] = {}
     for source in sources if len(sources) > 1 else ():
         if source.data is None:
@@ -91,10 +91,10 @@ async def find_held_by_servers(
     held: Collection[str],
     is_only_server: bool,
 ) -> dict[str, list[Commit]]:
-    """Return the commits that running servers hold of each session that no log introduces.
+    """Return, for each session that no log introduces, the commits that running servers hold of it.
 
-    COMPAT: two different commits without parents of one session end GoatDB servers and clients. So the commits that an
-    earlier run wrote on another server must be known.
+    COMPAT: two different commits of one session without parents crash GoatDB servers and clients. So a commit that an
+    earlier run wrote on another server must be found and copied.
 
     Raises:
         SettingsError: An earlier run has migrated a server, and not every server could be asked.
@@ -165,7 +165,7 @@ def _select_signed(
 
 
 def find_missing_sessions(log: SessionLog, users: Iterable[Session]) -> tuple[list[Session], int]:
-    """Return the trusted sessions that the log lacks or knows less about, and the number of the others."""
+    """Return the trusted sessions that are missing or incomplete in the log, and the number of the others."""
     lacking, fine = [], 0
     for user in users:
         try:
@@ -188,11 +188,11 @@ def find_missing_sessions(log: SessionLog, users: Iterable[Session]) -> tuple[li
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionComparison:
-    """Compare the trusted sessions of a settings.json with the log, and write those that the log lacks.
+    """Compares the trusted sessions of a settings.json with the log, and writes those that the log lacks.
 
     Attributes:
-        lacking: The sessions that the log lacks, or knows less about.
-        fine: How many sessions the log holds.
+        lacking: The sessions that are missing or incomplete in the log.
+        fine: How many sessions the log holds completely.
         latest: For each session id in the log, the id of its last commit.
         problems: Sessions that could not be verified.
         directory: The logs of the organization, locked; None if nothing is to be written.
@@ -210,7 +210,7 @@ class SessionComparison:
         Args:
             signer: The root that signs.
             org: The organization; it is part of the signed bytes.
-            held: Commits that other servers hold of a session. They are copied if this log holds none.
+            held: Commits of sessions that other servers hold; they are copied if this log has none for the session.
         """
         if self.directory is None or not self.lacking:
             return
@@ -267,7 +267,7 @@ def _is_by(signer: Session, commit: Commit) -> bool:
 
 
 def _is_covered(commits: Iterable[Commit], session: Session) -> bool:
-    """Whether commits of a session say as much as `session` does."""
+    """Whether the commits of a session already contain everything in `session`."""
     best: Session | None = None
     for commit in commits:
         try:
@@ -280,16 +280,16 @@ def _is_covered(commits: Iterable[Commit], session: Session) -> bool:
 def introduction_of_migrated(
     session: Session, signer: OwnedSession, org: str, parent: str | None, now_ms: int
 ) -> dict[str, Any]:
-    """Return the commit that introduces a session which only settings.json holds: the same commit on every server.
+    """Return the commit that introduces a session which only settings.json holds; it is the same on every server.
 
-    It depends neither on the time of the migration nor on earlier rotations.
+    The commit depends neither on the time of the migration nor on earlier rotations.
 
     Args:
         session: The session.
-        signer: The root that introduces it.
+        signer: The root that introduces the session.
         org: The organization; it is part of the signed bytes.
-        parent: The last commit of the session in the log; None for none.
-        now_ms: Milliseconds since 1970; the latest time of the commit.
+        parent: The last commit of the session in the log; None if there is none.
+        now_ms: Milliseconds since 1970; the latest time that the commit may have.
     """
     # The time when GoatDB created the session: the same on every server. Signatures are deterministic (RFC 6979).
     ts = session.expiration_ms - milliseconds(SESSION_LIFETIME)
@@ -310,7 +310,7 @@ def introduction_of_migrated(
 def compare_sessions(
     source: MigrationSource, users: tuple[Session, ...], identity: IdentityDocument, *, writes: bool
 ) -> Iterator[SessionComparison]:
-    """Compare settings.json with the log. With `writes`, lock the data directory so that no server can start on it."""
+    """Compare the sessions of a settings.json with the log. With `writes`, lock the data directory."""
     if source.data is None:
         problems = (
             ("no data directory was given, so the trusted sessions were not looked up in its log",) if users else ()

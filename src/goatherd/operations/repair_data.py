@@ -50,11 +50,11 @@ class Repair:
     Attributes:
         before: The check before the repair.
         after: The check after the repair.
-        set_aside: The findings that were moved into ``*.damaged`` files.
+        set_aside: The lines that were moved into ``*.damaged`` files.
         restored: Number of commits that were restored from those files.
         fetched: Number of commits that were fetched from peers.
-        lacking: Ids of commits that were set aside and found neither in a file nor on a peer.
-        unidentified: Number of lines that were set aside and whose commit id cannot be read.
+        lacking: Ids of commits that were moved away and could not be restored from a file or a peer.
+        unidentified: Number of moved lines whose commit id cannot be read.
         joined: The sessions whose concurrent creations were joined.
         given: Number of joining commits that were pushed to peers.
         problems: Why peers could not be asked, or creations could not be joined.
@@ -77,7 +77,7 @@ class Repair:
         return self.after.is_clean and not self.problems
 
     def to_json(self) -> dict[str, object]:
-        """Return it as data."""
+        """Return the result as JSON data."""
         return {
             "org": self.before.org,
             "directory": str(self.before.directory),
@@ -96,7 +96,7 @@ class Repair:
 
 
 class RepairPeer(Protocol):
-    """Another server of the cluster, as a repair uses it; `goatherd.cluster.client.NodeClient` is one."""
+    """The interface of another server of the cluster; `goatherd.cluster.client.NodeClient` implements it."""
 
     @property
     def base_url(self) -> str: ...
@@ -122,25 +122,24 @@ async def repair_organization(
     peers: Sequence[RepairPeer] = (),
     executor: Executor | None = None,
 ) -> Repair:
-    """Set unusable lines aside, and restore the commits that can be verified, from the set-aside files and from peers.
+    """Move unusable lines into ``*.damaged`` files, and restore verifiable commits from there and from peers.
 
     Concurrent creations of a session are joined by a commit of the current root, in the log and on each peer that holds
     one of them.
 
-    A commit whose signer is unknown stays in its log while ``/sys/sessions`` has lines set aside: its session may have
-    been introduced in one of them.
+    While lines of ``/sys/sessions`` are set aside, a commit with an unknown signer stays in its log, because one of
+    those lines may introduce the signer.
 
     Args:
         logs: The organization's directory, locked.
         org: The organization.
-        anchor: The roots whose signatures are valid. None: only lines that are no commits are set aside, and no
-            commit is restored.
+        anchor: The trusted roots. None: only lines that are no commits are set aside, and no commit is restored.
         peers: Servers that may hold the damaged commits.
-        executor: Verifies in parallel.
+        executor: Verifies signatures in parallel.
 
     Raises:
         ConfigurationError: There are peers and no anchor, or the records belong to another identity.
-        StorageError: A log cannot be read or written; run it again.
+        StorageError: A log cannot be read or written. The repair can be run again.
     """
     _check_verifiable(peers, anchor)
     before = check_organization(logs, org, anchor, executor)
@@ -214,7 +213,7 @@ def _check_verifiable(peers: Sequence[RepairPeer], anchor: Anchor | None) -> Non
 
 
 class _CreationJoiner:
-    """Join concurrent creations of sessions, in a log and on peers."""
+    """Joins concurrent creations of sessions, in a log and on peers."""
 
     def __init__(
         self, logs: LogDirectory, org: str, anchor: Anchor, fetcher: _PeerClient, executor: Executor | None
@@ -303,7 +302,7 @@ def _list_set_aside(logs: LogDirectory) -> list[str]:
 
 
 class _CommitRestorer:
-    """Add verified commits to one repository."""
+    """Adds verified commits to one repository."""
 
     def __init__(self, log: FileLog, path: str, org: str, pool: TrustPool, executor: Executor | None) -> None:
         self._log = log
@@ -320,7 +319,7 @@ class _CommitRestorer:
         return self._repository.ids
 
     def restore_set_aside(self) -> int:
-        """Restore the commits that were set aside and verify now, and return their number."""
+        """Restore the set-aside commits that can be verified now, and return their number."""
         try:
             data = self._log.set_aside_file.read_bytes()
         except OSError as error:
@@ -330,9 +329,9 @@ class _CommitRestorer:
         return self._add_commits([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
 
     def add_sent(self, records: Iterable[Any]) -> int:
-        """Add the commits that a peer sent and that verify, and return their number.
+        """Verify the commits that a peer sent, add the valid ones, and return their number.
 
-        SECURITY: as from any peer, no commit of a revoked root is valid (tests/unit/operations/test_data.py).
+        SECURITY: a commit of a revoked root is not valid, as from any peer (tests/unit/operations/test_data.py).
         """
         commits = []
         for record in records:
@@ -362,7 +361,7 @@ class _CommitRestorer:
 
 
 class _PeerClient:
-    """Read and write commits of peers.
+    """Reads and writes commits of peers.
 
     Attributes:
         problems: Why a peer could not be asked.
@@ -375,7 +374,7 @@ class _PeerClient:
         self.problems: list[str] = []
 
     async def pull(self, path: str, known: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the commits of a repository that peers hold and that are not in `known`; unverified."""
+        """Return the commits of a repository that peers hold and that are not in `known`. They are unverified."""
         found: list[dict[str, Any]] = []
         for peer in self._peers:
             try:
@@ -385,7 +384,7 @@ class _PeerClient:
         return found
 
     async def pull_each(self, path: str) -> dict[str, list[dict[str, Any]]]:
-        """Return the commits of a repository on each peer, by URL; unverified. A peer that fails is left out."""
+        """Return each peer's commits of a repository, unverified, by URL. A peer that fails is left out."""
         found = {}
         for peer in self._peers:
             try:
@@ -405,7 +404,7 @@ class _PeerClient:
         return True
 
     async def _choose_signer(self, peer: RepairPeer) -> OwnedSession:
-        """Return the session that signs requests: the current root, or a new anonymous one if its key is not known."""
+        """Return the session that signs requests: the current root, or an anonymous session if its key is unknown."""
         if self._current is not None:
             return self._current
         if peer.base_url not in self._anonymous:

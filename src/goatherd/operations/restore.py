@@ -39,18 +39,16 @@ async def restore(
     on_event: EventListener | None = None,
     clock: Clock | None = None,
 ) -> Report:
-    """Rotate to a previous root, whose private key the store still holds. The current root stays trusted.
+    """Make a previous root sign again, if the store still holds its private key. The current root stays trusted.
 
     Args:
         root_id: The previous root; None for the last root before the current one.
         store, nodes, policy, to_phase, unsafe_without_nodes, health, audit_log, on_event, clock: As for
             `goatherd.operations.rotate.rotate`.
 
-    Raises:
-        ConfigurationError: No server is listed.
-        NotRestorableError: The root is unknown, signs already, was revoked, expires too soon, or its private key is in
-            no stored version that can be read. Nothing was written.
-        AuditError, RotationError, ProviderError, IdentityError: As `goatherd.operations.rotate.rotate`.
+    Raises: ConfigurationError: No server is listed. NotRestorableError: The root is unknown, is the current root, was
+        revoked, expires too soon, or no readable stored version holds its private key. Nothing was written. AuditError,
+        RotationError, ProviderError, IdentityError: As `goatherd.operations.rotate.rotate`.
     """
     servers = await resolve_nodes(nodes)
     check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)

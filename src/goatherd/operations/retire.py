@@ -24,7 +24,7 @@ class Retirement:
     """What was destroyed, and which private keys the store still holds.
 
     Attributes:
-        report: The versions that were destroyed, given up or kept.
+        report: The versions that were destroyed, marked for later destruction, or kept.
         keys: The key inventory afterwards.
     """
 
@@ -33,11 +33,11 @@ class Retirement:
 
 
 async def read_key_inventory(store: Store, policy: Policy | None = None) -> KeyInventory:
-    """Return which stored version holds whose private keys, and which of them `retire` would destroy.
+    """Return which stored version holds which private keys, and which of them `retire` would destroy.
 
     Args:
         store: The open store.
-        policy: How long a private key is kept after it was replaced (`grace`).
+        policy: How long a private key is kept after its root was replaced (`grace`).
 
     Raises:
         ProviderError, IdentityError: The identity cannot be read.

@@ -49,12 +49,12 @@ async def revoke(
     Args:
         store: The open store.
         nodes: Every server that holds this identity, with a timeout of at least `REQUEST_TIMEOUT`.
-        policy: How long to wait for servers, and how long a new root lives.
+        policy: How long to wait for servers, and the lifetime of a new root.
         root_id: The root to revoke.
-        reason: Is recorded in the identity's history.
+        reason: The reason, recorded in the identity's history.
         confirmed: Must be true, since a revocation cannot be undone.
-        successor: The root that becomes the current root, if the revoked one is: ``new``, ``next``, or the id of a
-            previous root.
+        successor: The root that becomes the current root, if the revoked one is the current root: ``new``, ``next``, or
+            the id of a previous root.
         leave_out: User sessions not to reissue.
         destroy: Destroy the stored versions that hold the revoked private key, without a grace period.
         reopen: Rebuild the list of frozen commits, including servers that were unreachable.
@@ -64,9 +64,9 @@ async def revoke(
         audit_log, on_event, clock: As for `goatherd.operations.rotate.rotate`.
 
     Raises:
-        ConfigurationError: No server is listed, there is no reason, or a URL is not one.
+        ConfigurationError: No server is listed, there is no reason, or a URL is invalid.
         UnconfirmedError: `confirmed` is false.
-        LifetimeError: The new root would live too short.
+        LifetimeError: The lifetime of the new root would be too short.
         AuditError, RotationError, ProviderError, IdentityError: As `goatherd.revocation.revoker.Revoker.revoke`.
     """
     servers = await _listed(nodes)
@@ -105,7 +105,7 @@ async def plan_revocation(
     on_event: EventListener | None = None,
     clock: Clock | None = None,
 ) -> RevocationReport:
-    """Return what `revoke` would do, and to which sessions. Writes nothing.
+    """Return what `revoke` would do, and which sessions it would reissue. Writes nothing.
 
     Args and errors are those of `revoke`.
     """
@@ -117,13 +117,13 @@ async def plan_revocation(
 
 
 def check_revocation_servers(servers: object, *, unsafe_without_nodes: bool) -> None:
-    """Refuse a revocation that would freeze no commits.
+    """Refuse a revocation that would freeze no commits, because no server is listed.
 
-    SECURITY: what no server has reported cannot be frozen (tests/unit/operations/test_revoke.py).
+    SECURITY: a commit can be frozen only if a server has reported it (tests/unit/operations/test_revoke.py).
 
     Args:
         servers: The listed servers, or their addresses.
-        unsafe_without_nodes: Whether a revocation without servers is asked for.
+        unsafe_without_nodes: Whether the caller asks for a revocation without servers.
 
     Raises:
         ConfigurationError: No server is listed, and `unsafe_without_nodes` is false.

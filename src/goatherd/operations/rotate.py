@@ -56,7 +56,7 @@ async def rotate(
     Args:
         store: The open store.
         nodes: Every server that holds this identity. The rotation does not wait for a server that is missing here.
-        policy: How long to wait for servers, and how long the new root lives.
+        policy: How long to wait for servers, and the lifetime of the new root.
         to_phase: Stop when this phase is reached; `resume` continues.
         unsafe_without_nodes: Rotate although no server is listed.
         health: Health checks that must pass before the rotation begins and while the new root signs.
@@ -66,7 +66,7 @@ async def rotate(
 
     Raises:
         ConfigurationError: No server is listed.
-        LifetimeError: The new root would live too short.
+        LifetimeError: The lifetime of the new root would be too short.
         AuditError: The audit trail cannot be written. Nothing was begun.
         RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.rotate`.
     """
@@ -126,10 +126,10 @@ async def cancel(
 
     Args:
         store, nodes, policy, health, audit_log, on_event, clock: As for `rotate`.
-        reason: Is recorded in the identity's history.
+        reason: The reason, recorded in the identity's history.
 
     Raises:
-        IllegalStepError: There is no rotation, or the next root signs already: `roll_back` instead.
+        IllegalStepError: There is no rotation in progress, or the next root already signs: use `roll_back` instead.
         AuditError, RotationError, ProviderError, IdentityError: As `rotate`.
     """
     return await _leave(store, nodes, policy, Step.CANCEL, reason, health, audit_log, on_event, clock)
@@ -148,7 +148,7 @@ async def roll_back(
 ) -> Report:
     """Roll back the rotation in progress: the previous root signs again, and both roots stay trusted.
 
-    Args and errors are those of `cancel`; `IllegalStepError` is raised before the next root signs.
+    Args and errors are those of `cancel`, except that `IllegalStepError` means that the next root does not sign yet.
     """
     return await _leave(store, nodes, policy, Step.ROLL_BACK, reason, health, audit_log, on_event, clock)
 
@@ -185,13 +185,13 @@ async def run_rotator(
     audit_log: AuditLog | None,
     on_event: EventListener | None,
 ) -> Report:
-    """Have a rotator do its work, as one run that is recorded in the audit trail.
+    """Run an operation of a rotator, and record it as one run in the audit trail.
 
     Args:
-        work: What it does.
-        make: Makes it; is given `on_event`.
+        work: The operation; called with the rotator.
+        make: Makes the rotator; called with `on_event`.
         store, audit_log, on_event: As for `rotate`.
-        asked: What the audit trail records of the arguments.
+        asked: The arguments that the audit trail records.
         command: The name of the operation.
     """
     async with record_run(store, command, asked, audit_log) as journal:
@@ -208,10 +208,10 @@ async def plan_rotation(
 ) -> Plan:
     """Return the steps, the servers and the obstacles of `rotate`, or of `resume` if a rotation is in progress.
 
-    Writes nothing, and runs no health command.
+    Nothing is written, and no health command is run.
 
     Raises:
-        ProviderError, IdentityError: The store cannot be read, or what it holds is not an identity.
+        ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     # SECURITY: a plan is asked for before anything is trusted (tests/unit/cli/test_rotate_commands.py).
     named = [one.without_running() if isinstance(one, HealthCommand) else one for one in health]
@@ -229,14 +229,14 @@ async def replace_expired(
     on_event: EventListener | None = None,
     clock: Clock | None = None,
 ) -> ReplacementReport:
-    """Replace a root that has expired, which cannot endorse a next root. What it has signed stays valid.
+    """Replace a root that has expired, which cannot endorse a next root. The commits that it has signed stay valid.
 
     Args:
         store, nodes, policy, unsafe_without_nodes, audit_log, on_event, clock: As for `rotate`.
 
     Raises:
         ConfigurationError: No server is listed.
-        LifetimeError: The new root would live too short.
+        LifetimeError: The lifetime of the new root would be too short.
         IllegalStepError: The current root has not expired.
         AuditError, RotationError, ProviderError, IdentityError: As `goatherd.rotation.replacement.Replacer.replace`.
     """
@@ -258,7 +258,7 @@ async def replace_expired(
 
 
 async def resolve_nodes(nodes: Nodes) -> Nodes:
-    """Return servers that are listed as a list, so that their number is known, and what discovers servers as it is."""
+    """Return a list if the servers are listed, so that their number is known; return a discovery function unchanged."""
     if isinstance(nodes, NodeDirectory) and not nodes.is_discovered:
         return await nodes()
     return nodes
@@ -275,7 +275,7 @@ def check_rotation_servers(servers: Nodes, *, unsafe_without_nodes: bool) -> Non
 
 
 def distrusted(policy: Policy | None) -> dict[str, Any]:
-    """Return what the audit trail records of the servers whose reports are ignored; nothing if there are none."""
+    """Return the servers that the operator distrusts, for the audit trail; an empty dict if there are none."""
     return {"distrust": sorted(policy.distrust)} if policy is not None and policy.distrust else {}
 
 
@@ -289,12 +289,12 @@ def make_rotator(
     clock: Clock | None = None,
     started_by: str | None = None,
 ) -> Rotator:
-    """Return a rotator of the identity in a store.
+    """Return a rotator for the identity in a store.
 
     Args:
         store, policy, health, on_event, clock: As for `rotate`.
-        servers: What `resolve_nodes` has returned.
-        started_by: Who runs it; the user and process that call this by default.
+        servers: The result of `resolve_nodes`.
+        started_by: The name recorded as the one who runs the rotation; by default the user and process of the caller.
     """
     return Rotator(
         store.provider,

@@ -41,13 +41,13 @@ from goatherd.providers.values import ORG_FIELD, secret_id_for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFiles:
-    """The data directory of an unmodified GoatDB server, and where its settings.json files are stored.
+    """The data directory of an unmodified GoatDB server, and the places of its settings.json files.
 
     Attributes:
         data: The data directory, as an absolute path.
         orgs: The organizations that the server serves.
         memory: Directory on a tmpfs for this data directory; None to write settings.json to the disk.
-        creates: Whether the data directory, or an organization's directory in it, is created if it is missing.
+        creates: Whether to create the data directory, and each organization's directory in it, if missing.
     """
 
     data: Path
@@ -70,15 +70,15 @@ class ServerFiles:
         return SettingsFile(link=self.directory_of(org) / SETTINGS_NAME, target=target)
 
     def check_data_directory(self) -> None:
-        """Check that the data directory belongs to these organizations, and create it if that is wanted.
+        """Check that the data directory belongs to these organizations, and create it if `creates` is set.
 
         Raises:
-            ConfigurationError: It is missing, or holds something else.
+            ConfigurationError: The data directory is missing, or holds something else.
         """
         check_data_directory(self.data, self.directory_names, create=self.creates)
 
     def is_memory_of_this_server(self, directory: Path) -> bool:
-        """Whether a directory was made on a tmpfs by an agent of this data directory."""
+        """Whether an agent of this data directory has created `directory` on a tmpfs."""
         return directory == directory_for(directory.parent, self.data)
 
 
@@ -113,9 +113,9 @@ async def run_agent(
             cluster of one server. Not used if the server is never restarted.
         rules: How the agent behaves.
         notify: Makes the server read its new file, for `OnChange.SIGNAL` and `OnChange.COMMAND`.
-        front: Opens the door, or the agent's own address.
-        grace: How long a server that an agent left running may take to stop.
-        clock: The time.
+        front: Opens the door (the verifying proxy) before the server, or the agent's own HTTP address.
+        grace: How long a server that an earlier agent left running may take to stop.
+        clock: Tells the time and waits.
 
     Returns:
         The exit code.
@@ -212,10 +212,10 @@ async def fetch_settings(files: ServerFiles, organizations: Sequence[ManagedOrga
 
 
 async def open_and_read_lease(provider: SecretProvider, secret_id: str, *, make: bool) -> tuple[LeaseRecord, bool]:
-    """Return the restart lease, and whether it was created now.
+    """Return the restart lease, and whether this call has created it.
 
     Args:
-        provider: Not open yet.
+        provider: The provider, not open yet.
         secret_id: The secret that holds the lease.
         make: Whether to create the lease if there is none.
     """
@@ -224,16 +224,16 @@ async def open_and_read_lease(provider: SecretProvider, secret_id: str, *, make:
 
 
 def _prepare_memory(files: ServerFiles, lock: DataDirectoryLock) -> None:
-    """Create the directory on the tmpfs, after noting it where the next agent finds it."""
+    """Create the directory on the tmpfs, and first record its path where the next agent finds it."""
     if files.memory is not None:
         lock.save(memory=files.memory)
         make_private(files.memory)
 
 
 def _move_settings(files: ServerFiles, organizations: Iterable[ManagedOrganization]) -> None:
-    """Move settings.json files from the directory of an earlier --memory to the one of now.
+    """Move settings.json files from the directory that an earlier --memory named to the present one.
 
-    SECURITY: the key would stay there, where no agent looks any more (tests/unit/cli/test_agent_commands.py).
+    SECURITY: otherwise the key would stay where no agent looks for it (tests/unit/cli/test_agent_commands.py).
     """
     for organization in organizations:
         before = organization.file.move_in(lambda file: files.is_memory_of_this_server(file.parent))
@@ -244,15 +244,15 @@ def _move_settings(files: ServerFiles, organizations: Iterable[ManagedOrganizati
 def hide_credentials(
     environ: Mapping[str, str], *, store: str, sealing_key: str | None, passed: Collection[str]
 ) -> dict[str, str]:
-    """Return the environment for a server: without what opens the store or the last known good identity.
+    """Return the server's environment, without credentials of the store or the last known good identity.
 
-    SECURITY: an attacker who finds a hole in the server must not get the key that comes after this one
+    SECURITY: an attacker who compromises the server must not get the keys of future roots
     (tests/unit/operations/test_run_agent.py).
 
     Args:
         environ: The agent's own environment.
-        store: The URI of the store, or its scheme; empty for none.
-        sealing_key: Source of the key that seals the last known good identity, such as ``env:NAME``.
+        store: The URI of the store, or its scheme; empty if there is none.
+        sealing_key: Source of the key that encrypts the last known good identity, such as ``env:NAME``.
         passed: Names of variables to pass on although they hold credentials.
     """
     hidden = [sealing_key.removeprefix("env:")] if sealing_key is not None and sealing_key.startswith("env:") else []
@@ -265,12 +265,12 @@ def hide_credentials(
 
 
 def command_notifier(command: Sequence[str], *, timeout: timedelta, environ: Mapping[str, str]) -> Notify:
-    """Return what runs a command that makes the server read its new file."""
+    """Return a function that runs a command which makes the server read its new file."""
     return lambda: run_command(command, timeout, SystemClock(), environ)
 
 
 def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Path | None) -> Notify:
-    """Return what sends the server a signal: to the supervisor's process, else to the process that a file names."""
+    """Return a function that sends a signal to the supervisor's process or to the process in the PID file."""
 
     async def notify() -> None:
         if supervisor is not None:

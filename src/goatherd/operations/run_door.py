@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorSetup:
-    """Where a door listens, and what it lets through.
+    """Where a door listens, and which requests it passes on.
 
     Attributes:
         upstream: URL of the server behind the door.
         host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
+        port: Port to listen on; 0 for any free port.
         public_url: URL at which clients reach the door; it replaces the server's own address in answers.
         private: Whether only roots and owners may write to ``/sys/*`` and ``/user/<id>``.
-        limits: What callers may take.
+        limits: Rate limits and quotas of callers.
         forwarded_by: Networks of proxies whose ``X-Forwarded-For`` header is used.
     """
 
@@ -59,7 +59,7 @@ class DoorSetup:
         Args:
             trust: The trusted sessions of each organization.
             own: Answers requests below ``/goatherd/v1/``.
-            guard: Decides whether a request was meant for the server behind the door; None where the door decides.
+            guard: Decides whether a request was meant for the server behind the door; None to let the door decide.
             is_restarting: Returns whether an agent restarts the server; None without an agent.
         """
         return Door(
@@ -80,9 +80,9 @@ class DoorSetup:
 async def run_door(
     setup: DoorSetup, settings: CloudSecretSettings, org: str, *, on_ready: Callable[[Door], None]
 ) -> None:
-    """Keep a door open, with the identity from the store, until SIGTERM or SIGINT.
+    """Run a door with the identity from the store, until SIGTERM or SIGINT.
 
-    Meant for a process of its own: sets its thread switch interval.
+    Call it in a process of its own, since it changes the process's thread switch interval.
 
     Args:
         setup: The door.
@@ -107,7 +107,7 @@ async def run_door(
 
 
 def door_of_agent(setup: DoorSetup) -> Front:
-    """Return what opens the door of an agent, which has the identities already."""
+    """Return a function that opens the door of an agent. The door uses the identities that the agent has loaded."""
 
     @asynccontextmanager
     async def open_door(organizations: Sequence[ManagedOrganization], own: OwnAPI) -> AsyncIterator[Door]:

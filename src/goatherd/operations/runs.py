@@ -76,7 +76,7 @@ class AuditLog:
 
 
 def current_actor() -> str:
-    """Return the user, host and process that run this, such as ``ops@host1:4711``."""
+    """Return the user, host and process of this program, such as ``ops@host1:4711``."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -91,7 +91,7 @@ async def record_run(
     asked: Mapping[str, object],
     audit_log: AuditLog | None,
 ) -> AsyncIterator[Journal]:
-    """Record what happens inside as one run.
+    """Record the body of the ``async with`` statement as one run of an operation.
 
     Args:
         store: The open store.
@@ -140,7 +140,7 @@ async def record_run(
 
 
 async def _use_current_root(journal: Journal, store: Store) -> None:
-    """Sign from now on with the current root, which may have changed, and write the records that were held back."""
+    """Sign the trail with the current root, which may have changed, and write the records that were held back."""
     if journal.trail is not None:
         with suppress(GoatherdError):
             mark = journal.mark()

@@ -23,7 +23,7 @@ NODE_LIBRARIES: Final = ("uvicorn", "httptools", "prometheus_client")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerReady:
-    """A server that answers requests: its URL, its organization, and the id of its current root."""
+    """The URL, the organization and the current root's id of a server that has started to answer requests."""
 
     url: str
     org: str
@@ -41,17 +41,17 @@ async def serve_organization(
     grace: timedelta,
     on_ready: Callable[[ServerReady], None],
 ) -> None:
-    """Run a server until SIGTERM or SIGINT, which stop it gracefully. A second signal makes it stop sooner.
+    """Run a server until SIGTERM or SIGINT, which stop it gracefully. A second signal stops it sooner.
 
-    Meant for a process of its own.
+    Call it in a process of its own.
 
     Args:
-        server: Not entered yet.
+        server: The server, not entered yet.
         data: Its data directory.
         org: Its organization.
-        creates: Whether the data directory, or the organization's directory in it, is created if it is missing.
+        creates: Whether to create the data directory, or the organization's directory in it, if missing.
         host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
+        port: Port to listen on; 0 for any free port.
         grace: How long requests in progress may take at the end.
         on_ready: Called once the server answers requests.
 
@@ -71,10 +71,10 @@ async def serve_organization(
 
 
 def require_node_extra() -> None:
-    """Make sure that the libraries of the extra ``node`` are installed.
+    """Check that the libraries of the extra ``node`` are installed.
 
     Raises:
-        MissingExtraError: They are not; the hint is the install command.
+        MissingExtraError: A library is missing; the hint is the install command.
     """
     missing = [name for name in NODE_LIBRARIES if not _is_installed(name)]
     if missing:

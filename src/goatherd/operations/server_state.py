@@ -26,17 +26,13 @@ from goatherd.times import format_duration, iso
 class NodeState:
     """The state of one server, as it was observed. None means unknown.
 
-    Attributes:
-        agent: What its agent reports, for an unmodified server that an agent runs.
-        is_unmodified: Whether it is an unmodified GoatDB server.
-        trusts_current: Whether it answers a request signed by the store's current root.
-        view_age: How old its view of the store is.
-        source: What its identity is from: ``store``, ``file`` or ``last known good``.
-        view_interval: How often it reads the store, as it reports.
-        is_telling_interval: Whether it reports how often it reads the store; None in `view_interval` then means never.
-        is_watching: Whether the store notifies it of changes.
-        data: What it has found in its own logs.
-        clock_ahead_ms: How far its clock is ahead of this machine's, below 0 behind, by the date of its last answer.
+    Attributes: agent: The report of its agent, for an unmodified server that an agent runs. is_unmodified: Whether it
+        is an unmodified GoatDB server. trusts_current: Whether it accepts a request signed by the store's current root.
+        view_age: How long ago it last read the store. source: Where its identity comes from: ``store``, ``file`` or
+        ``last known good``. view_interval: How often it reads the store, as it reports. is_telling_interval: Whether it
+        reports how often it reads the store; None in `view_interval` then means never. is_watching: Whether the store
+        notifies it of changes. data: The result of the check of its own logs. clock_ahead_ms: How far its clock is
+        ahead of this machine's, negative if behind, by the date of its last answer.
     """
 
     url: str
@@ -59,16 +55,16 @@ class NodeState:
     clock_ahead_ms: int | None = None
 
     def is_in_step(self, current_id: str) -> bool:
-        """Whether it trusts the current root and, as far as it reports, signs with it."""
+        """Whether the server trusts the current root and, as far as it reports, signs with it."""
         is_silent = self.is_unmodified and self.signs_with is None
         return self.trusts_current is True and (is_silent or self.signs_with == current_id)
 
     def is_of_another_identity(self, document: IdentityDocument) -> bool:
-        """Whether it trusts none of the identity's roots, as far as it reports."""
+        """Whether the server trusts none of the identity's roots, as far as it reports."""
         return is_of_another_identity((*self.roots, *self.revoked), frozenset(root.id for root in document.roots))
 
     def is_stale(self, usual: timedelta) -> bool:
-        """Whether it has not read the store for three of its intervals.
+        """Whether the server has not read the store for three of its intervals.
 
         Args:
             usual: The interval of a server that does not report one.
@@ -77,7 +73,7 @@ class NodeState:
         return self.view_age is not None and interval is not None and self.view_age > 3 * interval
 
     def to_json(self) -> dict[str, object]:
-        """Return it as data."""
+        """Return the state as JSON data."""
         return {
             "url": self.url,
             "unmodified": self.is_unmodified,
@@ -101,7 +97,7 @@ class NodeState:
 async def read_server_states(
     nodes: NodeDirectory, document: IdentityDocument, *, org: str, hidden: Collection[str] = ()
 ) -> list[NodeState]:
-    """Ask every server what it does, all at once. If discovery fails, return one state with the problem.
+    """Ask all servers for their state at the same time. If discovery fails, return one state that has the problem.
 
     Args:
         nodes: The servers.
@@ -117,7 +113,7 @@ async def read_server_states(
 
 
 async def read_server_state(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
-    """Ask one server what it does, and compare its clock with this machine's."""
+    """Ask one server for its state, and compare its clock with this machine's."""
     state = await _observe_server(client, document, org)
     return replace(state, clock_ahead_ms=client.clock_ahead_ms(SystemClock().now_ms()))
 

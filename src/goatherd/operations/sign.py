@@ -40,7 +40,7 @@ __all__ = [
 
 
 class SignatureState(StrEnum):
-    """The state of a document's signature."""
+    """Whether an identity document has a valid signature, none, an outdated one, or an invalid one."""
 
     VALID = "valid"
     MISSING = "missing"
@@ -62,14 +62,14 @@ def signature_state(document: IdentityDocument) -> SignatureState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignatureExamination:
-    """What the store holds, and what it held when a root last signed it.
+    """The current identity document, and the last one that a root signed.
 
     Attributes:
         version: Id of the current version.
         document: The identity in it.
-        signed_version: Id of the newest earlier version that is signed; None where there is none.
-        signed: The identity in that one.
-        changes: What differs, each in a sentence without key material.
+        signed_version: Id of the newest earlier version that is signed; None if there is none.
+        signed: The identity in the signed version.
+        changes: The differences between the two, each in a sentence without key material.
     """
 
     version: VersionId
@@ -85,11 +85,11 @@ class SignatureExamination:
 
 
 async def examine_signature(provider: SecretProvider, secret_id: str) -> SignatureExamination:
-    """Return what the store holds, and what changed since a root last signed it. Writes nothing.
+    """Return the identity in the store, and what has changed since a root last signed it. Writes nothing.
 
     Raises:
         ProviderError: The store failed.
-        IdentityError: What is there is no identity document.
+        IdentityError: The store holds no identity document.
     """
     found = await provider.read(secret_id, CURRENT)
     document = decode_document(found.value.reveal())
@@ -117,13 +117,13 @@ async def accept_changes(
     audit_log: AuditLog | None = None,
     clock: Clock | None = None,
 ) -> IdentityDocument:
-    """Sign what the store holds, and write it as the next generation.
+    """Sign the identity in the store as it is, and write it as the next generation.
 
     Args:
         store: The open store.
-        nodes: Servers whose identities are compared with the store's. No server need be listed.
-        policy: Whose reports are ignored (`distrust`).
-        examined: What `examine_signature` has returned.
+        nodes: Servers whose identities are compared with the store's; may be empty.
+        policy: Names the servers whose reports are ignored (`distrust`).
+        examined: The result of `examine_signature`.
         audit_log: Where to append the audit trail.
         clock: Tells the time and waits.
 
@@ -146,7 +146,7 @@ async def take_back_changes(
     audit_log: AuditLog | None = None,
     clock: Clock | None = None,
 ) -> IdentityDocument:
-    """Write the last signed version again, as the next generation.
+    """Undo the changes since the last signed version: write that version again, as the next generation.
 
     Args, results and errors are those of `accept_changes`.
     """
@@ -179,10 +179,10 @@ async def _write(
 async def _last_signed(
     provider: SecretProvider, secret_id: str, document: IdentityDocument
 ) -> tuple[VersionId, IdentityDocument] | None:
-    """Return the version that a root signed last before a document.
+    """Return the last version before a document that a root signed.
 
-    A write that lost its race leaves a signed version, too, in a store that writes a value before it points at it. So
-    the version whose signature the document still bears goes before a newer one.
+    In a store that writes a value before it moves the label, a writer that lost a race also leaves a signed version.
+    So the version whose signature the document still has takes precedence over a newer one.
     """
     newest, mark = None, document.signature
     async for version, earlier in read_earlier(provider, secret_id):
@@ -200,23 +200,20 @@ async def _last_signed(
 async def sign_current(
     provider: SecretProvider, secret_id: str, examined: SignatureExamination, *, ask: Ask, policy: Policy, clock: Clock
 ) -> IdentityDocument:
-    """Sign what the store holds, and write it as the next generation.
+    """Sign the identity in the store as it is, and write it as the next generation.
 
     Args:
         provider: The store.
-        secret_id: The identity's secret in it.
-        examined: What `examine_signature` has returned.
-        ask: Asks the listed servers what they use.
+        secret_id: The secret that holds the identity.
+        examined: The result of `examine_signature`.
+        ask: Asks the listed servers which identity they use.
         policy: As for `check_store_history`.
         clock: Tells the time and waits.
 
-    Raises:
-        IllegalStepError: It is signed already.
-        StoreWentBackError: A server has used a later identity than the store holds, or another one.
-        SuccessionError: It holds a root to which no endorsement leads from the last signed version: servers would
-            refuse it all the same.
-        ConflictError: Another writer was faster; examine again.
-        ProviderError: The store failed.
+    Raises: IllegalStepError: The identity is already signed. StoreWentBackError: A server has used a later identity
+        than the store holds, or a different one. SuccessionError: The identity holds a root that is not endorsed by a
+        root of the last signed version. Servers would reject it even if it were signed. ConflictError: Another writer
+        was faster; examine the store again. ProviderError: The store failed.
     """
     document, signed = examined.document, examined.signed
     _refuse_valid(examined)
@@ -231,17 +228,14 @@ async def sign_current(
 async def sign_earlier(
     provider: SecretProvider, secret_id: str, examined: SignatureExamination, *, ask: Ask, policy: Policy, clock: Clock
 ) -> IdentityDocument:
-    """Write the last signed version again, as the next generation, and so take back what changed since.
+    """Write the last signed version again, as the next generation. This undoes the changes since then.
 
     Args:
         provider, secret_id, examined, ask, policy, clock: As for `sign_current`.
 
-    Raises:
-        StoreWentBackError: As `sign_current`.
-        IllegalStepError: The current version is signed, or there is no earlier one that is; or a root has begun to sign
-            since that is missing in it.
-        ConflictError: Another writer was faster; examine again.
-        ProviderError: The store failed.
+    Raises: StoreWentBackError: As `sign_current`. IllegalStepError: The current version is signed, or there is no
+        earlier signed version, or a root that this version does not have has begun to sign since. ConflictError:
+        Another writer was faster; examine the store again. ProviderError: The store failed.
     """
     document, signed = examined.document, examined.signed
     _refuse_valid(examined)
@@ -266,10 +260,11 @@ async def sign_earlier(
 async def _check_history(
     provider: SecretProvider, secret_id: str, examined: SignatureExamination, *, ask: Ask, policy: Policy, clock: Clock
 ) -> None:
-    """Check that no server has used a later identity than what is signed, or another one.
+    """Check that no server has used a later identity than the one to be signed, or a different one.
 
-    SECURITY: the store may have been restored from a backup, and altered or written by an older version since. To sign
-    that is to leave out the root that has signed meanwhile (tests/unit/rotation/test_signed_store.py).
+    SECURITY: the store may have been restored from a backup, and then changed or written by an older version. If that
+    identity were signed, the root that has signed in the meantime would be lost
+    (tests/unit/rotation/test_signed_store.py).
     """
     signed = examined.signed
 
@@ -308,15 +303,15 @@ def _follows(document: IdentityDocument, signed: IdentityDocument) -> bool:
 def _last_generation(document: IdentityDocument, signed: IdentityDocument | None) -> int:
     """Return the highest generation that a server can have followed.
 
-    Servers of Goatherd 0.1.0 may have followed a change that nobody signed. One that has jumped is no number to go on
-    from: the servers that know signatures refuse it, and what came after it.
+    Servers of Goatherd 0.1.0 may have followed an unsigned change. An unsigned generation that has jumped does not
+    count, because newer servers reject it and everything after it.
     """
     base = 0 if signed is None else signed.generation
     return document.generation if document.generation <= base + MAX_JUMP else base
 
 
 def describe_changes(before: IdentityDocument, after: IdentityDocument) -> Iterator[str]:
-    """Describe what differs between two documents: ids, times and names of members, no key material."""
+    """Describe the differences between two documents, with ids, times and names of members but no key material."""
     if after.generation != before.generation + 1:
         yield f"generation: {before.generation} before, {after.generation} now"
     if after.current.id != before.current.id:

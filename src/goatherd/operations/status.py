@@ -79,17 +79,17 @@ async def read_status(
     grace: timedelta | None = None,
     hidden: Collection[str] = (),
 ) -> ClusterStatus:
-    """Read the store, and ask every server what it trusts and signs with. Changes nothing.
+    """Read the store, and ask every server which roots it trusts and which one it signs with. Changes nothing.
 
     Args:
         store: The open store.
         nodes: The servers; None for the store alone.
-        policy: What a rotation would wait for.
+        policy: The policy of a rotation.
         grace: How long a private key is kept after a rotation; the policy's grace period by default.
-        hidden: URLs of servers whose state is not reported. They count as obstacles all the same.
+        hidden: URLs of servers whose state is not reported. They still count as obstacles.
 
     Raises:
-        ProviderError, IdentityError: The store cannot be read, or what it holds is not an identity.
+        ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     version, document = await store.read()
     labels = {label: one.id for one in await store.versions() for label in one.labels}
@@ -127,15 +127,15 @@ async def read_status(
 
 
 async def find_obstacles_now(store: Store, nodes: NodeDirectory, policy: Policy | None = None) -> tuple[Obstacle, ...]:
-    """Return what prevents a rotation from starting, without running health checks and without probing servers.
+    """Return what prevents a rotation from starting, without running health checks or probing servers.
 
     Args:
         store: The open store.
         nodes: The servers.
-        policy: What a rotation would wait for.
+        policy: The policy of a rotation.
 
     Raises:
-        ProviderError, IdentityError: The store cannot be read, or what it holds is not an identity.
+        ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     return (await _survey_without_probing(store, nodes, policy)).obstacles
 
@@ -160,12 +160,12 @@ def find_last_rotation(document: IdentityDocument) -> HistoryEntry | None:
 def clock_notes(
     document: IdentityDocument, store_ahead_ms: int | None, nodes: Sequence[NodeState], now_ms: int
 ) -> list[str]:
-    """Return a line for each clock that differs from this machine's, and one for times that are in the future.
+    """Return a line for each clock that differs from this machine's, and a line if the document records future times.
 
     Args:
         document: The identity.
-        store_ahead_ms: How far the store's clock is ahead; None where it reports none.
-        nodes: The servers, as they were seen.
+        store_ahead_ms: How far the store's clock is ahead; None if the store does not report it.
+        nodes: The servers, as they were observed.
         now_ms: This machine's time, in milliseconds since 1970.
     """
     # Here, since most of the time there is no difference to describe.

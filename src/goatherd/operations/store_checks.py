@@ -61,13 +61,13 @@ class Check:
         object.__setattr__(self, "hint", ". ".join(kept))
 
     def to_json(self) -> dict[str, str]:
-        """Return it as data; `name` is still the former name of a check that has a new one."""
+        """Return the check as JSON data. If the check was renamed, `name` is its former name, for compatibility."""
         former = {KEY_EXPOSURE: "attacker's question"}.get(self.name, self.name)
         return asdict(self) | {"name": former, "check": self.name, "level": self.level.lower()}
 
 
 async def check_store(store: Store, version: SecretVersion, document: IdentityDocument, policy: Policy) -> list[Check]:
-    """Check a store that could be read.
+    """Check a store that can be read.
 
     Args:
         store: The store.
@@ -187,7 +187,7 @@ async def _check_stable(store: Store, stable: SecretVersion | None, document: Id
 
 
 def _check_other_labels(labels: Mapping[Label, SecretVersion]) -> list[Check]:
-    """Return a warning for each further label whose version cannot be read."""
+    """Return a warning for each other label whose version cannot be read."""
     lost = [
         (label, one)
         for label, one in sorted(labels.items())
@@ -208,7 +208,7 @@ def _check_other_labels(labels: Mapping[Label, SecretVersion]) -> list[Check]:
 def _check_clock(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int | None, tolerance: timedelta) -> Check:
     """Compare this machine's clock with the date of the store's last answer and with the newest version's time.
 
-    The time of a version shows only that a clock is fast, not that it is slow.
+    The time of a version is evidence only if it is in the future, since a version may be of any age.
     """
     if ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > STORE_SKEW:
         text = describe_difference(THE_STORE, ahead_ms)

@@ -43,7 +43,7 @@ class RequestSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadWindow:
-    """The requests between two times. Latencies are in milliseconds, over writes and reads together."""
+    """The requests in a period of time. Latencies are in milliseconds, over writes and reads together."""
 
     requests: int
     refused: int
@@ -54,12 +54,12 @@ class LoadWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadAudit:
-    """The commits that the servers hold at the end.
+    """The result of reading all commits from all servers at the end of a load.
 
     Attributes:
         accepted: Number of commits that the servers accepted.
         lost: Ids of accepted commits that a server does not hold, with the URLs of these servers.
-        unverifiable: Ids of commits on a server whose signature does not verify from the given roots.
+        unverifiable: Ids of commits on a server whose signature cannot be verified from the given roots.
         by_signer: Number of session commits that each root signed.
     """
 
@@ -77,17 +77,17 @@ class _Client:
 
 
 class Workload:
-    """Write and read constantly on several GoatDB servers, with signed requests.
+    """Writes and reads constantly on several GoatDB servers, with signed requests.
 
-    Use as an async context manager: entering creates the client sessions and waits until every server knows them,
-    leaving stops the load.
+    Use it as an async context manager: entering creates the client sessions and waits until every server knows them,
+    and leaving stops the load.
 
     Args:
         urls: The servers.
-        clients: How many clients write at once; each goes from server to server in turn.
-        pause: How long a client rests between requests.
-        newcomers: Whether new clients appear, get a session from one server and write through another, which needs the
-            signature of a root.
+        clients: How many clients write at the same time; each uses the servers in turn.
+        pause: How long a client waits between requests.
+        newcomers: Whether new clients join all the time. A new client gets a session from one server and writes through
+            another, which must verify the root's signature on that session.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class Workload:
         await asyncio.gather(*tasks)
 
     def now(self) -> float:
-        """Return the monotonic time that samples are stamped with."""
+        """Return the monotonic time, as used in the samples' timestamps."""
         return self._clock.monotonic()
 
     def window(self, since: float, until: float | None = None) -> LoadWindow:
-        """Sum up the requests that were sent from `since` to `until`."""
+        """Summarize the requests that were sent from `since` to `until`."""
         inside = [s for s in self.samples if s.at >= since and (until is None or s.at < until)]
         times = sorted(s.seconds * 1000 for s in inside)
         reasons: dict[str, int] = {}
@@ -153,7 +153,7 @@ class Workload:
         )
 
     async def audit(self, roots: Sequence[Session], *, timeout: timedelta = timedelta(seconds=20)) -> LoadAudit:
-        """Read every commit from every server, and check that none is lost and that all verify from `roots`.
+        """Read every commit from every server, and check that none is lost and that all can be verified from `roots`.
 
         A commit is lost if a server does not hold it after `timeout`.
         """
@@ -273,12 +273,12 @@ def _choose_quantile(ordered: Sequence[float], fraction: float) -> float:
 
 
 def decode_commit(encoded: Mapping[str, Any]) -> Commit:
-    """Read a commit as a server of the default organization does."""
+    """Decode a commit as a server of the default organization does."""
     return Commit.from_json(encoded, org="localhost")
 
 
 def learn_sessions(known: dict[str, Session], introductions: Sequence[Commit]) -> dict[str, int]:
-    """Add the sessions that roots introduced, also by roots that are introduced here, and count them by root."""
+    """Add the sessions that known or newly introduced roots have introduced, and count them by root."""
     signers: dict[str, int] = {}
     waiting = list(introductions)
     while True:
@@ -301,7 +301,7 @@ def learn_sessions(known: dict[str, Session], introductions: Sequence[Commit]) -
 
 
 def unverifiable_commits(known: Mapping[str, Session], commits: Sequence[Commit]) -> set[str]:
-    """Return the ids of the commits that no session of `known` has signed as it claims."""
+    """Return the ids of the commits whose signature cannot be verified with a session in `known`."""
     bad = set()
     for commit in commits:
         session = known.get(commit.session)
