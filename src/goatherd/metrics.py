@@ -432,7 +432,7 @@ def serve_metrics(samples: Callable[[], Iterable[MetricSample]], *, host: str, p
     Args:
         samples: Called at each scrape, in that thread.
         host: The address to listen on.
-        port: 0 takes a free one.
+        port: Port to listen on; 0 selects a free one.
 
     Raises:
         MissingExtraError: ``prometheus_client`` is not installed.

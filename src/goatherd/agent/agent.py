@@ -105,7 +105,7 @@ class Agent:
         notify: Tells the server to take its new file: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
         front: Makes what stands in front of the server, a `goatherd.door.Door` or an
             `goatherd.agent.own_address.OwnAddress`, with what the agent answers itself; open as long as the agent runs.
-        clock: The time.
+        clock: Supplies the current time.
 
     Attributes:
         owns_files: Whether what lies where the files do is the agent's to be removed; not so before it was looked at,

@@ -70,7 +70,7 @@ class Supervisor:
         command: Program and arguments.
         environ: The child's environment.
         grace: How long a child that was asked to stop may take before it is killed.
-        clock: The time.
+        clock: Supplies the current time.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ class ManagedOrganization:
         directory: Its directory in the server's data directory.
         file: Its settings.json.
         client: The server, as this organization's clients reach it.
-        clock: The time.
+        clock: Supplies the current time.
 
     Attributes:
         check: Result of the key exposure check since the current settings.json was written; None before it.

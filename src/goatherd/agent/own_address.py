@@ -40,9 +40,9 @@ class OwnAddress:
         upstream: The server's URL.
         answer: Answers what is the agent's own.
         guard: Decides whether a request was meant for this agent's server.
-        clock: The time.
+        clock: Supplies the current time.
         host: Address to listen on.
-        port: The port; 0 takes a free one.
+        port: Port to listen on; 0 selects a free one.
 
     Raises:
         ConfigurationError: The server itself is at that address.

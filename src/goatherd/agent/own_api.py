@@ -30,7 +30,7 @@ class OwnAPI:
     Args:
         organizations: One for each organization; the first one answers for a request that names none.
         describe: Returns what the agent does with the server now, as JSON.
-        clock: The time.
+        clock: Supplies the current time.
 
     Attributes:
         figures: Returns what the door has done so far; None without a door.

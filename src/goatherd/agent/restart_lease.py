@@ -106,7 +106,7 @@ class Lease:
         term: Duration of the lease without renewal.
         skew: Largest difference between the clocks of nodes.
         poll: How often to read the lease while another node holds it.
-        clock: The time.
+        clock: Supplies the current time.
     """
 
     def __init__(

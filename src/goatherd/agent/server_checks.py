@@ -60,7 +60,7 @@ async def check_key_exposure(client: NodeClient, document: IdentityDocument, clo
     Args:
         client: The server.
         document: The identity document that the server was started with.
-        clock: The time.
+        clock: Supplies the current time.
 
     Returns:
         The result; None if the server did not answer.

@@ -88,7 +88,7 @@ class RepositoryIndex:
         path: The repository.
         ask: Sends a request to the server.
         signer: Returns the root that signs requests.
-        clock: The time.
+        clock: Supplies the current time.
         first_seen: The repository that held each id first.
         server_generation: Returns a number that changes once the server may be another process.
         org: The organization.
@@ -507,7 +507,7 @@ class RepositoryIndexes:
     Args:
         ask: Sends a request to the server.
         signer: Returns the root that signs requests.
-        clock: The time.
+        clock: Supplies the current time.
         capacity: Maximum number of commits in all indexes.
         repositories: Maximum number of indexes.
         is_session: Returns whether an id belongs to ``/sys/sessions``.

@@ -97,7 +97,7 @@ class Door:
         upstream: The server, such as ``http://127.0.0.1:8081``. No other caller may reach it there.
         trust: Trusted sessions, one for each organization that the server serves.
         host: Address to listen on.
-        port: The port; 0 takes a free one.
+        port: Port to listen on; 0 selects a free one.
         limits: How much one caller may ask for.
         private: Whether to refuse writes to ``/sys/*`` by others than roots and to ``/user/<id>`` by others than its
             owner, as GoatDB's documentation promises and GoatDB does not do. Off: an application's own rules,
@@ -105,7 +105,7 @@ class Door:
         public_url: How callers reach the door. Where the server names its own address, in CORS headers and redirects
             (COMPAT: ``http://localhost:<port>`` unless the application says otherwise), this takes its place.
         forwarded_by: Networks of the proxies in front of the door, whose ``X-Forwarded-For`` tells the caller.
-        clock: The time.
+        clock: Supplies the current time.
         threads: Threads for signatures; one per core by default.
         own: Answers requests below ``/goatherd/v1/``, which never reach the server; by default they are 404.
         guard: Decides whether a request that is bound to a server was meant for this one; one of its own by default.

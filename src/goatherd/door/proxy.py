@@ -114,7 +114,7 @@ class Proxy:
         indexes: One for each organization, by its id.
         limits: See there.
         limiter: Counts what callers take.
-        clock: The time.
+        clock: Supplies the current time.
         executor: Threads for signatures.
         private: Whether ``/sys/*`` and ``/user/<id>`` are closed to writers whom the documentation closes them to.
         header_rewriter: Rewrites the headers of the server's answer.

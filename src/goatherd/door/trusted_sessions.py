@@ -63,7 +63,7 @@ class TrustedSessions:
         org: The organization's id.
         identity: Current session, roots, revocations: an identity document.
         trusted: Sessions to trust without verification, as the server does (``trustedSessions`` of its settings).
-        clock: The time.
+        clock: Supplies the current time.
     """
 
     def __init__(

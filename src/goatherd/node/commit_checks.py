@@ -15,11 +15,11 @@ from goatherd.wire.commit import Commit
 
 
 def read_commit(raw: Any, repository: Repository, limits: RequestLimits, now_ms: int) -> Commit:
-    """Decode a commit from a peer or client and check everything that needs no signature.
+    """Decode a commit from a peer or client, and check everything that does not depend on its signature.
 
     Raises:
-        DecodeError: Not a commit.
-        NotAdmittedError: A commit that could crash a server or a client.
+        DecodeError: The value is not a commit.
+        NotAdmittedError: The commit could crash a server or a client.
     """
     if isinstance(raw, Mapping) and is_nested_deeper(raw.get("c"), limits.depth):
         raise NotAdmittedError("a commit's contents are nested too deeply", CommitFault.CONTENTS)
@@ -31,10 +31,10 @@ def read_commit(raw: Any, repository: Repository, limits: RequestLimits, now_ms:
 
 
 def check_against(commit: Commit, repository: Repository) -> None:
-    """Check what depends on the commits of the repository; called once more when the commit is about to be stored.
+    """Check a commit against the commits of its repository. Called again just before the commit is stored.
 
     Raises:
-        NotAdmittedError: The commit contradicts stored ones.
+        NotAdmittedError: The commit contradicts stored commits.
     """
     if commit.is_delta:
         # SECURITY: deltas on deltas send a GoatDB reader into endless loops; it never writes one itself

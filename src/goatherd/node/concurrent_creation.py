@@ -29,9 +29,9 @@ PORTION = 500
 
 
 def unmerged_creations(repository: Repository, key: str) -> list[Commit]:
-    """Return the leaves of a key that would kill a real GoatDB that merges them, oldest first; none if they would not.
+    """Return the leaves of a key, oldest first, if merging them would crash an unmodified GoatDB; otherwise nothing.
 
-    That is the case when there are several and not one commit of the key is known to be a parent.
+    GoatDB crashes if there are several leaves, and no commit of the key is known to be the parent of another.
     """
     if repository.is_linked(key):
         return []
@@ -46,7 +46,7 @@ def unmerged_creations(repository: Repository, key: str) -> list[Commit]:
 
 
 def portions_of(creations: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
-    """Yield creations, oldest first, in portions that one commit can have as parents beside the previous merge."""
+    """Split creations into portions, oldest first; one commit can merge each portion and the previous merge."""
     for start in range(0, len(creations), PORTION):
         yield creations[start : start + PORTION]
 
@@ -54,13 +54,13 @@ def portions_of(creations: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
 def merge_creations(
     creations: Sequence[Commit], repository: Repository, session_id: str, merged: Sequence[Commit] = ()
 ) -> Commit | None:
-    """Build the unsigned commit that has all the creations as parents; None when their contents cannot be merged.
+    """Build the unsigned commit that has all the creations as parents; None if their contents cannot be merged.
 
     Args:
-        creations: Oldest first, as `unmerged_creations` returns them, after a merge of the previous ones; no more than
-            a commit may have parents.
-        repository: Where they are.
-        session_id: The session that will sign, and counts as the merge's leader.
+        creations: Creations to merge, oldest first, as `unmerged_creations` returns them; the first may be the merge of
+            earlier ones. At most as many as a commit may have parents.
+        repository: The repository of the creations.
+        session_id: The session that will sign the merge, and counts as its leader.
         merged: Merges among the creations that are not in the repository yet.
     """
     whole = {merge.id: merge.record for merge in merged}
@@ -100,7 +100,7 @@ def merge_creations(
 
 
 class _FieldUnion:
-    """Merge one encoded field of concurrent creations: sets and maps grow, of anything else the latest counts."""
+    """Merge one encoded field of concurrent creations: sets and maps are united, for other values the latest counts."""
 
     __slots__ = ("_members", "_value")
 
@@ -109,7 +109,7 @@ class _FieldUnion:
         self._members = _mergeable_members(value)
 
     def merge_value(self, value: Any) -> bool:
-        """Add the elements of another set to a set, or the entries of a map to a map; otherwise return False."""
+        """Unite two sets or two maps and return True; return False for other values."""
         members = _mergeable_members(value)
         if self._members is None or members is None or ("__t" in self._value) != ("__t" in value):
             return False
@@ -123,7 +123,7 @@ class _FieldUnion:
 
 
 def _mergeable_members(value: Any) -> dict[str, Any] | None:
-    """Return the entries of an encoded map, or the elements of an encoded set by their text; None for anything else."""
+    """Return the entries of an encoded map, or the elements of an encoded set by their JSON; None for other values."""
     if not isinstance(value, Mapping) or _is_rich_text(value):
         return None
     # SECURITY: data of an unknown schema are kept as they came, so a marker may lack what it marks; an error here would

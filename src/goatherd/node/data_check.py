@@ -56,7 +56,7 @@ _ID: Final = re.compile(rb'"id":\s*"([A-Za-z0-9._~-]{1,63})"')
 
 
 class LineProblem(StrEnum):
-    """What is wrong with a line of a log."""
+    """Kind of damage of a line in a log."""
 
     TORN = "torn"
     """The last line is unfinished, as a crash in the middle of a write leaves it."""
@@ -70,7 +70,7 @@ class LineProblem(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A line that is no commit: what is wrong, in one word and in several, and the id that it may have had."""
+    """A log line that is not a commit: the kind of damage, its description, and the commit's id if one was found."""
 
     kind: LineProblem
     reason: str
@@ -78,7 +78,7 @@ class Unreadable:
 
 
 def decode_lines(data: bytes, org: str) -> Iterator[tuple[LogLine, Commit | Unreadable]]:
-    """Yield every line of a log that is not blank, decoded."""
+    """Decode the lines of a log, except blank ones."""
     for line in read_lines(data):
         raw = data[line.start : line.end]
         if not line.is_finished:
@@ -93,12 +93,12 @@ def decode_lines(data: bytes, org: str) -> Iterator[tuple[LogLine, Commit | Unre
 
 
 def order_repositories(paths: Sequence[str]) -> list[str]:
-    """Return repositories in the order in which to check them: the sessions first, which say who may sign."""
+    """Return repositories in the order in which to check them: sessions first, since they determine who may sign."""
     return sorted(paths, key=lambda path: (path not in _FIRST, path))
 
 
 def _is_signed_by_its_session(commit: Commit) -> bool:
-    """Whether a signature names the session that the commit does; otherwise one of them has changed."""
+    """Return whether the signature and the commit name the same session; if not, one of them was changed."""
     try:
         return parse_signature(commit.signature or "").session_id == commit.session
     except VerificationError:
@@ -116,10 +116,10 @@ class DataStatus:
 
     Attributes:
         is_complete: Whether every log was read.
-        records: Commits that were read.
-        damaged: Lines that are no commits.
-        unverifiable: Commits whose signature is wrong, or whose signer is unknown now.
-        unwritable: Repositories whose log cannot be written now.
+        records: Number of commits that were read.
+        damaged: Number of lines that are not commits.
+        unverifiable: Number of commits with a wrong signature or a signer who is unknown now.
+        unwritable: Number of repositories whose log cannot be written now.
     """
 
     is_complete: bool
@@ -129,7 +129,7 @@ class DataStatus:
     unwritable: int = 0
 
     def to_json(self) -> dict[str, object]:
-        """Return it as data: numbers only."""
+        """Return the status as a JSON object that contains only numbers."""
         return {
             "complete": self.is_complete,
             "records": self.records,
@@ -143,11 +143,11 @@ class DataCheck:
     """Checks the logs of one organization once, after the server's start.
 
     Args:
-        engine: Holds the open repositories and the trust pool; this runs on its event loop.
-        logs: The organization's directory.
-        workers: Threads to read, decode and verify in; one is used at a time.
-        clock: The time.
-        withheld: Called with a repository's path when commits were taken out of it.
+        engine: Holds the open repositories and the trust pool; the check runs on its event loop.
+        logs: The organization's log directory.
+        workers: Executor that reads, decodes and verifies; the check submits one task at a time.
+        clock: Supplies the current time.
+        withheld: Called with a repository's path after commits were removed from it.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class DataCheck:
 
     @property
     def status(self) -> DataStatus:
-        """What was found so far."""
+        """What the check has found so far."""
         pool = self._engine.pool
         unknown = sum(count for session, count in self._unknown.items() if not pool.knows_session(session))
         return DataStatus(
@@ -183,7 +183,7 @@ class DataCheck:
         )
 
     async def run(self) -> None:
-        """Check every log; a log that cannot be read is a warning. What fails otherwise is tried again later."""
+        """Check every log. An unreadable log is logged as a warning; other failed checks are retried later."""
         left = order_repositories(await asyncio.to_thread(self._logs.repository_paths))
         rest = AGAIN
         while left := [path for path in left if not await self._is_checked(path)]:
@@ -195,7 +195,7 @@ class DataCheck:
         _log.info("%s", event_text(Event.DATA_CHECKED, **fields))
 
     async def _is_checked(self, path: str) -> bool:
-        """Check a log, and return whether it need not be tried again."""
+        """Check a log, and return False if the check must be retried later."""
         before = self._records, self._damaged, self._unverifiable, self._unknown.copy()
         try:
             await self._check_log(path)

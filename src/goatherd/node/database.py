@@ -107,7 +107,7 @@ class PendingCommits:
 
 
 def fingerprint_of(path: str, raw: Any) -> bytes:
-    """Return bytes that identify a commit of a repository by its whole content; its id alone does not."""
+    """Return bytes that identify a commit of a repository by its whole content, since an id can be forged."""
     try:
         return path.encode() + b"\0" + orjson.dumps(raw, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # a lone surrogate
@@ -140,7 +140,7 @@ _MAY_CHANGE: Final = (UnknownSignerError, UntrustedRootError, AccessDeniedError,
 
 
 class DataDirectory(Protocol):
-    """Where a database's logs are; a `goatherd.node.log_storage.LogDirectory`, or a test's own. Calls may block."""
+    """The directory of a database's logs: a `goatherd.node.log_storage.LogDirectory`, or a test's. Calls may block."""
 
     def acquire(self) -> None: ...
 
@@ -157,7 +157,7 @@ class DataDirectory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _RepositoryView:
-    """A repository as its peers see it."""
+    """One repository, as a `goatherd.node.peer.Peer` reads it."""
 
     repository: Repository
 
@@ -175,7 +175,7 @@ class _RepositoryView:
 class DatabaseRepository:
     """Reads and writes items of one repository, signed by the current root. Writes return when they are on the disk.
 
-    Values are GoatDB's encoded fields: JSON, dates in seconds; an aware `datetime` is turned into that.
+    Values are GoatDB's encoded fields: JSON, with dates in seconds. An aware `datetime` is converted to such a date.
     """
 
     def __init__(self, database: Database, path: str) -> None:
@@ -184,7 +184,7 @@ class DatabaseRepository:
         self.path = f"/{kind}/{name}"
 
     async def get(self, key: str) -> Item | None:
-        """Return an item; None where there is none or it is deleted.
+        """Return an item; None if it does not exist or is deleted.
 
         Raises:
             StorageError: The repository cannot be read.
@@ -207,14 +207,14 @@ class DatabaseRepository:
         """Create an item.
 
         Args:
-            key: Of a-z, 0-9, ``-`` and ``_``.
-            schema: The schema marker, such as ``note/1``; one that is not registered is stored all the same.
+            key: The item's key: a-z, 0-9, ``-`` and ``_``.
+            schema: The schema marker, such as ``note/1``. The schema need not be registered.
             data: The fields.
 
         Raises:
-            ItemExistsError: There is one.
-            PathError, DecodeError, EncodeError: The key or the data are not allowed; in ``/sys/sessions``: no session.
-            StorageError: It could not be written.
+            ItemExistsError: The item exists already.
+            PathError, DecodeError, EncodeError: Key or data are not allowed; in ``/sys/sessions``: not a session.
+            StorageError: The item could not be written.
         """
         engine = await self._open_repository()
         engine.check_writable(self.path)
@@ -225,9 +225,9 @@ class DatabaseRepository:
         """Replace an item's fields.
 
         Raises:
-            ItemNotFoundError: There is none.
-            DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: no session.
-            StorageError: It could not be written.
+            ItemNotFoundError: The item does not exist.
+            DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: not a session.
+            StorageError: The item could not be written.
         """
         engine = await self._open_repository()
         engine.check_writable(self.path)
@@ -238,8 +238,9 @@ class DatabaseRepository:
         """Delete an item.
 
         Raises:
-            ItemNotFoundError, DecodeError: There is none; it is a session, which would stay trusted.
-            StorageError: It could not be written.
+            ItemNotFoundError: The item does not exist.
+            DecodeError: The item is a session, which would stay trusted.
+            StorageError: The deletion could not be written.
         """
         engine = await self._open_repository()
         engine.check_writable(self.path)
@@ -258,27 +259,27 @@ class DatabaseRepository:
 
 
 class Database:
-    """One organization's database. `open` before, `aclose` after; everything on one event loop.
+    """One organization's database. Call `open` first and `aclose` last, on the same event loop.
 
     Args:
         org: The organization's id.
-        directory: Its data directory, locked while open; its path, or an object that stands for it.
-        settings: Its identity; entered and left here.
+        directory: The data directory (a path, or an object that replaces it); locked while the database is open.
+        settings: The settings with the identity; entered and left by the database.
         workers: Threads for the engine's steps.
-        verifiers: Threads among which a step spreads signatures; not the same ones.
-        clock: The time.
-        registry: The schemas that are known beyond GoatDB's own.
+        verifiers: Threads among which a step spreads signatures; not the same as `workers`.
+        clock: Supplies the current time.
+        registry: The schemas that are known in addition to GoatDB's own.
         rules: The application's access rules, in order.
         peers: URLs of the other servers.
         debug: Do not wait for replicas after a new session.
-        new_id: Where fresh ids come from.
+        new_id: Returns a new unique id.
         connect: Makes the client for a peer's URL; over HTTP by default.
-        unused_sessions: How many sessions that have signed nothing yet are kept out of ``/sys/sessions``; 0 introduces
-            each when it is made. Without a directory on the disk it is 0.
+        unused_sessions: How many sessions that have not signed a request yet are kept out of ``/sys/sessions``; 0
+            introduces each session when it is created. Always 0 without a directory on the disk.
 
     Attributes:
-        instance: A random id of this process's database: it tells one server that has two names from two servers.
-        paused_count: How many requests had to wait because of the work that their session's had been.
+        instance: A random id of this process's database. By it, two URLs of one server differ from two servers.
+        paused_count: How many requests were delayed because their session had used too much processing time.
     """
 
     def __init__(
@@ -335,7 +336,7 @@ class Database:
         """Load the identity, lock and open the data, start the peers.
 
         Raises:
-            SettingsError, ProviderError, IdentityError: There is no identity to start from. None is invented.
+            SettingsError, ProviderError, IdentityError: The identity cannot be loaded. No new one is created.
             StorageError: The data directory is in use or cannot be read.
         """
         try:
@@ -439,10 +440,10 @@ class Database:
         return NodeClient(url, timeout=PEER_TIMEOUT, clock=self._clock, sender=self.instance)
 
     async def aclose(self) -> None:
-        """Finish what runs, stop the peers, flush and close.
+        """Finish running requests, stop the peers, flush and close the logs.
 
         Raises:
-            StorageError: Something could not be written.
+            StorageError: A log could not be written.
         """
         while self._running:
             await asyncio.wait(self._running)
@@ -481,12 +482,12 @@ class Database:
 
     @property
     def pool(self) -> TrustPool:
-        """Whom this database trusts."""
+        """The trust pool: the sessions that this database trusts."""
         return self.engine.pool
 
     @property
     def peers(self) -> list[PeerStatus]:
-        """How things stand with each peer."""
+        """The status of the synchronization with each peer."""
         return [peer.status for peer in self._peers]
 
     @property
@@ -499,10 +500,10 @@ class Database:
         return self._clock.now_ms()
 
     def repository(self, path: str) -> DatabaseRepository:
-        """Return a repository to read and write items of.
+        """Return an object that reads and writes the items of a repository.
 
         Raises:
-            PathError: Not a path that this server opens.
+            PathError: The server does not open such a path.
         """
         return DatabaseRepository(self, path)
 
@@ -512,10 +513,10 @@ class Database:
         return self.engine
 
     async def publish_changes(self, path: str) -> None:
-        """Make what was written durable, then tell the peers.
+        """Make a repository's new commits durable, then notify the peers.
 
         Raises:
-            StorageError: It could not be written.
+            StorageError: The commits could not be written.
         """
         await self._disk.wait_until_durable([path])
         if path == SESSIONS_PATH:
@@ -547,8 +548,8 @@ class Database:
         Args:
             body: The request's body.
             header: The value of ``x-goat-sig``.
-            admit: Called with the id of the session that has signed, unless it is a root; may raise.
-            sender: Which server process asks, by `SENDER_HEADER`; None where the request does not say.
+            admit: Called with the id of the session that signed the request, unless it is a root; raises to reject it.
+            sender: Id of the server process that sent the request, from `SENDER_HEADER`; None without that header.
         """
         return await self._run_to_end(self._answer_sync(body, header, admit, sender))
 
@@ -580,9 +581,9 @@ class Database:
         return await self._finish_response(response, failures)
 
     def _pause_for(self, header: str | None) -> float:
-        """Return how many seconds a request waits because its session has used more than its share before.
+        """Return how many seconds to delay a request because its session has recently used more than its share.
 
-        The session is the one that the request names; a request that names another session delays itself only.
+        The header's session is not verified yet; a request that names another session delays only itself.
         """
         with suppress(VerificationError):
             session_id = parse_signature(header or "").session_id
@@ -590,7 +591,7 @@ class Database:
         return 0.0
 
     async def is_signed(self, header: str | None) -> bool:
-        """Whether a request's signature is good, so that its body is worth reading."""
+        """Check a request's signature before its body is read."""
         try:
             await self._drive_steps(self.engine.authenticate_request(header or "", self.now_ms()))
         except VerificationError:
@@ -615,14 +616,14 @@ class Database:
         )
 
     async def answer_unused(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/unused``: exchange sessions that have signed nothing yet, if a root asks."""
+        """Answer ``POST /goatherd/v1/unused``: exchange sessions that have not signed a request yet, if a root asks."""
         if self._exchange is None:
             return Response(status=404)
         return await self._run_to_end(self._exchange.answer_request(body, header))
 
     @property
     def unused(self) -> tuple[int, int]:
-        """How many sessions have signed nothing yet, and how many of those were dropped because there were too many."""
+        """Number of sessions that have not signed a request yet, and how many were dropped because of too many."""
         unused = self.engine.unused
         return (0, 0) if unused is None else (len(unused), unused.dropped_count)
 
@@ -637,17 +638,17 @@ class Database:
 
     @property
     def document(self) -> IdentityDocument:
-        """The identity in use. It holds private keys."""
+        """The identity document in use, including private keys."""
         return self._settings.settings.document
 
     @property
     def status(self) -> SettingsStatus:
-        """How fresh the identity in use is."""
+        """The freshness of the identity in use."""
         return self._settings.status
 
     @property
     def frozen_commits(self) -> FrozenCommitStore:
-        """What this server knows of revoked roots.
+        """The frozen-commit lists of revoked roots that this server has.
 
         Raises:
             SettingsError: The database is not open.
@@ -658,20 +659,20 @@ class Database:
 
     @property
     def data(self) -> DataStatus | None:
-        """What the check of the logs has found so far; None where the data are not on a disk."""
+        """What the check of the logs has found so far; None if the data are not on a disk."""
         if self._data_check is None:
             return None
         return replace(self._data_check.status, unwritable=len(self._disk.failing))
 
     @property
     def expiry(self) -> ExpiryWatch:
-        """How long the root that signs still lives."""
+        """How long the current root is still valid."""
         return self._expiry
 
     def describe_identity(self) -> dict[str, Any]:
         """Return the answer to ``GET /goatherd/v1/identity``: ids and numbers only.
 
-        SECURITY: built from ids, never from a document (tests/cluster/test_exchanges.py).
+        SECURITY: the answer is built from single ids, never from a whole document (tests/cluster/test_exchanges.py).
         """
         pool = self.pool
         return {
@@ -694,11 +695,11 @@ class Database:
         }
 
     async def _finish_response(self, response: Response, failures: int) -> Response:
-        """Do what a response asks for before it is sent.
+        """Flush logs, notify peers and wait for them, as a response requires before it is sent.
 
         Args:
             response: The response.
-            failures: `Disk.failure_count` before it was made.
+            failures: `Disk.failure_count` before the response was made.
         """
         for commit_id, error in response.refused:
             _log.debug("commit %s refused: %s: %s", commit_id, error.code, error)
@@ -724,7 +725,7 @@ class Database:
         return response
 
     async def _run_to_end(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run to the end even if the caller is cancelled."""
+        """Run a coroutine to its end even if the caller is cancelled."""
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -785,7 +786,7 @@ class Database:
         self._notify_peers(path)
 
     async def _retry_writes(self) -> None:
-        """Try, until cancelled, to write the logs that could not be written."""
+        """Retry, until cancelled, the logs that could not be written."""
         while True:
             await self._cannot_write.wait()
             said_at = -SAY_AGAIN.total_seconds()
@@ -805,25 +806,25 @@ class Database:
     # --- peers ------------------------------------------------------------------------------------------------------
 
     def current_signer(self) -> OwnedSession:
-        """Return the session that signs requests to peers, now."""
+        """Return the session that currently signs requests to peers."""
         return self.pool.current
 
     def synced_paths(self) -> Sequence[str]:
-        """Return the repositories to keep in step, in the order that matters."""
+        """Return the repositories to synchronize, in the order in which to send them."""
         return list(self._paths)
 
     async def open_view(self, path: str) -> _RepositoryView:
-        """Open a repository for a peer."""
+        """Open a repository so that a peer can read its commits."""
         return _RepositoryView((await self.open_repository(path)).get_repository(path))
 
     async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
-        """Verify and store what a peer sent; return how many commits were new.
+        """Verify and store the commits that a peer sent; return how many were new.
 
         Commits that cannot be verified yet are kept, within bounds, and verified again when the trusted sessions
         change.
 
         Raises:
-            StorageError: It could not be written.
+            StorageError: The commits could not be written.
         """
         return await self._run_to_end(self._store_commits(path, commits))
 
@@ -850,9 +851,9 @@ class Database:
             peer.resync_path(path)
 
     def _look_for(self, path: str) -> None:
-        """Ask the peers for a repository that only a client knows of.
+        """Request from the peers a repository that a client has asked for and that is empty here.
 
-        SECURITY: clients may ask for any path, so only the latest `MAX_LACKING` are looked for
+        SECURITY: clients may ask for any path, so only the latest `MAX_LACKING` are requested
         (tests/unit/node/test_peer.py).
         """
         if path in self._paths:

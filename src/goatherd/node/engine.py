@@ -111,12 +111,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class EngineStep:
-    """Work for a thread. It touches nothing that changes meanwhile."""
+    """Work for a thread. It reads and writes nothing that other threads change meanwhile."""
 
     work: Callable[[Executor | None], Any]
 
     def run(self, executor: Executor | None = None) -> Any:
-        """Do it; `executor` (never the one whose thread this occupies) spreads signatures over threads."""
+        """Do the work; `executor` (never the one whose thread this call occupies) spreads signatures over threads."""
         return self.work(executor)
 
 
@@ -124,7 +124,7 @@ EngineSteps = Generator[EngineStep, Any, R]
 
 
 def drive_inline(steps: EngineSteps[R], executor: Executor | None = None) -> R:
-    """Run everything in this thread. An error of a step is raised inside the generator."""
+    """Run a generator and all its steps in this thread. An error of a step is raised inside the generator."""
     try:
         step = next(steps)
         while True:
@@ -140,7 +140,7 @@ def drive_inline(steps: EngineSteps[R], executor: Executor | None = None) -> R:
 
 
 async def drive_steps(steps: EngineSteps[R], run: Callable[[EngineStep], Awaitable[Any]]) -> R:
-    """Advance here, and have the steps done by `run`. An error of a step is raised inside the generator."""
+    """Advance a generator on the event loop, and have `run` execute its steps. A step's error is raised inside it."""
     try:
         step = next(steps)
         while True:
@@ -168,21 +168,21 @@ _MOST_USERS = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """An answer and what has to happen around it.
+    """An answer, and what the caller must do before and after sending it.
 
     Attributes:
         status: HTTP status.
         body: The body, possibly empty.
-        content_type: None for an empty body.
-        cors: Whether CORS headers go with it (not with a refusal of the signature).
-        flush: Repositories whose log must be made durable before this is sent.
+        content_type: Content type; None for an empty body.
+        cors: Whether the answer has CORS headers (not if the signature was rejected).
+        flush: Repositories whose log must be made durable before the answer is sent.
         changed_paths: Repositories with new commits for the peers.
         wait_for_peers: Whether to wait for the peers before the answer is sent.
         refused: Commits that were not accepted, and why; for logs and metrics only.
-        lacking: Repositories that a client asked for and that hold no commit here.
-        requester: The session that asked, where its work is counted; None for the root, by which servers ask.
-        unused: The session that was made and not introduced.
-        again: Makes the answer anew, for a request that brought nothing, where what it shows may not be written.
+        lacking: Repositories that a client asked for and that have no commit here.
+        requester: The session to charge for the work; None for a root, which servers use.
+        unused: The session that was created and not introduced.
+        again: Builds the answer again if commits in it could not be written; only for requests without new commits.
     """
 
     status: int
@@ -200,7 +200,7 @@ class Response:
 
 
 def refuse_request(error: VerificationError) -> Response:
-    """Return the answer to a request whose signature does not count here."""
+    """Return the answer to a request whose signature this server rejects."""
     return Response(status=MISDIRECTED if isinstance(error, OtherServerError) else 403, cors=False)
 
 
@@ -210,12 +210,12 @@ CANNOT_WRITE: Final = Response(status=507, cors=False)
 
 @dataclass(slots=True, kw_only=True)
 class Ingested:
-    """What became of commits.
+    """The result of ingesting commits.
 
     Attributes:
-        accepted: Those that are new and stored.
-        refused: Id and reason of those that were not; an undecodable one has the id ``""``, and only the first
-            thousand of these are listed.
+        accepted: The commits that were new and are stored.
+        refused: Id and reason of each rejected commit. An undecodable one has the id ``""``; only the first thousand of
+            these are listed.
     """
 
     accepted: list[Commit] = field(default_factory=list)
@@ -224,7 +224,7 @@ class Ingested:
 
 @dataclass(slots=True)
 class _Element:
-    """One element of a batch."""
+    """One element of a batch: a sync message for one repository."""
 
     given_path: str
     path: str
@@ -245,24 +245,24 @@ class _Portion:
 
 
 class Engine:
-    """One organization.
+    """Answers GoatDB's requests for one organization.
 
     Args:
         org: The organization's id.
         pool: The trusted sessions. Its owner replaces the identity in it.
-        open_log: Gives the log of a repository. Called in steps' threads too, so it must be thread-safe, and give one
-            object per repository (`goatherd.node.log_storage.LogDirectory.open_log`).
-        new_id: Gives fresh ids.
-        new_seeds: Gives fresh filter seeds.
-        registry: The schemas that are known beyond GoatDB's own.
-        rules: The application's rules, in order.
-        limits: What one request may ask for.
-        instance: The id of this server process, which requests that are bound to it name; one of its own by default.
+        open_log: Returns the log of a repository. Steps call it in threads too, so it must be thread-safe, and return
+            one object per repository (`goatherd.node.log_storage.LogDirectory.open_log`).
+        new_id: Returns a new unique id.
+        new_seeds: Returns new filter seeds.
+        registry: The schemas that are known in addition to GoatDB's own.
+        rules: The application's access rules, in order.
+        limits: Limits on one request and its answer.
+        instance: The id of this server process, which requests that are bound to it name; a new one by default.
 
     Attributes:
         instance: The id of this server process.
-        guard: Decides whether a request was meant for this server, and meant once.
-        unused: The sessions that have signed nothing yet; None where each is introduced when it is made.
+        guard: Checks whether a request was signed for this server, and was not received before.
+        unused: The sessions that have not signed a request yet; None if each is introduced when it is created.
         on_first_use: Called when one of them has been introduced, because it has signed a request.
     """
 
@@ -319,11 +319,11 @@ class Engine:
         return self._repositories
 
     def get_repository(self, path: str) -> Repository:
-        """Return a repository, opening it (and blocking) if need be; it stays open.
+        """Return a repository. If it is not open yet, open it (which blocks) and keep it open.
 
         Raises:
-            PathError: Not a path that this server opens.
-            StorageError: Its log cannot be read.
+            PathError: The server does not open such a path.
+            StorageError: The log cannot be read.
         """
         found = self._repositories.get(path)
         if found is None:
@@ -333,7 +333,7 @@ class Engine:
         return found
 
     def open_in_steps(self, path: str) -> EngineSteps[Repository]:
-        """As `repository`, with the reading in a step."""
+        """Do the same as `get_repository`, but read the log in a step."""
         kind, name = check_repository_path(path)
         if f"/{kind}/{name}" not in self._repositories:
             read = yield EngineStep(lambda _: self._read_repository(path))
@@ -341,10 +341,10 @@ class Engine:
         return self.get_repository(f"/{kind}/{name}")
 
     def read_repository(self, path: str) -> Repository:
-        """Read a repository that need not stay open. Blocks; any thread.
+        """Read a repository without keeping it open. Blocks; may be called in any thread.
 
         Raises:
-            PathError, StorageError: As `repository`.
+            PathError, StorageError: As in `get_repository`.
         """
         return self._read_repository(path)
 
@@ -366,15 +366,15 @@ class Engine:
         return repository
 
     def withhold_damaged(self, path: str, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
-        """Take commits whose stored form is damaged out of a repository, now and whenever it is opened again.
+        """Withhold damaged commits of a repository, now and whenever it is opened again; its log stays unchanged.
 
         Args:
             path: The repository.
             wrong: Damaged commits of its log, by id.
-            good: Undamaged ones of its log to take in their place, by id.
+            good: Undamaged commits of its log that replace them, by id.
 
         Returns:
-            Whether any of them was in use.
+            Whether any of the damaged commits was in use.
         """
         self._wrong[path] = wrong, good
         repository = self._repositories.get(path)
@@ -399,10 +399,10 @@ class Engine:
             self._views.drop_views(path)
 
     def check_writable(self, path: str) -> None:
-        """Make sure that a repository's log could be written the last time.
+        """Check that the last write to a repository's log succeeded.
 
         Raises:
-            StorageError: It could not.
+            StorageError: The last write failed.
         """
         if path in self._unwritable:
             raise StorageError(f"{path} cannot be written now; it can be read")
@@ -486,9 +486,9 @@ class Engine:
         return self.get_repository(SESSIONS_PATH).count_of(session_id) > 0
 
     def introduce_unused(self, count: int, now_ms: int) -> int:
-        """Introduce some of the sessions that have signed nothing yet; return how many. Flush ``/sys/sessions`` then.
+        """Introduce sessions that have not signed a request yet; return how many. Flush ``/sys/sessions`` afterwards.
 
-        For servers that know a session only by its introduction.
+        Other servers need this if they learn of a session only by its commit in ``/sys/sessions``.
         """
         if self.unused is None or not self._can_introduce(now_ms):
             return 0
@@ -501,7 +501,7 @@ class Engine:
         """Introduce the session that has signed a request, if this is its first one.
 
         Raises:
-            VerificationError: It has not signed it.
+            VerificationError: The session has not signed the request.
         """
         unused = None if self.unused is None else self.unused.find_session(envelope.session_id, now_ms)
         if unused is None or self.is_introduced(envelope.session_id):
@@ -514,9 +514,9 @@ class Engine:
         return unused
 
     def introduce_session(self, session: Session, now_ms: int) -> Commit:
-        """Store the session commit that introduces `session`, signed by the current root, and trust it.
+        """Store the session commit that introduces `session`, signed by the current root, and trust the session.
 
-        An item that is there already gets a new version. Flush ``/sys/sessions`` afterwards.
+        If the session has a commit already, the new one is its child. Flush ``/sys/sessions`` afterwards.
         """
         repository = self.get_repository(SESSIONS_PATH)
         head = repository.find_head(session.id)
@@ -547,7 +547,8 @@ class Engine:
             header: The value of ``x-goat-sig``.
             body: The request's body.
             now_ms: The server's clock.
-            admit: Called with the id of the session that has signed, unless it is a root. What it raises ends this.
+            admit: Called with the id of the session that signed the request, unless it is a root. An exception that it
+                raises ends the request.
         """
         if not header:
             return Response(status=400)
@@ -620,10 +621,10 @@ class Engine:
         return requester
 
     def authenticate_request(self, header: str | SignatureEnvelope, now_ms: int) -> EngineSteps[Session]:
-        """Return who signed a request. `guard` checks whether it was meant for this server.
+        """Return the session that signed a request. `guard` checks whether the request was meant for this server.
 
         Raises:
-            VerificationError: The signature is not good, or its session's user does not exist any more.
+            VerificationError: The signature is invalid, or the session's user no longer exists.
         """
         envelope = parse_signature(header) if isinstance(header, str) else header
         session = self._begin_use(envelope, now_ms) or self.pool.verify_request(envelope, now_ms)
@@ -632,7 +633,7 @@ class Engine:
         return session
 
     def _is_user(self, owner: str) -> EngineSteps[bool]:
-        """Return whether there is an item of a user that is not deleted."""
+        """Return whether a user exists and is not deleted."""
         users = self.get_repository(USERS_PATH)
         head = users.find_head(owner)
         if head is None:
@@ -654,8 +655,8 @@ class Engine:
         """Verify and store commits that a peer sent, exactly as if they had been pushed. Flush `path` afterwards.
 
         Raises:
-            PathError: Not a repository path.
-            StorageError: The repository cannot be opened, or not be written.
+            PathError: The path is not a repository path.
+            StorageError: The repository cannot be opened or written.
         """
         self.check_writable(path)
         repository = yield from self.open_in_steps(path)
@@ -677,13 +678,13 @@ class Engine:
     def _ingest_elements(
         self, elements: Sequence[_Element], now_ms: int, done: Ingested, *, is_small: bool = False
     ) -> EngineSteps[None]:
-        """Decode, verify and store what some elements brought, in portions, so that others get their turn.
+        """Decode, verify and store the commits of some elements, in portions, so that other requests can run.
 
         Args:
             elements: The elements.
             now_ms: The server's clock.
-            done: What became of the commits; added to.
-            is_small: Whether they are so few bytes that decoding them is no work for a thread.
+            done: Result; what became of each commit is added to it.
+            is_small: Whether the elements are so small that no thread is needed to decode them.
         """
         early: list[tuple[_Element, Commit]] = []
         learnt = False
@@ -702,10 +703,10 @@ class Engine:
         ]
 
     def _introduce_authors(self, early: Sequence[tuple[_Element, Commit]], now_ms: int) -> EngineSteps[bool]:
-        """Introduce the unused sessions that have signed one of these commits; return whether there were any.
+        """Introduce sessions that signed one of these commits but no request yet; return whether there were any.
 
-        A client signs its first request before a server sends its commits on. But a commit can come by another way, for
-        example in a request that a root has signed, and must not wait for its author's first request here.
+        A client signs its first request before a server sends its commits on. But a commit can arrive another way, for
+        example in a request that a root has signed, and must not wait for its author's first request to this server.
         """
         if self.unused is None or not self._can_introduce(now_ms):
             return False
@@ -735,7 +736,7 @@ class Engine:
     def _take_in(
         self, candidates: list[tuple[_Element, Commit]], done: Ingested
     ) -> EngineSteps[tuple[list[tuple[_Element, Commit]], bool]]:
-        """Verify and store decoded commits; return those of unknown sessions, and whether a session was learnt."""
+        """Verify and store decoded commits. Return those of unknown sessions, and whether a new session was learned."""
         if not candidates:
             return [], False
         verification = self.pool.prepare_verification([commit for _, commit in candidates])
@@ -770,7 +771,7 @@ class Engine:
     def _decode_portions(
         self, portions: Sequence[_Portion], now_ms: int, _: object
     ) -> tuple[list[tuple[_Element, Commit]], list[DecodeError]]:
-        """Decode commits one by one; two with one id are both kept, since the first may be forged."""
+        """Decode commits one by one. If two have the same id, both are kept, since the first may be forged."""
         decoded: list[tuple[_Element, Commit]] = []
         refused: list[DecodeError] = []
         for portion in portions:
@@ -787,10 +788,10 @@ class Engine:
         return decoded, refused
 
     def _store_commit(self, path: str, commit: Commit) -> GoatherdError | bool:
-        """Authorize a verified commit by its signer and store it, or return why not.
+        """Store a verified commit if its signer may write it; otherwise return the reason.
 
         Returns:
-            Whether it is new: another request may have brought it while this one's was being verified.
+            Whether the commit is new: another request may have brought it while it was being verified.
         """
         repository = self._repositories[path]
         try:
@@ -822,9 +823,9 @@ class Engine:
         """Merge concurrent creations, which would crash a GoatDB server or client, before they are shown.
 
         Args:
-            repository: Where; what is new in it is held back.
+            repository: The repository, whose new commits are held back.
             keys: The keys to check.
-            check: Whether the creations must be verified first, since the root's signature will stand under them.
+            check: Whether to verify the creations first, since the root will sign the merge.
         """
         for key in keys:
             creations = unmerged_creations(repository, key)
@@ -839,7 +840,7 @@ class Engine:
     def _sign_merges(
         self, creations: Sequence[Commit], repository: Repository, signer: OwnedSession, _: object
     ) -> list[Commit]:
-        """Return the commits that merge creations, each on top of the previous; none if they cannot be merged."""
+        """Return the commits that merge creations, each one a child of the previous; none if they cannot be merged."""
         merged: list[Commit] = []
         for portion in portions_of(creations):
             merge = merge_creations([*merged[-1:], *portion], repository, signer.id, merged)
@@ -851,9 +852,9 @@ class Engine:
         return merged
 
     def _are_verified(self, path: str, commits: Sequence[Commit]) -> EngineSteps[bool]:
-        """Return whether all commits verify now; in ``/sys/sessions``, by a root.
+        """Return whether all commits verify now; in ``/sys/sessions`` roots must have signed them.
 
-        SECURITY: what a GoatDB server let into its log must not get our root's signature (test_upstream_traps.py).
+        SECURITY: our root must not sign what a GoatDB server accepted unverified into its log (test_upstream_traps.py).
         """
         if path == SESSIONS_PATH and not all(commit.session in self.pool.root_ids for commit in commits):
             return False
@@ -888,7 +889,7 @@ class Engine:
     # --- reading and writing from Python -----------------------------------------------------------------------------
 
     def get_item(self, path: str, key: str) -> Item | None:
-        """Return an item, None where there is none or only a deleted one."""
+        """Return an item; None if it does not exist or is deleted."""
         item = self.get_repository(path).find_item(key)
         return None if item is None or item.deleted else item
 
@@ -896,8 +897,8 @@ class Engine:
         """Create an item, signed by the current root. Flush `path` afterwards.
 
         Raises:
-            ItemExistsError: There is one.
-            PathError, DecodeError, EncodeError: Path, key or data are not allowed; in ``/sys/sessions``, no session.
+            ItemExistsError: The item exists already.
+            PathError, DecodeError, EncodeError: Path, key or data are not allowed; in ``/sys/sessions``: not a session.
         """
         repository = self.get_repository(path)
         commit = repository.build_create(key, schema, data, **self._new_authorship(now_ms))
@@ -907,8 +908,8 @@ class Engine:
         """Replace an item's fields, signed by the current root. Flush `path` afterwards.
 
         Raises:
-            ItemNotFoundError: There is none.
-            PathError, DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: no session.
+            ItemNotFoundError: The item does not exist.
+            PathError, DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: not a session.
         """
         repository = self.get_repository(path)
         return self._write_item(repository, repository.build_set(key, data, **self._new_authorship(now_ms)), now_ms)
@@ -917,8 +918,8 @@ class Engine:
         """Delete an item, signed by the current root. Flush `path` afterwards.
 
         Raises:
-            ItemNotFoundError: There is none.
-            DecodeError: A session: it would stay trusted.
+            ItemNotFoundError: The item does not exist.
+            DecodeError: The item is a session, which would stay trusted.
         """
         repository = self.get_repository(path)
         return self._write_item(repository, repository.build_delete(key, **self._new_authorship(now_ms)), now_ms)
@@ -937,19 +938,19 @@ class Engine:
 
 
 def _note_undecodable(done: Ingested, refused: Sequence[DecodeError]) -> None:
-    """List undecodable commits, as many as fit."""
+    """Add undecodable commits to a result, up to its limit."""
     # SECURITY: a body of nothing else must not become a list of errors (tests/unit/node/test_cost.py).
     done.refused += [("", error) for error in refused[: max(0, _MOST_REFUSALS - len(done.refused))]]
 
 
 def _without_traceback(error: DecodeError) -> DecodeError:
-    """Return an error without the frames and causes that it keeps alive."""
+    """Return an error without its traceback and causes, which would keep other objects in memory."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
 def _split_portions(elements: Sequence[_Element]) -> Iterator[list[_Portion]]:
-    """Yield the commits of some elements in portions that one step decodes, and that are stored in one go."""
+    """Split the commits of some elements into portions. One step decodes a portion; then it is stored at once."""
     gathered: list[_Portion] = []
     count = 0
     for element in elements:
@@ -975,7 +976,7 @@ def _is_known(raw: Any, repository: Repository) -> bool:
 
 
 def _order_elements(elements: Sequence[_Element]) -> list[list[_Element]]:
-    """Return the elements in the order in which they are taken in; the others in one go, so that they share threads."""
+    """Group elements in the order in which they are ingested: sessions, users, then all others together."""
     sessions = [element for element in elements if element.path == SESSIONS_PATH]
     users = [element for element in elements if element.path == USERS_PATH]
     others = [element for element in elements if element.path not in (SESSIONS_PATH, USERS_PATH)]

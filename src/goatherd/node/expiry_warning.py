@@ -37,7 +37,7 @@ class ExpiryWatch:
     Args:
         org: The organization.
         document: Returns the identity document in use.
-        clock: The time.
+        clock: Supplies the current time.
     """
 
     def __init__(self, org: str, document: Callable[[], IdentityDocument], clock: Clock) -> None:
@@ -76,7 +76,7 @@ class ExpiryWatch:
         )
 
     def describe_expiry(self) -> dict[str, Any]:
-        """Return what the health page shows."""
+        """Return how long the root is still valid, for the health report."""
         document, now_ms = self._document(), self._clock.now_ms()
         return {
             "root": document.current.id,

@@ -52,7 +52,7 @@ class FrozenCommitStore:
         folder: Directory of the lists; None stores them in memory only.
         repositories: Returns the paths of the repositories on the disk. May block.
         peers: Returns the peers from which lists are fetched.
-        clock: The time.
+        clock: Supplies the current time.
         changed: Called when a list has taken effect.
     """
 
@@ -156,14 +156,14 @@ class FrozenCommitStore:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def answer_get(self, digest: str) -> Response:
-        """Answer ``GET /goatherd/v1/frozen/<digest>``: unsigned, since digests of commits tell nothing."""
+        """Answer ``GET /goatherd/v1/frozen/<digest>``. No signature is needed: digests of commits reveal nothing."""
         frozen = self._lists.get(digest) if _DIGEST.fullmatch(digest) else None
         if frozen is None:
             return Response(status=404)
         return Response(status=200, body=frozen.to_bytes(), content_type=BINARY_TYPE)
 
     async def answer_put(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/frozen``: keep a list that a root hands over, until the identity names it."""
+        """Answer ``POST /goatherd/v1/frozen``: store a list that a root sends, until the identity document names it."""
         if refusal := await self._refuse_unless_root("frozen", body, header):
             return refusal
         try:
@@ -174,10 +174,10 @@ class FrozenCommitStore:
         return Response(status=200, body=to_json_bytes({"digest": frozen.digest}), content_type=JSON_TYPE)
 
     async def answer_held(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/held``: the list of what this server holds of a revoked root.
+        """Answer ``POST /goatherd/v1/held``: list the commits of a revoked root that this server holds.
 
-        409 where the root is not revoked here, unless asked for early: a list made before the freeze would be none.
-        With digests to show: the path, key and timestamp of those commits.
+        The answer is 409 if the root is not revoked here, unless the request allows that: commits that arrive later
+        would be missing. For digests in the request, the answer has path, key and timestamp of those commits.
         """
         if refusal := await self._refuse_unless_root("held", body, header):
             return refusal
@@ -203,7 +203,7 @@ class FrozenCommitStore:
         return Response(status=200, body=frozen.to_bytes(), content_type=BINARY_TYPE)
 
     async def answer_lacking(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/lacking``: which of some commits of a repository are not here."""
+        """Answer ``POST /goatherd/v1/lacking``: list which of the given commits of a repository this server lacks."""
         if refusal := await self._refuse_unless_root("lacking", body, header):
             return refusal
         try:
@@ -219,7 +219,7 @@ class FrozenCommitStore:
         return Response(status=200, body=to_json_bytes({"lacking": lacking}), content_type=JSON_TYPE)
 
     async def held_commits(self, session_id: str) -> FrozenList:
-        """Return what this server holds of a root's commits, in memory or on the disk.
+        """Return the commits of a root that this server holds, in memory or on the disk.
 
         Raises:
             StorageError: A log cannot be read.

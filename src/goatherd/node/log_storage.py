@@ -50,7 +50,7 @@ _log = logging.getLogger("goatherd.node")
 
 
 class MemoryLog:
-    """A log that dies with the process."""
+    """A log in memory only; its records are lost when the process ends."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]] = ()) -> None:
         self._records = list(records)
@@ -118,10 +118,10 @@ class FileLog:
             return scan.records
 
     def read_bytes(self) -> bytes:
-        """Return the file as it is, without waiting for a write; empty where there is none.
+        """Return the file's present bytes, without waiting for a write; empty if there is no file.
 
         Raises:
-            StorageError: It cannot be read.
+            StorageError: The file cannot be read.
         """
         try:
             return self._file.read_bytes()
@@ -132,25 +132,25 @@ class FileLog:
 
     @property
     def file(self) -> Path:
-        """Where the log is stored."""
+        """Path of the log file."""
         return self._file
 
     @property
     def set_aside_file(self) -> Path:
-        """Where `set_aside` moves lines to."""
+        """Path of the file to which `set_aside` moves lines."""
         return self._file.with_name(self._file.name + DAMAGED_SUFFIX)
 
     def set_aside(self, lines: Sequence[LogLine]) -> None:
-        """Move lines of the file, as they are, to the end of `set_aside_file`. All other bytes stay as they are.
+        """Move lines unchanged from the log to the end of `set_aside_file`. All other bytes stay as they are.
 
-        Both files are replaced in one step each, with the log's owner and mode. After a crash every line is in one of
-        them, or in both; the same call again completes the move and repeats nothing.
+        Each file is replaced atomically, with the log's owner and mode. After a crash every line is in one of them, or
+        in both; the same call again completes the move without duplicates.
 
         Args:
-            lines: From `goatherd.wire.commit_log.read_lines` over `read_bytes`; nothing may have been written since.
+            lines: Lines from `goatherd.wire.commit_log.read_lines` over `read_bytes`; no write may have happened since.
 
         Raises:
-            StorageError: It could not be done; no line is lost.
+            StorageError: The move failed; no line is lost.
         """
         with self._write_lock:
             data = self.read_bytes()
@@ -173,10 +173,10 @@ class FileLog:
             self._pending.append(record)
 
     def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        """Have the next flush replace everything by these records, and by what is appended from now on.
+        """Make the next flush replace the whole log by these records, and by those appended from now on.
 
         Args:
-            records: Gives them; called by that flush, in its thread.
+            records: Returns the records; called by that flush, in its thread.
         """
         with self._pending_lock:
             self._anew, self._pending = records, []
@@ -244,9 +244,9 @@ class FileLog:
 
 
 class LogDirectory:
-    """The data directory of one organization, held by a lock against a second server.
+    """The data directory of one organization, locked against a second server.
 
-    A context manager: entering takes the lock, leaving flushes every open log and gives the lock back.
+    A context manager: entering takes the lock; leaving flushes every open log and releases the lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -265,11 +265,11 @@ class LogDirectory:
         self.close()
 
     def acquire(self) -> None:
-        """Create the directory if need be and lock it.
+        """Create the directory if missing, and lock it.
 
         Raises:
-            NewerFormatError: A newer GoatDB has written in it. Nothing was changed.
-            StorageError: Another process (named by its pid) has it, or the directory cannot be used.
+            NewerFormatError: A newer GoatDB has written to the directory. Nothing was changed.
+            StorageError: Another process (named by its PID) holds the lock, or the directory cannot be used.
         """
         if self._lock is not None:
             return
@@ -293,10 +293,10 @@ class LogDirectory:
         self._lock = descriptor
 
     def close(self) -> None:
-        """Flush everything and give the lock back.
+        """Flush every log and release the lock.
 
         Raises:
-            StorageError: A log could not be written. The lock is given back all the same.
+            StorageError: A log could not be written. The lock is released anyway.
         """
         try:
             for log in list(self._logs.values()):
@@ -311,7 +311,7 @@ class LogDirectory:
         """Return the log of a repository; the same object as long as it is referenced. Creates no file.
 
         Raises:
-            PathError: Not a path that this server opens.
+            PathError: The server does not open such a path.
             StorageError: The directory is not locked.
         """
         # SECURITY: a path must not lead out of the directory (tests/unit/test_upstream_traps.py).
@@ -327,17 +327,17 @@ class LogDirectory:
             return log
 
     def read_log(self, repository: str) -> list[Any]:
-        """Return the records of a log as its file holds them now; damaged lines are skipped. Changes nothing.
+        """Return the records that a log's file holds now; damaged lines are skipped. Changes nothing.
 
         Raises:
-            PathError: Not a path that this server opens.
+            PathError: The server does not open such a path.
             StorageError: The file cannot be read.
         """
         kind, name = check_repository_path(repository)
         return read_records(self.path / kind / f"{name}{LOG_SUFFIX}")
 
     def open_unused(self) -> FileLog:
-        """Return the log of the sessions that have signed nothing yet (`unused_sessions`). Creates nothing.
+        """Return the log of sessions that have not signed a request yet (`unused_sessions`). Creates no file.
 
         Raises:
             StorageError: The directory is not locked.
@@ -362,7 +362,7 @@ class LogDirectory:
 
 
 def _without_lines(data: bytes, lines: Sequence[LogLine]) -> bytes:
-    """Return a log without some of its lines, and without the blank line that precedes each."""
+    """Return a log's bytes without some of its lines, and without the blank lines directly before them."""
     kept, position = [], 0
     for line in sorted(lines, key=lambda one: one.start):
         has_blank = data[max(0, line.start - 2) : line.start] in (b"\n\n", b"\n")
@@ -373,7 +373,7 @@ def _without_lines(data: bytes, lines: Sequence[LogLine]) -> bytes:
 
 
 def _replace_file(path: Path, data: bytes, like: os.stat_result) -> None:
-    """Write a file whole, durably and in one step, with the mode and the owner of another one."""
+    """Replace a file atomically and durably, with the mode and owner of another file."""
     path = path.resolve()
     for left in path.parent.glob(f".{path.name}.*.new"):
         left.unlink()  # of a process that was killed: the directory's lock is ours
@@ -414,7 +414,7 @@ def _sync_directory(path: Path) -> None:
 
 
 class TrackedLog:
-    """A log that says when something was appended."""
+    """A log that reports each append to `GroupCommit`."""
 
     __slots__ = ("_log", "_on_append")
 
@@ -442,7 +442,7 @@ class TrackedLog:
 
 
 class TrackedUnusedLog(TrackedLog):
-    """As `TrackedLog`, for a log that can be written anew."""
+    """A `TrackedLog` that can also be rewritten."""
 
     __slots__ = ("_rewritten",)
 
@@ -456,10 +456,10 @@ class TrackedUnusedLog(TrackedLog):
 
 
 class GroupCommit:
-    """Group commit: one thread, one flush at a time, shared by all requests that wait when it begins.
+    """Group commit: one flush at a time, in one thread, for all requests that wait when it begins.
 
     Args:
-        on_change: Called with a repository's path, and whether its log can be written, whenever that has changed.
+        on_change: Called with a repository's path, and whether its log can be written, whenever the latter changes.
     """
 
     def __init__(self, on_change: Callable[[str, bool], None] = lambda _path, _can_be_written: None) -> None:
@@ -475,11 +475,11 @@ class GroupCommit:
 
     @property
     def failing(self) -> Mapping[str, GoatherdError]:
-        """Why logs cannot be written, by the repository's path."""
+        """The errors of logs that cannot be written, by the repository's path."""
         return self._errors
 
     def mark_dirty(self, log: Log, path: str) -> None:
-        """Note that the log of a repository has something to write. Called on the event loop's thread."""
+        """Note that a repository's log has records to write. Called on the event loop's thread."""
         if log not in self._broken:
             self._dirty[log] = path
 
@@ -490,7 +490,7 @@ class GroupCommit:
             paths: Repositories that must be on the disk.
 
         Returns:
-            Whether everything that was waited for is on the disk.
+            Whether all logs that were waited for are on the disk.
 
         Raises:
             StorageError: One of `paths` could not be written; `retry_failed` tries again.
@@ -530,7 +530,7 @@ class GroupCommit:
         return not failed
 
     async def retry_failed(self) -> None:
-        """Try to write the logs that could not be written."""
+        """Retry the logs that could not be written."""
         logs = dict(self._broken)
         failed = await self._flush_logs(logs)
         for log, path in logs.items():

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def data_samples(data: DataStatus) -> Iterator[MetricSample]:
-    """Return what the check of the logs has found."""
+    """Return the metrics of the check of the logs."""
     yield MetricSample(Metric.DATA_CHECKED, data.is_complete)
     yield MetricSample(Metric.DATA_RECORDS, data.records)
     yield MetricSample(Metric.DATA_UNUSABLE, data.damaged, ("damaged",))
@@ -49,9 +49,9 @@ def data_samples(data: DataStatus) -> Iterator[MetricSample]:
 def describe_health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
     """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and why.
 
-    A degraded node serves and verifies with the identity that it has; no rotation begins with it. Damaged records do
-    not degrade a node: it withholds them. A node that cannot write some of its logs is degraded by `storage`: it
-    answers reads from what is written, and refuses writes with 507.
+    A degraded node still serves and verifies with its identity; no rotation starts while a node is degraded. Damaged
+    records do not degrade a node, since it withholds them. A node that cannot write some of its logs is degraded by
+    `storage`: it answers reads from what is written, and rejects writes with 507.
     """
     refusal = status.last_refusal
     reason = refusal.code if status.is_degraded and refusal is not None else None
@@ -65,20 +65,20 @@ def describe_health(status: SettingsStatus, data: DataStatus | None) -> dict[str
 
 
 def caller_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[MetricSample]:
-    """Return what callers have taken too much of."""
+    """Return the metrics of callers that have exceeded a limit."""
     yield MetricSample(Metric.CONNECTIONS, connections)
     for excess, count in stopped.items():
         yield MetricSample(Metric.STOPPED, count, (excess.value,))
 
 
 def paused_samples(paused: Mapping[str, int]) -> Iterator[MetricSample]:
-    """Return how many requests had to wait, by the cause."""
+    """Return the number of delayed requests, by cause."""
     for cause, count in paused.items():
         yield MetricSample(Metric.PAUSED, count, (cause,))
 
 
 def unused_samples(count: int, dropped: int) -> Iterator[MetricSample]:
-    """Return how many sessions have signed nothing yet."""
+    """Return the metrics of sessions that have not signed a request yet."""
     yield MetricSample(Metric.UNUSED_SESSIONS, count)
     yield MetricSample(Metric.UNUSED_SESSIONS_DROPPED, dropped)
 
@@ -89,11 +89,11 @@ def format_metrics(
     data: DataStatus | None = None,
     callers: Iterable[MetricSample] = (),
 ) -> bytes:
-    """Return the answer to ``GET /goatherd/v1/metrics``. Takes milliseconds: not for an event loop.
+    """Return the answer to ``GET /goatherd/v1/metrics``. Takes milliseconds, so do not call it on an event loop.
 
     Args:
-        document: The identity in use.
-        status: How fresh it is.
+        document: The identity document in use.
+        status: The freshness of the identity.
         data: What the check of the logs has found.
         callers: What `caller_samples`, `paused_samples` and `unused_samples` return.
 
@@ -114,7 +114,7 @@ _BIG_BODY: Final = 64 * 1024
 async def refuse_unless_root(
     engine: Engine, path: str, body: bytes, header: str | None, *, now_ms: int
 ) -> Response | None:
-    """Return the refusal of a ``POST`` to a management endpoint, or None where a root has signed it for this server."""
+    """Return the refusal of a ``POST`` to a management endpoint, or None if a root has signed it for this server."""
     try:
         envelope = parse_signature(header or "")
         session = engine.pool.verify_request(envelope, now_ms)

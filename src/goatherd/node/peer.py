@@ -73,20 +73,20 @@ _HAVE_ALL: Final = BloomFilter(b"\0", ())
 
 
 class PeerView(Protocol):
-    """An open repository as its peers see it."""
+    """An open repository, as a `Peer` reads it."""
 
     @property
     def ids(self) -> Sequence[str]:
-        """The ids of all stored commits in order of arrival. Only ever grows."""
+        """The ids of all stored commits in order of arrival. Ids are only added, at the end."""
         ...
 
     def commit_json(self, commit_id: str) -> Mapping[str, Any]:
-        """Return a stored commit as it is sent."""
+        """Return a stored commit as JSON, as it is sent."""
         ...
 
 
 class SyncedDatabase(Protocol):
-    """What a peer needs of the database that it keeps in step (`goatherd.node.database.Database`)."""
+    """What a `Peer` needs of the database that it synchronizes (`goatherd.node.database.Database`)."""
 
     def current_signer(self) -> OwnedSession: ...
 
@@ -95,22 +95,22 @@ class SyncedDatabase(Protocol):
     async def open_view(self, path: str) -> PeerView: ...
 
     async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
-        """Verify and store commits that a peer sent; return how many were new."""
+        """Verify and store the commits that a peer sent; return how many were new."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """How things stand with one peer.
+    """The status of the synchronization with one peer.
 
     Attributes:
-        url: Its URL.
-        online: Whether its last answer was a good one.
-        last_error: Why not.
-        rounds: How many requests it has answered.
-        waiting: Commits of ours that it is not known to hold.
-        was_tried: Whether a request to it has been answered, or has failed.
-        instances: Ids of the server processes that have answered there lately.
+        url: The peer's URL.
+        online: Whether the last request succeeded.
+        last_error: Why the last request failed, if it did.
+        rounds: Number of requests that the peer has answered.
+        waiting: Number of our commits that the peer is not known to hold.
+        was_tried: Whether any request to the peer has succeeded or failed yet.
+        instances: Ids of the server processes that have recently answered at this URL.
     """
 
     url: str
@@ -127,9 +127,9 @@ class _Waiting:
     """A commit of ours that the peer is not known to hold.
 
     Attributes:
-        doubt: Chance that the filters which showed it were all wrong; 1 when none has shown it.
-        offers: How often it has been sent since a filter last showed it.
-        not_before: Monotonic time before which it is not sent again.
+        doubt: Probability that all filters which showed the commit were wrong; 1 if none has shown it.
+        offers: How often the commit has been sent since a filter last showed it.
+        not_before: Monotonic time before which the commit is not sent again.
     """
 
     doubt: float = 1.0
@@ -159,15 +159,15 @@ class _Repository:
 
     @property
     def has_news(self) -> bool:
-        """Whether something has never been offered that the peer's filters do not show."""
+        """Whether there are commits that were never offered and that the peer's filters do not show."""
         return any(one.doubt >= 1.0 and not one.offers for one in self.waiting.values())
 
 
 class Peer:
-    """One other server. `run` is its loop; everything else may be called at any time from the same event loop.
+    """Synchronizes with one other server. `run` is its loop; call the other methods from the same event loop.
 
     Args:
-        replica: The database to keep in step.
+        replica: The database to synchronize.
         client: The HTTP client of the other server; the caller closes it.
         clock: Monotonic time and waiting.
     """
@@ -191,12 +191,12 @@ class Peer:
 
     @property
     def client(self) -> NodeClient:
-        """What talks to the other server."""
+        """The HTTP client of the other server."""
         return self._client
 
     @property
     def status(self) -> PeerStatus:
-        """How things stand."""
+        """The status of the synchronization."""
         return PeerStatus(
             url=self.url,
             online=self._rounds > 0 and not self._failures,
@@ -220,19 +220,19 @@ class Peer:
         self._wake.set()
 
     def stop_syncing(self, path: str) -> None:
-        """Ask for a repository no longer, until it changes again."""
+        """Stop requesting a repository until it changes again."""
         self._repositories.pop(path, None)
 
     def resync_path(self, path: str) -> None:
-        """Commits were taken out of a repository: ask the peer about everything again, and for what is not here."""
+        """Check all commits of a repository with the peer again, and request those that were removed here."""
         self._state_of(path).is_outdated = True
         self.mark_changed(path, pull=True)
 
     def push_changes(self, path: str) -> asyncio.Future[bool]:
-        """Offer what is new, at once even if the peer seemed to be down.
+        """Send a repository's new commits at once, even if the last request to the peer failed.
 
         Returns:
-            A future: True once everything has been offered and answered, False if that failed.
+            A future: True once all commits have been sent and answered, False if a request failed.
         """
         self.sync_now()
         watcher: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -326,7 +326,7 @@ class Peer:
         return message, is_pull
 
     def _add_new_commits(self, state: _Repository, ids: Sequence[str], now: float) -> None:
-        """Take up commits that came since the last round."""
+        """Add the commits that have arrived since the last round to those that the peer may lack."""
         for commit_id in ids[state.seen :]:
             state.waiting[commit_id] = _Waiting()
             state.seen += 1
@@ -344,7 +344,7 @@ class Peer:
     def _choose_commits(
         self, state: _Repository, view: PeerView, budget: _RequestBudget, now: float
     ) -> list[Mapping[str, Any]]:
-        """Choose what to send: nothing before the first filter, then the least often offered first."""
+        """Choose commits to send, the least often offered first; none before the peer has sent its first filter."""
         if not state.has_filter:
             state.pull = True
             return []
@@ -371,7 +371,7 @@ class Peer:
         return chosen
 
     def _own_filter(self, state: _Repository, ids: Sequence[str]) -> BloomFilter:
-        """Return a filter over all that we hold; with fresh seeds, unless that is dear and would change little."""
+        """Return a filter over all commits of this server; for a large repository an earlier filter is updated."""
         stale = state.own is None or len(ids) > state.own_size or state.size > len(ids) or len(ids) <= SMALL
         if state.own is None or stale:
             # SECURITY: a peer that says it holds 1e9 commits must not make us build a filter for as many
@@ -410,7 +410,7 @@ class Peer:
             state.due = now + self._poll_interval(state, now)
 
     def _mark_confirmed(self, state: _Repository, shown: BloomFilter) -> None:
-        """Cross out what the peer's filter shows, once that is certain enough."""
+        """Mark commits that the peer's filter shows as held by the peer, once a false positive is unlikely enough."""
         error_rate = shown.error_rate
         state.has_filter = True
         for commit_id, one in list(state.waiting.items()):
@@ -456,9 +456,9 @@ class Peer:
             wake.cancel()
 
     def _poll_interval(self, state: _Repository, now: float) -> float:
-        """GoatDB's ramp: 0.3 s after a change, 1.5 s three seconds later.
+        """Return the pause until the next poll, as GoatDB does: 0.3 s after a change, 1.5 s three seconds later.
 
-        Of very many repositories, quiet ones are asked about less often, so that what is asked in all stays bounded.
+        If there are very many repositories, quiet ones are polled less often, so that the total rate stays bounded.
         """
         low, high = POLL_MIN.total_seconds(), POLL_MAX.total_seconds()
         if state.path not in FIRST_PATHS:
@@ -500,7 +500,7 @@ class Peer:
 
 
 class _RequestBudget:
-    """What may still go into one request."""
+    """How many commits and bytes one request may still take."""
 
     __slots__ = ("bytes", "commits")
 
@@ -509,7 +509,7 @@ class _RequestBudget:
         self.bytes = MAX_BYTES
 
     def take_commit(self, commit: Mapping[str, Any]) -> bool:
-        """Count a commit in; False when it has to wait. The first one always fits."""
+        """Take room for a commit; return False if there is not enough. The first commit always fits."""
         size = len(to_json_bytes(commit))
         if self.commits <= 0 or (size > self.bytes and self.bytes < MAX_BYTES):
             return False
@@ -519,7 +519,7 @@ class _RequestBudget:
 
 
 async def _run_aside(is_much: bool, work: Callable[..., T], *arguments: Any) -> T:
-    """Do work on a repository's state, much of it in a thread: only the loop of its peer touches it, and waits."""
+    """Run a function in a thread if it is slow. Only the peer's own loop, which waits for it, uses the same state."""
     return await asyncio.to_thread(work, *arguments) if is_much else work(*arguments)
 
 

@@ -44,12 +44,12 @@ class Log(Protocol):
 
     @property
     def damaged(self) -> int:
-        """How many lines could not be read; they are kept where they are."""
+        """Number of lines that could not be read; they stay in the log."""
         ...
 
     @property
     def unflushed(self) -> int:
-        """How many appended records no flush has made durable yet."""
+        """Number of appended records that are not durable yet."""
         ...
 
     def read_records(self) -> Sequence[Mapping[str, Any]]:
@@ -61,20 +61,20 @@ class Log(Protocol):
         ...
 
     def append_record(self, record: Mapping[str, Any]) -> None:
-        """Take a record for the next `flush`."""
+        """Append a record, which the next `flush` writes."""
         ...
 
     def flush(self) -> None:
         """Make everything appended so far durable.
 
         Raises:
-            StorageError: It could not be written; the records are kept for the next flush.
+            StorageError: The records could not be written; they are kept for the next flush.
         """
         ...
 
 
 class Authorship(TypedDict):
-    """What a new commit needs besides its contents: a fresh id, the session that will sign, the time, the seeds."""
+    """What a new commit needs besides its contents: a new id, the signing session, the timestamp, the filter seeds."""
 
     commit_id: str
     session_id: str
@@ -84,14 +84,14 @@ class Authorship(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """What a key holds.
+    """The value of a key.
 
     Attributes:
         key: The item's key.
         schema: The schema marker, such as ``note/1``.
-        data: The encoded fields (dates in seconds). Not to be changed.
+        data: The encoded fields (dates in seconds). Must not be changed.
         commit: The commit that the value comes from.
-        head: The commit that is the head; the same one unless `fallback`.
+        head: The commit that is the head; the same as `commit` unless `fallback`.
     """
 
     key: str
@@ -106,26 +106,26 @@ class Item:
 
     @property
     def fallback(self) -> bool:
-        """Whether the head itself is corrupted or unreadable, and this is an older value."""
+        """Whether this is an older value because the head is corrupted or unreadable."""
         return self.commit.id != self.head.id
 
 
 class Repository:
-    """One repository.
+    """One repository: a graph of commits.
 
     Args:
         path: ``/type/id``.
-        log: Its storage.
+        log: The log in which the commits are stored.
         org: The organization's id.
-        connection: This process's connection id; its own leaves come first.
-        own_session: Tells the id of the session that signs here now.
-        registry: The schemas that are known.
+        connection: This process's connection id; when a head is chosen, its own leaves come first.
+        own_session: Returns the id of the session with which this server signs now.
+        registry: The known schemas.
 
     Attributes:
-        ids: The ids of all commits in order of arrival. Only ever grows.
-        version: Rises with every commit added; a cache made at one version is stale at the next.
-        undecodable: Records of the log that are no commits. They stay in the log.
-        weight: About how many bytes the commits have, up to `MAX_WEIGHT` for each.
+        ids: The ids of all commits in order of arrival. Ids are only added, at the end.
+        version: Increases with every added commit; a cache is valid for one version only.
+        undecodable: Records of the log that are not commits. They stay in the log.
+        weight: Approximate size of the commits in bytes, with at most `MAX_WEIGHT` for each.
     """
 
     def __init__(
@@ -163,10 +163,10 @@ class Repository:
         self._bases: set[str] = set()
 
     def load_log(self, wrong: Mapping[str, Sequence[Commit]] | None = None) -> None:
-        """Read the log. No signature is checked: what is in it was checked on its way in.
+        """Read the log. Signatures are not verified again: commits were verified before they were stored.
 
         Args:
-            wrong: Commits in it that were found to be damaged, by id; they are left out.
+            wrong: Commits of the log that were found to be damaged, by id; they are left out.
 
         Raises:
             StorageError: The log cannot be read.
@@ -185,10 +185,10 @@ class Repository:
     # --- adding ------------------------------------------------------------------------------------------------------
 
     def add_commit(self, commit: Commit) -> bool:
-        """Take a verified commit and hand it to the log; durable after the log's next flush.
+        """Add a verified commit and append it to the log; the commit is durable after the log's next flush.
 
         Returns:
-            False when a commit of this id is there already, or it would close a cycle of deltas.
+            False if a commit with this id exists already, or the commit would close a cycle of deltas.
         """
         if commit.id in self._commits or self.closes_a_cycle(commit):
             return False
@@ -215,7 +215,7 @@ class Repository:
         self.version += 1
 
     def _link_parents(self, commit: Commit) -> None:
-        """Keep the list of tips, so that nothing looks at the whole history of a key that is written all the time."""
+        """Update the list of commits without children, so that a read need not scan a key's whole history."""
         if commit.id in self._with_child:
             self._linked.add(commit.key)
         else:
@@ -229,7 +229,7 @@ class Repository:
             self._with_child.add(parent_id)
 
     def closes_a_cycle(self, commit: Commit) -> bool:
-        """Whether following the bases from `commit` comes back to it, or takes more than `MAX_CHAIN` steps."""
+        """Return whether the chain of bases of `commit` leads back to it, or is longer than `MAX_CHAIN`."""
         base = commit.base
         for _ in range(MAX_CHAIN):
             if base is None:
@@ -243,14 +243,14 @@ class Repository:
         return True
 
     def withhold_damaged(self, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
-        """Take out commits whose stored form was found to be damaged; the log stays as it is.
+        """Remove commits whose stored form is damaged from memory; the log stays unchanged.
 
         Args:
             wrong: Damaged commits, by id.
-            good: Undamaged ones from the same log to take in their place, by id.
+            good: Undamaged commits from the same log that replace them, by id.
 
         Returns:
-            Whether any of them was in use.
+            Whether any of the damaged commits was in use.
         """
         out = {commit_id for commit_id in wrong if self._commits.get(commit_id) in wrong[commit_id]}
         if not out:
@@ -279,7 +279,7 @@ class Repository:
         return True
 
     def hold_back_unwritten(self) -> None:
-        """Hide commits that the log has not written yet, and later ones, until `show_written`."""
+        """Hide commits that are not in the log file yet, and all later ones, until `show_written` is called."""
         unwritten = set(self.ids[max(0, len(self.ids) - self.log.unflushed) :])
         self._written = [commit_id for commit_id in self._showable_ids() if commit_id not in unwritten]
         self.version += 1
@@ -308,7 +308,7 @@ class Repository:
 
     @property
     def shown_ids(self) -> Sequence[str]:
-        """The ids of the commits that clients and peers may receive: all but those held back."""
+        """The ids of the commits that clients and peers may receive: all but those that are hidden at present."""
         if self._closed:
             return ()
         return self._showable_ids() if self._written is None else self._written
@@ -334,8 +334,8 @@ class Repository:
     def hold_back(self, keys: Iterable[str]) -> Iterator[None]:
         """Hide commits that are added to these items while the block runs.
 
-        Afterwards all of them are shown: the block has merged concurrent creations. Commits of
-        other items are shown at once, so that a client sees in the answer to its push that they are here.
+        When the block ends, it has merged concurrent creations, and the commits are shown. Commits of other items are
+        shown at once, so that the answer to a push shows the client that they were stored.
         """
         held = set(keys)
         self._held_keys.update(held)
@@ -354,7 +354,7 @@ class Repository:
                 self.version += 1
 
     def item_keys(self) -> list[str]:
-        """Return the keys, in the order in which they first came."""
+        """Return the keys in the order of their first commit."""
         return list(self._by_key)
 
     def commits_of(self, key: str) -> list[Commit]:
@@ -366,27 +366,27 @@ class Repository:
         return len(self._by_key.get(key, ()))
 
     def namespace_of(self, key: str) -> str | None:
-        """Return the namespace of a key's first full commit here."""
+        """Return the namespace of the first full commit of a key in this repository."""
         return self._namespaces.get(key)
 
     def is_linked(self, key: str) -> bool:
-        """Whether a known commit, of any key, lists one of this key's as a parent."""
+        """Return whether a known commit, of any key, has a commit of this key as a parent."""
         return key in self._linked
 
     def is_base(self, commit_id: str) -> bool:
-        """Whether a known delta builds on this id."""
+        """Return whether a known delta builds on the commit with this id."""
         return commit_id in self._bases
 
     def is_readable(self, commit: Commit) -> bool:
-        """Whether the commit is full, or a delta whose chain of bases ends in a full commit that is here."""
+        """Return whether a commit is full, or a delta whose chain of bases ends in a stored full commit."""
         return self._delta_chain(commit) is not None
 
     def find_leaves(self, key: str) -> list[Commit]:
-        """Return the readable commits of a key that nothing lists as a parent, in descending order."""
+        """Return the readable commits of a key that are not a parent of another commit, in descending order."""
         return sorted(filter(self.is_readable, self._tips.get(key, {}).values()), key=_commit_order, reverse=True)
 
     def find_head(self, key: str) -> Commit | None:
-        """Return the commit that stands for a key, or None when nothing readable is there."""
+        """Return the commit that determines the value of a key; None if the key has no readable commit."""
         leaves = self.find_leaves(key)
         if len(leaves) == 1:
             return leaves[0]
@@ -401,14 +401,14 @@ class Repository:
         )
 
     def find_item(self, key: str) -> Item | None:
-        """Return what a key holds, a deleted item included; None when there is nothing to read."""
+        """Return the value of a key, also of a deleted item; None if nothing is readable."""
         head = self.find_head(key)
         if head is None:
             return None
         return self.read_item(key, head, ()) or self.read_item(key, head, self.commits_of(key))
 
     def read_item(self, key: str, head: Commit, commits: Sequence[Commit]) -> Item | None:
-        """Return what a key holds, given its `head` and its `commits_of`. It may be read in any thread."""
+        """Return the value of a key, given its `head` and its `commits_of`. May be called in any thread."""
         record = self.build_record(head)
         if record is not None:
             return Item(key=key, schema=str(record["s"]), data=record["d"], commit=head, head=head)
@@ -419,7 +419,7 @@ class Repository:
         return None
 
     def build_record(self, commit: Commit) -> Mapping[str, Any] | None:
-        """Return the record that a commit stands for; None when it is corrupted or unreadable."""
+        """Return the item data that a commit describes; None if the commit is corrupted or unreadable."""
         chain = self._delta_chain(commit)
         if chain is None:
             return None
@@ -432,7 +432,7 @@ class Repository:
         return record
 
     def _delta_chain(self, commit: Commit) -> list[Commit] | None:
-        """Return the commit, its base, and so on to a full commit; None when that is not here or there is no end."""
+        """Return a commit, its base, and so on to a full commit; None if a base is missing or the chain has no end."""
         chain = [commit]
         while chain[-1].base is not None:
             base = self._commits.get(chain[-1].base)
@@ -446,19 +446,19 @@ class Repository:
     def build_create(
         self, key: str, schema: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
     ) -> Commit:
-        """Build the unsigned commit that creates an item, or brings a deleted one back.
+        """Build the unsigned commit that creates an item, or restores a deleted one.
 
         Args:
             key: The item's key.
-            schema: The schema marker. One that the registry knows is validated, any other is taken as it is.
+            schema: The schema marker. Data are validated only if the registry knows the schema.
             data: The encoded fields.
-            commit_id: A fresh id.
+            commit_id: A new id.
             session_id: The session that will sign.
-            ts: The time in milliseconds.
-            seeds: Where the filter's seeds come from.
+            ts: The timestamp in milliseconds.
+            seeds: Returns the seeds of the ancestors filter.
 
         Raises:
-            ItemExistsError: There is an item that is not deleted.
+            ItemExistsError: An item that is not deleted exists already.
             PathError, EncodeError, DecodeError: The key or the data are not allowed.
         """
         item = self.find_item(key)
@@ -469,10 +469,10 @@ class Repository:
     def build_set(
         self, key: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
     ) -> Commit:
-        """Build the unsigned commit that replaces an item's fields; arguments as `build_create`.
+        """Build the unsigned commit that replaces an item's fields. The arguments are those of `build_create`.
 
         Raises:
-            ItemNotFoundError: There is no item, or it is deleted.
+            ItemNotFoundError: The item does not exist, or is deleted.
             PathError, EncodeError, DecodeError: The data are not allowed.
         """
         item = self._require_item(key)
@@ -484,7 +484,7 @@ class Repository:
         """Build the unsigned commit that deletes an item: the same fields with ``isDeleted``.
 
         Raises:
-            ItemNotFoundError: There is no item, or it is deleted.
+            ItemNotFoundError: The item does not exist, or is deleted.
         """
         item = self._require_item(key)
         data = {**item.data, "isDeleted": True}
@@ -520,7 +520,7 @@ class Repository:
         )
 
     def build_ancestors_filter(self, key: str, seeds: Seeds) -> tuple[BloomFilter, int]:
-        """Return the ancestors filter of the key's next commit, and how many it holds."""
+        """Return the ancestors filter of the key's next commit, and the number of ancestors in it."""
         ancestors = [commit.id for commit in self._by_key.get(key, ()) if commit.id in self._with_child]
         size = max(1, len(ancestors))
         ancestors_filter = BloomFilter.for_size(size, DEFAULT_FPR, seeds(seed_count(size, DEFAULT_FPR)))
@@ -541,7 +541,7 @@ class Repository:
 
 
 def _weigh_commit(commit: Commit) -> int:
-    """Return about how many bytes a commit has, in time that does not grow with them."""
+    """Estimate the size of a commit in bytes, in constant time."""
     held = commit.ancestors_filter
     weight = 500 + 32 * len(commit.parents) + (0 if held is None else len(held.bits))
     pending: list[Any] = [commit.contents]

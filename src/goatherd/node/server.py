@@ -80,7 +80,7 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 
 @runtime_checkable
 class SettingsFactory(Protocol):
-    """Gives each organization its settings provider; every `SettingsProvider` does."""
+    """Returns the settings provider of each organization; every `SettingsProvider` implements this protocol."""
 
     def for_org(self, org: str) -> SettingsProvider: ...
 
@@ -88,37 +88,37 @@ class SettingsFactory(Protocol):
 class Server:
     """A GoatDB server: organizations, each with its database, behind one ASGI application.
 
-    Use as an async context manager; `app` may be called only inside. With a constant organization its database is
-    opened on entering, so that an identity that cannot be loaded is an error at once.
+    Use as an async context manager; `app` may be called only inside. If all requests belong to one organization
+    (`org_id`), its database is opened on entering, so that an identity that cannot be loaded is an error at once.
 
     Args:
         path: The data directory; an organization has ``<path>/<org>/``.
-        settings_provider: A settings provider (its ``for_org`` is asked), or a function from organization id to one:
-            the server enters and leaves what it gets. Or what `goatherd.settings.settings_from_options` takes:
+        settings_provider: A settings provider (the server calls its ``for_org``), or a function that returns one for an
+            organization's id: the server enters and leaves it. Or what `goatherd.settings.settings_from_options` takes:
             ``{"type": "cloud", "cloudConfig": {…}}``, ``{"type": "file"}``, or the URI of a secret. The server then
-            remembers in its data directory which identity it has used, and does not go back behind it.
+            records in its data directory which identity it has used, and rejects older ones.
         org_id: The organization of every request, unless `resolve_domain` is given.
-        base_url: The public URL for CORS: a text, or a function of the organization's id. ``ServerListener`` fills in
-            ``http://localhost:<port>`` when there is none.
-        resolve_domain: Organization id of a request's full URL; an empty one is answered with 404.
-        peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. Its own
-            URL among them does no harm.
-        clock: The time.
-        registry: The schemas that are known beyond GoatDB's own.
+        base_url: The public URL for CORS: a string, or a function of the organization's id. Without one,
+            ``ServerListener`` sets ``http://localhost:<port>``.
+        resolve_domain: Returns the organization id of a request's full URL; an empty id is answered with 404.
+        peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. The list
+            may include this server's own URL.
+        clock: Supplies the current time.
+        registry: The schemas that are known in addition to GoatDB's own.
         rules: The application's access rules, in order.
-        debug: As GoatDB's debug build: no waiting for replicas in ``/auth/session``.
-        threads: Threads for verification; one per core by default.
-        limits: What callers may take before it is known who they are.
-        forwarded_by: Networks of the proxies in front of the server, whose ``X-Forwarded-For`` tells the caller.
-        unused_sessions: How many sessions that have signed nothing yet are kept out of ``/sys/sessions``; 0 introduces
-            each when it is made.
-        new_id: Where fresh ids come from.
+        debug: Do not wait for replicas in ``/auth/session``, like GoatDB's debug build.
+        threads: Number of threads for verification; one per core by default.
+        limits: How much an unauthenticated caller may use.
+        forwarded_by: Networks of the proxies in front of the server, whose ``X-Forwarded-For`` names the caller.
+        unused_sessions: How many sessions that have not signed a request yet are kept out of ``/sys/sessions``; 0
+            introduces each session when it is created.
+        new_id: Returns a new unique id.
 
     Attributes:
-        limiter: Counts what callers take.
+        limiter: Counts what callers use.
 
     Raises:
-        ConfigurationError: A network is none, or `settings_provider` names no settings.
+        ConfigurationError: A network of `forwarded_by` is invalid, or `settings_provider` names no settings.
         PluginNotFoundError, MissingExtraError: The plugin of the store cannot be loaded.
     """
 
@@ -212,11 +212,11 @@ class Server:
 
     @asynccontextmanager
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-        """Serve until the ``async with`` block ends, and give the URL. It enters and leaves the server.
+        """Enter the server and serve until the ``async with`` block ends; yield the URL.
 
         Args:
             host: Address to listen on.
-            port: 0 takes a free one.
+            port: Port to listen on; 0 selects a free one.
 
         Raises:
             GoatherdError: The identity or the data cannot be loaded, or the address is in use.
@@ -226,19 +226,19 @@ class Server:
             yield listener.url
 
     def database(self, org: str | None = None) -> Database:
-        """Return an organization's open database, the only one's by default.
+        """Return an organization's open database; without an id, the only organization's.
 
         Raises:
-            KeyError: It is not open; `open_database` opens it.
+            KeyError: The database is not open; `open_database` opens it.
         """
         return self._databases[self.org_id if org is None else org]
 
     async def open_database(self, org: str) -> Database:
-        """Return an organization's database, opening it if that has not happened yet.
+        """Return an organization's database, and open it if necessary.
 
         Raises:
-            GoatherdError: It cannot be opened.
-            ValueError: The id is none.
+            GoatherdError: The database cannot be opened.
+            ValueError: The id is not an organization's id.
         """
         return await self._get_database(org)
 
@@ -421,14 +421,14 @@ class Server:
 
 
 class Body:
-    """A request's body, not read yet.
+    """A request's body that has not been read yet.
 
     Args:
-        limiter: Reads it.
-        scope: The request.
-        receive: ASGI.
-        path: The path that is dispatched by.
-        address: Whom it is counted for.
+        limiter: Reads the body and enforces the limits.
+        scope: The request's ASGI scope.
+        receive: The ASGI receive function.
+        path: The path by which the request is dispatched.
+        address: The caller's address, to which the bytes are charged.
     """
 
     def __init__(self, limiter: CallerLimiter, scope: Scope, receive: Receive, path: str, address: str) -> None:
@@ -440,17 +440,17 @@ class Body:
 
     @property
     def is_small(self) -> bool:
-        """Whether it is announced to be one that costs nothing to speak of."""
+        """Whether the announced length is so small that reading the body costs almost nothing."""
         length = self._headers.get(b"content-length", b"" if b"transfer-encoding" in self._headers else b"0")
         return length.isdigit() and int(length) <= SMALL_BODY
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[bytes]:
-        """Give the whole body, whose bytes count against the memory for bodies until the block ends.
+        """Read the whole body and yield it; its bytes count against the memory limit until the block ends.
 
         Raises:
-            RefusedError: It is too large, or too slow, or there is no more memory for it.
-            GoneError: The caller went away.
+            RefusedError: The body is too large or too slow, or there is no more memory for it.
+            GoneError: The caller disconnected.
         """
         share = self._limiter.open_share(self.address)
         try:
@@ -460,7 +460,7 @@ class Body:
 
 
 def _read_headers(scope: Scope) -> dict[bytes, str]:
-    """Return a request's headers; several of one name joined, as fetch does (COMPAT): two signatures are none."""
+    """Return a request's headers. Repeated ones are joined, as `fetch` does (COMPAT), so two signatures are invalid."""
     headers: dict[bytes, str] = {}
     for name, raw in scope["headers"]:
         value = raw.decode("latin-1")
@@ -469,13 +469,13 @@ def _read_headers(scope: Scope) -> dict[bytes, str]:
 
 
 def _request_url(scope: Scope, host: str) -> str:
-    """Return the full URL of a request, as it was sent."""
+    """Return the full URL of a request, as the client sent it."""
     query = scope.get("query_string", b"").decode("latin-1")
     return f"{scope['scheme']}://{host}{_raw_path(scope)}{'?' + query if query else ''}"
 
 
 def _raw_path(scope: Scope) -> str:
-    """Return a request's path as it was sent; where the ASGI server does not tell, encoded again."""
+    """Return a request's path as the client sent it; encode it again if the ASGI server does not provide that."""
     raw = scope.get("raw_path")
     return quote(scope["path"]) if raw is None else raw.decode("latin-1")
 
@@ -484,14 +484,14 @@ def _raw_path(scope: Scope) -> str:
 
 
 class ServerListener:
-    """A server on a socket: an async context manager around a `Server` that has been entered.
+    """Exposes a server on a socket. An async context manager for a `Server` that has been entered.
 
-    Leaving it stops accepting, answers what is running and closes the connections.
+    Leaving it stops accepting connections, answers running requests and closes all connections.
 
     Args:
         server: The server to expose.
         host: Address to listen on.
-        port: 0 takes a free one.
+        port: Port to listen on; 0 selects a free one.
         grace: How long running requests may take before they are cut off.
     """
 
@@ -510,19 +510,19 @@ class ServerListener:
 
     @property
     def url(self) -> str:
-        """``http://<host>:<port>``, once bound."""
+        """The URL ``http://<host>:<port>``, once the socket is bound."""
         return self._listener.url
 
     @property
     def port(self) -> int:
-        """The port; the real one, once bound."""
+        """The port that the listener uses; if 0 was given, the actual port once the socket is bound."""
         return self._listener.port
 
     def bind(self) -> str:
-        """Take the address without listening yet, and return the URL; before entering, where that is needed early.
+        """Bind the address without listening yet, and return the URL. May be called before entering the listener.
 
         Raises:
-            NodeError: The address cannot be had.
+            NodeError: The address cannot be bound.
         """
         return self._listener.bind()
 
@@ -539,7 +539,7 @@ class ServerListener:
         await self._listener.stop(self._grace)
 
     def hurry(self) -> None:
-        """Do not wait for running requests any longer."""
+        """Stop waiting for running requests."""
         self._listener.stop_waiting()
 
 
@@ -551,19 +551,19 @@ async def serve(
     started: Callable[[str], None] | None = None,
     grace: timedelta = GRACE,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then stop accepting, finish what runs, flush and close. A second signal hurries.
+    """Serve until SIGTERM or SIGINT, then finish running requests, flush and close. A second signal stops at once.
 
-    Meant for a process of its own: sets its thread switch interval.
+    Call it in a process of its own, since it changes the thread switch interval of the process.
 
     Args:
-        server: Not entered yet.
+        server: The server, not entered yet.
         host: Address to listen on.
-        port: 0 takes a free one.
-        started: Told the URL once requests are answered.
+        port: Port to listen on; 0 selects a free one.
+        started: Called with the URL once the server answers requests.
         grace: How long running requests may take at the end.
 
     Raises:
-        GoatherdError: The identity or the data cannot be loaded, or the address cannot be had.
+        GoatherdError: The identity or the data cannot be loaded, or the address cannot be bound.
     """
     shorten_switch_interval()
     listener = ServerListener(server, host, port, grace=grace)
@@ -581,7 +581,7 @@ async def serve(
 def run(
     server: Server, host: str = "127.0.0.1", port: int = 8080, *, started: Callable[[str], None] | None = None
 ) -> None:
-    """As `serve`, in an event loop of its own: uvloop where it is installed."""
+    """Call `serve` in a new event loop, with uvloop if it is installed."""
     try:
         import uvloop
     except ImportError:  # Windows

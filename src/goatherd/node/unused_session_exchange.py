@@ -56,7 +56,7 @@ _INTRODUCED_AT_ONCE: Final = 64
 
 
 class _PeerHandover:
-    """Hand sessions to one peer; those that arrive during a request go into the next one."""
+    """Sends new sessions to one peer; those that arrive during a request are sent in the next one."""
 
     def __init__(
         self,
@@ -77,7 +77,8 @@ class _PeerHandover:
         self._began = 0.0
 
     def hand_over(self, record: dict[str, Any] | None) -> asyncio.Future[str | None]:
-        """Hand a session over, or ask only; the future is the id of the process that has it, None where none has."""
+        """Send a session to the peer (None: only a request for its id); the result is its process's id, None on failure.
+        """
         future: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         now = self._clock.monotonic()
         is_busy = self._task is not None and not self._task.done()
@@ -117,17 +118,17 @@ class _PeerHandover:
 
 
 class UnusedSessionExchange:
-    """The unused sessions of one database, and what its peers have of them.
+    """Exchanges the sessions of one database that have not signed a request yet with its peers.
 
     Args:
-        engine: Has them.
-        unused: The engine's.
-        clients: The peers.
-        signer: Who signs requests to them, now.
-        clock: The time.
-        durable: Makes the log of unused sessions durable.
-        publish: Makes ``/sys/sessions`` durable and tells the peers.
-        is_wanted: Whether sessions are kept back at all.
+        engine: The database's engine.
+        unused: The engine's table of these sessions.
+        clients: HTTP clients of the peers.
+        signer: Returns the session that currently signs requests to peers.
+        clock: Supplies the current time.
+        durable: Makes the log of these sessions durable.
+        publish: Makes ``/sys/sessions`` durable and notifies the peers.
+        is_wanted: Whether sessions are kept out of ``/sys/sessions`` at all.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class UnusedSessionExchange:
         self._wake = asyncio.Event()
 
     async def aclose(self) -> None:
-        """Stop talking to the peers."""
+        """End all requests to the peers."""
         for courier in self._couriers:
             await courier.aclose()
 
@@ -170,10 +171,10 @@ class UnusedSessionExchange:
         return not self._unconfirmed_askers()
 
     def note_asker(self, sender: str | None) -> None:
-        """Note that a root has asked for ``/sys/sessions``.
+        """Note that a root has requested ``/sys/sessions``.
 
         Args:
-            sender: What the request says of the process that sent it; None where it says nothing, as GoatDB's.
+            sender: Id of the server process that sent the request; None if the request names none, as GoatDB's.
         """
         if sender == NO_SERVER:
             return
@@ -186,17 +187,18 @@ class UnusedSessionExchange:
             self._wake.set()
 
     def _recent_askers(self) -> dict[str, tuple[float, float]]:
-        """Return when each server process asked first and last, of those that have asked lately."""
+        """Return the times of the first and last request of each server process that has recently requested sessions.
+        """
         since = self._clock.monotonic() - REMEMBERED.total_seconds()
         self._askers = {sender: times for sender, times in self._askers.items() if times[1] >= since}
         return self._askers
 
     def _unconfirmed_askers(self) -> list[tuple[float, float]]:
-        """Return when those servers asked first and last that have confirmed nothing."""
+        """Return the times of the first and last request of servers that have not confirmed any session."""
         return [times for sender, times in self._recent_askers().items() if sender not in self._confirmed]
 
     async def share_session(self, session: Session) -> bool:
-        """Hand a new session to all peers; return whether each has stored it."""
+        """Send a new session to all peers; return whether each has stored it."""
         if not self._couriers:
             return True
         record = record_of(session)
@@ -208,12 +210,12 @@ class UnusedSessionExchange:
         return None not in instances
 
     def _known_recipients(self) -> list[str]:
-        """Return the processes that have each session: this server, and each peer as it answered last."""
+        """Return the ids of the processes that get each session: this server's, and the last known one of each peer."""
         answered = [courier.client.answered_by for courier in self._couriers]
         return [self._engine.instance, *(instance for instance in answered if instance is not None)]
 
     def _is_complete(self, recipients: Collection[str]) -> bool:
-        """Whether these processes include every server that this one synchronizes with."""
+        """Return whether these processes include every server that this one synchronizes with."""
         peers = [courier.client.answered_by for courier in self._couriers]
         return all(instance in recipients for instance in (*peers, *self._recent_askers()))
 
@@ -227,7 +229,7 @@ class UnusedSessionExchange:
     # --- keeping up -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Fetch what the peers have, learn which processes they are, introduce what others need; until cancelled."""
+        """Fetch the peers' unused sessions, and introduce sessions that other servers need; until cancelled."""
         tidied = self._clock.monotonic()
         while True:
             try:
@@ -267,7 +269,7 @@ class UnusedSessionExchange:
         return self._clock.now_ms()
 
     async def _fetch_sessions(self, courier: _PeerHandover) -> bool:
-        """Take in what a peer has; return whether it has given everything, or never will."""
+        """Fetch a peer's unused sessions; return whether all were fetched, or the peer will never provide them."""
         after = ""
         while True:
             try:
@@ -286,7 +288,7 @@ class UnusedSessionExchange:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     async def answer_request(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/unused``: store a peer's sessions, or give it those that are here."""
+        """Answer ``POST /goatherd/v1/unused``: store a peer's sessions, or return this server's."""
         if refusal := await refuse_unless_root(self._engine, PATH, body, header, now_ms=self._engine_now()):
             return refusal
         try:

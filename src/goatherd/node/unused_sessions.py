@@ -36,22 +36,22 @@ _LATEST: Final = int(SESSION_LIFETIME.total_seconds() * 1000) + 86_400_000
 
 
 class UnusedLog(Log, Protocol):
-    """A log that can be written anew."""
+    """A log that can be rewritten."""
 
     def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        """Have the next flush replace everything by these records, and by what is appended from now on."""
+        """Make the next flush replace the whole log by these records, and by those appended from now on."""
         ...
 
 
 class UnusedSessions:
-    """The sessions that have signed nothing yet, oldest first.
+    """The sessions that have not signed a request yet, oldest first.
 
     Args:
-        log: Where they are stored.
-        capacity: How many there may be; beyond, the oldest are dropped.
+        log: The log in which they are stored.
+        capacity: Maximum number of sessions; the oldest ones beyond it are dropped.
 
     Attributes:
-        dropped_count: How many were dropped because there were too many.
+        dropped_count: How many sessions were dropped because there were too many.
     """
 
     def __init__(self, log: UnusedLog, capacity: int = MAX_UNUSED) -> None:
@@ -71,10 +71,10 @@ class UnusedSessions:
         return session_id in self._sessions
 
     def load_log(self, is_introduced: Callable[[str], bool], now_ms: int) -> None:
-        """Read the log; what has been introduced meanwhile, or has expired, is left out. Blocks.
+        """Read the log, without sessions that were introduced meanwhile or have expired. Blocks.
 
         Raises:
-            StorageError: It cannot be read.
+            StorageError: The log cannot be read.
         """
         records = self._log.read_records()
         self._recorded = len(records)
@@ -88,7 +88,7 @@ class UnusedSessions:
         *,
         is_recorded: bool = False,
     ) -> int:
-        """Take in records, those of a peer or of the log; what is malformed is left out. Returns how many were new."""
+        """Add records of a peer or of the log, except malformed ones; return how many were new."""
         before = len(self._sessions)
         for record in records:
             try:
@@ -100,13 +100,13 @@ class UnusedSessions:
         return max(0, len(self._sessions) - before)
 
     def add_session(self, session: Session) -> None:
-        """Take a session in; durable after the log's next flush."""
+        """Add a session, which is durable after the log's next flush."""
         self._add_packed(
             session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed, is_recorded=False
         )
 
     def find_session(self, session_id: str, now_ms: int) -> Session | None:
-        """Return a session that has signed nothing yet."""
+        """Return the session with this id, if it is here and has not signed a request yet."""
         packed = self._sessions.get(session_id)
         if packed is None:
             return None
@@ -114,26 +114,26 @@ class UnusedSessions:
         return None if session.is_expired(now_ms) else session
 
     def oldest_sessions(self, count: int, now_ms: int) -> list[Session]:
-        """Return the oldest ones that have not expired, at most so many."""
+        """Return up to `count` of the oldest sessions that have not expired."""
         found = (self.find_session(session_id, now_ms) for session_id in self._sessions)
         return list(islice((session for session in found if session is not None), count))
 
     def discard_session(self, session_id: str) -> None:
-        """Forget a session, since it has been introduced."""
+        """Remove a session, since it has been introduced."""
         packed = self._sessions.pop(session_id, None)
         if packed is not None:
             self._leaving.append((session_id, packed))
             self._compact_log()
 
     def drop_expired(self, now_ms: int) -> None:
-        """Forget the sessions that have expired."""
+        """Remove the sessions that have expired."""
         gone = [session_id for session_id, packed in self._sessions.items() if int.from_bytes(packed[:6]) < now_ms]
         for session_id in gone:
             del self._sessions[session_id]
         self._compact_log()
 
     def page_reader(self) -> Callable[[str, int], list[dict[str, Any]]]:
-        """Return a function that pages, in any thread, through the present records in order of their ids."""
+        """Return a function that reads the present records in pages, in order of their ids; callable in any thread."""
         sessions = self._sessions.copy()
 
         def page(after: str, count: int) -> list[dict[str, Any]]:
@@ -156,7 +156,7 @@ class UnusedSessions:
         self._compact_log()
 
     def _compact_log(self) -> None:
-        """Have the log written anew once most of it is of no more use."""
+        """Schedule a rewrite of the log once most of its records are obsolete."""
         if self._recorded > 2 * len(self._sessions) + _SPARE_RECORDS:
             left = (*self._leaving, *self._sessions.items())
             self._recorded = len(left)
@@ -164,15 +164,15 @@ class UnusedSessions:
 
 
 def record_of(session: Session) -> dict[str, Any]:
-    """Return a session as it is stored, and handed to peers."""
+    """Return a session as the JSON object that is stored and sent to peers."""
     return _unpack_record(session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed)
 
 
 def read_records(value: object) -> Sequence[Mapping[str, Any]]:
-    """Check the shape of a list of records that a server sent.
+    """Check that records from a server are a list of objects.
 
     Raises:
-        DecodeError: It is no list of objects.
+        DecodeError: The value is not a list of objects.
     """
     if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
         raise DecodeError("sessions is not a list of objects")
@@ -180,10 +180,10 @@ def read_records(value: object) -> Sequence[Mapping[str, Any]]:
 
 
 def read_servers(value: object) -> frozenset[str]:
-    """Check the list of the server processes that a server hands sessions to.
+    """Check that ids of server processes from a server are a list of strings.
 
     Raises:
-        DecodeError: It is no list of strings.
+        DecodeError: The value is not a list of strings.
     """
     if not isinstance(value, list) or not all(isinstance(instance, str) for instance in value):
         raise DecodeError("servers is not a list of strings")

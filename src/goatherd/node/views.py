@@ -48,7 +48,7 @@ class _Filter:
 
 @dataclass(slots=True)
 class SessionView:
-    """The commits that one owner may see at one version of a repository, and the filters over them."""
+    """The commits that one owner may read at one version of a repository, and the filters over them."""
 
     version: int
     commits: list[Commit]
@@ -58,13 +58,13 @@ class SessionView:
 
 @dataclass(slots=True)
 class ReplyBudget:
-    """How many bytes an answer may still hold; one for all its elements."""
+    """The number of bytes that an answer may still take, shared by all its elements."""
 
     left: int
     is_untouched: bool = True
 
     def take_bytes(self, size: int) -> bool:
-        """Count something in; False when it has to wait. The first thing always fits."""
+        """Take room for some bytes; return False if there is not enough. The first piece always fits."""
         if size > self.left and not self.is_untouched:
             return False
         self.is_untouched = False
@@ -77,12 +77,12 @@ class SyncLimits(RequestLimits):
     """Limits on one batch and on its answer.
 
     Attributes:
-        spare_size: How far above what is here, and came along, a peer's count is accepted when a reply's filter is
-            sized.
-        reply_commits: Commits in the answer to one element. The rest follows in later rounds.
-        reply_bytes: Bytes of commits and filters in one answer. The rest follows in later rounds.
-        reply_lookups: Lookups in filters for one answer, about; 5 million take a second. Elements left over get their
-            commits in later rounds.
+        spare_size: How much a peer's commit count may exceed the commits here and in the request when the filter of
+            the answer is sized.
+        reply_commits: Maximum number of commits in the answer to one element. The rest follows in later rounds.
+        reply_bytes: Maximum bytes of commits and filters in one answer. The rest follows in later rounds.
+        reply_lookups: Approximate maximum of filter lookups for one answer; 5 million take a second. Elements left over
+            get their commits in later rounds.
     """
 
     spare_size: int = 1000
@@ -106,7 +106,7 @@ class Views:
         self._views.pop(path, None)
 
     def view_for(self, repository: Repository, requester: Session) -> SessionView:
-        """Return what a session may see; all sessions of one owner see the same (COMPAT)."""
+        """Return the commits that a session may read; all sessions of one owner share a view (COMPAT)."""
         whole = requester.id == self._pool.current.id or self._rulebook.reads_whole(repository.path, requester)
         if whole is False:
             return SessionView(version=repository.version, commits=[])
@@ -139,9 +139,9 @@ class Views:
         return view
 
     def choose_served(self, views: Sequence[SessionView], asked: Sequence[SyncMessage]) -> list[bool]:
-        """Return which elements of a batch get commits: as many as may be looked for in one answer, at least one.
+        """Choose the elements of a batch that get commits in this answer, within the lookup limit; at least one.
 
-        The first one is chosen at random, so that none waits indefinitely behind the same others.
+        The first one is chosen at random, so that no element waits indefinitely behind the same others.
         """
         # SECURITY: a thousand elements for one big repository must not take minutes
         # (tests/unit/node/test_engine_answers.py).
@@ -173,16 +173,16 @@ class Views:
         """Build the answer to one sync message.
 
         Args:
-            view: What the asking session may see.
-            asked: Its message.
-            brought: Whether a commit of it was new and kept.
+            view: The commits that the requesting session may read.
+            asked: The sync message.
+            brought: Whether the message brought a commit that was new and stored.
             now_ms: The server's clock.
-            born_under: The roots that introduced the asking client's session; None for a root, which is a peer.
-            room: What the whole answer may still hold.
-            is_served: Whether the message gets commits (`choose_served`).
+            born_under: The roots that introduced the requesting client's session; None for a root, which is a peer.
+            room: What the whole answer may still take.
+            is_served: Whether the answer may include commits (`choose_served`).
 
         Returns:
-            The message, and its commits, encoded, which it does not hold itself.
+            The answer without commits, and the encoded commits.
         """
         count = len(view.commits)
         # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine_answers.py).
@@ -206,10 +206,10 @@ class Views:
         return BloomFilter.for_size(size, fpr, self._new_seeds(seed_count(size, fpr)))
 
     def _view_filter(self, view: SessionView, size: int, cycles: int, now_ms: int) -> BloomFilter:
-        """Return a filter over a view; over a big one the same for a second or more, new commits put in.
+        """Return a filter over a view. For a large view, one filter is reused for at least a second and updated.
 
-        Fresh seeds are what makes rounds converge, but a second is one or two rounds, and building a filter over 50 000
-        commits takes a third of one.
+        New seeds are needed so that rounds converge. But a second is only one or two rounds, and building a filter over
+        50 000 commits takes a third of a second.
         """
         if len(view.commits) <= BIG_VIEW:
             made = self._empty_filter(size, cycles)
@@ -233,7 +233,7 @@ class Views:
         return known.bloom
 
     def _is_trusted_root(self, session_id: str) -> bool:
-        """Whether a root is trusted. A look into the pool's dicts, which any thread may take."""
+        """Return whether a root is trusted. May be called in any thread: it only reads dictionaries of the pool."""
         try:
             self._pool.get_root(session_id)
         except VerificationError:
@@ -243,7 +243,10 @@ class Views:
     def _missing_commits(
         self, view: SessionView, held: BloomFilter, born_under: Collection[str] | None, room: ReplyBudget
     ) -> list[bytes]:
-        """Return what a peer lacks, capped, encoded; never a birth without the merge that makes it harmless."""
+        """Return the encoded commits that a peer lacks, within the limits.
+
+        A second creation of a key is never returned without the merge commit that keeps the peer from crashing.
+        """
         if not held.seeds or room.left <= 0:
             return []
         commits = view.commits

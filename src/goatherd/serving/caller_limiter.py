@@ -39,7 +39,7 @@ class CallerLimiter:
 
     Args:
         limits: How much that may be.
-        clock: The time.
+        clock: Supplies the current time.
         forwarded_by: Networks of the proxies in front, whose ``X-Forwarded-For`` tells the caller.
         report: Told of each thing that was stopped, and why.
 

@@ -46,7 +46,7 @@ class HTTPListener:
     Args:
         app: The application.
         host: Address to listen on.
-        port: 0 takes a free one.
+        port: Port to listen on; 0 selects a free one.
         limiter: What callers may take.
         has_date: Whether answers get a ``Date`` header, as GoatDB's have; a proxy passes on the one that it gets.
 

@@ -22,7 +22,7 @@ def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
 
     Args:
         host: A numeric address or a name; IPv6 without brackets.
-        port: 0 takes a free one.
+        port: Port to listen on; 0 selects a free one.
 
     Returns:
         The socket, which is the caller's to close; the port; and the URL, with the port that was taken.

@@ -39,7 +39,7 @@ class FileSettings(SettingsSource):
         path: The file, or the directory that holds ``settings.json``; ``{org}`` in it is replaced by `for_org`, and a
             directory without it is taken for a server's, with one subdirectory for each organization.
         write_delay: How long to wait for more sessions before writing.
-        clock: The time.
+        clock: Supplies the current time.
     """
 
     origin = Origin.FILE

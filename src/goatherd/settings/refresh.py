@@ -119,7 +119,7 @@ class StoreRefresher:
         interval: Between two polls.
         jitter: By which part of the interval a wait may be shorter or longer, from 0 to 1.
         breaker: The one for this secret.
-        clock: The time.
+        clock: Supplies the current time.
     """
 
     def __init__(

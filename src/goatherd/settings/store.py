@@ -82,7 +82,7 @@ class CloudSecretSettings(SettingsSource):
             ``{"provider": "aws", "region": "eu-west-1"}``; or only the provider's name, such as ``"aws"``.
         refresh_interval: How often the store is read while entered.
         jitter: By which part of the interval a wait may be shorter or longer, from 0 to 1.
-        clock: The time.
+        clock: Supplies the current time.
         accept_identity: Take over one identity without succession, once; at start, one that goes back too. The operator
             says so.
         seen: A file that records the identity in use (generation, digest, public keys), so that no older one is adopted
@@ -590,7 +590,7 @@ def settings_from_options(
         refresh_interval: For ``cloud``.
         seen: For ``cloud``: as for `CloudSecretSettings`.
         last_known_good: For ``cloud``: as for `CloudSecretSettings`.
-        clock: The time.
+        clock: Supplies the current time.
 
     Raises:
         ConfigurationError: The options are of neither shape.
