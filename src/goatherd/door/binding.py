@@ -30,18 +30,18 @@ async def is_misdirected(
     *,
     now_ms: int,
 ) -> bool:
-    """Return whether a signed request names other servers only; `give_misdirected` answers it.
+    """Return whether a request was signed for other servers only; `give_misdirected` answers such a request.
 
     Args:
-        guard: This door's.
+        guard: The door's guard, which knows the server's instance id and the requests accepted before.
         exchange: The request.
-        body: Its body.
-        envelope: Its signature, which the server verifies.
-        session: Who has signed it; None where that is not known here.
+        body: The request's body.
+        envelope: The request's signature, which the server verifies.
+        session: The session that signed the request; None if it is unknown here.
         now_ms: Milliseconds since 1970.
 
     Raises:
-        RefusedError: It is signed for another endpoint or body, or was accepted before.
+        RefusedError: The request was signed for another endpoint or body, or was accepted before.
     """
     try:
         binding = read_binding(envelope)
@@ -69,7 +69,7 @@ async def is_misdirected(
 
 
 def parse_bound_signature(header: str) -> SignatureEnvelope | None:
-    """Return a request's signature; None where there is none that can be read, which the server refuses itself."""
+    """Return a request's signature; None if it is missing or malformed, which the server rejects itself."""
     try:
         return parse_signature(header)
     except VerificationError:
@@ -77,10 +77,10 @@ def parse_bound_signature(header: str) -> SignatureEnvelope | None:
 
 
 def instance_headers(guard: RequestGuard, status: int) -> Headers:
-    """Return the headers that go with a status: a misdirected request gets the id of this server's instance."""
+    """Return additional headers for an answer: for a misdirected request, the id of this server's instance."""
     return [(INSTANCE_HEADER.encode(), guard.instance.encode())] if status == MISDIRECTED else []
 
 
 async def give_misdirected(exchange: Exchange, guard: RequestGuard) -> None:
-    """Answer a request that names other servers."""
+    """Answer a request that was signed for other servers."""
     await exchange.give_answer(MISDIRECTED, b"", instance_headers(guard, MISDIRECTED))

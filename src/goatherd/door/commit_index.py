@@ -77,7 +77,7 @@ class FirstSeen:
             del self._path_of[next(iter(self._path_of))]
 
     def is_elsewhere(self, commit_id: str, path: str) -> bool:
-        """Whether the server holds the id in another repository."""
+        """Return whether the server holds a commit with this id in another repository."""
         return self._path_of.get(commit_id, path) != path or self._is_session(commit_id)
 
 
@@ -138,24 +138,24 @@ class RepositoryIndex:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a push to it is being judged or delivered, or is only assumed to be stored."""
+        """Whether a push to the repository is being judged or delivered, or is not confirmed by a read yet."""
         return bool(self._pending or self._claims)
 
     @property
     def held_count(self) -> int:
-        """How many commits the server has, or is assumed to have."""
+        """Number of commits that the server has or is assumed to have."""
         return len(self._key_of) + len(self._unconfirmed)
 
     @property
     def age(self) -> float:
-        """Seconds since it was last read."""
+        """Seconds since the repository was last read."""
         return math.inf if self._read_at is None else self._clock.monotonic() - self._read_at
 
     async def refresh(self) -> None:
-        """Read what is new.
+        """Read the new commits of the repository.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: The server cannot be asked.
+            NodeUnreachableError, NodeRefusedError: The server cannot be read.
         """
         await self._rounds.run()
 
@@ -224,20 +224,20 @@ class RepositoryIndex:
 
     @property
     def _is_other(self) -> bool:
-        """Whether the server may be another process than the one that was read."""
+        """Whether the server may be another process than at the last read."""
         return self._read_in != self._server_generation()
 
     async def read_after_restart(self) -> None:
-        """Read what the server holds if it may have been started again, and so may have lost commits.
+        """Read the repository if the server may have been restarted, since it may have lost commits.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: The server cannot be asked.
+            NodeUnreachableError, NodeRefusedError: The server cannot be read.
         """
         if self._is_other:
             await self.refresh()
 
     def without_held(self, raws: Sequence[Any]) -> list[Any]:
-        """Return the commits, as sent, whose ids the server has not shown to hold; it ignores the others."""
+        """Return the raw commits whose ids the server is not known to hold; it would ignore the others."""
         held = self._key_of
         return [
             raw for raw in raws if not (isinstance(raw, dict) and isinstance(raw.get("id"), str) and raw["id"] in held)
@@ -246,10 +246,10 @@ class RepositoryIndex:
     # --- one push -----------------------------------------------------------------------------------------------------
 
     async def hold_accepted(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
-        """Decide which commits are safe for the server, and hold these until `settle_commits`.
+        """Decide which commits cannot crash the server, and hold these until `settle_commits`.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: What is known is too old, and the server cannot be asked.
+            NodeUnreachableError, NodeRefusedError: The index is too old, and the server cannot be read.
         """
         if self._is_other or (self.age > OLD_SECONDS and any(self._is_birth(commit) for commit in commits)):
             await self.refresh()
@@ -270,14 +270,14 @@ class RepositoryIndex:
         return problems
 
     async def _continue_keys(self, keys: set[str], good: Sequence[Commit]) -> None:
-        """Have the first creation of each key stored and give it a child, so that the server merges a second one.
+        """Store the first creation of each key and give it a child, so that the server can merge a second creation.
 
         Args:
             keys: The keys.
-            good: The commits of the same push that nothing is wrong with; the first creations may be among them.
+            good: The accepted commits of the same push; the first creations may be among them.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: The server cannot be asked, or a first creation is still on its way.
+            NodeUnreachableError, NodeRefusedError: The server cannot be read, or a first creation is still being sent.
         """
         async with self._continuing:
             await self._wait_until_settled(keys)
@@ -294,9 +294,9 @@ class RepositoryIndex:
                 _log.info(event_text(Event.DOOR_CREATIONS_JOINED, path=self.path, keys=len(children)))
 
     def claim_commits(self, raws: Iterable[Any], claimant: object) -> tuple[list[Any], list[Any]]:
-        """Return the commits that `claimant` is to deliver from now on, and those that another one delivers.
+        """Return the commits that `claimant` has to deliver from now on, and those that other deliveries have claimed.
 
-        SECURITY: only a commit that is the same to the last member counts as delivered by another
+        SECURITY: a commit counts as claimed only if both are identical in every member
         (tests/unit/door/test_commit_index.py).
         """
         own: list[Any] = []
@@ -315,25 +315,25 @@ class RepositoryIndex:
         return self._claims.get(commit_id, (None, None))[1]
 
     def release_claims(self, commit_ids: Iterable[str], claimant: object) -> None:
-        """Release claimed commits: they were delivered, or could not be."""
+        """Release claimed commits, after their delivery or its failure."""
         for commit_id in commit_ids:
             if self.find_claimant(commit_id) is claimant:
                 del self._claims[commit_id]
         self._settled.set()
 
     async def wait_for_claims(self, raws: Iterable[Any], claimant: object) -> None:
-        """Wait until no delivery but `claimant` has claimed these commits."""
+        """Wait until no other delivery than `claimant` claims these commits."""
         left = [raw["id"] for raw in raws]
         while left := [each for each in left if self.find_claimant(each) not in (None, claimant)]:
             self._settled.clear()
             await self._settled.wait()
 
     def holds_id(self, commit_id: str) -> bool:
-        """Whether the server has a commit of this id, or is assumed to have it."""
+        """Return whether the server has a commit with this id, or is assumed to have it."""
         return commit_id in self._key_of or commit_id in self._unconfirmed
 
     def holds_commit(self, commit: Commit) -> bool:
-        """Whether the server has a commit, or is assumed to have it, so that it need not be delivered again."""
+        """Return whether the server has a commit, or is assumed to have it, so that it need not be delivered again."""
         return commit.id in self._key_of or (commit.id in self._unconfirmed and self._pending.get(commit.id) == commit)
 
     async def _wait_until_settled(self, keys: set[str]) -> None:
@@ -352,7 +352,7 @@ class RepositoryIndex:
         return commit.id in self._unconfirmed
 
     def _child_of(self, raw: Mapping[str, Any]) -> Commit | None:
-        """Return a child with the contents of a full commit, signed by the root; None if it cannot have one."""
+        """Return a child with the contents of a full commit, signed by the root; None if such a child is impossible."""
         try:
             original = Commit.from_json(raw, org=self._org)
             now_ms, signer = self._clock.now_ms(), self._signer()
@@ -377,7 +377,7 @@ class RepositoryIndex:
             return None
 
     async def _write_and_read_back(self, commits: Sequence[Mapping[str, Any]]) -> None:
-        """Hand commits to the server under the root's signature, and read them back."""
+        """Send commits to the server under the root's signature, and read them back."""
         await self._reader.write_commits(commits)
         for commit in commits:
             if self._reader.hides_commit(commit["id"]):
@@ -385,7 +385,7 @@ class RepositoryIndex:
         await self.refresh()
 
     def settle_commits(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
-        """Record held commits as stored or as not stored; in doubt as not stored, so that the next push reads again."""
+        """Record held commits as stored or not. If in doubt, say not stored: the next push then reads again."""
         self._settled.set()
         for commit in commits:
             if commit.id not in self._pending:
@@ -410,7 +410,7 @@ class RepositoryIndex:
         return self._key_of.get(commit_id) == key
 
     def _judge_commits(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
-        """Judge commits together: a parent may come with its child, in any order, but must itself be good."""
+        """Judge commits together: a commit's parent may be among them, in any order, but must itself be accepted."""
         problems: list[DroppedError | None] = [
             DroppedError(Rule.BIRTH, f"commit {commit.id!r} has no ancestor among the commits of {commit.key!r}")
             for commit in commits
@@ -474,7 +474,7 @@ class RepositoryIndex:
 
 
 class _ConcurrentCreationError(DroppedError):
-    """A second creation of a key of which no stored commit has a child; the server would end when it merges the two."""
+    """A second creation of a key of which no stored commit has a child: merging the two would crash the server."""
 
     def __init__(self, commit: Commit) -> None:
         super().__init__(Rule.BIRTH, f"commit {commit.id!r} is a second creation of {commit.key!r}")
@@ -483,7 +483,7 @@ class _ConcurrentCreationError(DroppedError):
 
 @dataclass(slots=True)
 class _Batch:
-    """What comes with a commit: keys with their schemas, ids with their keys, ids of deltas."""
+    """The accepted commits of the same push: keys with their schemas, ids with their keys, ids of deltas."""
 
     keys: dict[str, str | None]
     ids: dict[str, str]
@@ -538,10 +538,10 @@ class RepositoryIndexes:
         self._indexes: OrderedDict[str, RepositoryIndex] = OrderedDict()
 
     async def open_index(self, path: str) -> RepositoryIndex:
-        """Return a repository's index, read at least once.
+        """Return a repository's index, after it has been read at least once.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: The server cannot be asked.
+            NodeUnreachableError, NodeRefusedError: The server cannot be read.
         """
         index = self._indexes.get(path)
         if index is None:

@@ -44,7 +44,7 @@ _HAS_EVERYTHING: Final = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verified:
-    """One well signed commit, as sent and as read."""
+    """One commit with a valid signature, in raw and decoded form."""
 
     element: Element
     raw: Any
@@ -56,20 +56,20 @@ Admit = Callable[[RepositoryIndex, Sequence[Verified]], Awaitable[list[Verified]
 
 
 class Delivery:
-    """The commits of one push.
+    """The delivery of the commits of one push.
 
     Args:
-        elements: The batch.
-        index_of: Returns the index of a repository, read at least once.
-        judge: Returns the commits that are well formed and well signed.
-        admit: Returns the commits that the server survives, held by their index until they are settled.
+        elements: The batch's elements.
+        index_of: Returns the index of a repository, after it has been read at least once.
+        judge: Returns the commits that are well-formed and have a valid signature.
+        admit: Returns the commits that do not crash the server; their index holds them until they are settled.
         send: Sends a body to the server under the client's headers, and returns the status.
 
     Attributes:
-        stored_count: How many commits the server has taken so far.
-        answered_count: How many of them the last early answer could show.
+        stored_count: How many commits the server has stored so far.
+        answered_count: The value of `stored_count` at the last early answer.
         early_answers: How often a client was answered before its commits were delivered.
-        is_alone: Whether the client's answer no longer carries the last portion, so that it is delivered here, too.
+        is_alone: Whether the client's own request no longer carries the last portion, so that this delivery must.
     """
 
     def __init__(
@@ -99,16 +99,16 @@ class Delivery:
 
     @property
     def own_count(self) -> int:
-        """How many commits no other push is delivering."""
+        """Number of commits that no other push is delivering."""
         return sum(len(raws) for _, raws in self._own)
 
     @property
     def is_small(self) -> bool:
-        """Whether it is one portion that waits for no other push."""
+        """Whether the push is a single portion that waits for no other push."""
         return self.own_count <= FIRST and not self.others
 
     async def claim_commits(self) -> None:
-        """Claim the commits that no other push is delivering; of a large push, only what the server does not hold.
+        """Claim the commits that no other push is delivering; of a large push, only those that the server lacks.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The server's repositories cannot be read.
@@ -136,11 +136,12 @@ class Delivery:
                 }
 
     async def run(self) -> list[Verified]:
-        """Deliver all but the last portion and return that, held until `settle_held`; deliver it, too, when `is_alone`.
+        """Deliver all but the last portion; return the last one, held until `settle_held`. If `is_alone`, deliver all.
 
         Raises:
-            RefusedError: The server refused a portion.
-            LostError, TimeoutError, NodeUnreachableError, NodeRefusedError: It cannot be asked, or did not answer.
+            RefusedError: The server rejected a portion.
+            LostError, TimeoutError, NodeUnreachableError, NodeRefusedError: The server did not answer, or cannot be
+                read.
         """
         await self._wait_for_others()
         sending: dict[asyncio.Task[None], list[Verified]] = {}
@@ -194,7 +195,7 @@ class Delivery:
         self._settle_portion(portion, is_stored=True)
 
     def settle_held(self, *, is_stored: bool) -> None:
-        """Record everything that is held as stored by the server, or as not stored."""
+        """Record all held commits as stored by the server, or as not stored."""
         self._settle_portion(list(self._held), is_stored=is_stored)
 
     def _settle_portion(self, portion: Sequence[Verified], *, is_stored: bool) -> None:
@@ -209,7 +210,7 @@ class Delivery:
             self.stored_count += len(portion)
 
     def release_commits(self) -> None:
-        """Release the claims on all commits that are not delivered. May be called twice."""
+        """Release the claims on all commits that were not delivered. May be called twice."""
         self.settle_held(is_stored=False)
         for element, raws in self._own:
             index = self._indexes.get(element.path)
@@ -218,7 +219,7 @@ class Delivery:
 
 
 def smallest_portion(held: int) -> int:
-    """Return how many commits are worth a portion: each answer costs the server a filter of all that it holds.
+    """Return the minimum size of a portion: each answer costs the server a filter over all commits that it holds.
 
     Args:
         held: How many commits the server holds.
@@ -227,7 +228,7 @@ def smallest_portion(held: int) -> int:
 
 
 def _builds_on(portion: Sequence[Verified], others: Sequence[Verified]) -> bool:
-    """Whether the server must have stored `others` first: it does not keep the order of what comes at one time."""
+    """Return whether `others` must be stored before `portion`: the server may reorder concurrent requests."""
     if not others:
         return False
     if any(each.element.path == SESSIONS_PATH for each in (*portion, *others)):
@@ -237,10 +238,10 @@ def _builds_on(portion: Sequence[Verified], others: Sequence[Verified]) -> bool:
 
 
 async def _wait_for_room(sending: dict[asyncio.Task[None], list[Verified]], size: int) -> None:
-    """Wait until fewer than `size` portions are on their way.
+    """Wait until fewer than `size` portions are being sent.
 
     Raises:
-        RefusedError, LostError, TimeoutError, NodeUnreachableError, NodeRefusedError: One of them was not delivered.
+        RefusedError, LostError, TimeoutError, NodeUnreachableError, NodeRefusedError: A portion was not delivered.
     """
     while len(sending) >= size:
         done, _ = await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
@@ -268,11 +269,11 @@ def _sync_messages(portion: Sequence[Verified]) -> list[dict[str, Any]]:
 
 
 class _Ahead:
-    """Verifies commits ahead of those who take them.
+    """Verifies commits in the background, before the delivery needs them.
 
     Args:
         work: The commits of each element.
-        judge: Returns those that are good.
+        judge: Returns the good ones of some commits.
     """
 
     def __init__(self, work: Sequence[tuple[Element, list[Any]]], judge: Judge) -> None:
@@ -304,10 +305,10 @@ class _Ahead:
                 begin, size = end, STEP
 
     async def wait_for_commits(self, limit: int, *, least: int) -> tuple[list[Verified], bool]:
-        """Wait for verified commits, `least` of them where there are so many; return whether they are the last, too.
+        """Wait for `least` verified commits, or for all that are left; return them, and whether they are the last.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: As the judge does, once all before has been taken.
+            NodeUnreachableError, NodeRefusedError: The judge failed, and all commits verified before were returned.
         """
         while self._left and len(self._ready) < min(limit, least):
             if self._task.done():
@@ -319,7 +320,7 @@ class _Ahead:
         return taken, not self._left and not self._ready
 
     async def aclose(self) -> None:
-        """Stop verifying."""
+        """Stop the verification."""
         if not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -330,7 +331,7 @@ def _has_id(raw: Any) -> bool:
 
 
 def parents_first(raws: Sequence[Any]) -> list[Any]:
-    """Return commits, as sent, in an order in which none comes before what it builds on; else in the given order."""
+    """Return raw commits with every commit after those that it builds on; otherwise the order stays."""
     positions = {raw["id"]: position for position, raw in enumerate(raws) if _has_id(raw)}
     needed = [_required_positions(raw, positions) if _has_id(raw) else [] for raw in raws]
     if all(other < position for position, others in enumerate(needed) for other in others):

@@ -48,18 +48,19 @@ LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorStatus:
-    """What the door has done so far.
+    """Counters and state of the door.
 
     Attributes:
-        url: Where it listens.
-        handed_on: Requests that the server has answered.
-        stopped: How often each rule stopped something.
+        url: The URL at which the door listens.
+        handed_on: Number of requests that the server has answered.
+        stopped: How often each rule has rejected something.
         connections: Open connections of callers.
         requests: Requests that are being answered.
         upstream_connections: Open connections to the server.
         sessions: Sessions that the server is known to hold.
-        is_exposed: Whether the server was reached at another address of its machine, past the door.
-        is_blind: Whether the server's sessions could not be read the last time; pushes by unknown sessions wait.
+        is_exposed: Whether the server also answered at another address of its machine, so that callers can bypass the
+            door.
+        is_blind: Whether the last attempt to read the server's sessions failed; pushes by unknown sessions wait.
     """
 
     url: str
@@ -74,11 +75,11 @@ class DoorStatus:
 
     @property
     def leaks(self) -> int:
-        """How many private keys the server tried to give away: each is exposed, and must be revoked."""
+        """How many private keys the server tried to disclose. Each of these keys is exposed and must be revoked."""
         return self.stopped.get(Rule.PRIVATE_KEY, 0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as data: numbers only."""
+        """Return the status as a JSON object that contains only numbers."""
         return {
             "passedOn": self.handed_on,
             "stopped": {rule.value: count for rule, count in sorted(self.stopped.items()) if count},
@@ -94,27 +95,26 @@ class Door:
     """A verifying reverse proxy in front of one GoatDB server.
 
     Args:
-        upstream: The server, such as ``http://127.0.0.1:8081``. No other caller may reach it there.
-        trust: Trusted sessions, one for each organization that the server serves.
+        upstream: The server's URL, such as ``http://127.0.0.1:8081``. No other caller may reach it there.
+        trust: The trusted sessions, one `TrustedSessions` for each organization that the server serves.
         host: Address to listen on.
         port: Port to listen on; 0 selects a free one.
-        limits: How much one caller may ask for.
-        private: Whether to refuse writes to ``/sys/*`` by others than roots and to ``/user/<id>`` by others than its
-            owner, as GoatDB's documentation promises and GoatDB does not do. Off: an application's own rules,
-            which the door does not know, may allow them.
-        public_url: How callers reach the door. Where the server names its own address, in CORS headers and redirects
-            (COMPAT: ``http://localhost:<port>`` unless the application says otherwise), this takes its place.
-        forwarded_by: Networks of the proxies in front of the door, whose ``X-Forwarded-For`` tells the caller.
+        limits: Limits on each caller's requests.
+        private: Whether only roots may write to ``/sys/*`` and only the owner to ``/user/<id>``, as GoatDB's
+            documentation promises and GoatDB does not enforce. If off, an application's own rules, which the door does
+            not know, may allow other writers.
+        public_url: The URL at which callers reach the door. It replaces the server's own address in CORS headers and
+            redirects (COMPAT: ``http://localhost:<port>`` unless the application sets another).
+        forwarded_by: Networks of the proxies in front of the door, whose ``X-Forwarded-For`` names the caller.
         clock: Supplies the current time.
-        threads: Threads for signatures; one per core by default.
+        threads: Number of threads for signatures; one per core by default.
         own: Answers requests below ``/goatherd/v1/``, which never reach the server; by default they are 404.
-        guard: Decides whether a request that is bound to a server was meant for this one; one of its own by default.
-        addresses: Returns the numeric addresses of this machine at which others may reach it.
-        is_restarting: Returns whether an agent is restarting the server, so that it is expected not to answer.
+        guard: Checks whether a request that was signed for one server is meant for this one; a new guard by default.
+        addresses: Returns the numeric addresses of this machine at which other machines may reach it.
+        is_restarting: Returns whether an agent is restarting the server, so that no answer is expected.
 
     Raises:
-        ConfigurationError: `upstream` or the public URL is no address, or a network is none; or the door would stand
-            in front of itself.
+        ConfigurationError: `upstream`, the public URL or a network is invalid, or `upstream` is the door itself.
     """
 
     def __init__(
@@ -170,17 +170,17 @@ class Door:
 
     @property
     def url(self) -> str:
-        """``http://<host>:<port>``, once open."""
+        """The URL ``http://<host>:<port>``, once the door is open."""
         return self._listener.url
 
     @property
     def port(self) -> int:
-        """The port; the real one, once open."""
+        """The port that the door uses; if 0 was given, the actual port once the door is open."""
         return self._listener.port
 
     @property
     def status(self) -> DoorStatus:
-        """What the door has done so far."""
+        """Counters and state of the door."""
         return DoorStatus(
             url=self.url,
             handed_on=self._proxy.handed_on if self._proxy else 0,
@@ -257,9 +257,9 @@ class Door:
         return HeaderRewriter(self._server.names, public)
 
     async def _check_address(self) -> None:
-        """Warn where the server gives browsers or login mails an address that is not the door's.
+        """Warn if the server gives browsers or login mails another address than the door's.
 
-        COMPAT: GoatDB puts what ``domain.resolveOrg`` returns into CORS headers, ``/app.js`` and login mails.
+        COMPAT: GoatDB puts the result of ``domain.resolveOrg`` into CORS headers, ``/app.js`` and login mails.
 
         Raises:
             NodeUnreachableError: The server did not answer.
@@ -282,9 +282,9 @@ class Door:
         _log.warning(event_text(Event.DOOR_BYPASSED, why=why, remedy=remedy))
 
     async def _check_exposure(self, trust: TrustedSessions) -> None:
-        """Warn where the server answers at another address of this machine than the one that the door uses.
+        """Warn if the server answers at another address of this machine than the one that the door uses.
 
-        COMPAT: GoatDB listens on all addresses, and has no option for it.
+        COMPAT: GoatDB listens on all addresses, and has no option to change that.
         """
         mine = await asyncio.to_thread(self._addresses)
         if self._server.host not in (*LOOPBACK, *mine):
@@ -303,7 +303,7 @@ class Door:
             _log.warning(event_text(Event.DOOR_SERVER_EXPOSED, **fields, remedy=remedy))
 
     async def _is_server_at(self, address: str, trust: TrustedSessions) -> bool:
-        """Return whether a server that trusts our root answers at this address and the server's port."""
+        """Return whether a server that trusts our root answers at this address on the server's port."""
         host = f"[{address}]" if ":" in address else address
         if self._server.is_encrypted:
             # Its certificate is not for this address; that something takes connections there has to be enough.
@@ -360,7 +360,7 @@ class Door:
             await self._clock.sleep(timedelta(seconds=1) if is_blind else max(REFRESH, 4 * trust.pause))
 
     def _report_away(self, why: str) -> None:
-        """Report that a caller must retry because the server does not answer; its agent may be restarting it."""
+        """Report that a caller must retry because the server did not answer; its agent may be restarting it."""
         is_restarting = self._is_restarting is not None and self._is_restarting()
         if self._count_stopped(Rule.CHILD):
             text = "the server is being restarted by its agent" if is_restarting else why[:300]
@@ -368,7 +368,7 @@ class Door:
             _log.log(level, event_text(Event.DOOR_SERVER_AWAY, count=self._stopped[Rule.CHILD], why=text))
 
     def _count_stopped(self, rule: Rule) -> bool:
-        """Count what a rule has stopped; return whether it is time to report it."""
+        """Count a rejection by a rule; return whether it is time to log the count."""
         self._stopped[rule] += 1
         now = self._clock.monotonic()
         if now - self._logged.get(rule, -LOG_SECONDS) < LOG_SECONDS:
@@ -388,7 +388,7 @@ class Door:
 
 
 def _port_of(origin: str) -> int | None:
-    """Return the port that an origin names; None where there is none, or it is no origin."""
+    """Return the port of an origin; None if it has no port or is not an origin."""
     try:
         return urlsplit(origin).port
     except ValueError:

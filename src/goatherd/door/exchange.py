@@ -57,13 +57,13 @@ class HeaderRewriter:
     public: bytes | None
 
     def __call__(self, name: bytes, value: bytes) -> bytes:
-        """Return the rewritten value of a header of the server's answer."""
+        """Rewrite the value of a header of the server's answer."""
         if self.public is None or name not in (b"access-control-allow-origin", b"location"):
             return value
         return self.rewrite_address(value)
 
     def rewrite_address(self, value: bytes) -> bytes:
-        """Return an address with the public URL in the place of the server's own."""
+        """Replace the server's own address by the public URL in a URL."""
         if self.public is None:
             return value
         for own in self.own:
@@ -77,20 +77,20 @@ class Exchange:
     """One request and its answer.
 
     Args:
-        method: As sent.
-        path: In lower case; what the server dispatches by.
-        target: Path and query, as sent; may be changed before it is handed on.
-        headers: As sent, names in lower case.
-        found: The same by name.
-        address: Whom to count it for.
-        caller: The caller's connection; None where the server does not tell.
-        limiter: Reads the body.
-        receive: ASGI.
-        send: ASGI.
+        method: The method, as the caller sent it.
+        path: The path in lower case, by which the server dispatches.
+        target: Path and query, as sent; may be changed before the request is passed on.
+        headers: The headers as sent, with names in lower case.
+        found: The same headers, by name.
+        address: The caller's address, to which the request is charged.
+        caller: The caller's connection; None if the listener does not provide it.
+        limiter: Reads the body and enforces the limits.
+        receive: The ASGI receive function.
+        send: The ASGI send function.
         header_rewriter: Rewrites the headers of the server's answer.
 
     Attributes:
-        answer_by: When the caller must have an answer to what the door judges, on the loop's clock.
+        answer_by: Deadline for the answer to a request that the door checks, on the event loop's clock.
     """
 
     __slots__ = (
@@ -147,11 +147,11 @@ class Exchange:
         return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
 
     async def read_body(self, share: Share) -> bytes:
-        """Return the whole body; its bytes are taken from the budget until the share is given back.
+        """Return the whole body; its bytes are charged to the share until the share is given back.
 
         Raises:
-            RefusedError: It is too large, or too slow.
-            GoneError: The caller went away.
+            RefusedError: The body is too large or too slow.
+            GoneError: The caller disconnected.
         """
         return await self._limiter.read_body(
             self._receive, self.found, share, self._limiter.limits.body_limit(self.path)
@@ -177,11 +177,11 @@ class Exchange:
             server: The connections to the server.
             body: The body.
             timeout: Seconds to wait.
-            is_kept: Whether the request goes on when the caller has gone, as it does without a door.
+            is_kept: Whether the request continues after the caller has disconnected, as it does without a door.
 
         Raises:
             NodeUnreachableError, LostError, TimeoutError: As `ServerConnections.send_request`.
-            GoneError: The caller went away.
+            GoneError: The caller disconnected.
         """
         framing = b"" if not body and self.method in BODYLESS else b"content-length: %d\r\n" % len(body)
         head = self._request_head(server, framing)
@@ -190,10 +190,10 @@ class Exchange:
         return await self._unless_gone(sending)
 
     async def deliver_body(self, server: ServerConnections, body: bytes, timeout: float) -> int:
-        """Send the server this body under the request's own headers, whatever the caller does; return the status.
+        """Send this body under the request's own headers, even if the caller disconnects; return the answer's status.
 
         Raises:
-            NodeUnreachableError, LostError, TimeoutError: As `ServerConnections.send_request`, and an answer that ends
+            NodeUnreachableError, LostError, TimeoutError: As `ServerConnections.send_request`, or the answer ended
                 early.
         """
         head = self._request_head(server, b"content-length: %d\r\n" % len(body))
@@ -206,10 +206,10 @@ class Exchange:
             server.release_connection(connection)
 
     async def stream_on(self, server: ServerConnections, timeout: float) -> ServerConnection:
-        """As `hand_on`, with the body on its way still; the server may answer before its end.
+        """Do the same as `hand_on`, but stream the body as it arrives. The server may answer before the body ends.
 
         Raises:
-            RefusedError: The body is too large, or too slow.
+            RefusedError: The body is too large or too slow.
         """
         length = self.found.get(b"content-length")
         framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: " + length + b"\r\n"
@@ -243,7 +243,7 @@ class Exchange:
             connection.write(b"0\r\n\r\n")
 
     def _close_with_caller(self, connection: ServerConnection) -> None:
-        """Have the server's connection closed when the caller goes."""
+        """Close the connection to the server as soon as the caller disconnects."""
         if self.caller is None:
             return
         if self.is_gone or self.caller.transport.is_closing():
@@ -265,7 +265,7 @@ class Exchange:
     # --- the answer ---------------------------------------------------------------------------------------------------
 
     def handed_back(self, headers: Headers) -> Headers:
-        """Return the server's headers without those that concern its connection to the door only."""
+        """Return the server's headers without hop-by-hop headers."""
         dropped = _HOP_BY_HOP | connection_tokens(headers)
         return [(name, self.header_rewriter(name, value)) for name, value in headers if name not in dropped]
 
@@ -275,21 +275,21 @@ class Exchange:
         await self._send_event({"type": "http.response.start", "status": status, "headers": headers})
 
     async def give_answer(self, status: int, body: bytes, more: Headers | None = None) -> None:
-        """Send an answer that is not the server's."""
+        """Send an answer of the door's own."""
         fields = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *(more or [])]
         await self.start_answer(status, [*fields, *([(b"content-type", content_type_of(self.path))] if body else [])])
         await self.finish_answer(body)
 
     async def finish_answer(self, body: bytes) -> None:
-        """Send the last of the body."""
+        """Send the last part of the body."""
         await self._send_event({"type": "http.response.body", "body": body})
 
     async def stream_answer(self, connection: ServerConnection, keys: KeyFilter | None, timeout: float) -> None:
-        """Stream the server's answer to the caller, through the filter where there is one.
+        """Stream the server's answer to the caller, through the filter if one is given.
 
         Raises:
-            LostError, TimeoutError: The connection ended, or the server fell silent, before the end.
-            GoneError: The caller went away, or does not take the answer.
+            LostError, TimeoutError: The connection ended, or the server paused too long, before the end.
+            GoneError: The caller disconnected, or does not read the answer.
         """
         if connection.status > LAST_STATUS:
             raise LostError(f"an answer with status {connection.status}", is_untouched=False)
@@ -305,10 +305,10 @@ class Exchange:
         await self.finish_answer(b"" if keys is None else keys.close())
 
     async def read_answer(self, connection: ServerConnection, size: int, timeout: float) -> bytes:
-        """Return the server's answer.
+        """Return the body of the server's answer.
 
         Raises:
-            LostError, TimeoutError, GoneError: As `stream_answer`; longer than `size` is a loss, too.
+            LostError, TimeoutError, GoneError: As `stream_answer`. A body longer than `size` is a `LostError`.
         """
 
         async def collect() -> bytes:
@@ -335,7 +335,7 @@ class Exchange:
             raise GoneError from None
 
     async def answer_refusal(self, refused: RefusedError) -> None:
-        """Answer with a refusal; where the answer has begun already, cut it off."""
+        """Answer with a refusal; if another answer has begun already, cut it off."""
         if self.has_started:
             await self.cut_off()
             return
@@ -352,7 +352,7 @@ class Exchange:
             pass
 
     def release_caller(self) -> None:
-        """Let go of the caller's connection."""
+        """Stop observing the caller's connection."""
         if self.caller is not None:
             self.caller.on_close(None)
 

@@ -37,7 +37,7 @@ class KeyFilter:
     """Overwrites private keys in a stream of JSON.
 
     Args:
-        only: The ``x`` coordinates (base64url) of the keys that count; None takes every key.
+        only: The ``x`` coordinates (base64url) of the keys to overwrite; None overwrites every key.
     """
 
     def __init__(self, only: frozenset[bytes] | None = None) -> None:
@@ -47,7 +47,7 @@ class KeyFilter:
         """How many private keys were overwritten."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take a part of the stream and return what may go out: all but an object that is not complete yet."""
+        """Add a part of the stream, and return what can be sent: all but an object that is not complete yet."""
         data = self._held + chunk if self._held else chunk
         # A JWK holds no other object, so only what begins at the last brace can still become one.
         start = data.rfind(b"{")
@@ -58,7 +58,7 @@ class KeyFilter:
         return self._hide_keys(data[:start])
 
     def close(self) -> bytes:
-        """Return what was held back."""
+        """Return the rest of the stream."""
         data, self._held = self._held, b""
         return self._hide_keys(data)
 
@@ -81,18 +81,18 @@ class KeyFilter:
 
 
 def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str], list[str]]:
-    """Return the answer to ``POST /auth/session`` as it may leave.
+    """Return the answer to ``POST /auth/session`` without private keys and untrusted roots.
 
     Args:
         body: The server's answer.
-        is_trusted: Whether a root, by id and public key, is one to tell clients about.
+        is_trusted: Returns whether clients may learn of a root, given its id and public key.
 
     Returns:
-        The body, itself where nothing had to change; the ids of the roots that came with a private key; the ids of
-        the roots that were left out, because no trusted root introduces them or they are revoked.
+        The body, the same object if nothing had to change; the ids of the roots that came with a private key; the ids
+        of the roots that were left out, because no trusted root introduces them or they are revoked.
 
     Raises:
-        DecodeError: It is no such answer.
+        DecodeError: The body is not such an answer.
     """
     answer = parse_json(body)
     if not isinstance(answer, dict) or not isinstance(answer.get("session"), dict):
@@ -123,10 +123,10 @@ _CLAIMS_ROOT = re.compile(rb'"owner"\s*:\s*"root"')
 
 
 def find_root_introductions(body: bytes) -> list[dict[str, Any]]:
-    """Return the commits by which an answer of ``/batch-sync`` introduces roots, trusted or not.
+    """Return the commits of a ``/batch-sync`` answer that introduce roots, trusted or not.
 
     Raises:
-        DecodeError: It is no such answer.
+        DecodeError: The body is not such an answer.
     """
     if _CLAIMS_ROOT.search(body) is None:
         return []
@@ -134,14 +134,14 @@ def find_root_introductions(body: bytes) -> list[dict[str, Any]]:
 
 
 def replace_introductions(body: bytes, choose: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> bytes:
-    """Return an answer of ``/batch-sync`` with other introductions of roots, before all other session commits.
+    """Replace the introductions of roots in a ``/batch-sync`` answer, and put them before all other session commits.
 
     Args:
         body: The server's answer.
-        choose: Returns what takes the place of the introductions of roots in one element of the answer.
+        choose: Returns the replacement for the introductions of roots in one element of the answer.
 
     Raises:
-        DecodeError: It is no such answer.
+        DecodeError: The body is not such an answer.
     """
     answer = parse_json(body)
     is_changed = False

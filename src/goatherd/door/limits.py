@@ -17,15 +17,17 @@ class DoorLimits(CallerLimits, RequestLimits):
     """Limits on the requests that the door passes on.
 
     Attributes:
-        answer_timeout: Also how long the server may take to answer, or pause in an answer (504).
-        session_requests: Of one session, counted when the server has accepted its signature.
-        mails: ``POST /auth/send-login-email`` of one address.
-        new_repositories: Repositories of one address that were not asked for since the door opened; the server makes
-            a file for each and never closes it.
-        repositories: Repositories that are remembered as asked for; the one not asked for for longest is forgotten.
-        size: The count ``s`` of one message; the server sizes its answer's filter by it.
-        index_commits: Ids held to judge what depends on the server's commits (concurrent creations, circular deltas).
-        login_age: How old a login token may be.
+        answer_timeout: How long a caller may pause in reading an answer, and how long the server may take to answer or
+            pause in an answer (504).
+        session_requests: Requests of one session, counted when the server has accepted its signature.
+        mails: Rate of ``POST /auth/send-login-email`` of one address.
+        new_repositories: Rate at which one address may request repositories that no caller has requested since the door
+            opened; the server creates a file for each and never closes it.
+        repositories: Number of requested repositories that the door remembers; the least recently requested one is
+            dropped.
+        size: Maximum of the count ``s`` of one message; the server sizes its answer's filter by it.
+        index_commits: Number of commit ids that the door keeps to detect concurrent creations and circular deltas.
+        login_age: Maximum age of a login token.
     """
 
     mails: Rate = field(default=Rate(per_second=0.1, burst=10))

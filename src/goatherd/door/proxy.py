@@ -106,22 +106,22 @@ SCRIPT_BYTES: Final = 64 * 1024 * 1024
 
 
 class Proxy:
-    """Judges and hands on.
+    """Checks requests and passes them on.
 
     Args:
         server: The connections to the server.
-        trusts: One for each organization.
-        indexes: One for each organization, by its id.
-        limits: See there.
-        limiter: Counts what callers take.
+        trusts: The trusted sessions of each organization.
+        indexes: The indexes of repositories of each organization, by its id.
+        limits: Limits on each caller's requests.
+        limiter: Counts what callers use.
         clock: Supplies the current time.
         executor: Threads for signatures.
-        private: Whether ``/sys/*`` and ``/user/<id>`` are closed to writers whom the documentation closes them to.
+        private: Whether only roots may write to ``/sys/*`` and only the owner to ``/user/<id>``.
         header_rewriter: Rewrites the headers of the server's answer.
-        report: Told of each thing that was stopped: the rule, and why.
-        report_away: Told of each request for which the server was away.
-        own: Answers what is not the server's to answer; nothing of the kind is there when None.
-        guard: Decides whether a request that is bound to a server was meant for this one.
+        report: Called for each rejection, with the rule and the reason.
+        report_away: Called for each request that failed because the server did not answer.
+        own: Answers requests below ``/goatherd/v1/``; None answers them with 404.
+        guard: Checks whether a request that was signed for one server is meant for this one.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Proxy:
         """How many requests have reached the server."""
 
     async def aclose(self, grace: float) -> None:
-        """Let deliveries that no request waits for go on for `grace` seconds, then end them."""
+        """Let deliveries that no request waits for continue for `grace` seconds, then cancel them."""
         if self._deliveries:
             await asyncio.wait(self._deliveries, timeout=grace)
         for task in list(self._deliveries):
@@ -248,7 +248,10 @@ class Proxy:
         return await self._pass_on(exchange)
 
     async def _answer_own(self, exchange: Exchange) -> None:
-        """SECURITY: the application must not speak for the agent (tests/cluster/test_agent_status.py)."""
+        """Answer a request below ``/goatherd/v1/`` without the server.
+
+        SECURITY: the application must not answer in the agent's name (tests/cluster/test_agent_status.py).
+        """
         share = self._limiter.open_share(exchange.address)
         try:
             body = await exchange.read_body(share)  # left unread, it would be the next request
@@ -262,7 +265,7 @@ class Proxy:
         await exchange.give_answer(status, answer, instance_headers(self._guard, status))
 
     async def _pass_on(self, exchange: Exchange) -> None:
-        """Hand on what is not judged; only private keys in JSON are made unreadable."""
+        """Pass on a request that the door does not check; only private keys in the JSON answer are overwritten."""
         if exchange.has_body:
             connection = await exchange.stream_on(self._server, self._timeout)
         else:
@@ -275,7 +278,7 @@ class Proxy:
         await self._stream_answer(exchange, connection, KeyFilter() if is_json else None)
 
     async def _answer_script(self, exchange: Exchange, connection: ServerConnection) -> None:
-        """Answer with an application's script, in which GoatDB's client finds the address that it synchronizes with."""
+        """Answer with an application's script, with the door's address in place of the server's."""
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
             script = await exchange.read_answer(connection, SCRIPT_BYTES, self._timeout)
@@ -353,9 +356,9 @@ class Proxy:
     async def _answer_client(self, exchange: Exchange, connection: ServerConnection, session_id: str) -> None:
         """Answer a client with those introductions of roots that it can follow, as `goatherd serve` does.
 
-        Those of roots that are not trusted are left out, as `goatherd serve` does, too.
+        Introductions of untrusted roots are left out.
 
-        SECURITY: a client cannot be told that a root was revoked, but need not learn of it
+        SECURITY: a client cannot be notified that a root was revoked, so the door does not send it such a root
         (tests/cluster/test_door_writers.py).
         """
         status, headers = connection.status, exchange.handed_back(connection.headers)
@@ -380,7 +383,7 @@ class Proxy:
     async def _make_chooser(
         self, exchange: Exchange, session_id: str, introductions: list[dict[str, Any]]
     ) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-        """Return what chooses the introductions of roots for a client, once all that the server holds are read."""
+        """Return a function that selects the introductions of roots for a client; read the server's ones first."""
         if not any(trust.knows_introductions(introductions) for trust in self._trusts):
             with suppress(NodeUnreachableError, NodeRefusedError):
                 async with self._in_time(exchange):
@@ -395,7 +398,7 @@ class Proxy:
         return lambda raws: [each for each in raws if each["k"] not in untrusted]
 
     async def _find_untrusted(self, exchange: Exchange, root_ids: set[str]) -> set[str]:
-        """Return those of the roots that are not trusted, after another look at the sessions for one seen first."""
+        """Return the untrusted ones of these roots; if one is new to the door, read the sessions again first."""
         untrusted = root_ids - self._trusted_roots()
         revoked = {each for trust in self._trusts for each in trust.pool.revoked}
         if untrusted - revoked - self._left_out.keys():
@@ -416,10 +419,10 @@ class Proxy:
         return {root.id for trust in self._trusts for root in trust.pool.roots}
 
     def _check_request(self, header: str) -> SignatureEnvelope:
-        """Check what needs no key: form, purpose, time. The server checks the signature itself.
+        """Check the form, purpose and timestamp of a request's signature. The server verifies the signature itself.
 
-        SECURITY: the server remembers verdicts and takes a signature again after its three minutes, takes a login
-        token for a request signature, and answers 500 to a malformed one (tests/cluster/test_door_requests.py).
+        SECURITY: the server caches results and accepts a signature again after its three minutes, accepts a login
+        token as a request signature, and answers 500 to a malformed one (tests/cluster/test_door_requests.py).
         """
         try:
             envelope = parse_signature(header)
@@ -437,10 +440,10 @@ class Proxy:
         return envelope
 
     async def _look_up_before_the_body(self, exchange: Exchange, header: str) -> bool:
-        """Look for the session of a large push before its body is read, so that what waits takes no memory.
+        """Look up the session of a large push before its body is read, so that a waiting request takes no memory.
 
         Returns:
-            Whether it was looked for.
+            Whether the session was looked up.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The server's sessions cannot be read, or not in time.
@@ -459,7 +462,7 @@ class Proxy:
     async def _find_requester(
         self, exchange: Exchange, envelope: SignatureEnvelope, share: Share, *, may_look_up: bool
     ) -> tuple[TrustedSessions | None, Session | None]:
-        """Return who asks and in which organization; None for a session that is not known."""
+        """Return the session that sent a request, and its organization; None for an unknown session."""
         try:
             found = self._find_session(envelope.session_id)
             if found[1] is None and may_look_up:
@@ -484,10 +487,10 @@ class Proxy:
         await asyncio.gather(*[trust.look_up() for trust in self._trusts])
 
     def _fresh_repositories(self, address: str, elements: Iterable[Element]) -> int:
-        """Return how many repositories the door does not remember, once the address may ask for so many.
+        """Count the repositories that are new to the door, and charge them to the address.
 
         Raises:
-            RefusedError: It asks for too many.
+            RefusedError: The address requests too many new repositories.
         """
         fresh = len({element.path for element in elements} - self._repositories.keys())
         wait = self._new_repositories.take(address, self._clock.monotonic(), fresh) if fresh else 0
@@ -496,10 +499,10 @@ class Proxy:
         return fresh
 
     def _count_repositories(self, address: str, elements: Iterable[Element], fresh: int, *, is_accepted: bool) -> None:
-        """Remember which repositories were asked for.
+        """Remember which repositories were requested.
 
-        SECURITY: only what the server took for genuine counts, and there is room for the next one always, so that no
-        caller can fill the table (tests/cluster/test_door_limits.py).
+        SECURITY: only requests whose signature the server accepted count, and the oldest entry makes room for a new
+        one, so that no caller can fill the table (tests/cluster/test_door_limits.py).
         """
         if not is_accepted:
             self._new_repositories.give_back(address, self._clock.monotonic(), fresh)
@@ -521,10 +524,10 @@ class Proxy:
 
     @asynccontextmanager
     async def _in_time(self, exchange: Exchange) -> AsyncIterator[None]:
-        """Judge while the client waits.
+        """Limit the block, in which a request is checked, to the time that the client waits.
 
         Raises:
-            NodeUnreachableError: The server did not say in time what the judgement needs.
+            NodeUnreachableError: The server did not answer in time.
         """
         limit = asyncio.timeout_at(exchange.answer_by)
         try:
@@ -540,8 +543,8 @@ class Proxy:
     ) -> ServerConnection:
         """Deliver the commits and return the server's answer.
 
-        The last portion, or the only one, goes in the client's own request. A client that would wait too long is
-        answered without it: the answer's filter says what the server has so far.
+        The last portion, or the only one, is sent in the client's own request. A client that would wait too long is
+        answered earlier: the answer's filter shows it what the server has so far.
         """
         for element in elements:
             if element.left_out:
@@ -585,7 +588,7 @@ class Proxy:
     async def _wait_for_delivery(
         self, exchange: Exchange, delivery: Delivery, running: asyncio.Task[list[Verified]]
     ) -> bool:
-        """Return whether all but the last portion is delivered before the client must have an answer."""
+        """Wait for the delivery of all but the last portion; return False if the client must have an answer before."""
         now = asyncio.get_running_loop().time()
         try:
             await asyncio.wait({running}, timeout=max(exchange.answer_by - now, 0))
@@ -597,11 +600,11 @@ class Proxy:
         return not delivery.is_alone
 
     def _count_early_answer(self, delivery: Delivery) -> None:
-        """Count an answer without all commits.
+        """Count an answer that is sent before all commits are delivered.
 
         Raises:
-            NodeUnreachableError: The client is to wait and send them again, which does not count as an answer: the
-                server has taken nothing meanwhile, or clients were answered too often.
+            NodeUnreachableError: Such an answer is not allowed: the server has stored nothing since the last one, or
+                there were too many. The client then has to send its commits again later.
         """
         deliveries = (delivery, *delivery.others)
         has_progressed = any(each.stored_count > each.answered_count for each in deliveries)
@@ -612,7 +615,7 @@ class Proxy:
             each.answered_count = each.stored_count
 
     def _keep_delivering(self, delivery: Delivery, running: asyncio.Task[list[Verified]], share: Share) -> None:
-        """Have a delivery go on that no request waits for any more."""
+        """Continue a delivery that no request waits for any more."""
 
         async def keep() -> None:
             try:
@@ -632,7 +635,7 @@ class Proxy:
     def _read_commits(
         self, trust: TrustedSessions, path: str, raws: Sequence[Any]
     ) -> tuple[list[tuple[Any, Commit]], list[DroppedError]]:
-        """Return the well-formed commits, and what is wrong with the others. In any thread."""
+        """Return the well-formed commits, and the errors of the others. May be called in any thread."""
         now_ms = self._clock.now_ms()
         commits, dropped = [], []
         for raw in raws:
@@ -645,7 +648,7 @@ class Proxy:
     async def _verify_commits(
         self, trust: TrustedSessions, element: Element, raws: Sequence[Any], *, may_look_up: bool
     ) -> tuple[list[Verified], bool]:
-        """Return the good commits, and whether a signer stayed unknown."""
+        """Return the good commits, and whether a signer is unknown."""
         path = element.path
         if element.is_large:
             commits, dropped = await asyncio.to_thread(self._read_commits, trust, path, raws)
@@ -718,7 +721,10 @@ class Proxy:
         self.handed_on += 1
 
     async def _clean_session_answer(self, exchange: Exchange, answer: bytes) -> bytes:
-        """SECURITY: the server publishes its private key (tests/cluster/test_door_writers.py)."""
+        """Remove private keys from an answer with a new session.
+
+        SECURITY: the server publishes its private key (tests/cluster/test_door_writers.py).
+        """
         cleaned, leaked, untrusted = filter_session_answer(answer, self._is_root)
         if untrusted:
             # A root that was introduced a moment ago, past the door, may be good.
@@ -739,7 +745,10 @@ class Proxy:
         return any(trust.is_root(session_id, public_key) for trust in self._trusts)
 
     async def _login_mail(self, exchange: Exchange) -> None:
-        """SECURITY: the server does not look at the result of its own check (tests/cluster/test_door_requests.py)."""
+        """Check the signature of a request for a login mail, and pass it on.
+
+        SECURITY: the server ignores the result of its own check (tests/cluster/test_door_requests.py).
+        """
         check_encoding(exchange.found)
         share = self._limiter.open_share(exchange.address)
         try:
@@ -768,7 +777,7 @@ class Proxy:
         verify_data(session, envelope, external=email)
 
     def _login_token(self, exchange: Exchange) -> None:
-        """Take a token out of the request that is not a fresh word of a root; the server then sends the caller home."""
+        """Remove a login token from the request unless a root signed it recently. Without it there is no login."""
         query = exchange.target.partition(b"?")[2]
         tokens = parse_qs(query.decode("latin-1")).get("t", [])
         if not tokens:
@@ -795,10 +804,10 @@ class Proxy:
 
 
 class _Verdicts:
-    """Judges the commits of one push, part by part. A signer who stays unknown is looked for once.
+    """Judges the commits of one push in parts. An unknown signer is looked up only once.
 
     Args:
-        proxy: What judges.
+        proxy: Verifies the commits.
         trust: The trusted sessions.
     """
 
@@ -808,14 +817,14 @@ class _Verdicts:
         self._may_look_up = True
 
     async def judge_commits(self, element: Element, raws: Sequence[Any]) -> list[Verified]:
-        """Return the commits that are well formed and well signed."""
+        """Return the commits that are well-formed and have a valid signature."""
         good, is_unknown = await self._proxy._verify_commits(self._trust, element, raws, may_look_up=self._may_look_up)
         self._may_look_up = self._may_look_up and not is_unknown
         return good
 
 
 def _with_commits(elements: Sequence[Element], commits: Sequence[Verified]) -> bytes:
-    """Return the body of a batch with only these of its commits."""
+    """Return the body of a batch with only these commits."""
     for element in elements:
         element.raw["msg"]["c"] = [each.raw for each in commits if each.element is element]
     return to_json_bytes([element.raw for element in elements])

@@ -36,16 +36,16 @@ STATES: Final = ("starting", "serving", "restarting", "stopped")
 
 
 def content_type_of(path: str) -> bytes:
-    """Return the type of what is answered below ``/goatherd/v1/``."""
+    """Return the content type of the answer for a path below ``/goatherd/v1/``."""
     return TEXT_TYPE.encode() if path == METRICS_PATH else JSON_TYPE
 
 
 def health_answer(status: SettingsStatus, door: DoorStatus | None, state: str | None = None) -> dict[str, Any]:
-    """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and the first reason for that.
+    """Return the answer to ``GET /goatherd/v1/health``: ``ok``, or ``degraded`` and the first reason.
 
     Args:
-        status: How fresh the identity is.
-        door: What the door has done; None without a door.
+        status: The freshness of the identity.
+        door: The door's status; None without a door.
         state: What the agent does with its server; None without an agent.
     """
     reason: str | None = None
@@ -67,7 +67,7 @@ def health_answer(status: SettingsStatus, door: DoorStatus | None, state: str | 
 
 
 def door_samples(door: DoorStatus) -> Iterator[MetricSample]:
-    """Return what a door has done so far."""
+    """Return the metrics of a door."""
     yield MetricSample(Metric.CONNECTIONS, door.connections)
     for rule in Rule:
         yield MetricSample(Metric.STOPPED, door.stopped.get(rule, 0), (rule.value,))
@@ -78,7 +78,7 @@ def door_samples(door: DoorStatus) -> Iterator[MetricSample]:
 
 
 def agent_samples(agent: Mapping[str, Any]) -> Iterator[MetricSample]:
-    """Return what an agent does with its server."""
+    """Return the metrics of an agent."""
     yield MetricSample(Metric.SERVER_RESTARTS, agent["restarts"])
     for state in STATES:
         yield MetricSample(Metric.SERVER_STATE, agent["state"] == state, (state,))
@@ -90,9 +90,9 @@ async def metrics_answer(
     """Return the answer to ``GET /goatherd/v1/metrics``.
 
     Args:
-        document: The identity in use.
-        status: How fresh it is.
-        door: What the door has done; None without a door.
+        document: The identity document in use.
+        status: The freshness of the identity.
+        door: The door's status; None without a door.
         agent: What the agent does with its server; None without an agent.
 
     Raises:
@@ -109,13 +109,13 @@ async def metrics_answer(
 
 
 class DoorAPI:
-    """Answers below ``/goatherd/v1/`` for a door without an agent.
+    """Answers requests below ``/goatherd/v1/`` for a door without an agent.
 
     Args:
-        settings: Where the door has its identity from.
+        settings: The settings from which the door gets its identity.
 
     Attributes:
-        figures: Returns what the door has done so far; None until it is made.
+        figures: Returns the door's status; None until the door exists.
     """
 
     def __init__(self, settings: SettingsProvider) -> None:

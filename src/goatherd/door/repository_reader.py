@@ -34,15 +34,15 @@ Ask = Callable[[bytes, str], Awaitable[tuple[int, bytes]]]
 
 
 class RepositoryReader:
-    """Read one repository of the server, again and again.
+    """Reads one repository of the server repeatedly; each read returns only new commits.
 
     Args:
         path: The repository.
         ask: Sends a request to the server.
         signer: Returns the root that signs requests, so that the server shows every commit.
-        clock: The time of signatures.
-        error_rate: Of the filter that keeps known commits from being sent again: the share of new commits that are
-            overlooked until the filter is made anew, with twice as many.
+        clock: Supplies the time for signatures.
+        error_rate: Error rate of the filter that tells the server which commits are known: the share of new commits
+            that are missed until the filter is built again, for twice as many commits.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class RepositoryReader:
         """Whether the server, when it was read last, had fewer commits than it has shown: it has lost some."""
 
     def drop_all(self) -> None:
-        """Drop all known ids."""
+        """Forget all known ids."""
         self.ids.clear()
         self._room = _SMALLEST
         self.renew_filter()
 
     def add_id(self, commit_id: str) -> None:
-        """Remember an id, so that its commit is not sent again."""
+        """Remember an id, so that the server does not send its commit again."""
         self.ids.add(commit_id)
         self._filter.add(commit_id)
         if len(self.ids) > self._room:
@@ -80,20 +80,20 @@ class RepositoryReader:
             self.renew_filter()
 
     def hides_commit(self, commit_id: str) -> bool:
-        """Whether the server would not send a commit, were it there, because the filter holds it by mistake."""
+        """Return whether the filter contains an unknown id by mistake, so that the server would not send its commit."""
         return commit_id in self._filter and commit_id not in self.ids
 
     def renew_filter(self) -> None:
-        """Make the filter anew, with other mistakes."""
+        """Build the filter again with new seeds, and so with other false positives."""
         self._filter = self._new_filter(self._room)
         self._filter.update(self.ids)
 
     async def read_new(self) -> list[dict[str, Any]]:
-        """Return the commits that are new since the last time, in the server's order.
+        """Return the commits that are new since the last read, in the server's order.
 
         Raises:
-            NodeUnreachableError: No answer.
-            NodeRefusedError: The server does not trust the signer, or answers nonsense.
+            NodeUnreachableError: The server did not answer.
+            NodeRefusedError: The server does not trust the signer, or its answer is malformed.
         """
         found: list[dict[str, Any]] = []
         for _ in range(ROUNDS):
@@ -108,16 +108,16 @@ class RepositoryReader:
         return found
 
     async def write_commits(self, commits: Sequence[Mapping[str, Any]]) -> None:
-        """Hand commits to the server; what it answers is not read.
+        """Send commits to the server; its answer is ignored.
 
         Raises:
-            NodeUnreachableError: No answer.
+            NodeUnreachableError: The server did not answer.
             NodeRefusedError: The server does not trust the signer.
         """
         await self._send_sync(self._filter if self.ids else None, commits)
 
     async def fetch_commits(self, ids: set[str]) -> list[dict[str, Any]]:
-        """Return commits of which the ids are known; without those that the server no longer has.
+        """Return the commits with these known ids, except those that the server no longer has.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: As `read_new`.
@@ -161,7 +161,7 @@ class RepositoryReader:
 
 
 def _commits_of(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
-    """Return the commits of an answer, and how many the server says it holds."""
+    """Return the commits in a server's answer, and the number of commits that the server says it has."""
     try:
         decoded = orjson.loads(answer)
     except orjson.JSONDecodeError:
@@ -179,10 +179,10 @@ def _commits_of(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
 
 
 class SharedRounds:
-    """Share one piece of work between callers: one round at a time, and one more for all that asked during it.
+    """Shares a task between callers: one round runs at a time, and one more for all callers that arrived during it.
 
     Args:
-        work: One round.
+        work: Runs one round.
     """
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
@@ -195,13 +195,13 @@ class SharedRounds:
         """Wait for a round that began after this call.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: As the work does.
+            NodeUnreachableError, NodeRefusedError: As `work`.
         """
         # One caller that goes away must not take the round from the others.
         await asyncio.shield(self.start())
 
     def start(self) -> asyncio.Task[None]:
-        """Have a round done without waiting for it."""
+        """Start a round without waiting for it."""
         if self._active is None or self._active.done():
             self._active = self._start_task(self._work())
             return self._active
@@ -221,7 +221,7 @@ class SharedRounds:
         await self._work()
 
     async def aclose(self) -> None:
-        """Cancel what runs."""
+        """Cancel the running round."""
         tasks = [task for task in (self._next, self._active) if task is not None and not task.done()]
         for task in tasks:
             task.cancel()

@@ -50,7 +50,7 @@ SESSION_BYTES: Final = 64 * 1024
 
 
 class Rule(StrEnum):
-    """What the door stops."""
+    """The kinds of input that the door rejects."""
 
     TARGET = "target"
     METHOD = "method"
@@ -88,7 +88,7 @@ class Rule(StrEnum):
 
 
 class DroppedError(Exception):
-    """A commit that is taken out of a request."""
+    """A commit is not passed on to the server; the rest of its request is."""
 
     def __init__(self, rule: Rule, why: str) -> None:
         super().__init__(why)
@@ -110,14 +110,14 @@ _LASTING: Final = frozenset(
 
 
 def check_target(path: bytes) -> str:
-    """Return the lower-cased path by which the server dispatches.
+    """Return the lower-case path by which the server dispatches.
 
-    SECURITY: the server reads URLs as browsers do: it resolves dot segments, ``%2e`` too, and takes a backslash for a
-    slash, so ``/x/..%5cbatch-sync`` would get by every other rule; where it resolves the target against a base, as
-    servers on Node do, ``//x/batch-sync`` is a host and a path (tests/unit/door/test_request_checks.py).
+    SECURITY: the server reads URLs as browsers do: it resolves dot segments, also ``%2e``, and reads a backslash as a
+    slash, so ``/x/..%5cbatch-sync`` would bypass every other rule. If it resolves the target against a base, as servers
+    on Node do, ``//x/batch-sync`` is a host and a path (tests/unit/door/test_request_checks.py).
 
     Raises:
-        RefusedError: It is one that the server could read as another path.
+        RefusedError: The server could read the target as another path.
     """
     if _TARGET.fullmatch(path) is None or any(_DOTS.fullmatch(part) for part in path.split(b"/")):
         raise RefusedError(Rule.TARGET, 400, "the path is not in its plain form")
@@ -125,15 +125,15 @@ def check_target(path: bytes) -> str:
 
 
 def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Return the headers by name, the last of each.
+    """Return the headers by name; of a repeated header the last one.
 
-    SECURITY: the server puts the text of ``Host`` into the URL that it dispatches by, so a Host with a slash in it
-    decides the path, and one that no URL can have makes it throw; it joins repeated headers by commas
+    SECURITY: the server puts the value of ``Host`` into the URL by which it dispatches. A Host with a slash changes the
+    path, and an invalid Host makes it throw. It joins repeated headers by commas
     (tests/unit/door/test_request_checks.py).
 
     Raises:
-        RefusedError: A header is repeated that may not be, ``Host`` is no host, or ``Connection`` takes one away that
-            reaches the server.
+        RefusedError: A header is repeated that must not be, ``Host`` is invalid, or ``Connection`` removes a header
+            that the server must get.
     """
     found = dict(headers)
     if len(found) < len(headers):
@@ -152,16 +152,16 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 
 def connection_tokens(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    """Return what the ``Connection`` headers name, in lower case."""
+    """Return the tokens of the ``Connection`` headers in lower case."""
     values = [value for name, value in headers if name == b"connection"]
     return frozenset([token.strip().lower() for value in values for token in value.split(b",")])
 
 
 def check_method(method: str) -> None:
-    """Refuse methods that concern the connection or its proxies, and not what the server serves.
+    """Reject methods for the connection or the proxy itself, which the server does not serve.
 
     Raises:
-        RefusedError: A tunnel is wanted, or the request itself as an answer.
+        RefusedError: The method is CONNECT or TRACE.
     """
     if method in ("CONNECT", "TRACE"):
         raise RefusedError(Rule.METHOD, 405, f"the method {method}")
@@ -169,7 +169,7 @@ def check_method(method: str) -> None:
 
 @lru_cache(maxsize=256)
 def _is_host(text: bytes) -> bool:
-    """Whether browsers, and so the server, can make a URL of it (https://url.spec.whatwg.org/#host-parsing)."""
+    """Return whether the server can parse a host in a URL (https://url.spec.whatwg.org/#host-parsing)."""
     match = _HOST.fullmatch(text.decode("latin-1"))
     if match is None:
         return False
@@ -192,7 +192,7 @@ def _is_host(text: bytes) -> bool:
 
 
 def _is_label(text: str) -> bool:
-    """Whether a name may have this part, once decoded; some of right-to-left scripts are let through that may not."""
+    """Return whether a host name may have this decoded label; some invalid right-to-left ones are accepted."""
     if text.isascii() or normalize("NFKC", text.lower()) != text or category(text[0]).startswith("M"):
         return False
     return not any(category(character) in ("Cc", "Cn", "Co", "Cs") for character in text)
@@ -207,7 +207,7 @@ def _parse_number(part: str) -> int:
 
 
 def check_encoding(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse a compressed body: the server does not decompress, and what the door cannot read it does not judge.
+    """Reject a compressed body: neither the server nor the door decompresses it, so the door could not check it.
 
     Raises:
         RefusedError: The body is encoded.
@@ -225,11 +225,11 @@ class Element:
     """One element of a batch.
 
     Attributes:
-        raw: As sent; of a large body without its commits.
-        path: The repository, in its one form.
-        commits: Its commits, as sent.
-        left_out: How many items among them are no commits, or larger than a commit may be.
-        is_large: Whether it came in a large body, so that its commits are work for a thread.
+        raw: The element as sent; of a large body without its commits.
+        path: The repository's path in its normal form.
+        commits: The raw commits.
+        left_out: How many items in its list of commits are not commits, or are too large.
+        is_large: Whether the element came in a large body, so that its commits are checked in a thread.
     """
 
     raw: dict[str, Any]
@@ -240,10 +240,10 @@ class Element:
 
 
 def read_batch(body: bytes, limits: DoorLimits) -> list[Element]:
-    """Read the body of ``POST /batch-sync``, everything in it but the commits.
+    """Decode the body of ``POST /batch-sync``, except the contents of the commits.
 
     Raises:
-        RefusedError: The server would answer 500 to it, hang, or die; or an element asks for more than is allowed.
+        RefusedError: The server would answer 500, hang or crash; or an element exceeds a limit.
     """
     lists: list[RawCommits] | None = None
     try:
@@ -266,7 +266,7 @@ def _with_commits(element: Element, lists: Sequence[RawCommits]) -> Element:
     """Return an element of a large body with its commits, which are parsed one by one.
 
     Raises:
-        RefusedError: One is not JSON.
+        RefusedError: A commit is not JSON.
     """
     message = element.raw["msg"]
     for name, value in message.items():
@@ -296,9 +296,9 @@ _BASE64: Final = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z
 
 
 def _is_as_always(raw: Any, limits: DoorLimits) -> bool:
-    """Whether an element is what GoatDB's clients write, so that decoding it would find nothing to refuse.
+    """Return whether an element has exactly the form that GoatDB's clients write and so needs no further check.
 
-    Most requests are polls, and this is most of what the door does with one.
+    Most requests are polls with such elements, so this shortcut saves most of the door's work.
     """
     if type(raw) is not dict or len(raw) != 2:
         return False
@@ -362,10 +362,11 @@ def _check_nesting(value: Any, depth: int) -> None:
 
 
 def _check_marks(element: Mapping[str, Any]) -> None:
-    """Refuse what the server could unpack into another element, message or filter than the one that is judged here.
+    """Reject type markers that the server could decode to another element, message or filter than the door checks.
 
-    SECURITY: GoatDB reads an object with ``__r`` and ``__d`` as what is in ``__d``, and one with ``__t`` and ``__v`` as
-    what is in ``__v``; only the filter ever comes so (tests/unit/door/test_request_checks.py).
+    SECURITY: GoatDB decodes an object with ``__r`` and ``__d`` to the value of ``__d``, and one with ``__t`` and
+    ``__v`` to the value of ``__v``; in valid requests only the filter has this form
+    (tests/unit/door/test_request_checks.py).
     """
     held = element["msg"]["f"]
     if held.get("__t") == "E" and len(held) == 2 and isinstance(held.get("__v"), dict):
@@ -384,10 +385,10 @@ _POISON: Final = ("hasOwnProperty", "__proto__")
 def read_commit(
     raw: Any, path: str, *, org: str, limits: DoorLimits, now_ms: int, registry: Registry = BUILTIN
 ) -> Commit:
-    """Decode a commit and check everything that needs neither its signer nor what the server holds.
+    """Decode a commit and check everything that needs neither its signer nor the server's commits.
 
-    The form is judged as in the node (`goatherd.admission.commits`); what only an unmodified server cannot handle is
-    rejected here.
+    The form is checked as in Goatherd's own server (`goatherd.admission.commits`). Input that only an unmodified server
+    cannot handle is rejected here.
 
     Raises:
         DroppedError: The commit must not be stored.
@@ -420,7 +421,7 @@ def read_commit(
 
 
 def _check_ancestors(commit: Commit) -> None:
-    """Reject claims about ancestors on which GoatDB crashes when it merges; a server of our own accepts them."""
+    """Reject data about ancestors that crash GoatDB when it merges; Goatherd's own server accepts them."""
     held = commit.ancestors_filter
     if held is not None:
         if not held.seeds:
@@ -447,7 +448,7 @@ _VERDICTS: Final[tuple[tuple[type[GoatherdError], Rule], ...]] = (
 
 
 def rule_of(error: GoatherdError) -> Rule:
-    """Return the rule that a verdict of the trust pool stands for."""
+    """Return the door's rule for an error of the trust pool."""
     return next((rule for kind, rule in _VERDICTS if isinstance(error, kind)), Rule.SIGNATURE)
 
 
@@ -458,8 +459,8 @@ def check_session_request(body: bytes) -> None:
     """Check the body of ``POST /auth/session``.
 
     Raises:
-        RefusedError: With GoatDB's own answer where it has one; keys of other curves and off the curve are 400 too
-            (COMPAT: 500 there, after the fact).
+        RefusedError: The body is malformed. The answer is GoatDB's own; keys of other curves and points off the curve
+            are 400, too (COMPAT: GoatDB answers 500 after it has stored a session).
     """
     try:
         decode_session_request(body)
@@ -471,7 +472,7 @@ def read_mail_request(body: bytes) -> tuple[str, str]:
     """Return the normalized address and the signature of ``POST /auth/send-login-email``.
 
     Raises:
-        RefusedError: With GoatDB's own answer; what is 500 there is 400.
+        RefusedError: The request is malformed. The answer is GoatDB's own, with 400 in place of 500.
     """
     try:
         request = parse_json(body)

@@ -32,7 +32,10 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class LostError(Exception):
-    """The server's connection ended in the middle. `is_untouched`: before a byte of the answer came."""
+    """The connection to the server ended in the middle of an exchange.
+
+    `is_untouched` is true if no byte of the answer had arrived.
+    """
 
     def __init__(self, why: str, *, is_untouched: bool) -> None:
         super().__init__(why)
@@ -40,10 +43,10 @@ class LostError(Exception):
 
 
 class ServerConnection(asyncio.Protocol):
-    """One connection to the server, one exchange at a time.
+    """One connection to the server, for one exchange at a time.
 
     Args:
-        count: Called with 1 when it opens, with -1 when it has closed.
+        count: Called with 1 when the connection opens, and with -1 when it has closed.
     """
 
     def __init__(self, count: Callable[[int], None]) -> None:
@@ -131,7 +134,7 @@ class ServerConnection(asyncio.Protocol):
     # --- one exchange -------------------------------------------------------------------------------------------------
 
     def begin_exchange(self, *, is_head: bool) -> None:
-        """Get ready for an answer."""
+        """Prepare for an answer."""
         self.status, self.headers, self._chunks, self._queued = 0, [], [], 0
         self._has_head = self._is_complete = self._may_stay = False
         self._bytes_in = 0
@@ -139,7 +142,7 @@ class ServerConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def end_exchange(self) -> None:
-        """End the exchange: the connection is closed if more data arrives."""
+        """End the exchange. If more data arrives, the connection is closed."""
         self._parser = None
 
     def write(self, data: bytes) -> None:
@@ -147,16 +150,16 @@ class ServerConnection(asyncio.Protocol):
             self._transport.write(data)
 
     async def drain(self) -> None:
-        """Wait until more may be written."""
+        """Wait until more data may be written."""
         if self._writable is not None:
             await asyncio.shield(self._writable)
 
     async def read_head(self, limit: float) -> None:
-        """Wait for status and headers.
+        """Wait for the answer's status and headers.
 
         Raises:
             LostError: The connection ended.
-            TimeoutError: Not within `limit` seconds.
+            TimeoutError: They did not arrive within `limit` seconds.
         """
         while not self._has_head:
             if self._is_lost:
@@ -164,11 +167,11 @@ class ServerConnection(asyncio.Protocol):
             await self._wait_for_data(limit)
 
     async def read_body(self, limit: float) -> AsyncIterator[bytes]:
-        """Yield the body as it comes.
+        """Yield the answer's body in parts as they arrive.
 
         Raises:
             LostError: The connection ended before the answer did.
-            TimeoutError: A pause of more than `limit` seconds.
+            TimeoutError: The server paused for more than `limit` seconds.
         """
         while True:
             if self._chunks:
@@ -187,16 +190,16 @@ class ServerConnection(asyncio.Protocol):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the answer has come to its end, so that nothing is left to wait for."""
+        """Whether the whole answer has arrived."""
         return self._is_complete and not self._chunks
 
     @property
     def is_usable(self) -> bool:
-        """Whether another exchange may follow."""
+        """Whether the connection can be used for another exchange."""
         return self.is_whole and self._may_stay and not self._is_spoilt and self.is_open
 
     def forbid_reuse(self) -> None:
-        """Have the connection closed after this exchange: the request was not sent to its end."""
+        """Close the connection after this exchange, because the request was not sent completely."""
         self._is_spoilt = True
 
     @property
@@ -204,7 +207,7 @@ class ServerConnection(asyncio.Protocol):
         return not self._is_lost and self._transport is not None and not self._transport.is_closing()
 
     def close(self) -> None:
-        """Close at once; waiting calls raise `LostError`."""
+        """Close the connection at once; waiting calls raise `LostError`."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -233,18 +236,18 @@ def _time_out(waiter: asyncio.Future[None]) -> None:
 
 
 class ServerConnections:
-    """Connect to the server, and keep idle connections. Close it with `aclose`.
+    """Opens connections to the server, and keeps idle ones. Close with `aclose`.
 
     Args:
         url: ``http://host:port`` or ``https://host:port``.
-        connect_timeout: How long a connection may take.
+        connect_timeout: Timeout for opening a connection.
 
     Attributes:
-        server_generation: Number that changes whenever no connection is open: a process that ends closes all of its
-            connections, so within one generation the server is one process.
+        server_generation: Number that changes whenever no connection is open. A process that ends closes all of its
+            connections, so as long as the number is the same, the server is the same process.
 
     Raises:
-        ConfigurationError: Not such a URL.
+        ConfigurationError: The URL has another form.
     """
 
     def __init__(self, url: str, *, connect_timeout: timedelta = timedelta(seconds=5)) -> None:
@@ -282,18 +285,18 @@ class ServerConnections:
 
     @property
     def names(self) -> tuple[bytes, ...]:
-        """The URLs by which a server there names itself as long as it knows no public address."""
+        """The URLs by which a server at this address names itself as long as it knows no public URL."""
         hosts = dict.fromkeys([self.authority.decode(), f"localhost:{self._port}", f"127.0.0.1:{self._port}"])
         return tuple([f"{scheme}://{host}".encode() for scheme in ("http", "https") for host in hosts])
 
     def is_at(self, host: str, port: int) -> bool:
-        """Whether a listener on `host` and `port` of this machine has the address of the server."""
+        """Return whether a listener on `host` and `port` of this machine would have the server's address."""
         mine = _LOCAL if host in _EVERYWHERE else {host, "localhost"} if host in _LOCAL else {host}
         return port == self._port and self._host in mine
 
     @property
     def open_count(self) -> int:
-        """How many connections are open, idle ones included."""
+        """Number of open connections, idle ones included."""
         return len(self._busy) + sum(1 for each in self._idle if each.is_open)
 
     async def aclose(self) -> None:
@@ -304,10 +307,10 @@ class ServerConnections:
         await asyncio.sleep(0)
 
     async def open_connection(self, *, fresh: bool = False) -> tuple[ServerConnection, bool]:
-        """Return a connection, and whether it has been used before; give it back with `release_connection`.
+        """Return a connection, and whether it was used before. The caller gives it back with `release_connection`.
 
         Raises:
-            NodeUnreachableError: The server does not take connections.
+            NodeUnreachableError: The server accepts no connection.
         """
         loop = asyncio.get_running_loop()
         old: list[ServerConnection] = []
@@ -332,7 +335,7 @@ class ServerConnections:
         return connection, False
 
     def release_connection(self, connection: ServerConnection) -> None:
-        """Take a connection back; one that is in the middle of something is closed."""
+        """Take back a connection from the caller; one with an unfinished exchange is closed."""
         self._busy.discard(connection)
         if connection.is_usable and len(self._idle) < IDLE_CONNECTIONS:
             connection.end_exchange()
@@ -350,19 +353,19 @@ class ServerConnections:
         is_head: bool = False,
         on_use: Callable[[ServerConnection], None] | None = None,
     ) -> ServerConnection:
-        """Send a request whose body is at hand, and wait for the answer's headers.
+        """Send a request whose body is in memory, and wait for the answer's headers.
 
         Args:
             head: Request line and headers, with the empty line.
             body: The body.
             limit: Seconds to wait.
             is_head: Whether the method is HEAD.
-            on_use: Told which connection is used.
+            on_use: Called with the connection that is used.
 
         Raises:
-            NodeUnreachableError: No connection.
+            NodeUnreachableError: No connection could be opened.
             LostError: The connection ended.
-            TimeoutError: No answer in time.
+            TimeoutError: The server did not answer in time.
         """
         connection, was_used = await self.open_connection()
         if on_use is not None:
@@ -392,10 +395,10 @@ class ServerConnections:
     async def fetch(
         self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, limit: float
     ) -> tuple[int, bytes]:
-        """Send a request of the door's own and return status and body.
+        """Send a request of the door's own, and return the answer's status and body.
 
         Raises:
-            NodeUnreachableError: No whole answer in time.
+            NodeUnreachableError: The server did not answer completely in time.
         """
         status, _, answer = await self.fetch_with_headers(method, path, headers, body, limit=limit)
         return status, answer
@@ -403,10 +406,10 @@ class ServerConnections:
     async def fetch_with_headers(
         self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, limit: float
     ) -> tuple[int, dict[bytes, bytes], bytes]:
-        """Send a request of the door's own and return status, headers and body.
+        """Send a request of the door's own, and return the answer's status, headers and body.
 
         Raises:
-            NodeUnreachableError: No whole answer in time.
+            NodeUnreachableError: The server did not answer completely in time.
         """
         lines = [f"{method} {path} HTTP/1.1".encode(), b"host: " + self.authority, b"content-length: %d" % len(body)]
         lines += [name + b": " + value for name, value in headers]

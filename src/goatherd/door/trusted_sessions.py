@@ -107,39 +107,38 @@ class TrustedSessions:
 
     @property
     def pause(self) -> timedelta:
-        """How long to wait between two readings: the more there is to read, the longer, up to `LONGEST_PAUSE`.
+        """How long to wait between two reads: five times as long as a read takes, up to `LONGEST_PAUSE`.
 
-        The quicker one of the last two counts: a reading during which the server stalled says nothing of how much there
-        is to read.
+        The quicker one of the last two reads counts, because the server may have stalled during the other.
         """
         return min(max(PAUSE, 5 * min(self._took, self._took_before)), LONGEST_PAUSE)
 
     @property
     def session_count(self) -> int:
-        """How many sessions the server is known to hold."""
+        """Number of sessions that the server is known to hold."""
         return 0 if self._reader is None else len(self._reader.ids)
 
     def holds_commit(self, commit_id: str) -> bool:
-        """Whether the server's ``/sys/sessions`` is known to hold a commit."""
+        """Return whether the server's ``/sys/sessions`` is known to hold a commit."""
         return self._reader is not None and commit_id in self._reader.ids
 
     def refresh_soon(self) -> None:
-        """Have the server's sessions read, without waiting."""
+        """Start reading the server's sessions, without waiting for the result."""
         self._rounds.start()
 
     async def refresh(self) -> None:
         """Read the server's sessions now.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: They cannot be read.
+            NodeUnreachableError, NodeRefusedError: The sessions cannot be read.
         """
         await self._rounds.run()
 
     async def look_up(self) -> None:
-        """Read the server's sessions for a request that waits: not longer than a client does.
+        """Read the server's sessions for a waiting request, at most for as long as a client waits.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: They cannot be read, or not in time. The reading goes on.
+            NodeUnreachableError, NodeRefusedError: The sessions cannot be read, or not in time. The read continues.
         """
         try:
             async with asyncio.timeout(PATIENCE.total_seconds()):
@@ -187,7 +186,7 @@ class TrustedSessions:
             self._introductions.extend([commit])
 
     def root_coordinates(self) -> frozenset[bytes]:
-        """Return the ``x`` of every root's public key, in base64url; what was found out is used for a few seconds."""
+        """Return the ``x`` of every root's public key, in base64url. The result is cached for a few seconds."""
         now = self.clock.monotonic()
         if self._coordinates is None or now - self._coordinates[0] > REMEMBER.total_seconds():
             found = frozenset(root.public_key.to_jwk()["x"].encode() for root in self.pool.roots)
@@ -197,10 +196,10 @@ class TrustedSessions:
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def find_session(self, session_id: str) -> Session | None:
-        """Return a session that is known now.
+        """Return a session if it is known now; reads nothing.
 
         Raises:
-            RevokedSessionError: It is revoked.
+            RevokedSessionError: The session is revoked.
         """
         try:
             return self.pool.get_session(session_id)
@@ -210,22 +209,22 @@ class TrustedSessions:
             return None
 
     def is_root(self, session_id: str, public_key: PublicKey) -> bool:
-        """Whether clients may learn of this root: trusted, not revoked, and with this key."""
+        """Return whether clients may learn of this root: it is trusted, not revoked, and has this key."""
         try:
             return self.pool.get_root(session_id).public_key == public_key
         except VerificationError:
             return False
 
     def knows_introductions(self, raws: Iterable[Mapping[str, Any]]) -> bool:
-        """Whether all these introductions of roots have been read from the server."""
+        """Return whether all these introductions of roots have been read from the server."""
         return all(raw.get("id") in self._raw_introductions for raw in raws)
 
     def introductions_for(self, session: Session | None, raws: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the introductions of roots that a client is sent (`goatherd.identity.introductions_for_clients`).
+        """Return the introductions of roots to send to a client (`goatherd.identity.introductions_for_clients`).
 
         Args:
-            session: The client's; None where it is not known.
-            raws: Those that the server sends.
+            session: The client's session; None if it is unknown.
+            raws: The introductions that the server sends.
         """
         missing: list[Commit] = []
         for raw in raws:
@@ -256,13 +255,13 @@ class TrustedSessions:
         *,
         are_large: bool = False,
     ) -> list[VerificationError | None]:
-        """Judge commits for one repository; None for a good one. An unknown signer is looked for once, or not at all.
+        """Verify commits for one repository; one verdict per commit, None for a good one.
 
-        Session commits are judged in their order, and each good one counts for those after it. Other commits that may
-        be large are work for a thread, however few they are.
+        An unknown signer is looked up once, or not at all. Session commits are verified in their order, and each good
+        one counts for those after it. If the other commits may be large, even a few of them are verified in a thread.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: A signer is not known, and the server cannot be asked.
+            NodeUnreachableError, NodeRefusedError: A signer is unknown, and the server cannot be read.
         """
         verdicts = await self._judge_commits(path, commits, executor, are_large)
         early = [index for index, verdict in enumerate(verdicts) if isinstance(verdict, UnknownSignerError)]
@@ -307,7 +306,7 @@ class TrustedSessions:
             return None
 
     def _judge_introduction(self, commit: Commit) -> VerificationError | None:
-        """Judge a session commit: only a trusted root introduces sessions and roots."""
+        """Verify a session commit: only a trusted root may introduce sessions and roots."""
         signer = self._signer_of(commit)
         if signer is not None and not signer.is_root:
             return UntrustedRootError(f"session {commit.session!r} is no root and cannot introduce sessions")
@@ -327,9 +326,9 @@ def _verdict_keys(commits: Sequence[Commit], signers: Sequence[Session | None]) 
 
 
 def _verdict_key(commit: Commit, signer: Session | None) -> bytes | None:
-    """Return what a good verdict depends on: the whole commit, and its session's key and end; None where unknown.
+    """Return everything on which a good verdict depends: the whole commit, and its session's key and expiration.
 
-    SECURITY: a session that is revoked, or has another key, has no remembered verdict
+    None if the session is unknown. SECURITY: a session that is revoked or has another key must not get a cached verdict
     (tests/unit/door/test_trusted_sessions.py).
     """
     if signer is None:

@@ -77,8 +77,7 @@ class _PeerHandover:
         self._began = 0.0
 
     def hand_over(self, record: dict[str, Any] | None) -> asyncio.Future[str | None]:
-        """Send a session to the peer (None: only a request for its id); the result is its process's id, None on failure.
-        """
+        """Send a session to the peer, or None to ask for its id. The result is its process's id, None on failure."""
         future: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         now = self._clock.monotonic()
         is_busy = self._task is not None and not self._task.done()
@@ -187,8 +186,7 @@ class UnusedSessionExchange:
             self._wake.set()
 
     def _recent_askers(self) -> dict[str, tuple[float, float]]:
-        """Return the times of the first and last request of each server process that has recently requested sessions.
-        """
+        """Return the times of the first and last request of each server process that has sent one recently."""
         since = self._clock.monotonic() - REMEMBERED.total_seconds()
         self._askers = {sender: times for sender, times in self._askers.items() if times[1] >= since}
         return self._askers
