@@ -1,6 +1,6 @@
 """The command line.
 
-`main` finds the command, reads the options and turns errors into exit codes; `output` is the only writer to a terminal.
-A command's module parses, calls `goatherd.operations` and prints; `text` holds what people read. Modules are imported
-when their command is typed, so that ``goatherd --help`` costs nothing.
+`main` finds the command, reads the options and turns errors into exit codes. The module of a command reads its
+arguments and calls `goatherd.operations`; `text` formats the results, and `output` writes them. A command's module is
+imported only when the command is typed, so that ``goatherd --help`` is fast.
 """

@@ -1,4 +1,4 @@
-"""Options that `goatherd run`, `fetch` and `watch` share, and the call that `run` and `watch` share."""
+"""Options of `goatherd run`, `run --once` and `run --watch`, and the function that starts an agent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
                 help="Data directory of the server.",
             ),
             click.option(
-                "--create", is_flag=True, help="Create the data directory, or an organization's in it, if missing."
+                "--create",
+                is_flag=True,
+                help="Create the data directory, and each organization's directory in it, if missing.",
             ),
             click.option(
                 "--url",
@@ -58,7 +60,8 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
             click.option(
                 "--accept-identity",
                 is_flag=True,
-                help="Follow the store, once, to an identity that no trusted root has endorsed, or that goes back.",
+                help="Accept, a single time, an identity from the store that no trusted root has endorsed, or that is"
+                " older than the one in use.",
             ),
             log_level_option("info"),
         ]
@@ -68,10 +71,10 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
 
 
 def change_options(ways: Sequence[str]) -> Decorator:
-    """Return the options about a change of the identity.
+    """Return the options that say how the server learns of a changed identity.
 
     Args:
-        ways: The values of --on-change.
+        ways: The accepted values of --on-change.
     """
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -87,22 +90,26 @@ def change_options(ways: Sequence[str]) -> Decorator:
                     "--signal",
                     "agent_signal",
                     metavar="NAME",
-                    help="Signal to send with --on-change signal (default: HUP).",
+                    help="Signal to send to the server if --on-change is `signal` (default: HUP).",
                 ),
                 click.option(
-                    "--command", "agent_command", metavar="TEXT", help="Command to run with --on-change command."
+                    "--command",
+                    "agent_command",
+                    metavar="TEXT",
+                    help="Command to run when the identity changes, if --on-change is `command`.",
                 ),
                 click.option(
                     "--lease",
                     "agent_lease",
                     metavar="URI",
-                    help="Secret that holds the restart lease (default: beside the identity); `none` for one server.",
+                    help="URI of the secret that holds the restart lease (default: beside the identity); `none` for a"
+                    " single server.",
                 ),
                 click.option(
                     "--ready-timeout",
                     "agent_ready_timeout",
                     metavar="TIME",
-                    help="How long a started server may take until it is ready (default: 1m).",
+                    help="Timeout for a started server to become ready (default: 1m).",
                 ),
                 click.option(
                     "--refresh-interval",
@@ -132,11 +139,11 @@ def run_for_server(
     """Run an agent for a server, and return the exit code.
 
     Args:
-        app: The app.
+        app: The context of the command.
         orgs: The organizations of the server.
-        supervisor: Runs the server; None if another program runs it.
+        supervisor: Starts and stops the server; None if another program does.
         pid_file: File with the process id of a server that another program runs.
-        front: Opens the door, or the agent's own address.
+        front: Opens the door, or the agent's own address; None for neither.
         create: The flag --create.
         plain_file: The flag --plain-file.
         accept_identity: The flag --accept-identity.

@@ -1,4 +1,4 @@
-"""goatherd audit: verify an audit trail, or show it."""
+"""`goatherd audit`: verify an audit trail, or show it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from goatherd.operations.audit import read_trail, read_trail_anchors, verify_tra
 @click.option(
     "--checkpoint",
     metavar="N:SHA256",
-    help="With verify: a checkpoint of this trail from another place, such as the log; detects a truncated trail.",
+    help="With verify: an earlier head of this trail, kept in another place; detects a truncated trail.",
 )
 @click.option("--last", metavar="N", type=click.IntRange(min=1), help="With show: show only the last N records.")
 def audit(
@@ -40,9 +40,10 @@ def audit(
 ) -> int:
     """Check an audit trail, or show it.
 
-    verify reports the first record that was changed, removed, moved, repeated, torn without a note in the next record,
-    or not signed by a root of the identity in the store. It prints the head of the trail. Keep the head in another
-    place as a checkpoint: only a checkpoint detects records that are missing at the end.
+    verify reports the first record that was changed, removed, moved or repeated, is cut short (unless the next record
+    notes this), or is not signed by a root of the identity in the store. It prints the head of the trail: the number
+    and digest of the last record. Keep the head in another place, and give it as --checkpoint later: nothing else
+    detects records that are missing at the end.
 
     show prints the records without verifying them.
     """

@@ -1,4 +1,4 @@
-"""``goatherd completion``: the script that completes commands and options in a shell."""
+"""`goatherd completion`: print the script that completes commands and options in a shell."""
 
 from __future__ import annotations
 

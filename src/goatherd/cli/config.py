@@ -1,4 +1,4 @@
-"""goatherd config: show every option with its value and where the value comes from."""
+"""`goatherd doctor --options`: show every option with its value and where the value comes from."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from goatherd.serving.sockets import cannot_listen
     nodes=True,
 )
 @click.option("--explain", is_flag=True, help="Show what the controller would do, when and why; write nothing.")
-@click.option("--once", is_flag=True, help="Do what is due now, then exit: for a timer or a CronJob.")
+@click.option("--once", is_flag=True, help="Do what is due now, then exit; for a systemd timer or a CronJob.")
 @click.option("--cron", "controller_cron", metavar="EXPRESSION", help="When to rotate, in crontab format.")
 @click.option("--max-age", "controller_max_age", metavar="TIME", help="Age at which a key is replaced, such as 60d.")
 @click.option(
@@ -42,13 +42,13 @@ from goatherd.serving.sockets import cannot_listen
     "controller_windows",
     multiple=True,
     metavar="WINDOW",
-    help="Maintenance window, such as 'Mon-Fri 02:00-04:00'. Can be given more than once.",
+    help="Start rotations only in this window, such as 'Mon-Fri 02:00-04:00'. Can be given more than once.",
 )
 @click.option(
     "--missed",
     "controller_missed",
     type=click.Choice([one.value for one in Missed]),
-    help="What to do about a missed slot (default: catch-up).",
+    help="After a missed time of --cron: rotate soon, or wait for the next time (default: catch-up).",
 )
 @click.option(
     "--alert-command", "controller_alert_command", metavar="CMD", help="Command to run when an operator is needed."
@@ -67,7 +67,9 @@ from goatherd.serving.sockets import cannot_listen
 )
 @audit_option()
 @distrust_option()
-@click.option("--unsafe-without-nodes", is_flag=True, help="Do not wait for any server.")
+@click.option(
+    "--unsafe-without-nodes", is_flag=True, help="Do not wait for any server: rotate although none is listed."
+)
 @log_level_option("info")
 def controller(
     app: App,
@@ -81,8 +83,8 @@ def controller(
     """Rotate on a schedule, resume rotations, destroy old keys.
 
     A cron expression or the age of the key determines the time of a rotation, within maintenance windows. The
-    controller derives this time from the identity document alone, so any number of controllers can run: the first one
-    rotates, and the others see it. The controller replaces a root that expires soon regardless of the schedule.
+    controller keeps no state but the identity document, so several controllers can run at once: one of them rotates,
+    and the others read in the document that it has. A root that expires soon is replaced regardless of the schedule.
 
     After SIGTERM or Ctrl-C the controller stops at a safe point; a second signal makes it stop sooner. It logs to
     standard error.
@@ -107,7 +109,7 @@ async def _explain(app: App) -> int:
 async def _run(app: App, once: bool, metrics: str | None, metrics_file: Path | None, unsafe_without_nodes: bool) -> int:
     options, schedule = app.options, build_schedule(app.options)
     async with AsyncExitStack() as until_the_end, AsyncExitStack() as stack:
-        # It counts what is done inside as one run.
+        # The metrics file counts everything inside this block as one run.
         seen = stack.enter_context(
             write_metrics_file(metrics_file, store_name(options), lambda text: app.out.note(f"note: {text}"))
         )

@@ -1,4 +1,4 @@
-"""goatherd copy: copy an identity from one store to another."""
+"""`goatherd copy`: copy an identity from one store to another."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from goatherd.operations.copy import CopyReport, check_durable, copy_secret
 def copy(app: App, source: str, destination: str, dry_run: bool, resume: bool) -> None:
     """Copy an identity from one store to another.
 
-    SRC and DST are addresses. The command copies every readable version, oldest first, then the labels, `current` last,
-    and finally reads everything back and compares it. DST must not exist. --resume completes an interrupted copy if DST
-    holds the first of the same versions. The copies get new version ids, which the command lists. It copies nothing
-    while a rotation is in progress. SRC stays unchanged.
+    SRC and DST are the addresses of secrets; SRC stays unchanged, and DST must not exist. The command copies every
+    readable version, oldest first, then the labels, `current` last. Finally it reads all copies back, compares them
+    with the originals, and lists their new version ids. --resume completes an interrupted copy if DST holds the first
+    of the same versions. While a rotation is in progress, the command copies nothing.
     """
     done = asyncio.run(_copy(app, source, destination, dry_run=dry_run, resume=resume))
     app.out.result(

@@ -1,4 +1,4 @@
-"""goatherd data: check a server's data directory, or repair it."""
+"""`goatherd doctor --data`: check a server's data directory, or repair it."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from goatherd.operations.data import check_data, repair_data
 def data(app: App, action: str, directory: Path, offline: bool) -> int:
     """Check a server's data directory, or repair it.
 
-    check reads every record of every log and verifies its signature. It lists what is damaged, no commit, or not
-    verifiable, with file and offset. It also names sessions that several commits in /sys/sessions create differently,
-    in this directory or on a --peer: GoatDB servers and clients end when they merge these. It changes nothing.
+    check reads every log and changes nothing. It lists, with file and offset, each record that is damaged, is no
+    commit, or has a signature that cannot be verified. It also lists conflicts: sessions that two commits in
+    /sys/sessions, here or on a --peer, create with different contents. GoatDB crashes when it merges such commits.
 
-    repair moves damaged lines into a file beside the log, named like it with .damaged, and fetches the commits again
-    from the peers. It joins the creations of a session by a commit that follows all of them, in the log and on each
-    --peer. It deletes nothing, and does not write a log without findings. An interrupted repair is completed by the
-    next one.
+    repair moves damaged lines to a file beside the log, whose name ends in .damaged, and fetches the commits again from
+    the peers. It resolves a conflict with a merge commit, which it writes to the log and to each --peer. It deletes
+    nothing, and does not write to a log in which check finds nothing. An interrupted repair is completed by the next.
 
-    DIRECTORY is a data directory, or the directory of one organization; of a Goatherd server or an unmodified GoatDB
-    server. Stop the server first. Signatures are verified with the identity in the store; without one, with the roots
-    that the server's own files name; without these, not at all, and the command says so.
+    DIRECTORY is the data directory of a server, or the directory of one organization in it; the server can be
+    Goatherd's or an unmodified GoatDB server. Stop it first. Signatures are verified with the identity in the store. If
+    no store is given, the roots in the server's own files are used; if there are none, no signature is verified, and
+    the command says so.
 
-    Ends with 11 when check finds something, when repair leaves something, or when a peer cannot be asked.
+    The exit code is 11 if check finds something, if repair leaves something, or if a peer does not answer.
     """
     return asyncio.run(_data(app, action, directory, offline=offline))
 
@@ -56,7 +56,7 @@ async def _data(app: App, action: str, directory: Path, *, offline: bool) -> int
     org = options.org if "org" in options.origin else None
     is_store_named = options.provider is not None or options.cloud_config is not None
     opening = None if offline or not is_store_named else lambda name: open_store(options, org=name)
-    # Peers of the configuration file are for `repair` and `serve`: a check needs no network unless it is asked to.
+    # `check` uses the network only if --peer is given; peers in the configuration file are for `repair` and `serve`.
     has_peers = action == "repair" or options.origin.get("serve.peers") == "flag"
     async with open_peers(options, options.serve_peers if has_peers else ()) as peers:
         if action == "check":

@@ -1,4 +1,4 @@
-"""goatherd demo: run three servers with one identity, and rotate twice under traffic."""
+"""`goatherd demo`: run three servers with one identity, and rotate twice under traffic."""
 
 from __future__ import annotations
 

@@ -15,15 +15,17 @@ from goatherd.operations.store_checks import FAILED
 def doctor(app: App) -> int:
     """Check the store, the identity and every server.
 
-    Checks of the store: access, latency, the permissions of these credentials (where the platform reports them), the
-    labels, and the clock. Checks of the identity: its format, its remaining lifetime, and whether a process drives the
+    The command checks the store: access, latency, labels, clock, and the permissions of these credentials, where the
+    platform reports them. It checks the identity: its format, its remaining lifetime, and whether a process drives the
     rotation in progress. Each finding states what to do.
 
-    The command sends an unauthenticated POST /auth/session to every server and looks for a private key in the answer.
-    This creates one anonymous session on each server; an agent has made this check itself, and reports the result. The
-    command lists every obstacle to a rotation, as `goatherd rotate --plan` does. It compares the /sys/sessions of the
-    servers and lists sessions with conflicting creations: GoatDB servers and clients crash when they merge these. The
-    exit code is 11 if a check has failed; warnings do not change it.
+    To check whether a server exposes its private key, the command sends an unauthenticated POST /auth/session, which
+    creates one anonymous session on that server. For a server under an agent, the command uses the result of the
+    agent's own check instead. The command lists every obstacle to a rotation, as `goatherd rotate --plan` does. It also
+    lists sessions that were created twice with different contents: GoatDB servers and clients crash when they merge
+    these.
+
+    The exit code is 11 if a check has failed; warnings do not change it.
     """
     options = app.options
     scope = CheckScope(

@@ -1,4 +1,4 @@
-"""The command that puts a door in front of a server that runs already: door."""
+"""`goatherd door`: run a verifying proxy in front of an unmodified GoatDB server."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     help="URL at which clients reach the door. It replaces the server's own address in answers.",
 )
 @click.option(
-    "--private", is_flag=True, help="Let only roots and owners write to /sys/* and /user/ID through the door."
+    "--private",
+    is_flag=True,
+    help="Through the door, let only roots write to /sys/*, and only roots and the user ID itself to /user/ID.",
 )
 @click.option(
     "--forwarded-by",
@@ -76,9 +78,9 @@ def door(
     """Run a verifying proxy in front of an unmodified GoatDB server.
 
     The door removes private keys from the server's answers, rejects requests that the server would wrongly accept or
-    that would crash it, limits sizes and rates, and forwards everything else. It prints one line when it listens; the
-    server need not run yet. After SIGTERM or Ctrl-C the door stops gracefully. `goatherd run --door PORT` starts both
-    together.
+    that would crash it, limits sizes and rates, and forwards everything else. The door prints one line when it accepts
+    connections; the server need not run yet. After SIGTERM or Ctrl-C the door stops gracefully. `goatherd run --door
+    PORT` starts a server and its door together.
     """
     require_node_extra()
     log_to_stderr(log_level, others=log_level)

@@ -1,4 +1,4 @@
-"""goatherd export: write the identity as a GoatDB settings.json."""
+"""`goatherd export`: write the identity as a GoatDB settings.json."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from goatherd.operations.export import export_settings
     type=PathType(path_type=Path, file_okay=False),
     help="Data directory of the server; sessions of its /sys/sessions log become `trustedSessions`.",
 )
-@click.option("--replace", is_flag=True, help="Overwrite FILE, including the private key in it.")
+@click.option("--replace", is_flag=True, help="Overwrite an existing FILE and the private key in it.")
 @click.option("--unsafe-short-life", is_flag=True, help="Allow a root with less than 15 days left.")
 def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_life: bool) -> None:
     """Write the identity as a GoatDB settings.json.
 
     The command writes FILE atomically, readable by its owner only. FILE holds only what a GoatDB server reads, and
-    never the key of the next root. The command rejects a root with less than 15 days left, because a GoatDB server
-    would extend it automatically and then expose its private key to unauthenticated requests.
+    never the key of the next root. The command does not export a root with less than 15 days left, because a GoatDB
+    server would extend that root automatically and then expose its private key to unauthenticated requests.
     """
     asyncio.run(_export(app, file, data, replace=replace, unsafe_short_life=unsafe_short_life))
 

@@ -1,4 +1,4 @@
-"""goatherd fetch: write a GoatDB server's settings.json once."""
+"""`goatherd run --once`: write a GoatDB server's settings.json once, then exit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def fetch(
 ) -> None:
     """Write a GoatDB server's settings.json once, then exit.
 
-    For an init container, or before another program starts the server. The server must not run: it would overwrite the
-    file. The file stays until you remove it or its tmpfs is unmounted.
+    Use it in an init container, or before another program starts the server. Stop the server first: a running server
+    would overwrite the file. The file stays until you remove it or its tmpfs is unmounted.
     """
     from goatherd.operations.run_agent import fetch_settings
 

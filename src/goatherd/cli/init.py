@@ -1,4 +1,4 @@
-"""goatherd init: create an identity in a store that has none."""
+"""`goatherd init`: create an identity in a store that has none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def init(app: App) -> None:
 
 
 async def _init(app: App) -> None:
-    # Here, since the package of the rotation is more than the other commands of this module need.
+    # Imported here, because importing the rotation package takes long.
     from goatherd.cli.text.rotation import warn_of_short_life
     from goatherd.operations.init import init_identity
     from goatherd.rotation.policy import check_lifetime

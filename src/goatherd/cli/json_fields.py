@@ -1,8 +1,9 @@
 """Describe the JSON documents that the commands write with ``--json``: each field's name, type and meaning.
 
-What it is: the source of docs/reference/json.md. Rules: a field's name is dotted, with ``[]`` for the elements of an
-array. An object that several commands write is described once, in `OBJECTS`, and named by `Field.shape`; a field whose
-name is empty stands for all fields of that object. Every test of a command checks what is printed against this.
+docs/reference/json.md is generated from this module, and the tests compare each command's output with it. Rules: a dot
+separates a field's name from that of its object; ``[]`` stands for the elements of an array. An object that several
+commands write is described once, in `OBJECTS`, and named by `Field.shape`. A field whose name is empty stands for all
+fields of that object.
 """
 
 from __future__ import annotations

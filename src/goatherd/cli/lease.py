@@ -1,4 +1,4 @@
-"""goatherd lease: show or create the restart lease."""
+"""`goatherd status --restart-lease`: show or create the restart lease."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from goatherd.times import iso
 
 @command(example="goatherd status --restart-lease --provider k8s://prod/goatdb-root --make")
 @click.option(
-    "--lease", "agent_lease", metavar="URI", help="Secret that holds the restart lease (default: beside the identity)."
+    "--lease",
+    "agent_lease",
+    metavar="URI",
+    help="URI of the secret that holds the restart lease (default: beside the identity).",
 )
 @click.option("--make", is_flag=True, help="Create the lease if there is none.")
 def lease(app: App, make: bool) -> None:
-    """Show which node holds the restart lease, or create the lease.
+    """Show which server holds the restart lease, or create the lease.
 
-    The agents of `goatherd run` and `goatherd run --watch` restart their servers one at a time. They share a restart
-    lease: a small secret beside the identity, which holds no key. The first agent creates the lease if its credentials
-    allow it. Otherwise, create it with --make and other credentials.
+    The agents of `goatherd run` and `goatherd run --watch` restart their servers one at a time: an agent restarts its
+    server only while it holds the restart lease, a small secret that is stored beside the identity and holds no key.
+    The first agent creates the lease if its credentials allow that. Otherwise, create it with --make and credentials
+    that do.
     """
     from goatherd.operations.run_agent import open_and_read_lease
 

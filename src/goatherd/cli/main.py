@@ -1,8 +1,8 @@
-"""Finds the command, reads the options, turns errors into exit codes.
+"""Run one command line: find the command, read its options, and turn errors into exit codes.
 
-What it is: the menu of ``goatherd`` and the frame around every command. What it is not: it knows no store and no
-server. Rules: a command's module is imported when the command is typed (tests/unit/cli/test_help.py); this is the only
-place that maps errors to exit codes.
+This module defines the click group `goatherd` and the options that every command has. It opens no store and contacts
+no server. Rules: a command's module is imported only when that command is typed (tests/unit/cli/test_help.py); errors
+are mapped to exit codes only here.
 """
 
 # ruff: noqa: ARG002 (click's methods have the arguments that click gives them)
@@ -40,14 +40,14 @@ EXIT_CODES = {
     "agent": 12,
     "audit": 13,
 }
-"""By the first part of an error's code."""
+"""Exit code for each family of errors, which is the first part of an error's code."""
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
 EXIT_FINDINGS = 11
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 COMPLETION_VARIABLE = "_GOATHERD_COMPLETE"
-"""By which a shell asks click for its completion, without arguments."""
+"""Environment variable with which a shell requests completions from click, without arguments."""
 
 EXIT_MEANINGS = {
     0: "done",
@@ -63,8 +63,8 @@ EXIT_MEANINGS = {
     10: "the rotation cannot start or continue, or was cancelled or rolled back because a server did not follow",
     12: "the agent cannot run a server, or has stopped one that exposed its private key",
     13: "the audit trail is broken, or cannot be written",
-    EXIT_FINDINGS: "`doctor`, `status`, `migrate`, `sign`, `data` or `demo` found something wrong, `revoke` is not "
-    "finished, or `retire` has kept a version that a label points at",
+    EXIT_FINDINGS: "`doctor`, `status`, `migrate`, `restore --signature` or `demo` found something wrong, `revoke` or "
+    "`rotate --replace-expired` is not finished, or `retire` has kept a version that a label points at",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "ended by SIGTERM",
 }
@@ -72,9 +72,14 @@ EXIT_MEANINGS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """What every command gets: the options, the writer, whether to show tracebacks, and whether the process is its own.
+    """The context that every command function receives.
 
-    A program, or a test, that calls `run` keeps what belongs to its process, such as its priority.
+    Attributes:
+        options: The options of the command line, the environment and the configuration file.
+        out: Writes results, notes and errors.
+        debug: Whether tracebacks are shown.
+        owns_process: Whether the process runs only this command line. If a program or a test calls `run`, a command
+            must not change the process, such as its priority.
     """
 
     options: Options
@@ -84,7 +89,7 @@ class App:
 
 
 class PortType(click.ParamType[int]):
-    """A port of an option that has no place in the configuration."""
+    """Parameter type of a port number, for options that goatherd.toml does not have."""
 
     name = "port"
 
@@ -99,7 +104,7 @@ PORT = PortType()
 
 
 class PathType(click.Path):
-    """A path; an empty one, which would mean the current directory, is a mistake."""
+    """Parameter type of a path. It rejects an empty string, which would mean the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -108,11 +113,11 @@ class PathType(click.Path):
 
 
 class Terminated(click.Abort):
-    """SIGTERM, which is treated like Ctrl-C, of which click makes an `Abort` too."""
+    """The process received SIGTERM. Handled like Ctrl-C, for which click raises `Abort`."""
 
 
 class Menu(click.Group):
-    """The commands, imported one by one when they are asked for."""
+    """The click group of all commands. It imports a command's module when that command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -153,12 +158,12 @@ class Menu(click.Group):
 
 
 def is_at_terminal() -> bool:
-    """Whether a person reads standard error; a program, or the log of a server, gets no remarks."""
+    """Whether standard error is a terminal. Notes for a human reader are written only then."""
     return sys.stderr.isatty()
 
 
 def _flags_of(name: str, words: list[str]) -> list[str]:
-    """Return the words of a command that may be flags of its own, not of the server's that `goatherd run` starts."""
+    """Return the arguments that may be flags of the command, not of the server command that `goatherd run` starts."""
     if name == "run":
         return words[:1]
     return words[: words.index("--")] if "--" in words else words
@@ -185,7 +190,7 @@ def cli(context: click.Context, version: bool, as_json: bool) -> None:
 
 
 def checked(parse: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Return a callback for an option whose text `parse` must accept; its error names the option."""
+    """Return a click callback that validates an option's string with `parse`. An error names the option."""
 
     def check(_: click.Context, parameter: click.Parameter, value: Any) -> Any:
         for text in value if isinstance(value, tuple) else () if value is None else (value,):
@@ -201,14 +206,14 @@ def checked(parse: Callable[[str], object]) -> Callable[[click.Context, click.Pa
 def command(
     *, example: str, nodes: bool = False, orgs: bool = False
 ) -> Callable[[Callable[..., int | None]], click.Command]:
-    """Make a function into a command with the options that every command has.
+    """Turn a function into a click command that has the options of every command.
 
-    The function gets an `App` first, then those of its own options that are not fields of `Options`.
+    The function receives an `App`, then those of its own options that are not fields of `Options`.
 
     Args:
-        example: What the help shows as an example, one command a line.
-        nodes: Whether the command talks to servers: adds --node and --timeout.
-        orgs: Whether it takes several organizations: --org may be given again, and the function gets `orgs`.
+        example: Commands that the help shows as an example, one a line.
+        nodes: Whether the command contacts servers; adds --node and --timeout.
+        orgs: Whether --org can be given more than once; the function then receives the organizations as `orgs`.
     """
     attributes = {key.attribute for key in option_keys()}
 
@@ -225,7 +230,7 @@ def command(
                 app = App(options=options, out=out, debug=debug, owns_process=owns_process)
                 return function(app, **given)
             except BrokenPipeError as error:
-                # `Output` raises none. click would take it for a reader that has gone, and so for success.
+                # Not raised by `Output`. click would take it for a closed standard output, and so for success.
                 raise RuntimeError(f"a pipe or a connection broke: {error}") from error
 
         entry.__doc__ = function.__doc__
@@ -275,7 +280,7 @@ def command(
 
 
 def forms_of(name: str) -> str:
-    """Return the part of a command's help that lists the flags that make it another command."""
+    """Return the part of a command's help that lists its other forms, such as `show --versions` for `show`."""
     forms = FORMS.get(name)
     if not forms:
         return ""
@@ -287,12 +292,12 @@ def forms_of(name: str) -> str:
 
 
 def help_with_example(example: str) -> str:
-    """Return the end of a command's help, which shows an example: one command a line."""
+    """Return the last part of a command's help: the example, with one command a line."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines())
 
 
 def _here() -> Path:
-    """Return the directory in which a goatherd.toml is looked for; one that has been removed holds none."""
+    """Return the current directory, which may hold a goatherd.toml; `Path()` if that directory was removed."""
     try:
         return Path.cwd()
     except FileNotFoundError:
@@ -300,16 +305,16 @@ def _here() -> Path:
 
 
 def exit_code(error: GoatherdError) -> int:
-    """Return the exit code of an error's family."""
+    """Return the exit code for an error, by the first part of its code."""
     return EXIT_CODES.get(error.code.partition(".")[0], EXIT_INTERNAL)
 
 
 def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
-    """Run one command line and return its exit code; errors are written, none escapes.
+    """Run one command line and return its exit code. Errors are printed; no exception escapes.
 
     Args:
-        arguments: Without the program's name.
-        owns_process: The process is there for this command line alone.
+        arguments: The command line without the program's name.
+        owns_process: Whether this process runs only this command line, so that commands may change its priority.
     """
     flags = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
     out, debug = Output(as_json="--json" in flags), "--debug" in flags
@@ -330,18 +335,18 @@ def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
         return EXIT_USAGE
     except (click.Abort, KeyboardInterrupt) as error:
         return _report(out, error, debug=debug)
-    except SystemExit:  # click's, when the reader of what it writes itself has gone: `goatherd --help | head -1`
+    except SystemExit:  # click raises it if the pipe is closed while it writes: `goatherd --help | head -1`
         abandon(sys.stdout)
         return 0
     except BaseExceptionGroup as group:
         return _report(out, _first(group), debug=debug)
-    except Exception as error:  # noqa: BLE001 - the last frame: whatever it is, it is told without key material
+    except Exception as error:  # noqa: BLE001 - the last frame: every error is reported without key material
         return _report(out, error, debug=debug)
     return done if isinstance(done, int) else 0
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the most telling error of a group: one of ours, else the first."""
+    """Return the error of a group that is reported: the first `GoatherdError`, else the first error."""
     flat: list[BaseException] = []
     queue: list[BaseException] = [group]
     while queue:

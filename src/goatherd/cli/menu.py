@@ -1,7 +1,7 @@
-"""The commands of `goatherd` as data: groups, help lines, and the two texts that name them.
+"""The commands of `goatherd` as data: their groups, help lines and aliases, and the texts that list them.
 
-What it is not: it parses nothing. Rules: it imports nothing, so that ``goatherd --help`` costs little more than a bare
-interpreter (tests/unit/cli/test_start_up.py); no line of the help is wider than 79 characters.
+Rules: this module imports nothing, so that ``goatherd --help`` starts almost as fast as Python itself
+(tests/unit/cli/test_start_up.py). No line of the help is wider than 79 characters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ GROUPS = {
     "Rotation": ("rotate", "revoke", "retire", "restore", "controller"),
     "Look": ("status", "doctor", "audit", "policy", "completion"),
 }
-"""The commands that the help shows. Every other command is hidden."""
+"""The commands that the help shows, by group. All other commands are hidden."""
 
 COMMANDS = {
     "init": "Create an identity in a store that has none.",
@@ -35,14 +35,14 @@ COMMANDS = {
     "completion": "Print the script that completes commands in a shell.",
     "versions": "List the stored versions and their labels, or move a label.",
     "config": "Show every option with its value and where the value comes from.",
-    "sign": "Sign an identity whose signature is invalid, or undo the change.",
+    "sign": "Repair an invalid signature of the identity: sign the changes, or undo them.",
     "data": "Check a server's data directory, or repair it.",
     "fetch": "Write a GoatDB server's settings.json once, then exit.",
     "watch": "Keep settings.json up to date for a server that another program runs.",
-    "lease": "Show which node holds the restart lease, or create the lease.",
+    "lease": "Show which server holds the restart lease, or create the lease.",
     "demo": "Run three servers with one identity, and rotate twice under traffic.",
 }
-"""For each command its help line. Its module in `goatherd.cli` has its name."""
+"""The help line of each command. The command's module in `goatherd.cli` has the command's name."""
 
 FORMS = {
     "show": {"--versions": "versions"},
@@ -51,9 +51,9 @@ FORMS = {
     "status": {"--restart-lease": "lease"},
     "doctor": {"--data": "data", "--options": "config"},
 }
-"""Flags of a command that make it another one. The other command's own name is a hidden alias."""
+"""Flags that select another command: `goatherd show --versions` runs `versions`, whose name is a hidden alias."""
 ALIASES = {other: f"{name} {flag}" for name, flags in FORMS.items() for flag, other in flags.items()}
-"""For each hidden alias what to type instead."""
+"""For each hidden alias, the command and flag that replace it."""
 
 _HELP = """\
 Usage: goatherd [OPTIONS] COMMAND [ARGS]...
@@ -90,11 +90,11 @@ rotates it while the cluster serves. The first three commands:
 
 `goatherd demo` shows all this in a temporary directory. `goatherd --help` lists
 every command."""
-"""What `goatherd` without arguments tells."""
+"""Printed if `goatherd` is called without arguments."""
 
 
 def help_text() -> str:
-    """Return what ``goatherd --help`` shows."""
+    """Return the output of ``goatherd --help``."""
     groups = [
         "\n".join([f"{title}:", *(f"  {name:<10}  {COMMANDS[name]}" for name in names)])
         for title, names in GROUPS.items()

@@ -1,4 +1,4 @@
-"""goatherd migrate: bring a GoatDB cluster's identity into a store."""
+"""`goatherd migrate`: bring a GoatDB cluster's identity into a store."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from goatherd.config.build import build_migration_target
     "--write-sessions/--no-write-sessions",
     default=True,
     show_default=True,
-    help="Write sessions that only settings.json knows into the server's /sys/sessions log.",
+    help="Write sessions that are only in settings.json into the server's /sys/sessions log.",
 )
 @click.option(
     "--only-server",
     is_flag=True,
-    help="State that no other server of the cluster was migrated before or may hold the same sessions.",
+    help="Confirm that no other server of the cluster was migrated before or may hold the same sessions.",
 )
 @click.option(
     "--root",
@@ -52,16 +52,17 @@ def migrate(
     """Bring a GoatDB cluster's identity into a store.
 
     SOURCE is a settings.json, the data directory of one organization, or a data directory with one subdirectory for
-    each organization. Several are several servers of one cluster. Where they have different roots, nothing is written
-    unless --root names the one that signs from now on. The key pair is checked, private keys are taken out of the
-    roots, and every trusted user session is looked for in that server's /sys/sessions log, where it belongs. Stop the
-    server first. Afterwards the store is read back, and every --node that runs is asked whether it takes the key for
-    its root, and which sessions it holds. Running it again is harmless: an identity that is there already is left as it
-    is, another one is an error.
+    each organization. Several SOURCEs are servers of one cluster. If these have different roots, nothing is written
+    unless --root names the root that signs from now on. Stop the servers first.
 
-    A session that only settings.json knows is written into the log by the same commit on every server. When servers are
-    migrated one at a time, name those that were migrated before, by --node or by their directories: such a session is
-    copied from there. Without them the command refuses to write it.
+    The command checks the key pair, removes private keys from the list of roots, and looks for every trusted user
+    session in the server's /sys/sessions log. It reads the identity back from the store, and checks whether every
+    running --node accepts requests signed by the root. You can run it again: if the store holds the same identity
+    already, nothing is written; if it holds another one, the command fails.
+
+    A session that is only in settings.json is written into the logs of all servers as the same commit. If you migrate
+    servers one at a time, name those that you migrated before, by --node or as SOURCE, so that the command can copy the
+    commit from them. Otherwise it does not write the session.
     """
     if root_id is not None and not write_sessions:
         raise click.UsageError("--root writes into the logs; it does not go with --no-write-sessions")

@@ -1,15 +1,14 @@
-"""What the commands write, and where.
+"""Write what a command prints: results, progress, notes and errors.
 
-What it is: the only writer to the terminal. Five rules:
-1. Results go to standard output, everything else (progress, notes, errors, hints) to standard error.
-2. With ``--json`` standard output holds exactly one JSON document, an error too; progress is JSON lines on standard
-   error.
-3. Colour, and lines that are written over, only on a terminal; ``NO_COLOR`` is honoured.
-4. Nothing that looks like key material is ever written: errors pass through `hide_key_material`. Nothing that commands
-a terminal
-   is: every line passes through `make_visible`.
-5. Whether somebody reads decides nothing: a reader that has gone, or a full disk under standard error, stops no
-   rotation half-way and changes no exit code. Only a result that cannot be kept is an error.
+Commands write to the terminal only through `Output`. Rules:
+1. Results go to standard output; progress, notes, errors and hints go to standard error.
+2. With ``--json``, standard output holds exactly one JSON document, also for an error; progress is JSON lines on
+   standard error.
+3. Colour, and lines that are updated in place, appear only on a terminal; ``NO_COLOR`` is honoured.
+4. Errors pass through `hide_key_material`, so that no key is printed, and every line passes through `make_visible`, so
+   that no terminal control sequence is.
+5. A closed pipe, or a full disk under standard error, stops no rotation and changes no exit code. Only a result that
+   cannot be written is an error.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from goatherd.telemetry import hide_key_material, make_visible
 
 
 class Output:
-    """Writes for people, or for programs.
+    """Write human-readable lines, or JSON.
 
     Args:
-        as_json: Write for programs.
-        stdout: Where results go; the process's own when None.
-        stderr: Where everything else goes.
+        as_json: Write JSON.
+        stdout: Stream for results (default: standard output).
+        stderr: Stream for everything else (default: standard error).
     """
 
     def __init__(self, *, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
@@ -42,16 +41,16 @@ class Output:
 
     @property
     def is_live(self) -> bool:
-        """Whether lines may be written over: a terminal, and a person before it."""
+        """Whether lines may be updated in place: standard error is a terminal, and the output is not JSON."""
         return not self.as_json and self.stderr.isatty()
 
     @property
     def may_ask(self) -> bool:
-        """Whether a person can be asked a question, and answer it."""
+        """Whether the command can ask a question: standard input and standard error are terminals."""
         return self.is_live and sys.stdin.isatty()
 
     def result(self, data: Mapping[str, object], lines: Iterable[str]) -> None:
-        """Write the result: `data` for programs, `lines` for people."""
+        """Write the result: `data` as JSON, or else `lines`."""
         if self.as_json:
             self._line(self.stdout, _json(self.stdout, data, indent=2))
             return
@@ -59,17 +58,17 @@ class Output:
             self._line(self.stdout, line)
 
     def line(self, text: str) -> None:
-        """Write one line of result at once: for what comes before the end, such as a server's address."""
+        """Write one line of the result immediately, such as the address of a server that is ready."""
         self._line(self.stdout, text)
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-        """Return aligned lines under `heads`; plain text, so that `result` can write them anywhere."""
+        """Return a plain-text table with aligned columns, as lines; the first line holds `heads`."""
         grid = [tuple(heads), *(tuple(row) for row in rows)]
         widths = [max(len(row[i]) for row in grid) for i in range(len(heads))]
         return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in grid]
 
     def note(self, text: str) -> None:
-        """Write a remark for people; programs don't get it."""
+        """Write a note for a human reader; with JSON output, write nothing."""
         if not self.as_json:
             self._line(self.stderr, text)
 
@@ -81,7 +80,7 @@ class Output:
             self._line(self.stderr, text)
 
     def error(self, error: BaseException, *, debug: bool = False) -> None:
-        """Write an error with its code and hint; with `debug` its traceback before it, scrubbed."""
+        """Write an error with its code and hint; with `debug`, after its traceback, in which keys are hidden."""
         if debug:
             trace = "".join(traceback.format_exception(error))
             self._line(self.stderr, hide_key_material(trace).rstrip())
@@ -97,11 +96,11 @@ class Output:
         self.failure(code, message, hint)
 
     def failure(self, code: str, message: str, hint: str) -> None:
-        """Write an error given by its parts."""
+        """Write an error that is given as code, message and hint."""
         message, hint = hide_key_material(message), hide_key_material(hint)
         if self.as_json:
             shape = {"error": {"code": code, "message": message, "hint": hint}}
-            with contextlib.suppress(OSError):  # then it is told as text, which is better than nothing
+            with contextlib.suppress(OSError):  # then the error is written as text to standard error
                 self._line(self.stdout, _json(self.stdout, shape, indent=2))
                 return
         self._line(self.stderr, f"error: {message} [{code}]", style="31")
@@ -109,10 +108,10 @@ class Output:
             self._line(self.stderr, f"hint: {hint}", style="2")
 
     def _line(self, stream: TextIO, text: str, *, style: str = "") -> None:
-        """Write one line at once.
+        """Write one line and flush it.
 
         Raises:
-            OSError: A result cannot be kept: the disk under standard output is full, for one.
+            OSError: A result cannot be written, for example because the disk under standard output is full.
         """
         text = make_visible(text)
         if style and stream.isatty() and not os.environ.get("NO_COLOR"):
@@ -132,8 +131,8 @@ class Output:
 
 
 def abandon(stream: TextIO) -> None:
-    """Let whatever is still written go nowhere: nobody reads it any more (`goatherd rotate | head`)."""
-    with contextlib.suppress(OSError):  # a stream without a number, of a test
+    """Redirect a stream to /dev/null after its reader has closed it (`goatherd rotate | head`)."""
+    with contextlib.suppress(OSError):  # a stream without a file descriptor, in a test
         number = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)
@@ -141,7 +140,7 @@ def abandon(stream: TextIO) -> None:
 
 
 def settle() -> None:
-    """Let what could not be written be, so that the interpreter does not end with a code of its own for it."""
+    """Flush standard output and error, discarding what cannot be written, which would change Python's exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -150,7 +149,7 @@ def settle() -> None:
 
 
 def _json(stream: TextIO, data: Mapping[str, object], *, indent: int | None = None) -> str:
-    """Return one JSON document that the stream can hold: escapes where its encoding has no place for a letter."""
+    """Return a JSON document for a stream; characters that the stream's encoding lacks are escaped."""
     text = json.dumps(data, ensure_ascii=False, indent=indent)
     try:
         text.encode(stream.encoding or "utf-8")

@@ -1,4 +1,4 @@
-"""goatherd policy: print the store permissions that a server or a rotator needs."""
+"""`goatherd policy`: print the store permissions that a server or a rotator needs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from goatherd.plugins import policy_text
 def policy(app: App, platform: str, secret: str | None, role: str) -> None:
     """Print the store permissions that a server or a rotator needs.
 
-    PROVIDER is a URI's scheme, such as aws, gcp, azure, vault, k8s or file. SECRET is the secret's address; without
-    one, the configured store. The command prints exactly the permissions that the role needs. It contacts no store,
-    changes nothing and needs no SDK.
+    PROVIDER is the scheme of a store's URI, such as aws, gcp, azure, vault, k8s or file. SECRET is the address of the
+    secret (default: the configured store). The command prints exactly the permissions that the role needs. It contacts
+    no store, changes nothing and needs no SDK.
     """
     address = secret or app.options.provider
     if not address:

@@ -1,4 +1,4 @@
-"""What long-running commands share: where the log goes, which event loop runs them, and how they are stopped."""
+"""Logging, the event loop, and stopping by a signal, for commands that run for a long time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def log_level_option(default: str) -> Callable[[FC], FC]:
 
 
 def run_fast(serving: Coroutine[Any, Any, None]) -> None:
-    """Run in uvloop if it is installed."""
+    """Run a coroutine in uvloop if it is installed, else in asyncio."""
     try:
         import uvloop
     except ImportError:  # Windows
@@ -66,17 +66,17 @@ def give_way(app: App) -> None:
 
 
 def run_interruptible(app: App, work: Coroutine[Any, Any, T], *, note: str) -> T:
-    """Run, and print how to resume if Ctrl-C or SIGTERM interrupts.
+    """Run a coroutine. If Ctrl-C or SIGTERM interrupts it, print how to resume.
 
-    SIGTERM does what Ctrl-C does in asyncio: the work is cancelled at its next wait, and cleans up.
+    Both signals cancel the coroutine at its next `await`, so that it cleans up.
 
     Args:
-        app: The app, whose output gets the note.
+        app: The context of the command, whose output prints the note.
         work: The work to run.
         note: How to resume; empty for no note.
 
     Raises:
-        Terminated: The process has received SIGTERM.
+        Terminated: The process received SIGTERM.
     """
     is_terminated = False
 

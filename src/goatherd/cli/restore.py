@@ -54,11 +54,12 @@ def restore(
 ) -> int:
     """Make a previous root the current root again.
 
-    For use after a finished rotation. The cluster serves meanwhile. ROOT is the id of a previous root (default: the
-    last root before the current one). The command reads its private key from the stored version that holds it; this is
-    possible until `goatherd retire` has destroyed the key. The steps and checks are those of `goatherd rotate`, and its
-    --resume, --cancel and --rollback apply to a restore too. The current root stays trusted, and the store keeps its
-    private key for the grace period.
+    Use this command after a finished rotation; the cluster keeps serving. ROOT is the id of a previous root (default:
+    the last root before the current one). The command reads that root's private key from the stored version that holds
+    it, which is possible until `goatherd retire` has destroyed the key. The root that is replaced stays trusted, and
+    the store keeps its private key for the grace period.
+
+    A restore has the steps and checks of a rotation, and --resume, --cancel and --rollback of `goatherd rotate` apply.
 
     If a rotation is still in progress, use `goatherd rotate --rollback` instead. If the key of a root is exposed, use
     `goatherd revoke`.

@@ -28,7 +28,7 @@ from goatherd.operations.retire import retire as operation
     "--grace",
     "rotation_grace",
     metavar="TIME",
-    help="Age that a rotation must have reached before its old key is destroyed (default: 30d).",
+    help="How long after a rotation its old private key is kept (default: 30d).",
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; destroy nothing.")
@@ -39,13 +39,13 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
     The command permanently destroys stored versions whose private keys have not signed for longer than the grace
     period. The public keys of these roots stay trusted. Running the command again is harmless.
 
-    If the store has no clock, such as a directory of files, the command reads the clocks of the servers. If this
-    machine's clock is wrong, it destroys nothing.
+    The command compares this machine's clock with the store's clock, or with the servers' clocks if the store has none,
+    such as a directory of files. If this machine's clock is wrong, the command destroys nothing.
 
-    The command keeps and lists versions with labels other than Goatherd's own; the exit code is then 11.
+    The command keeps and lists versions that have a label other than `current` and `stable`; the exit code is then 11.
 
-    The command destroys nothing while a listed server has used a later identity than the store holds: the store was
-    then restored from a backup, and the key may be needed.
+    If a listed server has used a later identity than the one in the store, the store was probably restored from a
+    backup. The command then destroys nothing, because the keys may still be needed.
     """
     if dry_run:
         return _show(app)

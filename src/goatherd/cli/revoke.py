@@ -33,7 +33,7 @@ from goatherd.revocation.revoker import NEW
 @click.option(
     "--reason", metavar="TEXT", help="Reason, recorded in the identity's history; required unless --plan is given."
 )
-@click.option("--plan", is_flag=True, help="Show what would be done, and to which sessions; write nothing.")
+@click.option("--plan", is_flag=True, help="Show the steps, and the sessions that they change; write nothing.")
 @click.option(
     "--successor",
     default=NEW,
@@ -53,19 +53,22 @@ from goatherd.revocation.revoker import NEW
     help="Destroy the stored versions that hold the revoked private key, without a grace period.",
 )
 @click.option(
-    "--reopen", is_flag=True, help="Rebuild the list of frozen commits, including servers that were unreachable."
+    "--reopen",
+    is_flag=True,
+    help="Rebuild the list of frozen commits, now with those of servers that were unreachable before.",
 )
 @click.option(
     "--distrust",
     multiple=True,
     metavar="URL",
-    help="Compromised server, whose list of commits is ignored. Can be given more than once.",
+    help="URL of a compromised server, whose list of commits is ignored. Can be given more than once.",
 )
 @click.option(
     "--trust-alone",
     multiple=True,
     metavar="URL",
-    help="Server whose commits are accepted even if no other server holds them. Can be given more than once.",
+    help="URL of a server that is surely not compromised: its commits count even if no other server holds them."
+    " Can be given more than once.",
 )
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
 @click.option(

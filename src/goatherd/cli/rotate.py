@@ -32,16 +32,16 @@ from goatherd.rotation.machine import Phase
     "goatherd rotate --rollback",
     nodes=True,
 )
-@click.option(
-    "--plan", is_flag=True, help="Show what would be done: the steps, the servers and the obstacles; write nothing."
-)
+@click.option("--plan", is_flag=True, help="Show the steps, the servers, and what prevents a rotation; write nothing.")
 @click.option("--resume", is_flag=True, help="Resume the rotation in progress, whichever process started it.")
-@click.option("--cancel", is_flag=True, help="Cancel the rotation. Possible only before the next root signs.")
+@click.option(
+    "--cancel", is_flag=True, help="Cancel the rotation in progress; possible only before the next root signs."
+)
 @click.option("--rollback", is_flag=True, help="Roll back: the previous root signs again, and both roots stay trusted.")
 @click.option(
     "--replace-expired",
     is_flag=True,
-    help="Replace a root that has expired. What it has signed stays valid; servers that cannot follow are named.",
+    help="Replace a root that has expired. What it has signed stays valid. Lists the servers that cannot follow.",
 )
 @click.option(
     "--to",
@@ -69,7 +69,7 @@ from goatherd.rotation.machine import Phase
     "--unlisted",
     "rotation_unlisted",
     metavar="TIME",
-    help="How long to wait for servers that are not listed; 0s if every server is listed.",
+    help="How long to wait for servers that are not listed; give 0s if there are none.",
 )
 @click.option(
     "--bare",
@@ -80,13 +80,16 @@ from goatherd.rotation.machine import Phase
 )
 @distrust_option()
 @click.option(
-    "--health-url", "rotation_health_url", metavar="URL", help="URL of a health check; roll back if it is not 2xx."
+    "--health-url",
+    "rotation_health_url",
+    metavar="URL",
+    help="URL of a health check. A status other than 2xx is a failure; failures end the rotation.",
 )
 @click.option(
     "--health-command",
     "rotation_health_command",
     metavar="CMD",
-    help="Command of a health check; roll back if it exits with another code than 0.",
+    help="Command of a health check. An exit code other than 0 is a failure; failures end the rotation.",
 )
 @click.option(
     "--metrics-file",
@@ -94,7 +97,9 @@ from goatherd.rotation.machine import Phase
     help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom.",
 )
 @audit_option()
-@click.option("--unsafe-without-nodes", is_flag=True, help="Do not wait for any server.")
+@click.option(
+    "--unsafe-without-nodes", is_flag=True, help="Do not wait for any server: rotate although none is listed."
+)
 def rotate(
     app: App,
     plan: bool,
@@ -109,15 +114,15 @@ def rotate(
 ) -> int:
     """Replace the root key while the cluster serves.
 
-    First every server learns to trust the next root. When all servers trust it, they start to sign with it. If a server
-    does not follow in time, or a health check fails, Goatherd cancels the rotation or rolls it back. List every server
-    that holds this identity: the rotation does not wait for servers that are not listed.
+    First every server learns to trust the next root. When all servers trust the next root, they start to sign with it.
+    If a server does not follow in time, or the health check fails, Goatherd cancels the rotation or rolls it back. List
+    every server that holds this identity: the rotation does not wait for servers that are not listed.
 
     The store keeps the previous private key for the grace period, so that `goatherd restore` can return to that root.
     Afterwards, `goatherd retire` destroys the key.
 
-    An expired root cannot endorse a next root: --replace-expired replaces it. The exit code is 11 while a listed server
-    has not followed; run the command again then.
+    An expired root cannot endorse a next root, so replace it with --replace-expired. If a listed server has not
+    followed the new root, the exit code is 11; run the same command again.
     """
     asked = {
         "plan": plan,

@@ -32,15 +32,15 @@ HOW_TO_RESUME: Final = (
 
 
 async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics_file: Path | None) -> int:
-    """Run an operation that rotates, show its progress, and print how it ended.
+    """Run a rotation or a restore, show its progress, and print its report.
 
     Args:
-        app: The options and the writer.
-        work: The operation, without the store, the servers and the policy.
-        metrics_file: Where to leave metrics; None for nowhere.
+        app: The context of the command.
+        work: The operation; it is called with the store, the servers and the policy.
+        metrics_file: File to write metrics to; None for no metrics.
     """
     options = app.options
-    # Progress shows what the log would.
+    # No log lines: `Progress` shows the same events.
     logging.getLogger("goatherd.rotation").addHandler(logging.NullHandler())
     async with AsyncExitStack() as stack:
         seen = stack.enter_context(

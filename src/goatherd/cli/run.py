@@ -1,4 +1,4 @@
-"""goatherd run: run an unmodified GoatDB server with its identity from a store."""
+"""`goatherd run`: run an unmodified GoatDB server with its identity from a store."""
 
 from __future__ import annotations
 
@@ -54,13 +54,20 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Environment variable with a store credential to pass to the server. Can be given more than once.",
 )
-@click.option("--door", metavar="PORT", type=PORT, help="Port of a door in front of the server; see `goatherd door`.")
+@click.option(
+    "--door",
+    metavar="PORT",
+    type=PORT,
+    help="Port on which to start a door (a verifying proxy) in front of the server.",
+)
 @click.option(
     "--door-host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address on which the door listens."
 )
 @click.option("--public-url", metavar="URL", help="URL at which clients reach the door.")
 @click.option(
-    "--private", is_flag=True, help="Let only roots and owners write to /sys/* and /user/ID through the door."
+    "--private",
+    is_flag=True,
+    help="Through the door, let only roots write to /sys/*, and only roots and the user ID itself to /user/ID.",
 )
 @click.option(
     "--forwarded-by",
@@ -100,12 +107,12 @@ def run(
 ) -> int:
     """Run an unmodified GoatDB server with its identity from a store.
 
-    The agent writes the server's settings.json to a tmpfs, links to it from the data directory, and starts COMMAND.
-    When the identity changes, the agent restarts the server, one server of the cluster at a time. If the server is not
-    ready with the new root, the agent restarts it with the previous root. After every start, the agent checks with an
-    unauthenticated request whether the server exposes its private key, and stops the server if it does. After SIGTERM
-    or Ctrl-C the exit code is 0 if the server stopped in time; otherwise it is the server's exit code, or 128 plus the
-    number of the signal that ended the server.
+    This command is the server's agent: it writes settings.json to a tmpfs, links to it from the data directory, and
+    starts COMMAND. When the identity changes, the agent restarts the server; the agents of a cluster do so one at a
+    time. If the server is not ready with the new root, the agent restarts it with the previous root. After every start,
+    the agent checks with an unauthenticated request whether the server exposes its private key, and stops the server if
+    it does. After SIGTERM or Ctrl-C the exit code is 0 if the server stopped in time; otherwise it is the server's exit
+    code, or 128 plus the number of the signal that ended the server.
 
     --door starts a verifying proxy in front of the server; see `goatherd door`.
     """
@@ -142,4 +149,4 @@ def run(
     )
 
 
-run.allow_interspersed_args = False  # what follows the command is the command's
+run.allow_interspersed_args = False  # what follows COMMAND are COMMAND's own arguments

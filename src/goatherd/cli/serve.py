@@ -1,4 +1,4 @@
-"""goatherd serve: run a GoatDB server that takes its identity from a store."""
+"""`goatherd serve`: run a GoatDB server that takes its identity from a store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
 @click.option(
     "--data", "serve_data", type=PathType(path_type=Path, file_okay=False), help="Data directory of the server."
 )
-@click.option("--create", is_flag=True, help="Create the data directory, or an organization's in it, if missing.")
+@click.option(
+    "--create", is_flag=True, help="Create the data directory, and the organization's directory in it, if missing."
+)
 @click.option("--host", "serve_host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
 @click.option("--port", "serve_port", metavar="N", help="Port to listen on; 0 takes a free one (default: 8080).")
 @click.option(
@@ -45,7 +47,8 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
 @click.option(
     "--accept-identity",
     is_flag=True,
-    help="Follow the store, once, to an identity that no trusted root has endorsed, or that goes back.",
+    help="Accept, a single time, an identity from the store that no trusted root has endorsed, or that is older than"
+    " the one in use.",
 )
 @click.option(
     "--forwarded-by",
@@ -60,10 +63,10 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
 
     The server prints one line when it is ready. After SIGTERM or Ctrl-C it stops gracefully: it accepts no new
     requests, finishes those in progress and flushes its data; a second signal makes it stop sooner. The server never
-    creates an identity. It records its identity in the data directory, so that it does not follow another one after a
-    restart.
+    creates an identity. It records in the data directory which identity it uses, and after a restart rejects one that
+    is older or unrelated.
 
-    The data directory must exist, and hold the organization's data or be empty; --create creates it.
+    The data directory must exist, and be empty or hold the organization's data; --create creates what is missing.
     """
     require_node_extra()
     options = app.options

@@ -1,4 +1,4 @@
-"""Options that several commands have: ``--audit-log`` and ``--distrust``."""
+"""The options ``--audit-log`` and ``--distrust``, which several commands have."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def audit_option() -> Decorator:
         "--audit-log",
         "audit_log",
         type=PathType(path_type=Path, dir_okay=False),
-        help="File to append an audit trail to: every decision with its evidence, chained and signed.",
+        help="File to which the command appends every decision with its evidence: an audit trail, chained and signed.",
     )
 
 
 def audit_log(app: App) -> AuditLog | None:
-    """Return the file of ``--audit-log``; None if the option is not given."""
+    """Return the audit trail that ``--audit-log`` names; None if the option is not given."""
 
     def warn(path: Path, count: int) -> None:
         text = f"the audit trail {path} lacks {count} records that could not be written"
@@ -35,11 +35,11 @@ def audit_log(app: App) -> AuditLog | None:
 
 
 def distrust_option() -> Decorator:
-    """Return the option of the commands that compare the store with what the servers have used."""
+    """Return the option ``--distrust``, for commands that compare the store with what servers report."""
     return click.option(
         "--distrust",
         "rotation_distrust",
         multiple=True,
         metavar="URL",
-        help="Server whose report of the store's history is ignored. Can be given more than once.",
+        help="URL of a server whose report about the store's history is ignored. Can be given more than once.",
     )

@@ -1,4 +1,4 @@
-"""goatherd show: show the identity, without its keys."""
+"""`goatherd show`: show the identity, without its keys."""
 
 from __future__ import annotations
 

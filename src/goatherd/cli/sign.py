@@ -1,4 +1,4 @@
-"""`goatherd sign`: sign an identity whose signature is invalid, or undo the change."""
+"""`goatherd restore --signature`: sign an identity whose signature is invalid, or undo its changes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from goatherd.operations.sign import SignatureState, accept_changes, examine_sig
     "goatherd restore --signature --accept --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
     nodes=True,
 )
-@click.option("--accept", is_flag=True, help="Sign the identity that the store holds, and write it.")
-@click.option("--take-back", is_flag=True, help="Write the last signed version again.")
+@click.option("--accept", is_flag=True, help="Accept the changes: sign the identity that the store holds.")
+@click.option("--take-back", is_flag=True, help="Undo the changes: write the last signed version again.")
 @distrust_option()
 @audit_option()
 def sign(app: App, accept: bool, take_back: bool) -> int:
-    """Sign an identity whose signature is invalid, or undo the change.
+    """Repair an invalid signature of the identity: sign the changes, or undo them.
 
-    Every command that writes the identity signs it. Servers that have seen a signed identity reject an unsigned one,
-    and so do the commands that write. The signature is invalid after Goatherd 0.1.0 has written the identity, or after
-    a writer without the root's key has changed it in the store.
+    Every command that writes the identity signs it. The signature becomes invalid if Goatherd 0.1.0 writes the
+    identity, or if a writer without the root's key changes it in the store. Servers that have seen a signed identity
+    reject one whose signature is missing or invalid, and so do the commands that write.
 
-    Without an option, the command writes nothing: it shows what changed since the last signed version, and exits with
-    11 if the signature is invalid. Compare the changes with what your tools have done. --accept signs the changes.
-    --take-back writes the last signed version again, as the next generation.
+    Without an option, the command only shows what changed since the last signed version, and exits with 11 if the
+    signature is invalid. Compare these changes with what your tools have done. --accept signs the changes. --take-back
+    undoes them: it writes the last signed version again, with the next generation number.
 
-    The command writes nothing while a listed server has used a later or a different identity than the store holds: the
-    store was then restored from a backup. Without listed servers, the command cannot check this.
+    If a listed server has used a later or different identity than the one in the store, the store was probably restored
+    from a backup, and the command writes nothing. Without listed servers, the command cannot check this.
     """
     if accept and take_back:
         raise click.UsageError("--accept and --take-back cannot be combined")

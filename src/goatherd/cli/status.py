@@ -15,9 +15,9 @@ from goatherd.operations.status import read_status
 def status(app: App) -> int:
     """Show the store, the identity, and the state of every server.
 
-    The report covers every stored version: the private keys that it holds, and since when each key could be destroyed.
-    It also states how the last rotation ended, and why. Credentials that can read only the current version do not allow
-    this; the report then says so.
+    The report lists every stored version with the private keys in it, and when `goatherd retire` may destroy them. It
+    states how the last rotation ended, and why. With credentials that can read only the current version, the report
+    leaves out what it cannot read, and says so.
 
     The exit code is 11 if a server does not answer, does not trust the current root, or signs with another root.
     """

@@ -1,4 +1,4 @@
-"""goatherd watch: keep settings.json up to date for a server that another program runs."""
+"""`goatherd run --watch`: keep settings.json up to date for a server that another program runs."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def watch(
 ) -> int:
     """Keep settings.json up to date for a server that another program runs.
 
-    For a sidecar. The agent writes the file at its start and when the identity changes, one server of the cluster at a
-    time. Then it restarts the server by a signal or a command, and waits until the server signs with the new root. If
-    the server does not, the agent writes the previous root. The file stays when the agent exits, because the server may
-    need it for its next start.
+    Use it as a sidecar. The agent writes settings.json when it starts and when the identity changes; the agents of a
+    cluster do so one at a time. After a change, the agent restarts the server with a signal or a command, and waits
+    until the server signs with the new root. If the server does not, the agent writes the previous root again. The file
+    stays when the agent exits, because the server may need it for its next start.
     """
     log_to_stderr(log_level)
     options, named = app.options, chosen_organizations(app.options, orgs)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from goatherd.schedule.due import Schedule
 
 LARGE_ANSWER_TIMEOUT: Final = timedelta(minutes=2)
-"""For one answer about 50 000 sessions."""
+"""Timeout for one answer that holds about 50 000 sessions."""
 
 
 def configured_provider(options: Options, orgs: Sequence[str] | None = None) -> tuple[SecretProvider, str]:
@@ -44,7 +44,7 @@ def configured_provider(options: Options, orgs: Sequence[str] | None = None) -> 
         organization other than the default is given. PluginNotFoundError, MissingExtraError: The plugin cannot be
         loaded.
     """
-    # A URI that is nearer than the file wins over the file's `cloudConfig`.
+    # `provider`, which a flag or variable can set, takes precedence over `cloudConfig`.
     if options.provider is not None:
         provider, template = open_provider(options.provider)
     elif options.cloud_config is not None and options.type != "file":
@@ -209,7 +209,7 @@ def build_health_signals(options: Options, *, runs_commands: bool = True) -> lis
 
 
 def build_schedule(options: Options) -> Schedule:
-    """Return the schedule that the options describe, checked.
+    """Return the schedule that the options describe.
 
     Raises:
         ConfigurationError: The options of the schedule are invalid.

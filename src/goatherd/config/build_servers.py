@@ -36,7 +36,7 @@ NO_LEASE: Final = "none"
 
 
 def build_server(options: Options, *, accept_identity: bool = False) -> Server:
-    """Return the server that the options describe, not started.
+    """Return the server that the options describe, not started yet.
 
     Raises:
         ConfigurationError: The options name no data directory, or no source of the identity.
@@ -273,7 +273,7 @@ def build_organizations(
 
 
 def build_lease_secret(options: Options) -> tuple[SecretProvider, str]:
-    """Return the provider, not open yet, and the id of the secret that holds the restart lease.
+    """Return the provider, not opened yet, and the id of the secret that holds the restart lease.
 
     Raises:
         ConfigurationError: The options name no store, or turn the lease off.

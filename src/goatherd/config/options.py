@@ -165,8 +165,8 @@ class Options:
         values.parse_limit_or_zero,
         200_000,
         "number",
-        "How many sessions that have signed nothing yet are kept out of `/sys/sessions`; beyond, the oldest are "
-        "dropped. 0 introduces each session when it is created, as GoatDB does.",
+        "How many sessions that have signed nothing yet a server keeps outside `/sys/sessions`; if there are more, it "
+        "drops the oldest. With 0, it writes each session to `/sys/sessions` when it is created, as GoatDB does.",
     )
     serve_shutdown_timeout: timedelta = _option(
         "serve.shutdown_timeout",
@@ -229,7 +229,7 @@ class Options:
         values.parse_agent_url,
         "http://127.0.0.1:8080",
         "URL",
-        "URL at which the GoatDB server answers; `{org}` is replaced by the organization.",
+        "URL of the GoatDB server; `{org}` is replaced by the organization.",
     )
     agent_memory: Path | None = _option(
         "agent.memory",
@@ -296,7 +296,7 @@ class Options:
         None,
         "URI",
         "URI of the secret that holds the restart lease (default: `<secret>-lease`, beside the identity). "
-        '"none": servers restart without a lease.',
+        'With "none", servers restart without a lease.',
     )
 
     rotation_lifetime: timedelta = _option(
@@ -350,8 +350,8 @@ class Options:
         values.parse_quorum,
         "all",
         "text",
-        "How many servers must follow when `rotation.adoption` has passed: `all`, a count such as `4`, or a share "
-        "such as `80%`. Only servers that do not answer at all can be left out.",
+        "How many servers must follow before a rotation continues: `all`, a count such as `4`, or a share such as "
+        "`80%`. After `rotation.adoption`, the rotation continues without servers that do not answer at all.",
     )
     rotation_unlisted: timedelta | None = _option(
         "rotation.unlisted",
@@ -397,7 +397,7 @@ class Options:
         values.parse_count,
         3,
         "number",
-        "Number of failed health checks in a row after which the rotation is rolled back.",
+        "After how many failed health checks in a row the rotation is rolled back.",
     )
     rotation_health_interval: timedelta = _option(
         "rotation.health_interval",
@@ -418,7 +418,7 @@ class Options:
         parse_duration,
         timedelta(seconds=10),
         "time",
-        "With a health check: how long it must pass while the next root signs, before the rotation is final.",
+        "How long the health check, if any, must pass while the next root signs, before the rotation is final.",
     )
 
     controller_cron: str | None = _option(
@@ -456,21 +456,22 @@ class Options:
         values.parse_missed,
         "catch-up",
         "text",
-        "What to do about a missed slot of `cron`: `catch-up` or `skip`.",
+        "What to do after a missed time of `cron`: `catch-up` (rotate as soon as possible) or `skip` (wait for the "
+        "next time).",
     )
     controller_tolerance: timedelta = _option(
         "controller.tolerance",
         parse_duration,
         timedelta(hours=1),
         "time",
-        "How late a rotation may start before its slot counts as missed.",
+        "How late a rotation may start before its time of `cron` counts as missed.",
     )
     controller_jitter: timedelta = _option(
         "controller.jitter",
         parse_duration,
         timedelta(minutes=10),
         "time",
-        "Longest delay (jitter) after a slot or the start of a window; each controller has a fixed delay of its own.",
+        "Longest delay after a time of `cron` or the start of a window. Each controller has a fixed delay of its own.",
     )
     controller_interval: timedelta = _option(
         "controller.interval",
@@ -531,7 +532,7 @@ class Options:
         values.parse_path,
         None,
         "path",
-        "Audit trail: file to which `rotate`, `retire`, `revoke` and `controller` append every decision, signed.",
+        "File of the audit trail: `rotate`, `retire`, `revoke` and `controller` append every decision to it, signed.",
     )
 
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -642,7 +643,7 @@ def _check_owner(path: Path) -> None:
     try:
         found = path.stat()
     except OSError:
-        return  # reading it reports the problem
+        return  # the code that reads the file reports the error
     if os.name != "posix" or stat.S_ISDIR(found.st_mode):
         return
     if not stat.S_ISREG(found.st_mode):
@@ -686,7 +687,7 @@ def _parse_value(key: Key, value: object, where: str) -> Any:
         raise ConfigurationError(f"{where}: {error}", hint=hint) from None
 
 
-# What Kubernetes sets in each container for a Service in its namespace:
+# The variables that Kubernetes sets in each container for a Service in its namespace:
 # https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
 _SERVICE_LINK = re.compile(
     r"_SERVICE_HOST\Z|_SERVICE_PORT(?:_|\Z)|_PORT_\d+_(?:TCP|UDP|SCTP)(?:_|\Z)|\AGOATHERD_PORT\Z"
@@ -706,7 +707,7 @@ def _check_variable(name: str, environ: Mapping[str, str]) -> None:
     if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.search(name):
         return
     if any(f"env:{name}" == value for value in environ.values()):
-        return  # the operator's own, for `settings.last_known_good_key`
+        return  # `settings.last_known_good_key` names this variable
     known = {key.variable: key for key in option_keys()}
     if name in known and known[name].form == "table":
         raise ConfigurationError(
@@ -793,7 +794,7 @@ def _read_file(path: Path, *, must_exist: bool) -> _File | None:
 
 
 def _check_lines(text: str, path: Path) -> None:
-    """Refuse a line with so many dotted keys that parsing it takes too long: time and memory grow quadratically."""
+    """Reject a line with so many dotted keys that parsing takes too long: time and memory grow quadratically."""
     for number, line in enumerate(text.split("\n"), start=1):
         if len(line) > _MAX_LINE:
             raise ConfigurationError(

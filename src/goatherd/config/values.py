@@ -16,10 +16,10 @@ from pathlib import Path
 from goatherd.errors import ConfigurationError
 from goatherd.server_url import check_http_url, parse_listen_host, parse_server_url
 
-# The first letter keeps `.` and `..` out, which are directories outside of the data directory.
+# The first character excludes `.` and `..`, which would lead out of the data directory.
 _ORGANIZATION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 SHORTEST_LIFETIME = timedelta(hours=1)
-"""As in `goatherd.rotation.policy`, which is more than the reading of an option needs to import."""
+"""Same as in `goatherd.rotation.policy`, which takes too long to import here."""
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST = timedelta(days=36_525)
 _DURATION = re.compile(r"(?:\d{1,30}(?:\.\d{1,30})?(?:ms|[smhdw]))+")
@@ -144,7 +144,7 @@ def parse_networks(value: object) -> tuple[str, ...]:
 def parse_quorum(value: object) -> str:
     text = str(value)
     if text != "all":
-        # Here, because the package imports the whole of cryptography.
+        # Imported here, because the package imports all of cryptography.
         from goatherd.rotation.policy import Quorum
 
         text = str(Quorum.from_text(text))
@@ -227,7 +227,7 @@ def parse_cron(value: object) -> str:
 def parse_timezone(value: object) -> str:
     text = parse_string(value)
     if text != "UTC":
-        # Here, because the package of the rotation imports the whole of cryptography.
+        # Imported here, because the rotation package imports all of cryptography.
         from goatherd.schedule.due import read_zone
 
         read_zone(text)
@@ -271,7 +271,7 @@ def parse_cloud_config(value: object) -> Mapping[str, str]:
 
 def parse_agent_url(value: object) -> str:
     text = parse_string(value)
-    # The organization's id completes the host name.
+    # Check the URL with an example in place of `{org}`.
     parse_server_url(text.replace("{org}", "org"), hint="Write it as http://127.0.0.1:8080.")
     return text.rstrip("/")
 

@@ -1,5 +1,5 @@
-"""What people read: lines and tables made of the data that `goatherd.operations` returns.
+"""Format the results of `goatherd.operations`: lines and tables for a terminal, and data for ``--json``.
 
-Each module makes the lines of one subject and the same facts as data for ``--json``. Nothing here decides, reads a
-store or asks a server. Only `progress` writes, through `goatherd.cli.output`.
+Each module formats the results of one command or subject. No module reads a store or contacts a server, and only
+`progress` writes, through `goatherd.cli.output`.
 """

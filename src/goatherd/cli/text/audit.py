@@ -1,4 +1,4 @@
-"""What `goatherd audit` prints of a trail."""
+"""Format the output of `goatherd audit`: the result of a verification, and the records of a trail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``goatherd doctor`` prints: a line for each check, and how many have failed."""
+"""Format the output of `goatherd doctor`: a line for each check, and a total."""
 
 from __future__ import annotations
 

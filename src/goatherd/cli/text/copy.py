@@ -1,4 +1,4 @@
-"""What `goatherd copy` prints: each version with its new id, and what stayed behind."""
+"""Format the output of `goatherd copy`: each version with its new id, and what was not copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `goatherd doctor --data` prints: damaged records, sessions in conflict, and what a repair did about them."""
+"""Format the output of `goatherd doctor --data`: damaged records, sessions in conflict, and their repair."""
 
 from __future__ import annotations
 

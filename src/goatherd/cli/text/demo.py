@@ -1,4 +1,4 @@
-"""What `goatherd demo` prints at its end."""
+"""Format the report that `goatherd demo` prints at its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from goatherd.operations.demo import DemoReport
 
 
 def demo_json(report: DemoReport) -> dict[str, Any]:
-    """Return the report as JSON: times in seconds and milliseconds as named, ids only."""
+    """Return the report as JSON. The names of durations end in their unit."""
     return {
         "passed": report.passed,
         "servers": report.servers,

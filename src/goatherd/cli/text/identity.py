@@ -1,4 +1,4 @@
-"""What `goatherd show` prints of an identity: ids, fingerprints and times, no key."""
+"""Format the output of `goatherd show`: the ids, fingerprints and times of an identity, without keys."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What ``goatherd status`` and ``goatherd retire`` show of the key inventory, as data and as lines.
+"""Format the key inventory for `goatherd status` and `goatherd retire`, as data and as lines.
 
-What it is not: it reads no store (`goatherd.key_inventory`). Rules: ids and times only.
+The key inventory (`goatherd.key_inventory`) states which stored version holds which private key. The output holds ids
+and times, never a key.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
 
 
 def due_lines(keys: KeyInventory, now_ms: int) -> list[str]:
-    """Return a line for each version that `goatherd retire` would destroy now: whose private keys it holds."""
+    """Return a line for each version that `goatherd retire` would destroy now, with the roots whose keys it holds."""
     return [
         f"version {one.version.id}, of {iso(one.version.created_ms)}: {_describe_content(one)}"
         for one in keys.holdings_due(now_ms)

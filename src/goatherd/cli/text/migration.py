@@ -1,4 +1,4 @@
-"""What ``goatherd migrate`` prints of what was migrated, and of what the servers answered."""
+"""Format the output of `goatherd migrate`: what was migrated, and what the servers answered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def migration_json(done: Migration, removed: Sequence[str], kept: Sequence[Path]
 
     Args:
         done: What was done.
-        removed: What was said about settings.json files that were removed.
+        removed: A line for each settings.json file that was removed.
         kept: The settings.json files that are still there.
     """
     return {

@@ -1,7 +1,7 @@
 """Show a rotation while it runs: a table that is updated in place on a terminal, plain lines elsewhere.
 
-What it is not: it decides nothing; it receives events and shows them. Rules: every line holds ids, times and addresses
-only; a phase is shown once, a wait when its reason or its servers change.
+Rules: lines hold only ids, times and addresses. A phase is shown once; a wait is shown again when its reason or its
+servers change.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MARKS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
 
 
 class Progress:
-    """Show the events of one run. A context manager; `show` is a rotator's `on_event`."""
+    """Show the events of one rotation. A context manager, whose `show` is passed as `on_event` to the rotation."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
@@ -141,7 +141,7 @@ class Progress:
         self._line("takenOver", data, text)
 
     def _activities(self, urls: Sequence[str]) -> list[str]:
-        """Return what is known of the servers that are waited for: what their agents do, and which of them poll."""
+        """Return, for servers that the rotation waits for, what their agents are doing and which servers are polled."""
         seen = {node.url: node.activity for node in self._nodes}
         told = [f"{url} {seen[url]}" for url in urls if seen.get(url) is not None]
         return told + [f"{url}: {_POLL}" for url in urls if url in self._polling and seen.get(url) is None]

@@ -1,4 +1,4 @@
-"""What ``goatherd rotate --replace-expired`` prints: the new root, and how far each server has followed."""
+"""Format the output of `goatherd rotate --replace-expired`: the new root, and how far each server has followed."""
 
 from __future__ import annotations
 

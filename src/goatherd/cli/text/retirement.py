@@ -1,4 +1,4 @@
-"""What ``goatherd retire`` prints: the versions that it destroyed, gave up or kept, or would destroy."""
+"""Format the output of `goatherd retire`: the versions that it destroyed, gave up or kept, or would destroy."""
 
 from __future__ import annotations
 

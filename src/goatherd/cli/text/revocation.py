@@ -1,6 +1,6 @@
-"""What ``goatherd revoke`` prints: the plan before, progress, and the report after.
+"""Format the output of `goatherd revoke`: the plan, the progress, and the report at the end.
 
-What it is not: it decides nothing. Rules: ids, times, URLs and counts; the same facts as data and as lines.
+The output holds only ids, times, URLs and counts. Data and lines state the same facts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNMODIFIED: Final = (
 
 
 def revocation_event(out: Output, event: Event) -> None:
-    """Write a line of progress when a revocation has come further."""
+    """Write a line of progress when a revocation has completed a step."""
     if not isinstance(event, RevocationStepped):
         return
     at = f" at {event.node}" if event.node else ""

@@ -1,6 +1,6 @@
-"""What ``goatherd rotate`` prints: the plan before, the report after, and how the last rotation ended.
+"""Format the output of `goatherd rotate`: the plan, the report at the end, and how the last rotation ended.
 
-What it is not: it decides nothing. Rules: ids, times, addresses and counts; the same facts as data and as lines.
+The output holds only ids, times, addresses and counts. Data and lines state the same facts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TIMES = {1: "once", 2: "twice"}
 
 
 def report_data(report: Report) -> dict[str, Any]:
-    """Return a rotation's report as data: ids and times."""
+    """Return the report of a rotation as data: its ids and times."""
     return {
         "outcome": report.outcome.value,
         "rotation": report.rotation_id,
@@ -53,7 +53,7 @@ def kept_data(kept: Iterable[Kept]) -> list[dict[str, Any]]:
 
 
 def report_lines(report: Report, grace: timedelta, *, copies: str | None = None) -> list[str]:
-    """Return the report of a rotation as lines, with what there is to do next.
+    """Return the report of a rotation as lines, with what the operator must do next.
 
     Args:
         report: The report.
@@ -91,12 +91,12 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
 
 
 def restarts_data(report: Report) -> list[dict[str, Any]]:
-    """Return how often each server restarted during the run, as data."""
+    """Return each server's number of restarts during the rotation, as data for the JSON output."""
     return [{"node": url, "count": count} for url, count in report.restarts.items()]
 
 
 def restart_lines(report: Report) -> list[str]:
-    """Return which servers restarted during the run; a warning for each that did so more often than a run needs.
+    """Return the servers that restarted during the rotation, with a warning for each that did so too often.
 
     An agent restarts a server once when the next root starts to sign, and once more when that is rolled back.
     """
@@ -131,7 +131,7 @@ def abandoned_line(report: Report) -> str:
 
 
 def _cancelled_key_lines(report: Report, copies: str | None) -> list[str]:
-    """Return what became of the private key of a next root that has signed nothing."""
+    """Return what was done with the private key of a next root that has signed nothing, as lines."""
     lines = []
     if report.destroyed:
         what = "the copies of the private key that it had made" if report.is_restore else "the private key"
@@ -148,7 +148,7 @@ def _cancelled_key_lines(report: Report, copies: str | None) -> list[str]:
 
 
 def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
-    """Return what the operator has to do about manual-restart servers that still sign with another root."""
+    """Return how to restart the manual-restart servers that still sign with another root."""
     waiting = [url for url in report.behind if url in set(bare)]
     if not waiting:
         return []
@@ -162,9 +162,9 @@ def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
 
 
 def warn_of_short_life(out: Output, lifetime: timedelta) -> None:
-    """Warn of a lifetime that is so short that an unmodified server would extend the root and expose its key.
+    """Warn of a lifetime so short that an unmodified server would extend the root and expose its private key.
 
-    It is no error: a Goatherd server can serve with a key of an hour.
+    This is a warning, not an error: Goatherd servers work with a lifetime of an hour.
     """
     life_ms = milliseconds(lifetime)
     left_ms = life_ms - rotation_due_ms(issued_ms=0, expires_ms=life_ms, policy=Policy())
@@ -186,7 +186,7 @@ def _way_back(phase: Phase) -> str:
 
 
 def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
-    """Return a plan as data, up to the phase in which it stops."""
+    """Return a plan of a rotation as data, up to the phase at which the rotation stops."""
     return {
         "phase": plan.phase.value,
         "current": plan.current_id,
@@ -218,7 +218,7 @@ def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
 
 
 def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
-    """Return a plan as lines, up to the phase in which it stops."""
+    """Return a plan of a rotation as lines, up to the phase at which the rotation stops."""
     steps = _until(plan.steps, to_phase)
     begins = "a new rotation"
     if plan.resumes:
@@ -250,7 +250,7 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
 
 
 def add_unrun_command(plan: Plan, health: Sequence[HealthSignal], origin: str | None) -> Plan:
-    """Return a plan with a remark on the health command, which a plan does not run.
+    """Return a plan with a note that planning did not run the command of the health check.
 
     Args:
         plan: The plan.

@@ -1,4 +1,4 @@
-"""What ``goatherd controller`` prints: the schedule and what comes next, and what ``--once`` has done."""
+"""Format the output of `goatherd controller`: the schedule and the next action, and what ``--once`` has done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from goatherd.times import format_duration, iso
 
 
 def explanation_data(store: str, schedule: Schedule, found: ScheduleExplanation) -> dict[str, Any]:
-    """Return what a controller would do as data."""
+    """Return what a controller would do, as data."""
     return {
         "store": store,
         "current": found.facts.current_id,
@@ -27,7 +27,7 @@ def explanation_data(store: str, schedule: Schedule, found: ScheduleExplanation)
 
 
 def explanation_lines(store: str, schedule: Schedule, found: ScheduleExplanation) -> list[str]:
-    """Return what a controller would do as lines."""
+    """Return what a controller would do, as lines."""
     facts, verdict = found.facts, found.verdict
     lines = [
         f"identity    {store}: {facts.current_id} signs, and expires at {iso(facts.expires_ms)}",
@@ -45,7 +45,7 @@ def explanation_lines(store: str, schedule: Schedule, found: ScheduleExplanation
 
 
 def turn_data(store: str, turn: Turn) -> dict[str, Any]:
-    """Return what one look of a controller has led to as data."""
+    """Return what a controller did after reading the store once, as data."""
     assert turn.verdict is not None
     return {
         "store": store,
@@ -58,7 +58,7 @@ def turn_data(store: str, turn: Turn) -> dict[str, Any]:
 
 
 def turn_lines(turn: Turn, now_ms: int) -> list[str]:
-    """Return what one look of a controller has led to as lines."""
+    """Return what a controller did after reading the store once, as lines."""
     assert turn.verdict is not None
     if turn.report is not None:
         done = f"{turn.verdict.act.value}: {turn.verdict.why}"
@@ -69,7 +69,7 @@ def turn_lines(turn: Turn, now_ms: int) -> list[str]:
 
 
 def verdict_data(verdict: DueDecision) -> dict[str, Any]:
-    """Return what comes next as data."""
+    """Return the next action of a controller, as data."""
     return {
         "act": verdict.act.value,
         "at": None if verdict.at_ms is None else iso(verdict.at_ms),
@@ -81,7 +81,7 @@ def verdict_data(verdict: DueDecision) -> dict[str, Any]:
 
 
 def next_line(verdict: DueDecision, now_ms: int) -> str:
-    """Return what comes next as a line."""
+    """Return the next action of a controller, as a line."""
     if verdict.at_ms is None:
         return "next        nothing"
     when = "now" if verdict.is_due(now_ms) else f"at {iso(verdict.at_ms)}"

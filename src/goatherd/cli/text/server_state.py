@@ -1,6 +1,6 @@
-"""What ``goatherd status`` prints of each server: a row.
+"""Format the row that `goatherd status` prints for each server: its ids, times and address.
 
-What it is not: it asks no server (`goatherd.operations.server_state`). Rules: ids, times and addresses.
+The state itself is read by `goatherd.operations.server_state`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["WENT_BACK", "server_row"]
 
 
 def server_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
-    """Return what is shown of one server: a cell for each heading."""
+    """Return the row of one server in the table of `goatherd status`: a cell for each column."""
     trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
     generation = "?" if node.generation is None else str(node.generation)
     age = "?" if node.view_age is None else f"{node.view_age.total_seconds():.1f} s ago"
@@ -39,7 +39,7 @@ def server_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
 
 
 def _describe_agent(agent: AgentReport) -> str:
-    """Describe what an agent reports of its server."""
+    """Describe what an agent reports about its server."""
     if agent.activity is not None:
         return agent.activity
     return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"

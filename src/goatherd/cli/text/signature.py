@@ -1,4 +1,4 @@
-"""What ``goatherd sign`` prints: the state of the signature, what changed, and what was written."""
+"""Format the output of `goatherd restore --signature`: the signature's state, the changes, and what was written."""
 
 from __future__ import annotations
 

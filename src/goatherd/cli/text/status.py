@@ -1,7 +1,7 @@
-"""What ``goatherd status`` prints: the store, the identity, and a row for each server.
+"""Format the output of `goatherd status`: the store, the identity, and a row for each server.
 
-What it is not: it asks no server (`goatherd.operations.status`). Rules: ids, times and addresses; the same facts as
-data and as lines.
+The status itself is read by `goatherd.operations.status`. Data and lines state the same facts: ids, times and
+addresses.
 """
 
 from __future__ import annotations

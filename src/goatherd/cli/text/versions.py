@@ -1,4 +1,4 @@
-"""What `goatherd show --versions` prints: the stored versions with their labels, and what became of a label."""
+"""Format the output of `goatherd show --versions`: the stored versions with their labels, or a label's change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from goatherd.times import iso
 
 
 def label_line(change: LabelChange) -> str:
-    """Return what was done with a label, as a line."""
+    """Return how a label was changed, as a line."""
     label = shown_label(change.label)
     if not change.is_change:
         where = "no version holds it" if change.after is None else f"version {change.after} holds it already"
