@@ -95,7 +95,7 @@ async def test_status_and_doctor_show_what_an_agent_knows_of_its_server(tmp_path
             assert (node["agent"]["door"] is not None) is has_door
         code, told = await goatherd(made, urls, "doctor")
         assert code == 0, told
-        assert sum("its agent has asked" in one["text"] for one in told["checks"]) == 2  # type: ignore[attr-defined]
+        assert sum("its agent has checked after the start" in one["text"] for one in told["checks"]) == 2  # type: ignore[attr-defined]
         assert await sessions(made, urls[0]) == before, "neither of them leaves a session"
         async with NodeClient(urls[0], timeout=ANSWER) as client:
             second = await client.identity()
