@@ -23,8 +23,8 @@ class Option:
     """One option of an address: ``?name=value``.
 
     Attributes:
-        config: Its name in ``cloudConfig``; None for the same name, empty where ``cloudConfig`` does not have it.
-        choices: The values that it takes; empty for any text.
+        config: The option's name in ``cloudConfig``; None for the same name, empty if ``cloudConfig`` cannot hold it.
+        choices: The allowed values; empty if any string is allowed.
         is_number: Whether ``cloudConfig`` may hold it as a number.
     """
 
@@ -35,14 +35,14 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressForm:
-    """What the addresses of one scheme look like.
+    """The syntax that the addresses of one scheme share.
 
     Attributes:
         scheme: The URI scheme.
         example: A hint with an example.
         options: The options by name.
         parts: Members of ``cloudConfig`` that are parts of the address and not options, such as ``project``.
-        missing: What is wrong with an address without a path.
+        missing: The error message for an address without a path.
     """
 
     scheme: str
@@ -52,18 +52,18 @@ class AddressForm:
     missing: str = "it names no secret"
 
     def error(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
-        """Return the error for an address that is not of this form."""
+        """Return the error for an address that does not have this form."""
         return ConfigurationError(f"not an address of a secret, {self.scheme}: {problem}", hint=hint or self.example)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedAddress:
-    """The pieces of a URI.
+    """The parts of a parsed URI.
 
     Attributes:
-        host: What is between ``//`` and the path, as written; maybe empty.
-        path: The path without its first slash, decoded; never empty.
-        options: The options, each of the form's.
+        host: The text between ``//`` and the path, as written; may be empty.
+        path: The path without its leading slash, decoded; never empty.
+        options: The options; each is one that the form allows.
     """
 
     host: str
@@ -73,11 +73,11 @@ class ParsedAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedConfig:
-    """The pieces of a ``cloudConfig``.
+    """The parts of a parsed ``cloudConfig``.
 
     Attributes:
         secret_id: The member ``secretId``.
-        parts: ``region`` and the form's own parts, where they are given.
+        parts: ``region`` and the form's own parts, if they are present.
         options: The options by their names in a URI.
     """
 
@@ -87,10 +87,10 @@ class ParsedConfig:
 
 
 def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
-    """Return the pieces of a URI.
+    """Parse a URI of the given form and return its parts.
 
     Raises:
-        ConfigurationError: It is not of the form, or an option is unknown, empty, given twice or not among its choices.
+        ConfigurationError: The URI does not have the form, or an option is unknown, empty, repeated or not allowed.
     """
     parts = urlsplit(uri)
     if parts.scheme != form.scheme:
@@ -110,10 +110,10 @@ def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
 
 
 def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfig:
-    """Return the pieces of GoatDB's ``cloudConfig`` shape, such as ``{"provider": …, "secretId": …}``.
+    """Parse GoatDB's ``cloudConfig``, such as ``{"provider": …, "secretId": …}``, and return its parts.
 
     Raises:
-        ConfigurationError: A member is missing, unknown, or not text; or an option is not among its choices.
+        ConfigurationError: A member is missing, unknown or not a string, or an option has a value that is not allowed.
     """
     names = {name if one.config is None else one.config: name for name, one in form.options.items()}
     names.pop("", None)
@@ -143,7 +143,7 @@ def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
     """Check the names of options, and the values of those that have choices.
 
     Raises:
-        ConfigurationError: One is unknown, empty, or not among its choices.
+        ConfigurationError: An option is unknown, empty, or has a value that is not allowed.
     """
     for name, value in options.items():
         # SECURITY: addresses are logged, so none holds a secret (tests/unit/providers/vault/test_address.py).
@@ -160,13 +160,13 @@ def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
 
 
 def split_path(path: str, *, example: str) -> tuple[str, str]:
-    """Return the base directory and the secret id of an absolute path.
+    """Split an absolute path into the base directory and the secret id.
 
-    The id is the last component; or it begins at the first one that holds ``{org}``, so that all organizations share
-    the base.
+    The id is the last component. If a component contains ``{org}``, the id begins at the first such component instead,
+    so that all organizations share the base directory.
 
     Raises:
-        ConfigurationError: It is no absolute path, or a component is empty, ``.`` or ``..``.
+        ConfigurationError: The path is not absolute, or a component is empty, ``.`` or ``..``.
     """
     components = path.split("/")[1:]
     if not path.startswith("/") or not all(components) or {".", ".."} & set(components):
@@ -176,10 +176,10 @@ def split_path(path: str, *, example: str) -> tuple[str, str]:
 
 
 def path_of_uri(uri: str, *, hosts: tuple[str, ...] = ("",), example: str) -> str:
-    """Return the decoded path of a URI that names a file or a directory and has nothing else.
+    """Return the decoded path of a URI that names a file or a directory and has no other parts.
 
     Raises:
-        ConfigurationError: It has a host that is not one of `hosts`, options or a fragment.
+        ConfigurationError: The URI has a host that is not one of `hosts`, options or a fragment.
     """
     parts = urlsplit(uri)
     if parts.netloc not in hosts or parts.query or parts.fragment:

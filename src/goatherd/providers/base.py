@@ -65,7 +65,7 @@ ErrorKind = TypeVar("ErrorKind", bound=ProviderError)
 
 
 class ReadConsistency(StrEnum):
-    """Which versions a read can return that starts after a write has returned."""
+    """Which versions a read can return if it starts after a write has returned."""
 
     STRONG = "strong"
     """That write or a newer one."""
@@ -83,22 +83,23 @@ class Guarantees:
         cas: Of two writers or label moves with the same `expected`, exactly one wins. Where False, the provider's
             page says what can happen instead.
         best_effort_cas: If `cas` is False, whether it still holds under the conditions on the provider's page: at most
-            one writer gets a success, and all readers agree.
+            one writer succeeds, and all readers agree which.
         read_consistency: See `ReadConsistency`.
-        max_value_bytes: Longer values are refused before the store is asked.
-        history: How many unlabelled versions the store keeps at least; None when it keeps all until destroyed.
+        max_value_bytes: Longer values are rejected before anything is sent to the store.
+        history: The minimum number of unlabelled versions that the store keeps; None if it keeps all until destroyed.
         destroys: Whether `SecretProvider.destroy` makes a value unreadable before it returns.
-        deprecates: Where it does not, whether it takes off what keeps the version, so that the store removes it in
-            its own time. Until then, the value can be read by the version's id.
-        disables: Where it does neither, whether it switches the version off: unreadable, until an operator who may
-            change the secret switches it on again with the store's own tool.
-        recoverable: Whether a deleted secret can be restored, and keeps its name, for a while.
+        deprecates: If `destroys` is False, whether it removes the labels that keep the version, so that the store
+            deletes it in its own time. Until then, the value can be read by the version's id.
+        disables: If both are False, whether it disables the version: unreadable, until an operator who may change the
+            secret enables it again with the store's own tool.
+        recoverable: Whether a deleted secret can be restored for a while; until then its name stays taken.
         first_is_current: Whether the first version becomes the current one whatever label it is created with; then
-            no other label is taken there.
+            `create` accepts no other label.
         durable: Whether a value survives the end of the process that wrote it.
-        push: Whether the store can report changes: then it is a `WatchableSecretProvider`.
-        custom_labels: Whether an operator can put labels of their own on versions, and `SecretProvider.unlabel` takes
-            them off again. `label` and `write` take any label in any case, since a copy of a secret needs that.
+        push: Whether the store can report changes; the provider is then a `WatchableSecretProvider`.
+        custom_labels: Whether an operator can put their own labels on versions and remove them with
+            `SecretProvider.unlabel`. `label` and `write` accept any label in any case, because copying a secret needs
+            that.
     """
 
     cas: bool
@@ -132,16 +133,16 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of a public method, as the private method behind it sees it.
+    """One call of a public method, as it is passed to the private method behind it.
 
     Attributes:
         provider: The provider's URI scheme.
-        secret_id: The secret, checked.
+        secret_id: The secret's name, already checked.
         operation: The public method's name.
-        request: Random text, the same for every attempt of this call. A store that can keep it with a version
-            recognizes a write that it has done already and whose answer was lost.
-        attempt: 1 for the first.
-        waits: What the call has waited for, in order; an error at the deadline reports the last.
+        request: A random string, the same for every attempt of this call. A store that keeps it with a version
+            recognizes a write that it has already done and whose answer was lost.
+        attempt: The number of the attempt, from 1.
+        waits: What the call has waited for, in order; the error at the deadline reports the last one.
     """
 
     provider: str
@@ -155,10 +156,10 @@ class Call:
         """Make an error that names provider, secret and operation.
 
         Args:
-            kind: The class.
+            kind: The class of the error.
             message: What went wrong. SECURITY: never with any part of a value (tests/contract guards it).
-            hint: What to do next, where the class's own hint is not the best one.
-            final: True where another attempt is pointless although the class is retryable.
+            hint: What to do next, if the class's own hint is not the best one.
+            final: Whether another attempt is pointless although the class is retryable.
         """
         error = kind(message, provider=self.provider, secret_id=self.secret_id, operation=self.operation, hint=hint)
         if final:
@@ -167,34 +168,34 @@ class Call:
 
 
 class SecretProvider(ABC):
-    """One kind of store.
+    """The interface of a secret store. A plugin for a kind of store derives its provider from this class.
 
-    An async context manager: ``async with`` opens it and closes it after its last user. Without, the first call opens
-    it, and it is closed by `aclose` or at the end of the event loop. A call after it was closed is an error, unless
-    the provider owns no connection.
+    A provider is an async context manager: ``async with`` opens it, and the last user's exit closes it. Without ``async
+    with``, the first call opens it, and `aclose` or the end of the event loop closes it. A call after that is an error,
+    unless the provider owns no connection.
 
     Every public method may raise, besides what its own docstring lists:
         ProviderAccessDeniedError: The store or the operating system refuses.
         ThrottledError: The store limits the rate of requests, and still did after the retries.
-        UnavailableError: No answer within the deadline, or a damaged one. After a write it means "unknown": read
-            again to see. A damaged value is never reported as a missing one.
-        ProviderConfigurationError: The address, a name or the set-up cannot work.
-        ProviderMisuseError: It was closed, or is open in another event loop.
+        UnavailableError: No answer within the deadline, or a damaged answer. After a write it means that the outcome is
+            unknown: read again. A damaged value is never reported as missing.
+        ProviderConfigurationError: The address, a name or the configuration cannot work.
+        ProviderMisuseError: The provider was closed, or is open in another event loop.
 
     A plugin subclasses this, sets `scheme`, implements `from_uri`, `guarantees` and the seven private methods, and
     documents *Address, Credentials, Permissions, Guarantees* in its class docstring; one that declares
-    `Guarantees.custom_labels` implements `_unlabel` too. A private method raises our
-    errors through `Call.error`, always ``from`` the platform's; anything else that escapes it is reported as its bug.
+    `Guarantees.custom_labels` also implements `_unlabel`. A private method raises errors through `Call.error`, always
+    ``from`` the platform's exception; any other exception is reported as a bug of the plugin.
 
     Attributes:
         scheme: The URI scheme, which is also the entry point's name.
         credential_variables: Environment variables that hold credentials for the store; ``*`` at the end matches any
             suffix. The agent removes them from its server's environment.
-        confirms_labels: Whether the labels are read back here before a change of them is reported as made. False where
-            the plugin does so itself, or where no server answers. A destruction and a deletion are always confirmed.
+        confirms_labels: Whether this class reads the labels again before it reports a change of them as done. False if
+            the plugin does so itself, or if no server is involved. Destruction and deletion are always confirmed.
         timeout: The deadline of one call, retries included.
         retry: How often and how fast to retry.
-        call_counts: How many calls there were, and how they ended.
+        call_counts: The number of calls and their outcomes.
         store_clock: The store's clock, estimated. A plugin records the times of the store's answers there; for a store
             without a clock it stays unknown.
     """
@@ -222,17 +223,17 @@ class SecretProvider(ABC):
     @classmethod
     @abstractmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        """Return a provider and the secret id (maybe with ``{org}`` in it) that `uri` names. Connects to nothing.
+        """Return the provider and the secret id that `uri` names; the id may contain ``{org}``. Connects to nothing.
 
         Raises:
-            ConfigurationError: The URI is not one of this scheme's.
+            ConfigurationError: The URI does not have the form that this scheme requires.
         """
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return the same from GoatDB's ``cloudConfig`` shape, such as ``{"provider": …, "secretId": …}``.
+        """Return the provider and the secret id from GoatDB's ``cloudConfig``, ``{"provider": …, "secretId": …}``.
 
-        Unless a plugin knows better: ``scheme:///secretId``, where a region means nothing and no other option exists.
+        A plugin may override this. The default is ``scheme:///secretId``, ignores a region and knows no other option.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -243,7 +244,7 @@ class SecretProvider(ABC):
     @property
     @abstractmethod
     def guarantees(self) -> Guarantees:
-        """What this provider promises."""
+        """What this provider guarantees."""
 
     async def __aenter__(self) -> Self:
         await self._lifetime.enter_resource(self._open)
@@ -261,17 +262,17 @@ class SecretProvider(ABC):
         """Never called: `__enter__` raises."""
 
     async def aclose(self) -> None:
-        """Close what the first call has opened; for a provider that is not used in an ``async with`` block."""
+        """Close what the first call opened; for a provider that is not used in an ``async with`` block."""
         await self._lifetime.release()
 
     # --- the algebra ----------------------------------------------------------------------------------------------
 
     async def create(self, secret_id: str, value: SecretBytes | bytes, label: str = CURRENT) -> SecretVersion:
-        """Make a secret whose first version holds `value` and carries `label`.
+        """Create a secret whose first version holds `value` and has the label `label`.
 
         Raises:
-            SecretExistsError: There is one already; it was not touched.
-            SecretTooLargeError: The value is longer than the store takes.
+            SecretExistsError: The secret exists already and was not changed.
+            SecretTooLargeError: The value is longer than the store allows.
         """
         call = self._start_call("create", secret_id)
         hidden, checked = self._check_value(call, value), self._check_label(call, label)
@@ -286,15 +287,15 @@ class SecretProvider(ABC):
     async def read(
         self, secret_id: str, at: Label | VersionId | str = CURRENT, *, attempts: int | None = None
     ) -> SecretValue:
-        """Return the version that a label points at, or the one with an id, with its value.
+        """Return the version that a label points at, or the version with an id, together with its value.
 
         Args:
             secret_id: The secret.
-            at: A label, as everywhere that a label is a string; or ``VersionId("7")``, such as `SecretVersion.id`.
-            attempts: Maximum for this call, if its caller calls again anyway; never more than `retry` allows.
+            at: A label (any plain string is a label), or a version id such as ``VersionId("7")`` or `SecretVersion.id`.
+            attempts: The maximum number of attempts, for a caller that retries itself; never more than `retry` allows.
 
         Raises:
-            SecretNotFoundError: No such secret or version, or no version holds the label.
+            SecretNotFoundError: No such secret or version, or no version has the label.
             VersionDisabledError: The version's value was disabled or destroyed.
         """
         call = self._start_call("read", secret_id)
@@ -313,18 +314,18 @@ class SecretProvider(ABC):
     async def write(
         self, secret_id: str, value: SecretBytes | bytes, *, label: str = CURRENT, expected: str | None
     ) -> SecretVersion:
-        """Put a new version into an existing secret and move `label` to it, if `label` still points at `expected`.
+        """Add a new version to a secret and move `label` to it, if `label` still points at the version `expected`.
 
         Args:
             secret_id: The secret.
             value: The bytes.
             label: The label to move.
-            expected: The id of the version that holds `label` now; None for "no version holds it".
+            expected: The id of the version that `label` points at now; None if no version has the label.
 
         Raises:
-            ConflictError: `label` points elsewhere. No label moved; at most an unlabelled version was left.
+            ConflictError: `label` points at another version. No label moved; at most an unlabelled version was left.
             SecretNotFoundError: There is no such secret: `create` makes one.
-            SecretTooLargeError: The value is longer than the store takes.
+            SecretTooLargeError: The value is longer than the store allows.
         """
         call = self._start_call("write", secret_id)
         hidden, checked = self._check_value(call, value), self._check_label(call, label)
@@ -338,10 +339,10 @@ class SecretProvider(ABC):
         return await self._run_call(call, put)
 
     async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
-        """Move `label` to an existing version, if it still points at `expected` (None: if no version holds it).
+        """Move `label` to an existing version, if it still points at `expected` (None: if no version has the label).
 
         Raises:
-            ConflictError: `label` points elsewhere; nothing was changed.
+            ConflictError: `label` points at another version; nothing was changed.
             SecretNotFoundError: No such secret or version.
             VersionDisabledError: The version's value was disabled or destroyed.
         """
@@ -363,15 +364,16 @@ class SecretProvider(ABC):
         await self._run_call(call, move)
 
     async def unlabel(self, secret_id: str, label: str, *, expected: str) -> None:
-        """Take `label` off the version that holds it, if that is still `expected`.
+        """Remove `label` from the version that has it, if that is still the version `expected`.
 
-        It takes any label that `versions` shows, also one that another tool has set and that `label` would refuse.
+        Any label that `versions` lists can be removed, also one that another tool has set and that `label` would
+        reject.
 
         Raises:
-            ConflictError: Another version holds `label`, or none does; nothing was changed.
+            ConflictError: Another version has `label`, or none has it; nothing was changed.
             SecretNotFoundError: No such secret.
             ProviderConfigurationError: `label` is ``current``, without which no reader finds the identity, or the store
-                does not take labels off (`Guarantees.custom_labels`).
+                does not support removing labels (`Guarantees.custom_labels`).
         """
         call = self._start_call("unlabel", secret_id)
         checked, holder = self._check_held_label(call, label), _version_id(expected)
@@ -396,10 +398,10 @@ class SecretProvider(ABC):
         await self._run_call(call, remove)
 
     async def versions(self, secret_id: str) -> list[SecretVersion]:
-        """List the versions, newest first, destroyed ones too where the store remembers them.
+        """List the versions, newest first, including destroyed ones if the store remembers them. Returns no value.
 
-        Lists every version whose value the store still has, also what an interrupted change left
-        (`SecretVersion.is_leftover`), where the caller may see that. Returns no value.
+        The list has every version whose value the store still holds, including what an interrupted change left
+        (`SecretVersion.is_leftover`), if the caller may see that.
 
         Raises:
             SecretNotFoundError: No such secret.
@@ -408,17 +410,18 @@ class SecretProvider(ABC):
         return list(await self._run_call(call, self._versions))
 
     async def destroy(self, secret_id: str, version: str) -> None:
-        """Make a version's value unreadable for good. Destroying a destroyed version does nothing.
+        """Make a version's value permanently unreadable. Destroying a destroyed version does nothing.
 
-        A store that cannot, but removes in its own time what nothing points at, is left to do so; one that can only
-        switch a version off does that. Look at `Guarantees.destroys` before reporting that the value is gone.
-        A leftover (`SecretVersion.is_leftover`) can be destroyed while its writer is about to put it on record: that
-        writer then writes its value again, or fails.
+        Some stores only delete unlabelled versions in their own time, or can only disable a version; there `destroy`
+        does that. Check `Guarantees.destroys` before you report that the value is gone. If a leftover
+        (`SecretVersion.is_leftover`) is destroyed while its writer is about to register it, the writer writes its value
+        again, or fails.
 
         Raises:
-            ConflictError: A label points at it: move that first. Nothing was changed.
+            ConflictError: A label points at the version: move the label first. Nothing was changed.
             SecretNotFoundError: No such secret or version.
-            ProviderConfigurationError: The store does none of it (`Guarantees.destroys`, ``deprecates``, ``disables``).
+            ProviderConfigurationError: The store can do none of this (`Guarantees.destroys`, ``deprecates``,
+                ``disables``).
         """
         call = self._start_call("destroy", secret_id)
         promised = self.guarantees
@@ -433,12 +436,12 @@ class SecretProvider(ABC):
         await self._run_call(call, destroy)
 
     async def delete(self, secret_id: str) -> None:
-        """Remove the secret with all its versions and labels.
+        """Delete the secret with all its versions and labels.
 
         Raises:
             SecretNotFoundError: No such secret.
-            SecretDeletedError: It is deleted already, but can still be restored (`Guarantees.recoverable`). Every
-                other method but `versions` raises it too for such a secret.
+            SecretDeletedError: The secret is deleted already, but can still be restored (`Guarantees.recoverable`). For
+                such a secret, every other method but `versions` raises this error too.
         """
         call = self._start_call("delete", secret_id)
 
@@ -456,7 +459,7 @@ class SecretProvider(ABC):
     # --- the four calls of GoatDB's proposal --------------------------------------------------------------------------
 
     async def get_secret(self, secret_id: str) -> SecretBytes:
-        """Return the current value of a secret; ``getSecret`` is the same.
+        """Return the current value of a secret. ``getSecret`` is an alias.
 
         Raises:
             SecretNotFoundError: There is no such secret.
@@ -464,11 +467,11 @@ class SecretProvider(ABC):
         return (await self.read(secret_id)).value
 
     async def get_secret_version(self, secret_id: str, version: Label | VersionId | str) -> SecretBytes:
-        """Return the value of one version of a secret; ``getSecretVersion`` is the same.
+        """Return the value of one version of a secret. ``getSecretVersion`` is an alias.
 
         Args:
             secret_id: The secret.
-            version: A label such as ``"stable"``, or the version's id. A string that is both is the label.
+            version: A label such as ``"stable"``, or a version's id. A string that is both counts as the label.
 
         Raises:
             SecretNotFoundError: No such secret, or no version with this label or id.
@@ -485,21 +488,21 @@ class SecretProvider(ABC):
     async def update_secret(
         self, secret_id: str, value: SecretBytes | bytes | str, *, version_label: str = CURRENT
     ) -> SecretVersion:
-        """Put a new version into an existing secret and move a label to it; ``updateSecret`` is the same.
+        """Add a new version to a secret and move a label to it. ``updateSecret`` is an alias.
 
-        What the label points at now is replaced, whatever it is; `write` compares it with what the caller has seen.
-        A value that the current version holds already is not stored again: the label moves to that version. So
+        The label moves from whatever version it points at; `write` moves it only from the version that the caller has
+        seen. If the current version already holds the value, no version is added: the label moves to that one. So
         ``update_secret(secret_id, await get_secret(secret_id), version_label="stable")`` labels the current version.
 
         Args:
             secret_id: The secret.
             value: The bytes; a string is encoded as UTF-8.
-            version_label: The label to move. With another one than ``"current"``, readers go on with the current value.
+            version_label: The label to move. If it is not ``"current"``, readers still get the current value.
 
         Raises:
             ConflictError: Another writer moved the label during this call. Nothing that a reader sees was changed.
             SecretNotFoundError: There is no such secret: `create` makes one.
-            SecretTooLargeError: The value is longer than the store takes.
+            SecretTooLargeError: The value is longer than the store allows.
         """
         raw = value.encode() if isinstance(value, str) else value
         hidden = raw if isinstance(raw, SecretBytes) else SecretBytes(raw)
@@ -513,7 +516,7 @@ class SecretProvider(ABC):
         return current.version
 
     async def delete_secret(self, secret_id: str) -> None:
-        """Remove a secret with all its versions and labels; ``deleteSecret`` is the same.
+        """Delete a secret with all its versions and labels. ``deleteSecret`` is an alias.
 
         Raises:
             SecretNotFoundError: There is no such secret.
@@ -530,42 +533,42 @@ class SecretProvider(ABC):
         """Open what the provider owns, such as a connection pool."""
 
     async def _close(self) -> None:  # noqa: B027
-        """Close it."""
+        """Close what `_open` opened."""
 
     @abstractmethod
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        """See `create`. With a `Call.request` seen before, return what that call made."""
+        """Do the work of `create`. If `Call.request` was seen before, return the version that it created."""
 
     @abstractmethod
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        """See `read`."""
+        """Do the work of `read`."""
 
     @abstractmethod
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        """See `write`. With a `Call.request` seen before, finish or return what that call began: no second version."""
+        """Do the work of `write`. If `Call.request` was seen before, complete that write without a second version."""
 
     @abstractmethod
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        """See `label`."""
+        """Do the work of `label`."""
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        """See `unlabel`. Needed where `Guarantees.custom_labels` is True."""
+        """Do the work of `unlabel`. Required if `Guarantees.custom_labels` is True."""
         raise NotImplementedError
 
     @abstractmethod
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        """See `versions`."""
+        """Do the work of `versions`."""
 
     @abstractmethod
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """See `destroy`."""
+        """Do the work of `destroy`."""
 
     @abstractmethod
     async def _delete(self, call: Call) -> None:
-        """See `delete`."""
+        """Do the work of `delete`."""
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
-        """Return which version holds which label. A plugin replaces this where that takes fewer requests."""
+        """Return the version that each label points at. A plugin overrides this if it can use fewer requests."""
         return {label: version.id for version in await self._versions(call) for label in version.labels}
 
     # --- a success is confirmed --------------------------------------------------------------------------------------
@@ -573,10 +576,10 @@ class SecretProvider(ABC):
     async def _confirm_label(
         self, call: Call, label: Label, version: VersionId | None, before: VersionId | None
     ) -> None:
-        """Check that a label does not point where it pointed before a change that the store answered with success.
+        """After the store has confirmed a label's move, check that the label no longer points at the old version.
 
         Raises:
-            UnavailableError: It does: the change was not made, or does not show yet.
+            UnavailableError: The label still points there: the change was not made, or is not visible yet.
         """
         if not self.confirms_labels or version == before:
             return
@@ -610,14 +613,15 @@ class SecretProvider(ABC):
         raise call.error(UnavailableError, "the store answered success, but the secret is still read")
 
     def takes_label(self, label: str) -> bool:
-        """Return whether `label`, `write` and `read` take this label; a plugin that keeps some back replaces this."""
+        """Return whether `label`, `write` and `read` accept a label. A plugin with reserved labels overrides this."""
         return is_label(label)
 
     def check_secret_id(self, secret_id: str) -> None:
-        """Check a secret's name; a plugin whose store allows other characters replaces this.
+        """Check a secret's name. A plugin overrides this if its store allows other characters.
 
         Raises:
-            ConfigurationError: It is not components of ``[A-Za-z0-9._-]`` between slashes, none of them dots only.
+            ConfigurationError: The name must be components of ``[A-Za-z0-9._-]`` between slashes, none of them only
+                dots.
         """
         # SECURITY: no component can lead out of the store's place for us (tests/unit/providers/test_base.py).
         if ORG_FIELD in secret_id:
@@ -651,7 +655,7 @@ class SecretProvider(ABC):
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
 
     def _check_held_label(self, call: Call, label: str) -> Label:
-        """Return a label that may be one that another tool has set."""
+        """Check a label that another tool may have set, and return it."""
         if isinstance(label, VersionId) or not 0 < len(label) <= MAX_HELD_LABEL_CHARS:
             return self._check_label(call, label)
         return Label(label)
@@ -668,7 +672,7 @@ class SecretProvider(ABC):
     async def _run_call(
         self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None = None
     ) -> Result:
-        """Run one attempt after another until one succeeds, the policy ends, or the deadline passes; and count it."""
+        """Attempt a call until it succeeds, the retry policy ends, or the deadline passes; count the call."""
         with self.call_counts.count_call(call.operation, self.clock.monotonic):
             return await self._run_attempts(call, action, attempts)
 
@@ -749,15 +753,15 @@ async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) 
 
 
 class PlatformError(Exception):
-    """An error of a platform, not yet assigned to a call.
+    """An error of a platform that does not know yet which call it belongs to.
 
-    `for_call` adds provider, secret and operation. Its message holds names, statuses and quotes of the server that
-    cannot hold a value; never a token.
+    `for_call` adds the provider, the secret and the operation. The message holds names, statuses and server texts that
+    cannot contain a value; never a token.
 
     Attributes:
-        kind: The class that it becomes.
-        hint: What to do next, where the class's own hint is not the best one.
-        retry_after: The server's hint in seconds, for `ThrottledError`.
+        kind: The class of the error that `for_call` returns.
+        hint: What to do next, if the class's own hint is not the best one.
+        retry_after: The pause in seconds that the server asks for, with `ThrottledError`.
         final: Whether another attempt is pointless although the class is retryable.
     """
 
@@ -777,7 +781,7 @@ class PlatformError(Exception):
         self.final = final
 
     def for_call(self, call: Call) -> ProviderError:
-        """Return it as the error of one call."""
+        """Return this error as the error of one call."""
         error = call.error(self.kind, str(self), hint=self.hint, final=self.final)
         if isinstance(error, ThrottledError):
             error.retry_after = self.retry_after
@@ -789,7 +793,7 @@ CloudSecretProvider = SecretProvider
 
 
 class StoreReader(Protocol):
-    """The part of a store that reads: a `SecretProvider`, or what wraps one."""
+    """The read methods of a store: implemented by `SecretProvider` and by wrappers around one."""
 
     @property
     def guarantees(self) -> Guarantees: ...

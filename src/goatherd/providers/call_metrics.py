@@ -31,7 +31,7 @@ def possible_outcomes() -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class Durations:
-    """How long calls took: one count for each of `BUCKETS` and one for what took longer, and seconds in all."""
+    """A histogram of call durations: a count for each of `BUCKETS`, a count of longer calls, and the total seconds."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
     total: float = 0.0
@@ -42,7 +42,7 @@ class Durations:
 
 
 class CallCounts:
-    """The calls of one provider since it was made. An operation appears with its first call, and then whole."""
+    """Counts of one provider's calls. An operation is added at its first call, then with all its outcomes."""
 
     def __init__(self, provider: str) -> None:
         self.provider = provider
@@ -52,11 +52,11 @@ class CallCounts:
 
     @contextmanager
     def count_call(self, operation: str, monotonic: Callable[[], float]) -> Iterator[None]:
-        """Count what happens inside as one call.
+        """Count the code inside the ``with`` block as one call.
 
         Args:
             operation: The name of the provider's public method.
-            monotonic: Tells seconds.
+            monotonic: Returns the seconds of a monotonic clock.
         """
         began, outcome = monotonic(), CANCELLED
         try:
@@ -69,22 +69,22 @@ class CallCounts:
             self._ended_with(operation, outcome, monotonic() - began)
 
     def count_retry(self, operation: str) -> None:
-        """Count one more attempt of a call that was made before."""
+        """Count one more attempt of a call that was already counted."""
         self._retries[operation] = self._retries.get(operation, 0) + 1
 
     @property
     def ended(self) -> Mapping[tuple[str, str], int]:
-        """How many calls ended, by operation and outcome."""
+        """The number of calls that ended, by operation and outcome."""
         return dict(self._ended)
 
     @property
     def retries(self) -> Mapping[str, int]:
-        """How many attempts were made beyond the first of each call, by operation."""
+        """The number of attempts beyond the first of each call, by operation."""
         return {operation: self._retries.get(operation, 0) for operation in list(self._durations)}
 
     @property
     def durations(self) -> Mapping[str, Durations]:
-        """How long the calls took, retries and pauses included, by operation."""
+        """The durations of the calls, retries and pauses included, by operation."""
         return {operation: Durations(list(one.counts), one.total) for operation, one in list(self._durations.items())}
 
     def _ended_with(self, operation: str, outcome: str, seconds: float) -> None:

@@ -17,7 +17,7 @@ MOMENT: Final = timedelta(seconds=1)
 
 
 async def finish_request(work: Coroutine[Any, Any, Result], moment: timedelta = MOMENT) -> Result:
-    """Await a request; when cancelled, wait a moment for its answer, then give it up and pass the cancellation on."""
+    """Await a request. If cancelled, wait a moment for its answer, then abandon it and pass the cancellation on."""
     running = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(running)
@@ -31,6 +31,6 @@ async def finish_request(work: Coroutine[Any, Any, Result], moment: timedelta = 
 
 
 def retrieve_outcome(running: asyncio.Future[Any]) -> None:
-    """Take note of the outcome of a task that is not awaited, so that asyncio does not warn of it."""
+    """Retrieve the outcome of a task that is not awaited, so that asyncio does not warn about it."""
     if not running.cancelled():
         running.exception()

@@ -37,8 +37,8 @@ class Finding:
     Attributes:
         name: What was checked, in one or two words, such as ``rights``.
         verdict: The result.
-        text: What was found.
-        hint: What to do, or empty.
+        text: The finding in words.
+        hint: What the operator should do, or empty.
     """
 
     name: str
@@ -49,10 +49,10 @@ class Finding:
 
 @runtime_checkable
 class DiagnosableSecretProvider(Protocol):
-    """A `SecretProvider` that can report on one of its secrets, such as rights and limits."""
+    """A `SecretProvider` that can report on one of its secrets, for example on permissions and limits."""
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what can be found out of one existing secret without changing anything.
+        """Return the findings about one existing secret. Changes nothing.
 
         Raises:
             ProviderError: As the methods of `SecretProvider`.
@@ -61,12 +61,12 @@ class DiagnosableSecretProvider(Protocol):
 
 
 def rights_finding(scheme: str, *, may_write: bool, may_destroy: bool | None) -> Finding:
-    """Return the finding on what the credentials in use may do; that they may read is known.
+    """Return the finding on the credentials' permissions; that they allow reading is already known.
 
     Args:
-        scheme: The provider's, for the command in the hint.
-        may_write: Whether they may write versions and move labels.
-        may_destroy: Whether they may destroy versions; None where that is the same right.
+        scheme: The provider's URI scheme, for the command in the hint.
+        may_write: Whether the credentials may write versions and move labels.
+        may_destroy: Whether they may destroy versions; None if the same permission covers that.
     """
     if not may_write:
         return Finding(
@@ -96,37 +96,36 @@ class WatchableSecretProvider(Protocol):
     """A `SecretProvider` whose store reports changes (`Guarantees.push`)."""
 
     def watch(self, secret_id: str) -> AsyncIterator[None]:
-        """Yield once when the watch stands, then each time that the secret may have changed.
+        """Yield once when the watch is established, then each time that the secret may have changed.
 
-        A hint and no more: it carries nothing, may stand for several changes or for none, and the caller reads
-        again. It ends when the store ends it, which it may at any time. It does not retry: the caller watches again,
-        and the first hint then stands for all that was missed.
+        An item carries no data and can stand for several changes or for none: the caller reads the secret again. The
+        store may end the watch at any time, and the watch does not retry. The caller then starts a new watch, whose
+        first item covers all changes that were missed.
 
         Raises:
-            ProviderError: It cannot stand, or broke; as the methods of `SecretProvider`.
+            ProviderError: The watch cannot be established, or broke; as for the methods of `SecretProvider`.
         """
         ...
 
 
 @runtime_checkable
 class ReservingSecretProvider(Protocol):
-    """A `SecretProvider` that can reserve room for later writes."""
+    """A `SecretProvider` that can reserve space for later writes."""
 
     async def reserve(self, secret_id: str) -> None:
-        """Make sure that the writes of a command have room, though the store runs full meanwhile.
+        """Reserve space for the writes of one command, in case the store runs full meanwhile.
 
-        Reserving again, where the room is reserved already, changes nothing. A write that finds the store full uses
-        the reserve up.
+        If the space is reserved already, nothing changes. A write that finds the store full uses the reserve.
 
         Raises:
             SecretNotFoundError: No such secret.
-            UnavailableError: There is no room. Nothing was changed.
+            UnavailableError: There is not enough space. Nothing was changed.
         """
         ...
 
 
 async def reserve_room(provider: SecretProvider, secret_id: str) -> None:
-    """Reserve room for the writes that follow, where the store can: what has begun must not stop for it half-way.
+    """Reserve space for the writes that follow, if the store can, so that a change does not stop half-way.
 
     Raises:
         SecretNotFoundError, UnavailableError: As `ReservingSecretProvider.reserve`.

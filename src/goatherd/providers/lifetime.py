@@ -13,7 +13,7 @@ Work = Callable[[], Awaitable[None]]
 
 
 class LifetimeMisuseError(Exception):
-    """A resource is used after it was closed, or in another event loop. The text completes "the provider …"."""
+    """A resource was used after it was closed, or in another event loop. The message completes "the provider …"."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -23,8 +23,8 @@ class LifetimeMisuseError(Exception):
 class SharedLifetime:
     """Opens a shared resource on first use and closes it after the last.
 
-    It counts the users of one async context manager; users do not wait for each other. Where opening fails, it fails
-    for the caller that did it, and the next one tries again. A caller that did not enter uses `hold_open`.
+    It counts the users of one async context manager. If opening fails, the user that opened gets the error, and the
+    next user tries again. A caller outside the context manager uses `hold_open`.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class SharedLifetime:
         self._is_closed = False
 
     async def enter_resource(self, opening: Work) -> None:
-        """Start to use the resource: do `opening` for the first user, else wait until it has ended."""
+        """Begin to use the resource: the first user runs `opening`; the others wait until it has ended."""
         self._forget_ended_loop()
         while self._busy is not None:
             await asyncio.wait({self._busy})
@@ -46,17 +46,17 @@ class SharedLifetime:
         self._users += 1
 
     async def leave_resource(self, closing: Work) -> None:
-        """Stop using the resource: do `closing` after the last user, and refuse calls until it is entered again."""
+        """Stop using the resource: the last user runs `closing`; calls are then rejected until it is entered again."""
         self._users -= 1
         if self._users == 0:
             self._is_closed = True
             await self._run_alone(closing)
 
     async def hold_open(self, opening: Work, closing: Work) -> None:
-        """Open the resource for a call whose caller did not enter; it is closed when the event loop ends.
+        """Open the resource for a caller outside the context manager; it is closed when the event loop ends.
 
         Raises:
-            LifetimeMisuseError: It was closed, or is open in another event loop.
+            LifetimeMisuseError: The resource was closed, or is open in another event loop.
         """
         self._forget_ended_loop()
         if self._is_closed:
@@ -75,7 +75,7 @@ class SharedLifetime:
         await asyncio.shield(self._opened)
 
     async def release(self) -> None:
-        """Close what `hold_open` has opened; unless there are users left, refuse calls until it is entered again."""
+        """Close what `hold_open` opened. If no users are left, reject calls until the resource is entered again."""
         self._forget_ended_loop()
         holder, self._holder = self._holder, None
         if holder is not None and not holder.done():
@@ -101,7 +101,7 @@ class SharedLifetime:
             self._is_closed = False
 
     def _forget_ended_loop(self) -> None:
-        """Start anew where the event loop has ended without closing: what was open in it cannot be used or closed."""
+        """Reset the state if the event loop ended without closing: its resources can no longer be used or closed."""
         if self._loop is not None and self._loop.is_closed():
             self._users, self._busy, self._loop, self._holder = 0, None, None, None
 

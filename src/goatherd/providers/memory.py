@@ -22,7 +22,7 @@ from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
 
 @dataclass(slots=True)
 class MemoryStore:
-    """What one or more memory providers share."""
+    """The secrets that one or more memory providers share."""
 
     ledgers: dict[str, VersionedRecord] = field(default_factory=dict)
     values: dict[tuple[str, int], SecretBytes] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class MemorySecretProvider(SecretProvider):
 
 
 def policy(role: str, secret: str) -> str:
-    """Refuse: all code in the process can do everything.
+    """Raise an error: no policy can restrict the memory store, because all code in the process can use it.
 
     Raises:
         ConfigurationError: Always.

@@ -14,7 +14,7 @@ def check_role(role: str) -> None:
     """Check the name of a role.
 
     Raises:
-        ConfigurationError: There is no such role.
+        ConfigurationError: The role is unknown.
     """
     if role not in get_args(Role):
         raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")

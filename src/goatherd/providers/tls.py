@@ -13,9 +13,10 @@ import httpx2
 
 
 def default_context() -> ssl.SSLContext:
-    """Return the context that httpx uses by default: certificates and host names are checked.
+    """Return the TLS context that httpx uses by default; it checks certificates and host names.
 
-    It is shared: do not change it. It follows ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` as they are when it is asked for.
+    All callers share the context: do not change it. It uses ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` as they are at the
+    call.
     """
     return _make_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 

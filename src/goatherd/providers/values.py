@@ -25,14 +25,14 @@ _RESERVED_LABELS = frozenset({"latest", "new"})
 
 @final
 class Label(str):
-    """A movable name for one version of a secret, such as ``current``. Not a `VersionId`, whatever its text."""
+    """A movable name for one version of a secret, such as ``current``. A `VersionId` with the same text is no label."""
 
     __slots__ = ()
 
 
 @final
 class VersionId(str):
-    """A store's own id of one immutable value. Opaque: only the provider that made it reads an order out of it."""
+    """A store's own id of an immutable version. Opaque: only the provider that made the id knows its order."""
 
     __slots__ = ()
 
@@ -55,13 +55,13 @@ class SecretVersion:
 
     Attributes:
         id: The store's own id.
-        labels: The labels that point at it, those of other tools too, as the platform spells them: they need not be
-            labels that `SecretProvider.label` takes.
+        labels: The labels that point at the version, including those of other tools as the platform spells them, which
+            `SecretProvider.label` may not accept.
         created_ms: Milliseconds since 1970, by the store's clock.
         state: Whether its value can be read.
-        is_leftover: Whether an interrupted change left it: the store has the value, but no record of Goatherd's names
-            it, or the record says that it is destroyed. It can be read by its id, unless it was disabled, and
-            destroyed, but takes no label. It may belong to a process that is still writing.
+        is_leftover: Whether an interrupted change left it: the store has the value, but Goatherd's record does not name
+            it or says that it is destroyed. It can be destroyed and, unless it was disabled, read by its id, but takes
+            no label. It may belong to a process that is still writing.
     """
 
     id: VersionId
@@ -87,8 +87,8 @@ def check_label(text: str) -> Label:
     """Return `text` as a label.
 
     Raises:
-        ConfigurationError: It is not 1 to 63 of ``[A-Za-z0-9_-]`` after a letter, or is ``latest`` or ``new``, which
-            some stores keep for themselves.
+        ConfigurationError: The text is not a letter followed by up to 62 of ``[A-Za-z0-9_-]``, or is ``latest`` or
+            ``new``, which some stores reserve.
     """
     if isinstance(text, VersionId) or not is_label(text):
         raise ConfigurationError(
@@ -99,10 +99,10 @@ def check_label(text: str) -> Label:
 
 
 def shown_label(label: str) -> str:
-    """Return a label for humans, on one line and as a POSIX shell takes it.
+    """Return a label for humans, on one line and quoted for a POSIX shell.
 
     Args:
-        label: Any label that a store shows: one that another tool has set may hold spaces, and worse.
+        label: Any label in a store; one that another tool has set may contain spaces or control characters.
     """
     if label.isprintable():
         return shlex.quote(label)
@@ -114,7 +114,7 @@ def shown_label(label: str) -> str:
 
 
 def shown_labels(labels: Iterable[str]) -> str:
-    """Return labels for humans, in order, with a space between them; see `shown_label`."""
+    """Return labels for humans, sorted and separated by spaces; see `shown_label`."""
     return " ".join(shown_label(label) for label in sorted(labels))
 
 
@@ -122,7 +122,7 @@ def secret_id_for(template: str, org: str) -> str:
     """Return `template` with ``{org}`` replaced by the organization's id.
 
     Raises:
-        ConfigurationError: The id is not one component of ``[A-Za-z0-9._-]``, so that it could lead elsewhere.
+        ConfigurationError: The id is not one component of ``[A-Za-z0-9._-]``, so it could lead to another secret.
     """
     # SECURITY: an organization named `../other` must not reach another secret
     # (tests/unit/providers/test_base.py::test_an_organization_cannot_step_out_of_its_place).
@@ -133,9 +133,9 @@ def secret_id_for(template: str, org: str) -> str:
 
 @final
 class SecretBytes:
-    """Secret bytes that are masked in ``repr``, ``str`` and format strings, and cannot be pickled or joined to bytes.
+    """Secret bytes, masked in ``repr``, ``str`` and format strings; they cannot be pickled or joined to bytes.
 
-    Equality takes constant time for equal lengths.
+    Comparing values of equal length takes constant time.
     """
 
     __slots__ = ("_value",)

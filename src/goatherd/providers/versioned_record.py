@@ -35,28 +35,28 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
 
 class ForeignRecordError(ValueError):
-    """The record was not written by Goatherd, or by a later one."""
+    """The record was not written by Goatherd, or was written by a later version."""
 
 
 class DamagedRecordError(ValueError):
-    """The record is not as it was written; the text says why and quotes nothing."""
+    """The record is not as it was written; the message says why and quotes nothing."""
 
 
 def parse_number(version: str) -> int:
-    """Return the number that a version id is; 0 where it is none."""
+    """Return the number that a version id denotes; 0 if it is not a number."""
     return int(version) if _NUMBER.fullmatch(version) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedVersion:
-    """One version.
+    """What a record keeps of one version.
 
     Attributes:
         created_ms: Milliseconds since 1970.
-        request: The `Call.request` that wrote it, so that a repeated attempt is recognized.
+        request: The `Call.request` of the call that wrote it, by which a repeated attempt is recognized.
         digest: SHA-256 of the value in hex.
         size: The value's length in bytes.
-        destroyed: Whether the value is gone for good.
+        destroyed: Whether the value was permanently destroyed.
     """
 
     created_ms: int
@@ -68,27 +68,27 @@ class RecordedVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledVersions(Generic[Key, Kept]):
-    """Versions and labels of one secret, and the rules of compare-and-swap by which labels move. Immutable.
+    """The versions and labels of one secret, and the compare-and-swap rules by which labels move. Immutable.
 
-    What a store numbers or names its versions by, and what it keeps of one, is the store's.
+    Each store defines the keys of its versions and what it records of a version.
 
     Attributes:
-        versions: What is kept of each version.
-        labels: Which version holds which label.
+        versions: The entry of each version.
+        labels: The version that each label points at.
     """
 
     versions: Mapping[Key, Kept] = field(default_factory=lambda: MappingProxyType({}))
     labels: Mapping[Label, Key] = field(default_factory=lambda: MappingProxyType({}))
 
     def must_exist(self, call: Call) -> None:
-        """Raise `SecretNotFoundError` unless there is a secret."""
+        """Raise `SecretNotFoundError` unless the secret exists."""
 
     def find_version(self, call: Call, at: Label | VersionId) -> Key:
         """Return the key of a readable version.
 
         Raises:
-            SecretNotFoundError: No such secret or version, or no version holds the label.
-            VersionDisabledError: Its value was withdrawn.
+            SecretNotFoundError: No such secret or version, or no version has the label.
+            VersionDisabledError: The version's value was disabled or destroyed.
         """
         self.must_exist(call)
         if isinstance(at, VersionId):
@@ -102,7 +102,7 @@ class LabelledVersions(Generic[Key, Kept]):
         return key
 
     def check_expected(self, call: Call, label: Label, expected: VersionId | None) -> None:
-        """Raise `ConflictError` unless `label` is where `expected` says."""
+        """Raise `ConflictError` unless `label` points at the version `expected`."""
         holder = self.labels.get(label)
         if (None if holder is None else str(holder)) != expected:
             found = "no version" if holder is None else f"version {holder}"
@@ -114,8 +114,8 @@ class LabelledVersions(Generic[Key, Kept]):
 
         Raises:
             SecretNotFoundError: No such secret or version.
-            VersionDisabledError: The version's value was withdrawn.
-            ConflictError: `label` is not where `expected` says.
+            VersionDisabledError: The version's value was disabled or destroyed.
+            ConflictError: `label` does not point at the version `expected`.
         """
         key = self.find_version(call, version)
         self.check_expected(call, label, expected)
@@ -126,7 +126,7 @@ class LabelledVersions(Generic[Key, Kept]):
 
         Raises:
             SecretNotFoundError: No such secret.
-            ConflictError: `label` is not where `expected` says.
+            ConflictError: `label` does not point at the version `expected`.
         """
         self.must_exist(call)
         self.check_expected(call, label, expected)
@@ -134,11 +134,11 @@ class LabelledVersions(Generic[Key, Kept]):
         return replace(self, labels=MappingProxyType(left))
 
     def require_unlabelled(self, call: Call, version: VersionId) -> Key:
-        """Return the key of a version that no label holds, so that its value may be withdrawn.
+        """Return the key of a version, after checking that no label points at it, so that its value may be destroyed.
 
         Raises:
             SecretNotFoundError: No such secret or version.
-            ConflictError: A label points at it.
+            ConflictError: A label points at the version.
         """
         self.must_exist(call)
         key = self.parse_version(call, version)
@@ -152,11 +152,11 @@ class LabelledVersions(Generic[Key, Kept]):
         return key
 
     def labels_of(self, key: Key) -> frozenset[Label]:
-        """Return the labels that a version holds."""
+        """Return the labels that point at a version."""
         return frozenset(label for label, holder in self.labels.items() if holder == key)
 
     def parse_version(self, call: Call, version: VersionId) -> Key:
-        """Return the key of a version id.
+        """Return the key of the version with an id.
 
         Raises:
             SecretNotFoundError: There is no such version.
@@ -164,22 +164,22 @@ class LabelledVersions(Generic[Key, Kept]):
         raise NotImplementedError
 
     def how_withdrawn(self, key: Key) -> str | None:
-        """Return what was done to a version's value, such as ``destroyed``; None where it can be read."""
+        """Return why a version's value cannot be read, such as ``destroyed``; None if it can be read."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionedRecord(LabelledVersions[int, RecordedVersion]):
-    """All versions and labels of one secret in a store that we number; an empty one stands for no secret.
+    """All versions and labels of one secret, for a store whose versions Goatherd numbers; empty if there is no secret.
 
-    Version ids are the numbers 1, 2, 3…, parsed at the edge and never compared as text.
+    Version ids are the numbers 1, 2, 3…, which are parsed when they come in and never compared as strings.
     """
 
     labels: Mapping[Label, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def exists(self) -> bool:
-        """Whether there is a secret."""
+        """Whether the secret exists."""
         return bool(self.versions)
 
     @property
@@ -188,7 +188,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         return max(self.versions, default=0) + 1
 
     def describe_version(self, number: int) -> SecretVersion:
-        """Return what a caller is told of version `number`."""
+        """Return the description of a version for the caller."""
         entry = self.versions[number]
         return SecretVersion(
             id=VersionId(number),
@@ -202,7 +202,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         return [self.describe_version(number) for number in sorted(self.versions, reverse=True)]
 
     def must_exist(self, call: Call) -> None:
-        """Raise `SecretNotFoundError` unless there is a secret."""
+        """Raise `SecretNotFoundError` unless the secret exists."""
         if not self.exists:
             raise call.error(SecretNotFoundError, "there is no such secret")
 
@@ -212,10 +212,10 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         return next((n for n in range(newest, max(0, newest - 64), -1) if self._request_of(n) == request), None)
 
     def with_first_version(self, call: Call, entry: RecordedVersion, label: Label) -> VersionedRecord:
-        """Return the ledger of a new secret.
+        """Return the record of a new secret.
 
         Raises:
-            SecretExistsError: There is one.
+            SecretExistsError: The secret exists already.
         """
         if self.exists:
             raise call.error(SecretExistsError, "the secret exists already")
@@ -224,22 +224,22 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
     def with_version(
         self, call: Call, entry: RecordedVersion, label: Label, expected: VersionId | None
     ) -> VersionedRecord:
-        """Return the ledger with one more version that holds `label`.
+        """Return the record with one more version, to which `label` points.
 
         Raises:
-            SecretNotFoundError: There is no secret.
-            ConflictError: `label` is not where `expected` says.
+            SecretNotFoundError: The secret does not exist.
+            ConflictError: `label` does not point at the version `expected`.
         """
         self.must_exist(call)
         self.check_expected(call, label, expected)
         return self._add_version(entry, label)
 
     def without_value(self, call: Call, version: VersionId) -> VersionedRecord:
-        """Return the ledger with a version's value gone; itself when it is gone already.
+        """Return the record with a version marked as destroyed; unchanged if it is destroyed already.
 
         Raises:
             SecretNotFoundError: No such secret or version.
-            ConflictError: A label points at it.
+            ConflictError: A label points at the version.
         """
         number = self.require_unlabelled(call, version)
         if self.versions[number].destroyed:
@@ -274,9 +274,9 @@ class RecordForm:
 
     Attributes:
         name: The name of the format, which is in the record.
-        members: The order of the members of a version, which is part of the format.
-        may_be_empty: Whether the store writes a record before it has a version.
-        is_alone: Whether only this store writes such an object, so that a foreign record is a damaged one.
+        members: The order of a version's members, which is part of the format.
+        may_be_empty: Whether the store writes a record before the first version exists.
+        is_alone: Whether only Goatherd writes to that place, so that a record in another format counts as damaged.
     """
 
     name: str
@@ -291,11 +291,11 @@ def encode_record(record: VersionedRecord, form: RecordForm) -> bytes:
 
 
 def decode_record(raw: bytes, form: RecordForm) -> VersionedRecord:
-    """Return the record that `raw` holds.
+    """Return the record that is encoded in `raw`.
 
     Raises:
-        ForeignRecordError: It is in another format.
-        DamagedRecordError: It is not what `encode` wrote.
+        ForeignRecordError: The record is in another format.
+        DamagedRecordError: The record is not what `encode_record` wrote.
     """
     try:
         record = record_of(parse_record(raw, form.name), may_be_empty=form.may_be_empty)
@@ -308,7 +308,7 @@ def decode_record(raw: bytes, form: RecordForm) -> VersionedRecord:
 
 
 def encode_base64(raw: bytes) -> str:
-    """Return the base64 of a value, as stores that take text hold it."""
+    """Return the base64 of a value, for stores that hold strings."""
     return base64.b64encode(raw).decode()
 
 
@@ -316,7 +316,7 @@ def decode_base64(encoded: object) -> bytes:
     """Return the bytes of a value that is stored as base64.
 
     Raises:
-        DamagedRecordError: It is no base64.
+        DamagedRecordError: The string is not base64.
     """
     try:
         return base64.b64decode(str(encoded), validate=True)
@@ -330,31 +330,31 @@ def digest_of(value: SecretBytes) -> str:
 
 
 def entry_for(value: SecretBytes, *, request: str, now_ms: int) -> RecordedVersion:
-    """Return what a ledger keeps of a new version."""
+    """Return the entry of a record for a new version."""
     return RecordedVersion(created_ms=now_ms, request=request, digest=digest_of(value), size=value.size)
 
 
 def matches_entry(value: SecretBytes, entry: RecordedVersion) -> bool:
-    """Whether a value is the one that a ledger's entry was made for."""
+    """Return whether a value is the one for which a record's entry was made."""
     return value.size == entry.size and digest_of(value) == entry.digest
 
 
 def with_digest(form: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content with its format and its digest before it."""
+    """Return the content, preceded by the name of its format and its digest."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {"format": form, "sha256": digest, **content}
 
 
 def parse_record(stored: str | bytes, *formats: str) -> dict[str, Any]:
-    """Return the members of a stored record. The digest is not checked: compare the record with what would be written.
+    """Return the members of a stored record. The digest is not checked; `must_be_equal` does that.
 
     Args:
-        stored: JSON.
-        formats: Those that are known, the present one first.
+        stored: The record as JSON.
+        formats: The names of the known formats, the present one first.
 
     Raises:
-        DamagedRecordError: It is not JSON.
-        ForeignRecordError: It is in none of the formats.
+        DamagedRecordError: The record is not JSON.
+        ForeignRecordError: The record is in none of the formats.
     """
     try:
         document = json.loads(stored)
@@ -382,17 +382,17 @@ def reading_members() -> Iterator[None]:
 
 
 def must_be_equal(written: object, stored: object) -> None:
-    """Raise `DamagedRecordError` unless a record is stored as its content would be written now, with its digest."""
+    """Raise `DamagedRecordError` unless the stored record equals its content encoded again, digest included."""
     if written != stored:
         raise DamagedRecordError("its digest does not fit its content")
 
 
 def record_content(ledger: VersionedRecord, members: tuple[str, ...] = _MEMBERS) -> dict[str, Any]:
-    """Return the members of a record that hold a ledger.
+    """Return the members of a record for the given versions and labels.
 
     Args:
         ledger: The versions and labels.
-        members: The order of the members of a version, which is part of a store's format where bytes are compared.
+        members: The order of a version's members, which is part of the format of a store that compares bytes.
     """
     return {
         "labels": {str(label): ledger.labels[label] for label in sorted(ledger.labels)},
@@ -404,11 +404,11 @@ def record_content(ledger: VersionedRecord, members: tuple[str, ...] = _MEMBERS)
 
 
 def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> VersionedRecord:
-    """Return the ledger that a record holds.
+    """Return the versions and labels in a stored record.
 
     Args:
-        document: The record's members.
-        may_be_empty: Whether the store writes a record before it has a version.
+        document: The members of the record.
+        may_be_empty: Whether the store writes a record before the first version exists.
 
     Raises:
         DamagedRecordError: A member is missing or of the wrong kind, or a label points at no version.

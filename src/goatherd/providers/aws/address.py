@@ -39,15 +39,15 @@ FORM: Final = AddressForm(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AWSAddress:
-    """How a store is reached. None stands for what the SDK's standard chain says.
+    """How to reach AWS Secrets Manager. None leaves a value to the SDK's standard chain.
 
     Attributes:
         region: Such as ``eu-west-1``.
         profile: A profile of ``~/.aws/config``.
-        endpoint: Another address of the service, such as a VPC endpoint.
-        role_arn: A role to assume with the credentials found.
-        kms_key_id: The key that a secret made here is encrypted with; None for ``aws/secretsmanager``.
-        recovery_days: How long a deleted secret can be restored, 7 to 30; 0 for not at all.
+        endpoint: Another URL of the service, such as a VPC endpoint.
+        role_arn: A role to assume with the credentials that the SDK finds.
+        kms_key_id: The key that encrypts a secret created here; None for ``aws/secretsmanager``.
+        recovery_days: How long a deleted secret can be restored: 7 to 30 days, or 0 for not at all.
     """
 
     region: str | None = None
@@ -72,17 +72,17 @@ class AWSAddress:
 
 
 def parse_uri(uri: str) -> tuple[AWSAddress, str]:
-    """Return the address and the secret id (maybe with ``{org}`` in it) that `uri` names.
+    """Return the address and the secret id that `uri` names; the id may contain ``{org}``.
 
     Raises:
-        ConfigurationError: It is not ``aws://REGION/SECRET``, or an option is unknown, doubled or wrong.
+        ConfigurationError: The URI is not ``aws://REGION/SECRET``, or an option is unknown, repeated or invalid.
     """
     parsed = addresses.parse_uri(FORM, uri)
     return _build_address(parsed.host or None, parsed.options), parsed.path
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
-    """Return the same from ``{"provider": "aws", "secretId": "…", "region": "…"}``.
+    """Return the address and the secret id from ``{"provider": "aws", "secretId": "…", "region": "…"}``.
 
     Raises:
         ConfigurationError: An option is missing, of the wrong kind, or unknown.

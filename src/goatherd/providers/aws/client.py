@@ -117,7 +117,7 @@ _SET_UP: Final = (
 
 
 class Client(Protocol):
-    """What is used of boto3's ``secretsmanager`` client; it is made at run time and has no types of its own."""
+    """The methods of boto3's ``secretsmanager`` client that are used; boto3 creates its class at run time."""
 
     def create_secret(self, **request: object) -> Answer: ...
     def delete_secret(self, **request: object) -> Answer: ...
@@ -131,11 +131,11 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRefusal:
-    """An answer that is an error.
+    """An error that the service answered with.
 
     Attributes:
-        code: The platform's own, or the name of the SDK's exception.
-        error: Ours.
+        code: The service's error code, or the name of the SDK's exception.
+        error: Goatherd's error for it.
     """
 
     code: str
@@ -144,7 +144,7 @@ class ServiceRefusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredVersion:
-    """One version as the service tells it, with its value."""
+    """One version and its value, as the service reports them."""
 
     id: VersionId
     stages: frozenset[str]
@@ -153,13 +153,13 @@ class StoredVersion:
 
 
 class SecretsManagerAPI:
-    """One client, made at the first request, and the threads that it works in.
+    """Sends requests to Secrets Manager: one boto3 client, created at the first request, and its threads.
 
     Args:
-        address: Where and as whom.
+        address: The address of the service and the credentials to use.
         timeout: The deadline of a whole call; no single request takes longer than half of it.
-        clock: Tells how long an answer took.
-        store_clock: Told the date of each answer.
+        clock: Measures how long an answer took.
+        store_clock: Records the date of each answer.
     """
 
     def __init__(self, address: AWSAddress, timeout: timedelta, clock: Clock, store_clock: RemoteClock) -> None:
@@ -174,16 +174,17 @@ class SecretsManagerAPI:
     async def call_service(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
     ) -> Answer:
-        """Send one request and return the answer, of which nothing has been checked.
+        """Send one request and return the answer, unchecked.
 
         Args:
-            call: On whose behalf.
-            method: The client's.
-            request: The fields.
-            carried: The value to send. SECURITY: it is hidden up to the thread, so that no frame of an error shows it.
+            call: The provider call that needs the request.
+            method: The name of the boto3 client's method.
+            request: The fields of the request.
+            carried: The secret value to send. SECURITY: it stays masked until the thread sends it, so that no frame of
+                an error shows it.
 
         Raises:
-            ProviderError: See `refusal_of`.
+            ProviderError: The request failed; see `refusal_of`.
         """
         outcome = await self.try_call(call, method, request, carried)
         if isinstance(outcome, ServiceRefusal):
@@ -193,7 +194,7 @@ class SecretsManagerAPI:
     async def try_call(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
     ) -> Answer | ServiceRefusal:
-        """Send one request and return the answer, or the refusal for the caller to judge."""
+        """Send one request and return the answer, unchecked, or the service's error for the caller to handle."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="goatherd-aws")
@@ -221,7 +222,7 @@ class SecretsManagerAPI:
     def _send_request(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None
     ) -> Answer | ServiceRefusal:
-        """Do it, in a thread. What the SDK raises ends here, so that no traceback of ours leads to it."""
+        """Send one request in a thread, and translate the SDK's exceptions here, so that no traceback leads to them."""
         began = self._clock.monotonic()
         try:
             client = self._get_client()
@@ -246,7 +247,7 @@ class SecretsManagerAPI:
 
 
 def _fields_of(value: SecretBytes) -> dict[str, object]:
-    """Return the value as the field of a request: text where it is plain text, so that others read it as such."""
+    """Return the request field for a value: a string if the value is plain text, so that other tools can read it."""
     raw = value.reveal()
     try:
         text = raw.decode()
@@ -263,7 +264,7 @@ async def _settle_future(
 
 
 def make_client(address: AWSAddress, timeout: timedelta) -> Client:
-    """Return a client with the standard chain's credentials, without retries, that gives up in time.
+    """Return a boto3 client with the standard chain's credentials, without retries, and with short timeouts.
 
     SECURITY: the SDK's debug log holds requests and answers with their values, so it is turned off for this process
     (tests/contract/aws/test_answers.py::test_no_error_log_or_traceback_shows_a_value).
@@ -309,7 +310,7 @@ def _assume_role(source: boto3.Session, role_arn: str, config: Config) -> boto3.
 
 
 def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
-    """Translate what the SDK raised."""
+    """Translate an exception of the SDK."""
     if isinstance(error, sdk.ClientError):
         return _service_refusal(call, error.response)
     name = type(error).__name__
@@ -346,7 +347,7 @@ def _service_refusal(call: Call, response: Answer) -> ServiceRefusal:
 
 
 def _error_for(call: Call, code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
-    """Return our error for one of theirs. `text` decides, but is quoted for a denial only."""
+    """Return Goatherd's error for an error of AWS. `text` helps to choose it, but is quoted for a denial only."""
     if code in _THROTTLED or status == 429:
         error = call.error(ThrottledError, where)
         error.retry_after = _retry_after(headers)
@@ -399,7 +400,7 @@ def deleted_error(call: Call) -> SecretDeletedError:
 
 
 def _retry_after(headers: Answer) -> float | None:
-    """Return the service's own hint in seconds, at most an hour."""
+    """Return the pause in seconds that the service asks for, at most an hour."""
     for name, unit in (("retry-after", 1.0), ("x-amz-retry-after", 0.001)):
         value = str(headers.get(name, ""))
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
@@ -411,7 +412,7 @@ def _retry_after(headers: Answer) -> float | None:
 
 
 def damaged_error(call: Call, what: str) -> UnavailableError:
-    """Return the error for an answer that is not whole: the SDK makes an empty success of one that was cut."""
+    """Return the error for an incomplete answer; the SDK turns an answer that was cut off into an empty success."""
     return call.error(UnavailableError, f"the answer is damaged: {what}")
 
 
@@ -419,14 +420,14 @@ def check_named(call: Call, answer: Answer) -> None:
     """Check that an answer names a secret, as every answer of this service does.
 
     Raises:
-        UnavailableError: It does not: nothing is known of what the request did.
+        UnavailableError: The answer names no secret, so it is unknown what the request did.
     """
     if not isinstance(answer.get("ARN"), str) or not answer["ARN"]:
         raise damaged_error(call, "it does not name the secret")
 
 
 def version_of(call: Call, answer: Answer) -> VersionId:
-    """Return the version id that an answer tells, checked."""
+    """Return the version id in an answer, checked."""
     told = answer.get("VersionId")
     if not isinstance(told, str) or not is_version_id(told):
         raise damaged_error(call, "it has no version id")
@@ -434,12 +435,12 @@ def version_of(call: Call, answer: Answer) -> VersionId:
 
 
 def is_version_id(text: str) -> bool:
-    """Tell whether `text` can be the id of a version."""
+    """Return whether `text` can be the id of a version."""
     return _VERSION_ID.fullmatch(text) is not None
 
 
 def stages_of(call: Call, told: object) -> frozenset[str]:
-    """Return the staging labels of an answer; none where the field is missing, as AWS leaves out what is empty."""
+    """Return the staging labels in an answer; AWS leaves the field out if there are none."""
     if told is None:
         return frozenset()
     if not isinstance(told, list) or not all(isinstance(stage, str) for stage in told):
@@ -456,10 +457,10 @@ def created_of(call: Call, answer: Answer) -> int:
 
 
 def stored_of(call: Call, answer: Answer) -> StoredVersion:
-    """Return the version and the value of a ``GetSecretValue`` answer.
+    """Return the version and the value in a ``GetSecretValue`` answer.
 
     Raises:
-        UnavailableError: It lacks a part, or holds two values.
+        UnavailableError: A part of the answer is missing, or it holds two values.
     """
     check_named(call, answer)
     text, binary = answer.get("SecretString"), answer.get("SecretBinary")

@@ -52,12 +52,13 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
     Args:
         role: ``server`` reads the current and the stable version. ``rotator`` also writes versions, moves labels and
             lists; it cannot create or delete the secret. ``admin`` can, and all that a rotator can.
-        secret: The address, such as ``aws://eu-west-1/goatdb/prod/root``; a bare name stands for any region. With
-            ``kms_key_id`` in it, the rights to that key are added. ``{org}`` allows every organization's secret.
+        secret: The address, such as ``aws://eu-west-1/goatdb/prod/root``; a name without a scheme means any region. If
+            the address has ``kms_key_id``, the rights to that key are added. ``{org}`` allows every organization's
+            secret.
         account: The account's twelve digits. ``*`` means whichever account the policy is pasted into.
 
     Raises:
-        ConfigurationError: The address is not one, the role is unknown, or a name would mean more than one secret.
+        ConfigurationError: The address is invalid, the role is unknown, or a name would match more than one secret.
     """
     address, secret_id = parse_uri(secret if "://" in secret else f"aws:///{secret}")
     check_role(role)

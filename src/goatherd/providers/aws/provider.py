@@ -56,7 +56,7 @@ _MOST_PAGES: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class _Stages:
-    """Which version holds which staging label, of one secret."""
+    """The staging labels of one secret and the version that each is on."""
 
     by_version: Mapping[VersionId, frozenset[str]]
 
@@ -130,7 +130,7 @@ class AWSSecretProvider(SecretProvider):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return the same from ``{"provider": "aws", "secretId": "goatdb/prod/root", "region": "eu-west-1"}``.
+        """Return a provider and the secret id from ``{"provider": "aws", "secretId": "goatdb/root", "region": "…"}``.
 
         More options: ``profile``, ``endpoint``, ``roleArn``, ``kmsKeyId``, ``recoveryDays``.
 
@@ -307,7 +307,7 @@ class AWSSecretProvider(SecretProvider):
         raise call.error(SecretExistsError, "the secret exists already")
 
     async def _get_version(self, call: Call, **at: str) -> StoredVersion:
-        """Read one version, and check it against its id where the id is of our making."""
+        """Read one version, and check its value against the digest in the version id, if Goatherd made the id."""
         stored = stored_of(
             call, await self._api.call_service(call, "get_secret_value", {"SecretId": call.secret_id, **at})
         )
@@ -366,10 +366,11 @@ class AWSSecretProvider(SecretProvider):
 
 
 def version_id_for(request: str, value: SecretBytes) -> VersionId:
-    """Return the id of the version that a call writes: the same for each of its attempts.
+    """Return the id of the version that a call writes; all attempts of the call get the same id.
 
-    It is the request as a UUID, then 32 bits of a digest over that and the value, by which a read finds damage. They
-    tell nothing about a value that has a key in it; one that could be guessed does not belong into a public id.
+    The id is the request as a UUID, followed by 32 bits of a digest over the request and the value, by which a read
+    detects damage. The digest reveals nothing about a value that contains a key; a guessable value must not be stored
+    here.
     """
     name = str(uuid.UUID(hex=request))
     return VersionId(f"{name}-g{_value_digest(name, value)}")
@@ -380,7 +381,7 @@ def _value_digest(name: str, value: SecretBytes) -> str:
 
 
 def _stage_for(call: Call, label: Label) -> str:
-    """Return the staging label of one of our labels."""
+    """Return the AWS staging label that stands for one of Goatherd's labels."""
     if label == CURRENT:
         return _CURRENT_STAGE
     if _is_kept_back(label):
@@ -393,19 +394,19 @@ def _is_kept_back(label: str) -> bool:
 
 
 def _labels_of(stages: frozenset[str]) -> frozenset[Label]:
-    """Return the labels of a version: each staging label but AWS's mark of the one before, and our candidate's.
+    """Return the labels of a version: all staging labels but AWS's ``AWSPREVIOUS`` and Goatherd's candidate label.
 
-    AWS takes any text of 1 to 256 characters (API reference, UpdateSecretVersionStage). One that is no label of ours is
-    shown all the same: while it is there, AWS keeps the version, and so does `destroy`.
+    AWS takes any text of 1 to 256 characters (API reference, UpdateSecretVersionStage). A staging label that is not a
+    valid label of Goatherd's is listed too: while a version has it, AWS and `destroy` keep the version.
     """
     return frozenset(_label_of(stage) for stage in stages - {_PREVIOUS_STAGE, CANDIDATE})
 
 
 def _label_of(stage: str) -> Label:
-    """Return how a staging label is shown: as it is, but for AWS's name of our ``current``.
+    """Return the label under which a staging label is listed: the same text, except for AWS's name of ``current``.
 
-    A staging label that is spelt like that one is another tool's. It is shown with `_LITERALLY` before it, and one that
-    is spelt like this with one more, so that no two are shown alike.
+    If another tool has set a staging label that is spelled ``current``, the prefix `_LITERALLY` is added to tell it
+    apart; a staging label that already looks like the result gets the prefix once more, so that no two look alike.
     """
     if stage == _CURRENT_STAGE:
         return CURRENT
@@ -414,7 +415,7 @@ def _label_of(stage: str) -> Label:
 
 
 def _held_stage(label: Label) -> str:
-    """Return the staging label that is shown as `label`: the reverse of `_label_of`."""
+    """Return the staging label that is listed as `label`: the reverse of `_label_of`."""
     if label == CURRENT:
         return _CURRENT_STAGE
     return str(label).removeprefix(_LITERALLY) if _label_of(str(label)) != label else str(label)

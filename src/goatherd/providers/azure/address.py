@@ -47,16 +47,16 @@ _ENDPOINT = re.compile(r"https://[a-z0-9.-]+(?::[0-9]{1,5})?/?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AzureAddress:
-    """Where and as whom.
+    """The vault, and the identity to use there.
 
     Attributes:
         vault: The vault's name, as the portal and ``az`` take it.
-        url: Its address, such as ``https://name.vault.azure.net``.
-        authority: The host that gives tokens in this cloud; None for what `AZURE_AUTHORITY_HOST` says.
+        url: The vault's URL, such as ``https://name.vault.azure.net``.
+        authority: The host that issues tokens in this cloud; None for the value of `AZURE_AUTHORITY_HOST`.
         identity: The client id of a user-assigned managed identity; None for `AZURE_CLIENT_ID`, or the only one.
-        ca: A file with the certificates to trust, where they are not the system's.
-        check_challenge: Whether the address must lie in the domain for which the vault demands a token. SECURITY:
-            without it, any server that answers at the address is sent one (the SDK's `verify_challenge_resource`).
+        ca: A file with the certificates to trust instead of the system's.
+        check_challenge: Whether the URL must be in the domain for which the vault demands a token. SECURITY: without
+            this check, any server that answers at the URL is sent a token (the SDK's `verify_challenge_resource`).
     """
 
     vault: str
@@ -68,19 +68,19 @@ class AzureAddress:
 
 
 def parse_uri(uri: str) -> tuple[AzureAddress, str]:
-    """Return the address and the secret's name (maybe with ``{org}`` in it).
+    """Return the address and the secret's name that a URI names; the name may contain ``{org}``.
 
     Raises:
-        ConfigurationError: It is not an address of a secret in a vault.
+        ConfigurationError: The URI is not the address of a secret in a vault.
     """
     parsed = addresses.parse_uri(FORM, uri)
     return address(parsed.host, parsed.options), _parse_secret(parsed.path)
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
-    """Return the same from ``{"provider": "azure", "vault": "my-vault", "secretId": "goatdb-root"}``.
+    """Return the address and the name from ``{"provider": "azure", "vault": "my-vault", "secretId": "goatdb-root"}``.
 
-    Without ``vault``, the secret id is ``my-vault/goatdb-root``. A region means nothing: the vault knows its own.
+    Without ``vault``, the secret id is ``my-vault/goatdb-root``. A region is ignored, because a vault has a fixed one.
 
     Raises:
         ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -96,7 +96,7 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
     """Return the address of a vault.
 
     Raises:
-        ConfigurationError: The name is not one, or an option is unknown or wrong.
+        ConfigurationError: The vault's name is invalid, or an option is unknown or invalid.
     """
     check_options(FORM, options)
     vault = vault.lower()
@@ -121,10 +121,10 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
 
 
 def parse_vault(vault_url: str) -> AzureAddress:
-    """Return the address of a vault by its URL, such as ``https://my-vault.vault.azure.net``, or by its name.
+    """Return the address of a vault from its URL, such as ``https://my-vault.vault.azure.net``, or from its name.
 
     Raises:
-        ConfigurationError: It is neither.
+        ConfigurationError: `vault_url` is neither a vault's URL nor a valid name.
     """
     host = vault_url.removeprefix("https://").rstrip("/").lower()
     vault, _, suffix = host.partition(".")
@@ -136,10 +136,10 @@ def parse_vault(vault_url: str) -> AzureAddress:
 
 
 def check_name(name: str) -> None:
-    """Check a secret's name.
+    """Check the name of a secret in Key Vault.
 
     Raises:
-        ConfigurationError: Key Vault does not take it, or takes it for the same as another one.
+        ConfigurationError: Key Vault does not allow the name, or treats it as equal to another name.
     """
     # SECURITY: names that differ in case only are one secret in Key Vault, so of two organizations `A` and `a`, one
     # would get the other's identity (tests/unit/providers/azure/test_address.py, `…_capital_letters…`).

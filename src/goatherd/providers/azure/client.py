@@ -55,15 +55,15 @@ _NOT_A_DATE = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StoredSecret:
-    """One version with its value, as the service tells it. SECURITY: it has no repr that could show the value.
+    """One version with its value, as the service reports it. SECURITY: no repr shows the value.
 
     Attributes:
         version: Its id.
         created: Seconds since 1970, by the service's clock.
         value: The value.
-        content_type: What it was written with.
-        tags: The same.
-        enabled: Whether its value can be read; it is empty otherwise.
+        content_type: The content type with which the version was written.
+        tags: The tags with which the version was written.
+        enabled: Whether the value can be read; if not, `value` is empty.
     """
 
     version: str
@@ -76,14 +76,14 @@ class StoredSecret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedSecret:
-    """One version as it is listed.
+    """One version as the service lists it, without its value.
 
     Attributes:
         version: Its id.
         created: Seconds since 1970, by the service's clock.
         enabled: Whether its value can be read.
-        content_type: What it was written with.
-        tags: The same.
+        content_type: The content type with which the version was written.
+        tags: The tags with which the version was written.
     """
 
     version: str
@@ -95,11 +95,11 @@ class ListedSecret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """All versions of one secret, in no order.
+    """All versions of one secret, in no particular order.
 
     Attributes:
-        now: The service's clock when they were asked for, or less, in seconds since 1970.
-        items: The versions; none where there is no such secret.
+        now: The service's clock at the request, or slightly earlier, in seconds since 1970.
+        items: The versions; none if there is no such secret.
     """
 
     now: int
@@ -107,14 +107,14 @@ class Listing:
 
 
 class KeyVault:
-    """One client and, unless it is given one, the credential it works with.
+    """Sends requests to one key vault. It owns the SDK's client and, unless the caller passes one, the credential.
 
     Args:
-        address: Where and as whom.
+        address: The vault, and the identity to use there.
         timeout: The deadline of a whole call; no single wait for the service takes longer than half of it.
-        clock: For the time that passes between two answers.
-        credential: Instead of Azure's default chain. It is not closed here.
-        store_clock: Told the date of each answer.
+        clock: Measures the time between two answers.
+        credential: Used instead of Azure's default chain. The caller closes it.
+        store_clock: Records the date of each answer.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class KeyVault:
         self._client: SecretClient | None = None
 
     async def open(self) -> None:
-        """Make the client. Sends nothing.
+        """Create the SDK's client. Sends nothing.
 
         Raises:
             ConfigurationError: The file of certificates cannot be used.
@@ -166,12 +166,12 @@ class KeyVault:
             self._stack = stack.pop_all()
 
     async def close(self) -> None:
-        """Close what `open` made."""
+        """Close the client and the credential that `open` created."""
         self._client = None
         await self._stack.aclose()
 
     async def get_secret(self, call: Call, name: str, version: str = "") -> StoredSecret | None:
-        """Return one version, or the newest; None where there is none (or the secret is deleted)."""
+        """Return one version, the newest by default; None if there is none or the secret is deleted."""
         found = await self._call_sdk(call, self._open_client(call).get_secret(name, version), name, missing=None)
         if found is None:
             return None
@@ -183,7 +183,7 @@ class KeyVault:
     async def put_secret(
         self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]
     ) -> StoredSecret:
-        """Write one more version and return it. Once it is sent, a cancellation waits a little for the answer."""
+        """Write a new version and return it. If cancelled after sending, wait a moment for the answer."""
         writing = self._call_sdk(
             call,
             self._open_client(call).set_secret(name, value, content_type=content_type, tags=tags),
@@ -196,7 +196,7 @@ class KeyVault:
         return _checked_secret(call, value, made.properties, name)
 
     async def list_versions(self, call: Call, name: str) -> Listing:
-        """Return all versions of a secret, without values. Not the first thing to ask: the time is not known then."""
+        """Return all versions of a secret, without values. Another request must come first, for the service's time."""
         # An answer's date says when it was sent, which may be long after what it tells was looked up. So the time is
         # taken from the answer before, and what has passed since: it is not later than any look-up of this listing.
         now = self.service_time(call)
@@ -209,10 +209,10 @@ class KeyVault:
         return Listing(now=now, items={item.version: item for item in items})
 
     def service_time(self, call: Call) -> int:
-        """Return the service's clock, or less, in seconds since 1970: by the last answer, and what has passed since.
+        """Return the service's clock, or slightly less, in seconds since 1970, from the last answer's date.
 
         Raises:
-            UnavailableError: The answers have no date.
+            UnavailableError: The service's answers have no date.
         """
         if self._told is None:
             raise call.error(UnavailableError, "the answers bear no date, by which to tell which write came first")
@@ -222,7 +222,7 @@ class KeyVault:
     async def update_version(
         self, call: Call, name: str, version: str, *, enabled: bool | None = None, content_type: str | None = None
     ) -> None:
-        """Change what is told of one version, such as whether it is switched on; None leaves as it is."""
+        """Change attributes of one version, such as whether it is enabled; None leaves an attribute unchanged."""
         work = self._open_client(call).update_secret_properties(
             name, version, enabled=enabled, content_type=content_type
         )
@@ -230,11 +230,11 @@ class KeyVault:
             raise call.error(UnavailableError, f"version {version} of {name} is listed, but the service has none")
 
     async def delete_secret(self, call: Call, name: str) -> None:
-        """Delete a secret with all its versions, for which it can be brought back for a while. Also if it is gone."""
+        """Delete a secret with all its versions, recoverable for a while. A missing secret is not an error."""
         await self._call_sdk(call, self._open_client(call).delete_secret(name), name, missing=None)
 
     async def is_deleted(self, call: Call, name: str) -> bool:
-        """Whether a secret is deleted and can still be brought back. No, where the caller may not know."""
+        """Return whether a secret is deleted and can be recovered; False if the caller lacks the right to know."""
         try:
             return (
                 await self._call_sdk(call, self._open_client(call).get_deleted_secret(name), name, missing=None)
@@ -244,7 +244,7 @@ class KeyVault:
             return False
 
     def deleted_error(self, call: Call) -> SecretDeletedError:
-        """Return the error for a secret that is deleted and can be brought back."""
+        """Return the error for a secret that is deleted and can be recovered."""
         return _deleted_error(call, self._address.vault)
 
     def _note_date(self, response: PipelineResponse[Any, Any]) -> None:
@@ -263,7 +263,7 @@ class KeyVault:
         """Await one operation of the SDK.
 
         Raises:
-            ProviderError: Whatever went wrong, but that there is no such secret: `missing` is returned then.
+            ProviderError: The operation failed. If there is no such secret, `missing` is returned instead.
         """
         try:
             return await work
@@ -338,11 +338,11 @@ class KeyVault:
 
 
 def _new_session(ca: str | None) -> aiohttp.ClientSession:
-    """Return a session like the SDK's own, but for two things.
+    """Return an HTTP session like the SDK's own, with two differences.
 
-    It trusts the file `ca`, where one is given; given to the SDK, that would cost it its pool of connections. And it
-    does not send a PUT again by itself when a connection ends before the answer, which aiohttp does, taking it for
-    idempotent: here it would make one more version
+    It trusts the file `ca`, if one is given; the SDK's own option for that would disable its connection pool. And it
+    does not repeat a PUT when a connection ends before the answer: aiohttp does so because PUT is idempotent by
+    standard, but in Key Vault each PUT makes a version
     (tests/contract/azure/test_faults.py::test_a_write_whose_answer_was_lost_is_done_once).
     """
     try:
@@ -397,7 +397,7 @@ def _deleted_error(call: Call, vault: str) -> SecretDeletedError:
 
 
 def _error_codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
-    """Return the service's code, inner code (whose key is spelled in two ways) and message."""
+    """Return the service's error code, inner code (whose key has two spellings) and message."""
     try:
         body = json.loads(error.response.text()) if error.response is not None else {}
         told = body["error"]
@@ -431,7 +431,7 @@ def _retry_after(error: sdk.HttpResponseError) -> float | None:
 
 
 def _parse_date(header: str | None) -> int:
-    """Return an HTTP date in seconds since 1970; 0 where it is none."""
+    """Return an HTTP date in seconds since 1970; 0 if the header is not a date."""
     try:
         told = parsedate_to_datetime(header) if header else _NOT_A_DATE
     except (TypeError, ValueError):

@@ -31,15 +31,15 @@ _PURPOSE: Final = {
 
 
 def policy(role: str, uri: str) -> str:
-    """Return the ``az`` commands that give `role` to a principal, for one secret; a vault with Azure RBAC is needed.
+    """Return the ``az`` commands that grant a principal `role` for one secret; the vault must use Azure RBAC.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        uri: The address, such as ``azure://my-vault/goatdb-root``, also without the scheme. With ``{org}`` in it, the
-            roles are given for the whole vault, because Azure knows no patterns of names.
+        uri: The address, such as ``azure://my-vault/goatdb-root``; the scheme may be left out. If it contains
+            ``{org}``, the roles are granted for the whole vault, because Azure has no patterns for names.
 
     Raises:
-        ConfigurationError: The address is not one, or the role is not one of the three.
+        ConfigurationError: The address is invalid, or the role is not one of the three.
     """
     check_role(role)
     address, secret_id = parse_uri(uri if "://" in uri else f"azure://{uri}")
@@ -72,7 +72,7 @@ def policy(role: str, uri: str) -> str:
 
 
 def _role_definition(role: str, vault: str) -> str:
-    """Return a custom role as JSON, to stand in single quotes, which it leaves for the one variable in it."""
+    """Return a custom role as JSON inside single quotes, which are interrupted for the one shell variable in it."""
     definition = {
         "Name": f"Goatherd {role} of {vault}",
         "Description": f"Goatherd: {_PURPOSE[role]}.",

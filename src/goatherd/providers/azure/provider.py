@@ -107,11 +107,11 @@ _SPARE: Final = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
-    """What was found out about one secret: it holds as long as `newest` is the newest proposal.
+    """What this provider knows of one secret; valid as long as `newest` is the newest proposal.
 
     Attributes:
-        newest: The version id of the newest proposal when nothing was pending; empty while something was.
-        decided: What counted then.
+        newest: The version id of the newest proposal if no proposal was pending, else empty.
+        decided: The decided proposal that counted then.
     """
 
     newest: str
@@ -120,11 +120,11 @@ class _Known:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shown:
-    """What the view was seen to show.
+    """The state in which the view (the copy of the current value) was last seen.
 
     Attributes:
         decided: The id of the decided proposal that counted then.
-        version: The version whose value the view showed, which had the label ``current``.
+        version: The version whose value the view showed, and which had the label ``current``.
     """
 
     decided: str
@@ -137,8 +137,8 @@ class _ValueDraft:
 
     Attributes:
         value: The value.
-        entry: What the pointer is to know of it.
-        version: The version of the pointer secret that has it already, though no pointer that counts names it.
+        entry: The entry that the pointer gets for the value.
+        version: The version of the pointer secret that already stores the value, though no valid pointer names it.
     """
 
     value: SecretBytes
@@ -270,7 +270,7 @@ class AzureSecretProvider(SecretProvider):
         return SecretValue(version=pointer.describe_version(version), value=value)
 
     async def _read_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretValue:
-        """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
+        """Read a value that no valid pointer names: one that an interrupted write or destruction left."""
         names = (call.secret_id + POINTER_SUFFIX, call.secret_id)[: 2 if pointer.after_earlier else 1]
         off: VersionDisabledError | None = None
         found: StoredSecret | None = None
@@ -298,7 +298,7 @@ class AzureSecretProvider(SecretProvider):
         return SecretValue(version=described, value=value)
 
     async def _read_copy(self, call: Call, vault: KeyVault, version: VersionId) -> StoredSecret | None:
-        """Return a copy in the view of a version that is switched off; None where there is none."""
+        """Return the view's copy of a version that is disabled; None if there is no copy."""
         copies = (await vault.list_versions(call, call.secret_id)).items.values()
         at = next((item.version for item in copies if item.enabled and item.tags.get(_VERSION_TAG) == version), None)
         return None if at is None else await vault.get_secret(call, call.secret_id, at)
@@ -368,7 +368,7 @@ class AzureSecretProvider(SecretProvider):
         return seen
 
     async def _list_values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, ListedSecret]:
-        """Return what the vault lists of values, without the copies in the view."""
+        """Return the values that the vault lists, without the copies in the view."""
         items = dict((await vault.list_versions(call, call.secret_id + POINTER_SUFFIX)).items)
         if pointer.after_earlier:
             earlier = (await vault.list_versions(call, call.secret_id)).items
@@ -376,9 +376,9 @@ class AzureSecretProvider(SecretProvider):
         return {version: item for version, item in items.items() if _holds_value(item.content_type)}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Switch the version off: first in the pointer, so that no label can move there, then in Key Vault.
+        """Disable the version: first in the pointer, so that no label can move to it, then in Key Vault.
 
-        Its copies in the view are switched off before, so that the value goes last: until then it is listed.
+        Its copies in the view are disabled before the value itself, so that the version is listed until all is done.
         """
         vault = self._open_vault(call)
 
@@ -406,7 +406,7 @@ class AzureSecretProvider(SecretProvider):
                 )
 
     async def _confirm_destroyed(self, call: Call, version: VersionId) -> None:
-        """Do nothing: `_destroy` has confirmed it, with one request less."""
+        """Do nothing: `_destroy` has already confirmed the destruction, which saves a request."""
 
     async def _with_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> Pointer:
         if version in pointer.versions or not is_version_id(version):
@@ -421,9 +421,9 @@ class AzureSecretProvider(SecretProvider):
         return pointer.with_leftover(version, created=item.created, text=_is_text(item.content_type), home=home)
 
     async def _disable_copies(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> bool:
-        """Switch off the copies of what is destroyed in the view; return whether there was one.
+        """Disable the copies of a destroyed version in the view; return whether there was a copy.
 
-        The view of earlier builds is switched off as a whole: it is not written any more.
+        The view of earlier builds is disabled as a whole, because it is not written any more.
         """
         done = False
         for item in (await vault.list_versions(call, call.secret_id)).items.values():
@@ -499,9 +499,10 @@ class AzureSecretProvider(SecretProvider):
     async def _with_value(
         self, call: Call, vault: KeyVault, pointer: Pointer, label: Label, draft: _ValueDraft
     ) -> Pointer:
-        """Return the pointer with a new value and its label.
+        """Return the pointer with a new value and its label added.
 
-        The value goes with the pointer, where both have room in one version. Else it is written alone, before it.
+        The value is written together with the pointer if both fit into one version; else before it, in a version of its
+        own.
         """
         if call.attempt > 1 and draft.version is None:
             await self._find_earlier_attempt(call, vault, pointer, draft)
@@ -517,7 +518,7 @@ class AzureSecretProvider(SecretProvider):
         return pointer.with_version(label, VersionId(draft.version or ""), draft.entry)
 
     async def _find_earlier_attempt(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _ValueDraft) -> None:
-        """Note in the draft where an earlier attempt of the same call has stored the value, if it has."""
+        """If an earlier attempt of the same call has stored the value, note in the draft where."""
         name = call.secret_id + POINTER_SUFFIX
         for item in (await vault.list_versions(call, name)).items.values():
             is_same = item.tags.get(REQUEST_TAG) == call.request and _holds_value(item.content_type)
@@ -542,7 +543,7 @@ class AzureSecretProvider(SecretProvider):
     async def _read_back(
         self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId, newest: StoredSecret | None = None
     ) -> SecretBytes:
-        """Return the value of a version, which may be in the newest pointer, where the caller has that."""
+        """Return the value of a version, without a request if it is in the `newest` pointer."""
         entry = pointer.versions[version]
         if newest is not None and newest.enabled and newest.version == version and entry.home is not Home.EARLIER:
             found: StoredSecret | None = newest
@@ -556,7 +557,7 @@ class AzureSecretProvider(SecretProvider):
             raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
 
     async def _missing_value_error(self, call: Call, vault: KeyVault) -> Exception:
-        """Return the error for a value that is listed, but not there. Never "no such secret"."""
+        """Return the error for a version that is listed although its value is missing; never "no such secret"."""
         if await vault.is_deleted(call, call.secret_id):
             return vault.deleted_error(call)
         return call.error(
@@ -568,7 +569,7 @@ class AzureSecretProvider(SecretProvider):
     # --- the pointer ------------------------------------------------------------------------------------------------
 
     async def _read_newest_pointer(self, call: Call, vault: KeyVault) -> StoredSecret | None:
-        """Return the newest pointer; None where there is none. One that is switched off has no value."""
+        """Return the newest pointer; None if there is none. A disabled pointer has no value."""
         name = call.secret_id + POINTER_SUFFIX
         off: VersionDisabledError | None = None
         try:
@@ -599,7 +600,7 @@ class AzureSecretProvider(SecretProvider):
     async def _read_decided(self, call: Call, vault: KeyVault) -> tuple[StoredSecret, Proposal]:
         """Return the newest pointer and the one that counts.
 
-        What was written just before is waited for, so that a change whose outcome was never reported is seen too.
+        Wait until recent proposals are decided, so that a change whose outcome was never reported is seen too.
         """
         newest = await self._read_newest_pointer(call, vault)
         if newest is None:
@@ -612,7 +613,7 @@ class AzureSecretProvider(SecretProvider):
         return newest, await self._decide_pointers(call, vault, newest)
 
     async def _decide_pointers(self, call: Call, vault: KeyVault, newest: StoredSecret) -> Proposal:
-        """List the proposals and decide. Wait for what was pending at first, but not for what follows that."""
+        """List the proposals and decide them. Wait for the one that is pending at first, but not for later ones."""
         known = self._known.get(call.secret_id)
         if newest.enabled:
             with contextlib.suppress(ForeignRecordError):
@@ -640,7 +641,7 @@ class AzureSecretProvider(SecretProvider):
             await self._wait_until_decidable(decision.pending, listing.now)
 
     def _first_decided(self, call: Call, newest: StoredSecret, listing: Listing) -> Proposal:
-        """Return a decided pointer to begin with: a writer follows only what is decided."""
+        """Return a decided pointer from which to start: a writer follows only decided pointers."""
         try:
             if newest.enabled:
                 pointer = self._decode_proposal(call, newest).pointer
@@ -679,7 +680,7 @@ class AzureSecretProvider(SecretProvider):
         return decision
 
     async def _complete_proposal(self, call: Call, vault: KeyVault, proposal: Proposal, listing: Listing) -> Proposal:
-        """Return a proposal with its pointer, also where it is switched off."""
+        """Return a proposal together with its pointer, even if it is disabled."""
         if proposal.is_read:
             return proposal
         item = listing.items.get(proposal.id)
@@ -732,17 +733,17 @@ class AzureSecretProvider(SecretProvider):
         current: Sequence[SecretBytes] = (),
         draft: _ValueDraft | None = None,
     ) -> Pointer:
-        """Propose what `change` makes of the pointer, until it is decided; `change` returns it as it is to end that.
+        """Propose pointers made by `change` until one is decided. `change` returns its argument unchanged to stop.
 
-        The first proposal follows what this provider knows, without asking whether that still counts: a proposal that
-        follows anything else is never decided. What cannot be done is said only after a look.
+        The first proposal follows the pointer that this provider last saw, without checking that it still counts: a
+        proposal that follows any other pointer is never decided. Before an error is raised, the pointer is read again.
 
         Args:
             call: The call.
             vault: The vault.
             change: Makes the next pointer.
-            current: The value that the label ``current`` leads to after `change`, where the caller has it.
-            draft: The value that `change` adds, if it adds one.
+            current: The value that has the label ``current`` after `change`, if the caller has it.
+            draft: The value that `change` adds, if any.
         """
         known = self._known.get(call.secret_id)
         remembered = known.decided if known is not None and known.newest and call.attempt == 1 else None
@@ -767,7 +768,7 @@ class AzureSecretProvider(SecretProvider):
     async def _propose_pointer(
         self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer, draft: _ValueDraft | None = None
     ) -> tuple[Proposal, float] | None:
-        """Write a pointer that follows `last`, and the value that it names `ITSELF`.
+        """Write a pointer that follows `last`, with the value that the pointer names `ITSELF`.
 
         Returns:
             The proposal and the time before it was written, once it is decided; None when another one was.
@@ -813,10 +814,10 @@ class AzureSecretProvider(SecretProvider):
     async def _read_view(
         self, call: Call, vault: KeyVault, foreign: type[ProviderError] = ProviderConfigurationError
     ) -> StoredSecret | None:
-        """Return the newest version of the view; None where there is none.
+        """Return the newest version of the view (the copy of the current value); None if there is none.
 
         Raises:
-            ProviderError: A secret of that name exists that Goatherd did not write; of the type `foreign`.
+            ProviderError: A secret of that name exists that Goatherd did not write. `foreign` gives the error's class.
         """
         found = await vault.get_secret(call, call.secret_id)
         if found is not None and found.content_type not in VALUE_TYPES:
@@ -835,14 +836,14 @@ class AzureSecretProvider(SecretProvider):
         since: float | None = None,
         current: SecretBytes | None = None,
     ) -> None:
-        """Make sure that the newest version of the view is the value that the label ``current`` leads to.
+        """Make sure that the newest version of the view is the value with the label ``current``.
 
         Args:
             call: The call.
             vault: The vault.
             decided: The last decided proposal.
-            since: The time before it was written, where this call has written it.
-            current: The value, where the caller has it.
+            since: The time before the proposal was written, if this call has written it.
+            current: The value, if the caller has it.
         """
         while (version := decided.pointer.labels.get(CURRENT)) is not None:
             shown = self._shown.get(call.secret_id)

@@ -88,7 +88,7 @@ class Home(StrEnum):
     """In the secret that is the view today, where earlier builds stored values."""
 
     def content_type(self, *, text: bool) -> str:
-        """Return what such a value is stored as."""
+        """Return the content type with which such a value is stored."""
         if self is Home.POINTER:
             return WITH_TEXT_TYPE if text else WITH_BASE64_TYPE
         return TEXT_TYPE if text else BASE64_TYPE
@@ -96,17 +96,17 @@ class Home(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What the pointer knows of one version of the value.
+    """What a pointer records of one version of the value.
 
     Attributes:
-        number: 1, 2, 3…: the order of the versions, which Key Vault's ids and whole seconds do not give. Negative for
-            a value that no pointer had named, in the order in which these were switched off.
+        number: 1, 2, 3…: the order of the versions, which Key Vault's ids and whole seconds do not give. Negative for a
+            value that no pointer had named, in the order in which such values were disabled.
         created: Seconds since 1970, by Key Vault's clock.
         request: The `goatherd.providers.base.Call.request` that wrote it.
         digest: SHA-256 of the value in hex.
-        text: Whether the value is stored as it is; else in base64.
-        home: Where.
-        disabled: Whether it was switched off.
+        text: Whether the value is stored as it is; otherwise in base64.
+        home: Where the value is stored.
+        disabled: Whether the version was disabled.
     """
 
     number: int
@@ -120,15 +120,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pointer(LabelledVersions[VersionId, Entry]):
-    """All that counts of one secret.
+    """The versions and labels of one secret, as one record.
 
     Attributes:
-        epoch: 1 for the first pointer, and one more than the one that it follows.
-        parent: The version id, in the pointer secret, of the one that it follows; empty for the first.
-        request: The `Call.request` that proposes it.
+        epoch: 1 for the first pointer, and one more for each following one.
+        parent: The version id, in the pointer secret, of the pointer that this one follows; empty for the first.
+        request: The `Call.request` of the call that proposes the pointer.
         versions: The versions of the value.
-        labels: Who holds which label.
-        after_earlier: Whether pointers of `EARLIER_FORMAT` came before it, so that there can be values in the view.
+        labels: The version that each label points at.
+        after_earlier: Whether it follows pointers of `EARLIER_FORMAT`, so that the view can hold values.
     """
 
     epoch: int
@@ -137,7 +137,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
     after_earlier: bool = False
 
     def describe_version(self, version: VersionId) -> SecretVersion:
-        """Return what a caller is told of a version."""
+        """Return the description of a version for the caller."""
         entry = self.versions[version]
         return SecretVersion(
             id=version,
@@ -160,7 +160,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         return next((version for version, entry in self.versions.items() if entry.request == request), None)
 
     def with_version(self, label: Label, version: VersionId, entry: Entry) -> Pointer:
-        """Return it with one more version, which holds `label`. The oldest that hold none are forgotten."""
+        """Return the pointer with one more version, which gets `label`. The oldest unlabelled versions are dropped."""
         grown = replace(
             self,
             versions=MappingProxyType({**self.versions, version: replace(entry, number=self.next_number)}),
@@ -174,11 +174,11 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         )
 
     def without_value(self, call: Call, version: VersionId) -> Pointer:
-        """Return it with a version switched off; itself when it is off already.
+        """Return the pointer with a version marked as disabled; unchanged if it is disabled already.
 
         Raises:
             SecretNotFoundError: No such version.
-            ConflictError: A label points at it.
+            ConflictError: A label points at the version.
         """
         known = self.require_unlabelled(call, version)
         if self.versions[known].disabled:
@@ -187,9 +187,9 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         return replace(self, versions=MappingProxyType({**self.versions, known: off}))
 
     def with_leftover(self, version: VersionId, *, created: int, text: bool, home: Home) -> Pointer:
-        """Return it with a value that no pointer has named, so that it can be switched off and no writer can name it.
+        """Return the pointer with a disabled entry for a value that no pointer has named, so that no writer can use it.
 
-        Of earlier ones that are switched off, only the last few stay, so that any number of them can be destroyed.
+        Of such entries only the latest few are kept, so that any number of leftovers can be destroyed.
         """
         number = self.epoch - _AFTER_LEFTOVERS
         entry = Entry(number=number, created=created, request="", digest="", text=text, home=home)
@@ -199,7 +199,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         return replace(self, versions=MappingProxyType({**kept, version: entry}))
 
     def with_version_id(self, version: VersionId, created: int) -> Pointer:
-        """Return it with the version that brought it in place of `ITSELF`."""
+        """Return the pointer with the version id of its own proposal in place of `ITSELF`."""
         if ITSELF not in self.versions:
             return self
         versions = {known: entry for known, entry in self.versions.items() if known != ITSELF}
@@ -225,14 +225,14 @@ NOTHING: Final = Pointer(epoch=0, parent="", request="", versions=MappingProxyTy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """One version of the pointer secret.
+    """One version of the pointer secret: a pointer that has been written, but not necessarily decided.
 
     Attributes:
         id: Its version id; empty for `BEGINNING`.
         created: Seconds since 1970, by Key Vault's clock.
-        pointer: What it says.
-        is_read: Whether `pointer` is what it says. Else only its epoch, parent and request are known: it has not been
-            read yet, or is switched off (see `links_of`).
+        pointer: The pointer in it.
+        is_read: Whether `pointer` was read. If not, only its epoch, parent and request are known: it has not been read
+            yet, or is disabled (see `links_of`).
     """
 
     id: str
@@ -242,7 +242,7 @@ class Proposal:
 
     @classmethod
     def unread_proposal(cls, version: str, created: int, epoch: int) -> Proposal:
-        """Return one of which only this is known. It is decided, so what it follows is of no interest."""
+        """Return a decided proposal whose pointer was not read; as it is decided, its parent is not needed."""
         return cls(id=version, created=created, pointer=replace(NOTHING, epoch=epoch), is_read=False)
 
 
@@ -252,11 +252,11 @@ BEGINNING: Final = Proposal(id="", created=0, pointer=NOTHING)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What one look at the proposals tells.
+    """The result of deciding the proposals that were listed.
 
     Attributes:
-        chain: The decided ones, oldest first, from the one where the look began.
-        pending: The earliest that follows the last of them, if it is still too young to be sure of.
+        chain: The decided proposals, oldest first, beginning with the start.
+        pending: The earliest proposal that follows the last of them, if it is too recent to be decided.
     """
 
     chain: tuple[Proposal, ...]
@@ -264,7 +264,7 @@ class Decision:
 
     @property
     def last(self) -> Proposal:
-        """What counts now."""
+        """The proposal that counts now."""
         return self.chain[-1]
 
 
@@ -275,13 +275,13 @@ def decide_proposals(
     now: int,
     settle: int,
 ) -> Decision:
-    """Follow the decided proposals from `start` on, as far as they are decided.
+    """Follow the chain of decided proposals from `start` to its end.
 
     Args:
-        start: A decided one.
-        proposals: All that were stored at the time `now`, or later; older ones than `start` may be missing.
+        start: A decided proposal.
+        proposals: All that were stored at the time `now`, or later; proposals older than `start` may be missing.
         now: Key Vault's clock, in seconds, before the proposals were listed.
-        settle: How many seconds after its time a proposal can be sure that none with an earlier one appears.
+        settle: Seconds after a proposal's timestamp after which no proposal with an earlier timestamp can appear.
     """
     listed = list(proposals)
     chain = [start]
@@ -297,12 +297,12 @@ def decide_proposals(
 
 
 def is_version_id(text: object) -> bool:
-    """Whether `text` is an id as Key Vault gives them: 32 hexadecimal digits."""
+    """Return whether `text` is an id as Key Vault assigns them: 32 hexadecimal digits."""
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
 def encode_value(value: SecretBytes) -> tuple[str, bool]:
-    """Return what is stored for a value, and whether it is the value itself: text that people can read stays so."""
+    """Return the string that is stored for a value, and whether it is the value itself: readable text is."""
     raw = value.reveal()
     try:
         text = raw.decode("utf-8")
@@ -314,10 +314,10 @@ def encode_value(value: SecretBytes) -> tuple[str, bool]:
 
 
 def decode_value(stored: str, entry: Entry) -> SecretBytes:
-    """Return the value.
+    """Decode a stored value, and check its digest.
 
     Raises:
-        DamagedRecordError: It is not the one that was written.
+        DamagedRecordError: The value is not the one that was written.
     """
     value = decode_leftover(stored, text=entry.text)
     if digest_of(value) != entry.digest:
@@ -326,10 +326,10 @@ def decode_value(stored: str, entry: Entry) -> SecretBytes:
 
 
 def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
-    """Return a value whose digest no pointer has.
+    """Decode a stored value for which no pointer has a digest.
 
     Raises:
-        DamagedRecordError: It is not in base64.
+        DamagedRecordError: The value is not base64.
     """
     try:
         return SecretBytes(stored.encode() if text else base64.b64decode(stored, validate=True))
@@ -338,7 +338,7 @@ def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
 
 
 def encode_pointer(pointer: Pointer) -> str:
-    """Return what is stored for a pointer: one line."""
+    """Return the string that is stored for a pointer: one line."""
     return _encode_content(POINTER_FORMAT, _pointer_content(pointer))
 
 
@@ -348,11 +348,11 @@ def value_after_pointer(stored: str) -> str:
 
 
 def decode_pointer(stored: str) -> Pointer:
-    """Return the pointer, of what is stored for it and maybe a value after it.
+    """Decode a stored pointer, which may be followed by a value.
 
     Raises:
-        ForeignRecordError: It is not one of ours.
-        DamagedRecordError: It is one of ours, but not whole.
+        ForeignRecordError: Goatherd did not write the record.
+        DamagedRecordError: Goatherd wrote the record, but it is damaged.
     """
     stored = stored.partition("\n")[0]
     try:
@@ -378,8 +378,8 @@ def decode_pointer(stored: str) -> Pointer:
 def tags_of(pointer: Pointer) -> dict[str, str]:
     """Return the tags of a pointer: at most 15.
 
-    Those with a label are for humans, and nothing reads them. The others say all that a pointer adds which brings a
-    value: it is switched off with that value, when the value is destroyed. Nothing else is decided by them.
+    Most tags are for humans only. The others repeat what a pointer with a value adds: if the value is destroyed, the
+    pointer is disabled with it, and its content is rebuilt from the tags. Nothing else is decided by them.
     """
     tags = {_EPOCH_TAG: str(pointer.epoch), _PARENT_TAG: pointer.parent or _NO_PARENT}
     if (brought := pointer.versions.get(ITSELF)) is not None:
@@ -390,15 +390,15 @@ def tags_of(pointer: Pointer) -> dict[str, str]:
 
 
 def value_tags(number: int, request: str) -> dict[str, str]:
-    """Return the tags of a version that has a value."""
+    """Return the tags of a version that holds a value."""
     return {NUMBER_TAG: str(number), REQUEST_TAG: request}
 
 
 def links_of(version: str, created: int, tags: Mapping[str, str]) -> Proposal:
-    """Return what is known of a proposal that is switched off.
+    """Return what the tags of a disabled proposal say of it.
 
     Raises:
-        ForeignRecordError: The tags are not those of one.
+        ForeignRecordError: The tags are not those of a proposal.
     """
     try:
         parent, epoch, request = tags[_PARENT_TAG], int(tags[_EPOCH_TAG]), tags[REQUEST_TAG]
@@ -409,10 +409,10 @@ def links_of(version: str, created: int, tags: Mapping[str, str]) -> Proposal:
 
 
 def rebuild_pointer(links: Proposal, parent: Pointer, tags: Mapping[str, str], *, text: bool) -> Proposal:
-    """Return a proposal that is switched off, from the pointer that it follows and what it added.
+    """Return a disabled proposal with its pointer, rebuilt from its parent's pointer and its own tags.
 
     Raises:
-        ForeignRecordError: The tags are not those of one.
+        ForeignRecordError: The tags are not those of a proposal.
     """
     try:
         label, digest = Label(tags[_LABEL_TAG]), tags[_DIGEST_TAG]

@@ -86,12 +86,12 @@ Durable = dict[str, tuple[int, ...]]
 
 
 class LockHeldError(Exception):
-    """Another writer holds the lock, or swapped the directory meanwhile: try again."""
+    """Another writer holds the lock or replaced the directory: the caller tries again."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """An open directory of a secret: its descriptor, its parent's, and its name there."""
+    """A secret's open directory: its descriptor, its parent's descriptor, and its name in the parent."""
 
     descriptor: int
     parent: int
@@ -99,15 +99,15 @@ class _Opened:
 
 
 class SecretDirectory:
-    """The directory of one secret, for one call.
+    """The directory of one secret, used for one call.
 
     Every method may raise `OSError`, and `UnavailableError` for damage; those that write raise `LockHeldError`.
 
     Args:
-        call: The call.
-        base: The directory above.
-        system: The operating system.
-        durable: By path, the last manifest that this process knows to be on the medium; shared by its calls.
+        call: The provider call.
+        base: The parent directory.
+        system: The operating system calls.
+        durable: For each path, the last manifest that this process knows to be synced; shared by its calls.
     """
 
     def __init__(self, call: Call, base: str, system: System, durable: Durable | None = None) -> None:
@@ -142,7 +142,7 @@ class SecretDirectory:
         raise self._call.error(UnavailableError, "the secret changed faster than it could be read")
 
     def list_versions(self) -> list[SecretVersion]:
-        """List the versions, newest first, with the values that a killed writer left."""
+        """List the versions, newest first, including values that a killed writer left."""
         with self._open_directory() as here:
             _, ledger = self._load_record(here)
             ledger.must_exist(self._call)
@@ -166,7 +166,7 @@ class SecretDirectory:
                 return [found[number] for number in sorted(found, reverse=True)]
 
     def _find_leftovers(self, here: _Opened, ledger: VersionedRecord) -> set[int]:
-        """Return the numbers of the values that are there although `ledger` does not name them."""
+        """Return the numbers of the stored values that the record `ledger` does not name."""
         names = (VALUE.fullmatch(name) for name in self._system.list_names(here.descriptor))
         return {int(name[1]) for name in names if name is not None} - _living_numbers(ledger)
 
@@ -185,7 +185,7 @@ class SecretDirectory:
     # --- writing --------------------------------------------------------------------------------------------------
 
     def create_secret(self, value: SecretBytes, label: Label, now_ms: int) -> SecretVersion:
-        """Make the secret."""
+        """Create the secret."""
         self._make_directory()
         return self._add_version(
             value, now_ms, lambda ledger, entry: ledger.with_first_version(self._call, entry, label)
@@ -204,13 +204,13 @@ class SecretDirectory:
             self._replace_record(here, ledger.with_label(self._call, label, version, expected))
 
     def remove_label(self, label: Label, expected: VersionId) -> None:
-        """Take `label` off the version that holds it."""
+        """Remove `label` from the version that has it."""
         with self._lock_directory() as here:
             _, ledger = self._load_and_clean(here)
             self._replace_record(here, ledger.without_label(self._call, label, expected))
 
     def destroy_version(self, version: VersionId) -> None:
-        """Take a value out of the manifest, then unlink its file."""
+        """Remove a value from the manifest, then delete its file."""
         with self._lock_directory() as here:
             _, ledger = self._load_record(here)
             is_left = parse_number(version) in self._find_leftovers(here, ledger)
@@ -223,7 +223,7 @@ class SecretDirectory:
                 self._remove_leftovers(here, changed)
 
     def delete_secret(self) -> None:
-        """Remove the secret: to a reader it is gone in one step, then its files go."""
+        """Delete the secret: readers lose it in one step, then its files are deleted."""
         with self._lock_directory() as here:
             _, ledger = self._load_and_clean(here)
             ledger.must_exist(self._call)
@@ -239,9 +239,9 @@ class SecretDirectory:
             self._system.sync_file(here.parent)
 
     def reserve_room(self) -> None:
-        """Make sure that there is a reserve, so that the writes of a command have room on a disk that runs full.
+        """Create the reserve file if it is missing, so that a command's writes have space on a disk that runs full.
 
-        A write that finds the disk full removes it and tries once more.
+        A write that finds the disk full deletes the file and tries once more.
         """
         with self._lock_directory() as here:
             _, ledger = self._load_record(here)
@@ -255,7 +255,7 @@ class SecretDirectory:
             self._system.sync_file(here.descriptor)
 
     def _forget_reserve(self, here: _Opened) -> bool:
-        """Remove the reserve; return whether there was one."""
+        """Delete the reserve file; return whether there was one."""
         try:
             self._system.unlink_file(RESERVE, here.descriptor)
         except FileNotFoundError:
@@ -287,7 +287,7 @@ class SecretDirectory:
             return changed.describe_version(number)
 
     def _replace_record(self, here: _Opened, ledger: VersionedRecord) -> None:
-        """Commit."""
+        """Replace the manifest: the commit point of every change."""
         self._write_new(here, NEW_MANIFEST, encode_record(ledger, FORM))
         try:
             self._system.rename_file(NEW_MANIFEST, MANIFEST, here.descriptor)
@@ -319,19 +319,19 @@ class SecretDirectory:
             raise
 
     def _remove_quietly(self, here: _Opened, name: str) -> None:
-        """Remove a value whose commit failed, unless the commit is what readers see after all."""
+        """Remove a value whose commit failed, unless readers see the commit after all."""
         with contextlib.suppress(OSError, UnavailableError, ProviderConfigurationError):
             _, ledger = self._load_record(here)
             self._remove_leftovers(here, ledger, only=name)
 
     def _load_and_clean(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
-        """Return the manifest, after removing what a killed writer left. Needs the lock."""
+        """Return the manifest, after removing the values that a killed writer left. The caller holds the lock."""
         raw, ledger = self._load_record(here)
         self._remove_leftovers(here, ledger)
         return raw, ledger
 
     def _remove_leftovers(self, here: _Opened, ledger: VersionedRecord, *, only: str | None = None) -> None:
-        """Remove the files that `ledger` does not name; others' files are left alone."""
+        """Remove value files that the record `ledger` does not name; files of other tools are kept."""
         live = {f"{number}.value" for number in _living_numbers(ledger)}
         removed = False
         for name in self._system.list_names(here.descriptor):
@@ -345,7 +345,7 @@ class SecretDirectory:
     # --- the files ------------------------------------------------------------------------------------------------
 
     def _load_record(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
-        """Return the manifest's bytes (None where there is none) and what they say."""
+        """Return the manifest's bytes (None if there is no manifest) and the record in it."""
         for _ in range(_ATTEMPTS):
             try:
                 raw, seen = self._content_and_identity(here, MANIFEST, _MAX_MANIFEST_BYTES)
@@ -362,7 +362,7 @@ class SecretDirectory:
         raise self._damaged_error(f"{MANIFEST} is missing although values are there")
 
     def _make_durable(self, here: _Opened, seen: tuple[int, ...]) -> None:
-        """See that the manifest that was read is the one after a power failure too."""
+        """Make sure that the manifest that was read survives a power failure."""
         if self._durable.get(self._path) == seen:
             return
         try:
@@ -377,7 +377,7 @@ class SecretDirectory:
         return self._content_and_identity(here, name, limit)[0]
 
     def _content_and_identity(self, here: _Opened, name: str, limit: int) -> tuple[bytes, tuple[int, ...]]:
-        """Return the bytes of a file, and what no other file that takes its name has in common with it."""
+        """Return a file's bytes, and attributes that tell it apart from any file that replaces it."""
         descriptor = self._system.open_read(name, here.descriptor)
         try:
             status = self._system.file_status(descriptor)
@@ -393,11 +393,11 @@ class SecretDirectory:
 
     @contextlib.contextmanager
     def _open_directory(self) -> Iterator[_Opened]:
-        """Open the secret's directory from the base down, checking each step.
+        """Open the secret's directory from the base directory down, and check each step.
 
         Raises:
-            SecretNotFoundError: It is not there.
-            ProviderConfigurationError: A link stands in the way, or others may look into it.
+            SecretNotFoundError: The directory does not exist.
+            ProviderConfigurationError: A path component is a symbolic link, or other users have access.
         """
         *above, name = self._call.secret_id.split("/")
         with contextlib.ExitStack() as stack:
@@ -422,7 +422,7 @@ class SecretDirectory:
 
     @contextlib.contextmanager
     def _lock_directory(self) -> Iterator[_Opened]:
-        """Open the directory and hold its lock."""
+        """Open the directory and take its lock."""
         with self._open_directory() as here:
             try:
                 lock = self._system.open_lock(LOCK, here.descriptor)
@@ -446,7 +446,7 @@ class SecretDirectory:
                 self._system.close_file(lock)
 
     def _make_directory(self) -> None:
-        """Make the directories that are missing, each 0700 and on the medium before the next."""
+        """Create missing directories, each with mode 0700 and synced before the next."""
         missing: list[str] = []
         path = self._base
         while not os.path.lexists(path):
@@ -493,7 +493,7 @@ class SecretDirectory:
             )
 
     def _check_parent(self, descriptor: int, path: str) -> None:
-        """Refuse a directory in which others could put another in place of the secret's."""
+        """Reject a parent directory in which other users could replace the secret's directory."""
         status = self._system.file_status(descriptor)
         if status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
             raise self._configuration_error(

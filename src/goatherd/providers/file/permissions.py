@@ -25,14 +25,14 @@ _COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,200}")
 def policy(role: str, secret: str) -> str:
     """Return the commands that give a secret of the file store its owner and modes.
 
-    The store wants one user to own all of a secret, so a server that shall not write gets that from a read-only mount.
+    One user must own all of a secret, so a server that must not write gets a read-only mount.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        secret: The address, ``file:///srv/keys/root``, or only the path.
+        secret: The address, such as ``file:///srv/keys/root``, or only the path.
 
     Raises:
-        ConfigurationError: The role is unknown, or the address is not one.
+        ConfigurationError: The role is unknown, or the address is invalid.
     """
     check_role(role)
     parts = urlsplit(secret if "://" in secret else f"file://{secret}")

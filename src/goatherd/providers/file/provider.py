@@ -100,9 +100,9 @@ class FileSecretProvider(SecretProvider):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return the same from ``{"provider": "file", "secretId": "/srv/keys/root"}``; a region means nothing here.
+        """Return a provider and the secret id from ``{"provider": "file", "secretId": "/srv/keys/root"}``.
 
-        With ``"directory": "/srv/keys"`` the secret id is taken as it is.
+        With ``"directory": "/srv/keys"``, the secret id is relative to it. A region is ignored.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -131,14 +131,14 @@ class FileSecretProvider(SecretProvider):
                 raise ConfigurationError(f"the file store keeps the name {component!r} for itself")
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return whether the process may write, and whether there is room. See `capabilities`."""
+        """Return whether the process may write, and whether there is space. See `capabilities`."""
         call = self._start_call("diagnose", secret_id)
         return await self._run_call(
             call, lambda now: self._run_blocking(now, lambda _: self._diagnose_secret(secret_id))
         )
 
     async def reserve(self, secret_id: str) -> None:
-        """Reserve 128 KiB of the disk, which a write takes when the disk is full. See `capabilities`."""
+        """Reserve 128 KiB of the disk, which a write uses if the disk is full. See `capabilities`."""
         call = self._start_call("reserve", secret_id)
         await self._run_call(call, lambda now: self._run_change(now, lambda secret: secret.reserve_room()))
 
@@ -173,7 +173,7 @@ class FileSecretProvider(SecretProvider):
         return await self._run_blocking(call, lambda secret: secret.list_versions())
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Unlink the version's file. Nothing is overwritten.
+        """Delete the version's file. Its content is not overwritten.
 
         On journals, copy-on-write file systems, snapshots and SSDs the old blocks may stay readable for a process
         with the raw device, and overwriting would not change that: use an encrypted volume, and backups that expire.
@@ -184,7 +184,7 @@ class FileSecretProvider(SecretProvider):
         await self._run_change(call, lambda secret: secret.delete_secret())
 
     async def _run_change(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
-        """Do `work`, retrying while another writer holds the lock."""
+        """Run `work`, and retry while another writer holds the lock."""
         while True:
             try:
                 return await self._run_blocking(call, work)
@@ -210,7 +210,7 @@ class FileSecretProvider(SecretProvider):
             raise
 
     def _existing_parent(self) -> str:
-        """Return the base directory, or the nearest one above it that there is."""
+        """Return the base directory, or its nearest existing parent."""
         path = Path(self.base)
         return str(next((each for each in (path, *path.parents) if os.path.isdir(each)), path))  # noqa: PTH112
 

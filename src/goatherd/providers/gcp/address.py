@@ -36,13 +36,13 @@ _RESOURCE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GCPAddress:
-    """A project, and how to reach its secrets.
+    """A Google Cloud project, and how to reach its secrets.
 
     Attributes:
         project: The project's id or number.
         location: The region of a regional secret; None for a global one.
-        endpoint: ``host`` or ``host:port`` of the API, where it is not Google's public one (Private Service Connect).
-        replication: The locations that a secret created here is kept in; empty for Google's automatic choice.
+        endpoint: ``host`` or ``host:port`` of the API, if not Google's public one (Private Service Connect).
+        replication: The locations for a secret created here; empty for Google's automatic choice.
     """
 
     project: str
@@ -51,10 +51,10 @@ class GCPAddress:
     replication: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check every part.
+        """Check all parts of the address.
 
         Raises:
-            ConfigurationError: One cannot be what it is given as.
+            ConfigurationError: A part is invalid.
         """
         if not _PROJECT.fullmatch(self.project):
             raise ConfigurationError(f"not a Google Cloud project: {self.project[:100]!r}", hint=FORM.example)
@@ -68,7 +68,7 @@ class GCPAddress:
 
     @property
     def host(self) -> str:
-        """The API's host. Regional secrets have one for each region.
+        """The API's host name. Each region has its own for regional secrets.
 
         https://docs.cloud.google.com/secret-manager/regional-secrets/create-regional-secret
         """
@@ -78,7 +78,7 @@ class GCPAddress:
 
     @property
     def parent(self) -> str:
-        """The name of what the secret is created in."""
+        """The resource name under which the secret is created."""
         return f"projects/{self.project}" + ("" if self.location is None else f"/locations/{self.location}")
 
     def secret_name(self, secret_id: str) -> str:
@@ -90,11 +90,11 @@ class GCPAddress:
         return f"{self.secret_name(secret_id)}/versions/{version}"
 
     def is_secret(self, name: str, secret_id: str) -> bool:
-        """Whether the service's `name` is this secret's."""
+        """Return whether a resource name in an answer is this secret's."""
         return self._parse_name(name, secret_id) == ""
 
     def number_in(self, name: str, secret_id: str) -> int | None:
-        """Return the version's number in the service's `name`, or None unless it is one of this secret's versions."""
+        """Return the version number in a resource name from an answer; None if it is not a version of this secret."""
         found = self._parse_name(name, secret_id)
         return parse_number(found) if found else None
 
@@ -106,15 +106,15 @@ class GCPAddress:
 
 
 def parse_number(text: str) -> int | None:
-    """Return the version's number that `text` writes, or None: it is no version of this store."""
+    """Return the version number that `text` denotes; None if `text` is not a version id of this store."""
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def check_name(secret_id: str) -> None:
-    """Check a secret's name by the service's rule: 1 to 255 of letters, digits, ``_`` and ``-``.
+    """Check a secret's name by the service's rule: 1 to 255 letters, digits, ``_`` and ``-``.
 
     Raises:
-        ConfigurationError: It is not one.
+        ConfigurationError: The name breaks the rule.
     """
     if not _SECRET.fullmatch(secret_id):
         raise ConfigurationError(
@@ -124,10 +124,10 @@ def check_name(secret_id: str) -> None:
 
 
 def parse_uri(uri: str) -> tuple[GCPAddress, str]:
-    """Return the address and the secret id (maybe with ``{org}`` in it) that `uri` names.
+    """Return the address and the secret id that `uri` names; the id may contain ``{org}``.
 
     Raises:
-        ConfigurationError: It is not of the form above, or an option is unknown or given twice.
+        ConfigurationError: The URI does not have the form above, or an option is unknown or repeated.
     """
     parsed = addresses.parse_uri(FORM, uri)
     if not parsed.host or "/" in parsed.path:
@@ -146,7 +146,7 @@ def parse_uri(uri: str) -> tuple[GCPAddress, str]:
 
 
 def parse_config(config: Mapping[str, object], environment: Mapping[str, str]) -> tuple[GCPAddress, str]:
-    """Return the same from ``{"provider": "gcp", "project": "my-project", "secretId": "goatdb-root"}``.
+    """Return the address and the id from ``{"provider": "gcp", "project": "my-project", "secretId": "goatdb-root"}``.
 
     The secret id may be the full name, ``projects/my-project/secrets/goatdb-root``. Without a project in either,
     GOOGLE_CLOUD_PROJECT is taken. A ``region`` means a regional secret.
@@ -171,7 +171,7 @@ def parse_config(config: Mapping[str, object], environment: Mapping[str, str]) -
 
 
 def parse_resource(name: str) -> tuple[str, str | None, str] | None:
-    """Return project, location and secret id of a secret's full resource name, or None: it is not one."""
+    """Return the project, location and secret id in a secret's full resource name; None for another string."""
     match = _RESOURCE.fullmatch(name)
     if match is None or match["version"] is not None:
         return None

@@ -60,7 +60,7 @@ _STATES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secret:
-    """What we use of the resource `Secret`."""
+    """The used fields of the API's resource `Secret`."""
 
     etag: str
     aliases: Mapping[str, int]
@@ -73,7 +73,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What we use of the resource `SecretVersion`; `doomed` where its destruction is done or has a date."""
+    """The used fields of the API's resource `SecretVersion`; `doomed` if it is destroyed or will be at a set time."""
 
     number: int
     created_ms: int
@@ -81,11 +81,11 @@ class Version:
     doomed: bool
 
     def describe_version(self, labels: frozenset[Label], *, is_left: bool = False) -> SecretVersion:
-        """Return what a caller is told.
+        """Return the description of the version for the caller.
 
         Args:
-            labels: The labels that point at it.
-            is_left: Whether it was noted as left by a writer that had died.
+            labels: The labels that point at the version.
+            is_left: Whether a note says that a writer that died has left the version.
         """
         return SecretVersion(
             id=VersionId(self.number),
@@ -97,7 +97,7 @@ class Version:
 
 
 class SecretManagerAPI:
-    """The calls; each raises `goatherd.errors`, as `goatherd.providers.gcp.problem` says."""
+    """The API's methods. Each raises `goatherd.errors`; `goatherd.providers.gcp.problem` translates them."""
 
     def __init__(self, address: GCPAddress, credentials: Credentials | None, timeout: timedelta) -> None:
         self._address = address
@@ -113,12 +113,12 @@ class SecretManagerAPI:
             await client.transport.close()  # type: ignore[no-untyped-call]
 
     async def get_secret(self, call: Call) -> Secret:
-        """GetSecret. Counts against the project's 600 reads of metadata a minute."""
+        """Call GetSecret. It counts against the project's quota of 600 metadata reads a minute."""
         request = wire.GetSecretRequest(name=self._secret_name(call))
         return self._checked_secret(call, await self._send_request(call, lambda it: it.get_secret, request))
 
     async def create_secret(self, call: Call, annotations: Mapping[str, str]) -> Secret:
-        """CreateSecret, without any version."""
+        """Call CreateSecret, which creates the secret without a version."""
         body = wire.Secret(annotations=dict(annotations))
         if self._address.replication:
             replicas = [wire.Replication.UserManaged.Replica(location=each) for each in self._address.replication]
@@ -136,12 +136,12 @@ class SecretManagerAPI:
         annotations: Mapping[str, str],
         aliases: Mapping[str, int] | None = None,
     ) -> Secret:
-        """UpdateSecret, if the secret's etag is still that of `seen`.
+        """Call UpdateSecret, which succeeds only if the secret's etag is still that of `seen`.
 
         https://docs.cloud.google.com/secret-manager/docs/etags
 
         Raises:
-            EtagMovedError: It is not.
+            EtagMovedError: The etag has changed.
         """
         body = wire.Secret(name=self._secret_name(call), etag=seen.etag, annotations=dict(annotations))
         mask = ["annotations"]
@@ -154,12 +154,12 @@ class SecretManagerAPI:
         )
 
     async def delete_secret(self, call: Call) -> None:
-        """DeleteSecret, with all versions."""
+        """Call DeleteSecret, which deletes the secret with all its versions."""
         request = wire.DeleteSecretRequest(name=self._secret_name(call))
         await self._send_request(call, lambda it: it.delete_secret, request, silent=True)
 
     async def add_version(self, call: Call, value: SecretBytes, *, timeout: float) -> Version:
-        """AddSecretVersion, with the value's CRC32C, which the service checks."""
+        """Call AddSecretVersion with the value's CRC32C, which the service checks."""
         data = value.reveal()
         payload = wire.SecretPayload(data=data, data_crc32c=google_crc32c.value(data))
         request = wire.AddSecretVersionRequest(parent=self._secret_name(call), payload=payload)
@@ -169,7 +169,7 @@ class SecretManagerAPI:
         return self._checked_version(call, answer)
 
     async def access_version(self, call: Call, at: str | int) -> tuple[int, SecretBytes]:
-        """AccessSecretVersion, by alias or by number. Returns the number that it led to, and the value."""
+        """Call AccessSecretVersion, by alias or by number. Return the version's number and its value."""
         name = self._address.version_name(call.secret_id, at)
         request = wire.AccessSecretVersionRequest(name=name)
         answer = await self._send_request(call, lambda it: it.access_secret_version, request)
@@ -186,7 +186,7 @@ class SecretManagerAPI:
         return number, SecretBytes(data)
 
     async def get_version(self, call: Call, number: int) -> Version:
-        """GetSecretVersion. Counts against the project's 600 reads of metadata a minute."""
+        """Call GetSecretVersion. It counts against the project's quota of 600 metadata reads a minute."""
         request = wire.GetSecretVersionRequest(name=self._address.version_name(call.secret_id, number))
         found = self._checked_version(call, await self._send_request(call, lambda it: it.get_secret_version, request))
         if found.number != number:
@@ -194,7 +194,7 @@ class SecretManagerAPI:
         return found
 
     async def list_versions(self, call: Call, *, after: int = 0) -> list[Version]:
-        """ListSecretVersions, newest first, down to number `after` and without it."""
+        """Call ListSecretVersions. Return the versions with numbers above `after`, newest first."""
         request = wire.ListSecretVersionsRequest(parent=self._secret_name(call), page_size=PAGE)
         found: list[Version] = []
         while True:
@@ -207,17 +207,17 @@ class SecretManagerAPI:
             request.page_token = page.next_page_token
 
     async def destroy_version(self, call: Call, number: int) -> None:
-        """DestroySecretVersion. With a `version_destroy_ttl` it is disabled now and destroyed then."""
+        """Call DestroySecretVersion. With a `version_destroy_ttl`, it disables the version and destroys it later."""
         request = wire.DestroySecretVersionRequest(name=self._address.version_name(call.secret_id, number))
         await self._send_request(call, lambda it: it.destroy_secret_version, request)
 
     async def disable_version(self, call: Call, number: int) -> None:
-        """DisableSecretVersion; EnableSecretVersion undoes it."""
+        """Call DisableSecretVersion; EnableSecretVersion undoes it."""
         request = wire.DisableSecretVersionRequest(name=self._address.version_name(call.secret_id, number))
         await self._send_request(call, lambda it: it.disable_secret_version, request)
 
     async def granted_permissions(self, call: Call, permissions: Iterable[str]) -> frozenset[str]:
-        """TestIamPermissions: which of these the credentials have for the secret. Asking needs no right."""
+        """Call TestIamPermissions, which needs no permission, and return those that the credentials have."""
         request = iam_policy_pb2.TestIamPermissionsRequest(
             resource=self._secret_name(call), permissions=sorted(permissions)
         )
@@ -237,7 +237,7 @@ class SecretManagerAPI:
         compares: bool = False,
         silent: bool = False,
     ) -> Answer:
-        """Send one request, with a deadline of its own and without the SDK's retries."""
+        """Send one request with its own deadline and without the SDK's retries."""
         doing = type(request).__name__.removesuffix("Request")
         try:
             client = await self._connect_client()
@@ -292,12 +292,12 @@ class SecretManagerAPI:
 
 
 def not_there(call: Call, version: str) -> SecretNotFoundError:
-    """Return the error for a version id that is none of this store's."""
+    """Return the error for a string that is not a version id of this store."""
     return call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
 
 
 def _first_page(client: Client) -> Callable[..., Awaitable[wire.ListSecretVersionsResponse]]:
-    """Return the method without the SDK's pager, which asks on by itself and trips over a damaged page."""
+    """Return the method without the SDK's pager, which requests further pages itself and fails on a damaged page."""
 
     async def ask(**arguments: Any) -> wire.ListSecretVersionsResponse:
         pager = await client.list_secret_versions(**arguments)

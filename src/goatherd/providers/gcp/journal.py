@@ -31,13 +31,13 @@ _ENTRY = re.compile(r"([1-9][0-9]{0,17})=([0-9a-f]{16})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """A writer is at work.
+    """A note that a writer is adding or destroying a version.
 
     Attributes:
         purpose: ``add`` or ``destroy`` a version.
-        request: The beginning of the `Call.request` of that writer.
-        nonce: New each time that the same call announces itself.
-        base: Versions that the work adds have higher numbers.
+        request: The beginning of the writer's `Call.request`.
+        nonce: A random string, new each time that the same call announces itself.
+        base: The versions that this writer adds have higher numbers.
     """
 
     purpose: str
@@ -50,12 +50,12 @@ class Announcement:
 
 
 def short_request(request: str) -> str:
-    """Return the part of a `Call.request` that is noted."""
+    """Return the part of a `Call.request` that is stored in notes."""
     return request[:16]
 
 
 def read_announcement(annotations: Mapping[str, str]) -> Announcement | None:
-    """Return which writer is at work, if one is."""
+    """Return the announcement of the writer that is working on the secret; None if there is none."""
     match = _ANNOUNCEMENT.fullmatch(annotations.get(ANNOUNCED, ""))
     if match is None:
         return None
@@ -65,7 +65,7 @@ def read_announcement(annotations: Mapping[str, str]) -> Announcement | None:
 
 
 def with_announcement(annotations: Mapping[str, str], new: Announcement) -> dict[str, str]:
-    """Return the annotations with `new` in the place of any other announcement."""
+    """Return the annotations with `new` in place of any other announcement."""
     return {**annotations, ANNOUNCED: str(new)}
 
 
@@ -82,7 +82,7 @@ def with_done_note(annotations: Mapping[str, str], request: str, number: int) ->
 
 
 def written_by(annotations: Mapping[str, str], request: str) -> int | None:
-    """Return the version that `request` wrote, if that is among the last few."""
+    """Return the version that `request` wrote, if it is among the last few that are noted."""
     for version, by in _ENTRY.findall(annotations.get(DONE, "")):
         if by == short_request(request):
             return int(version)
@@ -95,11 +95,11 @@ def newest_known(annotations: Mapping[str, str], aliases: Mapping[str, int]) -> 
 
 
 def read_left(annotations: Mapping[str, str]) -> frozenset[int]:
-    """Return the versions that were switched off because their writer had died."""
+    """Return the numbers of the versions that were disabled because their writer had died."""
     return frozenset(int(number) for number in annotations.get(LEFT, "").split() if _NUMBER.fullmatch(number))
 
 
 def with_left(annotations: Mapping[str, str], numbers: Collection[int]) -> dict[str, str]:
-    """Return the annotations with these versions among those of `read_left`; of more than `MOST_LEFT`, the newest."""
+    """Return the annotations with these versions noted as left by dead writers; at most the newest `MOST_LEFT` stay."""
     noted = sorted(read_left(annotations).union(numbers))[-MOST_LEFT:]
     return {**annotations, LEFT: " ".join(map(str, noted))}

@@ -49,15 +49,15 @@ def permissions(role: str) -> frozenset[str]:
 
 
 def policy(role: str, uri: str) -> str:
-    """Return the ``gcloud`` commands that give `role` its rights for one secret, with the custom role's YAML.
+    """Return the ``gcloud`` commands that grant `role` its permissions for one secret, with the custom role's YAML.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        uri: The address, such as ``gcp://my-project/goatdb-root``, also without the scheme. ``{org}`` becomes
-            ``$ORG``, to be set.
+        uri: The address, such as ``gcp://my-project/goatdb-root``; the scheme may be left out. ``{org}`` becomes the
+            shell variable ``$ORG``, which the operator sets.
 
     Raises:
-        ConfigurationError: There is no such role, or the address is not one.
+        ConfigurationError: There is no such role, or the address is invalid.
     """
     wanted = permissions(role)
     address, secret_id = parse_uri(uri if "://" in uri else f"gcp://{uri}")
@@ -102,6 +102,6 @@ def _binding_lines(address: GCPAddress, secret_id: str | None, role: str) -> lis
 
 
 def _account_domain(address: GCPAddress) -> str:
-    """Return where the project's service accounts live; of a project ``example.com:name`` the parts are swapped."""
+    """Return the domain of the project's service accounts; for a project ``example.com:name`` the parts are swapped."""
     domain, separator, name = address.project.partition(":")
     return f"{name}.{domain}.iam.gserviceaccount.com" if separator else f"{domain}.iam.gserviceaccount.com"

@@ -49,7 +49,7 @@ _FINAL_LOGIN = re.compile(r"invalid_grant|RefreshError|[Rr]eauthentication|unaut
 
 
 class EtagMovedError(Exception):
-    """The secret changed after it was read: read it again. Never leaves the provider."""
+    """The secret has changed since it was read: read it again. This error never leaves the provider."""
 
 
 def status_of(error: sdk.GoogleAPICallError) -> str:
@@ -58,13 +58,13 @@ def status_of(error: sdk.GoogleAPICallError) -> str:
 
 
 def translate_error(call: Call, error: Exception, *, doing: str, quoting: bool = True) -> ProviderError:
-    """Return our error for one of the SDK's.
+    """Return Goatherd's error for an error of the SDK.
 
     Args:
-        call: What was to be done.
+        call: The provider call that failed.
         error: The SDK's exception.
         doing: The API's method, such as ``AccessSecretVersion``.
-        quoting: Whether the service's text may be shown; not where the request held a value.
+        quoting: Whether the service's text may be shown; False if the request held a value.
     """
     if isinstance(error, sdk.GoogleAPICallError):
         return _from_status(call, error, doing=doing, quoting=quoting)
@@ -107,7 +107,7 @@ def _from_status(call: Call, error: sdk.GoogleAPICallError, *, doing: str, quoti
 
 
 def _retry_after(error: sdk.GoogleAPICallError) -> float | None:
-    """Return the seconds that the service asks to wait (google.rpc.RetryInfo), if it said."""
+    """Return the pause in seconds that the service asks for (google.rpc.RetryInfo), if any."""
     for detail in error.details or ():
         if isinstance(detail, error_details_pb2.RetryInfo):
             return max(0.0, float(detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9))

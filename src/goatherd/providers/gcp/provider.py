@@ -63,7 +63,7 @@ _RANDOM = secrets.SystemRandom()
 
 @dataclass(slots=True)
 class _Work:
-    """How far one attempt to add or destroy a version has come, for the writer that must clear up after it."""
+    """The progress of one attempt to add or destroy a version, for the cleanup after it."""
 
     announced: bool = False
     began: float = 0.0
@@ -106,14 +106,14 @@ class GCPSecretProvider(SecretProvider):
         clock: Clock | None = None,
         credentials: Credentials | None = None,
     ) -> None:
-        """Take the address; connect to nothing.
+        """Create the provider for an address. Connects to nothing.
 
         Args:
-            project_id: The project's id or number; or an address that says more, such as the location.
+            project_id: The project's id or number, or an address with more details, such as the location.
             timeout: The deadline of one call, retries included.
             retry: How often and how fast to retry.
-            clock: For the pauses between retries.
-            credentials: Instead of the application default credentials.
+            clock: Used for the pauses between retries.
+            credentials: Used instead of the application default credentials.
         """
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self.address = project_id if isinstance(project_id, GCPAddress) else GCPAddress(project=project_id)
@@ -128,7 +128,7 @@ class GCPSecretProvider(SecretProvider):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """See `goatherd.providers.gcp.address.parse_config`.
+        """Return a provider and the secret id; see `goatherd.providers.gcp.address.parse_config`.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, contradicts another, or is unknown.
@@ -148,7 +148,7 @@ class GCPSecretProvider(SecretProvider):
         await self._api.close()
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what the credentials may do. See `capabilities`."""
+        """Return what the credentials allow. See `capabilities`."""
         call = self._start_call("diagnose", secret_id)
         rotator = permissions("rotator")
         granted = await self._run_call(call, lambda now: self._api.granted_permissions(now, rotator))
@@ -196,7 +196,7 @@ class GCPSecretProvider(SecretProvider):
         return {Label(alias): VersionId(number) for alias, number in aliases.items()}
 
     async def _by_label(self, call: Call, label: Label) -> tuple[int, SecretBytes]:
-        """Access by alias, which has a large quota; a new alias is looked up on the secret, which knows it earlier."""
+        """Read a version by its alias, which has a large quota; the secret itself knows new aliases earlier."""
         try:
             return await self._api.access_version(call, label)
         except SecretNotFoundError as missing:
@@ -209,7 +209,7 @@ class GCPSecretProvider(SecretProvider):
         return await self._api.access_version(call, number)
 
     async def _read_labels(self, call: Call, number: int) -> tuple[frozenset[Label], bool]:
-        """Return the labels at a version, and whether it was noted as left by a writer that had died."""
+        """Return a version's labels, and whether it was noted as left by a writer that had died."""
         try:
             secret = await self._api.get_secret(call)
         except ProviderAccessDeniedError:  # a server may read values and nothing else
@@ -217,7 +217,7 @@ class GCPSecretProvider(SecretProvider):
         return secret.labels_of(number), number in journal.read_left(secret.annotations)
 
     async def _created_ms(self, call: Call, number: int, value: SecretBytes) -> int:
-        """Return when a version was made: asked for once, since metadata has a small quota; 0 where that is denied."""
+        """Return when a version was created; 0 if that is denied. Asks once, because metadata has a small quota."""
         # The value too: a secret that was deleted and created again has other versions with the same numbers.
         key = (call.secret_id, number, hash(value.reveal()))
         if key not in self._created:
@@ -260,7 +260,7 @@ class GCPSecretProvider(SecretProvider):
         )
 
     async def _must_be_empty(self, call: Call) -> None:
-        """Refuse a secret that holds a value. A secret without one counts as none: it was created to grant rights."""
+        """Reject a secret that holds a value. An empty one is accepted: it was created to grant permissions."""
         secret = await self._api.get_secret(call)
         if journal.read_announcement(secret.annotations) or journal.written_by(secret.annotations, call.request):
             return
@@ -270,7 +270,7 @@ class GCPSecretProvider(SecretProvider):
     async def _add_labelled(
         self, call: Call, value: SecretBytes, label: Label, check: Check, work: _Work, secret: Secret | None = None
     ) -> SecretVersion:
-        """Add a version and move `label` to it, if `check` allows that; clear up unless another attempt follows."""
+        """Add a version and move `label` to it, if `check` allows that; clean up unless another attempt follows."""
         try:
             if secret is None:
                 secret = await self._announce_work(call, "add", check, work)
@@ -292,7 +292,7 @@ class GCPSecretProvider(SecretProvider):
         return version.describe_version(secret.labels_of(version.number))
 
     async def _announce_work(self, call: Call, purpose: str, check: Check, work: _Work) -> Secret:
-        """Note that we are at work, once no other writer is. Sets `_Work.done` instead if this call's work is done."""
+        """Announce the work as soon as no other writer is active; if it is done already, set `_Work.done`."""
         watched, since, pause = "", 0.0, _Pause()
         while True:
             secret = await self._api.get_secret(call)
@@ -347,7 +347,7 @@ class GCPSecretProvider(SecretProvider):
         return version
 
     async def _move_label(self, call: Call, secret: Secret, label: Label, number: int, check: Check) -> Secret:
-        """Move the label and withdraw the note, in one step."""
+        """Move the label and remove the announcement, in one step."""
         pause = _Pause()
         while True:
             aliases = {**secret.aliases, label: number}
@@ -369,7 +369,7 @@ class GCPSecretProvider(SecretProvider):
                 raise call.error(UnavailableError, f"version {number} was taken for left over before its label moved")
 
     async def _find_version(self, call: Call, value: SecretBytes, base: int) -> int | None:
-        """Return a version above `base` that holds `value`. By number, which alone is strongly consistent."""
+        """Return a version above `base` that holds `value`. Reads by number: only those are strongly consistent."""
         for number in range(base + 1, base + 1 + _PROBES):
             try:
                 _, found = await self._api.access_version(call, number)
@@ -456,7 +456,7 @@ class GCPSecretProvider(SecretProvider):
     # --- clearing up ------------------------------------------------------------------------------------------------
 
     async def _undo_work(self, call: Call, value: SecretBytes, work: _Work) -> None:
-        """Take back what this call announced and added, unless it has moved the label after all."""
+        """Remove the announcement and the version of this call, unless the call has moved the label after all."""
         secret = await self._withdraw_announcement(call)
         if secret is None:
             return
@@ -467,9 +467,10 @@ class GCPSecretProvider(SecretProvider):
             await self._api.destroy_version(call, work.number)
 
     async def _withdraw_announcement(self, call: Call) -> Secret | None:
-        """Remove our note, if it stands; None if our version has its label.
+        """Remove the announcement if it is still there; return None if the version already has its label.
 
-        The secret is updated in any case: what of ours is still on its way to the store then has an old etag.
+        The secret is updated in any case: any of our requests still on its way to the store then fails with an old
+        etag.
         """
         pause = _Pause()
         while True:
@@ -485,7 +486,7 @@ class GCPSecretProvider(SecretProvider):
                 await pause()
 
     async def _disable_leftovers(self, call: Call, value: SecretBytes, work: _Work, secret: Secret) -> None:
-        """Destroy what an earlier attempt of ours has added too; disable what a writer that is gone has left."""
+        """Destroy versions that earlier attempts of this call added; disable those that a dead writer has left."""
         base = work.base if work.abandoned_base is None else min(work.base, work.abandoned_base)
         abandoned = []
         for version in await self._api.list_versions(call, after=base):
@@ -503,7 +504,7 @@ class GCPSecretProvider(SecretProvider):
             await self._api.disable_version(call, number)
 
     async def _note_left(self, call: Call, numbers: Collection[int]) -> None:
-        """Note versions as left, so that `versions` shows them as that when they are switched off."""
+        """Note versions as leftovers, so that `versions` shows them as such when they are disabled."""
         pause = _Pause()
         while True:
             secret = await self._api.get_secret(call)
@@ -516,7 +517,7 @@ class GCPSecretProvider(SecretProvider):
                 return
 
     async def _await_briefly(self, clearing: Coroutine[object, object, object]) -> None:
-        """Clear up for a second at most, even while being cancelled. What fails here is left to the next writer."""
+        """Clean up for at most a second, even when cancelled. The next writer does what fails here."""
         task = asyncio.ensure_future(clearing)
         task.add_done_callback(retrieve_outcome)
         try:
@@ -534,12 +535,12 @@ class GCPSecretProvider(SecretProvider):
         )
 
     def _forget_secret(self, call: Call) -> None:
-        """Forget what is known of the versions of a secret that is made or deleted here."""
+        """Forget the cached versions of a secret that is created or deleted here."""
         self._created = {key: known for key, known in self._created.items() if key[0] != call.secret_id}
 
 
 class _Pause:
-    """Waits longer each time; called between two reads of what another writer changes."""
+    """Waits longer each time, between two reads of something that another writer changes."""
 
     def __init__(self) -> None:
         self._next = 0.02

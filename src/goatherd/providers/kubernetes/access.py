@@ -28,14 +28,14 @@ SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 @dataclass(slots=True, kw_only=True)
 class ClusterAccess:
-    """One API server and one identity there.
+    """One API server, and the identity of Goatherd there.
 
     Attributes:
         server: Its URL.
         verify: The TLS context, with the client certificate if there is one; None for a plain ``http`` address.
-        tls_server_name: The name that the server's certificate has to have, where it is not the URL's.
-        source: Where all this comes from, for messages.
-        credentials: Where the token comes from.
+        tls_server_name: The name that the server's certificate must have, if it is not the URL's host.
+        source: Where this configuration comes from, for messages.
+        credentials: The source of the token.
     """
 
     server: str
@@ -49,7 +49,7 @@ class ClusterAccess:
         return await self.credentials.current_credential(clock, rejected=rejected)
 
     async def close(self) -> None:
-        """Stop waiting for a credential plugin that runs."""
+        """Stop a running credential plugin."""
         await self.credentials.close()
 
 
@@ -61,11 +61,11 @@ def load_access(
 ) -> ClusterAccess:
     """Return how to reach the cluster of `address`. Blocks on disk; runs no plugin yet.
 
-    In this order: the address's own kubeconfig; the files in `KUBECONFIG`; the pod's service account;
-    ``~/.kube/config``. A context, if one is named, is looked for in a kubeconfig only.
+    Checked in this order: the address's own kubeconfig; the files in `KUBECONFIG`; the pod's service account;
+    ``~/.kube/config``. If a context is named, only kubeconfig files are checked.
 
     Raises:
-        ConfigurationError: There is none, or it cannot be used; the message says what is not supported.
+        ConfigurationError: No configuration exists, or it cannot be used; the message says what is not supported.
         MissingExtraError: There is a kubeconfig, and the extra ``kubernetes`` is not installed.
     """
     environment = os.environ if environment is None else environment

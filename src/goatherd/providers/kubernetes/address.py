@@ -34,11 +34,11 @@ FORM: Final = AddressForm(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesAddress:
-    """Which cluster.
+    """The address of a Kubernetes cluster.
 
     Attributes:
-        kubeconfig: The file that describes it; None for `KUBECONFIG`, the pod's own cluster, or ``~/.kube/config``.
-        context: Which of the file's contexts; None for its current one.
+        kubeconfig: The kubeconfig file; None for `KUBECONFIG`, the pod's own cluster, or ``~/.kube/config``.
+        context: The context in the file; None for its current context.
     """
 
     kubeconfig: str | None = None
@@ -46,10 +46,10 @@ class KubernetesAddress:
 
 
 def split_secret_id(secret_id: str) -> tuple[str, str]:
-    """Return namespace and name.
+    """Split a secret id into the namespace and the name of the Secret.
 
     Raises:
-        ConfigurationError: It is not two names that Kubernetes takes.
+        ConfigurationError: The id is not two names that Kubernetes allows.
     """
     namespace, _, name = secret_id.partition("/")
     if not _NAMESPACE.fullmatch(namespace) or not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
@@ -61,10 +61,10 @@ def split_secret_id(secret_id: str) -> tuple[str, str]:
 
 
 def parse_uri(uri: str) -> tuple[KubernetesAddress, str]:
-    """Return the cluster and the secret id, maybe with ``{org}`` in it.
+    """Return the cluster and the secret id that a URI names; the id may contain ``{org}``.
 
     Raises:
-        ConfigurationError: It is no such address.
+        ConfigurationError: The URI is not an address of this kind.
     """
     parsed = addresses.parse_uri(FORM, uri)
     secret_id = f"{unquote(parsed.host)}/{parsed.path}".removeprefix("/")
@@ -73,7 +73,7 @@ def parse_uri(uri: str) -> tuple[KubernetesAddress, str]:
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[KubernetesAddress, str]:
-    """Return the same from ``{"provider": "k8s", "secretId": "goatdb/root", "context": …, "kubeconfig": …}``.
+    """Return the cluster and the id from ``{"provider": "k8s", "secretId": "goatdb/root", "context": …}``.
 
     Raises:
         ConfigurationError: An option is missing, of the wrong kind, or unknown.

@@ -70,12 +70,12 @@ _REASONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchEvent:
-    """What a watch tells.
+    """One event of a watch.
 
     Attributes:
-        content: The Secret as it is now; None when it was deleted, or when only time has passed.
+        content: The Secret as it is now; None if it was deleted, or if nothing but time has passed.
         is_deleted: Whether it was deleted.
-        resource_version: From where to go on after a break.
+        resource_version: The version from which the next watch continues.
     """
 
     content: Mapping[str, Any] | None = None
@@ -87,11 +87,11 @@ class WatchEvent:
 
 
 class WatchExpiredError(Exception):
-    """The server does not remember the state from which a watch was to go on: begin with the present one."""
+    """The API server no longer has the version from which a watch was to continue; start from the present version."""
 
 
 class KubernetesClient:
-    """One API server, as one user. Open it with `open`, close it with `close`."""
+    """A client for one API server and one identity. `open` opens it, `close` closes it."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class KubernetesClient:
         self._certificate = 0
 
     def open(self) -> None:
-        """Make the connection pool. Nothing is sent yet."""
+        """Create the connection pool. Sends nothing."""
         self._http = self._make_pool()
 
     def _make_pool(self) -> httpx2.AsyncClient:
@@ -124,7 +124,7 @@ class KubernetesClient:
         )
 
     async def close(self) -> None:
-        """Close the connections, and stop waiting for a credential plugin."""
+        """Close the connections, and stop a running credential plugin."""
         await self._access.close()
         http, self._http = self._http, None
         if http is not None:
@@ -133,7 +133,7 @@ class KubernetesClient:
     # --- Secrets ----------------------------------------------------------------------------------------------------
 
     async def get_secret(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """Return a Secret; None when there is none.
+        """Return a Secret; None if there is none.
 
         Without a resourceVersion in the query, the answer is the most recent state, "consistent read":
         https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-get-and-list.
@@ -145,7 +145,7 @@ class KubernetesClient:
         return _decode_secret(answer, namespace, name)
 
     async def create_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Create a Secret; None when there is one already."""
+        """Create a Secret; return None if one exists already."""
         status, answer = await finish_request(self._call_api("POST", _secret_path(namespace), body=content))
         if status == 404:
             raise PlatformError(
@@ -161,7 +161,7 @@ class KubernetesClient:
         return _decode_secret(answer, namespace, name)
 
     async def replace_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Replace a Secret if it still has the resourceVersion in `content`; None when it has not, or is gone."""
+        """Replace a Secret if its resourceVersion is still that in `content`; return None if it is not, or is gone."""
         # SECURITY: without a resourceVersion the server replaces whatever is there
         # (tests/contract/kubernetes/test_contract.py::test_every_replacement_names_the_state_that_it_replaces).
         if not content["metadata"].get("resourceVersion"):
@@ -172,7 +172,7 @@ class KubernetesClient:
         return _decode_secret(answer, namespace, name)
 
     async def delete_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> bool:
-        """Delete a Secret if it is still in the state of `content`; False when it is not, or is gone."""
+        """Delete a Secret if its state is still that of `content`; return False if it is not, or is gone."""
         metadata = content["metadata"]
         preconditions = {"uid": metadata.get("uid"), "resourceVersion": metadata["resourceVersion"]}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
@@ -185,7 +185,7 @@ class KubernetesClient:
         return True
 
     async def endpoint_slices(self, namespace: str, service: str) -> list[dict[str, Any]]:
-        """Return the EndpointSlices of a Service, all of them; none where there is no such Service.
+        """Return all EndpointSlices of a Service; none if there is no such Service.
 
         https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/#ownership. The answer to a list without
         a limit is whole: reference/using-api/api-concepts/#retrieving-large-results-sets-in-chunks.
@@ -202,7 +202,7 @@ class KubernetesClient:
         return items
 
     async def may_access(self, verb: str, namespace: str, name: str) -> bool | None:
-        """Return whether the credentials may do something to a Secret; None where the server does not say.
+        """Return whether the credentials allow a verb on a Secret; None if the server does not say.
 
         Every user may ask about itself: reference/access-authn-authz/authorization/#checking-api-access.
         """
@@ -227,16 +227,16 @@ class KubernetesClient:
     async def watch_secret(
         self, namespace: str, name: str, resource_version: str | None, seconds: int
     ) -> AsyncIterator[AsyncIterator[WatchEvent]]:
-        """Watch one Secret for some time, from a state that was seen, or from the present one, which is told first.
+        """Watch one Secret for some time, from a known version, or from the present one, which is yielded first.
 
         Args:
-            namespace: Where.
-            name: Of the Secret.
-            resource_version: The state to go on from; None for "get state and start at most recent".
-            seconds: After which the server shall end it.
+            namespace: The Secret's namespace.
+            name: The Secret's name.
+            resource_version: The version to continue from; None for "get state and start at most recent".
+            seconds: After this time, the server ends the watch.
 
         Raises:
-            WatchExpiredError: The server does not remember that state.
+            WatchExpiredError: The server no longer has that version.
             PlatformError: As for any request.
 
         The field selector is what lets RBAC check the name:
@@ -441,7 +441,7 @@ def _secret_path(namespace: str, name: str | None = None) -> str:
 
 
 def _decode_secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
-    """Return the answer if it is the Secret that was asked for."""
+    """Return the Secret in an answer, after checking that it is the requested one."""
     metadata = answer.get("metadata")
     if answer.get("kind") != "Secret" or not isinstance(metadata, Mapping):
         raise _damaged_error("it is no Secret")
@@ -453,7 +453,7 @@ def _decode_secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict
 
 
 def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
-    """Return what one line of a watch says; None where it says nothing of this Secret.
+    """Return the event in one line of a watch; None if the line does not concern this Secret.
 
     https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
     """
@@ -490,13 +490,13 @@ def _parse_object(raw: bytes) -> Mapping[str, Any] | None:
 
 
 def _reason_of(answer: Mapping[str, Any], before: str = "") -> str:
-    """Return the machine-readable reason of a Status, if it is one of those that exist, so that it quotes nothing."""
+    """Return the machine-readable reason of a Status, if Kubernetes defines it; other text is not quoted."""
     reason = answer.get("reason")
     return f"{before}{reason}" if isinstance(reason, str) and reason in _REASONS else ""
 
 
 def _invalid_reason(answer: Mapping[str, Any]) -> PlatformError:
-    """Return what a 422 means. Its message is not shown: it may quote what was sent."""
+    """Return the meaning of a status 422. Its message is not shown, because it may quote what was sent."""
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, Mapping) else None
     found = [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else []
@@ -514,7 +514,7 @@ def _invalid_reason(answer: Mapping[str, Any]) -> PlatformError:
 
 
 def _retry_after(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:
-    """Return the hint of a 429: a number of seconds, a date, or a member of the Status."""
+    """Return the pause that a 429 asks for: a number of seconds, a date, or a member of the Status."""
     if header is not None:
         if header.strip().isdecimal():
             return float(header)

@@ -41,12 +41,12 @@ _TOKEN_LIKE = re.compile(r"[A-Za-z0-9+/_.=-]{40,}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """What a request shows to the API server.
+    """The credential that a request sends to the API server.
 
     Attributes:
-        token: The bearer token; None where a client certificate or nothing says who asks.
-        generation: Counts how often the credential was renewed.
-        certificate: Counts how often the client certificate was replaced: connections with an older one are of no use.
+        token: The bearer token; None if a client certificate or nothing identifies the caller.
+        generation: How often the credential was renewed.
+        certificate: How often the client certificate was replaced; connections with an older one must not be reused.
     """
 
     token: str | None = field(repr=False)
@@ -58,7 +58,7 @@ class ClusterCredentials(Protocol):
     """A source of credentials.
 
     Attributes:
-        can_renew: Whether asking again can give another credential than the one that was rejected.
+        can_renew: Whether the source can return another credential than one that was rejected.
     """
 
     @property
@@ -68,9 +68,9 @@ class ClusterCredentials(Protocol):
         """Return the credential to use now.
 
         Args:
-            clock: Says what has expired.
-            rejected: The one that the server has just answered with 401: it is not returned again unless the source has
-                no other.
+            clock: Decides whether a credential has expired.
+            rejected: The credential that the server has just rejected with 401; it is returned again only if the source
+                has no other.
 
         Raises:
             ConfigurationError: A token file cannot be read.
@@ -79,12 +79,12 @@ class ClusterCredentials(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stop waiting for a plugin that runs."""
+        """Stop a running plugin."""
         ...
 
 
 class FixedToken:
-    """A token that stands in the configuration, or none."""
+    """A token from the configuration, or no token."""
 
     can_renew = False
 
@@ -99,7 +99,7 @@ class FixedToken:
 
 
 class TokenFile:
-    """A token in a file that another process replaces, such as the kubelet."""
+    """A token in a file that another process, such as the kubelet, replaces."""
 
     can_renew = True
 
@@ -123,14 +123,14 @@ class TokenFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginSettings:
-    """The member ``exec`` of a kubeconfig's user, checked.
+    """The checked ``exec`` member of a kubeconfig's user.
 
     Attributes:
-        arguments: The program, and what it is called with.
-        environment: Its variables.
-        api_version: What it has to answer in.
-        install_hint: What to do where it is missing; may be empty.
-        source: Where it stands, for messages.
+        arguments: The program and its arguments.
+        environment: The environment variables for the program.
+        api_version: The API version in which the program must answer.
+        install_hint: What to do if the program is missing; may be empty.
+        source: Where the settings come from, for messages.
     """
 
     arguments: Sequence[str] = field(repr=False)
@@ -148,8 +148,8 @@ class CredentialPlugin:
     """A program that prints an ``ExecCredential``: ``aws eks get-token``, ``gke-gcloud-auth-plugin``, ``kubelogin``.
 
     Args:
-        settings: Which.
-        use_certificate: Called with a client certificate and its key, as PEM, when the plugin gives them.
+        settings: The plugin to run.
+        use_certificate: Called with a client certificate and its key, as PEM, if the plugin prints them.
     """
 
     can_renew = True
@@ -199,7 +199,7 @@ class CredentialPlugin:
         return renewed
 
     def _check_status(self, status: object) -> tuple[str | None, tuple[bytes, bytes] | None, int | None]:
-        """Return token, certificate with key, and expiry of what the plugin printed."""
+        """Return the token, the certificate with its key, and the expiry in the plugin's output."""
         if not isinstance(status, Mapping):
             raise self._output_error("a status that is no object")
         for name in ("token", "clientCertificateData", "clientKeyData", "expirationTimestamp"):
@@ -234,10 +234,10 @@ class CredentialPlugin:
 
 
 async def run_plugin(settings: PluginSettings) -> object:
-    """Run a credential plugin once and return the ``status`` that it prints. It has no terminal to ask at.
+    """Run a credential plugin once, without a terminal, and return the ``status`` that it prints.
 
     Raises:
-        PlatformError: It is not installed, failed, printed no ``ExecCredential``, or took too long.
+        PlatformError: The plugin is not installed, failed, printed no ``ExecCredential``, or took too long.
     """
     plugin = f"the credential plugin {settings.command}"
     if shutil.which(settings.command, path=settings.environment.get("PATH", os.defpath)) is None:
@@ -278,7 +278,7 @@ async def run_plugin(settings: PluginSettings) -> object:
 
 
 async def _run_process(settings: PluginSettings) -> tuple[int, bytes, bytes]:
-    """Return exit code, output and error output; leave no process behind when cancelled."""
+    """Return the exit code, output and error output of the plugin; leave no process behind when cancelled."""
     process = await asyncio.create_subprocess_exec(
         *settings.arguments,
         env=settings.environment,
@@ -306,7 +306,7 @@ def _plugin_error(settings: PluginSettings, why: str) -> PlatformError:
 
 
 def shorten_text(text: str) -> str:
-    """Return `text` as one short line without anything that looks like a token."""
+    """Return `text` as one short line, with anything that looks like a token removed."""
     line = " ".join(_TOKEN_LIKE.sub("…", text).split())
     return line if len(line) <= _QUOTED else line[:_QUOTED] + "…"
 

@@ -34,14 +34,14 @@ from goatherd.providers.kubernetes.credentials import (
 
 
 def make_context(authority: str | Path | None, *, source: str) -> ssl.SSLContext:
-    """Return a context that trusts one authority and no other. Blocks on disk.
+    """Return a TLS context that trusts only the given certificate authority. Blocks on disk.
 
     Args:
-        authority: A file; or base64 of PEM; or None for the system's authorities.
-        source: Where that stands, for messages.
+        authority: A file, or PEM in base64, or None for the system's authorities.
+        source: Where the authority is configured, for messages.
 
     Raises:
-        ConfigurationError: It cannot be used.
+        ConfigurationError: The authority cannot be used.
     """
     try:
         if authority is None:
@@ -60,16 +60,16 @@ def make_context(authority: str | Path | None, *, source: str) -> ssl.SSLContext
 
 
 def use_certificate(context: ssl.SSLContext, cert: Path | bytes, key: Path | bytes, *, source: str) -> None:
-    """Show a client certificate on the connections that are made with `context` from now on.
+    """Use a client certificate for all connections that are made with `context` from now on.
 
     Args:
-        context: Of the API server.
+        context: The TLS context for the API server.
         cert: A file or PEM bytes.
         key: A file or PEM bytes, not encrypted.
-        source: Where they stand, for messages.
+        source: Where the certificate is configured, for messages.
 
     Raises:
-        ConfigurationError: They cannot be used.
+        ConfigurationError: The certificate or the key cannot be used.
     """
     try:
         with _as_file(cert) as cert_file, _as_file(key) as key_file:
@@ -88,9 +88,9 @@ def _no_password() -> str:
 
 @contextlib.contextmanager
 def _as_file(pem: Path | bytes) -> Iterator[str]:
-    """Give OpenSSL a path, which is all that it takes.
+    """Give OpenSSL a path, because it accepts nothing else.
 
-    SECURITY: bytes get one in memory and never on a disk
+    SECURITY: bytes are put into a file in memory, never on a disk
     (tests/unit/providers/kubernetes/test_access.py::test_a_key_in_the_kubeconfig_never_becomes_a_file_on_a_disk).
     """
     if isinstance(pem, Path):
@@ -116,7 +116,7 @@ _USER_REFUSED: Final = ("auth-provider", "username", "password", "as", "as-uid",
 
 
 class Merged(Protocol):
-    """What is used of the library's merged configuration: each entry of a list remembers its file."""
+    """The used part of the library's merged configuration: each entry of a list knows the file it came from."""
 
     value: Any
     path: str | None
@@ -125,12 +125,12 @@ class Merged(Protocol):
 def read_kubeconfig(
     paths: str, context_name: str | None
 ) -> tuple[str, ssl.SSLContext | None, str | None, ClusterCredentials, str]:
-    """Return server, TLS context, the server's name for TLS, credentials, and a description for messages.
+    """Return the server, TLS context, TLS server name, credentials, and a description of the source for messages.
 
     Args:
-        paths: One file, or several as in `KUBECONFIG`. Of entries with one name, and of ``current-context``, the first
-            file's counts.
-        context_name: None for the current one.
+        paths: One file, or several as in `KUBECONFIG`. If several files have an entry of the same name or a
+            ``current-context``, that of the first file counts.
+        context_name: The context; None for the current one.
 
     Raises:
         ConfigurationError: There is no such context, or it cannot be used; the message says what is not supported.
@@ -248,7 +248,7 @@ def _read_plugin(
 
 
 def _cluster_info(cluster: Mapping[str, Any], authority: str | Path | None, source: str) -> dict[str, object]:
-    """Return what a plugin is told of the cluster where it asks for that."""
+    """Return the description of the cluster for a plugin that asks for it."""
     members: dict[str, object] = {
         "server": cluster.get("server"),
         "tls-server-name": cluster.get("tls-server-name"),
@@ -267,7 +267,7 @@ def _cluster_info(cluster: Mapping[str, Any], authority: str | Path | None, sour
 
 
 def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
-    """Return the merged configuration and its current context."""
+    """Return the merged configuration and the name of its current context."""
     try:
         from kubernetes_asyncio.config.kube_config import KubeConfigMerger
     except ImportError as error:
@@ -298,7 +298,7 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
 def _find_section(
     config: Mapping[str, Any], plural: str, singular: str, name: object, source: str
 ) -> tuple[Mapping[str, Any], Path]:
-    """Return the entry of that name, and the file that it stands in."""
+    """Return the entry with a name, and the file that contains it."""
     entries: list[Merged] = config.get(plural) or []
     for entry in entries:
         found = entry.value
@@ -325,7 +325,7 @@ def _read_text(section: Mapping[str, Any], member: str, source: str) -> str | No
 
 
 def _read_path(beside: Path, section: Mapping[str, Any], member: str, source: str) -> Path | None:
-    """Return the file that a member names, which may be relative to the kubeconfig's directory."""
+    """Return the file that a member names; the name may be relative to the kubeconfig's directory."""
     value = _read_text(section, member, source)
     return None if value is None else beside.parent / value
 

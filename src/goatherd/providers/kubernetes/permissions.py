@@ -32,13 +32,13 @@ _PATH = re.compile(r"(?:/[A-Za-z0-9._-]+)+")
 
 
 def policy(role: str, uri: str) -> str:
-    """Return the Role that a role needs for one secret, and its RoleBinding, as YAML for ``kubectl apply -f -``.
+    """Return the RBAC Role that a role needs for one secret, and its RoleBinding, as YAML for ``kubectl apply -f -``.
 
-    The binding names a service account ``goatherd-server`` (or rotator, admin) of the Secret's namespace.
+    The binding names a service account ``goatherd-server`` (or rotator, admin) in the Secret's namespace.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        uri: The address, ``k8s://goatdb/root``, or only ``goatdb/root``.
+        uri: The address, such as ``k8s://goatdb/root``, or only ``goatdb/root``.
 
     Raises:
         ConfigurationError: The role is unknown, or no Role can be written for the address.
@@ -75,14 +75,14 @@ def policy(role: str, uri: str) -> str:
 
 
 def volume_policy(role: str, uri: str) -> str:
-    """Return the part of a pod that lets its servers read a mounted Secret, as YAML. It gives no right to write.
+    """Return the part of a pod's YAML that lets its servers read a mounted Secret. It grants no right to write.
 
     Args:
-        role: ``server``.
+        role: Must be ``server``.
         uri: The directory, ``k8s-volume:///var/run/secrets/goatherd``, or only the path.
 
     Raises:
-        ConfigurationError: The role is another one, or no such part can be written for the address.
+        ConfigurationError: The role is another one, or no YAML can be written for the address.
     """
     check_role(role)
     if role != "server":

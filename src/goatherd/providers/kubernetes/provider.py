@@ -111,9 +111,9 @@ class KubernetesSecretProvider(SecretProvider):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return the same from ``{"provider": "k8s", "secretId": "goatdb/root"}``.
+        """Return a provider and the secret id from ``{"provider": "k8s", "secretId": "goatdb/root"}``.
 
-        ``namespace`` may stand apart; ``kubeconfig`` and ``context`` are as in the address. A region means nothing.
+        ``namespace`` may be a member of its own; ``kubeconfig`` and ``context`` are as in the URI. A region is ignored.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -137,14 +137,14 @@ class KubernetesSecretProvider(SecretProvider):
         split_secret_id(secret_id)
 
     async def watch(self, secret_id: str) -> AsyncIterator[None]:
-        """Yield once when the watch stands, then each time that the Secret may have changed.
+        """Yield once when the watch is established, then each time that the Secret may have changed.
 
-        The API server ends a watch after some minutes. One that is begun again goes on where the last one was, as long
-        as the server remembers that; where the Secret exists, one that begins afresh gives a second hint at once.
+        The API server ends a watch after some minutes. A new watch continues where the last one ended, if the server
+        still has that version. Otherwise it starts afresh and, if the Secret exists, yields a second time at once.
 
         Raises:
-            ProviderAccessDeniedError: The role has no ``watch``.
-            ProviderError: It cannot stand, or broke.
+            ProviderAccessDeniedError: The Role does not allow ``watch``.
+            ProviderError: The watch cannot be established, or broke.
         """
         call = self._start_call("watch", secret_id)
         namespace, name = split_secret_id(secret_id)
@@ -172,7 +172,7 @@ class KubernetesSecretProvider(SecretProvider):
             raise problem.for_call(call)
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what the credentials may do, and how full the Secret is. See `capabilities`."""
+        """Return what the credentials allow, and how full the Secret is. See `capabilities`."""
         call = self._start_call("diagnose", secret_id)
         return await self._run_call(
             call, lambda now: self._with_client(now, lambda client: self._diagnose_secret(now, client))
@@ -264,7 +264,7 @@ class KubernetesSecretProvider(SecretProvider):
         await self._change_record(call, lambda record: record.ledger.without_label(call, label, expected))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        """List the versions. The API has no way to read a part of a Secret, so the values travel along."""
+        """List the versions. The API cannot return a part of a Secret, so the values are transferred too."""
         record = await self._with_client(call, lambda client: self._read_record(client, call))
         found = {int(version.id): version for version in record.ledger.newest_first()}
         found |= {number: _describe_leftover(number) for number in record.leftover_numbers()}
@@ -275,10 +275,10 @@ class KubernetesSecretProvider(SecretProvider):
         return {label: VersionId(number) for label, number in ledger.labels.items()}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Take the version's value out of the object.
+        """Remove the version's value from the object.
 
         etcd keeps earlier states until it is compacted (every five minutes by default) and defragmented, and its
-        backups for as long as they are kept: the how-to page says what to do about that.
+        backups keep them longer; the how-to page says what to do about that.
         """
 
         def step(record: SecretObject) -> VersionedRecord | None:
@@ -306,7 +306,7 @@ class KubernetesSecretProvider(SecretProvider):
     async def _change_record(
         self, call: Call, step: Callable[[SecretObject], VersionedRecord | None], new: SecretBytes | None = None
     ) -> SecretObject:
-        """Replace the ledger by what `step` makes of it, until no other writer came between; None changes nothing."""
+        """Replace the record by the result of `step`, again after each conflict; None from `step` changes nothing."""
         return await self._with_client(call, lambda client: self._replace_record(client, call, step, new))
 
     async def _replace_record(
@@ -357,13 +357,13 @@ class KubernetesSecretProvider(SecretProvider):
             raise _damaged_error(call, error) from None
 
     def _must_be(self, call: Call, content: Mapping[str, object], ledger: VersionedRecord) -> None:
-        """Raise `UnavailableError` unless what the server says it stored is what was sent."""
+        """Raise `UnavailableError` unless the server's answer shows that it stored what was sent."""
         stored = _record_or_none(content)
         if stored is None or stored.ledger != ledger:
             raise call.error(UnavailableError, "the server's answer is damaged: it holds another list of versions")
 
     async def _pause_before_retry(self, call: Call) -> None:
-        """Wait a moment, so that many writers do not go in lockstep."""
+        """Wait a random moment, so that several writers do not retry at the same time."""
         call.waits[:] = ["other writers keep changing the Secret"]
         # Not the provider's clock: this waits for another process, whose time no test turns.
         await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))

@@ -44,16 +44,16 @@ _VALUE = re.compile(r"identity-([1-9][0-9]{0,17})\.json", re.ASCII)
 
 
 class NoRoomError(ValueError):
-    """What labels point at leaves no room for one more version."""
+    """The labelled versions leave no room in the Secret for one more version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretObject:
-    """One Secret object.
+    """One Secret object: the decoded pointer, and the object itself.
 
     Attributes:
-        ledger: Versions and labels.
-        content: The object as the API server sent it, which holds the values: not to be shown.
+        ledger: The versions and labels.
+        content: The object as the API server sent it. It holds the values, so it must not be shown.
     """
 
     ledger: VersionedRecord
@@ -66,38 +66,38 @@ class SecretObject:
         """Return the bytes of a version that is not destroyed.
 
         Raises:
-            DamagedRecordError: They are not there, or not those that were written.
+            DamagedRecordError: The bytes are missing, or are not those that were written.
         """
         encoded = self.content["data"].get(key_of(number))
         return check_value(number, self.ledger.versions[number], None if encoded is None else decode_base64(encoded))
 
     def leftover_numbers(self) -> set[int]:
-        """Return the numbers of the values that the object holds although its pointer does not name them.
+        """Return the numbers of stored values that the pointer does not name.
 
-        Goatherd leaves none. An older state of the object that was merged into it does.
+        Goatherd leaves none. They appear if an older state of the object is merged into it, for example by a restore.
         """
         numbers = {int(match[1]) for key in self.content["data"] if (match := _VALUE.fullmatch(key)) is not None}
         return numbers - {number for number, entry in self.ledger.versions.items() if not entry.destroyed}
 
     def leftover_value(self, number: int) -> SecretBytes:
-        """Return such a value.
+        """Return a stored value that the pointer does not name.
 
         Raises:
-            DamagedRecordError: It is not base64.
+            DamagedRecordError: The value is not base64.
         """
         return SecretBytes(decode_base64(self.content["data"][key_of(number)]))
 
 
 def key_of(number: int) -> str:
-    """Return the key under which the bytes of a version stand."""
+    """Return the key of the object under which a version's bytes are stored."""
     return f"identity-{number}.json"
 
 
 def check_value(number: int, entry: RecordedVersion, raw: bytes | None) -> SecretBytes:
-    """Return the bytes of a version if they are those that the pointer promises.
+    """Return a version's bytes, after checking them against the pointer's digest.
 
     Raises:
-        DamagedRecordError: They are not.
+        DamagedRecordError: The bytes are missing or do not match.
     """
     if raw is None:
         raise DamagedRecordError(f"the value of version {number} is missing")
@@ -107,11 +107,11 @@ def check_value(number: int, entry: RecordedVersion, raw: bytes | None) -> Secre
 
 
 def decode_object(content: Mapping[str, Any]) -> SecretObject:
-    """Return what an object of the API holds.
+    """Decode a Secret object.
 
     Raises:
-        ForeignRecordError: It is a Secret, but not one of ours.
-        DamagedRecordError: It is one of ours, but not whole.
+        ForeignRecordError: Goatherd did not write the Secret.
+        DamagedRecordError: Goatherd wrote the Secret, but it is damaged.
     """
     data = content.get("data") or {}
     if not isinstance(data, Mapping):
@@ -142,16 +142,16 @@ def new_object(namespace: str, name: str, ledger: VersionedRecord, value: Secret
 def encode_changes(
     record: SecretObject, ledger: VersionedRecord, new: SecretBytes | None, pinned: Collection[int]
 ) -> SecretObject:
-    """Return the record with another ledger, without the values that are no longer needed.
+    """Return the object with a new pointer, without the values that are no longer needed.
 
     Args:
-        record: As it was read.
-        ledger: What is to be.
-        new: The value of the ledger's newest version, if it is a new one.
-        pinned: Versions that stay, labelled or not.
+        record: The object as it was read.
+        ledger: The new versions and labels.
+        new: The value of the newest version, if that is new.
+        pinned: Versions that are kept, labelled or not.
 
     Raises:
-        NoRoomError: Too much of it has to stay.
+        NoRoomError: The versions that must be kept take too much room.
     """
     content = copy.deepcopy(dict(record.content))
     data: dict[str, str] = content["data"]
@@ -170,12 +170,12 @@ def encode_changes(
 
 
 def trim_record(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: int = 0) -> VersionedRecord:
-    """Return the ledger without the oldest versions, as many as it takes to keep within count and size.
+    """Return the versions and labels without the oldest versions, as far as the limits of count and size require.
 
-    What a label points at, what is `pinned`, and the newest version always stay.
+    Labelled versions, `pinned` versions and the newest version are always kept.
 
     Raises:
-        NoRoomError: That is too much.
+        NoRoomError: The versions that must be kept exceed the limits.
     """
     kept = dict(ledger.versions)
     stay = {*ledger.labels.values(), *pinned, max(kept, default=0)}
@@ -209,8 +209,8 @@ def decode_pointer(raw: bytes) -> VersionedRecord:
     """Return the versions and labels that ``pointer.json`` holds.
 
     Raises:
-        ForeignRecordError: It is in another format.
-        DamagedRecordError: It is not what `encode_pointer` wrote.
+        ForeignRecordError: The record is in another format.
+        DamagedRecordError: The record is not what `encode_pointer` wrote.
     """
     try:
         return versioned_record.decode_record(raw, FORM)

@@ -40,7 +40,7 @@ _TRIES: Final = 20
 
 
 class SwappedError(Exception):
-    """The kubelet removed the snapshot while it was read: there is a newer one."""
+    """The kubelet removed the snapshot while it was read; a newer one exists."""
 
 
 class KubernetesVolumeProvider(SecretProvider):
@@ -176,7 +176,7 @@ class KubernetesVolumeProvider(SecretProvider):
 
 
 def _is_newest(snapshot: int, directory: str) -> bool:
-    """Return whether the kubelet has not put another snapshot in place of the open one, which it then removes."""
+    """Return whether the open snapshot is still the newest; the kubelet removes a snapshot that it has replaced."""
     try:
         return os.path.samestat(os.fstat(snapshot), os.stat(f"{directory}/{SNAPSHOT}"))  # noqa: PTH116
     except FileNotFoundError:
@@ -184,7 +184,7 @@ def _is_newest(snapshot: int, directory: str) -> bool:
 
 
 def _bytes_of(snapshot: int, name: str) -> bytes | None:
-    """Return a file of the snapshot, or None."""
+    """Return the content of a file in the snapshot; None if there is no such file."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=snapshot)
     except FileNotFoundError:

@@ -51,18 +51,18 @@ FORMS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaultAddress:
-    """One mount of one server, and the way in.
+    """One mount of a Vault or OpenBao server, and how to log in.
 
     Attributes:
-        url: Such as ``https://vault.example.org:8200``.
+        url: The server's URL, such as ``https://vault.example.org:8200``.
         mount: The mount of a key/value engine, version 2.
         auth: How to get a token.
         namespace: The namespace, or None.
         ca: A file or directory of certificates to trust instead of the system's.
-        cert: The client's certificate file, where the server asks for one.
-        key: Its key file.
-        reads_active: Whether all reads are answered by the active node, so that they are strong: a single server, or
-            a cluster whose standbys forward reads.
+        cert: The client certificate's file, if the server requires one.
+        key: The client certificate's key file.
+        reads_active: Whether the active node answers all reads, so that they are strong: true for a single server, and
+            for a cluster whose standbys forward reads.
     """
 
     url: str
@@ -80,11 +80,11 @@ def parse_uri(scheme: str, uri: str, *, environment: Mapping[str, str] | None = 
 
     Args:
         scheme: ``vault`` or ``openbao``.
-        uri: ``vault://host:port/mount/path?option=…``; without a host, the environment says where.
-        environment: In place of the process's.
+        uri: ``vault://host:port/mount/path?option=…``; without a host, the environment names the server.
+        environment: Used instead of the process's environment.
 
     Raises:
-        ConfigurationError: It is not such a URI.
+        ConfigurationError: The URI does not have this form.
     """
     parsed = addresses.parse_uri(FORMS[scheme], uri)
     return _build_address(scheme, parsed.host, parsed.path, parsed.options, environment)
@@ -93,12 +93,12 @@ def parse_uri(scheme: str, uri: str, *, environment: Mapping[str, str] | None = 
 def parse_config(
     scheme: str, config: Mapping[str, object], *, environment: Mapping[str, str] | None = None
 ) -> tuple[VaultAddress, str]:
-    """Return the same from ``{"provider": "vault", "secretId": "secret/goatdb/root", "address": "https://…"}``.
+    """Return the address and the id from ``{"provider": "vault", "secretId": "secret/goatdb/root", "address": "…"}``.
 
-    The other members are the options of the address. A region means nothing here.
+    The other members are the options of the URI. A region is ignored.
 
     Raises:
-        ConfigurationError: An option is missing, unknown or of no use.
+        ConfigurationError: An option is missing, unknown or unusable.
     """
     parsed = addresses.parse_config(FORMS[scheme], config)
     path = parsed.secret_id.removeprefix("/")
@@ -108,7 +108,7 @@ def parse_config(
 def _build_address(
     scheme: str, host: str, path: str, options: Mapping[str, str], environment: Mapping[str, str] | None
 ) -> tuple[VaultAddress, str]:
-    """Return the address. `host` is ``host:port``, a URL, or empty."""
+    """Build the address. `host` is ``host:port``, a URL, or empty."""
     env = _Environment(scheme, os.environ if environment is None else environment)
     mount = options.get("mount")
     secret_id = path
@@ -132,7 +132,7 @@ def _build_address(
 
 
 class _Environment:
-    """Variables by the name that follows ``VAULT_`` or ``BAO_``; those of the scheme win."""
+    """The variables ``VAULT_…`` and ``BAO_…``, by the rest of their names; those of the URI's scheme win."""
 
     def __init__(self, scheme: str, variables: Mapping[str, str]) -> None:
         self._prefixes = ("BAO_", "VAULT_") if scheme == "openbao" else ("VAULT_", "BAO_")

@@ -35,7 +35,7 @@ _QUOTED: Final = 200
 
 
 class Send(Protocol):
-    """Sends one request with a token, and returns the status and the JSON object that came back."""
+    """Sends one request with a token, and returns the status and the JSON object of the answer."""
 
     def __call__(
         self, method: str, path: str, *, token: str | None, body: Mapping[str, object] | None = None
@@ -44,12 +44,12 @@ class Send(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenAuth:
-    """A token that was made elsewhere.
+    """Log in with an existing token.
 
     Attributes:
-        token: The token itself; else
-        variables: the environment variables that may hold it, the first wins; else
-        file: the file that holds it, such as ``~/.vault-token`` or an agent's sink.
+        token: The token itself; if None,
+        variables: environment variables that may hold it, the first one that is set; if none is set,
+        file: a file that holds it, such as ``~/.vault-token`` or the sink of a Vault agent.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -73,12 +73,12 @@ class TokenAuth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppRoleAuth:
-    """A role id, which is public, and a secret id, which is not.
+    """Log in with AppRole: a role id, which is public, and a secret id, which is secret.
 
     Attributes:
         role_id: The role id; else the environment variables `role_id_variables`.
-        secret_id: The secret id; else `secret_id_file`; else the variables. A role without one needs none.
-        mount: Where the method is enabled.
+        secret_id: The secret id; else that in `secret_id_file`; else that in the variables. Some roles need none.
+        mount: The mount path of the auth method.
     """
 
     role_id: str | None = None
@@ -89,7 +89,7 @@ class AppRoleAuth:
     mount: str = "approle"
 
     def login_body(self, environment: Mapping[str, str]) -> dict[str, object]:
-        """Return what is sent to log in."""
+        """Return the body of the login request."""
         role_id = self.role_id or _first_set(environment, self.role_id_variables)
         if not role_id:
             names = ", ".join(self.role_id_variables)
@@ -101,12 +101,12 @@ class AppRoleAuth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesAuth:
-    """The pod's service account.
+    """Log in with the pod's service account.
 
     Attributes:
         role: The role of the auth method.
-        token_file: Where the kubelet keeps the service account's token; read at each login.
-        mount: Where the method is enabled.
+        token_file: The file in which the kubelet keeps the service account's token; read at each login.
+        mount: The mount path of the auth method.
     """
 
     role: str
@@ -114,7 +114,7 @@ class KubernetesAuth:
     mount: str = "kubernetes"
 
     def login_body(self, environment: Mapping[str, str]) -> dict[str, object]:  # noqa: ARG002 - the same shape as AppRole's
-        """Return what is sent to log in."""
+        """Return the body of the login request."""
         return {"role": self.role, "jwt": _text_of(self.token_file).strip()}
 
 
@@ -123,7 +123,7 @@ AuthMethod = TokenAuth | AppRoleAuth | KubernetesAuth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lease:
-    """A token and its times on the monotonic clock; None means never."""
+    """A token, and when it must be renewed and expires, by the monotonic clock; None means never."""
 
     token: str = field(repr=False)
     renewable: bool
@@ -132,9 +132,9 @@ class _Lease:
 
 
 class Credentials:
-    """Hands out a token, renewed or replaced when two thirds of its time are over.
+    """Returns a token, and renews or replaces it after two thirds of its lifetime.
 
-    Nothing runs in the background: a node asks its store every half minute anyway.
+    No background task is needed: a server reads its store every half minute anyway.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Credentials:
         self._waiting = 0
 
     async def current_token(self) -> str:
-        """Return a token that should still live."""
+        """Return a token that should still be valid."""
         lease = self._lease
         if lease is None:
             lease = await self._share_login(self._log_in)
@@ -158,14 +158,14 @@ class Credentials:
         return lease.token
 
     async def replace_token(self, token: str) -> bool:
-        """After a refusal of `token`: get another if that one is dead.
+        """After the server has rejected `token`, get another one if the token is no longer valid.
 
         Returns:
             True when there is another one, so that the request is worth sending again; False when the token lives, so
             that the refusal stands.
 
         Raises:
-            PlatformError: It is dead and there is no other.
+            PlatformError: The token is not valid and there is no other.
         """
         if self._work is not None and not self._work.done():
             await asyncio.wait({self._work})
@@ -192,13 +192,13 @@ class Credentials:
         return self._lease is not None and self._lease.token != token
 
     async def close(self) -> None:
-        """Stop a login that is under way."""
+        """Stop a login that is in progress."""
         if self._work is not None and not self._work.done():
             self._work.cancel()
             await asyncio.wait({self._work})
 
     async def _share_login(self, work: Callable[[], Coroutine[Any, Any, _Lease]]) -> _Lease:
-        """Let one task do `work` for all that need it; it ends early only when none of them waits any more."""
+        """Run `work` in one task for all callers that need it; it is cancelled only when no caller waits any more."""
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(work())
             self._work.add_done_callback(retrieve_outcome)

@@ -69,12 +69,12 @@ class Gone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What the server says of a version it has just written.
+    """The server's description of a version that it has just written.
 
     Attributes:
         version: Its number.
         created_ms: Milliseconds since 1970, by the server's clock.
-        expires: Whether the server is going to delete it by itself.
+        expires: Whether the server will delete the version automatically.
     """
 
     version: int
@@ -84,13 +84,13 @@ class Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """What the server knows of an entry, without its data; zeros where there is no entry.
+    """The server's metadata of an entry, without its values; zeros if there is no entry.
 
     Attributes:
         current: The number of the newest version, 0 when there is none.
-        max_versions: How many versions the entry itself asks to keep; 0 leaves it to the mount (ten by default).
+        max_versions: How many versions the entry's own setting keeps; 0 means that of the mount (ten by default).
         states: The state of each version that is kept.
-        created_ms: When each of them was written, in milliseconds since 1970, by the server's clock.
+        created_ms: When each version was written, in milliseconds since 1970, by the server's clock.
     """
 
     current: int = 0
@@ -100,7 +100,7 @@ class Metadata:
 
 
 class VaultClient:
-    """One server, one mount, one way to log in. Open it with `open`, close it with `close`."""
+    """A client for one server, one mount and one way to log in. `open` opens it, `close` closes it."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class VaultClient:
         self._index: str | None = None
 
     def open(self) -> None:
-        """Make the connection pool. Nothing is sent yet.
+        """Create the connection pool. Sends nothing.
 
         Raises:
             ConfigurationError: A certificate or key file cannot be used.
@@ -136,7 +136,7 @@ class VaultClient:
         )
 
     async def close(self) -> None:
-        """Close the connections. A token that was got by logging in is left to expire: others may share it."""
+        """Close the connections. A token from a login is not revoked: others may share it."""
         http, self._http = self._http, None
         await self._credentials.close()
         if http is not None:
@@ -145,7 +145,7 @@ class VaultClient:
     # --- the key/value engine ---------------------------------------------------------------------------------------
 
     async def read_secret(self, path: str, version: int | None = None) -> Found | Gone | None:
-        """Return a version of an entry, the newest by default; None when there is no such version or entry."""
+        """Return a version of an entry, the newest by default; None if there is no such version or entry."""
         params = {} if version is None else {"version": str(version)}
         status, answer = await self._call_api("GET", self._api_path("data", path), params=params)
         if _is_absence(status, answer):
@@ -159,7 +159,7 @@ class VaultClient:
         return Found(data=_require_object(data, "data"), version=number, created_ms=created_ms)
 
     async def write_secret(self, path: str, data: Mapping[str, object], *, cas: int) -> Written | None:
-        """Write the next version of an entry if its newest is `cas` (0: if there is none); None if it is not."""
+        """Write the next version of an entry if its newest is `cas` (0: none exists); return None if it is not."""
         body = {"data": data, "options": {"cas": cas}}
         status, answer = await finish_request(self._call_api("POST", self._api_path("data", path), body=body))
         if status == 400:
@@ -171,7 +171,7 @@ class VaultClient:
         return Written(version=number, created_ms=created_ms, expires=bool(metadata.get("deletion_time")))
 
     async def read_metadata(self, path: str) -> Metadata:
-        """Return what is known of an entry."""
+        """Return the metadata of an entry."""
         status, answer = await self._call_api("GET", self._api_path("metadata", path))
         if _is_absence(status, answer):
             return Metadata()
@@ -193,7 +193,7 @@ class VaultClient:
         )
 
     async def set_max_versions(self, path: str, versions: int) -> None:
-        """Make the server keep this many versions of an entry, which need not exist yet."""
+        """Configure the server to keep this many versions of an entry, which need not exist yet."""
         # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.permissions).
         await finish_request(
             self._call_api("POST", self._api_path("metadata", path), body={"max_versions": str(versions)})
@@ -204,15 +204,15 @@ class VaultClient:
         await finish_request(self._call_api("POST", self._api_path("destroy", path), body={"versions": list(versions)}))
 
     async def remove_secret(self, path: str) -> None:
-        """Remove an entry with all its versions; nothing happens when there is none."""
+        """Remove an entry with all its versions; a missing entry is not an error."""
         await finish_request(self._call_api("DELETE", self._api_path("metadata", path)))
 
     async def may_destroy(self, path: str) -> bool:
-        """Return whether the token may destroy versions; True also where the server does not say."""
+        """Return whether the token may destroy versions; also True if the server does not say."""
         return await self.has_capability("update", "destroy", path) is not False
 
     async def has_capability(self, capability: str, kind: str, path: str) -> bool | None:
-        """Return whether the token has a capability, such as ``update``; None where the server does not say."""
+        """Return whether the token has a capability, such as ``update``; None if the server does not say."""
         where = self._api_path(kind, path)
         try:
             _, answer = await self._call_api("POST", "sys/capabilities-self", body={"paths": [where]})
@@ -224,7 +224,7 @@ class VaultClient:
         return any(each in listed for each in (capability, "root", "sudo")) if isinstance(listed, list) else None
 
     async def engine_version(self) -> str | None:
-        """Return what is mounted, such as ``kv 2``; None where the token may not know."""
+        """Return the type of the mounted engine, such as ``kv 2``; None if the token may not read that."""
         try:
             status, answer = await self._call_api("GET", f"sys/internal/ui/mounts/{self._address.mount}")
         except PlatformError as problem:
@@ -289,7 +289,7 @@ class VaultClient:
         """Send one request; return its status (200, 204, 400, 403 or 404) and the JSON object in the answer.
 
         Raises:
-            PlatformError: No answer, a damaged one, or a status that means one thing for every request.
+            PlatformError: No answer, a damaged one, or a status whose meaning does not depend on the request.
         """
         http = self._http
         if http is None:
@@ -359,10 +359,10 @@ class VaultClient:
         return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
 
     def _follow_redirect(self, url: str, location: str | None) -> str:
-        """Return where a standby sends us: the active node.
+        """Return the URL to which a standby redirects a request: that of the active node.
 
-        SECURITY: the token goes along, as with Vault's own clients, so only from a server whose certificate was
-        checked, and never from TLS to none (tests/unit/providers/vault/test_client.py).
+        SECURITY: the token is sent there, as Vault's own clients do. So a redirect is followed only from a server whose
+        certificate was checked, and never from TLS to plain HTTP (tests/unit/providers/vault/test_client.py).
         """
         try:
             target = urljoin(url, location or "")
@@ -441,12 +441,12 @@ def _parse_answer(raw: bytes) -> Mapping[str, Any] | None:
 
 
 def _is_absence(status: int, answer: Mapping[str, Any]) -> bool:
-    """Whether the server says that there is no such version or entry: 404 and an empty list of errors, nothing else."""
+    """Return whether the answer means "no such version or entry": only a 404 with an empty list of errors does."""
     return status == 404 and "data" not in answer and answer.get("errors") == []
 
 
 def _errors_text(answer: Mapping[str, Any]) -> str:
-    """Return the server's own words. They name paths and parameters; it echoes no values."""
+    """Return the server's error messages. They name paths and parameters; the server echoes no values."""
     errors = answer.get("errors")
     return "; ".join(str(each) for each in errors)[:_QUOTED] if isinstance(errors, list) else ""
 
@@ -489,7 +489,7 @@ def _parse_time(text: str) -> int:
 
 
 def _retry_after(header: str | None, now_ms: int) -> float | None:
-    """Return ``Retry-After`` in seconds, at least 1: it is a number of them, or a date (RFC 9110, 10.2.3).
+    """Return ``Retry-After`` in seconds, at least 1; the header is a number or a date (RFC 9110, 10.2.3).
 
     OpenBao rounds down, so that its 0 means "in less than a second", not "now".
     """

@@ -29,9 +29,9 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        secret_id: The path, such as ``secret/goatdb/root``: the mount first, as in the address. A component may be
-            ``{org}``, which stands for any one component. Or the whole address, ``vault://host:port/secret/goatdb/root``.
-        mount: The mount, where it has a slash in it; `secret_id` is then the path below it.
+        secret_id: The path, such as ``secret/goatdb/root``, which begins with the mount; or the whole address,
+            ``vault://host:port/secret/goatdb/root``. A component may be ``{org}``, which stands for any one component.
+        mount: The mount, if its name contains a slash; `secret_id` is then the path below it.
 
     Raises:
         ConfigurationError: The role is unknown, or no policy can be written for the path.

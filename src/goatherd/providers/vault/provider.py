@@ -84,7 +84,7 @@ _RANDOM = secrets.SystemRandom()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pointer:
-    """The pointer as it was read: its content, and its version for check-and-set."""
+    """The pointer entry as it was read: its content, and its version for check-and-set."""
 
     stored: StoredPointer
     version: int
@@ -147,7 +147,7 @@ class VaultSecretProvider(SecretProvider):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """See `goatherd.providers.vault.address.parse_config`.
+        """Return a provider and the secret id; see `goatherd.providers.vault.address.parse_config`.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -213,7 +213,7 @@ class VaultSecretProvider(SecretProvider):
         await self._with_client(call, lambda client: self._delete_secret(call, client))
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what the token may do, and whether the server keeps enough versions. See `capabilities`."""
+        """Return what the token allows, and whether the server keeps enough versions. See `capabilities`."""
         call = self._start_call("diagnose", secret_id)
         return await self._run_call(
             call, lambda now: self._with_client(now, lambda client: self._diagnose_secret(now, client))
@@ -249,7 +249,7 @@ class VaultSecretProvider(SecretProvider):
         return [first, Finding(name="history", verdict=Verdict.FINE, text=text)]
 
     async def _with_client(self, call: Call, work: Callable[[VaultClient], Awaitable[Result]]) -> Result:
-        """Do `work`, and give what goes wrong the names of this call."""
+        """Run `work` with the client, and raise its errors as errors of this call."""
         if self._client is None:
             raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
         try:
@@ -297,7 +297,7 @@ class VaultSecretProvider(SecretProvider):
     async def _reading_leftover(
         self, call: Call, client: VaultClient, ledger: VersionedRecord, number: int
     ) -> SecretValue:
-        """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
+        """Read a value that the pointer does not name: one that an interrupted write or destruction left."""
         found = await client.read_secret(call.secret_id, number)
         if isinstance(found, Found):
             version = SecretVersion(id=VersionId(number), created_ms=found.created_ms, is_leftover=True)
@@ -419,12 +419,12 @@ class VaultSecretProvider(SecretProvider):
     async def _find_copies(
         self, client: VaultClient, path: str, known: Metadata | None = None
     ) -> dict[int, tuple[SecretVersion, SecretBytes]]:
-        """Return the values that the server has dropped, but still has in an older version of the pointer.
+        """Return the values that the server has dropped from their own entry, but still has in an older pointer.
 
         Args:
             client: The client.
             path: The secret.
-            known: The metadata of the entry of values, where the caller has it.
+            known: The metadata of the entry of values, if the caller has it.
         """
         copies: dict[int, tuple[SecretVersion, SecretBytes]] = {}
         try:
@@ -483,7 +483,7 @@ class VaultSecretProvider(SecretProvider):
     async def _with_leftover(
         self, client: VaultClient, path: str, ledger: VersionedRecord, version: VersionId
     ) -> VersionedRecord:
-        """Return the ledger with a version that only the server knows, so that no writer can put it into the list."""
+        """Return the record with a version that it did not name, so that no writer can add that version any more."""
         number = parse_number(version)
         if not number or number in ledger.versions:
             return ledger
@@ -515,7 +515,7 @@ class VaultSecretProvider(SecretProvider):
     # --- the two entries --------------------------------------------------------------------------------------------
 
     async def _read_pointer(self, call: Call, client: VaultClient) -> _Pointer | None:
-        """Return the pointer, or None where there is none."""
+        """Return the pointer; None if there is none."""
         path = call.secret_id + POINTER_SUFFIX
         found = await client.read_secret(path)
         if found is None:
@@ -545,9 +545,9 @@ class VaultSecretProvider(SecretProvider):
         ledger: VersionedRecord,
         current: SecretBytes | None = None,
     ) -> int | None:
-        """Replace the pointer and return its new version; None where it is not the one that was read any more.
+        """Replace the pointer and return its new version; None if another writer has replaced it meanwhile.
 
-        `current` is the value of the version that holds the label ``current``, where the caller has it.
+        `current` is the value of the version with the label ``current``, if the caller has it.
         """
         holder = ledger.labels.get(CURRENT)
         if current is None and holder is not None:
@@ -562,7 +562,7 @@ class VaultSecretProvider(SecretProvider):
     async def _write_value(
         self, call: Call, client: VaultClient, value: SecretBytes, ledger: VersionedRecord
     ) -> tuple[int, RecordedVersion] | None:
-        """Write a value that no reader looks for yet, or find that of an earlier attempt; None: read again."""
+        """Write a value that no pointer names yet, or find that of an earlier attempt; None means "read again"."""
         known = await client.read_metadata(call.secret_id)
         newest = max(ledger.versions, default=0)
         if known.current < newest:
@@ -608,9 +608,9 @@ class VaultSecretProvider(SecretProvider):
     async def _make_room(
         self, client: VaultClient, path: str, number: int, keeps: int, ledger: VersionedRecord
     ) -> None:
-        """See that writing version `number` makes the server drop none that a label points at.
+        """Make sure that writing version `number` does not make the server drop a labelled version.
 
-        Left to itself, a server keeps ten, and drops the oldest whatever it means to us.
+        By default, a server keeps ten versions and drops the oldest, labelled or not.
         """
         oldest = min(ledger.labels.values(), default=number)
         needed = max(LEAST_VERSIONS, number - oldest + 1)

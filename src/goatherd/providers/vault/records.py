@@ -40,12 +40,12 @@ BASE64_FIELD: Final = "identity_base64"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredValue:
-    """One version of the entry of values.
+    """One version of the entry that holds the values.
 
     Attributes:
         value: The bytes.
-        digest: Their SHA-256 in hex, checked.
-        request: The `goatherd.providers.base.Call.request` that wrote it.
+        digest: The SHA-256 of the value in hex, checked.
+        request: The `goatherd.providers.base.Call.request` of the call that wrote it.
     """
 
     value: SecretBytes
@@ -55,13 +55,13 @@ class StoredValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPointer:
-    """The entry of versions and labels.
+    """The content of the pointer entry: the versions, the labels and the current value.
 
     Attributes:
         ledger: The versions and labels.
-        current: The value of the version with the label ``current``. None where no version has the label, and in the
-            first format.
-        format: The format in which it was stored.
+        current: The value of the version with the label ``current``. None if no version has the label, and in the first
+            format.
+        format: The format in which the entry was stored.
     """
 
     ledger: VersionedRecord
@@ -70,7 +70,7 @@ class StoredPointer:
 
 
 def encode_value(value: SecretBytes, request: str) -> dict[str, str]:
-    """Return what is stored for one value."""
+    """Return the data that are stored for one value."""
     return {
         "format": VALUE_FORMAT,
         "request": request,
@@ -80,11 +80,11 @@ def encode_value(value: SecretBytes, request: str) -> dict[str, str]:
 
 
 def decode_value(data: Mapping[str, Any]) -> StoredValue:
-    """Return the value that an entry holds.
+    """Decode an entry that holds a value.
 
     Raises:
-        ForeignRecordError: It is not one of ours.
-        DamagedRecordError: It is one of ours, but not whole.
+        ForeignRecordError: Goatherd did not write the entry.
+        DamagedRecordError: Goatherd wrote the entry, but it is damaged.
     """
     must_be_in_format(data, VALUE_FORMAT)
     encoded, digest, request = data.get("value"), data.get("sha256"), data.get("request")
@@ -97,16 +97,16 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
 
 
 def encode_pointer(stored: StoredPointer) -> dict[str, Any]:
-    """Return what is stored for versions, labels and the current value."""
+    """Return the data that are stored for versions, labels and the current value."""
     return {**with_digest(stored.format, record_content(stored.ledger)), **_encode_current(stored.current)}
 
 
 def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
-    """Return the versions and labels that an entry holds, and the current value.
+    """Decode a pointer entry: the versions, the labels and the current value.
 
     Raises:
-        ForeignRecordError: It is not one of ours.
-        DamagedRecordError: It is one of ours, but not whole.
+        ForeignRecordError: Goatherd did not write the entry.
+        DamagedRecordError: Goatherd wrote the entry, but it is damaged.
     """
     must_be_in_format(data, POINTER_FORMAT, FIRST_POINTER_FORMAT)
     ledger = record_of(data)
