@@ -83,58 +83,63 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
         MetricKind.GAUGE, Exporter.BOTH, "Generation of the identity in use; rises by one with every write."
     ),
     Metric.IDENTITY_INFO: MetricFamily(
-        MetricKind.GAUGE, Exporter.BOTH, "1; the label is the id of the root that signs.", ("root",)
+        MetricKind.GAUGE, Exporter.BOTH, "1; the label is the id of the current root.", ("root",)
     ),
     Metric.ROOT_SIGNING_SINCE: MetricFamily(
         MetricKind.GAUGE,
         Exporter.BOTH,
-        "When the root that signs came to sign, in seconds since 1970; where the document no longer tells, the "
-        "earliest moment that it remembers. time() minus this is the age of the key.",
+        "When the current root began to sign, in seconds since 1970; if the document no longer states this, the "
+        "earliest time in the document. time() minus this value is the age of the key.",
     ),
     Metric.ROOT_EXPIRES: MetricFamily(
         MetricKind.GAUGE,
         Exporter.BOTH,
-        "When the root that signs expires, in seconds since 1970. Minus time(): what is left.",
+        "When the current root expires, in seconds since 1970. This value minus time() is the remaining lifetime.",
     ),
     Metric.ROTATION_PHASE: MetricFamily(
-        MetricKind.GAUGE, Exporter.BOTH, "1 for the phase in which the identity is, 0 for the others.", ("phase",)
+        MetricKind.GAUGE, Exporter.BOTH, "1 for the current phase of the rotation, 0 for the others.", ("phase",)
     ),
     Metric.ROTATION_PHASE_ENTERED: MetricFamily(
         MetricKind.GAUGE,
         Exporter.BOTH,
-        "When the phase was entered, in seconds since 1970; while steady, when the identity was last written.",
+        "When the current phase began, in seconds since 1970; in the phase steady, when the identity was last written.",
     ),
     Metric.ROTATION_LAST_SUCCESS: MetricFamily(
         MetricKind.GAUGE,
         Exporter.BOTH,
-        "When a rotation last ended with its new root, in seconds since 1970; 0 where the document remembers none.",
+        "When a rotation last ended successfully, in seconds since 1970; 0 if the identity document records none.",
     ),
     Metric.ROTATION_LAST_FAILURE: MetricFamily(
         MetricKind.GAUGE,
         Exporter.BOTH,
-        "When a rotation last ended without its new root, in seconds since 1970; 0 where the document remembers none.",
+        "When a rotation was last cancelled or rolled back, in seconds since 1970; 0 if the identity document records "
+        "none.",
         ("event",),
     ),
     Metric.SETTINGS_AGE_SECONDS: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Seconds since the store last gave a good answer."
+        MetricKind.GAUGE, Exporter.NODE, "Seconds since the server last read the store successfully."
     ),
     Metric.SETTINGS_DEGRADED: MetricFamily(
         MetricKind.GAUGE, Exporter.NODE, "1 while the last refresh from the store failed or was rejected."
     ),
     Metric.SETTINGS_FAILURES: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Refreshes in a row that failed or were rejected."
+        MetricKind.GAUGE, Exporter.NODE, "Number of consecutive refreshes from the store that failed or were rejected."
     ),
     Metric.SETTINGS_LAST_KNOWN_GOOD: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "1 while the identity in use is from the sealed copy."
+        MetricKind.GAUGE, Exporter.NODE, "1 while the server uses the identity of its last known good copy."
     ),
     Metric.SETTINGS_BREAKER_OPEN: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "1 while the store is read at growing intervals because it fails."
+        MetricKind.GAUGE,
+        Exporter.NODE,
+        "1 while the server reads the store at growing intervals because the store fails.",
     ),
-    Metric.SETTINGS_WATCHING: MetricFamily(MetricKind.GAUGE, Exporter.NODE, "1 while the store reports changes."),
+    Metric.SETTINGS_WATCHING: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "1 while the store notifies the server of changes."
+    ),
     Metric.DOCUMENTS_REFUSED: MetricFamily(
         MetricKind.COUNTER,
         Exporter.NODE,
-        "Refreshes whose identity was rejected, by the error's code.",
+        "Number of refreshes whose identity document was rejected, by error code.",
         ("code",),
     ),
     Metric.DATA_CHECKED: MetricFamily(
@@ -142,99 +147,108 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
         Exporter.NODE,
         "1 once the server has read all of its logs since its start, and verified every record.",
     ),
-    Metric.DATA_RECORDS: MetricFamily(MetricKind.GAUGE, Exporter.NODE, "Commits that this check has read so far."),
+    Metric.DATA_RECORDS: MetricFamily(
+        MetricKind.GAUGE, Exporter.NODE, "Number of commits that the check of the logs has read so far."
+    ),
     Metric.DATA_UNUSABLE: MetricFamily(
         MetricKind.GAUGE,
         Exporter.NODE,
-        "Records in the logs that cannot be used: damaged (no commit), or unverifiable (its signature is wrong or its "
-        "signer unknown).",
+        "Number of unusable records in the logs: damaged (not a commit) or unverifiable (the signature is invalid or "
+        "the signer is unknown).",
         ("kind",),
     ),
     Metric.DATA_UNWRITABLE: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Repositories whose log cannot be written now."
+        MetricKind.GAUGE, Exporter.NODE, "Number of repositories whose log cannot be written now."
     ),
-    Metric.CONNECTIONS: MetricFamily(MetricKind.GAUGE, Exporter.FRONT, "Open connections of callers."),
+    Metric.CONNECTIONS: MetricFamily(
+        MetricKind.GAUGE, Exporter.FRONT, "Number of open connections from clients and peers."
+    ),
     Metric.STOPPED: MetricFamily(
         MetricKind.COUNTER,
         Exporter.FRONT,
-        "Requests that were refused, and in a door commits that were taken out, by the rule; a server has too-large, "
+        "Number of rejected requests and, at a door, removed commits, by rule. A server has only the rules too-large, "
         "too-slow and too-many.",
         ("rule",),
     ),
     Metric.PAUSED: MetricFamily(
         MetricKind.COUNTER,
         Exporter.NODE,
-        "Requests that had to wait because their session had sent too many (requests), or had used too much of the "
-        "processor (work).",
+        "Number of delayed requests, by cause: the session has sent too many requests (requests) or has used too much "
+        "processor time (work).",
         ("cause",),
     ),
     Metric.UNUSED_SESSIONS: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Sessions that have signed nothing yet and are not in /sys/sessions."
+        MetricKind.GAUGE, Exporter.NODE, "Number of sessions that have signed nothing yet and are not in /sys/sessions."
     ),
     Metric.UNUSED_SESSIONS_DROPPED: MetricFamily(
         MetricKind.COUNTER,
         Exporter.NODE,
-        "Sessions that were dropped before they signed anything, because there were too many.",
+        "Number of sessions that were dropped before they signed anything, because there were too many.",
     ),
     Metric.DOOR_REQUESTS: MetricFamily(
-        MetricKind.COUNTER, Exporter.DOOR, "Requests that the server behind the door has answered."
+        MetricKind.COUNTER, Exporter.DOOR, "Number of requests that the server behind the door has answered."
     ),
-    Metric.DOOR_SESSIONS: MetricFamily(MetricKind.GAUGE, Exporter.DOOR, "Sessions that the door knows."),
+    Metric.DOOR_SESSIONS: MetricFamily(MetricKind.GAUGE, Exporter.DOOR, "Number of sessions that the door knows."),
     Metric.DOOR_BLIND: MetricFamily(
         MetricKind.GAUGE,
         Exporter.DOOR,
-        "1 while the door cannot read the server's sessions: pushes of unknown ones wait.",
+        "1 while the door cannot read the server's sessions; it then answers 503 to pushes of unknown sessions.",
     ),
     Metric.DOOR_EXPOSED: MetricFamily(
-        MetricKind.GAUGE, Exporter.DOOR, "1 if the server was reached past the door, at another address of its machine."
+        MetricKind.GAUGE,
+        Exporter.DOOR,
+        "1 if the server can be reached without the door, at another address of its machine.",
     ),
     Metric.SERVER_STATE: MetricFamily(
         MetricKind.GAUGE,
         Exporter.AGENT,
-        "1 for what the agent does with its server, 0 for the others: starting, serving, restarting, stopped.",
+        "1 for the current state of the agent's server, 0 for the others: starting, serving, restarting, stopped.",
         ("state",),
     ),
     Metric.SERVER_RESTARTS: MetricFamily(
-        MetricKind.COUNTER, Exporter.AGENT, "How often the agent has started its server again."
+        MetricKind.COUNTER, Exporter.AGENT, "Number of restarts of the server by its agent."
     ),
     Metric.PROVIDER_CALLS: MetricFamily(
         MetricKind.COUNTER,
         Exporter.BOTH,
-        "Calls of the store by operation and outcome: ok, cancelled, or the error's code. Retries are not counted.",
+        "Number of calls to the store by operation and outcome: ok, cancelled, or an error code. Excludes retries.",
         ("provider", "operation", "outcome"),
     ),
     Metric.PROVIDER_RETRIES: MetricFamily(
         MetricKind.COUNTER,
         Exporter.BOTH,
-        "Attempts at the store beyond the first of each call.",
+        "Number of retries of calls to the store.",
         ("provider", "operation"),
     ),
     Metric.PROVIDER_CALL_DURATION: MetricFamily(
         MetricKind.HISTOGRAM,
         Exporter.BOTH,
-        "How long calls of the store took, retries and pauses included, in seconds.",
+        "Duration of calls to the store in seconds, including retries and pauses.",
         ("provider", "operation"),
     ),
     Metric.RUNS: MetricFamily(
         MetricKind.COUNTER,
         Exporter.ROTATOR,
-        "Runs of a rotation by outcome: rotated, restored, abandoned, reached, nothing, interrupted, an error's code.",
+        "Number of runs by outcome: rotated, restored, abandoned, reached, nothing, interrupted, or an error code.",
         ("outcome",),
     ),
     Metric.RUN_ENDED: MetricFamily(
         MetricKind.GAUGE, Exporter.ROTATOR, "When the last run ended, in seconds since 1970."
     ),
     Metric.RUN_SUCCEEDED: MetricFamily(
-        MetricKind.GAUGE, Exporter.ROTATOR, "1 if the last run did what was asked of it, else 0."
+        MetricKind.GAUGE, Exporter.ROTATOR, "1 if the last run had the requested result, else 0."
     ),
     Metric.PHASE_DURATION: MetricFamily(
         MetricKind.GAUGE,
         Exporter.ROTATOR,
-        "How long the rotation that was last driven from here was in a phase, in seconds.",
+        "Duration of each phase of the last rotation that this process drove, in seconds.",
         ("phase",),
     ),
     Metric.NODES: MetricFamily(
-        MetricKind.GAUGE, Exporter.ROTATOR, "Nodes as they were last seen: reachable or unreachable.", ("state",)
+        MetricKind.GAUGE,
+        Exporter.ROTATOR,
+        "Number of servers that were reachable or unreachable at the last check.",
+        ("state",),
     ),
     Metric.NEXT_ROTATION: MetricFamily(
         MetricKind.GAUGE,

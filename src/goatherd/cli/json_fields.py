@@ -37,14 +37,14 @@ _DRY_RUN: Final = Field("boolean", "Whether the command was asked to change noth
 _READY: Final = Field("boolean", "Always true; the line is written once requests are answered.")
 _OBSTACLES: Final = Field("array of string", "What prevents a rotation from starting now.")
 _REPORT: Final = Field("object", "How the rotation ended.", "rotation report")
-_KEYS: Final = Field("object", "Which stored version holds whose private key.", "key inventory")
+_KEYS: Final = Field("object", "The stored versions, and the roots whose private keys they hold.", "key inventory")
 
 OBJECTS: Final[dict[str, Fields]] = {
     "session": {
         "id": Field("string", "Id of the root session."),
-        "fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of its public key."),
+        "fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of the root's public key."),
         "owner": Field("string", "Owner of the session: `root`."),
-        "expiration": Field("string", "Timestamp at which it expires."),
+        "expiration": Field("string", "Timestamp at which the root expires."),
     },
     "identity": {
         "version": Field("integer", "Version of the identity document's format."),
@@ -55,22 +55,22 @@ OBJECTS: Final[dict[str, Fields]] = {
         "next": Field("object or null", "The next root; null when no rotation is in progress.", "session"),
         "roots": Field("array of object", "The trusted roots."),
         "roots[].id": Field("string", "Id of the root session."),
-        "roots[].fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of its public key."),
+        "roots[].fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of the root's public key."),
         "roots[].owner": Field("string", "Owner of the session: `root`."),
-        "roots[].expiration": Field("string", "Timestamp at which it expires."),
+        "roots[].expiration": Field("string", "Timestamp at which the root expires."),
         "roots[].revoked": Field("boolean", "Whether the root is revoked."),
         "lastUpdated": Field(
             "string or null", "Timestamp of the last write; null when the document does not state it."
         ),
         "rotatedFrom": Field("string or null", "Id of the root that the current root has replaced."),
-        "rotatedAt": Field("string or null", "Timestamp at which the current root has replaced it."),
+        "rotatedAt": Field("string or null", "Timestamp at which the current root replaced that root."),
         "rotation": Field("object or null", "The rotation in progress."),
         "rotation.id": Field("string", "Id of the rotation."),
         "rotation.phase": Field("string", "Phase of the rotation."),
         "rotation.from": Field("string", "Id of the root that signed when the rotation started."),
         "rotation.to": Field("string", "Id of the next root."),
         "rotation.startedAt": Field("string", "Timestamp at which the rotation started."),
-        "rotation.startedBy": Field("string", "Who started the rotation."),
+        "rotation.startedBy": Field("string", "User or controller that started the rotation."),
         "rotation.phaseAt": Field("string", "Timestamp at which the phase began."),
         "rotation.stableVersion": Field(
             "string", "Stored version that `stable` points at; absent before there is one."
@@ -121,30 +121,34 @@ OBJECTS: Final[dict[str, Fields]] = {
         "undestroyed": Field("array of string", "Versions that the store refused to destroy, with the error's code."),
         "restarts": Field("array of object", "One for each server that answered during the command."),
         "restarts[].node": Field("string", "URL of the server."),
-        "restarts[].count": Field("integer or null", "How often it was seen to restart; null where it is not known."),
+        "restarts[].count": Field("integer or null", "Number of restarts that were observed; null if it is unknown."),
         "began": Field("string", "Timestamp of the start of the command."),
         "ended": Field("string", "Timestamp of its end."),
-        "seconds": Field("number", "How long it took, in seconds."),
+        "seconds": Field("number", "Duration of the command, in seconds."),
     },
     "key inventory": {
         "complete": Field("boolean", "Whether every stored version could be read."),
         "problem": Field("string or null", "Why the versions could not be read."),
         "versions": Field("array of object", "The stored versions."),
         "versions[].id": Field("string", "Id of the version."),
-        "versions[].labels": Field("array of string", "Its labels."),
+        "versions[].labels": Field("array of string", "Labels of the version."),
         "versions[].state": Field("string", "State of the version in the store, such as `enabled`."),
-        "versions[].leftover": Field("boolean", "Whether an interrupted change has left it."),
-        "versions[].privateKeysOf": Field("array of string", "Ids of the roots whose private keys it holds."),
-        "versions[].problem": Field("string or null", "Why it could not be read."),
+        "versions[].leftover": Field("boolean", "Whether an interrupted change left the version behind."),
+        "versions[].privateKeysOf": Field("array of string", "Ids of the roots whose private keys the version holds."),
+        "versions[].problem": Field("string or null", "Why the version could not be read."),
         "roots": Field("array of object", "The roots of the identity."),
         "roots[].id": Field("string", "Id of the root."),
-        "roots[].versions": Field("array of string", "Ids of the versions that hold its private key."),
-        "roots[].recordedDestroyed": Field("boolean", "Whether the history records that its private key is destroyed."),
-        "copies": Field("string or null", "Where the store may keep a value after it was destroyed."),
+        "roots[].versions": Field("array of string", "Ids of the versions that hold the root's private key."),
+        "roots[].recordedDestroyed": Field(
+            "boolean", "Whether the history records that the root's private key is destroyed."
+        ),
+        "copies": Field("string or null", "Where the store may keep a copy of a value after the value was destroyed."),
         "retireDue": Field("array of string", "Ids of the versions that `goatherd retire` would destroy now."),
-        "retireKept": Field("array of object", "Versions that are due and that a label keeps.", "kept version"),
+        "retireKept": Field(
+            "array of object", "Versions that are due to be destroyed, but that a label keeps.", "kept version"
+        ),
         "recordDue": Field("array of string", "Ids of roots whose destruction `goatherd retire` would record now."),
-        "retireNext": Field("string or null", "Timestamp at which the next version is due."),
+        "retireNext": Field("string or null", "Timestamp at which the next version is due to be destroyed."),
     },
     "finding": {
         "repository": Field("string", "Path of the repository."),
@@ -158,16 +162,16 @@ OBJECTS: Final[dict[str, Fields]] = {
     },
     "conflict": {
         "session": Field("string", "Id of the session."),
-        "commits": Field("array of string", "Ids of the commits that create it."),
-        "heldBy": Field("array of string", "Directories and URLs of the servers that hold them."),
+        "commits": Field("array of string", "Ids of the commits that create the session."),
+        "heldBy": Field("array of string", "Directories and URLs of the servers that hold these commits."),
     },
     "due": {
         "act": Field("string", "What the controller does next, such as `rotate` or `retire`."),
-        "at": Field("string or null", "Timestamp from which it is due."),
-        "why": Field("string", "Why it is due then."),
-        "slot": Field("string or null", "Timestamp of the cron slot that it belongs to."),
+        "at": Field("string or null", "Timestamp from which the action is due."),
+        "why": Field("string", "Why the action is due then."),
+        "slot": Field("string or null", "Timestamp of the cron slot to which the action belongs."),
         "skipped": Field("string or null", "Timestamp of a slot that was missed and is skipped."),
-        "urgent": Field("boolean", "Whether the root is near its expiration, or past it."),
+        "urgent": Field("boolean", "Whether the root expires soon or has expired."),
     },
 }
 """Objects that are part of several documents, or of one in several places."""
@@ -209,11 +213,13 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].sessionsWritten": Field("array of string", "Ids of the sessions that were added to the log."),
         "organizations[].sessionsMissing": Field("array of string", "Ids of the sessions that no log holds."),
         "organizations[].notes": Field("array of string", "What the operator should know."),
-        "nodes": Field("array of object", "One for each server and organization that was asked."),
+        "nodes": Field("array of object", "One for each server and organization to which a request was sent."),
         "nodes[].org": _ORG,
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].root": Field("string", "Id of the root that signed the request."),
-        "nodes[].trusts": Field("boolean or null", "Whether the server trusts it; null when it did not answer."),
+        "nodes[].trusts": Field(
+            "boolean or null", "Whether the server trusts the root; null when the server did not answer."
+        ),
         "nodes[].problem": Field("string or null", "Why the server did not answer."),
         "removed": Field("array of string", "What was done with each settings.json."),
         "stillOnDisk": Field("array of string", "Paths of settings.json files that still hold the private key."),
@@ -235,10 +241,10 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "store": _STORE,
         "versions": Field("array of object", "The stored versions, newest first."),
         "versions[].id": Field("string", "Id of the version."),
-        "versions[].created": Field("string", "Timestamp at which it was written."),
-        "versions[].labels": Field("array of string", "Its labels."),
+        "versions[].created": Field("string", "Timestamp at which the version was written."),
+        "versions[].labels": Field("array of string", "Labels of the version."),
         "versions[].state": Field("string", "State of the version in the store, such as `enabled`."),
-        "versions[].leftover": Field("boolean", "Whether an interrupted change has left it."),
+        "versions[].leftover": Field("boolean", "Whether an interrupted change left the version behind."),
     },
     "versions label": {
         "store": _STORE,
@@ -284,58 +290,74 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "storeVersion": Field("string", "Id of the stored version that `current` points at."),
         "labels": Field("map of string", "Id of the version that each label points at."),
         "identity": Field("object", "The identity.", "identity"),
-        "rotation": Field("object or null", "Where the rotation in progress stands. Known where servers are listed."),
-        "rotation.phase": Field("string", "Its phase."),
+        "rotation": Field(
+            "object or null", "State of the rotation in progress; null without a rotation, or if no servers are listed."
+        ),
+        "rotation.phase": Field("string", "Phase of the rotation."),
         "rotation.since": Field("string", "Timestamp at which the phase began."),
-        "rotation.until": Field("string", "Timestamp by which the servers must have followed, by this configuration."),
-        "rotation.waitingFor": Field("array of string", "What has not been seen yet, and of which servers."),
+        "rotation.until": Field(
+            "string", "Timestamp by which the servers must have followed, according to this configuration."
+        ),
+        "rotation.waitingFor": Field("array of string", "What the rotation is waiting for, and from which servers."),
         "lastRotation": Field("object or null", "How the last rotation ended."),
-        "lastRotation.event": Field("string", "Such as `rotated` or `cancelled`."),
+        "lastRotation.event": Field("string", "How the rotation ended, such as `rotated` or `cancelled`."),
         "lastRotation.at": Field("string", "Timestamp of its end."),
         "lastRotation.from": Field("string or null", "Id of the root that signed before."),
         "lastRotation.to": Field("string or null", "Id of the next root."),
-        "lastRotation.reason": Field("string or null", "Why it was cancelled or rolled back."),
+        "lastRotation.reason": Field("string or null", "Why the rotation was cancelled or rolled back."),
         "privateKeys": _KEYS,
         "notes": Field("array of string", "What the operator should know about the identity."),
         "obstacles": _OBSTACLES,
         "storeClockAheadMs": Field(
             "integer or null",
-            "How many milliseconds the store's clock is ahead of this machine's; null where the store tells no time.",
+            "How many milliseconds the store's clock is ahead of this machine's; null if the store has no clock.",
         ),
-        "nodes": Field("array of object", "One for each server. A value that is not known is null."),
+        "nodes": Field("array of object", "One for each server. Unknown values are null."),
         "nodes[].url": Field("string", "URL of the server."),
-        "nodes[].unmodified": Field("boolean", "Whether it is an unmodified GoatDB server."),
-        "nodes[].trustsCurrent": Field("boolean or null", "Whether it accepts a request that the current root signs."),
+        "nodes[].unmodified": Field("boolean", "Whether the server is an unmodified GoatDB server."),
+        "nodes[].trustsCurrent": Field(
+            "boolean or null", "Whether the server accepts a request signed by the current root."
+        ),
         "nodes[].signsWith": Field("string or null", "Id of the root that it signs with."),
-        "nodes[].generation": Field("integer or null", "Generation of the identity document that it has read."),
+        "nodes[].generation": Field("integer or null", "Generation of the identity document that the server has read."),
         "nodes[].phase": Field("string or null", "Phase in that document."),
         "nodes[].clockAheadMs": Field(
-            "integer or null", "How many milliseconds its clock is ahead of this machine's; below 0 behind."
+            "integer or null",
+            "How many milliseconds the server's clock is ahead of this machine's; negative if it is behind.",
         ),
-        "nodes[].viewAge": Field("string or null", "How long ago it has read the store."),
-        "nodes[].degraded": Field("boolean or null", "Whether it cannot use what the store holds."),
-        "nodes[].source": Field("string or null", "Where its identity is from: `store`, `file` or `last known good`."),
-        "nodes[].roots": Field("array of string", "Ids of the roots that it trusts."),
-        "nodes[].viewInterval": Field("string or null", "How often it reads the store."),
-        "nodes[].watching": Field("boolean", "Whether the store notifies it of changes."),
-        "nodes[].data": Field("object or null", "What it has found in its own logs."),
-        "nodes[].data.complete": Field("boolean", "Whether it has read all of its logs."),
-        "nodes[].data.records": Field("integer", "Number of commits that it has read."),
+        "nodes[].viewAge": Field("string or null", "Time since the server last read the store."),
+        "nodes[].degraded": Field(
+            "boolean or null", "Whether the server's last read of the store failed or was rejected."
+        ),
+        "nodes[].source": Field(
+            "string or null", "Source of the server's identity: `store`, `file` or `last known good`."
+        ),
+        "nodes[].roots": Field("array of string", "Ids of the roots that the server trusts."),
+        "nodes[].viewInterval": Field("string or null", "How often the server reads the store."),
+        "nodes[].watching": Field("boolean", "Whether the store notifies the server of changes."),
+        "nodes[].data": Field("object or null", "Result of the server's check of its own logs."),
+        "nodes[].data.complete": Field("boolean", "Whether the server has read all of its logs."),
+        "nodes[].data.records": Field("integer", "Number of commits that the server has read."),
         "nodes[].data.damaged": Field("integer", "Number of damaged records."),
         "nodes[].data.unverifiable": Field("integer", "Number of records whose signature cannot be verified."),
         "nodes[].data.unwritable": Field("integer", "Number of repositories whose log cannot be written now."),
-        "nodes[].agent": Field("object or null", "What its agent says, where an agent runs it."),
+        "nodes[].agent": Field("object or null", "What the server's agent reports; null without an agent."),
         "nodes[].agent.state": Field("string", "`starting`, `serving`, `restarting` or `stopped`."),
         "nodes[].agent.started": Field("string or null", "Id of the root that the agent started the server with."),
-        "nodes[].agent.restarts": Field("integer or null", "How often this agent has started the server again."),
+        "nodes[].agent.restarts": Field("integer or null", "Number of restarts of the server by this agent."),
         "nodes[].agent.leakCheck": Field(
-            "string or null", "Timestamp at which the agent saw that the server keeps its private key to itself."
+            "string or null",
+            "Timestamp at which the agent last checked that the server does not expose its private key.",
         ),
-        "nodes[].agent.pending": Field("array of string", "Why the agent is to restart the server."),
-        "nodes[].agent.door": Field("object or null", "What the door in front of the server has done."),
+        "nodes[].agent.pending": Field("array of string", "Why the agent is about to restart the server."),
+        "nodes[].agent.door": Field(
+            "object or null", "What the door in front of the server reports; null without a door."
+        ),
         "nodes[].agent.door.passedOn": Field("integer or null", "Number of requests that the server has answered."),
-        "nodes[].agent.door.exposed": Field("boolean", "Whether the server can be reached past the door."),
-        "nodes[].agent.door.stopped": Field("integer or null", "How often a rule has stopped something."),
+        "nodes[].agent.door.exposed": Field("boolean", "Whether the server can be reached without the door."),
+        "nodes[].agent.door.stopped": Field(
+            "integer or null", "Number of requests and commits that the door has stopped."
+        ),
         "nodes[].problem": Field("string or null", "What is wrong with the server."),
     },
     "doctor": {
@@ -366,8 +388,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "steps[].risk": Field("string", "What can go wrong."),
         "steps[].gate": Field("array of string", "What every server must have done before the step."),
         "steps[].also": Field("array of string", "What else must have happened before the step."),
-        "steps[].patience": Field("string or null", "How long the step waits at most."),
-        "steps[].otherwise": Field("string or null", "What happens when the time is over."),
+        "steps[].patience": Field("string or null", "Timeout of the step."),
+        "steps[].otherwise": Field("string or null", "What happens after the timeout."),
         "steps[].storeReads": Field("integer", "Least number of reads of the store."),
         "steps[].storeWrites": Field("integer", "Least number of writes to the store."),
         "steps[].nodeRequests": Field("integer", "Least number of requests to each server."),
@@ -376,22 +398,27 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "expired": Field("string", "Id of the root that had expired."),
         "current": _CURRENT,
         "generation": Field("integer", "Generation of the identity document."),
-        "written": Field("boolean", "Whether this run has written the identity; false where an earlier run had."),
+        "written": Field("boolean", "Whether this run wrote the identity; false if an earlier run did."),
         "complete": Field("boolean", "Whether nothing is left to do."),
-        "introducible": Field("boolean", "Whether the store holds the expired root's private key, as clients need."),
+        "introducible": Field(
+            "boolean",
+            "Whether the store still holds the expired root's private key, which existing clients need to follow.",
+        ),
         "nodes": Field("array of object", "One for each server."),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].followed": Field("boolean", "Whether nothing is left to do at the server."),
-        "nodes[].unmodified": Field("boolean", "Whether it is an unmodified GoatDB server."),
-        "nodes[].trustsCurrent": Field("boolean or null", "Whether it accepts a request signed by the current root."),
+        "nodes[].unmodified": Field("boolean", "Whether the server is an unmodified GoatDB server."),
+        "nodes[].trustsCurrent": Field(
+            "boolean or null", "Whether the server accepts a request signed by the current root."
+        ),
         "nodes[].signsWith": Field("string or null", "Id of the root that it signs with; null when not known."),
         "nodes[].introduction": Field(
-            "boolean or null", "Whether it holds the introduction of the current root by the expired one."
+            "boolean or null", "Whether the server holds the introduction of the current root by the expired one."
         ),
         "nodes[].crossSignature": Field(
-            "boolean or null", "Whether it holds the introduction of the expired root by the current one."
+            "boolean or null", "Whether the server holds the introduction of the expired root by the current one."
         ),
-        "nodes[].problem": Field("string or null", "What could not be seen at the server."),
+        "nodes[].problem": Field("string or null", "What could not be checked at the server."),
     },
     "restore": {"": _REPORT},
     "sign": {
@@ -423,43 +450,51 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "rogueRoots": Field(
             "array of string", "Ids of roots that the revoked root introduced and nothing else endorses."
         ),
-        "forged": Field("integer", "Number of session commits that name the root and that it has not signed."),
-        "lateSessions": Field(
-            "array of string", "Ids of sessions that the root introduced after the others were reissued."
+        "forged": Field(
+            "integer", "Number of session commits that name the revoked root as signer but were not signed by it."
         ),
-        "leftOut": Field("array of string", "Ids of the sessions that are not reissued, as asked."),
+        "lateSessions": Field(
+            "array of string", "Ids of sessions that the revoked root introduced after the others were reissued."
+        ),
+        "leftOut": Field("array of string", "Ids of the sessions that are not reissued because of `--except`."),
         "destroyed": Field("array of string", "Ids of the versions that were destroyed."),
         "givenUp": Field("array of string", "Ids of versions that the store was told to destroy, but may keep longer."),
         "kept": Field("array of object", "Versions that a label keeps from being destroyed.", "kept version"),
         "keysLeft": Field("array of string", "Ids of versions that still hold the revoked root's private key."),
         "unknownLeft": Field(
-            "array of string", "Ids of versions that an interrupted change has left and whose keys cannot be known."
+            "array of string", "Ids of versions that an interrupted change left behind and whose keys are unknown."
         ),
         "alsoStored": Field("array of string", "Ids of other roots whose private keys the store holds."),
         "nodes": Field("array of object", "One for each server."),
         "nodes[].url": Field("string", "URL of the server."),
-        "nodes[].unmodified": Field("boolean", "Whether it is an unmodified GoatDB server."),
-        "nodes[].refuses": Field("boolean", "Whether it refuses the revoked root."),
-        "nodes[].held": Field("integer or null", "Number of commits of the root that it holds."),
-        "nodes[].inFlight": Field("integer", "Number of frozen commits that it does not hold yet."),
-        "nodes[].late": Field("integer", "Number of commits that it holds beyond the frozen ones."),
-        "nodes[].distrusted": Field("boolean", "Whether its list does not count, as asked with `--distrust`."),
+        "nodes[].unmodified": Field("boolean", "Whether the server is an unmodified GoatDB server."),
+        "nodes[].refuses": Field("boolean", "Whether the server rejects the revoked root."),
+        "nodes[].held": Field("integer or null", "Number of commits of the revoked root that the server holds."),
+        "nodes[].inFlight": Field("integer", "Number of frozen commits that the server does not hold yet."),
+        "nodes[].late": Field(
+            "integer", "Number of commits of the revoked root that the server holds and that are not frozen."
+        ),
+        "nodes[].distrusted": Field(
+            "boolean", "Whether the server's list of commits is ignored because of `--distrust`."
+        ),
         "nodes[].sole": Field(
-            "boolean", "Whether it is the only server whose list counts, so that no other server confirms it."
+            "boolean", "Whether this is the only server whose list counts, so that no other server confirms the list."
         ),
         "nodes[].alone": Field(
-            "integer", "Number of commits that it claims and no other server does, and that do not count."
+            "integer", "Number of commits that only this server lists, and that therefore do not count."
         ),
-        "nodes[].claims": Field("array of object", "What these commits are, by its own word; sessions first."),
+        "nodes[].claims": Field("array of object", "What these commits are, as this server reports; sessions first."),
         "nodes[].claims[].path": Field("string", "Repository; `/sys/sessions` for sessions."),
         "nodes[].claims[].key": Field("string", "Key of the item; in `/sys/sessions` the id of the session."),
         "nodes[].claims[].commits": Field("integer", "Number of commits."),
         "nodes[].claims[].first": Field("string or null", "Earliest timestamp, chosen by the signer."),
         "nodes[].claims[].last": Field("string or null", "Latest timestamp, chosen by the signer."),
-        "nodes[].countedAlone": Field("integer", "Number of commits that count by `--trust-alone` only."),
-        "nodes[].introduced": Field("integer or null", "Number of sessions that it holds from the successor."),
+        "nodes[].countedAlone": Field("integer", "Number of commits that count only because of `--trust-alone`."),
+        "nodes[].introduced": Field(
+            "integer or null", "Number of sessions introduced by the successor that the server holds."
+        ),
         "nodes[].problem": Field("string or null", "What went wrong at the server."),
-        "seconds": Field("map of number", "How long each part took, in seconds."),
+        "seconds": Field("map of number", "Duration of each part, in seconds."),
         "nodeCalls": Field("integer", "Number of requests to servers."),
         "storeCalls": Field("integer", "Number of requests to the store."),
     },
@@ -477,14 +512,14 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "schedule.maxAge": Field("string or null", "Age at which a key is replaced."),
         "schedule.timezone": Field("string", "Time zone of the schedule."),
         "schedule.windows": Field("array of string", "Maintenance windows."),
-        "schedule.missed": Field("string", "What happens with a missed slot."),
+        "schedule.missed": Field("string", "What the controller does after a missed slot."),
         "schedule.jitter": Field("string", "Longest random delay."),
         "obstacles": _OBSTACLES,
     },
     "controller --once": {
         "store": _STORE,
-        "done": Field("string", "What was done, such as `rotate`; `nothing` otherwise."),
-        "yielded": Field("boolean", "Whether another process was first."),
+        "done": Field("string", "What the controller did, such as `rotate`; `nothing` if nothing was due."),
+        "yielded": Field("boolean", "Whether another process had acted first."),
         "why": Field("string", "Why it was done."),
         "next": Field("object", "What was due, or is due next.", "due"),
         "report": Field("object or null", "How the rotation ended; null when nothing was done.", "rotation report"),
@@ -493,12 +528,12 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "file": Field("string", "Path of the audit trail."),
         "whole": Field("boolean", "Always true; a broken trail is an error."),
         "records": Field("integer", "Number of records."),
-        "head": Field("string", "Checkpoint of the last record, for `--checkpoint`."),
+        "head": Field("string", "Head of the trail: number and digest of the last record, for `--checkpoint`."),
         "first": Field("string", "Timestamp of the first record."),
         "last": Field("string", "Timestamp of the last record."),
         "signers": Field("array of string", "Ids of the roots that have signed records."),
         "restsOn": Field("string or null", "Id of the root that the trail rests on, when no store was read."),
-        "torn": Field("array of integer", "Numbers of lines that a crash has torn."),
+        "torn": Field("array of integer", "Numbers of the lines that a crash cut short."),
         "lost": Field("integer", "Number of records that could not be written."),
         "byRevoked": Field("integer", "Number of records at the end that a revoked root has signed."),
     },
@@ -506,40 +541,50 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "records": Field("array of object", "The records, oldest first."),
         "records[].seq": Field("integer", "Number of the record."),
         "records[].at": Field("string", "Timestamp of the record."),
-        "records[].actor": Field("string", "Who ran the command."),
+        "records[].actor": Field("string", "User or controller that ran the command."),
         "records[].event": Field("string", "What happened."),
         "records[].data": Field("map", "Details of the event."),
         "records[].by": Field("string", "Id of the root that has signed the record."),
-        "records[].lost": Field("integer", "Number of records before it that could not be written."),
+        "records[].lost": Field("integer", "Number of records before this one that could not be written."),
         "records[].sha256": Field("string", "Hash of the record."),
         "unreadable": Field("integer", "Number of lines that are no records."),
     },
     "data check": {
         "organizations": Field("array of object", "One for each organization."),
         "organizations[].org": _ORG,
-        "organizations[].directory": Field("string", "Path of its directory."),
-        "organizations[].verifiedWith": Field("string or null", "Where the roots are from; null: not verified."),
+        "organizations[].directory": Field("string", "Path of the organization's directory."),
+        "organizations[].verifiedWith": Field(
+            "string or null", "Source of the roots with which signatures were verified; null if none were."
+        ),
         "organizations[].logs": Field("integer", "Number of logs."),
         "organizations[].records": Field("integer", "Number of commits."),
         "organizations[].findings": Field("array of object", "Records that cannot be used.", "finding"),
-        "organizations[].conflicts": Field("array of object", "Sessions that are created differently.", "conflict"),
-        "organizations[].problems": Field("array of string", "Why peers could not be asked."),
+        "organizations[].conflicts": Field(
+            "array of object", "Sessions that several commits create with different contents.", "conflict"
+        ),
+        "organizations[].problems": Field("array of string", "Why peers did not answer."),
     },
     "data repair": {
         "organizations": Field("array of object", "One for each organization."),
         "organizations[].org": _ORG,
-        "organizations[].directory": Field("string", "Path of its directory."),
-        "organizations[].verifiedWith": Field("string or null", "Where the roots are from; null: not verified."),
+        "organizations[].directory": Field("string", "Path of the organization's directory."),
+        "organizations[].verifiedWith": Field(
+            "string or null", "Source of the roots with which signatures were verified; null if none were."
+        ),
         "organizations[].setAside": Field("array of object", "Records that were moved to `*.damaged`.", "finding"),
-        "organizations[].restored": Field("integer", "Number of commits that were taken back from `*.damaged`."),
+        "organizations[].restored": Field("integer", "Number of commits that were restored from `*.damaged`."),
         "organizations[].fetched": Field("integer", "Number of commits that were fetched from peers."),
         "organizations[].lacking": Field("array of string", "Ids of commits that were not fetched yet."),
         "organizations[].unidentified": Field("integer", "Number of records whose commit id cannot be read."),
-        "organizations[].joined": Field("array of string", "Ids of the sessions whose creations were joined."),
-        "organizations[].given": Field("integer", "Number of joining commits that the peers were given."),
+        "organizations[].joined": Field(
+            "array of string", "Ids of the sessions whose conflict was resolved by a merge commit."
+        ),
+        "organizations[].given": Field("integer", "Number of merge commits that were pushed to the peers."),
         "organizations[].conflicts": Field("array of object", "Sessions that are still in conflict.", "conflict"),
         "organizations[].left": Field("array of object", "Records that still cannot be used.", "finding"),
-        "organizations[].problems": Field("array of string", "Why peers could not be asked, or creations not joined."),
+        "organizations[].problems": Field(
+            "array of string", "Why peers did not answer, or conflicts were not resolved."
+        ),
     },
     "retire": {"": _REPORT, "privateKeys": _KEYS},
     "retire --dry-run": {
@@ -572,11 +617,11 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "until": Field("string or null", "Timestamp until which the lease is held."),
     },
     "demo": {
-        "passed": Field("boolean", "Whether no request was refused and no commit was lost."),
+        "passed": Field("boolean", "Whether no request was rejected and no commit was lost."),
         "servers": Field("integer", "Number of servers."),
         "clients": Field("integer", "Number of clients."),
         "requests": Field("integer", "Number of requests."),
-        "refused": Field("integer", "Number of requests that were refused."),
+        "refused": Field("integer", "Number of requests that were rejected."),
         "commits": Field("integer", "Number of commits that the servers accepted."),
         "lost": Field("integer", "Number of accepted commits that a server does not hold at the end."),
         "unverifiable": Field("integer", "Number of commits whose signature cannot be verified."),
@@ -585,8 +630,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "passages": Field("array of object", "The parts of the demo."),
         "passages[].name": Field("string", "Name of the part."),
         "passages[].requests": Field("integer", "Number of requests."),
-        "passages[].refused": Field("integer", "Number of requests that were refused."),
-        "passages[].reasons": Field("map of integer", "Number of refused requests, by reason."),
+        "passages[].refused": Field("integer", "Number of requests that were rejected."),
+        "passages[].reasons": Field("map of integer", "Number of rejected requests, by reason."),
         "passages[].p50Ms": Field("number", "Median latency, in milliseconds."),
         "passages[].p99Ms": Field("number", "99th percentile of the latency, in milliseconds."),
         "passages[].phaseSeconds": Field("map of number", "How long each phase took, in seconds."),
