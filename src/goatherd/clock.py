@@ -14,14 +14,14 @@ _SECOND_MS: Final = 1000
 
 
 class Clock(Protocol):
-    """The interface of a clock: wall-clock time, monotonic time, waiting."""
+    """The interface of a clock: it returns the time, measures durations, and waits."""
 
     def now_ms(self) -> int:
-        """Return integer milliseconds since 1970, like JavaScript's ``Date.now()``."""
+        """Return the time in whole milliseconds since 1970, like JavaScript's ``Date.now()``."""
         ...
 
     def monotonic(self) -> float:
-        """Return seconds on a clock that never goes back; only differences mean anything."""
+        """Return the seconds of a clock that never goes back; only differences are meaningful."""
         ...
 
     async def sleep(self, duration: timedelta) -> None:
@@ -43,10 +43,10 @@ class SystemClock:
 
 
 class SteadyClock:
-    """A clock that setting the system clock does not change: its start time plus the monotonic time since.
+    """A clock that is not affected when the system clock is set: its start time plus the monotonic time since.
 
     Args:
-        clock: The clock.
+        clock: The underlying clock.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -76,7 +76,7 @@ class RemoteClock:
         self._seen: tuple[int, float, float] | None = None
 
     def note_date(self, date: str | None, *, began: float) -> None:
-        """Note the header ``Date`` of an answer (RFC 9110, 6.6.1); one that is missing or unreadable changes nothing.
+        """Record the ``Date`` header of an answer (RFC 9110, 6.6.1). A missing or unreadable header changes nothing.
 
         Args:
             date: The header.
@@ -87,7 +87,7 @@ class RemoteClock:
             self._seen = told_ms, began, self._clock.monotonic()
 
     def ahead_ms(self, now_ms: int) -> int | None:
-        """Return how far that clock is ahead of `now_ms`, as far as rounding and the time of the request allow to say.
+        """Return how far that clock is certainly ahead of `now_ms`, given the rounding and the duration of the request.
 
         Args:
             now_ms: This machine's time, in milliseconds since 1970.
@@ -105,7 +105,7 @@ class RemoteClock:
 
 
 def read_http_date(header: str | None) -> int | None:
-    """Return an HTTP date in milliseconds since 1970; None where it is none."""
+    """Return an HTTP date in milliseconds since 1970; None if the header is missing or no date."""
     if not header or len(header) > 64:
         return None
     from email.utils import parsedate_to_datetime  # here, since it takes long to import

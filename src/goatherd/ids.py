@@ -19,7 +19,7 @@ _UNFAIR = bytes(range(_FAIR, 256))
 
 
 def new_id() -> str:
-    """Return 24 characters drawn uniformly from a-z and 0-9 (about 124 bits)."""
+    """Return a random id: 24 characters drawn uniformly from a-z and 0-9 (about 124 bits)."""
     drawn = b""
     while len(drawn) < LENGTH:
         drawn += secrets.token_bytes(LENGTH + 8).translate(_CHARACTERS, _UNFAIR)
@@ -27,5 +27,5 @@ def new_id() -> str:
 
 
 def new_seeds(count: int) -> tuple[int, ...]:
-    """Return `count` fresh Bloom filter seeds, integers in [0, 2^53-1)."""
+    """Return `count` random Bloom filter seeds, integers in [0, 2^53-1)."""
     return tuple([secrets.randbelow(2**_SEED_BITS - 1) for _ in range(count)])

@@ -41,16 +41,14 @@ _SWITCHED_OFF: Final = "disabled; a user who may change the secret can enable it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """One version that may still hold private keys. Destroyed ones are none.
+    """One stored version that may still hold private keys. Destroyed versions are not listed.
 
-    Attributes:
-        private_ids: Roots whose private keys it holds; empty if `problem` says why they could not be read.
+    Attributes: private_ids: Roots whose private keys it holds; empty if `problem` says why they could not be read.
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
         rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
-        is_of_cancelled: Whether the document says that this rotation was cancelled.
-        problem: Why its value could not be read.
-        is_unknown_leftover: Whether an interrupted change has left it, its keys cannot be known, and the store can
-            destroy it. The grace period counts from when it was written, or from when signing moved last.
+        is_of_cancelled: Whether the document records that this rotation was cancelled. problem: Why its value could not
+        be read. is_unknown_leftover: Whether an interrupted change has left it, its keys cannot be known, and the store
+        can destroy it. The grace period counts from when it was written, or from when another root last began to sign.
     """
 
     version: SecretVersion
@@ -63,7 +61,7 @@ class Holding:
 
     @property
     def foreign_labels(self) -> tuple[str, ...]:
-        """Labels at this version that an operator or another tool has set; a store destroys no labelled version."""
+        """Labels on this version that an operator or another tool has set; a store destroys no labelled version."""
         return tuple(sorted(str(label) for label in self.version.labels - {CURRENT, STABLE}))
 
 
@@ -75,17 +73,17 @@ async def find_holdings(
     without: Collection[str] = (),
     latest_ms: int | None = None,
 ) -> tuple[Holding, ...]:
-    """Look into every version that is not destroyed, newest first.
+    """Read every version that is not destroyed, newest first, and return which private keys each holds.
 
     Args:
         provider: The store.
         secret_id: The secret in it.
-        document: The current identity; its history says when a root was retired.
-        without: Versions not to look into.
-        latest_ms: A version that was made later has the time of a wrong clock; None where no time is known to be wrong.
+        document: The current identity; its history records when a root was retired.
+        without: Versions not to read.
+        latest_ms: A version with a later time was written with a wrong clock; None if no time is known to be wrong.
 
     Raises:
-        ProviderError: The store did not take part.
+        ProviderError: The store failed.
     """
     found = []
     for version in await provider.versions(secret_id):
@@ -100,11 +98,11 @@ async def find_holdings(
 def _with_retirement_time(
     holding: Holding, versions: Sequence[Holding], document: IdentityDocument, latest_ms: int | None
 ) -> Holding:
-    """Return a holding with the time of retirement that the versions themselves show, where the history is silent.
+    """Return a holding with its time of retirement; if the history does not record it, it is derived from the versions.
 
-    The history forgets the eldest rotations. Of a root that it does not name only the last rotation would be known, and
-    where one follows another within the grace period, its key would be kept without end. But the root had stopped
-    signing when the first version was written that does not hold its key any more.
+    The history drops the oldest rotations. For a root that it does not name only the last rotation would be known, and
+    if rotations follow each other within the grace period, its key would be kept forever. But the root had stopped
+    signing when the first version without its key was written.
     """
     if holding.is_unknown_leftover:
         return holding
@@ -131,15 +129,15 @@ async def find_cancelled_holdings(
 ) -> tuple[Holding, ...]:
     """Return the versions in which a rotation that was just cancelled was prepared or published, newest first.
 
-    It looks no further back than to the first version that is older than these, so it reads a handful of values. One
-    that it misses, such as the orphan of a writer that died, is found by `find_holdings`.
+    Only a few values are read, because the search ends at the first version that is older than these. A version that it
+    misses, such as one left by a writer that died, is found by `find_holdings`.
 
     Args:
         provider: The store.
         secret_id: The secret in it.
         document: The current identity.
         rotation_id: The rotation.
-        without: Versions not to look into.
+        without: Versions not to read.
 
     Raises:
         ProviderError: The store failed.
@@ -206,12 +204,12 @@ async def _look_into(
 
 
 def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goatherd retire`") -> str:
-    """Return why a version with a retired private key was not destroyed, and what to do about it, as one line.
+    """Return, in one line, why a version with a retired private key was not destroyed, and what to do about it.
 
     Args:
         version: The id of the version.
-        labels: The labels at it that Goatherd has not set.
-        command: What to run once the labels are removed.
+        labels: The labels on it that Goatherd has not set.
+        command: The command to run after the labels were removed.
     """
     shown = [shown_label(label) for label in labels]
     names = " and ".join(f"`{label}`" for label in shown)
@@ -224,9 +222,9 @@ def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goath
 
 
 def retained_copies(guarantees: Guarantees) -> str | None:
-    """Return where a value can still be read after `destroy`, as a phrase; None where no copy is retained.
+    """Return where a value can still be read after `destroy`, as a phrase; None if no copy is retained.
 
-    A copy that a store makes of itself (a replica, a backup, a snapshot) is beyond what any provider can see.
+    Copies that the store's operator makes (a replica, a backup, a snapshot) are not known to any provider.
     """
     if guarantees.destroys:
         return None
@@ -245,7 +243,7 @@ def retained_copies(guarantees: Guarantees) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyInventory:
-    """Where the private keys of one identity are, and which of them `goatherd retire` would destroy when.
+    """Where the private keys of one identity are, and which of them `goatherd retire` would destroy and when.
 
     Attributes:
         holdings: The versions that are not destroyed, newest first.
@@ -253,8 +251,8 @@ class KeyInventory:
         roots: All roots of the document, in its order.
         recorded: Ids of roots that are recorded as retired: no version holds their private keys.
         unretired: The other previous roots, and when each stopped signing; none while a rotation is in progress.
-        grace: How long after it was replaced a key is kept.
-        copies: Where a value can be read even after it was destroyed; None where nowhere.
+        grace: How long a key is kept after its root was replaced.
+        copies: Where a value can still be read after it was destroyed; None if nowhere.
         problem: The code of the error for which the store could not be read.
     """
 
@@ -269,7 +267,7 @@ class KeyInventory:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every version could be read, so that absence is proven."""
+        """Whether every version could be read, so that a key found in none of them is certainly not stored."""
         return self.problem is None and all(one.problem is None for one in self.holdings)
 
     def versions_with(self, root: str) -> tuple[str, ...]:
@@ -285,7 +283,7 @@ class KeyInventory:
         return tuple(one for one in self.retired_holdings() if one.foreign_labels and self.due_ms(one) <= now_ms)
 
     def next_due_ms(self, now_ms: int) -> int | None:
-        """Return when the next version is due to be destroyed, where one is."""
+        """Return when the next version is due to be destroyed; None if none is."""
         return min([self.due_ms(one) for one in self.retirable_holdings() if self.due_ms(one) > now_ms], default=None)
 
     def recordable_roots(self, now_ms: int) -> tuple[str, ...]:
@@ -296,7 +294,7 @@ class KeyInventory:
         return tuple(root for root, ms in self.unretired if ms + grace_ms <= now_ms and not self.versions_with(root))
 
     def retired_holdings(self) -> list[Holding]:
-        """Return the versions with a private key that no longer signs, without those that are current or stable."""
+        """Return the versions with a private key that no longer signs, except the current and the stable one."""
         ours = {CURRENT, STABLE}
         return [
             one
@@ -305,7 +303,7 @@ class KeyInventory:
         ]
 
     def retirable_holdings(self) -> list[Holding]:
-        """Return the retired versions that no label keeps."""
+        """Return the retired versions without a label that prevents their destruction."""
         return [one for one in self.retired_holdings() if not one.foreign_labels]
 
     def due_ms(self, one: Holding) -> int:
@@ -323,7 +321,7 @@ async def take_key_inventory(
         provider: The store.
         secret_id: The secret in it.
         document: The current identity.
-        grace: How long after it was replaced a key is kept.
+        grace: How long a key is kept after its root was replaced.
     """
     holdings: tuple[Holding, ...] = ()
     problem: str | None = None

@@ -18,7 +18,7 @@ def milliseconds(duration: timedelta) -> int:
 
 
 def format_duration(duration: timedelta) -> str:
-    """Return the shortest exact text that `goatherd.config.values.parse_duration` reads back, to the millisecond."""
+    """Return the shortest string for a duration, exact to the millisecond, which `goatherd.config.values` can parse."""
     left = round(duration.total_seconds() * 1000)
     if left == 0:
         return "0s"
@@ -34,7 +34,7 @@ def iso(ms: int) -> str:
     """Return a timestamp as JavaScript's ``toISOString`` writes it, such as ``2026-11-24T12:00:00.000Z``.
 
     Args:
-        ms: Milliseconds since 1970. Years beyond 9999 and before 0 get a sign and six digits.
+        ms: Milliseconds since 1970. Years after 9999 and before 0 get a sign and six digits.
     """
     days, rest = divmod(ms, 86_400_000)
     cycles, day = divmod(days + 719_468, 146_097)  # 400-year cycles since 0000-03-01
@@ -45,10 +45,10 @@ def iso(ms: int) -> str:
 
 
 def read_iso(text: str) -> int:
-    """Return a timestamp with a time zone, such as `iso` writes it, in milliseconds since 1970.
+    """Parse a timestamp with a time zone, such as `iso` writes it, into milliseconds since 1970.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The string is no timestamp, or has no time zone.
     """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:

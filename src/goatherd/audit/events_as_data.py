@@ -22,13 +22,13 @@ _MODULES: Final = ("goatherd.rotation.", "goatherd.cluster.node")
 
 
 class EventData:
-    """Turns the events of one run into names and data, without repetitions."""
+    """Converts the events of one run into names and data, without repetitions."""
 
     def __init__(self) -> None:
         self._told: set[Event] = set()
 
     def of(self, event: Event) -> tuple[str, dict[str, Any]] | None:
-        """Return the name and the data of an event; None where it says what was said in this phase already."""
+        """Return the name and the data of an event; None if the same was already returned in this phase."""
         if isinstance(event, PhaseEntered | RunEnded):
             self._told.clear()
         elif isinstance(event, _REPEATED):
@@ -41,10 +41,10 @@ class EventData:
 
 
 def to_json_value(value: object) -> Any:
-    """Return a value as JSON knows it.
+    """Return a value as JSON data.
 
     Raises:
-        TypeError: It is of a kind that has no place in a record: a session, a key, bytes.
+        TypeError: The value is of a type that has no place in a record: a session, a key, bytes.
     """
     if value is None or isinstance(value, bool | int | float):
         return value

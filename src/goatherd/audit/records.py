@@ -45,7 +45,7 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Torn:
-    """Bytes that stand where a record should: their number, and their SHA-256 without the line's end."""
+    """The length and SHA-256 (without newline) of a line that is no record because a crash has cut it short."""
 
     size: int
     digest: str
@@ -61,7 +61,10 @@ class Torn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The end of a trail: the number of its last record, and the SHA-256 of that line. Kept elsewhere, a checkpoint."""
+    """The end of a trail: the number of its last record, and the SHA-256 of that line.
+
+    A head that is kept in another place is a checkpoint.
+    """
 
     seq: int = 0
     digest: str = GENESIS
@@ -71,10 +74,10 @@ class Head:
 
     @classmethod
     def from_text(cls, text: str) -> Head:
-        """Read what ``str`` wrote.
+        """Parse the string form of a head.
 
         Raises:
-            DecodeError: It is something else.
+            DecodeError: The string has another form.
         """
         match = re.fullmatch(r"(\d{1,15}):([0-9a-f]{64})", text.strip())
         if match is None:
@@ -84,16 +87,16 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One record.
+    """One record of an audit trail.
 
     Attributes:
-        seq: 1 for the first.
-        at_ms: Milliseconds since 1970, by the clock of who wrote it.
-        actor: Who did it, for people.
-        by: The root that signed.
+        seq: Number of the record; 1 for the first.
+        at_ms: Milliseconds since 1970, by the writer's clock.
+        actor: The user or process that acted, human-readable.
+        by: The root that signed the record.
         lost: How many records before this one could not be written.
-        torn: What stands between the record before and this one.
-        line: The whole line as it lies in the file.
+        torn: The bytes between the previous record and this one that are no record.
+        line: The whole line as it is in the file.
     """
 
     seq: int
@@ -154,10 +157,10 @@ def write_record(
 
 
 def read_record(line: bytes) -> Record:
-    """Read one line; its signature and its place are not looked at.
+    """Parse one line, without checking its signature and its place in the chain.
 
     Raises:
-        DecodeError: It is no record; the message says why.
+        DecodeError: The line is no record; the message has the reason.
     """
     if len(line) > MAX_LINE:
         raise DecodeError("is longer than a record can be")
@@ -210,7 +213,7 @@ def _read_object(value: Any) -> Mapping[str, Any]:
 
 
 def signer_data(document: IdentityDocument) -> dict[str, Any]:
-    """Return what a ``signer`` record says of the root that signs now: its public half, and who vouches for it."""
+    """Return the data of a ``signer`` record for the current root: its public key, the endorsements and their roots."""
     named = {end for item in document.endorsements for end in (item.by, item.of)}
     return {
         "session": document.current.session.to_json(),
@@ -221,7 +224,7 @@ def signer_data(document: IdentityDocument) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchors:
-    """The identity as its store has it: every root, and since when which is revoked (milliseconds since 1970)."""
+    """The roots that may sign a trail, and when each revoked one was revoked (milliseconds since 1970)."""
 
     roots: Mapping[str, Session]
     revoked: Mapping[str, int] = field(default_factory=dict)
@@ -236,15 +239,13 @@ class Anchors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What the check of a whole file has found, all of it good.
+    """The result of verifying a whole trail without finding an error.
 
-    Attributes:
-        signers: Ids of the roots that have signed, in order of appearance.
-        rests_on: The root on whose word the rest is believed; None where the store vouches for all.
-        torn: Lines that a crash has torn, each stated by the record after it.
-        lost: How many records could not be written at the time, as later ones say.
-        by_revoked: How many records are signed by a root that was revoked afterwards, and are not yet followed by one
-            that another root has signed.
+    Attributes: signers: Ids of the roots that have signed, in order of appearance. rests_on: The root on whose trust
+        the rest depends; None if the identity in the store confirms all signers. torn: Lines that a crash has cut
+        short, each noted by the record after it. lost: How many records could not be written at the time, as later ones
+        report. by_revoked: How many records are signed by a root that was revoked later, and are not yet followed by a
+        record of another root.
     """
 
     head: Head
@@ -258,13 +259,13 @@ class Checked:
 
 
 class Chain:
-    """Checks a trail line by line: `feed` each, then `finish`.
+    """Verifies a trail line by line: call `feed` for each line, then `finish`.
 
     Args:
-        anchors: The identity, which says whose signatures count. A signer that it does not list, because that root has
-            left it, counts as without it, and only once a root that it lists has been vouched for from there. Without
-            the identity the first signer is believed, and every other one for whom one that is believed vouches.
-        checkpoint: A head of this trail, from elsewhere.
+        anchors: The roots whose signatures are valid. A signer that the identity no longer lists is accepted only if it
+            endorses, directly or through others, a root that the identity lists. Without anchors the first signer is
+            trusted, and every root that a trusted one endorses.
+        checkpoint: A head of this trail that was kept in another place.
     """
 
     def __init__(self, *, anchors: Anchors | None = None, checkpoint: Head | None = None) -> None:
@@ -282,7 +283,7 @@ class Chain:
         self._unlisted: tuple[int, str] | None = None
 
     def feed(self, line: bytes) -> Record | None:
-        """Check the next line, its end included; None where it is no record, which the next one may explain.
+        """Verify the next line, newline included; return None if it is no record, which the next record may explain.
 
         Raises:
             AuditBrokenError: This line, or one before it that this one does not explain, is not as it was written.
@@ -306,7 +307,7 @@ class Chain:
         return record
 
     def finish(self) -> Checked:
-        """Return what was found once every line was fed.
+        """Return the result after the last line.
 
         Raises:
             AuditBrokenError: The last line is cut off, there is no record at all, or the file ends before the
@@ -465,14 +466,14 @@ def _read_endorsements(value: Any) -> list[Endorsement]:
 
 
 def verify(lines: Iterable[bytes], *, anchors: Anchors | None = None, checkpoint: Head | None = None) -> Checked:
-    """Check a whole trail.
+    """Verify a whole trail.
 
     Args:
-        lines: Each with its end.
+        lines: The lines, each with its newline.
         anchors, checkpoint: As for `Chain`.
 
     Raises:
-        AuditBrokenError: A line is not as it was written; it names the first such line and what is wrong with it.
+        AuditBrokenError: A line is not as it was written; the message names the first such line and the problem.
     """
     chain = Chain(anchors=anchors, checkpoint=checkpoint)
     for line in lines:

@@ -60,7 +60,7 @@ _FIRST: Final = b'{"v":1,"seq":1,'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tail:
-    """Where a file ends. `by` is who signed its last record; `is_whole` says that it ends with a line's end."""
+    """The end of a file. `by` is the root that signed its last record; `is_whole` means that it ends with a newline."""
 
     head: Head
     by: str | None
@@ -69,15 +69,15 @@ class _Tail:
 
 
 class AuditTrail:
-    """Adds records to one file. `use` names the identity before the first `record`.
+    """Adds records to one audit trail file. Call `use` with the identity before the first `record`.
 
     Attributes:
-        head: The end of the file after the last record of this object; None before the first.
+        head: The end of the file after this object's last record; None before the first.
         missing: How many records could not be written so far.
 
     Args:
-        path: The file; made where there is none, in a directory that exists.
-        actor: Who acts, for people: ``user@host:pid``.
+        path: The file; created if missing, in an existing directory.
+        actor: The user or process that acts, human-readable: ``user@host:pid``.
         clock: Tells the time.
         system: The system calls.
     """
@@ -95,7 +95,7 @@ class AuditTrail:
         self._is_failing = False
 
     def use(self, document: IdentityDocument) -> None:
-        """Sign with the root that signs in `document` from now on. Call it whenever the document was read anew."""
+        """Sign from now on with the current root of `document`. Call it whenever the document was read again."""
         if self._signer is None or self._signer.id != document.current.id:
             self._introduction = signer_data(document)
         self._signer = document.current
@@ -105,16 +105,16 @@ class AuditTrail:
         return self._clock.now_ms()
 
     def record(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> None:
-        """Add one record, and return when it is on the medium.
+        """Add one record, and return when it is on the disk.
 
         Args:
-            event: Its name.
+            event: The name of the event.
             data: Ids, times and texts.
-            at_ms: When it happened, in milliseconds since 1970; now, unless told.
+            at_ms: When it happened, in milliseconds since 1970 (default: now).
 
         Raises:
-            AuditError: It could not be added.
-            TypeError: `data` holds what has no place in a trail.
+            AuditError: The record could not be added.
+            TypeError: `data` contains a type that has no place in a trail.
         """
         values = to_json_value(data)
         try:
@@ -131,7 +131,7 @@ class AuditTrail:
         self.missing += 1
 
     def note(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> bool:
-        """Add one record if it can be added, else log that it could not; the next one says that it is missing."""
+        """Add one record if possible, else log the failure; the next record reports that one is missing."""
         try:
             self.record(event, data, at_ms=at_ms)
         except AuditError as error:
@@ -143,7 +143,7 @@ class AuditTrail:
         return True
 
     def log_head(self) -> None:
-        """Log the end of the file, so that a checkpoint of it lies where the log does."""
+        """Log the end of the file, so that the log contains a checkpoint of the trail."""
         if self.head is not None:
             _log.info(event_text(LogEvent.AUDIT_HEAD, file=self.path, seq=self.head.seq, sha256=self.head.digest))
 
@@ -192,7 +192,7 @@ class AuditTrail:
             self._system.close_file(descriptor)
 
     def _open(self) -> int:
-        """Open the file that the path names; make it, and its name durable, where there is none."""
+        """Open the file at the path; create it durably if it is missing."""
         for _ in range(_OPEN_TRIES):
             try:
                 descriptor = self._system.run_call(os.open, self.path, _FLAGS)
@@ -255,7 +255,7 @@ class AuditTrail:
 
 
 def _lines_backwards(descriptor: int, size: int) -> Iterator[bytes]:
-    """Yield the lines of a file from its last to its first, each with its end; the last may have none."""
+    """Yield the lines of a file from the last to the first, each with its newline; the last may have none."""
     left, start = b"", size
     while start > 0:
         before = start
@@ -270,17 +270,16 @@ def _lines_backwards(descriptor: int, size: int) -> Iterator[bytes]:
 
 
 class Journal:
-    """Takes the events of runs and keeps their evidence: in the log, and in an audit trail where there is one.
+    """Records the events of runs: in the log, and in an audit trail if there is one.
 
-    Hand `told` to a `goatherd.rotation.Rotator` as its `on_event`.
+    Give `told` to a `goatherd.rotation.Rotator` as its `on_event`.
 
-    Args:
-        trail: Where to add it.
-        holds: Keep evidence in memory until `use` names who signs it. For a run that revokes the root which signs: from
-            the moment of its revocation on its word counts for nothing, in the trail too.
+    Args: trail: The audit trail, or None. holds: Whether to hold records in memory until `use` names the root that
+        signs them. This is for a run that revokes the current root, whose signatures in the trail are not accepted
+        after its revocation.
 
     Attributes:
-        on_step: Called after each step of a revocation: `mark`, read the identity, and `use` it up to the mark.
+        on_step: Called after each step of a revocation: call `mark`, read the identity, and call `use` up to the mark.
     """
 
     def __init__(self, trail: AuditTrail | None = None, *, holds: bool = False) -> None:
@@ -292,32 +291,32 @@ class Journal:
         self._evidence = EventData()
 
     def mark(self) -> int:
-        """Return up to where evidence was told until now."""
+        """Return a mark for the events reported so far."""
         return self._given + len(self._held)
 
     def use(self, document: IdentityDocument, *, up_to: int | None = None) -> None:
-        """Let the trail be signed by the root that signs in `document`, and add what was held back.
+        """Sign the trail from now on with the current root of `document`, and add the records that were held back.
 
         Args:
             document: The identity.
-            up_to: A mark from before the identity was read; what was told since is held for the next one.
+            up_to: A mark from before the identity was read; later records are held until the next call.
         """
         if self.trail is not None:
             self.trail.use(document)
         self._release(self.mark() if up_to is None else up_to)
 
     def begin(self, event: str, data: Mapping[str, object]) -> None:
-        """Keep that something is about to begin.
+        """Record that an operation is about to begin.
 
         Raises:
-            AuditError: The trail cannot be written, so that it must not begin.
+            AuditError: The trail cannot be written, so the operation must not begin.
         """
         self._log(event, data)
         if self.trail is not None:
             self.trail.record(event, data)
 
     def told(self, event: Event) -> None:
-        """Keep the evidence of one event; never raises for a file that cannot be written."""
+        """Record one event. Never raises, even if the file cannot be written."""
         found = self._evidence.of(event)
         if found is None:
             return
@@ -326,7 +325,7 @@ class Journal:
             self.on_step()
 
     def note(self, event: str, data: Mapping[str, object]) -> None:
-        """Keep something else that was decided."""
+        """Record another decision."""
         self._log(event, data)
         if self.trail is not None:
             self._held.append((self.trail.now_ms(), event, data))
@@ -334,7 +333,7 @@ class Journal:
                 self._release(self.mark())
 
     def end(self, event: str, data: Mapping[str, object]) -> None:
-        """Keep how it ended, and log the end of the trail as a checkpoint."""
+        """Record how the operation ended, and log the end of the trail as a checkpoint."""
         self.note(event, data)
         self._release(self.mark())
         if self.trail is not None:
@@ -354,10 +353,10 @@ class Journal:
 
 
 def is_trail(path: Path) -> bool:
-    """Return whether a file begins as an audit trail does. It says nothing about the rest.
+    """Return whether a file begins like an audit trail. The rest of the file is not checked.
 
     Raises:
-        AuditError: It cannot be read.
+        AuditError: The file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -367,10 +366,10 @@ def is_trail(path: Path) -> bool:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a trail as it is now, each with its end.
+    """Yield the lines of a trail in its present state, each with its newline.
 
     Raises:
-        AuditError: It cannot be read.
+        AuditError: The file cannot be read.
     """
     try:
         left = _settled_size(path)
@@ -383,7 +382,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def _settled_size(path: Path) -> int:
-    """Return a file's size while no process is writing a record, if such a moment comes soon."""
+    """Return a file's size while no process is writing a record; do not wait long for that."""
     system = System()
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:

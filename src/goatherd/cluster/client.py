@@ -72,7 +72,7 @@ _HINTS: Final = {
 
 
 class Sendable(Protocol):
-    """What can be pushed: a `goatherd.wire.commit.Commit`, or anything that encodes itself as one."""
+    """The interface of an object that can be pushed: a `goatherd.wire.commit.Commit`, or one that encodes as such."""
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -83,8 +83,8 @@ class NewSession:
 
     Attributes:
         owned: The new session with the key made for it.
-        roots: The roots that the server publishes; as it says, unverified.
-        leaked: Ids of the roots that the server published with a private key: those keys are exposed.
+        roots: The roots that the server publishes; unverified.
+        leaked: Ids of the roots whose private key the server published: those keys are exposed.
     """
 
     owned: OwnedSession
@@ -94,7 +94,7 @@ class NewSession:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A whole answer, unpacked."""
+    """A complete HTTP answer, decompressed."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -102,26 +102,25 @@ class _Answer:
 
 
 class NodeClient:
-    """Talks to one GoatDB server.
+    """An HTTP client of one GoatDB server. Safe for concurrent calls.
 
-    An async context manager; outside of one, call `aclose`. Safe for concurrent calls.
+    Use it as an async context manager, or call `aclose` at the end.
 
     Args:
         base_url: The server's URL: scheme, host and port.
-        http: A connection pool to use; stays the caller's to close. By default the client makes its own.
-        timeout: Deadline of each request, from connecting to the last byte of the answer. Real peers use 5 s.
-        clock: Where request signatures take their time from, unless a call gives `now_ms`.
-        server_name: What the server is called, where that is not the URL's host: it is asked for by this name, and its
+        http: A connection pool to use, which the caller closes. By default the client makes its own.
+        timeout: Timeout of each request, from connecting to the last byte of the answer. GoatDB's own peers use 5 s.
+        clock: The clock for the time in request signatures, unless a call gives `now_ms`.
+        server_name: The server's name, if it differs from the URL's host: requests are addressed to this name, and the
             certificate must have it.
-        org: The organization to ask about, where an agent answers for a server with several.
-        sender: Id of the server process that asks.
+        org: The organization to ask about, if an agent's server has several.
+        sender: Id of the server process that sends the requests.
 
-    Attributes:
-        answered_by: Id of the server process that answered the last `batch_sync`; None where it did not say. Behind one
-            URL there may be several.
+    Attributes: answered_by: Id of the server process that answered the last `batch_sync`; None if it did not report
+        one. Several processes may answer at one URL.
 
     Raises:
-        ConfigurationError: `base_url` is not such a URL.
+        ConfigurationError: `base_url` is not a URL with scheme, host and port.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class NodeClient:
 
     @property
     def timeout(self) -> timedelta:
-        """The deadline of each request."""
+        """The timeout of each request."""
         return self._timeout
 
     async def __aenter__(self) -> NodeClient:
@@ -161,7 +160,7 @@ class NodeClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections, if they are the client's own."""
+        """Close the connections, unless the caller provided the connection pool."""
         if self._owns_http and self._http is not None:
             http, self._http = self._http, None
             await http.aclose()
@@ -169,7 +168,7 @@ class NodeClient:
     # --- sessions ---------------------------------------------------------------------------------------------------
 
     async def create_session(self) -> tuple[OwnedSession, list[Session]]:
-        """Ask for an anonymous session for a fresh key; return it and the roots that the server publishes.
+        """Create an anonymous session with a new key; return it and the roots that the server publishes.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
@@ -178,7 +177,7 @@ class NodeClient:
         return new.owned, list(new.roots)
 
     async def new_session(self) -> NewSession:
-        """As `create_session`, and say whether a root's private key came with the answer.
+        """Create a session as `create_session` does, and report whether the answer had a root's private key.
 
         SECURITY: a private key in the answer is noticed and dropped, never kept (tests/unit/cluster/test_client.py).
 
@@ -211,7 +210,7 @@ class NodeClient:
 
         Args:
             requests: Repository paths, sent as given, each with the JSON of a sync message.
-            signer: Who signs the request.
+            signer: The session that signs the request.
             now_ms: The time to sign with; the client's clock by default.
 
         Raises:
@@ -235,11 +234,11 @@ class NodeClient:
         return replies
 
     async def answers(self, signer: OwnedSession, now_ms: int | None = None) -> bool:
-        """Return whether the server answers an empty batch signed by `signer`, that is, trusts it as a caller.
+        """Return whether the server accepts an empty batch signed by `signer`, which means that it trusts `signer`.
 
         Raises:
             NodeUnreachableError: See the module.
-            NodeRefusedError: Neither 200 nor 403.
+            NodeRefusedError: The status is neither 200 nor 403.
         """
         try:
             await self.batch_sync([], signer, now_ms)
@@ -250,11 +249,11 @@ class NodeClient:
         return True
 
     async def accepts_signature(self, signature: str) -> bool:
-        """Return whether the server answers an empty batch with this request signature, by any session, at any time.
+        """Return whether the server accepts an empty batch with the given request signature, of any session and time.
 
         Raises:
             NodeUnreachableError: See the module.
-            NodeRefusedError: Neither 200 nor 403.
+            NodeRefusedError: The status is neither 200 nor 403.
         """
         headers = {"x-goat-sig": signature, SENDER_HEADER: self._sender}
         response = await self._send("POST", "/batch-sync", content=b"[]", headers=headers)
@@ -270,13 +269,13 @@ class NodeClient:
         signer: OwnedSession,
         now_ms: int | None = None,
     ) -> Message | None:
-        """Send commits, in messages of at most `PUSH_CHUNK`, without asking for any; return the last reply.
+        """Send commits, in messages of at most `PUSH_CHUNK`, without requesting any; return the last reply.
 
-        GoatDB does not report refused commits: status 200 does not mean that they were kept. To be sure, `pull` and
-        look (the reply's Bloom filter alone answers with its error rate).
+        GoatDB does not report refused commits: status 200 does not mean that they were stored. To be sure, `pull` the
+        repository and check (the Bloom filter in the reply has false positives).
 
         Returns:
-            The last reply's message, or None when there was nothing to push.
+            The last reply's message, or None if there was nothing to push.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
@@ -294,11 +293,12 @@ class NodeClient:
     ) -> list[dict[str, Any]]:
         """Return every commit of a repository that `signer` may read, as the server sent them: unverified.
 
-        A server may send them in parts; this asks on, with a truthful filter, until nothing new comes.
+        A server may send the commits in several replies; the client repeats the request, each time with a filter of the
+        commits received so far, until no new commit arrives.
 
         Args:
             path: The repository.
-            signer: Who asks.
+            signer: The session that signs the requests.
             now_ms: The time to sign with; the client's clock by default.
             known: Ids of commits that the caller has; they are left out.
 
@@ -322,7 +322,7 @@ class NodeClient:
     # --- Goatherd's own ---------------------------------------------------------------------------------------------
 
     async def identity(self) -> ServerIdentity | None:
-        """Return ``GET /goatherd/v1/identity``: ids only, unsigned. None where neither server nor agent has it.
+        """Return ``GET /goatherd/v1/identity``: ids only, unsigned. None if there is no such endpoint.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
@@ -345,10 +345,10 @@ class NodeClient:
         return identity
 
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None:
-        """Tell the server to look at its settings now (``POST /goatherd/v1/refresh``); `signer` must be a root there.
+        """Ask the server to read its settings now (``POST /goatherd/v1/refresh``). `signer` must be a root.
 
         Returns:
-            ``{"generation", "changed"}``, or None where the server is not one of ours.
+            ``{"generation", "changed"}``, or None if the server is not a Goatherd server.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
@@ -367,16 +367,16 @@ class NodeClient:
     async def held(
         self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
     ) -> bytes:
-        """Return what the server holds of a revoked root (`goatherd.identity.revocations`); `signer` is a root.
+        """Return the encoded list of a revoked root's commits that the server holds (`goatherd.identity.revocations`).
 
         Args:
             session_id: The revoked root.
-            signer: Who asks.
+            signer: The root that signs the request.
             now_ms: Milliseconds since 1970.
-            early: Ask before the root is revoked, too.
+            early: Whether to ask even if the server does not know of the revocation yet.
 
-        Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours. 409: not revoked there.
+        Raises: NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server. 409:
+            the root is not revoked there.
         """
         path = "/goatherd/v1/held"
         body = to_json_bytes({"session": session_id, "early": True} if early else {"session": session_id})
@@ -387,10 +387,10 @@ class NodeClient:
     async def describe_held(
         self, session_id: str, digests: Sequence[str], signer: OwnedSession, now_ms: int | None = None
     ) -> list[HeldCommit]:
-        """Return where some of what `held` lists is, and of which time, as the server says; `signer` is a root.
+        """Return the server's descriptions of some commits that `held` lists. `signer` is a root.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours.
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
         """
         url = "/goatherd/v1/held"
         body = to_json_bytes({"session": session_id, "early": True, "show": list(digests)})
@@ -406,10 +406,10 @@ class NodeClient:
     async def lacking(
         self, path: str, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int | None = None
     ) -> list[str]:
-        """Return those of the commits that the server does not hold: exactly, unlike a filter; `signer` is a root.
+        """Return which of the commits the server does not hold. Unlike a Bloom filter, it is exact. `signer` is a root.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours.
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
         """
         url = "/goatherd/v1/lacking"
         body = to_json_bytes({"path": path, "commits": list(commit_ids)})
@@ -428,20 +428,19 @@ class NodeClient:
         signer: OwnedSession,
         now_ms: int | None = None,
     ) -> str:
-        """Hand over sessions that have signed nothing yet; `signer` is a root there.
+        """Send the server anonymous sessions that have signed nothing yet, so that it stores them.
 
         Args:
             sessions: As `goatherd.node.unused_sessions.record_of` makes them.
-            recipients: The ids of all server processes that they are handed to, and of the sender.
-            signer: A root there.
-            now_ms: The time; None takes the clock's.
+            recipients: The ids of all server processes that the sessions are sent to, and of the sender.
+            signer: A root that the server trusts.
+            now_ms: The time to sign with; the client's clock by default.
 
         Returns:
-            The id of the server process that has stored them.
+            The id of the server process that has stored the sessions.
 
-        Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours; 409: it is no use
-                there, since servers that are no recipients need their introductions.
+        Raises: NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server. 409:
+            the server refuses, since it has peers that are no recipients and need the sessions' introductions.
         """
         asked = {"sessions": list(sessions), "servers": list(recipients)}
         answer = await self._unused(asked, signer, now_ms)
@@ -451,10 +450,10 @@ class NodeClient:
         return instance
 
     async def unused(self, after: str, signer: OwnedSession, now_ms: int | None = None) -> list[Any]:
-        """Return some of the sessions that have signed nothing yet, in the order of their ids, after this one.
+        """Return some of the server's sessions that have signed nothing yet, ordered by id, after the id `after`.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours.
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
         """
         answer = await self._unused({"sessions": [], "after": after}, signer, now_ms)
         try:
@@ -471,17 +470,17 @@ class NodeClient:
         return answer
 
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
-        """Hand over the list of what the cluster held of a revoked root; `signer` is a root there.
+        """Send the server the frozen list: which commits of a revoked root the cluster held. `signer` is a root.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours.
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
         """
         path = "/goatherd/v1/frozen"
         response = await self._send_signed(path, body, signer, now_ms)
         self._check("POST", path, response)
 
     async def frozen(self, digest: str) -> bytes | None:
-        """Return the list with this SHA-256, as the server says; None where it has none.
+        """Return the frozen list with this SHA-256, unverified; None if the server does not have it.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
@@ -494,7 +493,7 @@ class NodeClient:
         return response.content
 
     async def healthy(self) -> bool:
-        """Return whether ``GET /healthy`` says so; a server that cannot be reached is not healthy."""
+        """Return whether ``GET /healthy`` reports a healthy server; an unreachable server is not healthy."""
         try:
             response = await self._send("GET", "/healthy")
         except NodeUnreachableError:
@@ -502,7 +501,7 @@ class NodeClient:
         return response.status_code == 200
 
     async def time_ms(self) -> int | None:
-        """Return the server's own time in whole seconds, as milliseconds since 1970; None where it tells none.
+        """Return the server's time in milliseconds since 1970, in whole seconds; None if it does not report it.
 
         Raises:
             NodeUnreachableError: See the module.
@@ -511,13 +510,13 @@ class NodeClient:
         return read_http_date(response.headers.get("date"))
 
     def clock_ahead_ms(self, now_ms: int) -> int | None:
-        """Return how far the server's clock is ahead of `now_ms`, below 0 behind, by the date of its last answer.
+        """Return how far the server's clock is ahead of `now_ms`, negative if behind, by the date of its last answer.
 
         Args:
             now_ms: This machine's time, in milliseconds since 1970.
 
         Returns:
-            None where no answer had a date.
+            Milliseconds; None if no answer had a date.
         """
         return self._server_clock.ahead_ms(now_ms)
 
@@ -525,16 +524,16 @@ class NodeClient:
 
     @property
     def _query(self) -> str:
-        """What an agent with several organizations needs to know which one is meant."""
+        """The query string that tells an agent with several organizations which of them is meant."""
         return "" if self._org is None else f"?org={quote(self._org, safe='')}"
 
     async def _send_signed(
         self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None, *, query: str = ""
     ) -> _Answer:
-        """Send a signed ``POST`` that no other server, and no other request, can use the signature of.
+        """Send a ``POST`` whose signature is valid for this server process and this request only.
 
-        The query is no part of what is signed. A process that the request does not name answers 421 and its id. Behind
-        one URL there may be several.
+        The query is not part of what is signed. A server process that is not the one named in the request answers 421
+        and its own id, since several processes may answer at one URL.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._timeout.total_seconds()
@@ -553,7 +552,7 @@ class NodeClient:
             binding = replace(binding, audience=(*binding.audience, instance))
 
     def _learn_instance(self, told: object) -> str | None:
-        """Note which process is behind the URL; return its id, or None where that is no id."""
+        """Record which server process answers at the URL; return its id, or None if `told` is no valid id."""
         if not isinstance(told, str) or _INSTANCE.fullmatch(told) is None:
             return None
         self._instances.pop(told, None)
@@ -644,7 +643,7 @@ class NodeClient:
 
 
 def _connection_problem(error: Exception) -> str:
-    """Return in a few words why there is no connection."""
+    """Return in a few words why the connection failed."""
     text = str(error) or type(error).__name__
     if "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text or "RECORD_LAYER_FAILURE" in text:
         return "the port does not speak TLS; is the URL http:// and not https://?"

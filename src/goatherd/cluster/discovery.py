@@ -61,46 +61,46 @@ _FORMS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node is, and by which name it is called there, if that is another than the URL's."""
+    """The URL of a server, and its name for TLS and ``Host`` if that differs from the URL's host."""
 
     url: str
     server_name: str | None = None
 
 
 class Source(Protocol):
-    """Tells who some of the nodes are.
+    """The interface of one source of server addresses.
 
     Attributes:
-        linger: How long a node counts after it was named last.
+        linger: How long a server stays listed after the source last named it.
     """
 
     @property
     def linger(self) -> timedelta: ...
 
     async def find(self) -> Sequence[Place]:
-        """Return at least one place.
+        """Return the places of the servers, at least one.
 
         Raises:
-            DiscoveryError: Not known, now.
+            DiscoveryError: The servers cannot be found out now.
         """
         ...
 
 
 def is_discovered(address: str) -> bool:
-    """Whether an address stands for any number of nodes."""
+    """Return whether an address discovers servers, rather than naming one."""
     return address.partition("://")[0] in SCHEMES
 
 
 def source_of(address: str, *, timeout: timedelta) -> Source:
-    """Return what finds the nodes of one address. Nothing is asked yet.
+    """Return the source that finds the servers of one address. No request is made yet.
 
     Args:
-        address: As the module's text has them.
-        timeout: Longest time for one answer.
+        address: An address in one of the forms that the module describes.
+        timeout: Timeout of one request.
 
     Raises:
-        ConfigurationError: It is none of these.
-        MissingExtraError: SRV records or ``server=`` are asked for, and ``dnspython`` is not installed.
+        ConfigurationError: The address has none of these forms.
+        MissingExtraError: SRV records or ``server=`` are requested, and ``dnspython`` is not installed.
     """
     scheme = address.partition("://")[0]
     if scheme == "dns":
@@ -111,16 +111,17 @@ def source_of(address: str, *, timeout: timedelta) -> Source:
 
 
 class NodeDirectory:
-    """The nodes of any number of addresses; a `goatherd.cluster.node.NodeSource`.
+    """The servers at any number of addresses; a `goatherd.cluster.node.NodeSource`.
 
-    An async context manager: the clients that it hands out are its own, and closed when their node has gone.
+    Use it as an async context manager. It owns the clients that it returns, and closes a client when its server is no
+    longer listed.
 
     Args:
-        addresses: As the module's text has them.
-        timeout: Longest time for one request to a node, and for one answer about who the nodes are.
-        clock: The time.
+        addresses: Addresses in the forms that the module describes.
+        timeout: Timeout of one request to a server, and of one discovery request.
+        clock: Tells the time.
         connect: Makes the client for a place; over HTTP by default.
-        org: The organization to ask an agent about, whose server may have several.
+        org: The organization to ask about, if an agent's server has several.
     """
 
     def __init__(
@@ -151,10 +152,10 @@ class NodeDirectory:
         await self._close(list(self._clients))
 
     async def __call__(self) -> list[NodeClient]:
-        """Return a client for each node that there is now, one for each URL; none only where no address was given.
+        """Return a client for each server that is listed now, one per URL; none only if no address was given.
 
         Raises:
-            DiscoveryError: The servers cannot be discovered. Known servers must not count as gone.
+            DiscoveryError: The servers cannot be discovered. The caller must not treat known servers as removed.
         """
         places: dict[str, Place] = {}
         for found in await self._find():
@@ -196,7 +197,7 @@ class NodeDirectory:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One node, where the operator says."""
+    """A source of one server, which the operator has listed by its URL."""
 
     place: Place
     linger: timedelta = timedelta(0)
@@ -206,7 +207,7 @@ class Listed:
 
 
 class PlatformNames:
-    """The addresses of one name, as every program on this machine sees them."""
+    """A source that resolves one name with the operating system's resolver, as other programs on this machine do."""
 
     linger = LINGER
 
@@ -233,11 +234,11 @@ class PlatformNames:
 
 @dataclass(slots=True)
 class Records:
-    """What name servers say: SRV records and the addresses of their targets, or the addresses of one name.
+    """A source that asks DNS servers directly, for SRV records and their targets or for one name's addresses.
 
     Attributes:
-        port: None for SRV records, which have their own.
-        server_name: What the nodes are called; None for the host name that an SRV record has.
+        port: The servers' port; None for SRV records, which contain it.
+        server_name: The servers' name for TLS and ``Host``; None to use the host name in the SRV record.
     """
 
     resolver: Resolver
@@ -266,7 +267,7 @@ class Records:
         return _places(addresses, port, self.scheme, self.server_name or host)
 
     async def _ask(self, kind: str, host: str | None = None) -> list[Any]:
-        """Return the records of one type, none where the name has no such ones."""
+        """Return the DNS records of one type; an empty list if the name has none of this type."""
         from dns.exception import DNSException
         from dns.resolver import NXDOMAIN
 
@@ -281,10 +282,10 @@ class Records:
 
 
 class ServiceEndpoints:
-    """The pods behind a Service, ready or not, but for those that end and serve no more.
+    """A source of the pods behind a Kubernetes Service, ready or not, except those that terminate and no longer serve.
 
-    A pod that is not ready may hold the old key and come back with it, so it counts; one
-    that ends and still serves takes commits, so it counts as long:
+    A pod that is not ready may hold the old key and become ready with it, so it counts. A pod that terminates but still
+    serves accepts commits, so it counts until it stops serving:
     https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/#conditions.
     """
 
@@ -461,7 +462,7 @@ def _service_source(address: str, timeout: timedelta) -> Source:
 
 
 def _split(address: str, known: set[str], *, has_path: bool = False) -> tuple[str, str, dict[str, str]]:
-    """Return what stands before the port, the port, and the options."""
+    """Split an address into the part before the port, the port, and the options."""
     try:
         parts = urlsplit(address)
     except ValueError:

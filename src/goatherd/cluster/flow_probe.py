@@ -34,18 +34,18 @@ async def probe_flow(
     clock: Clock,
     timeout: float,
 ) -> FlowProbe:
-    """Check that the sessions that the servers have created lately reach all of them within `patience`.
+    """Check that the sessions which the servers have created recently reach all of them within `patience`.
 
-    Only where no server has created one, create an anonymous session at one server, and check that the others accept a
+    Only if no server has created one, create an anonymous session at one server, and check that the others accept a
     request that it has signed.
 
     Args:
-        nodes: The servers, by URL. A server that is removed meanwhile counts as one that does not answer.
+        nodes: The servers, by URL. The probe fails for one that does not answer.
         at: URL of the server that creates the session, if one is needed.
         others: URLs of the other servers.
-        asker: A root that the servers trust. The sessions that it has introduced count.
+        asker: A root that the servers trust. Only sessions that it has introduced are checked.
         patience: How long a session may take to reach the others.
-        clock: The time.
+        clock: Tells the time and waits.
         timeout: Timeout of one server, in seconds.
     """
     recent = await _find_recent(nodes, (at, *others), asker, clock, timeout)
@@ -78,7 +78,7 @@ async def _wait_for_all(
     patience: timedelta,
     clock: Clock,
 ) -> dict[str, list[str]]:
-    """Check servers again and again until none misses anything; return those that still do when `patience` ends."""
+    """Check servers repeatedly until none lacks anything; return what servers still lack when `patience` ends."""
     until = clock.monotonic() + patience.total_seconds()
     left = list(urls)
     while True:
@@ -94,9 +94,9 @@ async def _wait_for_all(
 async def _find_recent(
     nodes: Mapping[str, Node], urls: Sequence[str], asker: OwnedSession, clock: Clock, timeout: float
 ) -> dict[str, str]:
-    """Return commits by which `asker` has introduced anonymous sessions lately, and a server that holds each.
+    """Return recent commits by which `asker` has introduced anonymous sessions, each with a server that holds it.
 
-    Of a server with many sessions, some are read.
+    If a server has many sessions, only a sample of them is read.
     """
 
     async def find(url: str) -> list[tuple[float, str]]:
@@ -122,7 +122,7 @@ async def _find_recent(
 async def _find_missing(
     nodes: Mapping[str, Node], url: str, commit_ids: Sequence[str], asker: OwnedSession, clock: Clock, timeout: float
 ) -> list[str]:
-    """Return those of the commits that a server does not send; all of them where it does not answer."""
+    """Return which of the commits a server does not send; all of them if the server does not answer."""
     try:
         async with asyncio.timeout(timeout):
             held = await read_held(nodes[url], commit_ids, asker, clock.now_ms())
@@ -132,7 +132,10 @@ async def _find_missing(
 
 
 async def _is_accepted(nodes: Mapping[str, Node], url: str, signer: OwnedSession, clock: Clock, timeout: float) -> bool:
-    """COMPAT: a GoatDB server that holds a session's commit accepts a request that this session has signed."""
+    """Return whether a server accepts a request signed by a session, which shows that it holds the session's commit.
+
+    COMPAT: GoatDB accepts requests of every session whose commit it holds.
+    """
     try:
         async with asyncio.timeout(timeout):
             await nodes[url].batch_sync([], signer, clock.now_ms())

@@ -35,15 +35,15 @@ def introduction_source(
     connect: Callable[[str], NodeClient],
     clock: Clock,
 ) -> IntroductionSource:
-    """Return what gives the root introductions of one organization.
+    """Return a function that yields the root introductions of one organization, from one place after the other.
 
     Args:
-        org: The organization; commits carry it in what is signed.
+        org: The organization; it is part of the signed bytes.
         read_own: Returns the records of this server's own ``/sys/sessions``; called in a thread, may raise
             `GoatherdError`.
-        peers: The URLs of the other servers.
-        connect: Makes a client for a URL; it is closed here.
-        clock: The time.
+        peers: Returns the URLs of the other servers.
+        connect: Makes a client for a URL; this module closes it.
+        clock: Tells the time.
     """
 
     async def give(document: IdentityDocument) -> AsyncIterator[Introductions]:

@@ -68,19 +68,16 @@ _LONGEST_ID: Final = 64
 class Question:
     """What to find out about every server in one observation.
 
-    Attributes:
-        asker: A root that the servers trust already; signs the requests where the server rejects `next_root`.
-        next_root: The next root, or None when there is none.
-        introductions: The commits any of which introduces `next_root`.
-        cross_signature: The introduction of the previous root, signed by the next one.
+    Attributes: asker: A root that the servers already trust; it signs the requests to a server that rejects
+        `next_root`. next_root: The next root, or None if there is none. introductions: The commits any of which
+        introduces `next_root`. cross_signature: The introduction of the previous root, signed by the next one.
         is_next_new: Whether no server can sign with `next_root` yet: it is new, and the store does not have it as the
-            current root.
-        signer: Whether to find out which root signs. At an unmodified server that costs a session for each of its
-            starts.
-        process: Whether to find out which process serves at an unmodified server, so that a later restart is noticed.
-            A server that accepts no mark is asked up to three times in a run, which costs a session each time.
-        answers: Whether to check that the server accepts a request signed by `asker`, where there is no `next_root`.
-        earlier: The introductions of roots that are to leave the document. Read in phase steady only.
+        current root. signer: Whether to find out which root signs. At an unmodified server this creates a session for
+        each of its starts. process: Whether to identify the process of an unmodified server, so that a later restart is
+        noticed. At a server that accepts no mark (`goatherd.cluster.process_mark`) this creates up to three sessions in
+        a run. answers: Whether to check that the server accepts a request signed by `asker`, if there is no
+        `next_root`. earlier: The introductions of roots that are to be removed from the document. They are read in
+        phase steady only.
     """
 
     asker: OwnedSession
@@ -96,14 +93,14 @@ class Question:
 
 @dataclass(slots=True)
 class _NodeMemory:
-    """What earlier observations of one server have shown, so that expensive requests are made seldom.
+    """What earlier observations of one server have shown, so that expensive requests are made rarely.
 
     Attributes:
         mark: The mark that the observed process has accepted; None if it was not asked, or accepts none.
         marked_at: When the process accepted the mark.
-        forgets: Whether the server has lost a mark while the same process served.
-        process: Connection id of the observed process; None where no session of it was read.
-        signer: The root that signs there; None where no session was read.
+        forgets: Whether the server has lost a mark although the process had not changed.
+        process: Connection id of the observed process; None if no session created by it was read.
+        signer: The root that signs there; None if no session was read.
         cannot_sign_with: Roots that are newer than the observed process, which therefore does not sign with them.
     """
 
@@ -121,14 +118,14 @@ class _NodeMemory:
     proven: tuple[str, str, str] | None = None
 
     def start_over(self, mark: ProcessMark | None, now: float) -> None:
-        """Clear what is known of the observed process: another one may serve, which has accepted this mark."""
+        """Forget the observed process, because another process may run now, which has accepted `mark`."""
         self.mark, self.marked_at, self.process, self.signer = mark, now, None, None
         self.cannot_sign_with = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Report:
-    """What a Goatherd server says of itself; a part that it does not say is None or empty."""
+    """A Goatherd server's report about itself. A part that is missing in the report is None or empty."""
 
     roots: tuple[str, ...] | None
     revoked: tuple[str, ...]
@@ -161,16 +158,16 @@ class _Draft:
 
 
 class Observer:
-    """Observes all servers at once, each within its own timeout.
+    """Observes all servers at the same time, each within its own timeout.
 
     Args:
-        nodes: The servers, each with a URL of its own; or a source that lists them. Servers that join are observed from
-            then on, servers that leave no more.
-        clock: The time, for signed requests.
+        nodes: The servers, each with a URL of its own; or a source that lists them, so that servers may join and leave
+            between observations.
+        clock: Tells the time, for signed requests.
         timeout: Timeout of one observation of one server, and of listing the servers.
         bare: URLs of manual-restart servers.
         org: The organization id, which is part of every signed commit.
-        on_failure: Called with the URL of a server that failed in `call_each`, and why; must not raise.
+        on_failure: Called with the URL of a server that failed in `call_each`, and the reason; must not raise.
 
     Attributes:
         nodes: The servers, by URL.
@@ -202,7 +199,7 @@ class Observer:
 
     @property
     def hint(self) -> str | None:
-        """What to do about unmodified servers that are not listed as manual-restart servers; None without any."""
+        """What to do about unmodified servers that are not listed as manual-restart servers; None if there are none."""
         found = [
             url for url, one in self._memory.items() if one.unmodified and not one.has_agent and url not in self._bare
         ]
@@ -214,19 +211,19 @@ class Observer:
         )
 
     def forget_processes(self) -> None:
-        """Count restarts from now on."""
+        """Forget the observed processes, so that only restarts from now on are counted."""
         self._processes.clear()
         self._asked_for_process.clear()
 
     def count_restarts(self) -> dict[str, int | None]:
-        """Return how often each server has restarted, by URL; None where its process is not known.
+        """Return how often each server has restarted, by URL; None for a server whose process is not known.
 
         A server that restarts twice between two observations is counted once.
         """
         return {url: len(processes) - 1 if processes else None for url, processes in self._processes.items()}
 
     async def refresh_nodes(self) -> None:
-        """List the servers again. If that fails, keep the known ones, and say why in `unknown`.
+        """List the servers again. If that fails, keep the known ones, and record the reason in `unknown`.
 
         SECURITY: a missing or empty answer does not count as "no servers": a rotation would then wait for none
         (tests/unit/rotation/test_joining.py).
@@ -247,16 +244,16 @@ class Observer:
             self.nodes = {node.base_url: node for node in found}
 
     async def observe(self, question: Question) -> tuple[NodeView, ...]:
-        """Return a view of each server, in the order of `nodes`. Never raises for a server's fault."""
+        """Return a view of each server, in the order of `nodes`. A server's failure is part of its view."""
         await self.refresh_nodes()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._observe_node(url, question)) for url in self.nodes]
         return tuple([task.result() for task in tasks])
 
     async def call_each(self, urls: Iterable[str], call: Callable[[Node], Awaitable[object]]) -> None:
-        """Call servers at once, each within the timeout; one that has left is not called.
+        """Call the given servers concurrently, each within the timeout. A server that is not listed is not called.
 
-        A server that fails is reported to `on_failure`. The next observation shows what it has not done.
+        A server that fails is reported to `on_failure`. The next observation shows the effect of the calls.
         """
 
         async def one(node: Node) -> None:
@@ -272,7 +269,7 @@ class Observer:
                 group.create_task(one(node))
 
     async def read_commits(self, commit_ids: Sequence[str], signer: OwnedSession) -> AsyncIterator[list[Commit]]:
-        """Yield those of the commits of ``/sys/sessions`` that each server holds, one server after another; unverified.
+        """Yield, for one server after another, which of the given ``/sys/sessions`` commits it holds; unverified.
 
         A server that does not answer yields nothing.
         """
@@ -317,7 +314,7 @@ class Observer:
         return tuple(url for url in self.nodes if url in found | self._bare)
 
     async def read_identities(self) -> dict[str, ServerIdentity]:
-        """Return what the Goatherd servers and agents that answer say of themselves, by URL."""
+        """Return, by URL, the reports of the Goatherd servers and agents that answer."""
 
         async def ask(url: str) -> ServerIdentity | None:
             try:
@@ -390,7 +387,7 @@ class Observer:
         return None if node is None else node.clock_ahead_ms(self._clock.now_ms())
 
     async def read_clocks(self) -> tuple[NodeView, ...]:
-        """Ask each server for its time and nothing else; None for a server that does not answer."""
+        """Ask each server for its time only. In the view of a server that does not answer, the time is None."""
         await self.refresh_nodes()
 
         async def ask(node: Node) -> None:
@@ -438,10 +435,10 @@ class Observer:
             _record_error(draft, error)
 
     async def _observe_process(self, url: str, question: Question) -> None:
-        """Find out which process serves at an unmodified server: by a mark that it accepts, else by a session.
+        """Identify the process of an unmodified server: by a mark that it accepts, or else by a session.
 
-        A server that does not answer in time, or not with the commit, is asked three times in a run and no more: each
-        time costs a session, and may delay the other requests.
+        If a server does not answer in time, or not with the commit, this is tried at most three times in a run: each
+        attempt creates a session, and may delay the other requests.
         """
         memory = self._memory.setdefault(url, _NodeMemory())
         if question.is_next_new and await self._mark_process(url, question, memory):
@@ -459,10 +456,10 @@ class Observer:
         memory.asked_at, memory.pause, memory.was_unreachable = now, _ASK_SIGNER_EVERY.total_seconds(), False
 
     async def _mark_process(self, url: str, question: Question, memory: _NodeMemory) -> bool:
-        """Leave a mark in the process that serves, and record that it cannot sign with the next root.
+        """Leave a mark in the server's present process, and return whether the process took it.
 
-        Its connection id need not be known: a process that signs with the next root is another one. Returns whether the
-        process has a mark.
+        The process is recorded as one that cannot sign with the next root. The connection id of the process need not be
+        known, because a server signs with the next root only after a restart, in another process.
         """
         if memory.forgets or question.next_root is None:
             return False
@@ -531,7 +528,7 @@ class Observer:
         )
 
     def _is_expected(self, expected: ExpectedCommit, commit: Mapping[str, object]) -> bool:
-        """Return whether the commit is the expected one; a commit that was verified once is only compared."""
+        """Return whether the commit is the expected one. A commit that was verified before is only compared."""
         if self._verified.get(expected) == commit:
             return True
         is_it = expected.matches(commit, org=self._org)
@@ -540,11 +537,11 @@ class Observer:
         return is_it
 
     async def _find_signer(self, url: str, asker: OwnedSession, memory: _NodeMemory) -> str | None:
-        """Return which root signs at a server that does not say it, by a new session, as seldom as possible.
+        """Return the root that signs at a server which does not report it, by creating a session as rarely as possible.
 
-        GoatDB keeps that session permanently. Another root signs only after a restart, so a server whose process has a
-        mark gets one session for each start. A server without a mark gets one after it was unreachable, and otherwise
-        after pauses that grow; once the right root signs, after the longest one.
+        GoatDB keeps that session permanently. A server signs with another root only after a restart, so a server whose
+        process has a mark gets one session per start. A server without a mark gets one after it was unreachable, and
+        otherwise after increasing pauses; once the right root signs, after the longest one.
         """
         now = self._clock.monotonic()
         state = None if memory.mark is None or memory.forgets else await find_mark(self.nodes[url], memory.mark)
@@ -572,13 +569,13 @@ class Observer:
     ) -> None:
         """Create an anonymous session, and record which root signs its commit and in which process.
 
-        COMPAT: GoatDB does not say which root signs, but it signs the session commit of every client. The commit's
-        connection id is that of the process, and a new one after each start.
+        COMPAT: GoatDB does not report which root signs, but that root signs the session commit of every client. The
+        commit's connection id identifies the process and changes at each start.
 
         Args:
             url: The server.
             asker: A root that the server may trust.
-            memory: What earlier observations have shown; the result goes in here.
+            memory: What earlier observations have shown; the result is stored here.
             state: Whether the process still has the last mark; None if that was not checked.
         """
         node, now = self.nodes[url], self._clock.monotonic()
@@ -613,10 +610,10 @@ class Observer:
     async def _prove_signer(
         self, url: str, identity: ServerIdentity, question: Question, memory: _NodeMemory
     ) -> str | None:
-        """Return which root signs at a server under an agent, proved by the commit that the agent names; else None.
+        """Return the root that signs at an agent's server, if the commit that the agent names proves it; else None.
 
         The agent has created a session after the start of its server, and names that session's commit. The server must
-        hold it, signed by the root that the agent names.
+        hold the commit, signed by the root that the agent names.
         """
         claim = read_claim(identity)
         if claim is None or memory.proven == claim:
@@ -630,7 +627,7 @@ class Observer:
 def _rejection(identity: ServerIdentity) -> str | None:
     """Return the error code with which a server rejects the identity in the store; None if it does not.
 
-    Not a rejection: a store that the server cannot reach, and a replica that lags. Both pass, or the deadline does.
+    An unreachable store or a replica that lags is no rejection: both may pass before the deadline.
     """
     code = identity.refusal
     if identity.is_degraded is not True or code is None:
@@ -639,14 +636,14 @@ def _rejection(identity: ServerIdentity) -> str | None:
 
 
 def _is_without_store(identity: ServerIdentity) -> bool:
-    """Return whether a server says that it cannot read the store now, whatever identity it uses meanwhile."""
+    """Return whether a server reports that it cannot read the store now, whichever identity it uses meanwhile."""
     if identity.source == Origin.LAST_KNOWN_GOOD:
         return True
     return identity.is_degraded is True and (identity.refusal or "").startswith(_STORE_FAILED)
 
 
 def _read_report(identity: ServerIdentity, *, before_ms: int, after_ms: int) -> _Report:
-    """Return what a server says of itself, as far as it matters before a rotation; unverified.
+    """Return the part of a server's report that matters before a rotation; unverified.
 
     Args:
         identity: The answer to ``GET /goatherd/v1/identity``.

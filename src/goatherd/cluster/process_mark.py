@@ -30,13 +30,13 @@ TOO_OLD_AFTER: Final = timedelta(seconds=30)
 
 
 class Markable(Protocol):
-    """A server, as far as it is needed here."""
+    """The interface of a server that can be marked."""
 
     async def accepts_signature(self, signature: str) -> bool: ...
 
 
 class MarkState(Enum):
-    """What a server shows of a mark."""
+    """What a server's answer shows about a mark."""
 
     FOUND = auto()
     """The process that took the mark still serves."""
@@ -56,7 +56,7 @@ class ProcessMark:
 
 
 async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> ProcessMark | None:
-    """Leave a mark in the memory of the process that serves now; None where the server does not accept one.
+    """Leave a mark in the memory of the server's present process; return None if the server does not accept one.
 
     Args:
         node: The server.
@@ -64,7 +64,7 @@ async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> Proce
         now_ms: Milliseconds since 1970.
 
     Raises:
-        NodeUnreachableError, NodeRefusedError: The server does not answer, or neither yes nor no.
+        NodeUnreachableError, NodeRefusedError: The server does not answer, or answers neither yes nor no.
     """
     for age_ms in _AGES_MS:
         time_ms = now_ms - age_ms
@@ -75,10 +75,10 @@ async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> Proce
 
 
 async def find_mark(node: Markable, mark: ProcessMark) -> MarkState:
-    """Return whether the process that took the mark still serves.
+    """Return whether the server still runs in the process that took the mark.
 
     Raises:
-        NodeUnreachableError, NodeRefusedError: The server does not answer, or neither yes nor no.
+        NodeUnreachableError, NodeRefusedError: The server does not answer, or answers neither yes nor no.
     """
     if await node.accepts_signature(_sign(mark.signer, mark.time_ms)):
         return MarkState.TOO_EARLY

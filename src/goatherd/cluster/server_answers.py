@@ -42,14 +42,14 @@ _ACTIVITIES: Final = {
 
 
 def make_printable(text: str) -> str:
-    """Return a text that a terminal shows as it is: what cannot be printed is a question mark, and it is cut short."""
+    """Return a string that is safe to show on a terminal: shortened, and with ``?`` for unprintable characters."""
     short = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
     return short if short.isprintable() else "".join([char if char.isprintable() else "?" for char in short])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
-    """What a server says of its logs: whether it has read all of them, and how many records it cannot use."""
+    """A server's report on its logs: whether it has read all of them, and how many records it cannot use."""
 
     is_complete: bool
     records: int
@@ -75,12 +75,12 @@ class DataReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorReport:
-    """What an agent says of the door in front of its server.
+    """An agent's report on the door, the verifying proxy in front of its server.
 
     Attributes:
-        passed_on: Requests that the server answered.
-        stopped: Requests that the door stopped, in all.
-        is_exposed: Whether the server was reached past the door.
+        passed_on: Number of requests that the server answered.
+        stopped: Number of requests that the door rejected, in all.
+        is_exposed: Whether clients could reach the server without passing the door.
     """
 
     passed_on: int | None
@@ -90,15 +90,15 @@ class DoorReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentReport:
-    """What an agent says of the unmodified server that it runs.
+    """An agent's report on the unmodified server that it runs.
 
     Attributes:
         state: ``starting``, ``serving``, ``restarting`` or ``stopped``.
         started: Id of the root that the server was started with.
-        restarts: How often the agent has started it again.
+        restarts: How often the agent has restarted it.
         pending: Why the server is to be restarted.
         checked_ms: When the agent last checked that it does not expose a private key; None if it has not.
-        check_commit: Id of the commit by which the server introduced the session of that question.
+        check_commit: Id of the commit by which the server introduced the session created for that check.
         door: The door in front of it; None without one.
     """
 
@@ -117,7 +117,7 @@ class AgentReport:
 
     @property
     def activity(self) -> str | None:
-        """What the agent is doing with the server, as a phrase for humans; None while the server simply serves."""
+        """What the agent is doing with the server, as a human-readable phrase; None if the server simply runs."""
         if self.state in _ACTIVITIES:
             return _ACTIVITIES[self.state or ""]
         return "waits for its turn to restart" if self.pending else None
@@ -125,11 +125,11 @@ class AgentReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerReport:
-    """What a server says of one of its peers.
+    """A server's report on one of its peers.
 
     Attributes:
-        is_online: Whether the peer's last answer was a good one; None before the first.
-        instances: Ids of the server processes that have answered there lately.
+        is_online: Whether the peer's last answer was valid; None before the first.
+        instances: Ids of the server processes that have recently answered there.
     """
 
     is_online: bool | None
@@ -138,29 +138,29 @@ class PeerReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerIdentity:
-    """The answer to ``GET /goatherd/v1/identity``: what a server, or its agent, says of itself. Unsigned.
+    """The answer to ``GET /goatherd/v1/identity``: the report of a server, or of its agent, about itself. Unsigned.
 
     Attributes:
         org: The organization.
-        signer: Id of the session that signs there; an agent says it once it has asked its server.
+        signer: Id of the session that signs there; an agent reports it after it has asked its server.
         roots: Ids of the roots that it trusts.
-        revoked: Ids of the sessions that it refuses.
-        generation: Of the identity that it uses.
-        has_seen_signed: Whether it refuses an identity document that is not signed.
+        revoked: Ids of the sessions that it rejects as revoked.
+        generation: Generation of the identity that it uses.
+        has_seen_signed: Whether it rejects an identity document that is not signed.
         digest: SHA-256 of that identity's text, hexadecimal.
         phase: Phase of the rotation that it knows of.
-        view_age: How long ago the source of its identity gave a good answer.
+        view_age: How long ago the source of its identity last gave a valid answer.
         view_interval: Longest time between two reads of the store.
-        says_interval: Whether it says how often it reads the store; None in `view_interval` then means never.
+        says_interval: Whether it reports how often it reads the store; None in `view_interval` then means never.
         is_watching: Whether the store notifies it of changes.
-        is_degraded: Whether the last look at the source failed, or what it found was refused.
-        source: What its identity is from.
-        refusal: The code of that failure.
-        data: What it has found in its logs.
+        is_degraded: Whether the last read of the source failed, or its result was rejected.
+        source: Where its identity comes from.
+        refusal: The error code of that failure.
+        data: The result of the check of its logs.
         instance: Id of the server process.
-        peers: The peers that it synchronizes with; None where it does not say.
+        peers: The peers that it synchronizes with; None if it does not report them.
         now_ms: Its time, in milliseconds since 1970.
-        agent: What its agent says; None where a server of Goatherd's own answers.
+        agent: The report of its agent; None if a Goatherd server answers.
     """
 
     org: str | None = None
@@ -186,10 +186,10 @@ class ServerIdentity:
 
     @classmethod
     def from_json(cls, answer: object) -> ServerIdentity | None:
-        """Read an answer; None for JSON of something that is neither a Goatherd server nor an agent.
+        """Parse an answer; None if the JSON comes from neither a Goatherd server nor an agent.
 
         Raises:
-            DecodeError: It is one of theirs by its members, and invalid.
+            DecodeError: The answer has the members of a Goatherd server or an agent, and is invalid.
         """
         if not isinstance(answer, Mapping) or (answer.get("signer") is None and answer.get("agent") is None):
             return None
@@ -223,13 +223,13 @@ class ServerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class HeldCommit:
-    """What a server says of a commit that it holds; unverified.
+    """A server's description of a commit that it holds; unverified.
 
     Attributes:
-        digest: Its digest, hexadecimal.
+        digest: Digest of the commit, hexadecimal.
         path: The repository.
         key: The item; in ``/sys/sessions`` the id of the session that it introduces.
-        ts: Its time by its author's word, in milliseconds since 1970; None where that is no time.
+        ts: The time that its author gave it, in milliseconds since 1970; None if that is no time.
     """
 
     digest: str
@@ -239,10 +239,10 @@ class HeldCommit:
 
     @classmethod
     def from_json(cls, found: object) -> HeldCommit:
-        """Read one entry of an answer. The commit itself may be a thief's, so its texts are made printable.
+        """Parse one entry of an answer. An attacker may have written the commit, so its strings are made printable.
 
         Raises:
-            DecodeError: It is invalid.
+            DecodeError: The entry is invalid.
         """
         values = _mapping(found)
         read, ts = _Members(values), values.get("ts")
@@ -254,12 +254,12 @@ class HeldCommit:
 
 
 def read_sync_reply(answer: object) -> dict[str, Any]:
-    """Return a reply to a sync message: its commits are objects, its filter can be decoded, its size is a number.
+    """Parse a reply to a sync message: its commits must be objects, its filter decodable, and its size a number.
 
-    What the commits say is the reader's to check: each is decoded, and left out where it cannot be.
+    The commits themselves are not checked: the caller decodes each, and leaves out those that cannot be decoded.
 
     Raises:
-        DecodeError: It is invalid.
+        DecodeError: The reply is invalid.
     """
     reply = dict(_mapping(answer))
     read = _Members(reply)
@@ -274,10 +274,10 @@ def read_sync_reply(answer: object) -> dict[str, Any]:
 
 
 def read_texts(answer: object, member: str) -> list[str]:
-    """Return a member of an answer that must be a list of texts.
+    """Return a member of an answer that must be a list of strings.
 
     Raises:
-        DecodeError: It is invalid, or not there.
+        DecodeError: The member is missing or invalid.
     """
     found = _Members(_mapping(answer)).of(member, _list)
     if found is None or not all(isinstance(one, str) for one in found):
@@ -289,7 +289,7 @@ def read_entries(answer: object, member: str) -> list[Any]:
     """Return a member of an answer that must be a list.
 
     Raises:
-        DecodeError: It is invalid, or not there.
+        DecodeError: The member is missing or not a list.
     """
     found = _Members(_mapping(answer)).of(member, _list)
     if found is None:
@@ -298,10 +298,10 @@ def read_entries(answer: object, member: str) -> list[Any]:
 
 
 def read_refresh(answer: object) -> dict[str, Any]:
-    """Return the answer to ``POST /goatherd/v1/refresh``: ``generation`` and ``changed``, as far as they are there.
+    """Parse the answer to ``POST /goatherd/v1/refresh``: the members ``generation`` and ``changed``, as far as present.
 
     Raises:
-        DecodeError: It is invalid.
+        DecodeError: The answer is invalid.
     """
     read = _Members(_mapping(answer))
     found = {"generation": read.of("generation", _count), "changed": read.of("changed", _bool)}
@@ -315,17 +315,17 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class _Members:
-    """The members of an object in an answer."""
+    """The members of a JSON object in an answer."""
 
     def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
         self._values = values
         self._where = where
 
     def of(self, name: str, read: Callable[[Any], T]) -> T | None:
-        """Return a member as `read` makes it; None where it is missing or null.
+        """Return a member as parsed by `read`; None if the member is missing or null.
 
         Raises:
-            DecodeError: It is invalid; the text names the member and not its value.
+            DecodeError: The member is invalid; the message names the member and not its value.
         """
         value = self._values.get(name)
         if value is None:

@@ -53,15 +53,15 @@ class ExpectedCommit:
     def matches(self, raw: Mapping[str, Any], *, org: str) -> bool:
         """Return whether `raw` is the expected commit, and not another one under the same id.
 
-        Verifies its signature, and that it introduces this root with its key until its expiration. Does not compare
-        bytes: another version of Goatherd may have encoded the commit differently.
+        The commit must have a valid signature, and introduce this root with its key and its expiration. Bytes are not
+        compared, because another version of Goatherd may have encoded the commit differently.
 
-        SECURITY: the next root signs only where servers hold a commit by which others can follow it
+        SECURITY: the next root signs only if servers hold a commit by which others can follow it
         (tests/unit/rotation/test_cross_signing.py, tests/unit/cluster/test_observer.py).
 
         Args:
             raw: The commit as a server sent it.
-            org: The organization, which is part of what is signed.
+            org: The organization; it is part of the signed bytes.
         """
         signer = next((one for one in self.signers if one.id == read_signer(raw)), None)
         if signer is None or raw.get("id") != self.commit_id:
@@ -82,7 +82,7 @@ class ExpectedCommit:
 
 
 def read_signer(commit: Mapping[str, Any]) -> str | None:
-    """Return the session id in a commit's signature envelope, printable and unverified; None without one."""
+    """Return the session id in a commit's signature envelope, printable and unverified; None if there is none."""
     signature = commit.get("sig")
     if not isinstance(signature, str):
         return None
@@ -101,7 +101,7 @@ async def prove_signer(
         node: The server.
         identity: The agent's answer.
         roots: Roots that the server may trust. They sign the requests and verify the commit that the agent names.
-        org: The organization, which is part of what is signed.
+        org: The organization; it is part of the signed bytes.
         now_ms: Milliseconds since 1970.
 
     Raises:
@@ -129,7 +129,7 @@ async def prove_signer(
 async def read_held(
     node: Node, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int
 ) -> dict[str, dict[str, Any]]:
-    """Return those of the commits of ``/sys/sessions`` that the server holds, by id; as it sent them, unverified.
+    """Return those of the given ``/sys/sessions`` commits that the server holds, by id; unverified.
 
     Raises:
         NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
@@ -139,7 +139,7 @@ async def read_held(
 
 
 async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> Any:
-    """Return a filter by which the server sends few of today's sessions, and all that it creates from now on.
+    """Return a Bloom filter that excludes most of today's sessions, but none that the server creates later.
 
     Raises:
         NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
@@ -150,12 +150,12 @@ async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> 
 
 
 async def find_session_commit(node: Node, owned: OwnedSession, known: Any, now_ms: int) -> Mapping[str, Any] | None:
-    """Return the commit by which a server has introduced a new session; None where the server does not send it.
+    """Return the commit by which a server has introduced a new session; None if the server does not send it.
 
     Args:
         node: The server.
         owned: The session that the server has just created.
-        known: Result of `read_sessions_filter` before the session was created; None where it could not be read.
+        known: Result of `read_sessions_filter` before the session was created; None if it could not be read.
         now_ms: Milliseconds since 1970.
 
     Raises:
@@ -170,7 +170,7 @@ async def find_session_commit(node: Node, owned: OwnedSession, known: Any, now_m
 
 
 def introduces_user(commit: Mapping[str, Any]) -> bool:
-    """Return whether the commit is the first of an anonymous session, as ``POST /auth/session`` makes it."""
+    """Return whether a commit is the first of an anonymous session, as ``POST /auth/session`` creates it."""
     contents = commit.get("c")
     record = contents.get("r") if isinstance(contents, Mapping) else None
     fields = record.get("d") if isinstance(record, Mapping) else None
@@ -195,7 +195,7 @@ def read_claim(identity: ServerIdentity) -> tuple[str, str, str] | None:
 
 
 def filter_all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
-    """Return a filter that claims to hold every commit except these, so that a server sends them."""
+    """Return a Bloom filter that claims to contain every commit except these, so that a server sends them."""
     (seed,) = new_seeds(1)
     bits = bytearray(b"\xff" * _FILTER_BYTES)
     for commit_id in commit_ids:
@@ -205,7 +205,7 @@ def filter_all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _filter_sample(share: float) -> dict[str, Any]:
-    """Return a filter by which a server sends about this share of all commits."""
+    """Return a Bloom filter that makes a server send about this fraction of all commits."""
     if share >= 1:
         return _EMPTY
     (seed,) = new_seeds(1)
@@ -217,7 +217,7 @@ def _filter_sample(share: float) -> dict[str, Any]:
 
 
 async def read_sessions_sample(node: Node, asker: OwnedSession, now_ms: int) -> list[Mapping[str, Any]]:
-    """Return the commits of ``/sys/sessions``; of more than `SMALL_REPOSITORY`, about that many, drawn at random.
+    """Return the commits of ``/sys/sessions``; if there are more than `SMALL_REPOSITORY`, a random sample of that size.
 
     Raises:
         NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.

@@ -31,10 +31,10 @@ class Introduced:
     """A session that the revoked root had introduced.
 
     Attributes:
-        session: The session, as the best of the root's words about it says.
-        commit_id: The commit that introduces it again.
-        parents: The commits of its key that nothing follows; the new one follows all of them.
-        is_long: It lives longer than any session that GoatDB makes.
+        session: The session, merged from the root's commits about it.
+        commit_id: Id of the commit that reissues the session.
+        parents: The commits of the session that have no child; they become the parents of the new one.
+        is_long: Whether its lifetime is longer than that of any session that GoatDB makes.
     """
 
     session: Session
@@ -45,13 +45,13 @@ class Introduced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntroducedSessions:
-    """What a revoked root had introduced.
+    """The sessions that a revoked root had introduced.
 
     Attributes:
         sessions: User sessions, in the order of the log.
-        rogue_roots: Roots that it introduced and that the identity does not list.
-        forged: Commits that claim to be its own and are not.
-        left_out: Sessions that the operator does not want introduced again.
+        rogue_roots: Roots that the revoked root had introduced and that the identity does not list.
+        forged: Number of commits that claim to be signed by the revoked root and are not.
+        left_out: Sessions that the operator does not want to be reissued.
     """
 
     sessions: tuple[Introduced, ...]
@@ -70,16 +70,16 @@ def survey(
     leave_out: Collection[str] = (),
     executor: Executor | None = None,
 ) -> IntroducedSessions:
-    """Look through ``/sys/sessions``.
+    """Find the sessions in ``/sys/sessions`` that a revoked root had introduced.
 
     Args:
-        commits: All that any node holds, in any order.
+        commits: All commits that any server holds, in any order.
         revoked: The revoked root.
-        successor_id: Who introduces again.
+        successor_id: The root that reissues the sessions.
         roots: Ids of the identity's roots.
-        frozen: What counts of the revoked root's commits; None counts all of them, which is good for a look only.
-        leave_out: Ids of sessions not to be introduced again.
-        executor: Spreads the signatures.
+        frozen: The list of the revoked root's valid commits; None to accept all of them, for a preview.
+        leave_out: Ids of sessions not to be reissued.
+        executor: Verifies signatures in parallel.
     """
     by_key: dict[str, list[Commit]] = {}
     parents: set[str] = set()
@@ -129,14 +129,14 @@ def survey(
 def introduce_again(
     introduced: Sequence[Introduced], *, signer: OwnedSession, at: int, org: str, executor: Executor | None = None
 ) -> list[dict[str, Any]]:
-    """Return the commits, signed.
+    """Return the signed commits that reissue sessions.
 
     Args:
-        introduced: What to introduce.
-        signer: The root that signs now.
-        at: When the other one was revoked, in milliseconds since 1970: the commits' time.
-        org: The organization; it is part of what is signed.
-        executor: Spreads the signatures.
+        introduced: The sessions to reissue.
+        signer: The current root, which signs.
+        at: When the other root was revoked, in milliseconds since 1970; this is the commits' time.
+        org: The organization; it is part of the signed bytes.
+        executor: Makes signatures in parallel.
     """
 
     def make(one: Introduced) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def introduce_again(
 
 
 def decode_commits(raw: Iterable[Any], org: str) -> list[Commit]:
-    """Return the commits that can be read."""
+    """Decode commits, and leave out those that cannot be decoded."""
     commits = []
     for one in raw:
         try:

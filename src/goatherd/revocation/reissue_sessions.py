@@ -48,7 +48,7 @@ _ALL: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 
 
 class SessionNode(Node, Protocol):
-    """What is needed of a node."""
+    """The interface of a server, as far as reissuing sessions needs it."""
 
     async def lacking(
         self, path: str, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int | None = None
@@ -56,7 +56,7 @@ class SessionNode(Node, Protocol):
 
 
 class OnEach(Protocol):
-    """Calls nodes side by side; one that fails has its problem noted (`Revoker`)."""
+    """The interface of a function that calls servers concurrently and records each failure (`Revoker`)."""
 
     async def __call__(
         self, urls: Collection[str], call: Callable[[Any], Awaitable[object]], *, is_long: bool = False
@@ -64,14 +64,14 @@ class OnEach(Protocol):
 
 
 class SessionReissuer:
-    """One run's work on the sessions of one revoked root.
+    """Reissues the sessions of one revoked root, in one run.
 
     Args:
-        nodes: By their URLs.
-        outcomes: What became of each, by its URL; filled in here.
-        report: Filled in here.
-        on_each: Calls nodes.
-        pushed: Told, after each batch, the node and how many sessions have been pushed so far.
+        nodes: The servers, by URL.
+        outcomes: The result at each server, by URL; filled in here.
+        report: The report of the run; filled in here.
+        on_each: Calls servers.
+        pushed: Called after each batch with the server and the number of sessions pushed so far.
         org, policy, clock: As for `goatherd.revocation.revoker.Revoker`.
     """
 
@@ -104,16 +104,16 @@ class SessionReissuer:
         frozen: FrozenList | None = None,
         leave_out: Collection[str] = (),
     ) -> tuple[IntroducedSessions, set[str]]:
-        """Collect ``/sys/sessions`` from every node, each asked for what the ones before did not have.
+        """Collect ``/sys/sessions`` from every server; each is asked for the commits that the ones before did not have.
 
         Args:
             document: The identity.
             session_id: The revoked root.
-            frozen: What counts of it; None, before there is such a list, counts everything.
-            leave_out: Sessions not to be introduced again.
+            frozen: The list of its valid commits; None, before there is such a list, to accept all of them.
+            leave_out: Sessions not to be reissued.
 
         Returns:
-            What there is to be introduced again, and the ids of all commits that were found.
+            The sessions to reissue, and the ids of all commits that were found.
         """
         raw: dict[str, Any] = {}
         ours = [
@@ -150,7 +150,7 @@ class SessionReissuer:
         return found, set(raw)
 
     async def find_pruned(self, document: IdentityDocument, session_id: str) -> Session | None:
-        """Return a root that has left the document, as the nodes hold it and the document's roots vouch for it."""
+        """Return a root that is no longer in the document, as found in verified introductions on the servers."""
         raw: dict[str, Any] = {}
         for url in self._outcomes:
             await self._on_each([url], lambda node: self._collect_from(node, document.current, raw), is_long=True)
@@ -189,20 +189,20 @@ class SessionReissuer:
         *,
         comes_back: bool = True,
     ) -> None:
-        """Introduce again whatever is not there, and see it arrive at every node.
+        """Reissue the sessions whose new commits are missing, and check that every server gets them.
 
-        A node that fails is left for the others, and tried again once they have it; its outcome says why.
+        A server that fails does not delay the others, and is retried after them; its outcome has the reason.
 
         Args:
             document: The identity.
             entry: The revocation.
-            found: What there is to be introduced again.
-            known: Ids of the commits that some node holds.
-            comes_back: Whether to try failed nodes again, for `Policy.adoption` at most.
+            found: The sessions to reissue.
+            known: Ids of the commits that some server holds.
+            comes_back: Whether to retry failed servers, for `Policy.adoption` at most.
 
         Raises:
-            RotationError: No node keeps what is pushed to it.
-            NodeError: No node answers any more.
+            RotationError: No server stores the commits that are pushed to it.
+            NodeError: No server answers any more.
         """
         ready = [one for one in self._outcomes.values() if one.problem is None and not one.is_distrusted]
         ready.sort(key=lambda one: one.is_unmodified)
@@ -243,7 +243,7 @@ class SessionReissuer:
     async def _try_node(
         self, outcome: NodeOutcome, call: Callable[[SessionNode], Awaitable[object]]
     ) -> GoatherdError | None:
-        """Call one node; return why it failed, which its outcome says too."""
+        """Call one server; return the error if it failed, which is also recorded in its outcome."""
         errors: list[GoatherdError] = []
 
         async def attempt(node: SessionNode) -> None:
@@ -287,9 +287,9 @@ class SessionReissuer:
     async def _find_lacking(self, outcome: NodeOutcome, wanted: Sequence[str], signer: OwnedSession) -> list[str]:
         """Return the ids of the commits that a server does not hold.
 
-        An unmodified server only shows filters of what it holds, and a filter of a few commits claims every second id
-        that the server lacks. Filters with other seeds are asked for, at most `_MOST_FILTERS`, until the chance that
-        all of them claim an id wrongly is below `_CERTAIN`.
+        An unmodified server only sends Bloom filters of what it holds, and a filter of a few commits wrongly claims
+        every second id. Filters with other seeds are requested, at most `_MOST_FILTERS`, until the probability that all
+        of them claim an id wrongly is below `_CERTAIN`.
         """
         node = self._nodes[outcome.url]
         if not outcome.is_unmodified:
@@ -321,7 +321,7 @@ class SessionReissuer:
         entry: Revocation,
         _: SessionNode,
     ) -> None:
-        """Wait until the other nodes have brought all of it; what they do not bring is pushed."""
+        """Wait until a server has got the commits from the other servers; push those that do not arrive."""
         deadline = self._clock.monotonic() + self._policy.settle.total_seconds()
         poll, least = self._policy.poll_min, len(wanted) + 1
         lacking = list(wanted)

@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Commits of a revoked root that one server alone says it holds, of one item; all by that server's word.
+    """Commits of a revoked root in one item that only one server reports to hold; unverified.
 
-    Attributes:
-        path: The repository.
-        key: The item; in ``/sys/sessions`` the session that is introduced.
-        commits: How many.
-        first_ms, last_ms: Earliest and latest time that they bear, which their author chose; None where none is a time.
+    Attributes: path: The repository. key: The item; in ``/sys/sessions`` the session that is introduced. commits:
+        Number of commits. first_ms, last_ms: Earliest and latest time of the commits, which their author chose; None if
+        none has a valid time.
     """
 
     path: str
@@ -33,21 +31,21 @@ class Claim:
 
 @dataclass(slots=True, kw_only=True)
 class NodeOutcome:
-    """How a revocation went at one node.
+    """The result of a revocation at one server.
 
     Attributes:
-        is_unmodified: It runs unmodified GoatDB, which goes on trusting the root.
+        is_unmodified: It runs unmodified GoatDB, which continues to trust the root.
         refuses: The server has the revocation.
         held: How many commits of the root it holds.
-        in_flight: How many of the list it did not hold yet: they reach it from the others.
-        late: How many it holds beyond a list that was closed without it; no other server accepts them.
-        is_distrusted: Its list counts for nothing, as the operator has said.
+        in_flight: How many commits of the list it did not hold yet; it gets them from the other servers.
+        late: How many commits it holds beyond a list that was closed without it; no other server accepts them.
+        is_distrusted: Its list is ignored, because the operator distrusts the server.
         is_sole: It is the only server whose list counts, so there is no other list to compare it with.
-        alone: How many commits of the root only it says it holds, and do not count for that.
-        claims: What they are; `alone` may be more, where it does not tell or there are too many.
-        counted_alone: How many commits that only it says it holds count, as the operator has said.
-        introduced: How many sessions it was seen to hold from the successor.
-        problem: What went wrong, for people.
+        alone: How many commits of the root only this server reports, which are therefore not accepted.
+        claims: These commits; fewer than `alone` if the server does not describe them or there are too many.
+        counted_alone: How many commits that only this server reports are accepted, because the operator trusts it.
+        introduced: How many sessions reissued by the successor it holds.
+        problem: What went wrong, human-readable.
     """
 
     url: str
@@ -67,28 +65,21 @@ class NodeOutcome:
 
 @dataclass(slots=True, kw_only=True)
 class RevocationReport:
-    """How a revocation stands at the end of a run.
+    """The state of a revocation at the end of a run.
 
-    Attributes:
-        revoked_id, current_id: The root, and who signs now.
-        generation: Of the identity.
-        has_proof: Nodes that know no other root follow by themselves.
-        closed: What the cluster held is on record.
-        frozen: How many commits that is.
-        settled: The root's word counts for no session any more.
-        sessions: How many sessions are to be introduced again.
-        pushed: How many of them this run has pushed.
-        long_lived: Sessions that live longer than GoatDB lets any live: look at them.
-        rogue_roots: Roots that only the revoked root had introduced.
-        forged: Commits that claim to be the root's and are not.
-        left_out: Sessions that were not introduced again, as asked.
-        destroyed, given_up: Versions whose value was destroyed; and those that the store may keep for longer.
-        kept: Versions with a revoked key that were to be destroyed, and stay because of a label that is not Goatherd's.
-        keys_left: Versions that still hold the revoked root's private key.
-        unknown_left: Versions that an interrupted change has left and whose keys cannot be known.
-        also_stored: Other roots whose private keys the store holds: what was stolen from the store is stolen with them.
-        seconds: How long each part took.
-        node_calls, store_calls: How many requests were made.
+    Attributes: revoked_id, current_id: The revoked root, and the current root. generation: Generation of the identity.
+        has_proof: Whether servers that know no other root follow automatically. closed: Whether the list of the revoked
+        root's valid commits is complete and recorded. frozen: How many commits that list has. settled: Whether the
+        revoked root's signature no longer introduces any session. sessions: How many sessions are to be reissued.
+        pushed: How many of them this run has pushed. long_lived: Sessions with a longer lifetime than GoatDB allows;
+        the operator should check them. rogue_roots: Roots that only the revoked root had introduced. forged: Number of
+        commits that claim to be signed by the root and are not. left_out: Sessions that were not reissued, as
+        requested. destroyed, given_up: Versions whose value was destroyed; and those that the store may keep for
+        longer. kept: Versions with a revoked key that were not destroyed, because of a label that is not Goatherd's.
+        keys_left: Versions that still hold the revoked root's private key. unknown_left: Versions that an interrupted
+        change has left and whose keys cannot be known. also_stored: Other roots whose private keys the store holds; if
+        the store was compromised, they were stolen, too. seconds: How long each part took. node_calls, store_calls: How
+        many requests were made.
     """
 
     revoked_id: str
@@ -123,9 +114,10 @@ class RevocationReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do that `goatherd revoke` can do.
+        """Whether `goatherd revoke` has nothing left to do.
 
-        Unmodified servers keep no frozen list. Where there are no others, the sessions must be reissued at each.
+        Unmodified servers keep no list of valid commits. If there are only such servers, the sessions must be reissued
+        at each.
         """
         ours = [node for node in self.nodes if not node.is_unmodified and not node.is_distrusted]
         if self.kept:
@@ -136,7 +128,7 @@ class RevocationReport:
 
 
 def count_claims(told: Iterable[HeldCommit]) -> tuple[Claim, ...]:
-    """Return what a node says of the commits that it alone claims, an item each; sessions first."""
+    """Group the commits that only one server reports by item, sessions first."""
     by_item: dict[tuple[str, str], list[HeldCommit]] = {}
     for one in told:
         by_item.setdefault((one.path, one.key), []).append(one)

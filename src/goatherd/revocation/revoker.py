@@ -71,7 +71,7 @@ NEXT: Final = "next"
 
 
 class RevocableNode(SessionNode, Protocol):
-    """What a revocation needs of a node; `goatherd.cluster.client.NodeClient` is one."""
+    """What a revocation needs of a server; `goatherd.cluster.client.NodeClient` implements this interface."""
 
     async def held(
         self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
@@ -89,18 +89,13 @@ class RevocableNode(SessionNode, Protocol):
 class Revoker:
     """Revokes a root of one organization. One run at a time.
 
-    Args:
-        provider: The store.
-        secret_id: The identity's secret in it, with no ``{org}`` left.
-        nodes: Every server that holds this identity.
-        org: The organization id, which is part of every signed commit.
-        policy: How patient to be (`adoption`; `flow_patience` with what is on its way), and how long the successor
-            lives (`lifetime`).
-        distrust: URLs of nodes whose lists of held commits do not count, nor their word on the store's history.
-            The revocation does not wait for them.
-        trust_alone: URLs of nodes whose lists count although no other node confirms them.
-        clock: Tells the time and waits.
-        on_event: Called with each event as it happens; must not block and must not raise.
+    Args: provider: The store. secret_id: The secret that holds the identity, with ``{org}`` replaced. nodes: Every
+        server that holds this identity. org: The organization id, which is part of every signed commit. policy:
+        Timeouts (`adoption`; `flow_patience` for commits that are being synchronized), and the lifetime of the
+        successor (`lifetime`). distrust: URLs of servers whose lists of commits and reports on the store's history are
+        ignored. The revocation does not wait for them. trust_alone: URLs of servers whose lists are accepted although
+        no other server confirms them. clock: Tells the time and waits. on_event: Called with each event as it happens;
+        must not block and must not raise.
     """
 
     def __init__(
@@ -142,12 +137,12 @@ class Revoker:
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
     async def plan(self, session_id: str, *, successor: str = NEW) -> RevocationReport:
-        """Return what is there to be done: as after a run, with nothing written or pushed anywhere.
+        """Return the report that a revocation would give, without writing or pushing anything.
 
         Raises:
             IllegalStepError: There is no such root, or no such successor.
             StoreWentBackError: As `revoke`.
-            ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
+            ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._begin_run(session_id)
         document = await self._check_history((await self._read_identity())[0])
@@ -174,25 +169,20 @@ class Revoker:
     ) -> RevocationReport:
         """Revoke a root, or resume where an earlier run has stopped.
 
-        Args:
-            session_id: The root.
-            reason: For the record.
-            successor: Who signs from now on, where the root is the current one: `NEW`, `NEXT` (the next session of the
-                rotation under way), or the id of an earlier root whose private key the store still holds.
-            leave_out: Sessions not to be introduced again: once the revocation is settled, no server accepts them.
-            reopen: Rebuild the list of frozen commits, including nodes that were unreachable when it was closed.
-            destroy: Destroy the stored versions that hold the root's private key, at once.
+        Args: session_id: The root. reason: The reason, recorded in the identity. successor: The root that signs from
+            now on, if the revoked one is the current root: `NEW`, `NEXT` (the next root of the rotation in progress),
+            or the id of a previous root whose private key the store still holds. leave_out: Sessions not to be
+            reissued: once the revocation is settled, no server accepts them. reopen: Rebuild the list of frozen
+            commits, including servers that were unreachable when it was closed. destroy: Destroy the stored versions
+            that hold the root's private key, at once.
 
-        Raises:
-            IllegalStepError: There is no such root, or no such successor.
-            WrongClockError: This machine's clock differs from the store's, or from those of most servers.
-            StoreWentBackError: A server has used a later identity than the store holds, or another one: a backup was
-                restored. Nothing was written. `distrust` overrules a server.
-            ProviderError: The store did not take part. Run it again.
-            GenerationError: The store shows an older identity than it has shown before.
-            StuckError: The store refuses a change although nothing in it changes.
-            RotationError: A node did not keep what was pushed to it.
-            LifetimeError: The new root would live too short.
+        Raises: IllegalStepError: There is no such root, or no such successor. WrongClockError: This machine's clock
+            differs from the store's, or from those of most servers. StoreWentBackError: A server has used a later
+            identity than the store holds, or a different one: a backup was restored. Nothing was written. `distrust`
+            overrules a server. ProviderError: The store failed. Run it again. GenerationError: The store shows an older
+            identity than it has shown before. StuckError: The store refuses a change although nothing in it changes.
+            RotationError: A server did not store the commits that were pushed to it. LifetimeError: The lifetime of the
+            new root would be too short.
         """
         if successor == NEW:
             check_lifetime(self.policy)
@@ -280,7 +270,7 @@ class Revoker:
         return document
 
     def _check_clock(self) -> None:
-        """Check this machine's clock, by what the store and the servers have answered so far."""
+        """Check this machine's clock, by the answers of the store and the servers so far."""
         now_ms = self._clock.now_ms()
         check_own_clock(
             self._provider.store_clock.ahead_ms(now_ms),
@@ -289,10 +279,11 @@ class Revoker:
         )
 
     async def _restore_pruned_root(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
-        """Return the document with a root in it that is missing there: it comes back to be revoked.
+        """Add a root that the document no longer lists to the document again, so that it can be revoked.
 
-        It was pruned, or the store was restored from a backup of before it. With its public half what the cluster holds
-        of it goes on being verified; and nodes, which trust it by its introduction, refuse it by the revocation.
+        The root was removed from the document, or the store was restored from an older backup. With its public key, its
+        frozen commits can still be verified; and servers that trust it because of its introduction reject it because of
+        the revocation.
         """
         if document.find_root(session_id) is not None:
             return document
@@ -304,7 +295,7 @@ class Revoker:
     async def _choose_successor(
         self, document: IdentityDocument, session_id: str, successor: str
     ) -> tuple[OwnedSession | None, OwnedSession | None]:
-        """Return who signs from now on, None where that stays as it is, and the stolen root with its key if there."""
+        """Return the root that signs from now on (None: no change), and the stolen root if its key is stored."""
         if document.find_root(session_id) is None:
             raise IllegalStepError(
                 f"{session_id} is no root of this identity", hint="`goatherd show` lists the roots that there are."
@@ -351,7 +342,7 @@ class Revoker:
         return answers
 
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
-        """Return an earlier root with its private key, from the version that holds it."""
+        """Return a previous root with its private key, from the stored version that holds it."""
         known = document.find_root(session_id)
         for holding in await self._call_store(find_holdings(self._store, self._secret_id, document)):
             if session_id in holding.private_ids:
@@ -380,7 +371,7 @@ class Revoker:
     # --- 3: the freeze ----------------------------------------------------------------------------------------------
 
     async def _wait_for_adoption(self, document: IdentityDocument) -> None:
-        """Tell the nodes until each has the revocation, or patience ends."""
+        """Notify the servers until each has the revocation, or the timeout ends."""
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
         poll = self.policy.poll_min
         while True:
@@ -420,7 +411,7 @@ class Revoker:
     async def _close_if_complete(
         self, document: IdentityDocument, session_id: str, *, reopen: bool
     ) -> tuple[IdentityDocument, FrozenList | None]:
-        """Close the list if that can be done and was not; return it, None while it is open."""
+        """Close the list of frozen commits if possible; return the list, or None while it is open."""
         ours = [one for one in self._outcomes.values() if not one.is_unmodified]
         entry = _find_entry(document, session_id)
         is_to_close = entry.freeze is None or reopen
@@ -446,9 +437,9 @@ class Revoker:
         return await self._write_closed_list(session_id, frozen), frozen
 
     async def _wait_until_spread(self, document: IdentityDocument, session_id: str) -> None:
-        """Wait until commits that one node holds have reached another, since nodes soon refuse them from each other.
+        """Wait until commits that only one server holds have reached another, before servers reject them.
 
-        Nodes that do not answer are not waited for, nor are commits that were signed after the first look: servers
+        Servers that do not answer are not waited for, nor are commits that were signed after the first check: servers
         accept the stolen root meanwhile.
         """
         deadline = self._clock.monotonic() + self.policy.flow_patience.total_seconds()
@@ -463,7 +454,7 @@ class Revoker:
             poll = min(poll * 2, self.policy.poll_max)
 
     async def _preview_claims(self, document: IdentityDocument, session_id: str) -> None:
-        """Note what one node alone would claim, for a plan."""
+        """Record, for a plan, which commits only one server would report."""
         entry = next((one for one in document.revoked if one.id == session_id), None)
         if entry is None:
             await self._wait_until_spread(document, session_id)
@@ -492,7 +483,7 @@ class Revoker:
     async def _read_lists(
         self, document: IdentityDocument, session_id: str, *, is_repeated: bool
     ) -> dict[str, FrozenList]:
-        """Ask the nodes what they hold, and ask again while one alone claims something and the answers still change."""
+        """Read the servers' lists of commits; repeat while a commit is on one list only and the lists still change."""
         lists: dict[str, FrozenList] = {}
 
         async def ask(node: RevocableNode) -> None:
@@ -530,7 +521,7 @@ class Revoker:
     async def _describe_claims(
         self, document: IdentityDocument, session_id: str, lists: Mapping[str, FrozenList], frozen: FrozenList
     ) -> None:
-        """Note what each node claims and is left out of the list, and ask it what that is."""
+        """Record the commits of each server that are left out of the list, and ask the server to describe them."""
         ours = [one for one in self._outcomes.values() if not one.is_unmodified and not one.is_distrusted]
         asked: dict[str, list[str]] = {}
         for url, found in lists.items():
@@ -574,7 +565,7 @@ class Revoker:
     async def _compare_with_closed(
         self, document: IdentityDocument, digest: str, lists: Mapping[str, FrozenList], union: FrozenList
     ) -> FrozenList:
-        """Find out what nodes hold beyond a closed list, and give the list to those that lack it."""
+        """Find out which commits servers hold beyond a closed list, and send the list to servers that lack it."""
         known = await self._read_closed_list(digest, union)
         for url, found in lists.items():
             self._outcomes[url].late = len(found.digests - known.digests)
@@ -632,10 +623,10 @@ class Revoker:
         )
 
     async def _introduce_roots(self, document: IdentityDocument, known: Collection[str]) -> None:
-        """Introduce the other good roots by the one that signs now: some were introduced by the revoked one alone.
+        """Introduce the other valid roots by the current one, since the revoked root alone may have introduced them.
 
-        Clients that are told of the current root only, since the others have expired, verify by it what those have
-        signed.
+        New clients may learn of the current root only, because the other roots have expired; with these introductions
+        they can verify what the other roots have signed.
         """
         without = {document.current.id, *document.revoked_ids}
         if document.next is not None:
@@ -657,10 +648,10 @@ class Revoker:
     async def _reissued_at_unmodified(
         self, document: IdentityDocument, session_id: str, leave_out: Collection[str], *, reopen: bool
     ) -> None:
-        """Reissue the sessions where every listed server is unmodified, and retry while servers restart.
+        """Reissue the sessions if every listed server is unmodified, and retry while servers restart.
 
-        There is no frozen list: no server would keep it or refuse by it. The first Goatherd server that is listed in a
-        later run closes it.
+        There is no list of frozen commits, because unmodified servers neither keep it nor use it. A later run that
+        lists a Goatherd server makes the list.
         """
         reissuer, entry = self._make_reissuer(document), _find_entry(document, session_id)
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
@@ -733,10 +724,10 @@ class Revoker:
         return changed
 
     async def _destroy_each(self, document: IdentityDocument, current: str, attempts: Attempts) -> bool:
-        """Destroy what holds a revoked key and bears no label of another's; return whether to check and try again.
+        """Destroy the versions with a revoked key and no foreign label; return whether to check and try again.
 
         Raises:
-            StuckError: The store refuses to destroy a version, and shows nothing that would stand in the way.
+            StuckError: The store refuses to destroy a version, and shows no reason for it.
         """
         report, kept, is_over = self._report, [], True
         for holding in await self._find_holdings(document):
@@ -793,11 +784,11 @@ class Revoker:
         return await call
 
     async def _read_identity(self) -> tuple[IdentityDocument, SecretVersion]:
-        """Read the identity; one that is older than what this run has read or written is read again.
+        """Read the identity; if it is older than what this run has read or written, read it again.
 
         Raises:
-            GenerationError: The store goes on showing the older one.
-            StoreWentBackError: The store holds another one than it did, and not one that has grown from it.
+            GenerationError: The store keeps showing the older identity.
+            StoreWentBackError: The store holds a different identity, which is no successor of the one before.
         """
         until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
         while True:
@@ -844,18 +835,18 @@ class Revoker:
     async def _change_identity(
         self, name: str, change: Callable[[IdentityDocument], Awaitable[IdentityDocument | None]]
     ) -> tuple[IdentityDocument, bool]:
-        """Change the stored identity by compare-and-swap; decide again on what another writer has written first.
+        """Change the stored identity by compare-and-swap; if another writer was faster, decide again on the new state.
 
         Args:
-            name: What the change does, as it stands in an error after "cannot".
-            change: Returns the new document; None where the stored one needs no change.
+            name: What the change does, as a phrase that follows "cannot" in an error message.
+            change: Returns the new document; None if the stored one needs no change.
 
         Returns:
             The document as it is stored, and whether this call has written it.
 
         Raises:
-            StuckError: The store has refused the change twice, and is as it was before.
-            UnsignedIdentityError: What the store holds was changed since a root signed it.
+            StuckError: The store has refused the change twice, and has not changed.
+            UnsignedIdentityError: The identity in the store was changed since a root signed it.
         """
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         poll = self.policy.poll_min
@@ -882,7 +873,7 @@ class Revoker:
             poll = min(poll * 2, self.policy.poll_max)
 
     async def _write_identity(self, document: IdentityDocument, expected: str) -> None:
-        """Write, put ``stable`` on it too (there is no going back behind a revocation), and notify the nodes."""
+        """Write the identity, move label ``stable`` to it (there is no roll-back), and notify the servers."""
         version = await self._call_store(
             self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         )
@@ -897,7 +888,7 @@ class Revoker:
             await self._notify(document, tuple(self._nodes))
 
     async def _move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
-        """Put ``stable`` on a version, unless a rotation is in progress in it, which may have to roll back."""
+        """Move label ``stable`` to a version, unless a rotation is in progress, which may need a roll-back."""
         if STABLE in version.labels or document.rotation is not None:
             return
         until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
@@ -920,7 +911,7 @@ class Revoker:
             poll = min(poll * 2, self.policy.poll_max)
 
     async def _notify(self, document: IdentityDocument, urls: Sequence[str]) -> None:
-        """Notify the nodes; one that does not know the successor yet still listens to the stolen root."""
+        """Notify the servers. If a server does not know the successor yet, the stolen root signs the request."""
 
         async def notify(node: RevocableNode) -> None:
             now_ms = self._clock.now_ms()
@@ -937,12 +928,12 @@ class Revoker:
     async def _call_each(
         self, urls: Collection[str], call: Callable[[RevocableNode], Awaitable[object]], *, is_long: bool = False
     ) -> None:
-        """Call all of them side by side. A node that fails delays no other; its outcome says why.
+        """Call servers concurrently. A server that fails does not delay the others; its outcome has the reason.
 
         Args:
-            urls: Whom.
-            call: What to do.
-            is_long: It may take as long as its client lets it.
+            urls: The servers.
+            call: The call to make.
+            is_long: Whether only the client's own timeout applies.
         """
 
         async def one(url: str) -> None:

@@ -48,11 +48,11 @@ class _Attempt:
 
 
 class Attempts:
-    """The attempts of one run.
+    """Counts the attempts of one run, and limits them.
 
     Args:
-        guarantees: The store's; they say whether it may show an older state for a while.
-        policy: `Policy.store_patience` says for how long.
+        guarantees: The store's guarantees; they say whether it may show an older state for a while.
+        policy: `Policy.store_patience` is how long that may last.
         clock: Tells the time.
     """
 
@@ -63,14 +63,14 @@ class Attempts:
         self._known: dict[Hashable, _Attempt] = {}
 
     def may_try(self, evidence: Hashable, action: Action | str) -> bool:
-        """Return whether to act; False means: look again first.
+        """Return whether the action may be tried now. If not, the caller reads the store again first.
 
         Args:
-            evidence: What the action was decided on (`evidence_of`); None for what needs no bound here.
-            action: The action, or what to call it in the error.
+            evidence: What the action was decided on (`evidence_of`); None for an action that is not limited here.
+            action: The action, or its name in the error message.
 
         Raises:
-            StuckError: The action was tried as often as it may, and the store has had time to show an effect.
+            StuckError: The action was tried as often as allowed, and the store has had time to show an effect.
         """
         known = self._known.get(evidence)
         if evidence is None or known is None or known.count < TRIES:
@@ -81,7 +81,7 @@ class Attempts:
         raise StuckError(f"cannot {name}: tried {known.count} times, and the store has not changed ({known.answer})")
 
     def note(self, evidence: Hashable, conflict: GoatherdError | None = None) -> None:
-        """Count an attempt that the store has answered: with a conflict, or as done."""
+        """Count an attempt that the store has answered, with success or with a conflict."""
         if evidence is None:
             return
         known = self._known.setdefault(evidence, _Attempt())
@@ -91,10 +91,10 @@ class Attempts:
 
 
 def evidence_of(action: Action, observation: Observation) -> Hashable:
-    """Return an action and what it was decided on, as one value; None for an action that a deadline bounds.
+    """Return an action and the state that it was decided on, as one value; None for an action that a deadline limits.
 
-    What nodes show, and texts that count something, differ from look to look without making a write any likelier: of a
-    write only what the store shows counts.
+    For a write only the state of the store is used. The servers' answers, and texts with counts, differ at every
+    observation but make the write no likelier to succeed.
     """
     store = observation.store
     match action:
@@ -110,7 +110,7 @@ def evidence_of(action: Action, observation: Observation) -> Hashable:
 
 
 def name_of(action: Action) -> str:
-    """Return what an action does, as it stands in an error after "cannot"."""
+    """Return what an action does, as a phrase that follows "cannot" in an error message."""
     match action:
         case Destroy(version=version):
             return f"destroy version {version}"

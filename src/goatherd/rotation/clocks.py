@@ -21,12 +21,12 @@ THE_STORE: Final = "the store"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocks:
-    """What other clocks show, each compared with this machine's.
+    """How other clocks differ from this machine's.
 
     Attributes:
-        store_ahead_ms: How far the store's clock is ahead of this machine's, below 0 behind; None where it tells none.
-        servers_ahead_ms: The same for each server that tells its time, by URL.
-        tolerance: Clocks that differ by more than this are not the same.
+        store_ahead_ms: How far the store's clock is ahead of this machine's, negative if behind; None if it is unknown.
+        servers_ahead_ms: The same for each server that reports its time, by URL.
+        tolerance: Clocks that differ by more than this count as different.
     """
 
     store_ahead_ms: int | None
@@ -35,7 +35,7 @@ class Clocks:
 
     @property
     def is_ours_wrong(self) -> bool:
-        """Whether this machine's clock is the one that is wrong, as far as can be told."""
+        """Whether this machine's clock is the wrong one, as far as the other clocks show."""
         if self.store_ahead_ms is not None:
             return self.differs(self.store_ahead_ms)
         differing = sum(map(self.differs, self.servers_ahead_ms.values()))
@@ -43,7 +43,7 @@ class Clocks:
 
     @property
     def is_ours_confirmed(self) -> bool:
-        """Whether another clock shows that this machine's is right."""
+        """Whether another clock shows that this machine's clock is right."""
         return (self.store_ahead_ms is not None or bool(self.servers_ahead_ms)) and not self.is_ours_wrong
 
     def describe_differences(self) -> tuple[str, ...]:
@@ -56,18 +56,18 @@ class Clocks:
         )
 
     def differs(self, ahead_ms: int) -> bool:
-        """Return whether a clock that is so far ahead of this machine's counts as a different one."""
+        """Return whether a clock that is this far ahead of this machine's counts as different."""
         return timedelta(milliseconds=abs(ahead_ms)) > self.tolerance
 
 
 def describe_difference(name: str, ahead_ms: int) -> str:
-    """Return in words how far a clock is ahead of this machine's, or behind."""
+    """Return, as a human-readable sentence, how far a clock is ahead of this machine's or behind it."""
     where = "ahead of" if ahead_ms > 0 else "behind"
     return f"the clock of {name} is {describe_span(abs(ahead_ms))} {where} this machine's"
 
 
 def describe_span(milliseconds: int) -> str:
-    """Return a duration, for humans."""
+    """Return a human-readable duration."""
     for unit, size in (("days", 86_400_000), ("hours", 3_600_000)):
         if milliseconds >= 2 * size:
             return f"{milliseconds / size:.1f} {unit}"

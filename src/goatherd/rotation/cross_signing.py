@@ -42,17 +42,17 @@ def introduction_id(session_id: str) -> str:
 
 
 def introduction_ids(session_id: str) -> tuple[str, ...]:
-    """Return the ids of all commits that introduce this root to its cluster; `introduction_id` gives the first.
+    """Return the ids of all commits that introduce this root to its cluster; `introduction_id` returns the first.
 
-    An unmodified server's answer lacks what a client's filter contains by chance. A client that does not get one
-    introduction at the same time as the later ones never follows those, so each is sent `COPIES` times.
+    An unmodified server leaves a commit out of its answer if the client's Bloom filter contains it by chance. A client
+    that gets one introduction later than the following ones never follows those, so each is sent `COPIES` times.
     """
     others = [derived_id(f"introduction/{number}", session_id) for number in range(2, COPIES + 1)]
     return (introduction_id(session_id), *others)
 
 
 def make_repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
-    """Return commits that say the same as `make_introduction`, under other ids; none for a root that is restored.
+    """Return commits with the contents of `make_introduction` under other ids; none for a root that is restored.
 
     Args:
         document: A prepared or published document.
@@ -66,11 +66,11 @@ def make_repeated_introductions(document: IdentityDocument, *, org: str) -> list
 
 
 def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, ...]:
-    """Return the commits any of which shows that the next root was introduced; none when no rotation is in progress.
+    """Return the commits any of which shows that the next root was introduced; none if no rotation is in progress.
 
-    A new root has one, signed by the current root. An earlier root that is restored was introduced before: by the root
-    that it replaced, or by one that replaced it (its cross-signature). A server that holds none of these is given a new
-    one, which is the last of those returned.
+    A new root has one such commit, signed by the current root. A previous root that is restored was introduced before:
+    by the root that it replaced, or by one that replaced it (its cross-signature). A server that holds none of these
+    gets a new one, which is the last of those returned.
     """
     record = document.rotation
     if record is None:
@@ -97,7 +97,7 @@ def cross_signature_id(rotation_id: str) -> str:
 
 
 def former_cross_signature_id(rotation_id: str) -> str:
-    """Return the id that commit had while it still followed the earlier root's introduction (ADR 17)."""
+    """Return the id of a rotation's cross-signature in older versions of Goatherd, where it had a parent (ADR 17)."""
     return derived_id("cross-signature", rotation_id)
 
 
@@ -114,7 +114,7 @@ def _expect(document: IdentityDocument, commit_id: str, session_id: str, signer_
 
 
 def expected_cross_signature(document: IdentityDocument) -> ExpectedCommit | None:
-    """Return what to look for to see that A was introduced by B, or None when no rotation is under way."""
+    """Return the expected introduction of the previous root by the next one; None if no rotation is in progress."""
     record = document.rotation
     if record is None:
         return None
@@ -126,7 +126,7 @@ def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]
 
     Args:
         document: A prepared or published document.
-        org: The organization that the nodes' data belongs to; it is part of what is signed.
+        org: The organization of the servers' data; it is part of the signed bytes.
     """
     record = document.rotation
     assert record is not None
@@ -144,7 +144,7 @@ def _introduce_next(document: IdentityDocument, commit_id: str, org: str) -> dic
 
 
 def make_cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
-    """Return the commit that introduces the earlier root, signed by the current one.
+    """Return the commit that introduces the previous root, signed by the current one.
 
     Args:
         document: An activated or verified document.
@@ -162,12 +162,12 @@ def make_cross_signature(document: IdentityDocument, *, org: str) -> dict[str, A
 
 
 def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed: Iterable[str]) -> tuple[str, ...]:
-    """Return the ids of the commits by which roots of this identity can have been introduced.
+    """Return the ids of all commits by which roots of this identity may have been introduced.
 
     Args:
         rotations: Ids of rotations.
         roots: Ids of roots that took part in them.
-        listed: Ids of roots that the document lists, which may have introduced those that left it.
+        listed: Ids of roots that the document lists; they may have introduced roots that were removed from it.
     """
     found = [
         one
@@ -181,19 +181,19 @@ def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed
 
 
 def expected_earlier_introduction(document: IdentityDocument, session_id: str) -> ExpectedCommit:
-    """Return what to look for to see that an earlier root is introduced by the current one."""
+    """Return the expected commit by which the current root introduces a previous one."""
     current = document.current.id
     return _expect(document, earlier_introduction_id(session_id, current), session_id, {current})
 
 
 def make_earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
-    """Return the commit that introduces an earlier root of a steady document, signed by the current one.
+    """Return the commit that introduces a previous root of a steady document, signed by the current one.
 
-    By it the root goes on being trusted when it has left the document.
+    Because of this commit the previous root stays trusted after it was removed from the document.
 
     Args:
         document: A steady document.
-        session_id: A root of it.
+        session_id: A previous root in the document.
         org: See `make_introduction`.
     """
     earlier = document.find_root(session_id)
@@ -209,19 +209,19 @@ def make_earlier_introduction(document: IdentityDocument, session_id: str, *, or
 
 
 def expected_late_introduction(document: IdentityDocument, expired_id: str) -> ExpectedCommit:
-    """Return what to look for to see that the current root was introduced by the expired one before it."""
+    """Return the expected commit by which an expired root introduces the current one, which has replaced it."""
     return _expect(document, introduction_id(document.current.id), document.current.id, {expired_id})
 
 
 def make_late_introduction(document: IdentityDocument, expired: OwnedSession, *, org: str) -> dict[str, Any]:
-    """Return the commit by which an expired root introduces the current one, which has taken its place.
+    """Return the commit by which an expired root introduces the current one, which has replaced it.
 
-    Clients that know only the expired root follow by it. Its time is that of the endorsement in the document, at which
-    the expired root's signature is valid.
+    Clients that know only the expired root follow the current one by this commit. The commit has the time of the
+    endorsement in the document, when the expired root's signature was still valid.
 
     Args:
         document: A steady document.
-        expired: The root that signed before, with its private key.
+        expired: The expired root with its private key.
         org: See `make_introduction`.
     """
     current = document.current
@@ -241,16 +241,16 @@ def make_session_commit(
     parents: Sequence[str] = (),
     connection: str | None = None,
 ) -> dict[str, Any]:
-    """Return a signed commit of ``/sys/sessions`` that says who a session is.
+    """Return a signed commit of ``/sys/sessions`` that introduces a session.
 
     Args:
-        session: The session to introduce; only its public half is written.
-        signer: The root that vouches for it, and the commit's author.
+        session: The session to introduce; only its public key is written.
+        signer: The root that introduces it, and the commit's author.
         commit_id: 24 characters of a-z and 0-9.
-        ts: Milliseconds since 1970; the time of the signature too.
+        ts: Time of the commit and of its signature, in milliseconds since 1970.
         org: See `make_introduction`.
-        parents: Ids of the commits that this one follows.
-        connection: Id of the process that writes it; None for one that depends on the signer only.
+        parents: Ids of the commit's parents.
+        connection: Id of the process that writes it; None to derive it from the signer.
     """
     draft = new_commit(
         commit_id=commit_id,

@@ -15,13 +15,13 @@ from goatherd.rotation.machine import Action, HealthView, Kept, NodeView, Outcom
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseEntered:
-    """The store was seen in this phase, for the first time in this run or anew.
+    """The store showed this phase for the first time in this run, or again after another one.
 
     Attributes:
-        at_ms: When it was seen.
+        at_ms: When the run saw it.
         since_ms: When the document entered the phase.
-        started_by, started_at: Of the rotation in progress; empty where there is none.
-        is_own: Whether this run has begun that rotation; False where it resumes or leaves another run's.
+        started_by, started_at: Who started the rotation in progress, and when; empty if there is none.
+        is_own: Whether this run has begun that rotation; False if it resumes or ends another run's rotation.
     """
 
     phase: Phase
@@ -36,7 +36,7 @@ class PhaseEntered:
     is_own: bool = True
 
     def fields(self) -> dict[str, object]:
-        """Return what a log line says of it."""
+        """Return the fields of this event for a log line."""
         return {
             "phase": self.phase,
             "generation": self.generation,
@@ -47,37 +47,38 @@ class PhaseEntered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesSeen:
-    """What the nodes were seen to do has changed."""
+    """The observed state of the servers has changed."""
 
     nodes: tuple[NodeView, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSeen:
-    """What the health signal says has changed."""
+    """The result of the health checks has changed."""
 
     health: HealthView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesUnknown:
-    """It cannot be told who the nodes are; those that were known last are looked at."""
+    """The servers cannot be listed now; those that were known last are observed."""
 
     problem: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """What comes next; a `goatherd.rotation.machine.Wait` says whom the rotation is waiting for, and until when."""
+    """The next action; a `goatherd.rotation.machine.Wait` names the servers to wait for and the deadline."""
 
     action: Action
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTold:
-    """A node was called.
+    """The run has notified a server.
 
-    `heard` is False where it could not be told: it finds out by itself, or will be seen not to.
+    `heard` is False if that failed: the server then finds the change at its next read of the store, or the next
+    observation shows that it has not.
     """
 
     url: str
@@ -92,7 +93,7 @@ class ConflictMet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreTroubled:
-    """The store did not answer, or showed a past state; the rotation is patient for a while."""
+    """The store did not answer, or showed an older state; the rotation retries for a while."""
 
     error: str
 
@@ -102,25 +103,24 @@ class Report:
     """How a run ended.
 
     Attributes:
-        from_id, to_id: The root that signed when it began, and the new one once there was one.
+        from_id, to_id: The root that signed when the run began, and the new root, if there was one.
         current_id: The root that signs now.
-        phase: Where the document stands; anything but steady only where the run was to stop there.
-        reason: Why the rotation was abandoned, if it was.
-        event: How the document's history says that the rotation ended: ``rotated``, ``restored``, ``cancelled`` or
-            ``rolled-back``; None where it has not ended.
-        is_restore: Whether the rotation was to make an earlier root sign again.
-        trusts_next: Whether servers trust the next root. A root that was cancelled before it was published is
-            not.
-        behind: Nodes that were not seen to sign with the current root.
-        left_out: Nodes that did not answer in time, and that the declared quorum went on without.
+        phase: The phase of the document; another one than steady only if the run was asked to stop there.
+        reason: Why the rotation was cancelled or rolled back, if it was.
+        event: How the rotation ended, as the document's history records it: ``rotated``, ``restored``, ``cancelled`` or
+            ``rolled-back``; None if it has not ended.
+        is_restore: Whether the rotation was to make a previous root sign again.
+        trusts_next: Whether servers trust the next root. They do not trust a root that was cancelled before it was
+            published.
+        behind: Servers that were not seen to sign with the current root.
+        left_out: Servers that did not answer in time, and that the configured quorum left out.
         destroyed: Versions whose value was destroyed.
-        given_up: Versions that the store was told to give up, but may hold for longer: it destroys none at once
-            (`goatherd.providers.base.Guarantees`). The keys in them are not on record as destroyed.
-        kept: Versions that were due to be destroyed, and stay because a label points at them that is not Goatherd's.
+        given_up: Versions that are marked for destruction in a store that destroys no version at once
+            (`goatherd.providers.base.Guarantees`). The keys in them are not recorded as destroyed.
+        kept: Versions that were due to be destroyed, but have a label that is not Goatherd's.
         undestroyed: Versions of a cancelled rotation that the store refused to destroy, each with the error's code.
             `retire` tries again.
-        restarts: How often each server was seen to start again during the run, by URL. None where it was not seen which
-            process serves.
+        restarts: How often each server restarted during the run, by URL. None for a server whose process is not known.
         began_ms, ended_ms: Milliseconds since 1970.
     """
 
@@ -148,13 +148,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """The run is over."""
+    """The run has ended."""
 
     report: Report
 
 
 class RevocationStep(StrEnum):
-    """What a revocation does, in this order."""
+    """The steps of a revocation, in this order."""
 
     INTRODUCED = "introduced"
     """The stolen root's key was used once more: the successor is known to clients and unmodified servers."""
@@ -174,7 +174,7 @@ class RevocationStep(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationStepped:
-    """A revocation has come further. `at_ms` is milliseconds since 1970."""
+    """A revocation has completed a step. `at_ms` is milliseconds since 1970."""
 
     step: RevocationStep
     revoked_id: str
@@ -188,7 +188,7 @@ class RevocationStepped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpiredRootReplaced:
-    """The identity is written in which another root signs in place of one that had expired.
+    """The identity was written in which another root replaces one that had expired.
 
     `at_ms` is milliseconds since 1970.
     """

@@ -30,7 +30,7 @@ _SHELL: Final = "/bin/sh"
 
 
 class HealthSignal(Protocol):
-    """A check that says whether the cluster is healthy.
+    """The interface of a check that says whether the cluster is healthy.
 
     Attributes:
         name: Human-readable name of the check.
@@ -40,19 +40,19 @@ class HealthSignal(Protocol):
     def name(self) -> str: ...
 
     async def ask(self) -> str | None:
-        """Return None where all is well, else why not, in one line. Raises nothing."""
+        """Run the check; return None if the cluster is healthy, else the reason in one line. Never raises."""
         ...
 
 
 class HTTPProbe:
-    """Well is what answers a GET with a status of 200 to 299. Redirects are not followed.
+    """A health check that passes if a GET request is answered with a status of 200 to 299. Redirects are not followed.
 
     Args:
-        url: An http or https URL; credentials and query in it are used, and not shown.
-        timeout: Longest time for one answer.
+        url: An http or https URL; credentials and a query in it are used but never shown.
+        timeout: Timeout of one request.
 
     Raises:
-        ConfigurationError: Not such a URL.
+        ConfigurationError: `url` is not an http or https URL.
     """
 
     def __init__(self, url: str, *, timeout: timedelta) -> None:
@@ -84,17 +84,18 @@ class HTTPProbe:
 
 
 class HealthCommand:
-    """Well is a command that ends with 0. It is run by ``/bin/sh -c``, in a process group of its own.
+    """A health check that passes if a command ends with exit code 0.
 
-    What it writes goes nowhere. When its time is over, the whole group is killed.
+    ``/bin/sh -c`` runs the command, in a process group of its own. Its output is discarded. When the timeout is over,
+    the whole group is killed.
 
     Attributes:
         command: The command line.
 
     Args:
-        command: The command line; what it starts in the background it must end by itself.
-        timeout: Longest time for one run.
-        is_run: False only names it, and counts it as well.
+        command: The command line; it must itself end any process that it starts in the background.
+        timeout: Timeout of one run.
+        is_run: Whether to run the command; if False, the check is listed and always passes.
     """
 
     def __init__(self, command: str, *, timeout: timedelta, is_run: bool = True) -> None:
@@ -106,7 +107,7 @@ class HealthCommand:
         self.name = f"command {(command.split() or [''])[0]}"
 
     def without_running(self) -> HealthCommand:
-        """Return the same health check, which passes without its command being run."""
+        """Return a copy of the health check that always passes and does not run its command."""
         return HealthCommand(self.command, timeout=timedelta(seconds=self._timeout), is_run=False)
 
     async def ask(self) -> str | None:
@@ -138,12 +139,12 @@ async def _kill_group(process: asyncio.subprocess.Process) -> None:
 
 
 class HealthWatch:
-    """Asks signals, not too often, and counts bad answers in a row.
+    """Runs health checks at intervals, and counts consecutive failures.
 
     Args:
-        signals: All of them must be well.
-        clock: Tells when the next question is due.
-        interval: Shortest time between two questions.
+        signals: The checks; all of them must pass.
+        clock: Tells when the next check is due.
+        interval: Shortest time between two checks.
     """
 
     def __init__(self, signals: Sequence[HealthSignal], *, clock: Clock, interval: timedelta) -> None:
@@ -155,15 +156,15 @@ class HealthWatch:
         self._problem: str | None = None
 
     async def ask(self) -> str | None:
-        """Ask all signals now, side by side, and return what is wrong; it counts nothing."""
+        """Run all checks now, concurrently, and return what is wrong, or None. Failures are not counted."""
         answers = await asyncio.gather(*(one.ask() for one in self.signals))
         return "; ".join(answer for answer in answers if answer is not None) or None
 
     async def look(self, *, anew: bool = False) -> HealthView:
-        """Return the latest word; ask when the interval has passed.
+        """Return the latest result; run the checks first if the interval has passed.
 
-        Args:
-            anew: Ask whatever the interval says: what was said before a change says nothing about after it.
+        Args: anew: Run the checks in any case, because a result from before a change says nothing about the time after
+            it.
         """
         now = self._clock.monotonic()
         if anew or self._ask_once is None or now - self._ask_once >= self._interval:
@@ -173,5 +174,5 @@ class HealthWatch:
         return HealthView(failures=self._failures, problem=self._problem)
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Reset the count of failures."""
         self._ask_once, self._failures, self._problem = None, 0, None

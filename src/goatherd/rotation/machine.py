@@ -109,7 +109,7 @@ __all__ = [
 
 
 class Step(StrEnum):
-    """A write of the document that moves the phase; `PRUNE` leaves it where it is."""
+    """A write of the document that changes the phase of a rotation. Only `PRUNE` does not change it."""
 
     PREPARE = "prepare"
     PUBLISH = "publish"
@@ -122,7 +122,7 @@ class Step(StrEnum):
 
 
 class Evidence(StrEnum):
-    """Something that one node was, or was not, seen to do."""
+    """Something that a server must have shown before a step of a rotation."""
 
     ANSWERS = "answers a request signed by the current root"
     HOLDS_INTRODUCTION = "holds the introduction of the next root"
@@ -205,7 +205,7 @@ def after(phase: Phase, step: Step) -> Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelStable:
-    """Move label ``stable`` to `version`, if it still points at `expected`."""
+    """Action: move label ``stable`` to `version`, if it still points at `expected`."""
 
     version: str
     expected: str | None
@@ -213,14 +213,14 @@ class LabelStable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
-    """Make B and write the prepared document, if ``current`` still points at `expected`."""
+    """Action: generate the next root (B) and write the prepared document, if ``current`` still points at `expected`."""
 
     expected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareRestore:
-    """Write the document that makes an earlier root the next one, if ``current`` still points at `expected`."""
+    """Action: write the document that makes a previous root the next one, if ``current`` still points at `expected`."""
 
     expected: str
     root_id: str
@@ -228,24 +228,27 @@ class PrepareRestore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Introduce:
-    """Push the introduction of B, signed by A, to these nodes."""
+    """Action: push the introduction of the next root (B), signed by the current root (A), to these servers."""
 
     nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossSign:
-    """Push the introduction of A, signed by B, to one node; the nodes must carry it to each other."""
+    """Action: push the introduction of the previous root (A), signed by the next root (B), to one server.
+
+    The servers synchronize it among themselves.
+    """
 
     node: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
-    """Write the document of the next phase, if ``current`` still points at `expected`.
+    """Action: write the document of the next phase, if ``current`` still points at `expected`.
 
     Attributes:
-        left_out: Nodes that did not answer, and that the declared quorum does without.
+        left_out: Servers that did not answer, and that the configured quorum leaves out.
     """
 
     step: Step
@@ -255,7 +258,7 @@ class Advance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abandon:
-    """Write the document that leaves the rotation (`step` is `CANCEL` or `ROLL_BACK`)."""
+    """Action: write the document that ends the rotation (`step` is `CANCEL` or `ROLL_BACK`)."""
 
     step: Step
     expected: str
@@ -264,9 +267,10 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Look again soon; nothing may be done until `nodes` show what `reason` says, at the latest at `until_ms`.
+    """Action: wait and observe again, until `nodes` show what `reason` names or the deadline `until_ms` has passed.
 
-    Without nodes, it is something else that `reason` names: time, the health signal, the list of the nodes.
+    If `nodes` is empty, the run waits for something else that `reason` names: time, a health check, the list of the
+    servers.
     """
 
     nodes: tuple[str, ...]
@@ -276,11 +280,11 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destroy:
-    """Destroy one stored version permanently.
+    """Action: destroy one stored version permanently.
 
     Attributes:
-        is_best_effort: Whether the run goes on, and reports the version, where the store refuses.
-        is_leftover: Whether an interrupted change has left it, so that no record of the store names it.
+        is_best_effort: Whether the run continues, and reports the version, if the store refuses.
+        is_leftover: Whether an interrupted change has left the version, so that no record in the store names it.
     """
 
     version: str
@@ -290,7 +294,7 @@ class Destroy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRetired:
-    """Write into the document's history that no stored version holds this root's private key any more."""
+    """Action: record in the document's history that no stored version holds this root's private key any more."""
 
     session_id: str
     expected: str
@@ -298,14 +302,14 @@ class RecordRetired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorrectTimes:
-    """Write the document with the times in it that are in the future replaced by the latest that they can be."""
+    """Action: write the document with recorded times in the future replaced by the latest possible time."""
 
     expected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntroduceEarlier:
-    """Push the introductions of these earlier roots, signed by the current one, to these nodes."""
+    """Action: push the introductions of these previous roots, signed by the current one, to these servers."""
 
     session_ids: tuple[str, ...]
     nodes: tuple[str, ...]
@@ -313,7 +317,7 @@ class IntroduceEarlier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prune:
-    """Write the document without these earlier roots, if ``current`` still points at `expected`."""
+    """Action: remove these previous roots from the document, if ``current`` still points at `expected`."""
 
     session_ids: tuple[str, ...]
     expected: str
@@ -321,7 +325,7 @@ class Prune:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
-    """Another run's rotation is in progress, or was finished while this run began."""
+    """Action: stop, because another run's rotation is in progress, or was completed while this run began."""
 
     rotation_id: str | None
     started_by: str
@@ -332,7 +336,7 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Illegal:
-    """What was asked cannot follow from what is. `hint` says what can, where something does."""
+    """Action: stop, because the requested step is not legal in this state. `hint` names one that is, if any."""
 
     why: str
     hint: str = ""
@@ -340,7 +344,7 @@ class Illegal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A version that would have been destroyed, if no label pointed at it that is not Goatherd's own."""
+    """A version that is due to be destroyed, but is kept because it has a label that is not Goatherd's own."""
 
     version: str
     labels: tuple[str, ...]
@@ -348,7 +352,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """A new rotation cannot begin, or this machine's clock is wrong. Nothing is written; obstacles say why."""
+    """Action: stop and write nothing, because of the obstacles, such as a wrong clock of this machine."""
 
     obstacles: tuple[Obstacle, ...]
 
@@ -365,10 +369,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The run is over.
+    """Action: end the run.
 
     Attributes:
-        behind: The nodes that were not seen to sign with the current root.
+        behind: The servers that were not seen to sign with the current root.
         kept: The versions that `Goal.RETIRE` leaves in the store because of a label.
     """
 
@@ -379,12 +383,12 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseProgress:
-    """Where a rotation in progress stands.
+    """The state of a rotation in progress.
 
     Attributes:
         since_ms: When the phase began, in milliseconds since 1970.
-        until_ms: When the servers' time to follow ends. Past it, a run that drives the rotation leaves it.
-        waiting_for: What has not been seen yet, for humans. Empty: only a run of `goatherd rotate` is missing.
+        until_ms: Deadline for the servers. After it, a run that drives the rotation cancels it or rolls it back.
+        waiting_for: The missing evidence, as human-readable lines. If empty, only a run of `goatherd rotate` is needed.
     """
 
     phase: Phase
@@ -418,7 +422,7 @@ Action = (
 
 
 class Goal(StrEnum):
-    """What the operator asked for."""
+    """What the operator has requested."""
 
     ROTATE = "rotate"
     RESTORE = "restore"
@@ -429,21 +433,17 @@ class Goal(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """What one run is for.
+    """The goal of one run, and what it has fixed at its start.
 
-    Attributes:
-        began_ms: When this run began. A deadline never counts from before it, so that a run that resumes a stale
-            rotation gives the servers the full time.
-        from_id: The root that this run replaces, fixed at its first read of the store: a run never replaces a root
-            that another run has just put in place.
-        rotation_id, to_id: The rotation that this run drives, once the store was seen to hold it. With `Goal.RESTORE`,
-            `to_id` is given from the beginning.
-        to_phase: Stop when this phase is reached.
-        reason: Why to abandon; goes into the document's history.
-        leave_by: With `Goal.ABANDON`, the only step by which to leave; None for whichever the phase allows.
-        is_restore: Whether the rotation restores an earlier root. For the report; it decides nothing.
-        has_acted: Whether this run has done something already: its clock was compared then, and is not set meanwhile
-            (`goatherd.clock.SteadyClock`).
+    Attributes: began_ms: When this run began. A deadline never counts from an earlier time, so a run that resumes an
+        old rotation gives the servers the full time. from_id: The root that this run replaces, fixed at its first read
+        of the store, so that it never replaces a root that another run has just made the current one. rotation_id,
+        to_id: The rotation that this run drives, once the store has shown it. With `Goal.RESTORE`, `to_id` is given
+        from the beginning. to_phase: Stop when this phase is reached. reason: Why the rotation is to be cancelled or
+        rolled back, for the document's history. leave_by: With `Goal.ABANDON`, the only step that may end the rotation;
+        None for either. is_restore: Whether the rotation restores a previous root. Used in the report only. has_acted:
+        Whether this run has already changed something. It compared its clock then, and uses a clock that cannot be set
+        since (`goatherd.clock.SteadyClock`).
     """
 
     goal: Goal
@@ -462,12 +462,12 @@ class Intent:
 
 
 def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
-    """Return the one next action.
+    """Return the next action of a run.
 
     Args:
-        observation: What the store and the nodes were seen to hold.
-        policy: How patient to be.
-        intent: What this run is for.
+        observation: The state of the store and the servers.
+        policy: Timeouts and quorum.
+        intent: The goal of this run.
         now_ms: Milliseconds since 1970.
     """
     action = _choose_action(observation, policy, intent, now_ms)
@@ -516,7 +516,7 @@ def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
 
 
 def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, ...]]:
-    """Return, for each evidence that `step` needs, the nodes that have not shown it (only non-empty entries)."""
+    """Return the servers that have not shown the evidence that `step` needs, by evidence."""
     lacking: dict[Evidence, tuple[str, ...]] = {}
     for evidence in GATES[step]:
         urls = tuple(node.url for node in observation.nodes if not has_shown(node, evidence, observation.store))
@@ -528,10 +528,10 @@ def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, .
 def find_obstacles_to_begin(
     observation: Observation, policy: Policy, now_ms: int, *, is_restore: bool = False
 ) -> tuple[Obstacle, ...]:
-    """Return everything that keeps a new rotation from beginning now; empty where it may begin.
+    """Return everything that prevents a new rotation from starting now; empty if it may start.
 
-    Where a quorum is declared, a server that does not answer is no obstacle, if enough others do. An expired root is no
-    obstacle to a restore: it need not introduce a root that every server trusts already.
+    With a quorum, a server that does not answer is no obstacle if enough others do. An expired root is no obstacle to a
+    restore, because every server already trusts the root to be restored.
     """
     store = observation.store
     if store.phase is Phase.STEADY and not (is_restore and now_ms > store.current_expires_ms):
@@ -546,7 +546,7 @@ def find_obstacles_to_begin(
 
 
 def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
-    """Return when the current phase's patience ends, in milliseconds since 1970."""
+    """Return the deadline of the current phase, in milliseconds since 1970."""
     since_ms = max(store.phase_since_ms, intent.began_ms)
     if store.phase is Phase.PUBLISHED:
         return since_ms + max(milliseconds(policy.adoption), milliseconds(policy.unlisted))
@@ -556,7 +556,7 @@ def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
 
 
 def describe_wait(observation: Observation, policy: Policy) -> PhaseProgress | None:
-    """Return since when the rotation in progress is in its phase, until when it may be, and what it waits for.
+    """Return since when the rotation in progress is in its phase, its deadline, and what it waits for.
 
     Returns:
         None in phase steady.
@@ -581,11 +581,11 @@ def describe_wait(observation: Observation, policy: Policy) -> PhaseProgress | N
 
 
 def excused(observation: Observation, policy: Policy) -> frozenset[str]:
-    """Return the URLs of the nodes that a declared quorum may leave out: those that do not answer, if enough others do.
+    """Return the URLs of the servers that a quorum may leave out: those that do not answer, if enough others do.
 
-    SECURITY: a node that answers and does not trust B would refuse and drop what B signs, so it is never left out. An
-    unreachable server gets no commits, and so drops none; when it comes back it learns B from the store, and
-    fetches from its peers what it has missed (tests/unit/rotation/test_quorum.py).
+    SECURITY: a server that answers but does not trust the next root (B) would reject and drop what B signs, so it is
+    never left out. An unreachable server gets no commits, and so drops none; when it is reachable again it learns B
+    from the store, and fetches from its peers what it has missed (tests/unit/rotation/test_quorum.py).
     """
     away = frozenset(node.url for node in observation.nodes if not node.reachable)
     total = len(observation.nodes)
@@ -593,10 +593,10 @@ def excused(observation: Observation, policy: Policy) -> frozenset[str]:
 
 
 def is_outvoted(observation: Observation, policy: Policy) -> bool:
-    """Return whether a declared quorum overrules the servers that say they reject the identity, by the others' number.
+    """Return whether a configured quorum overrules the servers that report that they reject the identity.
 
-    That a server rejects it is its unsigned word. What it shows is asked for all the same: one that answers, and does
-    not follow, is waited for to the deadline (`excused`).
+    Such a report is unsigned. A server that makes one but answers is still observed, and the rotation waits for it
+    until the deadline (`excused`).
     """
     total = len(observation.nodes)
     others = sum(node.rejects is None and node.reachable for node in observation.nodes)
@@ -648,7 +648,7 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
 
 
 def _find_blocker(observation: Observation) -> str | None:
-    """Return what stands in the way of every gate, whatever the nodes show."""
+    """Return what blocks every step, whatever the servers show; None if nothing does."""
     if observation.nodes_unknown is not None and GATES[FORWARD[observation.store.phase]]:
         return f"it can be told who the nodes are: {observation.nodes_unknown}"
     if observation.health is not None and observation.health.failures:
@@ -659,7 +659,10 @@ def _find_blocker(observation: Observation) -> str | None:
 def _without_excused(
     observation: Observation, policy: Policy, lacking: dict[Evidence, tuple[str, ...]]
 ) -> tuple[dict[Evidence, tuple[str, ...]], tuple[str, ...]]:
-    """Return the evidence still missing, and the servers that the quorum leaves out: none, unless that suffices."""
+    """Return the evidence still missing, and the servers that the quorum leaves out.
+
+    No server is left out if that would not complete the evidence.
+    """
     away = excused(observation, policy)
     behind = {url for urls in lacking.values() for url in urls}
     if behind <= away:
@@ -668,7 +671,7 @@ def _without_excused(
 
 
 def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms: int, advance: Advance) -> Action:
-    """Return the step, or a wait for the time that it must not be taken before."""
+    """Return the step, or a wait if the step must not be taken yet."""
     store = observation.store
     since_ms = max(store.phase_since_ms, intent.began_ms)
     ready_ms, reason = 0, ""
@@ -682,9 +685,9 @@ def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms
 def _help_nodes(
     observation: Observation, lacking: dict[Evidence, tuple[str, ...]], away: frozenset[str], until_ms: int
 ) -> Action:
-    """Return what brings the missing evidence about, or a wait where only the nodes themselves can.
+    """Return an action that makes servers show the missing evidence, or a wait if no action can.
 
-    Nodes in `away` are waited for like all others, but the others do not wait for them.
+    The servers in `away` are waited for as well, but do not delay the others.
     """
     reachable = {node.url for node in observation.nodes if node.reachable}
     pressing = {evidence: left for evidence, urls in lacking.items() if (left := [u for u in urls if u not in away])}
@@ -765,7 +768,7 @@ def _nothing_to_leave(store: StoreView, intent: Intent) -> Illegal:
 
 
 def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
-    """The rotation that this run drove is no longer in the document: finished, cancelled or rolled back."""
+    """Decide what to do after the rotation of this run has completed, or was cancelled or rolled back."""
     store = observation.store
     label = _repair_label(store)
     if label is not None:
@@ -795,9 +798,10 @@ def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, 
 
 
 def _decide_prune(observation: Observation, patience: timedelta, intent: Intent, now_ms: int) -> Action | None:
-    """Return what lets earlier roots leave the document; None where none should, or the evidence cannot be had now.
+    """Return an action that leads to the removal of previous roots; None if there is no such action now.
 
-    Roots that stay do no harm. So no run waits for this beyond `patience`, nor for a node that does not answer.
+    Previous roots do no harm if they stay. So no run waits for their removal longer than `patience`, nor for a server
+    that does not answer.
     """
     store, nodes = observation.store, observation.nodes
     if not store.leaving or not nodes or observation.nodes_unknown is not None:
@@ -816,7 +820,7 @@ def _shows_earlier(node: NodeView, root: str) -> bool:
 
 
 def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action | None:
-    """Return what makes room for a rotation in a document that is full, or why it cannot be had; None with room."""
+    """Return an action that makes room for a rotation in a full document, or a refusal; None if there is room."""
     store, nodes = observation.store, observation.nodes
     if not store.is_full:
         return None
@@ -843,7 +847,7 @@ def _since_ms(store: StoreView, intent: Intent) -> int:
 
 
 def _repair_label(store: StoreView) -> LabelStable | None:
-    """In steady, ``stable`` stands on the current version; a crash between a write and the label is mended here."""
+    """Return the action that moves ``stable`` to the current version, if a crash prevented that; else None."""
     if store.stable == store.version:
         return None
     return LabelStable(version=store.version, expected=store.stable)
@@ -852,8 +856,9 @@ def _repair_label(store: StoreView) -> LabelStable | None:
 def _find_unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
     """Return a version that was written for a cancelled rotation, and those that a foreign label keeps.
 
-    The next root in it has signed nothing. Everything else in it is in other versions: the current root's key in the
-    one that cancelled the rotation, and that of a root that was to be restored in the one that it was read from.
+    The next root in such a version has signed nothing. Everything else in it is in other versions, too: the current
+    root's key in the version that cancelled the rotation, and a restored root's key in the version that it was read
+    from.
     """
     store = observation.store
     found = [
@@ -900,7 +905,8 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
 def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]]) -> str:
     """Return the missing evidence as one human-readable line, which also goes into the document's history.
 
-    A server that does not answer is marked so, and named once. Evidence that no server was asked for yet is left out.
+    A server that does not answer is marked as such, and named once. Evidence that no server was asked for yet is left
+    out.
     """
     if Evidence.SIGNS_WITH_NEXT in lacking:
         lacking = {Evidence.SIGNS_WITH_NEXT: lacking[Evidence.SIGNS_WITH_NEXT]}  # the cross-signature comes after it
@@ -927,7 +933,7 @@ _ORDER: Final = tuple(Phase)
 
 
 def refusal_error(action: Busy | Illegal | Refuse) -> GoatherdError:
-    """Return the error that says who is rotating, what stands in the way, or why the step cannot follow."""
+    """Return the error for an action that stops a run: another run's rotation, an illegal step, or obstacles."""
     if isinstance(action, Refuse):
         return _obstructed_error(action.obstacles)
     if isinstance(action, Illegal):

@@ -23,30 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreView:
-    """The document and the labels, as the store holds them; ids and times only, no key.
+    """The document and the labels in the store; ids and times only, no key.
 
-    Attributes:
-        version: The version id that label ``current`` points at.
-        stable: The version id that label ``stable`` points at, or None.
-        phase_since_ms: When the document was last written, that is when it entered its phase; never after this run has
-            seen it first.
-        current_expires_ms: Expiration of the session that signs.
-        rotation_id, from_id, to_id, started_by, started_at: Of the rotation in progress, else None.
-        rollback_version: The version that holds A's private key, to roll back to; None when there is no rotation.
-        next_due_ms: From when on the next root is due for rotation itself; None where there is none.
-        finished: Ids of the rotations that came to their end, as far as the document remembers.
-        restored: Those of them that made an earlier root sign again.
-        cancelled: Ids of the rotations that were cancelled, as far as the document remembers.
-        unretired: Earlier roots of which it is not on record that no version holds their private keys, and since when
-            they have not signed.
-        root_ids: Every root that the document lists.
-        leaving: Earlier roots that are to leave the document, oldest first, once every node holds their introduction by
-            the current root (`goatherd.identity.transitions`).
-        is_full: The document is too large for another rotation.
-        clock_ahead_ms: How far the store's clock is ahead of ours, below 0 behind; None where it tells none.
-        recorded_ahead_ms: How far the latest time that the document records is in the future.
-        digest: SHA-256 of the document's text, hexadecimal: a version id is no proof of content.
-        lineage: The predecessors that the document names.
+    Attributes: version: The version id that label ``current`` points at. stable: The version id that label ``stable``
+        points at, or None. phase_since_ms: When the document was last written, and so entered its phase; at the latest
+        when this run first read it. current_expires_ms: Expiration of the current root. rotation_id, from_id, to_id,
+        started_by, started_at: Of the rotation in progress, else None. rollback_version: The version that holds the
+        private key of the previous root (A), for a roll-back; None if there is no rotation. next_due_ms: When the next
+        root will itself be due for rotation; None if there is no next root. finished: Ids of the completed rotations,
+        as far as the document records them. restored: Those of them that made a previous root sign again. cancelled:
+        Ids of the cancelled rotations, as far as the document records them. unretired: Previous roots whose private
+        keys some version may still hold, and since when they have not signed. root_ids: Every root that the document
+        lists. leaving: Previous roots to be removed from the document, oldest first, once every server holds their
+        introduction by the current root (`goatherd.identity.transitions`). is_full: The document is too large for
+        another rotation. clock_ahead_ms: How far the store's clock is ahead of this machine's, negative if behind; None
+        if it is unknown. recorded_ahead_ms: How far the latest time that the document records is in the future. digest:
+        SHA-256 of the document's text, hexadecimal, since a version id does not prove the content. lineage: The
+        predecessors that the document names.
     """
 
     version: str
@@ -78,17 +71,16 @@ class StoreView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionView:
-    """One stored version and whose private keys it holds (session ids).
+    """One stored version and the roots (session ids) whose private keys it holds.
 
     Read for `Goal.RETIRE`, and after a cancelled rotation for the versions of that rotation.
 
-    Attributes:
-        rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
-        retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
-        problem: Why its value could not be read; then its keys are unknown.
-        foreign_labels: Labels on the version that are not Goatherd's own; while there is one, no store destroys it.
-        is_leftover: Whether an interrupted change has left it, so that no record of the store names it.
-        is_unknown_leftover: Whether it is one whose keys cannot be known, and that the store can destroy.
+    Attributes: rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private
+        key. retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
+        problem: Why its value could not be read; its keys are then unknown. foreign_labels: Labels on the version that
+        are not Goatherd's own; no store destroys a version with such a label. is_leftover: Whether an interrupted
+        change has left it, so that no record in the store names it. is_unknown_leftover: Whether it is a leftover whose
+        keys cannot be known, and which the store can destroy.
     """
 
     version: str
@@ -121,9 +113,9 @@ class Observation:
 
     Attributes:
         nodes: The servers that there are now. Servers may join or leave between two observations.
-        health: None where no health check is configured, or none is run in this phase.
-        nodes_unknown: Why the servers cannot be listed now; `nodes` are those that were known last.
-        flow: Result of the probe of servers that do not say with whom they synchronize; None without one.
+        health: Result of the health checks; None if none is configured, or none is run in this phase.
+        nodes_unknown: Why the servers cannot be listed now; `nodes` are then those that were known last.
+        flow: Result of the probe of servers that do not report their peers; None if there was no probe.
         are_nodes_discovered: Whether the servers were discovered, rather than listed one by one.
     """
 
@@ -147,10 +139,9 @@ def make_store_view(
 ) -> StoreView:
     """Return the view of `document`, which was read as `version`.
 
-    Args:
-        stable: The version that label ``stable`` points at. Read in phase steady only, and None in all others.
-        seen_ms: When this version was seen first, in milliseconds since 1970: what it records is not later.
-        clock_ahead_ms: How far the store's clock is ahead of ours; None where it tells none.
+    Args: stable: The version that label ``stable`` points at. Read in phase steady only, and None in all others.
+        seen_ms: When this run first read this version, in milliseconds since 1970; times recorded in it cannot be
+        later. clock_ahead_ms: How far the store's clock is ahead of this machine's; None if it is unknown.
     """
     view = StoreView(
         version=version.id,

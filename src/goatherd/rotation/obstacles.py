@@ -48,7 +48,7 @@ _WAYS_OUT: Final = (
 
 
 class ObstacleKind(StrEnum):
-    """What kind of thing stands in the way of a new rotation."""
+    """The kind of an obstacle to a new rotation."""
 
     UNREACHABLE = "unreachable"
     OTHER_IDENTITY = "other identity"
@@ -90,13 +90,13 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What was found before a rotation.
+    """The result of the checks before a rotation.
 
     Attributes:
-        obstacles: Why it would be refused; empty where it would begin.
-        remarks: What is worth knowing, and does not keep it from beginning.
-        is_in_progress: Whether a rotation is in progress, so that the obstacles are what keeps that one from going on.
-        progress: Where that rotation stands; None without one.
+        obstacles: Why the rotation would be refused; empty if it would start.
+        remarks: What the operator should know although it does not prevent the rotation.
+        is_in_progress: Whether a rotation is in progress, so that the obstacles are what prevents it from continuing.
+        progress: The state of that rotation; None without one.
     """
 
     obstacles: tuple[Obstacle, ...]
@@ -107,13 +107,11 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """Between which servers commits flow, as far as the servers say.
+    """Which servers synchronize commits with each other, as far as they report it.
 
-    Attributes:
-        groups: URLs of the servers that answered and say with whom they synchronize; within a group, what one accepts
-            reaches the others.
-        silent: URLs of the servers that answered and do not say with whom they synchronize.
-        is_vague: Whether a server has a peer of which it cannot say which process that is, or has not reached it yet.
+    Attributes: groups: URLs of the servers that answered and report their peers, in groups; a commit accepted by one
+        server reaches all of its group. silent: URLs of the servers that answered and do not report their peers.
+        is_vague: Whether a server has a peer whose process it does not know, or which it has not reached yet.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -122,17 +120,17 @@ class Flow:
 
     @property
     def is_proven(self) -> bool:
-        """Whether everything that one of the servers accepts is known to reach all others."""
+        """Whether every commit that one of the servers accepts is known to reach all others."""
         return len(self.groups) + len(self.silent) <= 1
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether there are servers between which nothing flows, for certain."""
+        """Whether it is certain that some servers do not synchronize with others."""
         return len(self.groups) > 1 and not self.silent and not self.is_vague
 
 
 def find_flow(nodes: Sequence[NodeView]) -> Flow:
-    """Return which servers exchange commits. A peer both sends and fetches, so one side's word is enough."""
+    """Return which servers synchronize. A peer both sends and fetches, so the report of one side is enough."""
     telling = [node for node in nodes if node.instance is not None and node.partners is not None]
     known = {node.url for node in telling}
     parent: dict[str, str] = {}
@@ -156,7 +154,7 @@ def find_flow(nodes: Sequence[NodeView]) -> Flow:
 
 
 def find_named_twice(nodes: Sequence[NodeView]) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of URLs behind which one and the same server process answered."""
+    """Return the groups of URLs at which the same server process answered."""
     urls: dict[str, list[str]] = {}
     for node in nodes:
         if node.instance is not None:
@@ -165,7 +163,7 @@ def find_named_twice(nodes: Sequence[NodeView]) -> tuple[tuple[str, ...], ...]:
 
 
 def compare_clocks(observation: Observation, policy: Policy) -> Clocks:
-    """Return what other clocks have shown, as far as they were seen."""
+    """Return how other clocks differ from this machine's, as far as they were observed."""
     return Clocks(
         store_ahead_ms=observation.store.clock_ahead_ms,
         servers_ahead_ms={
@@ -176,7 +174,7 @@ def compare_clocks(observation: Observation, policy: Policy) -> Clocks:
 
 
 def find_clock_obstacle(clocks: Clocks) -> Obstacle | None:
-    """Return why nothing may be written with this machine's clock; None if it may."""
+    """Return the obstacle if this machine's clock is too wrong to write anything; else None."""
     if not clocks.is_ours_wrong:
         return None
     lines = clocks.describe_differences()
@@ -193,15 +191,15 @@ def find_clock_obstacle(clocks: Clocks) -> Obstacle | None:
 def check_own_clock(
     store_ahead_ms: int | None, servers: Iterable[tuple[str, int | None]], tolerance: timedelta
 ) -> Clocks:
-    """Check this machine's clock before something is written, by what is in hand, and return what that is.
+    """Check this machine's clock before a write, and return the clocks that it was compared with.
 
     Args:
-        store_ahead_ms: How far the store's clock is ahead of this machine's; None where it tells none.
+        store_ahead_ms: How far the store's clock is ahead of this machine's; None if it is unknown.
         servers: The same for each server, with its URL.
         tolerance: `Policy.clock_tolerance`.
 
     Raises:
-        WrongClockError: This machine's clock is wrong, as far as can be told. Nothing was written.
+        WrongClockError: This machine's clock is wrong, as far as the other clocks show. Nothing was written.
     """
     known = {url: ahead_ms for url, ahead_ms in servers if ahead_ms is not None}
     clocks = Clocks(store_ahead_ms=store_ahead_ms, servers_ahead_ms=known, tolerance=tolerance)
@@ -212,7 +210,7 @@ def check_own_clock(
 
 
 def wrong_clock_error(obstacles: Collection[Obstacle]) -> WrongClockError:
-    """Return the error for a command that may not write with this machine's clock."""
+    """Return the error for a command that may not write because this machine's clock is wrong."""
     # What else stands in the way may only seem so because of the clock.
     hint = next(one.hint for one in obstacles if one.kind is ObstacleKind.OWN_CLOCK)
     text = "; ".join(one.text for one in obstacles)
@@ -221,11 +219,11 @@ def wrong_clock_error(obstacles: Collection[Obstacle]) -> WrongClockError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredState:
-    """What the store holds, as far as it is compared.
+    """The state of the store, as it is compared with the servers' states.
 
     Attributes:
         digest: SHA-256 of the document's text, hexadecimal.
-        lineage: Its predecessors, as far as it names them.
+        lineage: The document's predecessors, as far as it names them.
     """
 
     generation: int
@@ -237,11 +235,11 @@ class StoredState:
         return cls(generation=document.generation, digest=source_digest(document), lineage=document.lineage)
 
     def is_behind(self, generation: int) -> bool:
-        """Whether a server that uses this generation has seen more than the store holds."""
+        """Whether a server with this generation uses a later identity than the store holds."""
         return generation > self.generation
 
     def is_other(self, generation: int, digest: str | None) -> bool:
-        """Whether a server uses another document than the store holds now, or held when it had that generation."""
+        """Whether a server uses a document that the store neither holds now nor held at that generation."""
         if digest is None or generation > self.generation:
             return False
         if generation == self.generation:
@@ -250,13 +248,13 @@ class StoredState:
 
 
 def find_contradiction(url: str, generation: int | None, digest: str | None, held: StoredState) -> Obstacle | None:
-    """Return why the store cannot be where the identity of this server comes from; None where it can.
+    """Return the obstacle if the identity that a server uses cannot come from this store; else None.
 
     Args:
         url: The server.
-        generation: Of the identity that it says it uses; None where it does not say.
-        digest: Of that identity's text; None where it does not say.
-        held: What the store holds.
+        generation: Generation of the identity that the server uses; None if it does not report one.
+        digest: Digest of that identity's text; None if it does not report one.
+        held: The state of the store.
     """
     if generation is None:
         return None
@@ -275,7 +273,7 @@ def find_contradiction(url: str, generation: int | None, digest: str | None, hel
 
 
 def went_back_error(obstacles: Iterable[Obstacle]) -> StoreWentBackError:
-    """Return the error for a store that went back."""
+    """Return the error for a store that holds an older identity than before."""
     found = tuple(obstacles)
     urls = [url for one in found for url in one.nodes]
     return StoreWentBackError(
@@ -288,15 +286,15 @@ def went_back_error(obstacles: Iterable[Obstacle]) -> StoreWentBackError:
 def find_obstacles(
     observation: Observation, policy: Policy, now_ms: int, *, silent: frozenset[str], is_restore: bool = False
 ) -> tuple[Obstacle, ...]:
-    """Return every obstacle to a new rotation, the ones of the identity first.
+    """Return every obstacle to a new rotation, those of the identity first.
 
     Args:
-        observation: What the store and the servers were seen to hold.
-        policy: How patient the rotation would be.
+        observation: The state of the store and the servers.
+        policy: Timeouts and quorum of the rotation.
         now_ms: Milliseconds since 1970.
         silent: URLs of the servers that were not seen to accept a request signed by the current root, without those
-            that a declared quorum leaves out.
-        is_restore: Whether the next root is an earlier one, which needs no introduction by the current one.
+            that a configured quorum leaves out.
+        is_restore: Whether the next root is a previous one, which needs no introduction by the current one.
     """
     own_clock = find_clock_obstacle(compare_clocks(observation, policy))
     return (
@@ -416,7 +414,7 @@ def is_of_another_identity(known: Sequence[str], store_roots: frozenset[str]) ->
     Args:
         known: Roots that the server trusts, and those that it rejects as revoked: in a backup from before a revocation
             the revoked one may be the only root.
-        store_roots: Those that the store's identity lists.
+        store_roots: The roots that the identity in the store lists.
     """
     return bool(known) and bool(store_roots) and store_roots.isdisjoint(known)
 
@@ -507,13 +505,13 @@ def find_remarks(
     foreign_labels: Mapping[str, str] | None = None,
     damaged: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Return what is worth knowing before a rotation and does not keep it from beginning.
+    """Return what the operator should know before a rotation although it does not prevent one.
 
     Args:
-        observation: What the store and the servers were seen to hold.
+        observation: The state of the store and the servers.
         policy: By how much clocks may differ.
-        foreign_labels: Labels that are none of Goatherd's, each with the version that it is on.
-        damaged: Ids of stored versions that cannot be read, each with why.
+        foreign_labels: Labels that are not Goatherd's, each with its version.
+        damaged: Ids of stored versions that cannot be read, each with the reason.
     """
     store, found = observation.store, list[str]()
     if store.rotation_id is not None:
@@ -557,7 +555,7 @@ def find_remarks(
 
 
 def _describe_problem(node: NodeView) -> str:
-    """Return why something could not be seen, in parentheses, without the request that was made."""
+    """Return why a server could not be observed, in parentheses, without the request that was made."""
     if not node.problem:
         return ""
     return f" ({node.problem.split('; ')[0].rpartition(': ')[2]})"

@@ -43,17 +43,17 @@ RISKS: Final[dict[Step, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a step costs where all goes well and all nodes are Goatherd's: the least.
+    """The least cost of a step, if nothing fails and all servers are Goatherd's.
 
-    Every further look while it waits costs one read of the store, two requests to each node, and one more to those that
-    it waits for, to tell them to look. A server of unmodified
-    GoatDB is asked who signs at most every five seconds, and once when a rotation has begun which process serves, by
-    three requests that leave an anonymous session behind.
+    Every further observation during a wait costs one read of the store, two requests to each server, and one
+    notification to each server that the step waits for. An unmodified GoatDB server is asked which root signs at most
+    every five seconds. Once per rotation its process is identified, by three requests that leave an anonymous session
+    behind.
 
     Attributes:
-        store_reads: Values read, and versions listed.
-        store_writes: Versions written, and labels moved.
-        node_requests: Requests to each node.
+        store_reads: Number of values read and lists of versions read.
+        store_writes: Number of versions written and labels moved.
+        node_requests: Number of requests to each server.
     """
 
     store_reads: int
@@ -73,16 +73,16 @@ COSTS: Final[dict[Step, Cost]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStep:
-    """One step.
+    """One step of a planned rotation.
 
     Attributes:
         leads_to: The phase after it.
-        effect: What it does, for people.
-        risk: What could go wrong by it, for people.
-        gate: What every node must be seen to do before it.
-        also: What else must hold before it: time for unlisted servers, health.
-        patience: How long it waits for that at most; None where it waits for no server.
-        otherwise: The step that leaves the rotation if that does not happen.
+        effect: What it does, human-readable.
+        risk: What could go wrong because of it, human-readable.
+        gate: The evidence that it needs from every server.
+        also: What else must hold before it: time for unlisted servers, health checks.
+        patience: How long it waits for that at most; None if it waits for no server.
+        otherwise: The step that ends the rotation if that does not happen.
         store_writes: Writes to the store, labels included.
         cost: See `Cost`.
     """
@@ -101,16 +101,16 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Every step from here to the end, the nodes it concerns, and what stands in its way now.
+    """Every remaining step of a rotation, its servers, and its obstacles.
 
     Attributes:
-        resumes: The rotation that would be carried on, or None for a new one.
-        started_by, started_at: Of that rotation.
-        obstacles: Why a new rotation is refused now, for people; empty where it begins. Where one is in progress: what
-            keeps it from going on.
-        remarks: What is worth knowing, and does not stop it.
-        not_waited_for: Which servers it would not wait for, as sentences.
-        stops: What would end it without a command, as sentences.
+        resumes: The rotation that would be resumed, or None for a new one.
+        started_by, started_at: Who started that rotation, and when.
+        obstacles: Why a new rotation would be refused now, human-readable; empty if it would start. For a rotation in
+            progress: what prevents it from continuing.
+        remarks: What the operator should know although it does not stop the rotation.
+        not_waited_for: Which servers the rotation would not wait for, as sentences.
+        stops: What would end the rotation automatically, as sentences.
     """
 
     phase: Phase
@@ -129,14 +129,14 @@ class Plan:
 def make_plan(
     observation: Observation, policy: Policy, now_ms: int, *, signals: Sequence[str] = (), remarks: Sequence[str] = ()
 ) -> Plan:
-    """Return what would happen from here on.
+    """Return the remaining steps of a rotation, from the state that was observed.
 
     Args:
-        observation: The store, and the nodes as far as they could be asked at no cost.
-        policy: How patient the rotation would be.
+        observation: The state of the store, and of the servers as far as they could be asked at no cost.
+        policy: Timeouts and quorum of the rotation.
         now_ms: Milliseconds since 1970.
-        signals: The names of the health signals.
-        remarks: What is worth knowing (`goatherd.rotation.obstacles.find_remarks`).
+        signals: The names of the health checks.
+        remarks: What the operator should know (`goatherd.rotation.obstacles.find_remarks`).
     """
     store = observation.store
     steps: list[PlannedStep] = []

@@ -18,11 +18,11 @@ from goatherd.times import milliseconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quorum:
-    """How many of the nodes must follow when patience has ended. All of them, unless one of the two is given.
+    """How many of the servers must follow before the deadline of a phase: all, unless a count or a fraction is given.
 
     Attributes:
-        count: So many nodes; where there are fewer, all of them.
-        fraction: Such a part of the nodes, above 0 and at most 1; rounded up to whole nodes.
+        count: The number of servers; all of them if there are fewer.
+        fraction: The fraction of the servers, above 0 and at most 1; rounded up to whole servers.
     """
 
     count: int | None = None
@@ -30,10 +30,10 @@ class Quorum:
 
     @classmethod
     def from_text(cls, text: str) -> Quorum:
-        """Read ``all``, a count such as ``4``, or a part such as ``80%``.
+        """Parse ``all``, a count such as ``4``, or a fraction such as ``80%``.
 
         Raises:
-            ConfigurationError: None of these, no node at all, or more than all.
+            ConfigurationError: The string has another form, or means no server at all, or more than all.
         """
         wanted = text.strip().lower()
         if wanted == "all":
@@ -47,7 +47,7 @@ class Quorum:
         )
 
     def needed(self, total: int) -> int:
-        """Return how many of `total` nodes must follow: at least one where there are any."""
+        """Return how many of `total` servers must follow; at least one if there are any."""
         if self.count is not None:
             return min(self.count, total)
         if self.fraction is not None:
@@ -68,32 +68,27 @@ ALL = Quorum()
 class Policy:
     """Timeouts, quorum and lifetimes of a rotation, as an operator sets them in the configuration.
 
-    Attributes:
-        adoption: Longest time that one phase may wait for nodes; past it the rotation is cancelled or rolled back.
-        settle: Longest time to wait, after a cancel or a roll-back, for nodes to sign with the restored root.
-        node_timeout: Longest time that one observation of one node may take.
-        poll_min, poll_max: Bounds of the pause between two observations; it starts small and doubles.
-        store_patience: How long a store that does not answer is asked again, beyond the provider's own retries.
-        clock_tolerance: By how much this machine's clock may differ from others before nothing is written, and how far
-            in the future a recorded time may be.
-        flow_patience: How long a session made at one server may take to reach the others, before a rotation in which
-            they do not say with whom they synchronize.
-        lifetime: From the making of a new root to its expiration. `check_lifetime` says how short it may be.
-        grace: How long versions that hold a retired private key are kept before `retire` destroys them.
-        renewal_fraction, renewal_cap: A root is due for rotation when less than this fraction of its lifetime, and at
-            most this time, is left.
-        quorum: How many nodes must follow once `adoption` has passed; until then all are waited for. Only a node that
-            does not answer at all can be left out: one that answers, and does not follow, ends the rotation.
-        unlisted: How long B must have been published before it signs, beside all evidence, for the sake of servers
-            that are not listed: their refresh interval with its jitter. 0 says that there are none.
-        bare: URLs of manual-restart servers, which run unmodified GoatDB. They must trust B as all do, but the rotation
-            does not wait for them to sign with it: what they sign with A counts everywhere.
-        distrust: URLs of servers whose word on the store's history does not count: one that lies, or that is wrong,
-            must not be able to stop every command.
-        health_failures: After so many bad answers in a row from the health signal the rotation is rolled back.
-        health_interval: Shortest time between two questions to the health signal.
-        health_timeout: Longest time for one answer of the health signal; none in time is a bad one.
-        health_soak: With a health signal, how long it must be watched while B signs before the rotation is final.
+    Attributes: adoption: Longest time that one phase may wait for servers; then the rotation is cancelled or rolled
+        back. settle: Longest time to wait, after a cancel or a roll-back, for servers to sign with the previous root
+        again. node_timeout: Timeout of one observation of one server. poll_min, poll_max: Shortest and longest pause
+        between two observations; the pause starts small and doubles. store_patience: How long to retry if the store
+        does not answer, in addition to the provider's own retries. clock_tolerance: By how much this machine's clock
+        may differ from others, and how far in the future a recorded time may be. Beyond this, nothing is written.
+        flow_patience: How long a session created at one server may take to reach the others, in the check before a
+        rotation of servers that do not report their peers. lifetime: Time from the generation of a new root to its
+        expiration. `check_lifetime` checks the lower limit. grace: How long versions that hold a retired private key
+        are kept before `retire` destroys them. renewal_fraction, renewal_cap: A root is due for rotation when less than
+        this fraction of its lifetime, and at most this time, is left. quorum: How many servers must follow once
+        `adoption` has passed; until then the rotation waits for all. Only a server that does not answer at all can be
+        left out: one that answers, and does not follow, ends the rotation. unlisted: How long the next root (B) must
+        have been published before it signs, for the sake of servers that are not listed: their refresh interval with
+        its jitter. 0 means that there are no such servers. bare: URLs of manual-restart servers, which run unmodified
+        GoatDB. They must trust B, but the rotation does not wait for them to sign with it, because what they sign with
+        the previous root (A) stays valid. distrust: URLs of servers whose reports on the store's history are ignored,
+        so that a lying or wrong server cannot stop every command. health_failures: After this many consecutive failures
+        of the health check the rotation is rolled back. health_interval: Shortest time between two health checks.
+        health_timeout: Timeout of one health check; a check that exceeds it has failed. health_soak: How long the
+        health check is watched while B signs before the rotation is final.
     """
 
     adoption: timedelta = timedelta(minutes=5)
@@ -118,10 +113,10 @@ class Policy:
     health_soak: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        """Check that durations are durations: a number of what would be a guess.
+        """Check that all durations are `timedelta` values, since a number has no unit.
 
         Raises:
-            ConfigurationError: One is a number or a string.
+            ConfigurationError: A duration is a number or a string.
         """
         for field in fields(self):
             value = getattr(self, field.name)
@@ -133,10 +128,10 @@ class Policy:
 
     @property
     def health_bound(self) -> timedelta:
-        """Longest time from the first bad answer of the health signal to the roll-back, in a store that answers.
+        """Longest time from the first failure of the health check to the roll-back, if the store answers.
 
-        Each question may have to wait for the interval, for one look at the nodes and for telling them, and for the
-        pause between two looks.
+        Before each check there may be the interval, one observation and notification of the servers, and the pause
+        between two observations.
         """
         look = max(self.node_timeout, self.health_timeout) + self.node_timeout + self.poll_max
         return self.health_failures * (self.health_interval + look)
@@ -152,12 +147,12 @@ private key to anyone who asks."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LifetimeFloor:
-    """The shortest lifetime of a new root.
+    """The shortest permitted lifetime of a new root.
 
     Attributes:
-        shortest: A root lives at least this long.
-        is_exclusive: Whether it must live longer than `shortest`.
-        reason: Where the number comes from, as it stands in an error after "because".
+        shortest: The lifetime must be at least this long.
+        is_exclusive: Whether it must be longer than `shortest`.
+        reason: The reason for the limit, as a phrase that follows "because" in an error message.
     """
 
     shortest: timedelta
@@ -172,7 +167,8 @@ class LifetimeFloor:
 def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> LifetimeFloor:
     """Return the shortest lifetime of a new root under a policy.
 
-    A root must outlive several rotations, so that one can fail, be rolled back and be tried again before its end.
+    A root must outlive several rotations, so that a rotation can fail, be rolled back and be retried before its
+    expiration.
 
     Args:
         policy: How long the parts of a rotation may take.
@@ -202,10 +198,10 @@ def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> Lifet
 
 
 def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
-    """Return when a root is due for rotation: a fraction of its lifetime before its expiration, with a cap.
+    """Return when a root is due for rotation: a fraction of its lifetime before its end, but at most a fixed time.
 
-    A fraction suits keys of an hour and keys of a year alike; the cap keeps a long-lived key from being replaced
-    absurdly early.
+    A fraction suits keys of an hour and keys of a year alike; the fixed time prevents a long-lived key from being
+    replaced far too early.
     """
     reserve = min(int((expires_ms - issued_ms) * policy.renewal_fraction), milliseconds(policy.renewal_cap))
     return expires_ms - reserve
@@ -219,7 +215,7 @@ def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
         unmodified: As for `lifetime_floor`.
 
     Raises:
-        LifetimeError: It does not.
+        LifetimeError: The lifetime is too short.
     """
     floor = lifetime_floor(policy, unmodified=unmodified)
     if floor.is_below(policy.lifetime):
@@ -231,9 +227,9 @@ def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
 
 
 def check_quorum(policy: Policy, listed: int) -> None:
-    """Check that a quorum given as a count can be reached by the servers that are listed.
+    """Check that enough servers are listed for a quorum that is given as a count.
 
-    Where servers are discovered, their number is known only at a look; this is for lists that are complete.
+    Discovered servers are counted only when they are observed; this check is for complete lists.
 
     Raises:
         ConfigurationError: The quorum is larger than the number of servers.
@@ -257,10 +253,10 @@ def _format_duration(duration: timedelta) -> str:
 
 
 def unlisted_for(refresh_interval: timedelta, *, jitter: float = 0.2) -> timedelta:
-    """Return a `Policy.unlisted` by which every server that can read the store has looked at it.
+    """Return a value for `Policy.unlisted`, after which every server that can read the store has read it.
 
     Args:
-        refresh_interval: How often servers look (`goatherd.settings.CloudSecretSettings`).
-        jitter: By which part of it they may be later.
+        refresh_interval: How often servers read the store (`goatherd.settings.CloudSecretSettings`).
+        jitter: By which fraction of the interval a read may be later.
     """
     return refresh_interval * (1 + jitter) + timedelta(seconds=2)

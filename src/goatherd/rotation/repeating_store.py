@@ -31,16 +31,16 @@ R = TypeVar("R")
 
 
 class RepeatingStore:
-    """See the module.
+    """A store that retries a failed call at once, inside `repeating`.
 
     Args:
         provider: The store.
         policy: How long to pause.
         clock: Tells the time and waits.
-        troubled: Told of every call that failed and is made again.
+        troubled: Called with the error of every call that is retried.
 
     Attributes:
-        failing_since: When a call failed first, by the clock's `monotonic`; None where one has succeeded since.
+        failing_since: Time of the first failure, by the clock's `monotonic`; None if a call has succeeded since.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RepeatingStore:
 
     @contextmanager
     def repeating(self) -> Iterator[None]:
-        """Make calls again that fail, inside; outside, each is made once."""
+        """Retry failed calls within the ``with`` statement; outside, each call is made once."""
         self.failing_since, self._tries = None, TRIES
         try:
             yield
@@ -64,7 +64,7 @@ class RepeatingStore:
 
     @property
     def guarantees(self) -> Guarantees:
-        """What the store promises."""
+        """The store's guarantees, such as its read consistency."""
         return self._provider.guarantees
 
     async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue:

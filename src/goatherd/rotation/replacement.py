@@ -71,15 +71,15 @@ OBSTACLES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStanding:
-    """How far one server has followed.
+    """How far one server has followed the new root.
 
     Attributes:
         is_unmodified: It runs unmodified GoatDB.
-        trusts_current: It accepts a request signed by the current root; None where that is not known.
-        signs_with: The root that it signs with; None where that is not known.
+        trusts_current: It accepts a request signed by the current root; None if that is not known.
+        signs_with: The root that it signs with; None if that is not known.
         holds_introduction: It holds the introduction of the current root by the expired one.
         holds_cross_signature: It holds the introduction of the expired root by the current one.
-        problem: What could not be seen, in one line.
+        problem: What could not be observed, in one line.
     """
 
     url: str
@@ -93,16 +93,16 @@ class NodeStanding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplacementReport:
-    """How a replacement stands at the end of a run.
+    """The state of a replacement at the end of a run.
 
     Attributes:
         expired_id: The root that had expired.
-        current_id: The root that signs in its place.
-        generation: Of the identity.
-        is_written: Whether this run has written the identity; False where an earlier run had.
+        current_id: The root that has replaced it.
+        generation: Generation of the identity.
+        is_written: Whether this run has written the identity; False if an earlier run had.
         has_key: Whether the store still holds the expired root's private key, without which the current root cannot be
             introduced to existing clients.
-        nodes: One for each server.
+        nodes: The state of each server.
     """
 
     expired_id: str
@@ -113,13 +113,13 @@ class ReplacementReport:
     nodes: tuple[NodeStanding, ...]
 
     def has_followed(self, node: NodeStanding) -> bool:
-        """Return whether nothing is left to do at a server."""
+        """Return whether a server signs with the new root and holds both introductions."""
         is_introduced = node.holds_introduction is True or not self.has_key
         return node.signs_with == self.current_id and is_introduced and node.holds_cross_signature is True
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the replacement is complete at every server."""
         return all(self.has_followed(node) for node in self.nodes)
 
 
@@ -128,10 +128,10 @@ class Replacer:
 
     Args:
         provider: The store.
-        secret_id: The identity's secret in it, with no ``{org}`` left.
-        nodes: Every server that holds this identity, or what tells who they are.
+        secret_id: The secret that holds the identity, with ``{org}`` replaced.
+        nodes: Every server that holds this identity, or a source that lists them.
         org: The organization id, which is part of every signed commit.
-        policy: How long to wait for the servers (`adoption`), and how long the new root lives (`lifetime`).
+        policy: How long to wait for the servers (`adoption`), and the lifetime of the new root (`lifetime`).
         clock: Tells the time and waits.
         on_event: Called with each event as it happens; must not block and must not raise.
     """
@@ -174,15 +174,12 @@ class Replacer:
     async def replace(self) -> ReplacementReport:
         """Replace the root that has expired, or resume where an earlier run has stopped.
 
-        Raises:
-            IllegalStepError: The current root has not expired, and has not replaced an expired one.
-            StoreWentBackError: A server has used a later identity than the store holds, or another one. Nothing was
-                written.
-            ObstructedError: A server has seen a later identity, belongs to another one, has another time than this
-                machine, or is listed twice. Nothing was written.
-            LifetimeError: The new root would live too short. Nothing was written.
-            StuckError: The store refuses the change although nothing in it changes.
-            ProviderError: The store failed. Run it again.
+        Raises: IllegalStepError: The current root has not expired, and has not replaced an expired one.
+            StoreWentBackError: A server has used a later identity than the store holds, or a different one. Nothing was
+            written. ObstructedError: A server has seen a later identity, belongs to another one, has a clock that
+            disagrees with this machine's, or is listed twice. Nothing was written. LifetimeError: The lifetime of the
+            new root would be too short. Nothing was written. StuckError: The store refuses the change although nothing
+            in it changes. ProviderError: The store failed. Run it again.
         """
         self._continuity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
@@ -291,7 +288,7 @@ class Replacer:
         return self._provider.store_clock.ahead_ms(now_ms)
 
     async def _key_of(self, document: IdentityDocument, expired_id: str) -> OwnedSession | None:
-        """Return the expired root with its private key, from the version that holds it; None where none does."""
+        """Return the expired root with its private key, from the version that holds it; None if there is none."""
         for holding in await find_holdings(self._store, self._secret_id, document):
             if expired_id in holding.private_ids:
                 found = await self._store.read(self._secret_id, holding.version.id)
@@ -311,7 +308,7 @@ class Replacer:
         return (await self._read_identity())[0]
 
     async def _move_stable(self, version: SecretVersion) -> None:
-        """Put label ``stable`` on the version as well: to go back would be to go back to an expired root."""
+        """Move label ``stable`` to the new version as well, since the version before it has an expired root."""
         if STABLE in version.labels:
             return
         listed = await self._store.versions(self._secret_id)

@@ -29,18 +29,17 @@ _NEW_ROOT: Final = "`goatherd rotate` replaces the current root with a new one."
 
 
 def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> str:
-    """Return the root to restore: the one that is named, else the one that signed before the current one.
+    """Return the root to restore: the named one, or else the root that signed before the current one.
 
-    A root that is named need not be listed by the document; then `find_left_root` says whether it was one.
+    The document need not list a named root any more; `find_left_root` then checks that it was a root of this identity.
 
     Args:
         document: A steady document.
-        named: What the operator asked for.
+        named: The root that the operator named, or None.
         now_ms: Milliseconds since 1970.
 
-    Raises:
-        NotRestorableError: There is no previous root, it is the one that was rolled back from, or the root signs
-            already, was revoked, has expired, or is on record as destroyed.
+    Raises: NotRestorableError: There is no previous root, or it was rolled back; or the root is the current root, was
+        revoked, has expired, or its key is recorded as destroyed.
     """
     chosen = named or _find_previous(document)
     if chosen == document.current.id:
@@ -70,7 +69,7 @@ def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodifi
         unmodified: URLs of servers that run unmodified GoatDB.
 
     Raises:
-        NotRestorableError: It would expire too soon, or an unmodified server would expose its private key.
+        NotRestorableError: The root would expire too soon, or an unmodified server would expose its private key.
     """
     root_id = root.id
     if root.is_expired(now_ms):
@@ -102,11 +101,11 @@ async def find_left_root(
     observer: Observer,
     now_ms: int,
 ) -> Session:
-    """Return a root that the document does not list any more, as its cluster has introduced it.
+    """Return a root that the document no longer lists, as its cluster has introduced it.
 
-    SECURITY: a stored version with its private key does not make it a root: a writer of the store could
-    have put one there. So a chain of introductions must lead to it from a root of the document. The listed servers hold
-    them, and one server's copy is as good as another's, because they are signed
+    SECURITY: a stored version with its private key does not prove that it was a root, because a writer of the store
+    could have put the key there. So a chain of introductions must lead to the root from a root of the document. The
+    listed servers hold the introductions, which are signed, so any server's copy will do
     (tests/unit/rotation/test_restore_left.py).
 
     Args:
@@ -118,7 +117,7 @@ async def find_left_root(
         now_ms: Milliseconds since 1970.
 
     Raises:
-        NotRestorableError: No stored version holds a private key of that name, no server holds an introduction, or the
+        NotRestorableError: No stored version holds a private key with this id, no server holds an introduction, or the
             current root has expired.
         ProviderError: The store failed.
     """
@@ -160,7 +159,7 @@ async def find_left_root(
 
 
 async def _read_versions(provider: StoreReader, secret_id: str, unread: list[str]) -> AsyncIterator[IdentityDocument]:
-    """Yield the documents of all stored versions, newest first; add to `unread` what cannot be read, and why."""
+    """Yield the documents of all stored versions, newest first; add to `unread` which cannot be read, and why."""
     for version in await provider.versions(secret_id):
         if version.state is VersionState.DESTROYED:
             continue
@@ -180,7 +179,7 @@ async def _read_versions(provider: StoreReader, secret_id: str, unread: list[str
 
 
 async def read_earlier_root(provider: StoreReader, secret_id: str, wanted: Session) -> OwnedSession:
-    """Return an earlier root with its private key, read from the newest stored version that holds it.
+    """Return a previous root with its private key, from the newest stored version that holds it.
 
     Args:
         provider: The store.
@@ -188,7 +187,7 @@ async def read_earlier_root(provider: StoreReader, secret_id: str, wanted: Sessi
         wanted: The root, exactly as the document lists it or `find_left_root` returns it.
 
     Raises:
-        NotRestorableError: No version that can be read holds its key.
+        NotRestorableError: No readable version holds its key.
         ProviderError: The store failed.
     """
     unread: list[str] = []

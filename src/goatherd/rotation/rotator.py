@@ -130,19 +130,15 @@ _UNREAD: Final = "the versions"
 
 
 class Rotator:
-    """Rotates the root of one organization. One object may run any number of times, one run at a time.
+    """Rotates the root of one organization. One object may run any number of times, but one run at a time.
 
-    Args:
-        provider: The store.
-        secret_id: The identity's secret in it, with no ``{org}`` left.
-        nodes: Every server that holds this identity, or what tells who they are and is asked again at each look. One
-            that is missing here is not waited for; see `Policy.unlisted`.
-        org: The organization id, which is part of every signed commit.
-        policy: How patient to be.
-        clock: Tells the time and waits.
-        started_by: Who runs this, for people: ``user@host:pid``.
-        on_event: Called with each event as it happens; must not block and must not raise.
-        health: Signals that must be well before a rotation begins, and while B signs.
+    Args: provider: The store. secret_id: The secret that holds the identity, with ``{org}`` replaced. nodes: Every
+        server that holds this identity, or a source that lists them again at each observation. The rotation does not
+        wait for a server that is missing here; see `Policy.unlisted`. org: The organization id, which is part of every
+        signed commit. policy: Timeouts, quorum and lifetimes. clock: Tells the time and waits. started_by: The user or
+        process that runs it, human-readable: ``user@host:pid``. on_event: Called with each event as it happens; must
+        not block and must not raise. health: Health checks that must pass before a rotation begins, and while the next
+        root signs.
     """
 
     def __init__(
@@ -210,45 +206,40 @@ class Rotator:
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
     async def rotate(self, *, to_phase: Phase | None = None) -> Report:
-        """Replace the root that signs now, and return when every node signs with the new one and it is final.
+        """Replace the current root, and return when every server signs with the new one and the rotation is final.
 
         Args:
-            to_phase: Stop when this phase is reached; `resume` carries on.
+            to_phase: Stop when this phase is reached; `resume` continues.
 
-        Raises:
-            RotationBusyError: A rotation is in progress, or another one has won the race to begin; it names who, since
-                when and which phase.
-            NotAdoptedError: Nodes did not take part in time, or refused; the rotation was cancelled or rolled back.
-                `report` tells more.
-            StoreWentBackError: A server has used a later identity than the store holds, or another one: a backup was
-                restored. Nothing was written.
-            ObstructedError: Something stands in the way (`goatherd.rotation.obstacles`): a server does not answer, or
-                belongs to another identity, or what one accepts does not reach the others. Nothing was written.
-            IllegalStepError: The root that signs has expired. Nothing was written.
-            DegradedError: A node cannot read the store, and so could not follow. Nothing was written.
-            UnhealthyError: The health signal is bad already. Nothing was written.
-            LifetimeError: The new root would live too short (`goatherd.rotation.policy.check_lifetime`).
-            ConfigurationError: The quorum is larger than the number of listed servers.
-            UnsignedIdentityError: What the store holds was changed since a root signed it.
-            ProviderError: The store did not take part. Where the rotation stands is recorded in it: `resume`.
+        Raises: RotationBusyError: A rotation is in progress, or another process has just started one; the error names
+            who, since when and which phase. NotAdoptedError: Servers did not follow in time, or refused; the rotation
+            was cancelled or rolled back. `report` has the details. StoreWentBackError: A server has used a later
+            identity than the store holds, or a different one: a backup was restored. Nothing was written.
+            ObstructedError: There is an obstacle (`goatherd.rotation.obstacles`): a server does not answer, or belongs
+            to another identity, or the servers do not synchronize. Nothing was written. IllegalStepError: The current
+            root has expired. Nothing was written. DegradedError: A server cannot read the store, and so could not
+            follow. Nothing was written. UnhealthyError: A health check fails before the rotation. Nothing was written.
+            LifetimeError: The lifetime of the new root would be too short (`goatherd.rotation.policy.check_lifetime`).
+            ConfigurationError: The quorum is larger than the number of listed servers. UnsignedIdentityError: The
+            identity in the store was changed since a root signed it. ProviderError: The store failed. It records the
+            state of the rotation, which `resume` continues.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
         return await self._run_goal(Goal.ROTATE, to_phase=to_phase)
 
     async def restore(self, root_id: str | None = None, *, to_phase: Phase | None = None) -> Report:
-        """Make an earlier root sign again, by a rotation to it; the root that signs now stays trusted.
+        """Make a previous root sign again, by a rotation to it; the current root stays trusted.
 
         Args:
-            root_id: The earlier root; None for the one that signed before the current one.
-            to_phase: Stop when this phase is reached; `resume` carries on.
+            root_id: The previous root; None for the one that signed before the current one.
+            to_phase: Stop when this phase is reached; `resume` continues.
 
-        Raises:
-            NotRestorableError: The root is unknown, signs already, was revoked, expires too soon, or its private key is
-                in no version that can be read; or it has left the document, and no listed server holds an introduction
-                that shows that it was a root of this identity. Nothing was written.
-            RotationBusyError, NotAdoptedError, StoreWentBackError, ObstructedError, DegradedError, UnhealthyError,
-                ProviderError: As `rotate`.
+        Raises: NotRestorableError: The root is unknown, is the current root, was revoked, expires too soon, or no
+            readable version holds its private key; or the document no longer lists it, and no listed server holds an
+            introduction which shows that it was a root of this identity. Nothing was written. RotationBusyError,
+            NotAdoptedError, StoreWentBackError, ObstructedError, DegradedError, UnhealthyError, ProviderError: As
+            `rotate`.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
@@ -272,7 +263,7 @@ class Rotator:
         """Resume the rotation in progress, whichever process began it; repair what a crash has left.
 
         Raises:
-            As `rotate`, but for `RotationBusyError`.
+            As `rotate`, except `RotationBusyError`.
         """
         check_quorum(self.policy, self._listed)
         if self._health.signals and (await self._read())[0].next is not None:
@@ -281,19 +272,18 @@ class Rotator:
         return await self._run_goal(Goal.RESUME, to_phase=to_phase)
 
     async def abandon(self, reason: str = _MEANT, *, by: Step | None = None) -> Report:
-        """Leave the rotation in progress: cancel it where B has not signed yet, else roll back to A.
+        """End the rotation in progress: cancel it if the next root (B) has not signed yet, else roll back to A.
 
-        Afterwards A signs, and B stays trusted. Nodes that could not be seen to sign with A are in the report.
+        Afterwards the previous root (A) signs, and B stays trusted. The report lists servers that were not seen to sign
+        with A.
 
         Args:
-            reason: For the document's history.
-            by: `Step.CANCEL` or `Step.ROLL_BACK`, to leave by this step only; None leaves by whichever is right.
+            reason: The reason, recorded in the document's history.
+            by: `Step.CANCEL` or `Step.ROLL_BACK`, to allow this step only; None to choose the step by the phase.
 
-        Raises:
-            IllegalStepError: `by` is not the step that leaves this phase; or A has expired or is revoked, so that only
-                going on is left.
-            StoreWentBackError: As `rotate`.
-            ProviderError: The store did not take part, or no longer holds A's private key.
+        Raises: IllegalStepError: `by` is not the step that ends this phase; or A has expired or is revoked, so that the
+            rotation can only be completed. StoreWentBackError: As `rotate`. ProviderError: The store failed, or no
+            longer holds A's private key.
         """
         return await self._run_goal(Goal.ABANDON, reason=reason, leave_by=by)
 
@@ -302,16 +292,16 @@ class Rotator:
 
         Raises:
             IllegalStepError: A rotation is in progress.
-            StoreWentBackError: As `rotate`, of the servers that answer.
-            ProviderError: The store did not take part, or cannot destroy a version.
+            StoreWentBackError: As `rotate`, by the servers that answer.
+            ProviderError: The store failed, or cannot destroy a version.
         """
         return await self._run_goal(Goal.RETIRE)
 
     async def plan(self) -> Plan:
-        """Return what `rotate`, or `resume` where a rotation is in progress, would do. Writes nothing, anywhere.
+        """Return what `rotate` would do, or `resume` if a rotation is in progress. Writes nothing.
 
         Raises:
-            ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
+            ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._continuity.forget()
         self._set_clock()
@@ -323,14 +313,13 @@ class Rotator:
         return make_plan(observation, self.policy, self._steady.now_ms(), signals=names, remarks=remarks)
 
     async def survey(self, *, is_probing: bool = True, has_remarks: bool = True) -> Survey:
-        """Return what stands in the way of a rotation, as `rotate` would see it. Writes nothing to the store.
+        """Return the obstacles to a rotation, as `rotate` would find them. Writes nothing to the store.
 
-        Args:
-            is_probing: Make one anonymous session where the servers do not say with whom they synchronize.
-            has_remarks: Look for remarks as well, which reads every stored version.
+        Args: is_probing: Whether to create one anonymous session if the servers do not report their peers, to check
+            that they synchronize. has_remarks: Whether to look for remarks as well, which reads every stored version.
 
         Raises:
-            ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
+            ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._flow = self._health_before = None
         self._continuity.forget()
@@ -486,7 +475,7 @@ class Rotator:
                 poll = await self._wait(poll, None)
 
     def _is_half_way(self) -> bool:
-        """Return whether the store showed a rotation in progress when this run read it last."""
+        """Return whether the store showed a rotation in progress when this run last read it."""
         return self._stored_phase is not None
 
     def _describe_half_way(self) -> str:
@@ -539,13 +528,11 @@ class Rotator:
         is_probing: bool = False,
         is_restore: bool = False,
     ) -> tuple[Observation, IdentityDocument]:
-        """Return all that `find_obstacles_to_begin` looks at, and the identity of then; write nothing to the store.
+        """Return the observation for `find_obstacles_to_begin`, and the identity. Writes nothing to the store.
 
-        Args:
-            document, version: What label ``current`` leads to.
-            is_probing: Ask the nodes to look at the store where they could not read it, and, where they do not say with
-                whom they synchronize and nothing else stands in the way, see whether their sessions reach each other.
-            is_restore: Whether it is to be a rotation to an earlier root.
+        Args: document, version: The identity with label ``current``, and its version. is_probing: Whether to notify
+            servers that could not read the store, and to check that the servers synchronize if they do not report it
+            and there is no other obstacle. is_restore: Whether the rotation would be to a previous root.
         """
         store = await self._store_view(document, version)
         # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
@@ -592,7 +579,7 @@ class Rotator:
     async def _read_after(
         self, document: IdentityDocument, *, is_waiting: bool
     ) -> tuple[IdentityDocument, SecretVersion]:
-        """Read again; with `is_waiting`, a store whose reads may lag gets `Policy.store_patience` to show a change."""
+        """Read the store again; with `is_waiting`, wait up to `Policy.store_patience` if its reads may lag."""
         lags = self._provider.guarantees.read_consistency is not ReadConsistency.STRONG
         poll, until = self.policy.poll_min, self._clock.monotonic() + self.policy.store_patience.total_seconds()
         while True:
@@ -702,7 +689,7 @@ class Rotator:
     # --- the store --------------------------------------------------------------------------------------------------
 
     def _set_clock(self) -> None:
-        """Measure time from now on by what this machine's clock shows now."""
+        """Start a clock at this machine's present time, which later changes of the system time do not affect."""
         self._steady, self._seen_ms, self._is_clock_confirmed = SteadyClock(self._clock), {}, False
 
     def _was_clock_set(self) -> bool:
@@ -710,15 +697,15 @@ class Rotator:
         return timedelta(milliseconds=abs(self._clock.now_ms() - self._steady.now_ms())) > self.policy.clock_tolerance
 
     def _time_to_record(self) -> int:
-        """Return this machine's time, or, if its clock was set wrong since this run began, what has passed since then.
+        """Return this machine's time; if its clock was set wrong during this run, the start plus the time since.
 
-        A machine that slept in between has only the former right.
+        The machine's time is preferred because only it is right on a machine that slept in between.
         """
         times = (self._clock.now_ms(), self._steady.now_ms())
         return next((now_ms for now_ms in times if not self._is_wrong(now_ms)), times[0])
 
     def _is_wrong(self, now_ms: int) -> bool:
-        """Return whether a time is wrong by what the store and the nodes have answered last."""
+        """Return whether a time is wrong, by the last answers of the store and the servers."""
         seen = {url: node.clock_ahead_ms(now_ms) for url, node in self._observer.nodes.items()}
         return Clocks(
             store_ahead_ms=self._provider.store_clock.ahead_ms(now_ms),
@@ -735,7 +722,7 @@ class Rotator:
     def _limit_times(
         self, document: IdentityDocument, version: SecretVersion, nodes: Sequence[NodeView] = ()
     ) -> IdentityDocument:
-        """Return the document without times in the future, if another clock shows that ours is right; else as it is."""
+        """Return the document without times in the future if another clock confirms this machine's; else unchanged."""
         clocks = Clocks(
             store_ahead_ms=self._store_ahead_ms(),
             servers_ahead_ms={one.url: one.clock_ahead_ms for one in nodes if one.clock_ahead_ms is not None},
@@ -748,10 +735,10 @@ class Rotator:
         return limit_times(document, seen_ms, written_ms=version.created_ms, tolerance=self.policy.clock_tolerance)
 
     async def _read(self, nodes: Sequence[NodeView] = ()) -> tuple[IdentityDocument, SecretVersion]:
-        """Return what label ``current`` leads to.
+        """Return the identity with label ``current``, and its version.
 
         Args:
-            nodes: What is known of the nodes' clocks.
+            nodes: What is known of the servers' clocks.
         """
         found = await self._store.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
@@ -769,11 +756,11 @@ class Rotator:
         return self._limit_times(document, found.version, nodes), found.version
 
     async def _check_history(self) -> IdentityDocument:
-        """Return what the store holds, if no server has used a later state of it, or another one.
+        """Return the identity in the store, if no server has used a later one or a different one.
 
-        SECURITY: a write into a store that went back removes the root that has signed since
-        (tests/cluster/test_restored_store.py). And a store whose reads lag may not show yet that a rotation began, or
-        for `retire` that it ended.
+        SECURITY: a write on top of an older identity removes the root that has signed since
+        (tests/cluster/test_restored_store.py). A store whose reads lag may also not show yet that a rotation began or
+        ended.
         """
         self._continuity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
@@ -825,7 +812,7 @@ class Rotator:
         return replace(view, recorded_ahead_ms=self._recorded_ahead_ms)
 
     async def _cancelled_views(self, document: IdentityDocument, rotation_id: str) -> tuple[VersionView, ...]:
-        """Look for what a cancelled rotation has left; what cannot be looked at is left to `retire`, and reported."""
+        """Return the versions that a cancelled rotation has left; report and leave to `retire` what is unreadable."""
         without = [*self._given_up, *self._undestroyed]
         if _UNREAD in without:
             return ()
@@ -992,11 +979,10 @@ class Rotator:
 
 
 def _retried_read_errors(attempted: object) -> tuple[type[ProviderError], ...]:
-    """Return the errors that are waited for in the middle of a rotation, because rights and mounts come back.
+    """Return the errors that are retried during a rotation, because permissions and mounts may be restored.
 
-    Args:
-        attempted: What was to be changed; None while the store is only read. A version that a change needs and that is
-            not found does not come back, so that is not waited for.
+    Args: attempted: The change to be made; None while the store is only read. If a change needs a version that is not
+        found, that is not retried, since the version will not return.
     """
     denied = (ProviderAccessDeniedError, ProviderConfigurationError)
     return denied if attempted is not None else (*denied, SecretNotFoundError)

@@ -28,11 +28,11 @@ Ask = Callable[[], Awaitable[Mapping[str, ServerIdentity]]]
 
 
 class SignatureCheck:
-    """Remembers over one command whether a signed document was seen.
+    """Checks the documents that one command reads, and remembers whether a signed one was seen.
 
     Args:
         provider: The store.
-        secret_id: The identity's secret in it.
+        secret_id: The secret that holds the identity.
         ask: Asks the listed servers.
     """
 
@@ -44,13 +44,11 @@ class SignatureCheck:
         self._passed: IdentityDocument | None = None
 
     async def check(self, document: IdentityDocument | None) -> None:
-        """Check a document as it was read, which the command is about to change; None where nothing was read.
+        """Check the signature of a document that the command is about to change; None if nothing was read.
 
-        Raises:
-            UnsignedIdentityError: It was changed since its current root signed it, or it has no signature although an
-                earlier one had.
-            GenerationJumpError: It has no signature, and a generation that no writer can have reached.
-            ProviderError: The store failed.
+        Raises: UnsignedIdentityError: The document was changed since its current root signed it, or it has no signature
+            although an earlier one had. GenerationJumpError: The document has no signature, and a generation that no
+            writer can have reached. ProviderError: The store failed.
         """
         if document is None:
             return
@@ -82,12 +80,12 @@ class SignatureCheck:
 async def read_earlier(
     provider: StoreReader, secret_id: str, *, most: int = MOST_VERSIONS
 ) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
-    """Yield the documents of the versions before the current one, newest first; what cannot be read is left out.
+    """Yield the documents of the versions before the current one, newest first. Unreadable versions are left out.
 
-    What an interrupted change has left was never current, and is left out as well.
+    Leftovers of interrupted changes are left out as well, because they were never current.
 
     Raises:
-        ProviderError: The store failed in a way that another attempt may not.
+        ProviderError: The store failed in a way that a retry may solve.
     """
     listed = [one for one in await provider.versions(secret_id) if CURRENT not in one.labels and not one.is_leftover]
     for version in [one for one in listed if one.state is VersionState.ENABLED][:most]:

@@ -46,25 +46,25 @@ async def check_store_history(
     signed: IdentityDocument | None = None,
     is_voted: bool = False,
 ) -> IdentityDocument:
-    """Check that no server has used a later identity than the store holds, or another one.
+    """Check that no server has used a later identity than the store holds, or a different one.
 
-    A store whose reads may lag gets `Policy.store_patience` to show what the servers have seen already.
+    A store whose reads may lag gets `Policy.store_patience` to show the identity that the servers use.
 
     Args:
-        document: What the store has shown.
+        document: The identity that was read from the store.
         read: Reads the store again.
-        ask: Asks the servers what they use, by URL; those that do not answer are left out.
-        policy: `distrust` names the servers whose word does not count.
-        guarantees: The store's.
+        ask: Asks the servers which identity they use, by URL; those that do not answer are left out.
+        policy: `distrust` names the servers whose reports are ignored.
+        guarantees: The store's guarantees.
         clock: Tells the time and waits.
-        troubled: Told what was found before each pause.
+        troubled: Called with the problem before each pause.
         signed, is_voted: As for `find_contradictions`.
 
     Returns:
-        What the store holds now: another document where it was changed meanwhile.
+        The identity in the store; a later document if it was changed meanwhile.
 
     Raises:
-        StoreWentBackError: A server has used a later identity, or another one.
+        StoreWentBackError: A server has used a later identity, or a different one.
     """
     may_lag = guarantees.read_consistency is not ReadConsistency.STRONG
     until = clock.monotonic() + policy.store_patience.total_seconds()
@@ -94,16 +94,13 @@ def find_contradictions(
     signed: IdentityDocument | None = None,
     is_voted: bool = False,
 ) -> tuple[Obstacle, ...]:
-    """Return why the store cannot be where the servers' identity comes from, one obstacle for each such server.
+    """Return one obstacle for each server whose identity cannot come from the store in its present state.
 
-    Args:
-        answers: What servers say of themselves (``GET /goatherd/v1/identity``), by URL.
-        document: What the store holds.
-        distrust: URLs of servers whose word does not count.
-        signed: Where `document` is not signed, the last signed one before it. Servers that ask for signatures can use
-            nothing later, and the others may still use it.
-        is_voted: Whether the servers that agree with the store overrule the others if they are more: in an emergency
-            one server that lies must not cost time. After a restore, none that runs agrees.
+    Args: answers: The servers' reports (``GET /goatherd/v1/identity``), by URL. document: The identity in the store.
+        distrust: URLs of servers whose reports are ignored. signed: If `document` is not signed, the last signed one
+        before it. Servers that require signatures cannot use a later one, and the others may still use it. is_voted:
+        Whether the majority decides: servers that agree with the store overrule fewer that disagree, so that in an
+        emergency one lying server costs no time. After a restored backup, no running server agrees.
     """
     held, listed = StoredState.of(document), {root.id for root in document.roots}
     last_signed = None if signed is None else StoredState.of(signed)
@@ -123,11 +120,11 @@ def find_contradictions(
 
 
 class Continuity:
-    """Remembers what a command has read or written last, and refuses another content of it: the store may be restored
-    while the command runs.
+    """Remembers the document that a command last read or wrote, and rejects one that is no successor of it.
 
-    SECURITY: a store that was restored from a backup gives the same version ids again, so that a compare-and-swap on an
-    id would write over another document than the one that was decided on (tests/unit/rotation/test_store_history.py).
+    SECURITY: a store that is restored from a backup while the command runs assigns the same version ids again. A
+    compare-and-swap on an id would then overwrite another document than the one that was decided on
+    (tests/unit/rotation/test_store_history.py).
 
     Args:
         provider: The store.
@@ -138,18 +135,18 @@ class Continuity:
         self._last: tuple[str, int, str] | None = None
 
     def forget(self) -> None:
-        """Begin anew: another command takes the store as it is."""
+        """Forget the remembered document, because a new command begins."""
         self._last = None
 
     def note(self, version: str, document: IdentityDocument) -> None:
-        """Remember what was written."""
+        """Remember a document that was written."""
         self._last = (version, document.generation, document_digest(document))
 
     def check(self, document: IdentityDocument, version: SecretVersion) -> None:
-        """Check that a document which was read is the one before, or has grown from it as far as it tells.
+        """Check that a document is the remembered one or a successor of it, as far as its lineage shows.
 
         Raises:
-            StoreWentBackError: It is not.
+            StoreWentBackError: The document is neither.
         """
         digest = source_digest(document)
         before, self._last = self._last, (version.id, document.generation, digest)
@@ -171,7 +168,7 @@ class Continuity:
 async def find_later_versions(
     provider: StoreReader, secret_id: str, used: Mapping[str, tuple[int, str]]
 ) -> tuple[str, ...]:
-    """Return which stored versions hold what servers use, as sentences: they could be made current again.
+    """Return, as sentences, which stored versions hold identities that servers use: they could be made current.
 
     Args:
         provider: The store.
@@ -204,14 +201,14 @@ async def find_later_versions(
 
 
 def check_distrusted(distrust: Collection[str], listed: Collection[str]) -> None:
-    """Check that only listed servers are distrusted: a mistyped URL would overrule no server.
+    """Check that every distrusted URL is listed, since a mistyped URL would have no effect.
 
     Args:
-        distrust: URLs.
-        listed: URLs of all servers; empty where they are discovered, or where none is listed.
+        distrust: URLs of the distrusted servers.
+        listed: URLs of all servers; empty if they are discovered, or if none is listed.
 
     Raises:
-        ConfigurationError: One is not listed.
+        ConfigurationError: A distrusted URL is not listed.
     """
     if listed and (strangers := sorted(set(distrust) - set(listed))):
         raise ConfigurationError(

@@ -43,12 +43,12 @@ class AlertKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """One alert.
+    """An alert to the operator.
 
     Attributes:
         reason: The reason, in one line.
-        code: The error's code, where there was one.
-        failures: How many times in a row.
+        code: The error's code, if there was an error.
+        failures: Number of consecutive failures.
     """
 
     kind: AlertKind
@@ -71,8 +71,8 @@ class Alarm:
     """Logs alerts, and runs a command for each. The command gets the alert as JSON on its standard input.
 
     Args:
-        command: Run by ``/bin/sh -c``; None for the log only.
-        timeout: When its time is over, the command and what it started are killed.
+        command: The command line, run by ``/bin/sh -c``; None to log only.
+        timeout: Timeout of the command; then the command and the processes that it started are killed.
     """
 
     def __init__(self, command: str | None = None, *, timeout: timedelta = COMMAND_TIMEOUT) -> None:
@@ -80,7 +80,7 @@ class Alarm:
         self._timeout = timeout.total_seconds()
 
     async def ring(self, alert: Alert) -> None:
-        """Tell of one alert; returns when the command has ended."""
+        """Raise one alert, and return when the command has ended."""
         data = alert.to_json()
         _log.error(event_text(LogEvent.CONTROLLER_ALERT, **data))
         if self._command is None:

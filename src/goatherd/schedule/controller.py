@@ -54,7 +54,7 @@ _SHORTEST_PAUSE: Final = timedelta(milliseconds=20)
 
 
 class Worker(Protocol):
-    """What does the work; `goatherd.rotation.Rotator` is one."""
+    """The interface of the object that performs rotations; `goatherd.rotation.Rotator` implements it."""
 
     async def rotate(self) -> Report: ...
 
@@ -65,14 +65,14 @@ class Worker(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One look, and what came of it.
+    """The result of one read of the identity, and of what was done.
 
     Attributes:
-        verdict: What was to be done, and when; None where the identity could not be read.
-        has_acted: Whether something was begun.
-        report: How it ended, if it did its work.
-        error: Why it did not.
-        has_yielded: Another process was first, which is no failure.
+        verdict: What was due, and when; None if the identity could not be read.
+        has_acted: Whether an operation was begun.
+        report: The report of the operation, if it succeeded.
+        error: The error, if it failed.
+        has_yielded: Whether another process was faster, which is no failure.
     """
 
     verdict: DueDecision | None = None
@@ -83,19 +83,19 @@ class Turn:
 
 
 class Controller:
-    """Rotates the root of one identity by a schedule.
+    """Rotates the root of one identity on a schedule.
 
     Args:
         provider: The store.
-        secret_id: The identity's secret in it, with no ``{org}`` left.
+        secret_id: The secret that holds the identity, with ``{org}`` replaced.
         schedule: When to rotate, checked.
-        worker: Makes what does the work; it is given a function that must be told each of the work's events.
+        worker: Makes the worker; called with a function to which the worker must report each event.
         clock: Tells the time and waits.
-        interval: How often the identity is looked at, give or take a little.
-        alarm: Who is told.
-        journal: Where decisions and their evidence are kept.
-        on_look: Called with the document and the verdict after each look; must not block and must not raise.
-        stop_patience: How long a rotation that goes on may take to its end when the controller is to stop.
+        interval: How often the identity is read, approximately.
+        alarm: Alerts the operator.
+        journal: Records decisions and their evidence.
+        on_look: Called with the document and the decision after each read; must not block and must not raise.
+        stop_patience: How long a rotation that makes progress may take to complete when the controller is to stop.
     """
 
     def __init__(
@@ -139,10 +139,10 @@ class Controller:
     # --- one look -----------------------------------------------------------------------------------------------------
 
     async def look(self) -> tuple[IdentityDocument, DueDecision]:
-        """Return the identity and what comes next; writes nothing.
+        """Return the identity and the next action. Writes nothing.
 
         Raises:
-            ProviderError, IdentityError: The store does not answer, or what it holds is no identity.
+            ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         found = await self._provider.read(self._secret_id, CURRENT)
         document, now_ms = decode_document(found.value.reveal()), self._clock.now_ms()
@@ -155,7 +155,7 @@ class Controller:
         return document, next_due(facts, self.schedule, now_ms)
 
     async def turn(self) -> Turn:
-        """Look once, and do what is due."""
+        """Read the identity once, and do what is due."""
         self._turns += 1
         self._is_acting = False
         try:
@@ -215,7 +215,7 @@ class Controller:
         return Turn(verdict=verdict, has_acted=True, report=report)
 
     async def _do_recorded(self, verdict: DueDecision) -> Report:
-        """Do what is due, with a record before and after; not at all where there can be none before."""
+        """Do what is due, with an audit record before and after. If the first record cannot be written, do nothing."""
         work = {Act.ROTATE: self._worker.rotate, Act.RESUME: self._worker.resume, Act.RETIRE: self._worker.retire}
         self._journal.begin("controller-acts", {"act": verdict.act, "why": verdict.why, "slotMs": verdict.slot_ms})
         try:
@@ -236,15 +236,15 @@ class Controller:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None, *, once: bool = False) -> Turn | None:
-        """Look and act until `stop` is set, and return at a safe point.
+        """Read the identity and act repeatedly until `stop` is set, and return at a safe point.
 
         Args:
-            stop: Ask it to end.
-            hurry: Ask it not to wait for the end of a rotation.
-            once: End after one look, and what it led to.
+            stop: Event that asks the controller to stop.
+            hurry: Event that asks the controller not to wait for the end of a rotation.
+            once: Return after one read and the action that it led to.
 
         Returns:
-            The last look; None where it was cut off.
+            The result of the last read; None if it was interrupted.
         """
         _log.info(event_text(LogEvent.CONTROLLER_STARTED, controller=self.schedule.controller, secret=self._secret_id))
         hurry = hurry or asyncio.Event()
@@ -308,13 +308,13 @@ class Controller:
         return max(pause, _SHORTEST_PAUSE)
 
     def _choose_interval(self) -> timedelta:
-        """Return the interval, up to a tenth longer: controllers that were started together drift apart."""
+        """Return the interval plus up to a tenth, so that controllers started together do not read together."""
         return self._interval * (1 + 0.1 * jitter_fraction(self.schedule, f"pause {self._turns}"))
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
     async def _report_miss(self, error: GoatherdError) -> None:
-        """Report a failed read of the store: at once where a retry would not help."""
+        """Report a failed read of the store; at once if a retry would not help, else after several failures."""
         self._missed += 1
         if error.retryable and self._missed <= QUIET_FAILURES:
             _log.warning(event_text(LogEvent.CONTROLLER_TROUBLED, reason=str(error), failures=self._missed))
@@ -323,7 +323,7 @@ class Controller:
         await self._ring_once(alert, error.code)
 
     async def _record_failure(self, kind: AlertKind, error: GoatherdError, *, root_id: str) -> None:
-        """Pause after a failure that the document does not record, and raise an alert."""
+        """Pause after a failure that the document does not record, and alert the operator."""
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
         pause = min(milliseconds(schedule.backoff) << min(failures - 1, 30), milliseconds(schedule.backoff_max))
@@ -333,7 +333,7 @@ class Controller:
         await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
 
     async def _tell_kept(self, kept: tuple[Kept, ...], root_id: str) -> None:
-        """Ring the alarm for versions that a label keeps from being destroyed: once, and again when they are others."""
+        """Alert the operator to versions that a label protects from destruction: once, and again if they change."""
         if kept and kept != self._kept:
             reason = "; ".join(describe_kept(one.version, one.labels) for one in kept)
             await self._raise_alert(Alert(kind=AlertKind.RETIREMENT_FAILED, reason=reason, root_id=root_id))
@@ -367,7 +367,7 @@ class Controller:
 
 
 async def _wait_for_first(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
-    """Return when the work is done or it is time to stop."""
+    """Return when the work is done or the controller is asked to stop."""
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -45,7 +45,7 @@ _GAPS: Final = 50
 
 
 class Missed(StrEnum):
-    """What becomes of a slot that passed without a rotation."""
+    """What happens after a scheduled time (slot) has passed without a rotation."""
 
     CATCH_UP = "catch-up"
     SKIP = "skip"
@@ -62,7 +62,7 @@ class Act(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Underway:
-    """The rotation that the document records. Times are milliseconds since 1970."""
+    """The rotation in progress, as the document records it. Times are milliseconds since 1970."""
 
     id: str
     phase: Phase
@@ -72,11 +72,10 @@ class Underway:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the document says, as far as a schedule asks; ids and times only. Times are milliseconds since 1970.
+    """The ids and times in the identity document that matter for a schedule. Times are milliseconds since 1970.
 
     Attributes:
-        unretired: Earlier roots of which it is not on record that no version holds their key, and since when they are
-            silent.
+        unretired: Previous roots whose private keys some version may still hold, and since when they have not signed.
         is_ahead: The document records a time in the future: a machine with a wrong clock wrote it.
     """
 
@@ -91,15 +90,16 @@ class Facts:
 
 
 def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
-    """Return what a schedule may know of a document.
+    """Return the facts in a document that matter for a schedule.
 
-    Times in the future are limited (`goatherd.identity.recorded_times`). A rotation whose phase began in the future by
-    the store's clock as well counts as one without a driver: a controller that waited for that time would do nothing.
+    Times in the future are limited (`goatherd.identity.recorded_times`). If the phase of a rotation began in the future
+    even by the store's clock, the rotation counts as one that no process drives; otherwise a controller would wait for
+    that time.
 
     Args:
-        document: As it was read.
+        document: The document as it was read.
         now_ms: Milliseconds since 1970.
-        written_ms: When the store says that it was written.
+        written_ms: When the document was written, by the store's report.
         tolerance: A time is in the future if it is more than this ahead of `now_ms`.
     """
     limited = limit_times(document, now_ms, written_ms=written_ms, tolerance=tolerance)
@@ -123,19 +123,19 @@ def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """When to rotate. Make it with `make_schedule`, which checks it.
+    """When to rotate. Make it with `make_schedule`, which checks it. A slot is a time that the cron expression names.
 
     Attributes:
-        controller: The name of the controller, whose hash spreads several of them.
-        started_by: What this controller writes into the rotations that it begins; it resumes these at once.
-        cron: Five fields as in a crontab, in `zone`; None rotates by key age.
-        max_age: With key age: the oldest that a key may get; None leaves it to the policy's renewal.
-        windows: A rotation begins only within one; empty means always.
-        missed: What becomes of a slot of `cron` that is over.
+        controller: The name of the controller; its hash spreads several controllers over time.
+        started_by: The name that this controller writes into the rotations that it begins; it resumes these at once.
+        cron: Five fields as in a crontab, in `zone`; None to rotate by key age.
+        max_age: The greatest age of a key; None to use the policy's renewal.
+        windows: Maintenance windows in which a rotation may begin; empty means always.
+        missed: What happens after a slot has passed without a rotation.
         tolerance: How long after its slot a rotation may begin before the slot counts as missed.
-        jitter: Longest deliberate delay after a slot or the opening of a window.
+        jitter: Longest deliberate delay after a slot or the opening of a window; it differs for each controller.
         backoff, backoff_max: Pause after one failure, doubled with each further one up to the longest.
-        stale: A rotation that has not moved for this long has lost its driver, and is carried on.
+        stale: A rotation that has not changed for this long is no longer driven by a process, and is resumed.
         retires: Whether old private keys are destroyed after `policy.grace`.
     """
 
@@ -157,14 +157,14 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueDecision:
-    """What comes next, when and why. Times are milliseconds since 1970.
+    """The next action, when and why. Times are milliseconds since 1970.
 
     Attributes:
-        at_ms: From when on; in the past means now. None where nothing will come by itself.
-        why: For people.
-        slot_ms: The slot or due time that it serves, before jitter and windows.
+        at_ms: From when on the action is due; a past time means now. None if nothing will be due automatically.
+        why: The reason, human-readable.
+        slot_ms: The scheduled time or due time that the action serves, before jitter and windows.
         urgent: The root is near its expiration or past it: the operator must be alerted.
-        skipped_ms: A slot that passed without a rotation and will not be caught up.
+        skipped_ms: A scheduled time that passed without a rotation and will not be made up for.
     """
 
     act: Act
@@ -175,17 +175,16 @@ class DueDecision:
     skipped_ms: int | None = None
 
     def is_due(self, now_ms: int) -> bool:
-        """Whether it is to be done now."""
+        """Whether the action is due now."""
         return self.act is not Act.NOTHING and self.at_ms is not None and self.at_ms <= now_ms
 
 
 def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
-    """Return the schedule, checked.
+    """Check a schedule and return it.
 
-    Raises:
-        ConfigurationError: The cron expression is none, has no time to come or rotates more often than every hour, the
-            key's oldest age is below that or beyond its lifetime, or both are given.
-        LifetimeError: New roots would live too short.
+    Raises: ConfigurationError: The cron expression is invalid, has no future time or rotates more often than every
+        hour; or the maximum key age is below an hour or beyond the lifetime; or both are given. LifetimeError: The
+        lifetime of new roots would be too short.
     """
     check_lifetime(schedule.policy)
     if schedule.cron is not None:
@@ -206,7 +205,7 @@ def read_zone(name: str) -> ZoneInfo:
     """Return a time zone by its name.
 
     Raises:
-        ConfigurationError: This machine knows no such zone.
+        ConfigurationError: This machine knows no such time zone.
     """
     try:
         return ZoneInfo(name)
@@ -218,10 +217,10 @@ def read_zone(name: str) -> ZoneInfo:
 
 
 def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
-    """Return what comes next: what is due now, else what will be due first.
+    """Return the action that is due now, or else the one that will be due first.
 
     Args:
-        facts: What the document says.
+        facts: The facts in the document.
         schedule: When to rotate.
         now_ms: Milliseconds since 1970.
     """
@@ -361,7 +360,7 @@ def _decide_retirement(facts: Facts, schedule: Schedule, now_ms: int) -> DueDeci
 
 
 def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
-    """Return when a rotation for a slot would begin if nothing else stood in its way: in a window, after the jitter."""
+    """Return when a rotation for a slot would begin: in a window and after the jitter."""
     place = jitter_fraction(schedule, str(slot_ms))
     if not schedule.windows:
         return slot_ms + int(place * milliseconds(schedule.jitter))
@@ -374,13 +373,13 @@ def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
 
 
 def _find_possible(schedule: Schedule, slot_ms: int, not_before_ms: int) -> int | None:
-    """Return the first moment, `not_before_ms` at the earliest, at which the rotation for a slot may begin."""
+    """Return the first time, `not_before_ms` at the earliest, at which the rotation for a slot may begin."""
     begin_ms = _find_begin(schedule, slot_ms)
     return None if begin_ms is None else _find_open(schedule, max(begin_ms, not_before_ms))
 
 
 def _find_open(schedule: Schedule, from_ms: int) -> int | None:
-    """Return the first moment from `from_ms` on that lies in a window."""
+    """Return the first time from `from_ms` on that is in a window."""
     if not schedule.windows:
         return from_ms
     span = first_span(schedule.windows, schedule.zone, from_ms)
@@ -388,7 +387,7 @@ def _find_open(schedule: Schedule, from_ms: int) -> int | None:
 
 
 def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
-    """Return until when failures make us wait, and why, from the attempts since the last success."""
+    """Return until when to wait because of failures, and why, from the attempts since the last success."""
     failures: list[HistoryEntry] = []
     for entry in reversed(facts.history):
         if _is_success(entry):
@@ -412,11 +411,11 @@ def _is_success(entry: HistoryEntry) -> bool:
 
 
 def _issued_ms(facts: Facts, policy: Policy) -> int:
-    """Return when the current root first came to sign, or when it was restored last.
+    """Return when the current root first began to sign, or when it was last restored.
 
-    A restored root is not due at once because of the time that it signed before: half of what it had left must pass.
-    Without a history that is when the identity was made or brought into the store; where the history no longer reaches
-    back so far, it is reckoned from the expiration by the policy's lifetime.
+    A restored root is not due at once because of the time that it signed before: half of its remaining lifetime must
+    pass. Without a history, the result is when the identity was made or migrated. If the history no longer reaches back
+    that far, the result is computed from the expiration and the policy's lifetime.
     """
     restored = [entry.at for entry in facts.history if entry.event == RESTORED and entry.to_id == facts.current_id]
     if restored:
@@ -429,7 +428,7 @@ def _issued_ms(facts: Facts, policy: Policy) -> int:
 
 
 def _served_ms(facts: Facts, issued_ms: int) -> int:
-    """Return up to when slots are of no interest: the last success, else the birth of the identity."""
+    """Return the time up to which slots no longer matter: the last success, or else the creation of the identity."""
     return max((entry.at for entry in facts.history if _is_success(entry)), default=issued_ms)
 
 
@@ -446,9 +445,10 @@ def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:
 
 
 def _list_slots(schedule: Schedule, after_ms: int) -> Iterator[int]:
-    """Yield the slots after a moment, without end where there is none.
+    """Yield the scheduled times (slots) after `after_ms`, without end unless the expression has one.
 
-    As Debian's cron: what the clocks leave out comes at once after it, what they repeat comes once.
+    As in Debian's cron, a slot in an hour that the clocks skip comes right after that hour, and a slot in a repeated
+    hour comes once.
     """
     assert schedule.cron is not None
     last_ms = after_ms
@@ -469,7 +469,7 @@ def check_cron(text: str) -> None:
     """Check the form of a cron expression.
 
     Raises:
-        ConfigurationError: It has not five fields, or one of them is wrong.
+        ConfigurationError: The expression does not have five fields, or a field is invalid.
     """
     if len(text.split()) != 5:
         raise ConfigurationError(f"{text!r} is not a cron expression of five fields", hint=_CRON_HINT)
@@ -497,7 +497,7 @@ def _check_cron(schedule: Schedule, now_ms: int) -> None:
 
 
 def jitter_fraction(schedule: Schedule, what: str) -> float:
-    """Return this controller's place between 0 and 1, the same each time it asks about the same thing."""
+    """Return this controller's jitter for `what`: a fraction between 0 and 1, the same at every call."""
     digest = hashlib.sha256(f"{schedule.controller}\n{what}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 

@@ -29,11 +29,10 @@ _MINUTE: Final = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """From `start` to `end` on each of `days`; both are minutes after midnight.
+    """A maintenance window from `start` to `end` on each of `days`; both are minutes after midnight.
 
-    Attributes:
-        days: 0 is Monday. The day is the one on which the window opens.
-        end: Up to, and without. Not after `start` means: on the next day. 1440 is midnight.
+    Attributes: days: Days on which the window opens; 0 is Monday. end: End of the window, exclusive; 1440 is midnight.
+        If it is not after `start`, the window ends on the next day.
     """
 
     days: frozenset[int]
@@ -42,10 +41,10 @@ class Window:
 
     @classmethod
     def from_text(cls, text: str) -> Window:
-        """Read ``Mon-Fri 02:00-04:00``, ``Sat,Sun 22:00-06:00`` or ``02:00-04:00`` (every day).
+        """Parse ``Mon-Fri 02:00-04:00``, ``Sat,Sun 22:00-06:00`` or ``02:00-04:00`` (every day).
 
         Raises:
-            ConfigurationError: It is something else.
+            ConfigurationError: The string has another form.
         """
         days_text, _, times_text = text.strip().rpartition(" ")
         times = _TIMES.fullmatch(times_text)
@@ -66,26 +65,26 @@ class Window:
 
     @property
     def length(self) -> int:
-        """Minutes from opening to closing on an ordinary day."""
+        """Minutes from opening to closing on a day without a clock change."""
         return self.end - self.start if self.end > self.start else self.end + _DAY_MINUTES - self.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One opening of a window: from `open_ms` up to, and without, `close_ms`."""
+    """One opening of a window: from `open_ms` to `close_ms`, exclusive."""
 
     open_ms: int
     close_ms: int
 
 
 def first_span(windows: Sequence[Window], zone: ZoneInfo, at_ms: int) -> Span | None:
-    """Return the span that is open at `at_ms`, else the next one; None where there is none to come.
+    """Return the span that is open at `at_ms`, or else the next one; None if there is no next one.
 
     Windows that touch or overlap are one span.
 
     Args:
-        windows: At least one.
-        zone: Whose wall clock the windows mean.
+        windows: At least one window.
+        zone: The time zone of the windows.
         at_ms: Milliseconds since 1970.
     """
     chosen: Span | None = None
@@ -114,7 +113,7 @@ def _list_spans(windows: Sequence[Window], zone: ZoneInfo, day: date) -> Iterato
 
 
 def _find_moment(day: date, minutes: int, zone: ZoneInfo) -> int:
-    """Return when the wall clock first shows this time or a later one."""
+    """Return when the local clock first shows this time or a later one."""
     wall = datetime(day.year, day.month, day.day) + minutes * _MINUTE  # noqa: DTZ001 - the zone comes next
     moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
     if moment.astimezone(zone).replace(tzinfo=None) != wall:
