@@ -29,13 +29,13 @@ SIGN = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)
 
 
 def raw_from_der(der: bytes) -> bytes:
-    """Return ``r || s`` of a signature in DER, as OpenSSL makes it."""
+    """Convert a signature from DER, which OpenSSL makes, to raw ``r || s``."""
     r, s = decode_dss_signature(der)
     return r.to_bytes(COORDINATE_BYTES, "big") + s.to_bytes(COORDINATE_BYTES, "big")
 
 
 def der_from_raw(signature: bytes) -> bytes:
-    """Return the DER of a raw signature, as OpenSSL reads it."""
+    """Convert a raw signature to DER, which OpenSSL reads."""
     r = int.from_bytes(signature[:COORDINATE_BYTES], "big")
     s = int.from_bytes(signature[COORDINATE_BYTES:], "big")
     return encode_dss_signature(r, s)
@@ -48,7 +48,7 @@ _COORDINATE = re.compile("[A-Za-z0-9_-]{64}")
 
 
 def _decode_coordinate(jwk: Mapping[str, Any], member: str) -> bytes:
-    """Return 48 bytes; the error names the member and never quotes it."""
+    """Return a coordinate of a JWK as 48 bytes. An error names the member and never quotes it."""
     text = jwk.get(member)
     if not isinstance(text, str) or _COORDINATE.fullmatch(text) is None:
         raise DecodeError(f"JWK member {member!r} is not 64 characters of base64url")
@@ -56,7 +56,7 @@ def _decode_coordinate(jwk: Mapping[str, Any], member: str) -> bytes:
 
 
 def _encode_base64url(raw: bytes) -> str:
-    """Return bytes as base64url, without padding where their count is a multiple of three."""
+    """Return bytes as base64url; the number of bytes must be a multiple of three, so that there is no padding."""
     return base64.urlsafe_b64encode(raw).decode("ascii")
 
 
@@ -64,7 +64,7 @@ def _check_jwk(jwk: Mapping[str, Any]) -> None:
     """Check that a JWK is an elliptic-curve key over P-384.
 
     Raises:
-        DecodeError: It is not.
+        DecodeError: The JWK is not an elliptic-curve key over P-384.
     """
     if not isinstance(jwk, Mapping):
         raise DecodeError("a JWK is a JSON object")
@@ -73,14 +73,14 @@ def _check_jwk(jwk: Mapping[str, Any]) -> None:
 
 
 def library_versions() -> tuple[str, str]:
-    """Return the version of the library behind this module, and the text of the OpenSSL in it."""
+    """Return the version of the library `cryptography`, and that of the OpenSSL in it."""
     from cryptography.hazmat.backends.openssl.backend import backend
 
     return cryptography.__version__, backend.openssl_version_text()
 
 
 class PublicKey:
-    """A P-384 public key; parsed by OpenSSL on first use, so holding 50 000 of them is cheap.
+    """A P-384 public key. OpenSSL parses it on first use, so that holding 50 000 keys is cheap.
 
     Two keys are equal when their coordinates are.
     """
@@ -101,18 +101,18 @@ class PublicKey:
         """Read a JWK; members other than ``kty``, ``crv``, ``x`` and ``y`` are ignored.
 
         Raises:
-            DecodeError: Not an EC P-384 key, or a coordinate is not 48 bytes. A point off the curve shows only at
-                `check`.
+            DecodeError: The JWK is not an EC P-384 key, or a coordinate is not 48 bytes. Only `check` finds a point off
+                the curve.
         """
         _check_jwk(jwk)
         return cls(_decode_coordinate(jwk, "x") + _decode_coordinate(jwk, "y"))
 
     @classmethod
     def from_compressed(cls, compressed: bytes) -> PublicKey:
-        """Read what `compressed` returns.
+        """Read the bytes that `compressed` returns.
 
         Raises:
-            DecodeError: Not a point of P-384.
+            DecodeError: The bytes are not a point of P-384.
         """
         try:
             key = ec.EllipticCurvePublicKey.from_encoded_point(CURVE, compressed)
@@ -123,11 +123,11 @@ class PublicKey:
 
     @property
     def compressed(self) -> bytes:
-        """The point in 49 bytes: which half of the curve it is on (SEC 1, 2.3.3), then x."""
+        """The point in 49 bytes: a byte that tells which of two points it is (SEC 1, 2.3.3), then x."""
         return bytes([2 + (self.raw[-1] & 1)]) + self.raw[:COORDINATE_BYTES]
 
     def check(self) -> None:
-        """Parse the key now.
+        """Parse the key now, and check it.
 
         Raises:
             DecodeError: The point is not on the curve.
@@ -151,7 +151,7 @@ class PublicKey:
         """Check a raw 96-byte signature over `data`. Releases the GIL while OpenSSL works.
 
         Raises:
-            InvalidSignatureError: Wrong length, wrong bytes, or this key is not on the curve.
+            InvalidSignatureError: The signature has a wrong length or does not match, or the key is not on the curve.
         """
         if len(signature) != SIGNATURE_BYTES:
             raise InvalidSignatureError(f"a signature has {SIGNATURE_BYTES} bytes, this one {len(signature)}")
@@ -165,7 +165,7 @@ class PublicKey:
             raise InvalidSignatureError("the signature does not match the data and the key") from None
 
     def to_der(self) -> bytes:
-        """Return the SubjectPublicKeyInfo (RFC 5480), the form in which `openssl` prints a key.
+        """Return the SubjectPublicKeyInfo (RFC 5480) in DER, the form in which `openssl` prints a key.
 
         Raises:
             DecodeError: The point is not on the curve.
@@ -196,7 +196,7 @@ class PublicKey:
 class PrivateKey:
     """A P-384 private key in memory.
 
-    SECURITY: its ``repr`` shows nothing and it cannot be pickled (tests/unit/crypto/test_keys.py).
+    SECURITY: its ``repr`` hides the key, and it cannot be pickled (tests/unit/crypto/test_keys.py).
     """
 
     __slots__ = ("_key", "public_key")
@@ -212,7 +212,7 @@ class PrivateKey:
 
     @classmethod
     def generate(cls) -> PrivateKey:
-        """Make a fresh key from the operating system's randomness."""
+        """Generate a key from the operating system's random numbers."""
         return cls(ec.generate_private_key(CURVE))
 
     @classmethod
@@ -220,7 +220,8 @@ class PrivateKey:
         """Read a private JWK.
 
         Raises:
-            DecodeError: Not a P-384 key, or ``x`` and ``y`` are not the point of ``d``. Never quotes the key.
+            DecodeError: The JWK is not a P-384 key, or ``x`` and ``y`` do not belong to ``d``. The error never quotes
+                the key.
         """
         _check_jwk(jwk)
         d = int.from_bytes(_decode_coordinate(jwk, "d"), "big")
@@ -234,7 +235,7 @@ class PrivateKey:
         return private
 
     def to_jwk(self) -> dict[str, Any]:
-        """Return the private JWK in Deno's member order. The caller holds key material from here on."""
+        """Return the private JWK in Deno's member order. SECURITY: the result is unprotected key material."""
         d = self._key.private_numbers().private_value.to_bytes(COORDINATE_BYTES, "big")
         public = self.public_key.to_jwk()
         return {

@@ -15,12 +15,12 @@ _TAG_BYTES = 16
 def seal_data(data: bytes, *, key: bytes, associated: bytes) -> bytes:
     """Encrypt and authenticate `data` with AES-256-GCM (NIST SP 800-38D), under a fresh random nonce.
 
-    One key may seal some four thousand million times, far more than a file is ever written.
+    One key may be used about four thousand million times, far more often than any file is written.
 
     Args:
-        data: What must stay secret.
+        data: The data to encrypt.
         key: 32 random bytes.
-        associated: What is not hidden, but must be the same at `open_sealed`.
+        associated: Data that is not encrypted, but must be the same in `open_sealed`.
 
     Returns:
         The nonce (12 bytes), then the ciphertext with its tag: 28 bytes more than `data`.
@@ -34,8 +34,8 @@ def open_sealed(sealed: bytes, *, key: bytes, associated: bytes) -> bytes:
     """Decrypt and authenticate data that `seal_data` returned.
 
     Raises:
-        InvalidSealError: Another key, other associated data, or not a byte-for-byte copy of what `seal_data` returned.
-            The error cannot say which.
+        InvalidSealError: The key or the associated data differ, or `sealed` is not byte for byte what `seal_data`
+            returned. The error cannot say which.
     """
     if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
         raise InvalidSealError("too short to be sealed data")

@@ -50,7 +50,7 @@ _SAFE_INTEGER = 2**53 - 1
 
 
 class Phase(StrEnum):
-    """How far a rotation has come; `STEADY` means that none is in progress, and is never recorded."""
+    """The progress of a rotation. `STEADY` means that no rotation is in progress, and is never recorded."""
 
     STEADY = "steady"
     PREPARED = "prepared"
@@ -70,10 +70,10 @@ class RotationRecord:
         to_id: Id of the next root.
         started_at: Milliseconds since 1970.
         started_by: The user and machine that started it; human-readable.
-        phase_at: When the phase was entered, in milliseconds since 1970.
-        stable_version: The store's version id to roll back to.
+        phase_at: When the phase began, in milliseconds since 1970.
+        stable_version: The store's version id of the document to roll back to.
         is_restore: Whether `to_id` is a previous root that is restored, and not a new one.
-        extra: Members that this version does not know.
+        extra: Members that this version of Goatherd does not know.
     """
 
     id: str
@@ -106,7 +106,7 @@ class HistoryEntry:
 
 
 class _DecodedFrom:
-    """The JSON that a document was decoded from, to write unchanged parts back as read. Its repr hides the keys."""
+    """The JSON from which a document was decoded, to write unchanged parts back as read. Its repr hides the keys."""
 
     __slots__ = ("decoded", "tree")
 
@@ -129,20 +129,20 @@ class IdentityDocument:
         version: The version of the format.
         generation: Rises by one with every write; 0 if the JSON has none.
         current: The current root, with its private key.
-        roots: The public halves of all trusted roots, the current one included.
-        next: The next root, with its private key; only during a rotation before activation.
+        roots: The public halves of all trusted roots, including the current one.
+        next: The next root, with its private key; set only during a rotation before activation.
         last_updated: Milliseconds since 1970.
         rotated_from: Id of the previous root.
         rotated_at: When the current root replaced it, in milliseconds since 1970.
         rotation: The rotation in progress, or None.
-        endorsements: Oldest first.
-        revoked: Revoked roots.
-        history: Oldest first, bounded; but for the records of retired roots, one for each of `roots` at most.
+        endorsements: The signatures by which one root endorses another, oldest first.
+        revoked: The revoked roots.
+        history: Past events, oldest first. The number is limited, except for one retirement record for each of `roots`.
         pruned: Number of previous roots that have left the document; ``/sys/sessions`` introduces them.
-        lineage: The digests of its latest predecessors; None if the JSON names none.
+        lineage: The digests of the latest predecessors of the document; None if the JSON names none.
         signature: The current root's signature over the document; None in a document that Goatherd 0.1.0 wrote. Not
             compared, because two signatures over one document differ.
-        extra: Top-level members that this version does not know.
+        extra: Top-level members that this version of Goatherd does not know.
     """
 
     version: int = VERSION
@@ -174,7 +174,7 @@ class IdentityDocument:
 
     @property
     def retired_ids(self) -> frozenset[str]:
-        """Ids of roots that are recorded as retired: no stored version holds their private keys."""
+        """The ids of roots that are recorded as retired: no version in the store holds their private keys any more."""
         return frozenset(entry.from_id for entry in self.history if entry.event == "retired" and entry.from_id)
 
     @property
@@ -190,11 +190,11 @@ class IdentityDocument:
         return next((root for root in self.roots if root.id == session_id), None)
 
     def check(self) -> None:
-        """Check the document whole.
+        """Check the whole document.
 
         Raises:
-            MalformedIdentityError: It breaks a rule of its form; the message names the rule.
-            KeyMismatchError: A private key does not belong to the public key beside it.
+            MalformedIdentityError: The document breaks a rule; the message names the rule.
+            KeyMismatchError: A private key does not belong to the public key next to it.
         """
         _check_document(self)
 
@@ -206,8 +206,8 @@ def decode_document(raw: bytes | str) -> IdentityDocument:
     """Read and check an identity document.
 
     Raises:
-        MalformedIdentityError: It breaks a rule of its form; the message names the rule and the position.
-        KeyMismatchError: A private key does not belong to the public key beside it.
+        MalformedIdentityError: The document breaks a rule; the message names the rule and the position.
+        KeyMismatchError: A private key does not belong to the public key next to it.
     """
     if not isinstance(raw, bytes | str):
         raise TypeError(
@@ -217,7 +217,7 @@ def decode_document(raw: bytes | str) -> IdentityDocument:
 
 
 def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
-    """Read and check an identity document that is parsed already; `decode_document` says the rest."""
+    """Check an identity document that is already parsed, and return it; see `decode_document`."""
     if "trustedSessions" in tree:
         raise MalformedIdentityError(
             "user sessions (trustedSessions) do not belong in an identity document",
@@ -276,11 +276,11 @@ def read_id(value: Any, where: str) -> str:
 
 
 def read_session(value: Any, where: str, *, is_key_checked: bool = True) -> Session:
-    """Read the public half of a session and check it alone; with `is_key_checked`, the point on the curve too.
+    """Read the public half of a session and check it; with `is_key_checked`, also that the key is a point on the curve.
 
     Raises:
-        NewerKeyError: The key is one of a newer GoatDB.
-        MalformedIdentityError: A member is missing or of the wrong kind.
+        NewerKeyError: The key has a format of a newer GoatDB.
+        MalformedIdentityError: A member is missing or has the wrong type.
     """
     if not isinstance(value, Mapping):
         raise MalformedIdentityError(f"{where} is not an object")
@@ -318,7 +318,7 @@ def read_owned(value: Any, where: str) -> OwnedSession:
     """Read a session with its private key.
 
     Raises:
-        MalformedIdentityError: As `read_session`, or the private key is missing or no key.
+        MalformedIdentityError: As `read_session`, or the private key is missing or invalid.
         KeyMismatchError: The private key does not belong to the public one.
     """
     read_session(value, where)
@@ -574,10 +574,10 @@ def _check_proofs(document: IdentityDocument) -> None:
 def encode_document(document: IdentityDocument) -> bytes:
     """Return the document's JSON, which a GoatDB server also accepts as its ``settings.json``.
 
-    Parts that were not changed since `decode_document` are written as they were read, unknown members included.
+    Parts that have not changed since `decode_document` are written as they were read, unknown members included.
 
     Raises:
-        MalformedIdentityError: It would be larger than `SIZE_LIMIT_BYTES`.
+        MalformedIdentityError: The JSON would be larger than `SIZE_LIMIT_BYTES`.
         TypeError: A key is in a KMS and cannot be exported.
     """
     raw = to_pretty_json(document_tree(document))
@@ -595,7 +595,7 @@ def document_digest(document: IdentityDocument) -> str:
 
 
 def source_digest(document: IdentityDocument) -> str:
-    """Return the digest of the text that the document was decoded from, whatever was changed in it since."""
+    """Return the digest of the JSON from which the document was decoded, even if the document was changed since."""
     if document.source is None:
         return document_digest(document)
     return hashlib.sha256(to_pretty_json(document.source.tree)).hexdigest()
@@ -621,7 +621,7 @@ def document_tree(document: IdentityDocument) -> dict[str, Any]:
 
 
 class _OriginalSessions:
-    """Sessions as they were read, by id, so that their unknown members are written back."""
+    """The sessions as they were read, by id, so that their unknown members are written back."""
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
         owned = [tree[name] for name in ("currentSession", "nextSession") if tree.get(name) is not None]
@@ -693,10 +693,10 @@ def rotation_json(record: RotationRecord) -> dict[str, Any]:
 
 
 def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Return the document with its current root's signature over all of it.
+    """Return the document with its current root's signature over the whole document.
 
     Args:
-        document: The document to write, complete but for its signature.
+        document: The document to write, complete except for its signature.
         now_ms: Milliseconds since 1970.
     """
     tree = document_tree(document)
@@ -705,5 +705,5 @@ def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:
 
 
 def normalize_document(document: IdentityDocument) -> IdentityDocument:
-    """Encode a document and decode it again: the result is checked whole and keeps no earlier JSON."""
+    """Encode a document and decode it again. The result is fully checked and keeps none of the earlier JSON."""
     return decode_document(encode_document(document))

@@ -35,11 +35,11 @@ root with a chance of 1 in 5 at the worst, where there are ten sessions."""
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a client comes to know the roots, from one root on.
+    """The order in which a client learns the roots, starting from one root.
 
     Attributes:
-        steps: For each root, the introductions by which the client comes to know it, all by one signer.
-        rest: The other introductions whose signers are known after the steps.
+        steps: For each root, the introductions from which the client learns it, all by one signer.
+        rest: The other introductions whose signers the client knows after the steps.
     """
 
     steps: tuple[tuple[Commit, ...], ...]
@@ -47,27 +47,28 @@ class Route:
 
     @property
     def children(self) -> frozenset[str]:
-        """The ids of introductions that have one of the steps as their parent.
+        """The ids of introductions whose parent is an introduction in the steps.
 
-        Not of merges: a client that holds two unequal creations of a key without their merge ends its process.
+        Merges are not included: a client that holds two unequal creations of a key without their merge ends its
+        process.
         """
         taken = {commit.id for step in self.steps for commit in step}
         return frozenset(one.id for one in self.rest if len(one.parents) == 1 and one.parents[0] in taken)
 
 
 class RootIntroductions:
-    """The introductions of roots in one ``/sys/sessions``; grows with it."""
+    """The introductions of roots in one ``/sys/sessions`` repository; new commits are added with `extend`."""
 
     def __init__(self, commits: Iterable[Commit] = ()) -> None:
         self._commits: list[Commit] = []
         self.extend(commits)
 
     def extend(self, commits: Iterable[Commit]) -> None:
-        """Take in session commits, in the order of the log."""
+        """Add session commits, in the order of the log."""
         self._commits += [commit for commit in commits if claims_root(commit)]
 
     def for_peer(self, missing: Sequence[Commit]) -> list[Commit]:
-        """Return the commits that another server lacks, with the introductions of roots first, in the order of time."""
+        """Return the commits that another server lacks: introductions of roots first, ordered by time."""
         lacking = {commit.id for commit in missing if claims_root(commit)}
         if not lacking:
             return list(missing)
@@ -78,13 +79,13 @@ class RootIntroductions:
     def for_client(
         self, missing: Sequence[Commit], *, born_under: Collection[str], counts: Callable[[str], bool]
     ) -> list[Commit]:
-        """Return what a client is sent of ``/sys/sessions``.
+        """Return the commits of ``/sys/sessions`` to send to a client.
 
         Args:
-            missing: The session commits that it lacks according to its filter, in the order of the log.
-            born_under: The signers of the commits that introduce its session; the oldest of them is the root that the
-                client certainly trusts. Empty: the oldest of all roots.
-            counts: Tells whether the root with this id is trusted here.
+            missing: The session commits that the client lacks according to its filter, in the order of the log.
+            born_under: The signers of the commits that introduce the client's session; the client certainly trusts the
+                oldest of them. If empty, the oldest of all roots is used.
+            counts: Returns whether the root with this id is trusted here.
         """
         lacking = {commit.id for commit in missing if claims_root(commit)}
         if not lacking:
@@ -125,7 +126,7 @@ def _build_route(introductions: Sequence[Commit], start: str) -> Route:
 
 
 def _find_oldest(introductions: Sequence[Commit], among: Collection[str] = ()) -> str:
-    """Return the oldest of some roots, or of all of them: the one from which the others were introduced."""
+    """Return the oldest root among some roots, or among all: the root from which the others were introduced."""
     if len(among) == 1:
         return next(iter(among))
     if not introductions:

@@ -30,9 +30,9 @@ EXPIRED_HINT: Final = f"`{REPLACE_EXPIRED}` puts a new root in its place; give -
 def last_valid_ms(session: Session) -> int:
     """Return the last time at which the session's signatures are valid, in milliseconds since 1970.
 
-    COMPAT: GoatDB compares the time in a signature with the session's expiration and never with the clock, so what an
-    expired root signs with this time is accepted everywhere. The second allows for the rounding of the expiration,
-    which GoatDB stores in seconds with a fraction.
+    COMPAT: GoatDB compares the timestamp in a signature with the session's expiration and never with the clock, so a
+    signature of an expired root with this timestamp is accepted everywhere. One second is subtracted because GoatDB
+    stores the expiration in seconds with a fraction and rounds it.
     """
     return session.expiration_ms - 1000
 
@@ -68,9 +68,9 @@ def time_left(document: IdentityDocument, now_ms: int) -> timedelta:
 
 
 def is_fresh_and_short(document: IdentityDocument) -> bool:
-    """Return whether the root had 30 days or less left when the identity was made, and nothing was rotated since.
+    """Return whether the root had at most 30 days left when the identity was created, and none was rotated since.
 
-    That is how a GoatDB server's identity comes out of `goatherd migrate`.
+    This is the case after `goatherd migrate` has converted a GoatDB server's identity.
     """
     if document.rotated_at is not None or document.generation > 1 or document.last_updated is None:
         return False
@@ -99,17 +99,17 @@ def assess_urgency(document: IdentityDocument, now_ms: int) -> Urgency:
 
 
 def roots_with_keys(document: IdentityDocument) -> tuple[tuple[str, int], ...]:
-    """Return the previous roots that are not recorded as retired, each with the time at which it last signed (ms)."""
+    """Return the previous roots that are not recorded as retired, and when each last signed (ms since 1970)."""
     ended = document.retired_ids | {document.current.id}
     return tuple((root.id, last_signed_ms(document, root.id)) for root in document.roots if root.id not in ended)
 
 
 def last_signed_ms(document: IdentityDocument, session_id: str) -> int:
-    """Return when a root last signed, in milliseconds since 1970; the grace period starts then.
+    """Return when a root last signed, in milliseconds since 1970; the root's grace period starts then.
 
-    The history tells, but its oldest entries are dropped. A root that it does not name last signed before the last
-    rotation or, if there was none, before the document was last written. A cancelled restore does not count: the
-    previous root signed nothing.
+    The time is taken from the history, whose oldest entries are dropped. A root that the history does not name last
+    signed before the last rotation or, if there was none, before the document was last written. A cancelled restore
+    does not count: the previous root signed nothing.
     """
     named = [entry for entry in document.history if session_id in (entry.from_id, entry.to_id)]
     signed = [entry.at for entry in named if not (entry.event == "cancelled" and entry.to_id == session_id)]

@@ -26,16 +26,16 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """The latest predecessors of a document: pairs of generation and shortened digest, oldest first."""
+    """The latest predecessors of a document, each as a generation and a shortened digest, oldest first."""
 
     entries: tuple[tuple[int, str], ...] = ()
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Lineage:
-        """Read what `to_json` wrote.
+        """Read the JSON that `to_json` wrote.
 
         Raises:
-            MalformedIdentityError: It is something else.
+            MalformedIdentityError: The JSON has another form.
         """
         if not isinstance(value, Mapping) or len(value) > _MOST:
             raise MalformedIdentityError(f"{where} is not an object of at most {_MOST} digests")
@@ -52,15 +52,15 @@ class Lineage:
         return {str(generation): digest for generation, digest in self.entries}
 
     def followed_by(self, generation: int, digest: str) -> Lineage:
-        """Return the lineage of the document that comes after the one with this generation and digest."""
+        """Return the lineage for the document that follows the one with this generation and digest."""
         earlier = [one for one in self.entries if one[0] < generation]
         return Lineage((*earlier, (generation, digest[:DIGEST_CHARACTERS]))[-KEPT:])
 
     def digest_of(self, generation: int) -> str | None:
-        """Return the shortened digest of the predecessor with this generation; None where it is not known."""
+        """Return the shortened digest of the predecessor with this generation; None if it is not known."""
         return next((digest for at, digest in self.entries if at == generation), None)
 
     def contradicts(self, generation: int, digest: str) -> bool:
-        """Whether the predecessor with this generation is known to be another document than the one with `digest`."""
+        """Return whether the predecessor with this generation is known to have another digest than `digest`."""
         known = self.digest_of(generation)
         return known is not None and known != digest[:DIGEST_CHARACTERS]

@@ -14,23 +14,23 @@ from goatherd.times import milliseconds
 
 
 def recorded_ahead_ms(document: IdentityDocument, now_ms: int) -> int:
-    """Return how far the latest time that the document records is ahead of `now_ms`; 0 where none is."""
+    """Return how many milliseconds the latest timestamp in the document is ahead of `now_ms`; 0 if none is ahead."""
     return max(0, max(_recorded_times(document), default=0) - now_ms)
 
 
 def limit_times(
     document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta = timedelta(0)
 ) -> IdentityDocument:
-    """Return the document with each recorded time that is in the future replaced by the latest that it can be.
+    """Return the document with each timestamp that is in the future replaced by the latest possible one.
 
-    That is when the document was written, by the store's own clock; or `now_ms`, where the store has no clock of its
-    own and stamped it with the wrong one as well. A time that is not in the future stays as it is.
+    The latest possible time is `written_ms`, or `now_ms` if the store has no clock of its own and recorded the same
+    wrong time. Other timestamps do not change.
 
     Args:
-        document: As it was read.
-        now_ms: Milliseconds since 1970, by a clock that is right.
-        written_ms: When the store says that the document was written.
-        tolerance: A time is in the future if it is more than this ahead of `now_ms`.
+        document: The document as it was read.
+        now_ms: Milliseconds since 1970, from a correct clock.
+        written_ms: When the document was written, by the store's clock.
+        tolerance: A timestamp counts as in the future if it is more than this ahead of `now_ms`.
     """
     last_ms = now_ms + milliseconds(tolerance)
     if recorded_ahead_ms(document, last_ms) == 0:

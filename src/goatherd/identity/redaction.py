@@ -23,12 +23,12 @@ from goatherd.times import iso
 
 
 def days_left(document: IdentityDocument, now_ms: int) -> float:
-    """Return how many days the current root still lives; negative once it has expired."""
+    """Return the number of days until the current root expires; negative once it has expired."""
     return (document.current.session.expiration_ms - now_ms) / 86_400_000
 
 
 def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
-    """Return what an operator should know about a document that is valid nevertheless."""
+    """Return warnings for the operator about a document that is valid all the same."""
     found = []
     left, size = days_left(document, now_ms), len(encode_document(document))
     if left < 0:
@@ -49,9 +49,9 @@ def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
 
 
 def redact_document(document: IdentityDocument) -> dict[str, Any]:
-    """Return what may be shown of a document: ids, fingerprints, times and phases, no key material.
+    """Return the parts of a document that may be shown: ids, fingerprints, timestamps and phases, no key material.
 
-    Of members that we do not know only the names are given.
+    Of unknown members, only the names are included.
     """
     rotation = document.rotation
     return {

@@ -39,10 +39,10 @@ _MAX_NONCES: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class RequestBinding:
-    """What a request is signed for.
+    """The server, method, path and body for which a request is signed.
 
     Attributes:
-        audience: Ids of the server processes that may accept it; empty while the sender knows none.
+        audience: Ids of the server processes that may accept the request; empty if the sender knows none.
         method: The HTTP method.
         path: The path, in lower case, without the query.
         digest: SHA-256 of the body, hexadecimal.
@@ -59,12 +59,12 @@ class RequestBinding:
         return cls(tuple(audience), method, path, digest_body(body))
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is signed."""
+        """Return the binding as the JSON value that is signed."""
         return {"aud": list(self.audience), "method": self.method, "path": self.path, "sha256": self.digest}
 
 
 def digest_body(body: bytes) -> str:
-    """Return the SHA-256 of a request's body as a binding has it. Takes milliseconds for a megabyte."""
+    """Return the SHA-256 of a request's body for a binding. Takes milliseconds for a megabyte."""
     return hashlib.sha256(body).hexdigest()
 
 
@@ -74,10 +74,10 @@ def sign_bound_request(owned: OwnedSession, binding: RequestBinding, *, now_ms: 
 
 
 def read_binding(envelope: SignatureEnvelope) -> RequestBinding | None:
-    """Return what a request is signed for; None for a request that only GoatDB's rules apply to.
+    """Return the binding in a request's signature; None if the request has none, as GoatDB's own requests.
 
     Raises:
-        InvalidSignatureError: There is a binding that cannot be read.
+        InvalidSignatureError: The binding cannot be read.
     """
     if not isinstance(envelope.data, dict) or MEMBER not in envelope.data:
         return None
@@ -97,7 +97,7 @@ def read_binding(envelope: SignatureEnvelope) -> RequestBinding | None:
 
 
 class RequestGuard:
-    """Decides whether a request whose signature is good was meant for this server, and meant once.
+    """Checks that a request with a valid signature was meant for this server, and rejects it the second time.
 
     Args:
         instance: Returns the id of this server process, by which senders name it.
@@ -124,26 +124,26 @@ class RequestGuard:
         now_ms: int,
         must_be_bound: bool = False,
     ) -> None:
-        """Accept a request, or raise. Call it once for a request, after its signature was verified.
+        """Accept a request, or raise an error. Call this once for a request, after verifying its signature.
 
         SECURITY: a server that receives a root's request must not be able to use it at another server
         (tests/unit/node/test_bound_requests.py).
 
         Args:
-            envelope: The request's signature.
-            binding: What `read_binding` returned for it.
+            envelope: The signature of the request.
+            binding: What `read_binding` returned for the signature.
             method: The HTTP method of the request.
-            path: Its path, in lower case, without the query.
-            digest: What `digest_body` returns for its body.
+            path: The path of the request, in lower case, without the query.
+            digest: What `digest_body` returns for the body.
             is_root: Whether a root has signed it. Only such requests are remembered.
             now_ms: Milliseconds since 1970.
-            must_be_bound: Refuse a request without a binding.
+            must_be_bound: Whether to reject a request without a binding.
 
         Raises:
-            UnboundRequestError: It has no binding and must have one.
-            RequestMismatchError: It is signed for another method, path or body.
-            OtherServerError: It is signed for another server.
-            ReplayedRequestError: It was accepted before.
+            UnboundRequestError: The request has no binding and must have one.
+            RequestMismatchError: The request is signed for another method, path or body.
+            OtherServerError: The request is signed for another server.
+            ReplayedRequestError: The request was accepted before.
         """
         if binding is None:
             if must_be_bound:

@@ -34,13 +34,13 @@ DOMAIN = "revocation/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freeze:
-    """The entry of a revocation that names the list of frozen commits.
+    """The member of a revocation that identifies the list of frozen commits.
 
     Attributes:
         at: When the list was completed, in milliseconds since 1970.
         commits: Number of commits in the list.
         digest: SHA-256, hexadecimal, of the list itself (`goatherd.identity.revocations.FrozenList`).
-        extra: Members that this version does not know.
+        extra: Members that this version of Goatherd does not know.
     """
 
     at: int
@@ -51,18 +51,19 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
-    """A revoked root.
+    """The entry of the identity document for a revoked root.
 
     Attributes:
         id: The root's id.
         at: When it was revoked, in milliseconds since 1970.
-        reason: Human-readable.
-        successor: Id of the root that was or became the current root at the revocation; only together with `proof`.
+        reason: The operator's reason, human-readable.
+        successor: Id of the root that was or became the current root at the revocation; set only together with `proof`.
         proof: The revoked root's signature over the revocation and its successor.
-        freeze: The list of frozen commits. None until it is completed; each server then accepts only commits it holds.
-        settled_at: When every session that it had introduced had been reissued, in milliseconds since 1970; from then
-            on its introductions count for no session.
-        extra: Members that this version does not know.
+        freeze: The list of frozen commits. None until the list is complete; until then each server accepts only those
+            commits of the root that it already holds.
+        settled_at: When all sessions that the root had introduced had been reissued, in milliseconds since 1970; from
+            then on the root's introductions no longer count.
+        extra: Members that this version of Goatherd does not know.
     """
 
     id: str
@@ -83,10 +84,10 @@ def sign_proof(revoked: OwnedSession, successor: Session, at: int) -> str:
 
 
 def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session) -> None:
-    """Check that the revoked root's key made the proof, for exactly this revocation and successor.
+    """Check that the revoked root's key signed the proof, for exactly this revocation and successor.
 
     Raises:
-        SuccessionError: There is none, it names other sessions, or it covers something else.
+        SuccessionError: There is no proof, or it names other sessions or covers something else.
     """
     if revocation.proof is None or revocation.id != revoked.id or revocation.successor != successor.id:
         raise SuccessionError(f"the revocation of {revocation.id} names other sessions")
@@ -128,7 +129,7 @@ MAX_SHOWN: Final = 1000
 
 
 def commit_digest(commit: Commit) -> bytes | None:
-    """Return the SHA-256 of the text that the author signed; None if no signed text can be written."""
+    """Return the SHA-256 of the text that the commit's author signed; None if that text cannot be formed."""
     try:
         return hashlib.sha256(commit.signed_text(commit.session).encode("utf-8", "surrogatepass")).digest()
     except (EncodeError, RecursionError):
@@ -137,7 +138,7 @@ def commit_digest(commit: Commit) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class FrozenList:
-    """A list of frozen commits: their digests. In bytes: the digests, sorted and concatenated."""
+    """A list of frozen commits, as a set of digests. Its bytes are the sorted digests, concatenated."""
 
     digests: frozenset[bytes]
 
@@ -148,10 +149,10 @@ class FrozenList:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> FrozenList:
-        """Read what `to_bytes` wrote.
+        """Read the bytes that `to_bytes` wrote.
 
         Raises:
-            DecodeError: It is something else, or has more than a million digests.
+            DecodeError: The bytes have another form, or more than a million digests.
         """
         count, rest = divmod(len(raw), DIGEST_BYTES)
         if rest or count > MAX_COMMITS:
@@ -181,13 +182,14 @@ def merge_frozen_lists(
     trusted_alone: Collection[str] = (),
     instances: Mapping[str, str] | None = None,
 ) -> FrozenList:
-    """Merge the lists that servers report: a digest counts if two servers report it, or one that needs no confirmation.
+    """Merge the servers' lists. A digest counts if two servers report it, or one that needs no confirmation.
 
     Args:
         lists: The reported lists, by URL of the server.
-        listed: URLs of all servers that were asked. If only one of them is not distrusted, its list counts unconfirmed.
+        listed: URLs of all servers that were asked. If all but one of them are distrusted, that server's list counts
+            without confirmation.
         distrusted: URLs of servers whose lists neither count nor confirm others.
-        trusted_alone: URLs of servers whose lists count unconfirmed.
+        trusted_alone: URLs of servers whose lists count without confirmation.
         instances: Id of the server process behind each URL, so that one process with two URLs counts once.
     """
     heard = {url: one for url, one in lists.items() if url not in distrusted}

@@ -28,7 +28,7 @@ ENDORSEMENT_DOMAIN = "endorsement/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endorsement:
-    """States that root `by` endorses root `of`. `extra` holds unknown members, which are not signed."""
+    """The statement that root `by` endorses root `of`. `extra` holds unknown members, which are not signed."""
 
     by: str
     of: str
@@ -40,13 +40,13 @@ class Endorsement:
 
 
 def endorse_root(by: OwnedSession, of: Session, now_ms: int) -> Endorsement:
-    """Sign `of` with `by`; only the public half is signed, and only GoatDB's four members of it."""
+    """Sign root `of` with root `by`. Only GoatDB's four public members of `of` are signed."""
     signature = sign_data(by, now_ms=now_ms, external=_endorsement_statement(of))
     return Endorsement(by=by.id, of=of.id, signature=signature)
 
 
 def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) -> None:
-    """Check that `by` endorsed exactly `of`.
+    """Check that root `by` endorsed exactly the root `of`.
 
     Raises:
         SuccessionError: The ids differ, the signature covers something else (another key, owner, expiration or
@@ -93,10 +93,10 @@ class DocumentSignature:
 
     Attributes:
         by: Id of the current root, which signed.
-        generation: The document's generation when it was signed. A version of Goatherd that does not know the
-            signature keeps it as it was, and raises the document's generation only.
-        signature: A signature string as GoatDB writes them.
-        extra: Members that this version does not know.
+        generation: The document's generation when it was signed. A version of Goatherd that does not know the signature
+            copies it unchanged, and only increases the document's generation.
+        signature: A signature string in GoatDB's format.
+        extra: Members that this version of Goatherd does not know.
     """
 
     by: str
@@ -109,11 +109,11 @@ class DocumentSignature:
 
 
 def sign_tree(tree: Mapping[str, Any], *, by: OwnedSession, generation: int, now_ms: int) -> DocumentSignature:
-    """Sign a document, given as JSON values; an existing signature is ignored.
+    """Sign a document that is given as JSON values; an existing signature is ignored.
 
     Args:
         tree: The document as plain JSON values.
-        by: The document's current root. One that has expired signs with the last time at which it was valid.
+        by: The document's current root. An expired root signs with the last timestamp at which it was valid.
         generation: The document's generation.
         now_ms: Milliseconds since 1970.
     """
@@ -124,7 +124,7 @@ def sign_tree(tree: Mapping[str, Any], *, by: OwnedSession, generation: int, now
 
 
 def is_signed_by(tree: Mapping[str, Any], signature: DocumentSignature, *, by: Session, generation: int) -> bool:
-    """Return whether `by` signed exactly this tree, at this generation."""
+    """Return whether root `by` signed exactly this document, at this generation."""
     if signature.by != by.id or signature.generation != generation:
         return False
     return _is_signature_valid(signature.signature, by, tree_digest(tree))

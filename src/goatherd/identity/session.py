@@ -37,7 +37,7 @@ _MEMBERS = frozenset({"id", "publicKey", "privateKey", "owner", "expiration"})
 
 
 class Signer(Protocol):
-    """The interface of a key that makes raw 96-byte signatures, wherever the key is."""
+    """The interface of a key that makes raw 96-byte signatures, in memory or in a KMS."""
 
     @property
     def public_key(self) -> PublicKey: ...
@@ -47,13 +47,13 @@ class Signer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """An identity: id, public key, owner, expiration. Never a private key.
+    """The public half of a session: id, public key, owner, expiration. It never holds a private key.
 
     Attributes:
-        id: GoatDB's session id; any text.
+        id: GoatDB's session id; any string.
         owner: ``"root"``, a key of ``/sys/users``, or None for anonymous.
         expiration_ms: Milliseconds since 1970.
-        extra: Members that we do not know. They survive in the identity document, and only there.
+        extra: Members that Goatherd does not know. Only the identity document keeps them.
     """
 
     id: str
@@ -64,10 +64,10 @@ class Session:
 
     @classmethod
     def from_json(cls, encoded: Mapping[str, Any]) -> Session:
-        """Decode a session; a private key in it is ignored (callers that must reject one do so).
+        """Decode a session. A private key in it is ignored; a caller that must reject one checks for it.
 
         Raises:
-            DecodeError: A member is missing or of the wrong kind.
+            DecodeError: A member is missing or has the wrong type.
         """
         if not isinstance(encoded, Mapping):
             raise DecodeError("a session is a JSON object")
@@ -87,9 +87,9 @@ class Session:
         return cls(id=session_id, public_key=public_key, owner=owner, expiration_ms=expiration_ms, extra=extra)
 
     def to_json(self) -> dict[str, Any]:
-        """Encode what is public: id, publicKey, owner, expiration, in GoatDB's order. `extra` stays out.
+        """Encode the public members: id, publicKey, owner, expiration, in GoatDB's order, without `extra`.
 
-        SECURITY: every answer to a caller is made by this (tests/unit/test_upstream_traps.py).
+        SECURITY: every answer to a client uses this encoding (tests/unit/test_upstream_traps.py).
         """
         encoded: dict[str, Any] = {"id": self.id, "publicKey": self.public_key.to_jwk()}
         if self.owner is not None:
@@ -107,10 +107,11 @@ class Session:
 
 
 def exact_expiration_ms(expiration_ms: int) -> int:
-    """Return the latest expiration, `expiration_ms` at most, that is the same after it was written and read again.
+    """Return the latest expiration, at most `expiration_ms`, that does not change when it is written and read again.
 
-    COMPAT: GoatDB writes an expiration in seconds, as a float, and truncates to milliseconds when it reads. From 2038
-    on (2**31 seconds) one in four milliseconds comes back as the one before, and what was signed does not verify.
+    COMPAT: GoatDB writes an expiration in seconds, as a float, and truncates it to milliseconds when it reads. From
+    2038 on (2**31 seconds), one in four values is read back one millisecond lower, and signatures over it do not
+    verify.
     """
     while ms_from_seconds(seconds_from_ms(expiration_ms)) != expiration_ms:
         expiration_ms -= 1
@@ -119,7 +120,7 @@ def exact_expiration_ms(expiration_ms: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedSession:
-    """A session with what signs for it. Its ``repr`` shows the public half only."""
+    """A session together with its signing key. Its ``repr`` shows the public half only."""
 
     session: Session
     signer: Signer = field(repr=False, compare=False)
@@ -136,10 +137,10 @@ class OwnedSession:
 
     @classmethod
     def from_json(cls, encoded: Mapping[str, Any]) -> OwnedSession:
-        """Decode a session with its private key.
+        """Decode a session together with its private key.
 
         Raises:
-            DecodeError: Malformed, or there is no private key.
+            DecodeError: The session is malformed, or has no private key.
             KeyMismatchError: The private key does not belong to the public one.
         """
         session = Session.from_json(encoded)
@@ -154,7 +155,7 @@ class OwnedSession:
         return cls(session=session, signer=key)
 
     def to_secret_json(self) -> dict[str, Any]:
-        """Encode with the private key, in GoatDB's member order. Only for the store and for settings.json.
+        """Encode the session with its private key, in GoatDB's member order. Only for the store and settings.json.
 
         Raises:
             TypeError: The key is in a KMS and cannot be exported.
@@ -179,13 +180,13 @@ class OwnedSession:
 
 @dataclass(frozen=True, slots=True)
 class SignatureEnvelope:
-    """A decoded signature string.
+    """A decoded signature string: the signature, and who signed when.
 
     Attributes:
         session_id: Id of the session that claims to have signed.
         signature: The raw signature.
-        ts: When, in ms, of any JSON kind. Not signed.
-        data: The embedded data, `UNDEFINED` when there are none.
+        ts: The time of signing in milliseconds, of any JSON type. This member is not signed.
+        data: The embedded data; `UNDEFINED` if there are none.
     """
 
     session_id: str
@@ -198,7 +199,7 @@ def parse_signature(text: str) -> SignatureEnvelope:
     """Decode a signature string.
 
     Raises:
-        InvalidSignatureError: Not base32, not JSON, or a member is missing or of the wrong kind.
+        InvalidSignatureError: The string is not base32 or not JSON, or a member is missing or has the wrong type.
     """
     try:
         envelope = parse_json(base32_decode(text))
@@ -217,7 +218,7 @@ def signed_text(session_id: str, external: Any, embedded: Any) -> str:
     """Return the exact text that is signed.
 
     Raises:
-        EncodeError: A null inside the data.
+        EncodeError: The data contain a null.
     """
     container = {"sessionId": session_id}
     if is_truthy(external):
@@ -228,10 +229,10 @@ def signed_text(session_id: str, external: Any, embedded: Any) -> str:
 
 
 def _to_number(value: Any) -> float:
-    """Return JavaScript's ``Number(value)`` as far as JSON values go; NaN for what is no number.
+    """Return JavaScript's ``Number(value)`` for a JSON value; NaN if it is not a number.
 
-    SECURITY: this is read from a header before its signature is checked; a text of megabytes must cost nothing, so one
-    longer than any number that is meant is none (tests/unit/identity/test_session.py).
+    SECURITY: the value comes from a header whose signature is not checked yet, so a string that is longer than any real
+    number is not parsed and gives NaN (tests/unit/identity/test_session.py).
     """
     if value is None:
         return 0.0
@@ -255,7 +256,7 @@ def _to_number(value: Any) -> float:
 
 
 def _is_long_text(value: Any) -> bool:
-    """Whether `_to_number` leaves a string unread that JavaScript would read."""
+    """Return whether `_to_number` does not parse a string that JavaScript would parse."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     return isinstance(value, str) and len(value) > _MAX_NUMBER_TEXT
@@ -274,7 +275,7 @@ def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedde
     """Sign external and embedded data and return the signature string.
 
     Raises:
-        EncodeError: A null inside the data.
+        EncodeError: The data contain a null.
     """
     text = signed_text(owned.id, external, embedded)
     return _sign_text(owned, text, now_ms, f',"d":{to_json(embedded)}' if is_truthy(embedded) else "")
@@ -290,9 +291,10 @@ def verify_data(session: Session, signature: str | SignatureEnvelope, *, externa
     """Check that `session` signed `external` and the data embedded in the signature.
 
     Raises:
-        InvalidSignatureError: Malformed, over something else, or over data that cannot be signed (a null inside).
-        UnknownSignerError: It names another session.
-        ExpiredSessionError: Its own time is later than the session's expiration.
+        InvalidSignatureError: The signature is malformed, covers other data, or covers data that cannot be signed (with
+            a null).
+        UnknownSignerError: The signature names another session.
+        ExpiredSessionError: The signature's timestamp is later than the session's expiration.
     """
     envelope = parse_signature(signature) if isinstance(signature, str) else signature
     _check_envelope(session, envelope)
@@ -318,10 +320,10 @@ def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
     """Return the commit with `owned`'s signature over its canonical form.
 
     Args:
-        now_ms: The time that goes into the signature's envelope.
+        now_ms: The timestamp for the signature's envelope.
 
     Raises:
-        EncodeError: A null inside the contents, or a commit that no reader could verify (no ts, no connection).
+        EncodeError: The contents have a null, or the commit lacks its ts or connection, so no reader could verify it.
     """
     if not commit.ts or not commit.connection or not commit.version:
         raise EncodeError(f"commit {commit.id!r:.100} lacks a ts, a connection id or a version")
@@ -332,12 +334,12 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
     """Check that `session` signed the commit. Whether the session may write it is not checked.
 
     Args:
-        envelope: The commit's parsed signature, where the caller has it already.
+        envelope: The commit's parsed signature, if the caller already has it.
 
     Raises:
-        InvalidSignatureError: Unsigned, malformed, or over something else.
+        InvalidSignatureError: The commit is unsigned, or the signature is malformed or covers something else.
         UnknownSignerError: The signature names another session.
-        ExpiredSessionError: The signature's own time is later than the session's expiration.
+        ExpiredSessionError: The signature's timestamp is later than the session's expiration.
     """
     if commit.signature is None:
         raise InvalidSignatureError(f"commit {commit.id!r:.100} is not signed")
@@ -373,12 +375,12 @@ def sign_request(owned: OwnedSession, *, now_ms: int, nonce: str) -> str:
 
 
 def verify_request(session: Session, signature: str | SignatureEnvelope, *, now_ms: int) -> None:
-    """Check a request signature against the clock, each time anew.
+    """Check a request's signature and its time. The time is checked against the clock at each call.
 
     Raises:
-        ClockSkewError: Its embedded time is more than three minutes from `now_ms`, or missing.
+        ClockSkewError: The embedded timestamp is missing, or more than three minutes from `now_ms`.
         ExpiredSessionError: The session has expired.
-        InvalidSignatureError, UnknownSignerError: As `verify_data`; without embedded data, malformed.
+        InvalidSignatureError, UnknownSignerError: As `verify_data`. A signature without embedded data is malformed.
     """
     envelope = parse_signature(signature) if isinstance(signature, str) else signature
     check_request_time(envelope, now_ms=now_ms)
@@ -388,10 +390,10 @@ def verify_request(session: Session, signature: str | SignatureEnvelope, *, now_
 
 
 def check_request_time(envelope: SignatureEnvelope, *, now_ms: int) -> None:
-    """Check the time embedded in a request signature, without any key.
+    """Check the timestamp that is embedded in a request signature. This needs no key.
 
     Raises:
-        ClockSkewError: It is more than three minutes from `now_ms`, or missing.
+        ClockSkewError: The timestamp is missing, or more than three minutes from `now_ms`.
         InvalidSignatureError: There are no embedded data.
     """
     data = envelope.data

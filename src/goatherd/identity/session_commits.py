@@ -30,16 +30,16 @@ SESSIONS_SCHEMA = "sessions/1"
 
 
 def earlier_introduction_id(session_id: str, signer_id: str) -> str:
-    """Return the id of the commit by which a root introduces an earlier one, so that it may leave the document."""
+    """Return the id of the commit by which a root introduces an earlier root, which may then leave the document."""
     return derived_id("earlier root/2", f"{session_id}/{signer_id}")
 
 
 def session_from_commit(commit: Commit) -> Session:
-    """Read the session that a commit of ``/sys/sessions`` introduces, from that commit and nothing else.
+    """Read the session that a commit of ``/sys/sessions`` introduces. No other commit is needed.
 
     Raises:
-        DecodeError: Not a full commit of ``sessions/1``, malformed, deleted, holding a private key, or stored under a
-            key that is not the session's id.
+        DecodeError: The commit is not a full commit of ``sessions/1``, is malformed or deleted, holds a private key, or
+            is stored under a key that is not the session's id.
     """
     fields = commit.data
     if commit.schema != SESSIONS_SCHEMA or not isinstance(fields, Mapping):
@@ -72,10 +72,10 @@ def session_fields(session: Session) -> dict[str, Any]:
 
 
 def verify_commit_by(session: Session, commit: Commit) -> None:
-    """Check that `session` wrote and signed `commit`: every rule of this module that needs no pool. Any thread.
+    """Check that `session` wrote and signed `commit`: all rules of this module that need no other session. Thread-safe.
 
     Raises:
-        InvalidSignatureError, AuthorMismatchError, UnknownSignerError, ExpiredSessionError: See the module.
+        InvalidSignatureError, AuthorMismatchError, UnknownSignerError, ExpiredSessionError: The commit breaks a rule.
     """
     if not commit.signature:
         raise InvalidSignatureError(f"commit {commit.id!r} is not signed")
@@ -100,7 +100,7 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
 def preferred_session(known: Session | None, new: Session) -> Session:
     """Choose between two versions of one session, as GoatDB does (docs/reference/goatdb-protocol.md#trust).
 
-    Ours on top: a root stays a root, so that a later copy without an owner cannot demote it.
+    Goatherd adds one rule: a root stays a root, so that a later copy without an owner cannot demote it.
     """
     if known is None:
         return new
@@ -112,5 +112,5 @@ def preferred_session(known: Session | None, new: Session) -> Session:
 
 
 def claims_root(commit: Commit) -> bool:
-    """Whether a session commit says that its session is a root; nothing is verified."""
+    """Return whether a session commit says that its session is a root. Nothing is verified."""
     return isinstance(commit.data, Mapping) and commit.data.get("owner") == "root"

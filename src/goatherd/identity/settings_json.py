@@ -31,10 +31,10 @@ _MEMBERS = frozenset({"currentSession", "roots", "trustedSessions"})
 
 
 def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tuple[Session, ...], list[str]]:
-    """Read a ``settings.json``, one that GoatDB wrote or an identity document that is used as one.
+    """Read a ``settings.json`` that GoatDB wrote, or an identity document that is used as one.
 
     Args:
-        raw: The file.
+        raw: The content of the file.
         now_ms: Milliseconds since 1970.
 
     Returns:
@@ -42,8 +42,8 @@ def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tupl
         keys taken out, roots added or merged, members dropped, a short life.
 
     Raises:
-        MalformedIdentityError: Anything in it is malformed. Nothing is skipped, nothing is invented.
-        KeyMismatchError: The private key does not belong to the public one.
+        MalformedIdentityError: The file is malformed. Nothing is skipped or invented.
+        KeyMismatchError: The private key does not belong to the public key.
     """
     tree = parse_object(raw, max_bytes=SETTINGS_LIMIT_BYTES)
     notes: list[str] = []
@@ -154,7 +154,7 @@ def _read_user_session(value: Any, where: str) -> Session:
 
 
 def _without_unknown(session: Session, where: str, notes: list[str]) -> Session:
-    """Remove members that GoatDB does not know from a session: a GoatDB server would publish them."""
+    """Remove members that GoatDB does not know from a session, because a GoatDB server would publish them."""
     if not session.extra:
         return session
     notes.append(f"{len(session.extra)} unknown members of {where} were left out")
@@ -166,20 +166,20 @@ def _without_unknown(session: Session, where: str, notes: list[str]) -> Session:
 def to_settings(
     document: IdentityDocument, trusted: Iterable[Session] = (), *, now_ms: int | None = None, is_compact: bool = False
 ) -> bytes:
-    """Return the ``settings.json`` to hand to a GoatDB server: the members that it reads, and no others.
+    """Return the ``settings.json`` for a GoatDB server, with only the members that GoatDB reads.
 
-    The next root's key is never in it. Roots are also in ``trustedSessions``, because a GoatDB server otherwise rejects
-    what a root signs; revoked roots are in neither list.
+    The next root's private key is never included. Roots are also in ``trustedSessions``, because a GoatDB server
+    otherwise rejects what a root signs; revoked roots are in neither list.
 
     Args:
         document: The identity.
-        trusted: User sessions that the server knows, verified by the caller.
-        now_ms: When given, a root with less than 15 days to live is refused.
-        is_compact: Write no line breaks, which takes a tenth of the time with thousands of sessions.
+        trusted: User sessions that the server knows; the caller has verified them.
+        now_ms: If given, a root that expires within 15 days is rejected.
+        is_compact: Whether to write no line breaks, which takes a tenth of the time with thousands of sessions.
 
     Raises:
-        IdentityError: The current root expires too soon: the server would extend it automatically and then expose its
-            private key.
+        IdentityError: The current root expires too soon: the server would extend it automatically and thereby expose
+            its private key.
     """
     if now_ms is not None and (left := days_left(document, now_ms)) <= SHORT_LIFE.days:
         raise IdentityError(
@@ -192,7 +192,7 @@ def to_settings(
 
 
 def to_settings_keeping(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
-    """Return a ``settings.json`` that is an identity document as well: all of its members, and the user sessions."""
+    """Return a ``settings.json`` that is also an identity document: all members of the document, and user sessions."""
     tree = document_tree(document)
     return to_pretty_json({**tree, "trustedSessions": _settings_members(document, trusted)["trustedSessions"]})
 

@@ -26,19 +26,19 @@ _json_string = json.encoder.encode_basestring
 
 
 class _NotStrictError(ValueError):
-    """Valid JSON that an identity must not contain. The message quotes no input."""
+    """A JSON value is valid but not allowed in an identity. The message quotes no input."""
 
 
 def parse_object(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
-        raw: UTF-8; a byte order mark is skipped, as GoatDB does.
-        max_bytes: The size in bytes above which it is rejected unread.
+        raw: UTF-8; a byte order mark is skipped, as in GoatDB.
+        max_bytes: The maximum size in bytes; larger input is rejected without parsing.
 
     Raises:
-        MalformedIdentityError: Too large, not UTF-8, not JSON, not an object, a member twice, a number that no
-            JavaScript number holds, or nested deeper than `MAX_DEPTH`.
+        MalformedIdentityError: The input is too large, not UTF-8, not JSON, not an object, or nested deeper than
+            `MAX_DEPTH`; or has a repeated member or a number outside of JavaScript's range.
     """
     value, problem = _parse_value(raw, max_bytes)
     # SECURITY: raised out here, so that no exception that holds the text is in its context
@@ -140,7 +140,7 @@ def _indent_value(value: Any, newline: str) -> str:
 def to_canonical_json(value: Any) -> bytes:
     """Return a JSON value in canonical form (RFC 8785): no white space, members sorted by their UTF-16 code units.
 
-    A lone surrogate, which that form does not know, is escaped.
+    A lone surrogate, which RFC 8785 does not allow, is escaped.
     """
     return _canonical_text(value).encode()
 
@@ -159,7 +159,7 @@ def _utf16_key(name: str) -> bytes:
 
 
 def string_text(text: str) -> str:
-    """Return a JSON string as ``JSON.stringify`` writes it: lone surrogates are escaped, nothing else beyond need."""
+    """Return a string as JSON, escaped as ``JSON.stringify`` does, including lone surrogates."""
     return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", _json_string(text))
 
 
@@ -177,10 +177,10 @@ def all_strings(value: Any) -> Iterator[str]:
 
 
 def holds_private_key(value: Any) -> bool:
-    """Whether `value` contains anything that is or looks like a private key.
+    """Return whether `value` contains anything that is or looks like a private key.
 
-    That is a member ``privateKey``, a JWK with ``d``, a PEM private key, or a string that holds one of the first two as
-    JSON. An object that names no key type and whose ``d`` is short or no string does not count: GoatDB's Bloom filters
+    This is a member ``privateKey``, a JWK with ``d``, a PEM private key, or a string that contains one of the first two
+    as JSON. An object without a key type whose ``d`` is short or not a string does not count: GoatDB's Bloom filters
     are written as ``{"d", "s"}``.
     """
     if isinstance(value, str):

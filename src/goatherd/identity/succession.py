@@ -66,10 +66,10 @@ def verify_succession(
     that is trusted here, or reached from one that is, to the successor that its proof names.
 
     Args:
-        document: The new document, checked whole.
-        trusted: Public halves of the roots trusted so far, without revoked ones.
-        introductions: Session commits, unverified and in any order, from any place. One that does not verify is no
-            link, and no error.
+        document: The new document, fully checked.
+        trusted: Public halves of the roots that are trusted so far, without revoked ones.
+        introductions: Session commits, unverified, in any order and from any source. One that does not verify is
+            ignored.
 
     Raises:
         SuccessionError: No chain leads to the current root or to another listed root (`is_chain_open`), a trusted id
@@ -99,7 +99,7 @@ def _open_chain_error(to: str) -> SuccessionError:
 
 
 def find_introduced(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, Session]:
-    """Return the roots to which endorsements and introductions lead from a root of the document, by id; none revoked.
+    """Return the unrevoked roots, by id, to which endorsements and introductions lead from the document's roots.
 
     Args:
         document: A document that is trusted.
@@ -164,7 +164,7 @@ def _reachable_roots(
 
 
 def _read_introduction(commit: Commit, by: Session) -> Session | None:
-    """Return the root that a session commit introduces, or None where `by` did not sign it or it is something else."""
+    """Return the root that a session commit introduces; None if `by` did not sign it or it introduces no root."""
     try:
         session = session_from_commit(commit)
         verify_commit_by(by, commit)
@@ -175,12 +175,12 @@ def _read_introduction(commit: Commit, by: Session) -> Session | None:
 
 
 def check_generation(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint) -> None:
-    """Check that `new` does not lead back behind `seen`, the highest generation seen so far.
+    """Check that `new` is not older than `seen`, the document with the highest generation seen so far.
 
     Raises:
-        GenerationError: Its generation is lower (a stale replica, a replayed value), or equal with other contents (two
-            writers shared a generation, so at least one did not go through compare-and-swap).
-        GenerationJumpError: It is higher by more than `MAX_JUMP`.
+        GenerationError: Its generation is lower (a stale replica, a replayed value), or the same with other contents
+            (two writers used one generation, so at least one wrote without compare-and-swap).
+        GenerationJumpError: Its generation is higher by more than `MAX_JUMP`.
     """
     if new.generation > seen.generation + MAX_JUMP:
         raise GenerationJumpError(
@@ -193,10 +193,10 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument | TrustCheckp
 
 
 def check_first(document: IdentityDocument) -> None:
-    """Check the first document that a server reads: the generation of an unsigned document may be forged.
+    """Check the first document that a server reads: in an unsigned document, the generation may be forged.
 
     Raises:
-        GenerationJumpError: It is unsigned, and its generation is above `MAX_JUMP`.
+        GenerationJumpError: The document is unsigned, and its generation is above `MAX_JUMP`.
     """
     if document.generation > MAX_JUMP and not document.is_signed:
         raise GenerationJumpError(
@@ -205,11 +205,11 @@ def check_first(document: IdentityDocument) -> None:
 
 
 def check_signature(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint) -> None:
-    """Check that `new` is signed by its current root, where a signed document was seen before.
+    """Check that `new` is signed by its current root, if a signed document was seen before.
 
     Raises:
-        UnsignedIdentityError: It has no signature, or one that does not verify. What was seen itself passes: the
-            operator has accepted it.
+        UnsignedIdentityError: The signature is missing or invalid. `seen` itself passes, because the operator has
+            accepted it.
     """
     before = _as_checkpoint(seen)
     if before.is_signed and document_digest(new) != before.digest:
@@ -217,10 +217,10 @@ def check_signature(new: IdentityDocument, seen: IdentityDocument | TrustCheckpo
 
 
 def verify_signed(document: IdentityDocument) -> None:
-    """Check that the current root has signed the document as it is.
+    """Check that the current root has signed the document in its present state.
 
     Raises:
-        UnsignedIdentityError: It has no signature, or one that does not verify.
+        UnsignedIdentityError: The signature is missing or invalid.
     """
     signature, generation = document.signature, document.generation
     if document.is_signed:
@@ -235,10 +235,10 @@ def verify_signed(document: IdentityDocument) -> None:
 
 
 def check_lineage(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint) -> None:
-    """Check that `new` has grown from `seen`, as far as it names its predecessors.
+    """Check that `new` descends from `seen`, as far as it names its predecessors.
 
     Raises:
-        ForkedIdentityError: It names another document of that generation.
+        ForkedIdentityError: `new` names another document as its predecessor of that generation.
     """
     if new.lineage is not None and new.lineage.contradicts(seen.generation, _as_checkpoint(seen).digest):
         raise ForkedIdentityError(
@@ -257,12 +257,12 @@ def verify_successor(
 ) -> None:
     """Check that a server that uses `seen` may adopt `new`.
 
-    Checked are the generation, the lineage, the succession, the signature, and that no revocation or root is missing.
+    The checks cover the generation, the lineage, the succession, the signature, and missing revocations and roots.
 
     Args:
-        new: The new document, checked whole.
-        seen: The identity in use, or its record.
-        introductions: As for `verify_succession`; those that introduce pruned roots too.
+        new: The new document, fully checked.
+        seen: The identity in use, or its checkpoint.
+        introductions: As for `verify_succession`; also those of pruned roots.
         may_fork: Whether two writers can both succeed at this store, so that a server may have read the losing
             document.
         is_pruning_believed: Whether to rely on the document's count of pruned roots, because no source of introductions
@@ -302,15 +302,15 @@ def verify_successor(
 def find_lost_roots(
     new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint, introductions: Iterable[Commit]
 ) -> tuple[Session, ...]:
-    """Return the roots of `seen` that `new` does not list and whose absence nothing explains.
+    """Return the roots of `seen` that `new` does not list without a valid reason.
 
     A root may leave a document if it was only prepared when it was seen (its rotation was cancelled), if it is revoked
-    or on record as retired, or if it was pruned: then a later root has introduced it as an earlier one, which a node
-    finds in ``/sys/sessions``. An introduction by an older root is no reason.
+    or recorded as retired, or if it was pruned: then a later root has introduced it as an earlier root, in
+    ``/sys/sessions``. An introduction by an older root is no reason.
 
     Args:
-        new: The new document, checked whole.
-        seen: What a node uses, or has used last.
+        new: The new document, fully checked.
+        seen: The identity that the server uses, or used last.
         introductions: Session commits, unverified and in any order.
     """
     known = _as_checkpoint(seen)
@@ -323,7 +323,7 @@ def find_lost_roots(
 
 
 def _later_introduced_keys(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, PublicKey]:
-    """Return the public keys of the roots that a later root has introduced, starting from the document's roots.
+    """Return the public keys of roots that later roots have introduced, starting from the document's roots.
 
     Introductions by revoked roots count, because no trust follows from the result.
     """
@@ -345,16 +345,16 @@ def _later_introduced_keys(document: IdentityDocument, introductions: Iterable[C
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustCheckpoint:
-    """What a server records of the identity in use, so that it adopts no older one after a restart. No secrets.
+    """A server's record of the identity in use, so that it adopts no older one after a restart. Holds no secrets.
 
     Attributes:
-        generation: Its generation.
-        digest: SHA-256 of its text, hexadecimal.
-        roots: Its roots.
-        revoked_ids: Ids of its revoked roots.
-        is_signed: Whether it, or an identity seen before it, was signed by its current root.
-        prepared_id: Id of the next root of a rotation that was only prepared, so that no server knows it.
-        pruned: Number of previous roots that had left it.
+        generation: The generation of the identity.
+        digest: SHA-256 of the identity's JSON, hexadecimal.
+        roots: The roots of the identity.
+        revoked_ids: Ids of the revoked roots.
+        is_signed: Whether the current root had signed this identity, or one that was seen before.
+        prepared_id: Id of the next root of a rotation that was only prepared, so that no server knows the root yet.
+        pruned: Number of previous roots that had left the document.
     """
 
     generation: int
@@ -380,16 +380,16 @@ class TrustCheckpoint:
         )
 
     def shares_root_with(self, document: IdentityDocument) -> bool:
-        """Whether an identity lists a root that was seen, so that it is a later or an earlier state of the same one."""
+        """Return whether an identity lists a root that was seen, so that both belong to the same cluster."""
         keys = {root.id: root.public_key for root in self.roots}
         return any(keys.get(root.id) == root.public_key for root in document.roots)
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> TrustCheckpoint:
-        """Read what `to_bytes` wrote.
+        """Read the bytes that `to_bytes` wrote.
 
         Raises:
-            MalformedIdentityError: It is something else, or was changed since. Goatherd 0.1.0 wrote no checksum.
+            MalformedIdentityError: The bytes have another form, or were changed. Goatherd 0.1.0 wrote no checksum.
         """
         tree = parse_object(raw, max_bytes=SIZE_LIMIT_BYTES)
         if ("checksum" in tree or "signed" in tree) and tree.pop("checksum", None) != _checkpoint_digest(tree):
@@ -416,7 +416,7 @@ class TrustCheckpoint:
         )
 
     def to_bytes(self) -> bytes:
-        """Return it as JSON, with a checksum: one flipped bit in it could let a replayed identity pass."""
+        """Return the checkpoint as JSON with a checksum, because one flipped bit could let a replayed identity pass."""
         tree: dict[str, object] = {
             "generation": self.generation,
             "digest": self.digest,

@@ -47,7 +47,7 @@ SUCCESSES = frozenset({ROTATED, RESTORED})
 
 
 def create_document(current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = ()) -> IdentityDocument:
-    """Make the first document of a cluster, generation 1.
+    """Create the first document of a cluster, generation 1.
 
     Args:
         current: The root that signs; its owner is ``root``.
@@ -71,19 +71,19 @@ def prepare_rotation(
     started_by: str,
     stable_version: str | None,
 ) -> IdentityDocument:
-    """Start a rotation: the successor becomes the next root, endorsed by the current root, which still signs.
+    """Start a rotation: record the next root, endorsed by the current root. The current root still signs.
 
     Args:
         document: A steady document.
-        successor: A fresh root.
+        successor: A new root.
         now_ms: Milliseconds since 1970.
-        rotation_id: A fresh id.
+        rotation_id: A new id.
         started_by: The user and machine that start it; human-readable.
-        stable_version: The store's version id of `document`, to roll back to.
+        stable_version: The store's version id of `document`, to which the rotation can be rolled back.
 
     Raises:
-        IllegalStepError: A rotation is in progress, the successor is known already or is no root, or the current root
-            has expired and so cannot endorse it.
+        IllegalStepError: A rotation is in progress, the successor was used before or is not a root, or the current root
+            has expired and so cannot endorse the successor.
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
@@ -128,23 +128,23 @@ def prepare_restore(
 ) -> IdentityDocument:
     """Start the restore of a previous root: it becomes the next root, exactly as the document lists it.
 
-    The current root endorses it, unless it has done so before or has expired: the servers trust the previous root
+    The current root endorses it, unless it has already done so or has expired: the servers trust the previous root
     already.
 
     Args:
         document: A steady document.
         earlier: The previous root, with its private key.
         now_ms: Milliseconds since 1970.
-        rotation_id: A fresh id.
+        rotation_id: A new id.
         started_by: The user and machine that start it; human-readable.
         stable_version: The store's version id of `document`, to roll back to.
-        has_left: `earlier` has left the document and is listed again. The caller has verified that it was listed
-            (`goatherd.identity.succession.find_introduced`).
+        has_left: Whether `earlier` has left the document and is listed again. The caller has verified that it was
+            listed (`goatherd.identity.succession.find_introduced`).
 
     Raises:
         IllegalStepError: A rotation is in progress, or `earlier` is not a root of the document with the same key and
-            expiration, signs already, is revoked, is on record as destroyed, or has expired. Or it has left the
-            document, and the current root, which has to endorse it, has expired.
+            expiration, is the current root, is revoked, is recorded as destroyed, or has expired. Or it has left the
+            document, and the current root, which must endorse it, has expired.
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
@@ -184,7 +184,7 @@ def prepare_restore(
 def replace_expired(
     document: IdentityDocument, successor: OwnedSession, now_ms: int, *, rotation_id: str
 ) -> IdentityDocument:
-    """Replace the current root, which has expired; it stays trusted.
+    """Replace the current root, which has expired. The expired root stays trusted.
 
     What the expired root signed before its expiration stays valid, so it is not revoked. It endorses its successor
     with the last time at which its signature is valid (`goatherd.identity.key_age.last_valid_ms`). A rotation in
@@ -192,13 +192,13 @@ def replace_expired(
 
     Args:
         document: A document whose current root has expired.
-        successor: A fresh root, or what `find_successor` returns.
+        successor: A new root, or what `find_successor` returns.
         now_ms: Milliseconds since 1970.
-        rotation_id: A fresh id.
+        rotation_id: A new id.
 
     Raises:
-        IllegalStepError: The current root has not expired, or the successor is no root, was used before or has expired
-            as well.
+        IllegalStepError: The current root has not expired, or the successor is not a root, was used before or has
+            expired too.
     """
     expired = document.current
     if not expired.session.is_expired(now_ms):
@@ -234,9 +234,9 @@ def replace_expired(
 
 
 def find_successor(document: IdentityDocument, now_ms: int) -> OwnedSession | None:
-    """Return the next root of the rotation in progress if it can follow an expired root at once, else None.
+    """Return the next root of the rotation in progress if it can replace an expired root at once, else None.
 
-    A previous root that was to be restored cannot: other roots have introduced it.
+    A previous root that is being restored cannot: other roots have introduced it.
     """
     record, following = document.rotation, document.next
     if record is None or following is None or record.is_restore or following.session.is_expired(now_ms):
@@ -254,17 +254,17 @@ def find_replaced(document: IdentityDocument) -> Session | None:
 
 
 def has_begun(document: IdentityDocument, rotation_id: str) -> bool:
-    """Whether a rotation with this id was started, whether or not it has ended."""
+    """Return whether a rotation with this id was started; it may have ended."""
     if document.rotation is not None:
         return document.rotation.id == rotation_id
     return any(entry.rotation_id == rotation_id for entry in document.history)
 
 
 def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> IdentityDocument:
-    """Record the next phase of a rotation, where nothing but the record changes.
+    """Record the next phase of a rotation if nothing but the record changes.
 
     Raises:
-        IllegalStepError: Any change but prepared to published, or activated to verified.
+        IllegalStepError: The change is neither from prepared to published nor from activated to verified.
     """
     record = _require_rotation(document, "enter the next phase")
     if (record.phase, phase) not in {(Phase.PREPARED, Phase.PUBLISHED), (Phase.ACTIVATED, Phase.VERIFIED)}:
@@ -299,12 +299,12 @@ def mark_verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
 
 
 def correct_times(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Return the next generation of a document whose times were limited (`goatherd.identity.recorded_times`)."""
+    """Return the next generation of a document whose timestamps were corrected (`goatherd.identity.recorded_times`)."""
     return _next_document(document, now_ms)
 
 
 def finalize_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """End a verified rotation; the history keeps an entry of it.
+    """End a verified rotation, and add an entry to the history.
 
     Raises:
         IllegalStepError: The rotation is not verified.
@@ -314,13 +314,13 @@ def finalize_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocume
 
 
 def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
-    """Cancel a rotation before activation; the current root stays.
+    """Cancel a rotation before activation. The current root does not change.
 
-    A next root that was published is known to servers, and stays among the roots as a public key. So does a previous
-    root that was to be restored, with the current root's endorsement.
+    Servers know a next root that was published, so its public key stays among the roots. So does a previous root that
+    was being restored, with the current root's endorsement.
 
     Raises:
-        IllegalStepError: The rotation is activated already (roll it back), or there is none.
+        IllegalStepError: The rotation is already activated (roll it back instead), or there is none.
     """
     record = _require_rotation(document, "cancel", Phase.PREPARED, Phase.PUBLISHED)
     if record.phase is Phase.PUBLISHED or record.is_restore:
@@ -346,7 +346,7 @@ def roll_back_rotation(
         document: An activated or verified document.
         stable: The document at the recorded stable version, which holds the previous root's private key.
         now_ms: Milliseconds since 1970.
-        reason: Human-readable.
+        reason: The operator's reason, human-readable.
 
     Raises:
         IllegalStepError: The rotation is not activated, `stable` holds another root or key, or that root has expired or
@@ -373,12 +373,12 @@ def roll_back_rotation(
 
 
 def record_retirement(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
-    """Record that no stored version holds this root's private key; its public half stays.
+    """Record that no version in the store holds this root's private key. Its public half stays.
 
     During a rotation only a revoked root can be retired: a rollback may need any other root, but never a revoked one.
 
     Raises:
-        IllegalStepError: It is no root of the document, may still sign, or is retired already.
+        IllegalStepError: `session_id` is not a root of the document, or the root may still sign or is retired already.
     """
     if document.rotation is not None and session_id not in document.revoked_ids:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; it may be rolled back")
@@ -396,7 +396,7 @@ def prune_roots(document: IdentityDocument, session_ids: Collection[str], now_ms
     these introductions.
 
     Raises:
-        IllegalStepError: A rotation is in progress, or one of them is not in `prunable_roots`.
+        IllegalStepError: A rotation is in progress, or one of the roots is not in `prunable_roots`.
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; no root can leave now")
@@ -421,7 +421,7 @@ def revoke_root(
     successor: OwnedSession | None = None,
     proving: OwnedSession | None = None,
 ) -> IdentityDocument:
-    """Revoke a root: nothing that it signs from now on counts, whatever time it claims.
+    """Revoke a root: from now on, nothing that it signs is accepted, whatever timestamp the signature has.
 
     Revoking the current root makes `successor` the current root, without an endorsement by the stolen key. The stolen
     key signs only the proof (`goatherd.identity.revocations`), by which servers follow. A rotation in progress ends. A
@@ -432,9 +432,9 @@ def revoke_root(
         document: Any document.
         session_id: The root to revoke.
         now_ms: Milliseconds since 1970.
-        reason: Human-readable.
-        successor: The new current root: a fresh root, the next root, or a previous root. Required when the current root
-            is revoked; otherwise not allowed.
+        reason: The operator's reason, human-readable.
+        successor: The new current root: a new root, the next root, or a previous root. Required if the current root is
+            revoked; otherwise not allowed.
         proving: The revoked root with its private key, if it is not the current root and the store still holds the key.
             Without it, servers that know no other root of the document need ``--accept-identity``.
 
@@ -490,14 +490,14 @@ def sign_again(
 ) -> IdentityDocument:
     """Sign a document whose signature is invalid, or an older document that is to be used again.
 
-    The history gets no entry, because the schedule and a restore read it.
+    The history gets no entry, because the schedule and restores read it.
 
     Args:
         document: The document to sign.
         now_ms: Milliseconds since 1970.
-        after: The generation after which it comes.
-        signed: The last signed document before it, which servers use. What `document` itself names as its predecessors
-            is as unsigned as the rest of it, and it may have the same generation as this one.
+        after: The generation after which the document comes.
+        signed: The last signed document before it, which servers use. The predecessors that `document` itself names are
+            as unsigned as the rest of it, and it may have the same generation as this one.
     """
     if signed is None:
         return _next_document(document, now_ms, generation=after + 1)
@@ -510,13 +510,13 @@ def sign_again(
 def record_frozen_commits(
     document: IdentityDocument, session_id: str, now_ms: int, *, commits: int, digest: str
 ) -> IdentityDocument:
-    """Record the list of frozen commits of a revoked root: servers accept no other commit of it.
+    """Record the list of frozen commits of a revoked root. Servers accept no other commit of that root.
 
     Args:
         document: A document that lists the root as revoked.
         session_id: The revoked root.
         now_ms: Milliseconds since 1970.
-        commits: How many commits are in the list.
+        commits: The number of commits in the list.
         digest: SHA-256 of the list, hexadecimal.
 
     Raises:
@@ -530,7 +530,7 @@ def record_frozen_commits(
 
 
 def record_reissued_sessions(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
-    """Record that the sessions that a revoked root had introduced were reissued: its introductions no longer count.
+    """Record that all sessions that a revoked root had introduced were reissued: its introductions no longer count.
 
     Raises:
         IllegalStepError: The root is not revoked, or its list of frozen commits is not recorded yet.
@@ -543,7 +543,7 @@ def record_reissued_sessions(document: IdentityDocument, session_id: str, now_ms
 
 
 def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ...]:
-    """Return the revocations, the older ones without reason and proof, which only servers that missed much need.
+    """Return the revocations, with reason and proof removed from the older ones, which few servers still need.
 
     An unfinished revocation is not shortened.
     """
@@ -568,7 +568,7 @@ def _renew_endorsements(
     revoked_ids: frozenset[str],
     now_ms: int,
 ) -> tuple[Endorsement, ...]:
-    """Let the current root endorse the other unrevoked roots: the revoked root alone may have endorsed some."""
+    """Let the current root endorse the other unrevoked roots, because only the revoked root may have endorsed some."""
     kept = [item for item in document.endorsements if item.by not in revoked_ids]
     known = {item.of for item in kept if item.by == current.id}
     others = [root for root in roots if root.id not in revoked_ids | known | {current.id}]
@@ -615,10 +615,10 @@ def _shorten_reason(reason: str) -> str:
 
 
 def _trim_history(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> tuple[HistoryEntry, ...]:
-    """Return the latest entries, within both bounds, and the retirement records of roots of the document.
+    """Return the latest entries within both limits, and the retirement records of the document's roots.
 
-    A retirement record stays as long as its root; without it `retire` would search for the key again. The bounds do not
-    count these records, so that they cannot displace the last rotation.
+    A retirement record stays as long as its root; without it, `retire` would search for the key again. These records do
+    not count against the limits, so that they cannot displace the entry of the last rotation.
     """
     kept: set[int] = set()
     size = 0
@@ -647,8 +647,8 @@ ENDORSEMENT_BYTES: Final = 512
 def prunable_roots(document: IdentityDocument) -> frozenset[str]:
     """Return the ids of the roots that can leave the document.
 
-    These roots must stay: the current and the next root; the previous one, because a server that missed the last
-    rotation follows by it, and because it stays trusted if the current root must be revoked; revoked roots, whose
+    All roots can leave but these: the current and the next root; the previous root, because a server that missed the
+    last rotation follows from it, and because it is needed if the current root must be revoked; revoked roots, whose
     public keys verify their frozen commits; and successors that a revocation's proof names.
     """
     staying = {document.current.id, document.rotated_from, *document.revoked_ids}
@@ -659,10 +659,10 @@ def prunable_roots(document: IdentityDocument) -> frozenset[str]:
 
 
 def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
-    """Return the ids of the roots that should leave a steady document, oldest first.
+    """Return the ids of the roots that should leave a document without a rotation in progress, oldest first.
 
-    Retired roots leave, and roots whose rotation was cancelled, which have signed nothing. Of the other previous roots,
-    which can still be restored, the latest `KEPT_ROOTS` stay.
+    Retired roots leave, and roots whose rotation was cancelled, because they have signed nothing. Of the other previous
+    roots, which can still be restored, the latest `KEPT_ROOTS` stay.
     """
     earlier = [root.id for root in document.roots if root.id in prunable_roots(document)]
     done = document.retired_ids | _cancelled_roots(document)
@@ -671,7 +671,7 @@ def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
 
 
 def is_full(document: IdentityDocument) -> bool:
-    """Whether the document is too large to start a rotation, with room for a revocation during it."""
+    """Return whether the document is too large to start a rotation and leave room for a revocation during it."""
     endorsed = len(document.roots) + 1 - len(document.revoked)
     worst = len(encode_document(document)) + ROTATION_BYTES + REVOCATION_BYTES + endorsed * ENDORSEMENT_BYTES
     return worst > MOST_BYTES

@@ -30,10 +30,10 @@ _MOST_REQUESTS: Final = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A secret of two versions; the second is current, nothing points at the first.
+    """A secret with two versions, made for a check. The second is current; no label points at the first.
 
     Attributes:
-        name: Of the secret.
+        name: The name of the secret.
         new: The name of a secret that does not exist.
         first: The first version.
         second: The second version.
@@ -47,13 +47,13 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation, and what is true when it has succeeded.
+    """One operation of a provider, and how to check that its success is true.
 
     Attributes:
-        name: For messages.
-        changes: Whether it changes the prepared secret.
-        begin: Does it.
-        confirm: Raises `ContractViolationError` where its success is not true.
+        name: The operation's name, for messages.
+        changes: Whether the operation changes the prepared secret.
+        begin: Runs the operation.
+        confirm: Raises `ContractViolationError` if the operation reported a success that is not true.
     """
 
     name: str
@@ -172,27 +172,27 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 
 
 async def a_change_that_was_not_made_is_not_reported_as_made(it: Subject) -> None:
-    """The store answers success and did nothing."""
+    """The store answers a change with success, but does not make it."""
     await _check_every_request(it, WrongAnswer.NOT_DONE)
 
 
 async def a_change_that_was_made_twice_is_one_change(it: Subject) -> None:
-    """The store does it twice and answers once: at most one more version, listed, which nothing points at."""
+    """The store makes a change twice and answers once: at most one more version is listed, without a label."""
     await _check_every_request(it, WrongAnswer.DONE_TWICE)
 
 
 async def an_answer_about_another_version_is_not_taken_for_the_one_asked_for(it: Subject) -> None:
-    """The store answers a read with another version's data, or with another secret."""
+    """The store answers a read with the data of another version or another secret."""
     await _check_every_request(it, WrongAnswer.OTHER_VERSION)
 
 
 async def an_empty_answer_is_neither_a_success_nor_an_absence(it: Subject) -> None:
-    """The store answers success without a body."""
+    """The store answers with success, but without a body."""
     await _check_every_request(it, WrongAnswer.EMPTY)
 
 
 async def a_cut_answer_is_neither_a_success_nor_an_absence(it: Subject) -> None:
-    """The store answers success with half a body."""
+    """The store answers with success, but with only half of the body."""
     await _check_every_request(it, WrongAnswer.CUT)
 
 
@@ -236,7 +236,7 @@ async def _check_request(
     position: int,
     prepared: Prepared,
 ) -> tuple[int, int]:
-    """Answer one request of an operation wrongly; return how many there were, and how many wrong answers."""
+    """Answer one request of an operation wrongly; return the number of requests and of wrong answers."""
     where = f"{operation.name}, request {position} of its kind answered wrongly ({wrong}): "
     answers.choose(wrong, position)
     failure: ProviderError | None = None
@@ -262,7 +262,7 @@ async def _check_request(
 
 
 async def _check_untouched(it: Subject, prepared: Prepared, operation: Operation) -> None:
-    """After a failure readers see the old state or the new one, whole."""
+    """Check that readers see the old state or the new one, complete, after an operation failed."""
     try:
         found = await it.provider.read(prepared.name)
     except (SecretNotFoundError, SecretDeletedError):

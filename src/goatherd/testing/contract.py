@@ -28,7 +28,7 @@ CHECKS: Final[tuple[Check, ...]] = (*PROVIDER_CHECKS, *ANSWER_CHECKS)
 
 
 class Result(StrEnum):
-    """How a check went."""
+    """The result of a check: passed, failed or skipped."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -37,13 +37,13 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one check went.
+    """The outcome of one check.
 
     Attributes:
-        check: Its name.
-        error: Why it failed, or None.
-        skipped: Why it did not apply, or None.
-        seconds: How long it took.
+        check: The name of the check.
+        error: Why the check failed, or None.
+        skipped: Why the check did not apply, or None.
+        seconds: How long the check took.
     """
 
     check: str
@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def result(self) -> Result:
-        """Whether it passed, failed or was skipped."""
+        """Whether the check passed, failed or was skipped."""
         if self.error is not None:
             return Result.FAILED
         return Result.PASSED if self.skipped is None else Result.SKIPPED
@@ -61,10 +61,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """How all of them went.
+    """The outcomes of all checks of a run.
 
     Attributes:
-        outcomes: One for each check, in their order.
+        outcomes: The outcome of each check, in the order of the checks.
         left_behind: The names of secrets that could not be removed.
     """
 
@@ -72,17 +72,17 @@ class Report:
     left_behind: tuple[str, ...] = ()
 
     def with_result(self, result: Result) -> tuple[Outcome, ...]:
-        """Return the outcomes of that kind."""
+        """Return the outcomes with this result."""
         return tuple(outcome for outcome in self.outcomes if outcome.result is result)
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
-        """The checks that failed."""
+        """The outcomes of the checks that failed."""
         return self.with_result(Result.FAILED)
 
     @property
     def has_failures(self) -> bool:
-        """Whether any failed. A report without failures may still have skipped much."""
+        """Whether any check failed. A report without failures may still have skipped checks."""
         return bool(self.failures)
 
 
@@ -96,21 +96,21 @@ async def run_check(
     answers: WrongAnswers | None = None,
     left_behind: list[str] | None = None,
 ) -> None:
-    """Run one check and remove what it made.
+    """Run one check and remove the secrets that it made.
 
     Args:
         check: One of `CHECKS`.
-        factory: Makes a provider that is not entered yet; each call one more client of the same store.
-        prefix: What the names of the secrets made here begin with.
-        rounds: How often a race is run; fewer where calls cost money.
-        settle: How long a store without strong reads may take to show a write.
-        answers: What makes the store answer wrongly; without it, the checks that need it are skipped.
-        left_behind: Gets the names of secrets that could not be removed.
+        factory: Makes a provider that is not entered yet; each call makes another client of the same store.
+        prefix: The beginning of the names of all secrets that are made here.
+        rounds: How often each test with concurrent writers is repeated; use fewer if requests cost money.
+        settle: How long a store without strong reads may take until a write is visible.
+        answers: Makes the store answer wrongly; without it, the checks that need it are skipped.
+        left_behind: Receives the names of secrets that could not be removed.
 
     Raises:
-        ContractViolationError: The provider does not do what it must.
-        SkippedError: It declares that it does not.
-        GoatherdError: It failed where it must not.
+        ContractViolationError: The provider breaks the contract.
+        SkippedError: The provider declares that it does not promise what the check tests.
+        GoatherdError: An operation failed that must succeed.
     """
     async with factory() as provider:
         it = Subject(factory=factory, provider=provider, prefix=prefix, rounds=rounds, settle=settle, answers=answers)
@@ -137,17 +137,17 @@ async def check_provider(
     checks: Sequence[Check] = CHECKS,
     left_behind: list[str] | None = None,
 ) -> Report:
-    """Run all checks, the failing ones included, and report. See `run_check` for the other arguments.
+    """Run all checks, even after failures, and return a report. `run_check` describes the other arguments.
 
     Args:
-        factory: Makes a provider that is not entered yet; each call one more client of the same store.
-        prefix: What the names of the secrets made here begin with.
-        rounds: How often a race is run.
-        settle: How long a store without strong reads may take to show a write.
-        answers: What makes the store answer wrongly.
-        tell: Called with each outcome. What it raises ends the run; no check's failure does.
-        checks: Those to run.
-        left_behind: Gets the names of secrets that could not be removed, also where the run is interrupted.
+        factory: Makes a provider that is not entered yet; each call makes another client of the same store.
+        prefix: The beginning of the names of all secrets that are made here.
+        rounds: How often each test with concurrent writers is repeated.
+        settle: How long a store without strong reads may take until a write is visible.
+        answers: Makes the store answer wrongly.
+        tell: Called with each outcome. An exception from it ends the run; a failing check does not.
+        checks: The checks to run.
+        left_behind: Receives the names of secrets that could not be removed, also if the run is interrupted.
     """
     outcomes = list[Outcome]()
     left_behind = [] if left_behind is None else left_behind
@@ -172,17 +172,17 @@ async def check_provider(
 
 
 def check_name(check: Check) -> str:
-    """Return the sentence that a check proves, with underscores."""
+    """Return the name of a check: a sentence with underscores."""
     return str(getattr(check, "__name__", check))
 
 
 def _plain(error: Exception) -> BaseException:
-    """Return the one error inside a task group's, where there is one."""
+    """Return the only error in an exception group; otherwise the error itself."""
     return error.exceptions[0] if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1 else error
 
 
 class _Contract:
-    """What the pytest classes share: how to make a provider, and how to run one check over it."""
+    """The base of the pytest classes: it makes a provider and runs one check over it."""
 
     prefix = "goatherd-contract-"
     rounds = 100
@@ -205,11 +205,11 @@ class _Contract:
                 setattr(cls, name, None)
 
     def provider(self) -> SecretProvider:
-        """Return a provider that is not entered yet; each call one more client of the same store."""
+        """Return a provider that is not entered yet; each call makes another client of the same store."""
         raise NotImplementedError("say how to make a provider")
 
     def wrong_answers(self) -> WrongAnswers | None:
-        """Return what makes the store of `provider` answer wrongly; None where that cannot be done."""
+        """Return the object that makes the store of `provider` answer wrongly; None if that is not possible."""
         return None
 
     def run(self, check: Check) -> None:
@@ -245,7 +245,7 @@ def _guarantees(promises: Collection[str]) -> Guarantees:
 
 
 class ProviderContract(_Contract):
-    """The checks of the algebra as pytest tests: derive a class named Test… and say how to make a provider.
+    """The provider checks as pytest tests: derive a class named Test… and override `provider`.
 
     ::
 
@@ -258,7 +258,7 @@ class ProviderContract(_Contract):
 
 
 class AnswerContract(_Contract):
-    """The checks of answers as pytest tests, over a store that can be made to answer wrongly.
+    """The checks against wrong answers as pytest tests, for a store that can be made to answer wrongly.
 
     ::
 

@@ -46,7 +46,7 @@ _SILENT: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the command was called with."""
+    """The options of the command line."""
 
     address: str
     rounds: int
@@ -57,13 +57,13 @@ class Settings:
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """What has come out so far.
+    """The outcomes of the checks that have been run so far.
 
     Attributes:
-        as_json: Whether nothing is printed meanwhile.
-        outcomes: One for each check that has been run.
+        as_json: Whether the report is printed as JSON, so that nothing is printed before the end.
+        outcomes: The outcome of each check that has been run.
         left_behind: The names of secrets that could not be removed.
-        unanswered: How many checks in a row have failed because the store did not answer.
+        unanswered: The number of checks in a row that failed because the store did not answer.
     """
 
     as_json: bool
@@ -72,7 +72,7 @@ class Progress:
     unanswered: int = 0
 
     def add(self, outcome: Outcome) -> None:
-        """Note an outcome and print it.
+        """Add an outcome and print it.
 
         Raises:
             _UnansweredError: The store may have stopped answering.
@@ -87,15 +87,15 @@ class Progress:
 
     @property
     def report(self) -> Report:
-        """What there is so far."""
+        """The report on the checks that have been run so far."""
         return Report(outcomes=tuple(self.outcomes), left_behind=tuple(self.left_behind))
 
 
 class NotRunError(Exception):
-    """The contract cannot be run over this address.
+    """The contract cannot be run for this address.
 
     Attributes:
-        hint: What to do.
+        hint: What the user can do.
     """
 
     def __init__(self, message: str, hint: str) -> None:
@@ -104,7 +104,7 @@ class NotRunError(Exception):
 
 
 class _UnansweredError(Exception):
-    """Some checks in a row have failed because the store did not answer."""
+    """Several checks in a row failed because the store did not answer."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -196,10 +196,10 @@ async def _run(settings: Settings, progress: Progress) -> Report:
 
 
 async def _check_address(address: str) -> str:
-    """Return what the names of the checks' secrets begin with; the secret of the address does not exist.
+    """Return the prefix for the names of the checks' secrets, after checking that the address can be used.
 
     Raises:
-        NotRunError: It does, or the store does not let secrets be made and removed here.
+        NotRunError: The secret of the address exists, or the store does not allow creating and deleting secrets here.
     """
     try:
         provider, template = open_provider(address)
@@ -225,13 +225,13 @@ async def _check_address(address: str) -> str:
 
 
 async def _try_rights(provider: SecretProvider, name: str) -> None:
-    """Make a secret and remove it. Whatever else goes wrong with it, the checks will find.
+    """Create a secret and delete it, to check the permissions. Other problems are left to the checks.
 
     Raises:
-        ProviderAccessDeniedError: It must not be made.
+        ProviderAccessDeniedError: The credentials do not allow creating the secret.
         UnavailableError: The store does not answer.
-        ThrottledError: The store asks for patience, and still did after the retries.
-        NotRunError: It must not be removed.
+        ThrottledError: The store limits the rate of requests, and still did after the retries.
+        NotRunError: The credentials do not allow deleting the secret.
     """
     try:
         await provider.create(name, b"goatherd-contract")
@@ -248,7 +248,7 @@ async def _try_rights(provider: SecretProvider, name: str) -> None:
 
 
 def _is_unanswered(error: BaseException | None) -> bool:
-    """Whether a check failed because the store did not answer, or found that instead of what it had to find."""
+    """Return whether a check failed because the store did not answer."""
     while error is not None and not isinstance(error, UnavailableError | ThrottledError):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -265,7 +265,7 @@ def _print_outcome(outcome: Outcome) -> None:
 
 
 def summary(report: Report) -> str:
-    """Return the last lines of the table."""
+    """Return the last lines of the printed table."""
     counts = {result: len(report.with_result(result)) for result in Result}
     seconds = sum(outcome.seconds for outcome in report.outcomes)
     told = ", ".join(f"{count} {result.value}" for result, count in counts.items())

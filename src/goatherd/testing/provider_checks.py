@@ -50,7 +50,7 @@ async def a_new_secret_reads_back(it: Subject) -> None:
 
 @only_if(lambda promised: not promised.first_is_current, "declares first_is_current=True")
 async def a_label_can_be_chosen_at_creation(it: Subject) -> None:
-    """Nobody holds the other labels then."""
+    """A secret can be created with any label; no version has the other labels then."""
     name = it.new_id()
     made = await it.provider.create(name, b"first", "candidate")
     await it.seen(name, made.id, Label("candidate"))
@@ -58,7 +58,7 @@ async def a_label_can_be_chosen_at_creation(it: Subject) -> None:
 
 
 async def creating_twice_is_refused_and_changes_nothing(it: Subject) -> None:
-    """An identity is never overwritten by a creation."""
+    """Creating a secret that exists fails and does not overwrite the identity in it."""
     name = it.new_id()
     made = await it.provider.create(name, b"first")
     await refused(SecretExistsError, it, it.provider.create(name, b"second"))
@@ -68,7 +68,7 @@ async def creating_twice_is_refused_and_changes_nothing(it: Subject) -> None:
 
 
 async def what_is_not_there_is_not_found(it: Subject) -> None:
-    """The same error for a missing secret, label and version, in every operation."""
+    """Every operation raises the same error for a missing secret, label or version."""
     p, name = it.provider, it.new_id()
     for begin in (
         lambda: p.read(name),
@@ -99,7 +99,7 @@ async def a_write_moves_its_label_and_keeps_the_old_version(it: Subject) -> None
 
 
 async def a_conflicting_write_changes_nothing(it: Subject) -> None:
-    """Whoever expects an older holder loses, and no reader sees that he tried."""
+    """A writer that expects an outdated version fails, and no reader sees a change."""
     name = it.new_id()
     first = await it.provider.create(name, b"first")
     second = await it.provider.write(name, b"second", expected=first.id)
@@ -110,7 +110,7 @@ async def a_conflicting_write_changes_nothing(it: Subject) -> None:
 
 
 async def expecting_nobody_works_once(it: Subject) -> None:
-    """``expected=None`` means that nobody holds the label."""
+    """With ``expected=None``, a write succeeds only while no version has the label."""
     name = it.new_id()
     first = await it.provider.create(name, b"first")
     other = await it.provider.write(name, b"other", label="candidate", expected=None)
@@ -121,7 +121,7 @@ async def expecting_nobody_works_once(it: Subject) -> None:
 
 
 async def a_label_moves_by_compare_and_swap(it: Subject) -> None:
-    """Forward, back, onto itself; never on a wrong expectation."""
+    """A label can move forward, back and onto the same version, but not if `expected` is wrong."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -137,7 +137,7 @@ async def a_label_moves_by_compare_and_swap(it: Subject) -> None:
 
 @only_if(lambda promised: promised.custom_labels, "declares custom_labels=False")
 async def a_label_is_taken_off_by_compare_and_swap(it: Subject) -> None:
-    """Only by a caller that knows who holds it; the version, its value and the other labels stay, ``current`` too."""
+    """A label is removed only with the right `expected`; the version, its value and the other labels stay."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -156,7 +156,7 @@ async def a_label_is_taken_off_by_compare_and_swap(it: Subject) -> None:
 
 
 async def eleven_versions_list_newest_first(it: Subject) -> None:
-    """Ids compared as text would put 9 before 10."""
+    """Versions are listed by age; comparing ids as strings would put 9 before 10."""
     name = it.new_id()
     made = [await it.provider.create(name, b"value 1")]
     for number in range(2, 12):
@@ -174,7 +174,7 @@ async def eleven_versions_list_newest_first(it: Subject) -> None:
 
 
 async def a_wrong_clock_changes_nothing(it: Subject) -> None:
-    """Writers whose clocks are hours ahead and behind: the order, the labels and the races are those of a right one."""
+    """Writers whose clocks are hours ahead or behind do not change the order, the labels or the races."""
     name = it.new_id()
     made = [await it.provider.create(name, b"value 0")]
     for number, hours in enumerate((5, -5, 0, 9), 1):
@@ -195,7 +195,7 @@ async def a_wrong_clock_changes_nothing(it: Subject) -> None:
 
 
 async def a_version_read_by_id_never_changes(it: Subject) -> None:
-    """Neither by writes nor by labels."""
+    """A version's value does not change when versions are written or labels moved."""
     name = it.new_id()
     first = await it.provider.create(name, b"first")
     second = await it.provider.write(name, b"second", expected=first.id)
@@ -208,7 +208,7 @@ async def a_version_read_by_id_never_changes(it: Subject) -> None:
 
 
 async def any_bytes_come_back_as_they_were(it: Subject) -> None:
-    """Binary, text, line ends, zero bytes, a byte order mark."""
+    """Any bytes are read back unchanged: binary, text, line ends, zero bytes, a byte order mark."""
     samples = (bytes(range(256)), "Zürich 羊 \U0001f410".encode(), b"\x00", b"\xef\xbb\xbf{}\r\n", b" \n", b"x" * 5000)
     name = it.new_id()
     version = await it.provider.create(name, samples[0])
@@ -219,7 +219,7 @@ async def any_bytes_come_back_as_they_were(it: Subject) -> None:
 
 
 async def sizes_are_limited_on_the_byte(it: Subject) -> None:
-    """The longest value fits, one byte more and no byte at all do not; a refusal changes nothing."""
+    """The longest value fits; one byte more, or an empty value, is rejected and changes nothing."""
     limit, name = it.provider.guarantees.max_value_bytes, it.new_id()
     await refused(SecretTooLargeError, it, it.provider.create(name, b"x" * (limit + 1)))
     await refused(ProviderConfigurationError, it, it.provider.create(name, b""))
@@ -232,7 +232,7 @@ async def sizes_are_limited_on_the_byte(it: Subject) -> None:
 
 
 async def names_that_lead_elsewhere_are_refused(it: Subject) -> None:
-    """Secret ids and labels are checked before the store is asked."""
+    """Secret ids and labels are checked before a request is sent to the store."""
     p = it.provider
     for name in ("", "..", "a/../b", "a//b", "/a", "a/", "a\x00b", "a\nb", "{org}/root", "x" * 600):
         await refused(ProviderConfigurationError, it, p.read(name))
@@ -246,7 +246,7 @@ async def names_that_lead_elsewhere_are_refused(it: Subject) -> None:
 
 @only_if(lambda promised: promised.destroys, "declares destroys=False")
 async def a_destroyed_version_is_gone_for_good(it: Subject) -> None:
-    """Its value can't be read, and it can't be labelled; the others are untouched."""
+    """A destroyed version cannot be read or labelled; the others do not change."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -265,7 +265,7 @@ async def a_destroyed_version_is_gone_for_good(it: Subject) -> None:
 
 @only_if(lambda promised: promised.destroys, "declares destroys=False")
 async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
-    """Whatever readers may be led to stays."""
+    """A version that a label points at cannot be destroyed."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     await p.label(name, STABLE, first.id, expected=None)
@@ -276,7 +276,7 @@ async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
 
 
 async def destroy_the_unlabelled(it: Subject, name: str) -> tuple[SecretVersion, SecretVersion, SecretVersion]:
-    """Make three versions, the second stable and the third current; destroy the first, which alone may be destroyed."""
+    """Make three versions, the second stable and the third current, and destroy the first, which has no label."""
     p = it.provider
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -289,7 +289,7 @@ async def destroy_the_unlabelled(it: Subject, name: str) -> tuple[SecretVersion,
 
 
 async def must_be_unharmed(it: Subject, name: str, second: SecretVersion, third: SecretVersion) -> None:
-    """Check that what is no version cannot be destroyed, and that the labelled versions are as they were."""
+    """Check that a version that does not exist cannot be destroyed, and that the labelled versions have not changed."""
     for text in NOT_VERSIONS:
         await refused(SecretNotFoundError, it, it.provider.destroy(name, text))
     must(await it.seen(name, third.id) == b"third", "another version was harmed")
@@ -298,7 +298,7 @@ async def must_be_unharmed(it: Subject, name: str, second: SecretVersion, third:
 
 @only_if(lambda promised: promised.deprecates and not promised.destroys, "declares deprecates=False")
 async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> None:
-    """What is deprecated may go at any time; whatever readers may be led to stays."""
+    """A deprecated version may disappear at any time; the labelled versions stay."""
     name = it.new_id()
     _, second, third = await destroy_the_unlabelled(it, name)
     await must_be_unharmed(it, name, second, third)
@@ -306,7 +306,7 @@ async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> No
 
 @only_if(lambda promised: promised.disables and not promised.destroys, "declares disables=False")
 async def a_store_that_only_disables_does_not_read_what_is_off(it: Subject) -> None:
-    """Its value can't be read, and it can't be labelled; what readers may be led to stays on."""
+    """A disabled version cannot be read or labelled; the labelled versions stay enabled."""
     p, name = it.provider, it.new_id()
     first, second, third = await destroy_the_unlabelled(it, name)
     await refused(VersionDisabledError, it, p.read(name, first.id))
@@ -319,7 +319,7 @@ async def a_store_that_only_disables_does_not_read_what_is_off(it: Subject) -> N
 
 @only_if(lambda promised: promised.recoverable, "declares recoverable=False")
 async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it: Subject) -> None:
-    """It is an error of its own, or somebody would take its place for free."""
+    """A deleted secret that can be restored has an error of its own, because its name is not free."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
     await p.delete(name)
@@ -336,7 +336,7 @@ async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it:
 
 @only_if(lambda promised: not promised.recoverable, "declares recoverable=True")
 async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
-    """With nothing left of the old one."""
+    """A deleted secret can be created again, and nothing of the old one is left."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
     await p.write(name, b"older", expected=first.id)
@@ -351,7 +351,7 @@ async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
 
 @only_if(lambda promised: promised.cas, "declares cas=False")
 async def of_two_writers_exactly_one_wins(it: Subject) -> None:
-    """Round after round, from two clients; the loser is told, and the winner's value is what is read."""
+    """Of two clients that write at once, one gets an error, and the other's value is read; repeated many times."""
     name = it.new_id()
     holder = await it.provider.create(name, b"start")
     async with it.factory() as other:
@@ -370,7 +370,7 @@ async def of_two_writers_exactly_one_wins(it: Subject) -> None:
 
 @only_if(lambda promised: promised.best_effort_cas and not promised.cas, "declares best_effort_cas=False")
 async def of_two_writers_at_most_one_believes_that_it_won(it: Subject) -> None:
-    """What is left of it without compare-and-swap: maybe nobody wins, never two, and the readers agree with who did."""
+    """Without compare-and-swap, at most one of two writers succeeds, and all readers agree which."""
     name = it.new_id()
     holder = await it.provider.create(name, b"start")
     async with it.factory() as other:
@@ -393,7 +393,7 @@ async def of_two_writers_at_most_one_believes_that_it_won(it: Subject) -> None:
 
 @only_if(lambda promised: promised.cas or promised.best_effort_cas, "declares cas=False")
 async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
-    """The same for labels."""
+    """Of several clients that move a label at once, exactly one succeeds."""
     promised = it.provider.guarantees
     name = it.new_id()
     versions = [await it.provider.create(name, b"0")]
@@ -416,7 +416,7 @@ async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
 
 
 async def of_many_creators_exactly_one_wins(it: Subject) -> None:
-    """And the others did not touch what he made."""
+    """Of several clients that create a secret at once, one succeeds; the others do not change it."""
     for _ in range(max(1, it.rounds // 10)):
         name = it.new_id()
         done = await asyncio.gather(
@@ -431,7 +431,7 @@ async def of_many_creators_exactly_one_wins(it: Subject) -> None:
 
 
 async def a_reader_sees_old_or_new_and_never_goes_back(it: Subject) -> None:
-    """While a writer writes: whole values only; with strong reads, none older than one seen before."""
+    """While a writer writes, a reader sees complete values and, with strong reads, never an older one again."""
     name, done = it.new_id(), asyncio.Event()
     holder = await it.provider.create(name, _sealed(0))
     strong = it.provider.guarantees.read_consistency is ReadConsistency.STRONG
@@ -457,7 +457,7 @@ async def a_reader_sees_old_or_new_and_never_goes_back(it: Subject) -> None:
 
 
 async def nothing_shows_a_value(it: Subject) -> None:
-    """Not what is returned, not what is raised, not the chain behind it."""
+    """No result, no error and no cause of an error shows a value."""
     p, name, secret = it.provider, it.new_id(), f"S3CRET-{secrets.token_hex(8)}"
     value, shown = secret.encode(), []
     first = await p.create(name, value)
@@ -481,7 +481,7 @@ async def nothing_shows_a_value(it: Subject) -> None:
 
 
 async def a_cancelled_write_leaves_old_or_new(it: Subject) -> None:
-    """Cancelled at any point, a write has happened or not, and the next one works."""
+    """A write that is cancelled at any point has happened completely or not at all, and the next one works."""
     name = it.new_id()
     holder = await it.provider.create(name, _sealed(0))
     for number in range(1, min(it.rounds, 40) + 1):
@@ -500,7 +500,7 @@ async def a_cancelled_write_leaves_old_or_new(it: Subject) -> None:
 
 
 async def a_lost_answer_is_not_a_lost_race(it: Subject) -> None:
-    """The store did it but its answer was lost: the retry finds it done, once. A creation, a write, a label's move."""
+    """If an answer is lost after the change was made, the retry succeeds and makes no second change."""
     name = it.new_id()
     async with it.factory() as unlucky:
         first = await losing_the_answer(unlucky, "_create", lambda: unlucky.create(name, b"first"))
@@ -513,7 +513,7 @@ async def a_lost_answer_is_not_a_lost_race(it: Subject) -> None:
 
 
 async def what_is_declared_is_true(it: Subject) -> None:
-    """A second client sees what the first wrote, and the numbers make sense."""
+    """A second client sees what the first one wrote, and the declared limits are plausible."""
     promised, name = it.provider.guarantees, it.new_id()
     must(1024 <= promised.max_value_bytes <= 1 << 30, "max_value_bytes is not a number of bytes")
     must(promised.history is None or promised.history >= 1, "history keeps no version to go back to")
@@ -569,7 +569,7 @@ PROVIDER_CHECKS: Final[tuple[Check, ...]] = (
 
 @contextlib.contextmanager
 def _clock_ahead(hours: int) -> Iterator[None]:
-    """Put the clock of this process's providers ahead."""
+    """Set the clock of this process's providers ahead."""
 
     def now_ms(_: SystemClock) -> int:
         return time.time_ns() // 1_000_000 + hours * 3_600_000
@@ -592,7 +592,7 @@ def _only_conflicts(errors: Iterable[BaseException | None]) -> None:
 
 
 def _sealed(number: int) -> bytes:
-    """Return a value of varying length in which any mixture shows."""
+    """Return a value of varying length in which any mixture with another value is detected."""
     body = b"%d:" % number + b"%d," % number * (number * 37 % 1500)
     return hashlib.sha256(body).digest() + body
 

@@ -22,25 +22,25 @@ Factory = Callable[[], SecretProvider]
 
 
 class ContractViolationError(AssertionError):
-    """The provider does not do what every provider must."""
+    """The provider breaks the contract of all providers."""
 
 
 class SkippedError(Exception):
-    """The provider declares that it does not promise this."""
+    """The provider declares that it does not promise what the check tests."""
 
 
 @dataclass(slots=True)
 class Subject:
-    """A provider under test, and what a check needs besides.
+    """The argument of a check: the provider under test, and what the check needs besides.
 
     Attributes:
-        factory: Makes a provider that is not entered yet; each call one more client of the same store.
-        provider: One that is entered.
-        prefix: What the names of the secrets made here begin with.
-        rounds: How often a race is run.
-        settle: How long a store without strong reads may take to show a write.
-        answers: What makes the store answer wrongly; None where that cannot be done.
-        made: The names given out, to be removed at the end.
+        factory: Makes a provider that is not entered yet; each call makes another client of the same store.
+        provider: A provider that is entered.
+        prefix: The beginning of the names of all secrets that are made here.
+        rounds: How often each test with concurrent writers is repeated.
+        settle: How long a store without strong reads may take until a write is visible.
+        answers: Makes the store answer wrongly; None if that is not possible.
+        made: The names that were given out, to be removed at the end.
     """
 
     factory: Factory
@@ -52,13 +52,13 @@ class Subject:
     made: list[str] = field(default_factory=list)
 
     def new_id(self) -> str:
-        """Return the name of a secret that does not exist."""
+        """Return a new name for a secret that does not exist."""
         name = f"{self.prefix}{secrets.token_hex(6)}"
         self.made.append(name)
         return name
 
     async def seen(self, secret_id: str, version: str, at: Label = CURRENT) -> bytes:
-        """Return the value at a label once it leads to `version`: at once where reads are strong."""
+        """Return the value at a label once the label points at `version`: at once if reads are strong."""
         patient = self.provider.guarantees.read_consistency is not ReadConsistency.STRONG
         end = time.monotonic() + (self.settle.total_seconds() if patient else 0)
         while True:
@@ -70,13 +70,13 @@ class Subject:
             await asyncio.sleep(0.2)
 
     async def current(self, secret_id: str) -> SecretValue:
-        """Return what counts: by its label or, where a label may still lead to an older version, by its id."""
+        """Return the current version: by its label, or by its id if reads by label may be outdated."""
         if self.provider.guarantees.read_consistency is ReadConsistency.STRONG:
             return await self.provider.read(secret_id)
         return await self.provider.read(secret_id, VersionId((await self.picture(secret_id))[CURRENT]))
 
     async def picture(self, secret_id: str) -> dict[str, str]:
-        """Return which version holds which label."""
+        """Return the version that each label points at."""
         return {label: v.id for v in await self.provider.versions(secret_id) for label in v.labels}
 
 
@@ -90,7 +90,7 @@ def must(condition: bool, text: str) -> None:
 
 
 async def refused(kind: type[ProviderError], subject: Subject, doing: Awaitable[object]) -> ProviderError:
-    """Await something that must fail with exactly this error, well formed; return it."""
+    """Await an operation that must fail with exactly this error, well formed; return the error."""
     try:
         await doing
     except ProviderError as error:
@@ -105,12 +105,12 @@ async def refused(kind: type[ProviderError], subject: Subject, doing: Awaitable[
 
 
 async def losing_the_answer(unlucky: SecretProvider, method: str, begin: Callable[[], Awaitable[Result]]) -> Result:
-    """Do something whose first answer is lost after it was done; return the second, which must be of the same version.
+    """Run an operation whose first answer is lost after it was done; return the result of the retry.
 
     Args:
-        unlucky: The client.
-        method: The private one whose answer is lost.
-        begin: Calls the public one.
+        unlucky: The client whose answer is lost.
+        method: The private method whose answer is lost.
+        begin: Calls the public method.
     """
     whole, answers = getattr(unlucky, method), list[object]()
 
@@ -129,11 +129,11 @@ async def losing_the_answer(unlucky: SecretProvider, method: str, begin: Callabl
 
 
 def only_if(applies: Callable[[Guarantees], bool], declares: str) -> Callable[[Check], Check]:
-    """Mark a check as one of providers that promise something; with others, it raises `SkippedError`.
+    """Mark a check that applies only to providers with certain guarantees; for others it raises `SkippedError`.
 
     Args:
-        applies: Whether the check is about a provider with these guarantees.
-        declares: What a provider declares that the check is not about.
+        applies: Returns whether the check applies to a provider with these guarantees.
+        declares: What a provider declares to which the check does not apply.
     """
 
     def marked(check: Check) -> Check:
@@ -149,12 +149,12 @@ def only_if(applies: Callable[[Guarantees], bool], declares: str) -> Callable[[C
 
 
 def is_about(check: Check, guarantees: Guarantees) -> bool:
-    """Whether a check is about a provider with these guarantees."""
+    """Return whether a check applies to a provider with these guarantees."""
     applies: Callable[[Guarantees], bool] = getattr(check, "applies", lambda _: True)
     return applies(guarantees)
 
 
 def needs(it: Subject, condition: bool, reason: str) -> None:
-    """Raise `SkippedError` unless the provider promises what the check is about; `reason` is what it declares."""
+    """Raise `SkippedError` unless the provider promises what the check tests; `reason` is what it declares instead."""
     if not condition:
         raise SkippedError(f"{it.provider.scheme} {reason}")

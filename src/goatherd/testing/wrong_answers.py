@@ -16,7 +16,7 @@ Restore = Callable[[], None]
 
 
 class WrongAnswer(StrEnum):
-    """What is wrong with an answer that says success."""
+    """A kind of wrong answer; each reports success."""
 
     NOT_DONE = "not done"
     """The change was not made; the answer is the one of a change that was."""
@@ -35,11 +35,11 @@ CHANGES = frozenset({WrongAnswer.NOT_DONE, WrongAnswer.DONE_TWICE})
 
 
 class WrongAnswers:
-    """Decides which request is answered wrongly. Shared by a check and by what answers; safe between threads.
+    """Decides which request is answered wrongly. A check and the fake store share it; thread-safe.
 
     Attributes:
-        seen: How many requests of the kind that the present wrong answer befalls have come since it was chosen.
-        given: How many wrong answers were given since.
+        seen: The number of requests, of the kind that the chosen wrong answer applies to, since it was chosen.
+        given: The number of wrong answers given since then.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class WrongAnswers:
         self.given = 0
 
     def choose(self, wrong: WrongAnswer | None, position: int = 1) -> None:
-        """Answer the request at `position` (1 is the next) wrongly; None for right answers only."""
+        """Choose the wrong answer for the request at `position` (1 is the next); None for right answers only."""
         with self._lock:
             self._wrong, self._position, self.seen, self.given = wrong, position, 0, 0
 
@@ -65,10 +65,10 @@ class WrongAnswers:
         """Answer one request, rightly or wrongly.
 
         Args:
-            do: Carries it out and returns the body of the success; raises where the answer is an error.
-            changes: Whether it changes the store.
-            save: Takes note of the store's state and returns what puts it back.
-            other: Returns the body for another version or secret than the one asked for; None where there is none.
+            do: Carries out the request and returns the body of the answer; raises if the answer is an error.
+            changes: Whether the request changes the store.
+            save: Saves the store's state, and returns a function that restores it.
+            other: Returns the body for another version or secret than the requested one; None if there is none.
         """
         wrong = self.take(changes=changes)
         if wrong is None:
@@ -96,9 +96,9 @@ class WrongAnswers:
         return body
 
     def take(self, *, changes: bool) -> WrongAnswer | None:
-        """Count a request; return what shall be wrong with its answer. For what cannot use `answer`.
+        """Count a request and return the wrong answer for it, for callers that cannot use `answer`.
 
-        The caller adds to `given` when it has answered wrongly.
+        After a wrong answer, the caller increases `given`.
         """
         with self._lock:
             if self._wrong is None or (self._wrong in CHANGES and not changes):

@@ -36,7 +36,7 @@ def base32_encode(raw: bytes) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _b32_masks(blocks: int) -> tuple[tuple[int, int, int], ...]:
-    """Return shift, what stays and what moves, for the three steps of `base32_encode` over blocks of 64 bits."""
+    """Return the shift, the bits that stay and the bits that move, for the three steps of `base32_encode`."""
     steps = []
     for bits in (20, 10, 5):
         ones, slot = (1 << bits) - 1, bits * 16 // 5
@@ -47,10 +47,10 @@ def _b32_masks(blocks: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def base32_decode(text: str) -> bytes:
-    """Read GoatDB's base32 as strictly, and as loosely, as GoatDB does. Spare bits are ignored.
+    """Decode GoatDB's base32, accepting exactly what GoatDB accepts. Unused bits are ignored.
 
     Raises:
-        DecodeError: Bad length, padding or character.
+        DecodeError: The length, the padding or a character is invalid.
     """
     upper = text.upper().replace("_", "=", 1) if isinstance(text, str) else "?"
     if len(upper) % 8:

@@ -43,16 +43,16 @@ _SHAPE: Final = b"[{{["
 
 
 class TooManyValuesError(DecodeError):
-    """A commit of more values than are read."""
+    """A commit has more JSON values than Goatherd reads."""
 
     code = "wire.too_many_values"
 
 
 class RawCommits(Sequence[Any]):
-    """The commits of one message: bytes, parsed one by one when they are asked for.
+    """The commits of one message as bytes; each is parsed only when it is used.
 
     Attributes:
-        other: How many items of the array are no objects, or too short to be commits. They are left out.
+        other: The number of array items that are not objects, or too short to be commits. They are left out.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -71,11 +71,11 @@ class RawCommits(Sequence[Any]):
     def __getitem__(self, index: slice) -> list[Any]: ...
 
     def __getitem__(self, index: int | slice) -> Any:
-        """Parse one commit, or some.
+        """Parse one commit, or those of a slice.
 
         Raises:
-            TooManyValuesError: It is larger than a commit may be.
-            DecodeError: It is not JSON.
+            TooManyValuesError: A commit has more values than Goatherd reads.
+            DecodeError: A commit is not JSON.
         """
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
@@ -85,14 +85,14 @@ class RawCommits(Sequence[Any]):
         return parse_json(text)
 
     def size(self, index: int) -> int:
-        """Return the bytes of one commit."""
+        """Return the size of one commit in bytes."""
         return self._ends[index] - self._starts[index]
 
     def check(self) -> None:
-        """Make sure that every commit is JSON; those that are larger than a commit may be are not looked into.
+        """Check that every commit is JSON. Commits with more values than Goatherd reads are not parsed.
 
         Raises:
-            DecodeError: One is not.
+            DecodeError: A commit is not JSON.
         """
         for start, end in zip(self._starts, self._ends, strict=True):
             text = self._data[start:end]
@@ -108,10 +108,10 @@ class RawCommits(Sequence[Any]):
             self._ends.append(end)
 
     def add_other(self, text: bytes) -> None:
-        """Count items that are no commits: JSON, with commas between them.
+        """Count array items that are not commits; `text` holds them as JSON with commas between them.
 
         Raises:
-            DecodeError: It is not JSON, or there are more such items than a body may hold.
+            DecodeError: The text is not JSON, or there are more such items than a body may hold.
         """
         if not _is_bounded(text, MAX_OTHER_VALUES):
             raise DecodeError("more values than a batch has")
@@ -120,7 +120,7 @@ class RawCommits(Sequence[Any]):
             raise DecodeError("more values than a batch has")
 
     def portions(self) -> Iterator[tuple[int, int]]:
-        """Yield ranges of commits of about `PORTION_BYTES`, at most `PORTION_COMMITS` each."""
+        """Yield ranges of commits: about `PORTION_BYTES` and at most `PORTION_COMMITS` each."""
         first = 0
         for index in range(len(self)):
             size = self._ends[index] - self._starts[first]
@@ -132,14 +132,15 @@ class RawCommits(Sequence[Any]):
 
 
 def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
-    """Return the paths, unchecked, and the messages of a body; commits of a large one are `RawCommits`.
+    """Return the paths and messages of a request body; the paths are not checked. Large bodies give `RawCommits`.
 
     Args:
-        body: As it came.
-        most: Elements that it may have.
+        body: The body as received.
+        most: The maximum number of elements.
 
     Raises:
-        DecodeError: Not JSON, no array, an element is malformed, or there are more elements or values than that.
+        DecodeError: The body is not JSON or not an array, an element is malformed, or there are too many elements or
+            values.
     """
     if len(body) <= SMALL_BODY:
         return [decode_request_element(each) for each in _check_array(parse_json(body), most)]
@@ -155,13 +156,14 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
 
 
 def split_batch(body: bytes, most: int) -> tuple[list[Any], list[RawCommits]]:
-    """Return the elements of a body as JSON, and the commits apart from it.
+    """Split a body into its elements as JSON, without the commits, and the commits.
 
-    In the JSON, each array of a message (``c``, and ``ad``, which GoatDB never reads) holds nothing but the index of
-    its items among the second result; an empty one, too.
+    In the JSON, each array of commits in a message (``c``, and ``ad``, which GoatDB never reads) is replaced by an
+    array that holds only the index of its commits in the second result. This includes empty arrays.
 
     Raises:
-        DecodeError: Not JSON, no array, or more elements or values than `most` and the bounds of this module.
+        DecodeError: The body is not JSON or not an array, or has more elements or values than `most` and this module
+            allow.
     """
     try:
         rest, lists = _split_elements(body)
@@ -179,7 +181,7 @@ def _check_array(value: Any, most: int) -> list[Any]:
 
 
 def _split_elements(body: bytes) -> tuple[bytes, list[RawCommits]]:
-    """Return the body with the contents of the arrays of commits replaced by their number, and these arrays."""
+    """Return the body with each array of commits replaced by its number, and these arrays."""
     rest: list[bytes] = []
     lists: list[RawCommits] = []
     stack = bytearray()
@@ -212,7 +214,7 @@ def _split_elements(body: bytes) -> tuple[bytes, list[RawCommits]]:
 
 
 def _read_commits(body: bytes, position: int, commits: RawCommits) -> int:
-    """Note the objects of an array whose contents begin at `position`; return where its closing bracket is."""
+    """Record the objects of the array that begins at `position`, and return the position of its closing bracket."""
     gap, depth, start, is_first = position, 0, position, True
     while True:
         end = _find_bracket(body, position)
@@ -234,10 +236,10 @@ def _read_commits(body: bytes, position: int, commits: RawCommits) -> int:
 
 
 def _find_bracket(body: bytes, position: int) -> int:
-    """Return where the next bracket outside of a string is, or the length of the body.
+    """Return the position of the next bracket outside of a string, or the length of the body.
 
     Raises:
-        DecodeError: A string does not end.
+        DecodeError: A string has no end.
     """
     while position < len(body):
         found = _RUN.match(body, position, position + _WINDOW)
@@ -251,7 +253,7 @@ def _find_bracket(body: bytes, position: int) -> int:
 
 
 def _skip_string(body: bytes, start: int) -> int:
-    """Return where a string ends that is longer than a window."""
+    """Return the position of the end of a string that is longer than a window."""
     position = start + 1
     while True:
         end = body.find(b'"', position)
@@ -264,7 +266,7 @@ def _skip_string(body: bytes, start: int) -> int:
 
 
 def _read_gap(text: bytes, commits: RawCommits, *, is_first: bool, is_last: bool) -> None:
-    """Check what stands between two objects of an array: a comma, and sometimes items that are no objects."""
+    """Check the bytes between two objects of an array: a comma, and sometimes items that are not objects."""
     bare = text.strip(_SPACE)
     if bare == (b"" if is_first or is_last else b","):
         return
@@ -282,7 +284,7 @@ def _read_gap(text: bytes, commits: RawCommits, *, is_first: bool, is_last: bool
 
 
 def _is_bounded(text: bytes, most: int) -> bool:
-    """Whether JSON holds so many values at most."""
+    """Return whether a JSON text holds at most `most` values."""
     if len(text) <= most:
         return True
     count = sum(text.count(mark) for mark in (b",", b"[", b"{"))

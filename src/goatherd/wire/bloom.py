@@ -29,19 +29,19 @@ _ASCII_SPACE = str.maketrans("", "", "\t\n\f\r ")
 
 
 def filter_size(size: int, fpr: float) -> tuple[int, float]:
-    """Return GoatDB's ``(m, k)``: bits and the unrounded number of hash functions for `size` members."""
+    """Return GoatDB's ``(m, k)`` for `size` members: the bits, and the unrounded number of hash functions."""
     members = max(1, size)
     bits = math.ceil((members * math.log(fpr)) / _STEP)
     return bits, (bits / members) * _LN2
 
 
 def seed_count(size: int, fpr: float) -> int:
-    """Return how many seeds a filter for `size` members at false-positive rate `fpr` takes."""
+    """Return the number of seeds for a filter with `size` members and false-positive rate `fpr`."""
     return max(0, math.ceil(filter_size(size, fpr)[1]))
 
 
 class BloomFilter:
-    """A set of texts that may claim too much, never too little.
+    """A set of strings that may report a string as present that is not, but never the reverse.
 
     Attributes:
         bits: The bit field; bit i is bit ``i % 8`` of byte ``i // 8``.
@@ -60,10 +60,10 @@ class BloomFilter:
 
     @classmethod
     def for_size(cls, size: int, fpr: float, seeds: Iterable[int]) -> BloomFilter:
-        """Make an empty filter for `size` members; `seeds` must be `seed_count` many.
+        """Create an empty filter for `size` members; the number of `seeds` must be `seed_count`.
 
         Raises:
-            ValueError: The wrong number of seeds.
+            ValueError: The number of seeds is wrong.
         """
         chosen = tuple(seeds)
         bits, _ = filter_size(size, fpr)
@@ -72,11 +72,11 @@ class BloomFilter:
         return cls(bytearray((bits + 7) // 8), chosen)
 
     def add(self, member: str) -> None:
-        """Put a member in."""
+        """Add a member."""
         self.update((member,))
 
     def update(self, members: Iterable[str]) -> None:
-        """Put members in; for many, less work than one by one."""
+        """Add many members, faster than one by one."""
         bits, seeds, murmur = self.bits, self._seeds32, mmh3.hash
         count = len(bits) * 8
         if not count:
@@ -112,7 +112,7 @@ class BloomFilter:
 
     @property
     def error_rate(self) -> float:
-        """The chance that this filter claims to hold what it does not, from the share of its bits that are set."""
+        """The filter's false-positive rate, estimated from the share of its bits that are set."""
         count = len(self.bits) * 8
         if not count:
             return 0.0 if self.seeds else 1.0
@@ -123,7 +123,8 @@ class BloomFilter:
         """Decode ``{"d": base64, "s": [seeds]}``; other members are ignored.
 
         Raises:
-            DecodeError: Not such an object, not standard base64, not seeds, or more than `MAX_SEEDS`.
+            DecodeError: The value is not such an object, ``d`` is not standard base64, a seed is invalid, or there are
+                more than `MAX_SEEDS`.
         """
         if not isinstance(encoded, Mapping):
             raise DecodeError("a filter is a JSON object")
@@ -139,7 +140,7 @@ class BloomFilter:
         return {"d": base64.b64encode(self.bits).decode("ascii"), "s": list(self.seeds)}
 
     def stable_text(self) -> str:
-        """Return `to_json` in the form that is signed: arrays as objects."""
+        """Return the filter's JSON in GoatDB's stable form, which is signed and writes arrays as objects."""
         order = range(len(self.seeds)) if len(self.seeds) <= 10 else sorted(range(len(self.seeds)), key=str)
         seeds = ",".join([f'"{index}":{self.seeds[index]}' for index in order])
         return f'{{"d":"{binascii.b2a_base64(self.bits)[:-1].decode("ascii")}","s":{{{seeds}}}}}'
@@ -162,7 +163,7 @@ def _read_seed(value: Any) -> int:
 
 
 def _from_base64(text: str) -> bytes:
-    """Decode like JavaScript's ``atob``: padding optional, ASCII white space skipped, spare bits ignored."""
+    """Decode base64 like JavaScript's ``atob``: padding is optional, white space and unused bits are ignored."""
     compact = text.translate(_ASCII_SPACE)
     if len(compact) % 4 == 0:
         compact = compact[:-2] if compact.endswith("==") else compact.removesuffix("=")

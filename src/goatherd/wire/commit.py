@@ -32,7 +32,7 @@ __all__ = ["ABSENT", "Commit", "apply_edit", "encoded_checksum", "new_commit"]
 
 
 class _AbsentText(str):
-    """The text of a member that the commit does not have."""
+    """Stands for the text of a member that the commit does not have."""
 
     __slots__ = ()
 
@@ -43,23 +43,24 @@ ABSENT: Final = _AbsentText()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """One signed step of one item.
+    """One signed change of one item.
 
     Attributes:
-        id: The commit's id; any text. Not a content hash.
+        id: The commit's id; any string. It is not a hash of the contents.
         key: The item's key.
-        session: The session that claims to have written it; the signature names the signer, which may differ.
-        ts: Claimed creation time in ms, an int or float; 0 when absent, and then no signature verifies.
-        version: The writer's build version; None when absent, which is then part of what was signed.
-        org: The organisation of the reader, whatever was sent.
-        connection: The writing process; empty when absent, and then no signature verifies.
-        contents: The canonical ``c``: ``{"r": record}`` or ``{"b": base, "e": edit}``. Not to be changed.
+        session: Id of the session that claims to have written the commit; the signature names the signer, which may
+            differ.
+        ts: The claimed creation time in ms, an int or float; 0 if it is absent, and then no signature verifies.
+        version: The writer's build version; None if it is absent. The signature covers that too.
+        org: The reader's organisation, whatever was sent.
+        connection: Id of the process that wrote the commit; empty if it is absent, and then no signature verifies.
+        contents: The canonical ``c``: ``{"r": record}`` or ``{"b": base, "e": edit}``. Must not be changed.
         parents: Ids of the parent commits.
-        ancestors_filter: Over ancestors' ids; None when there is none.
-        ancestors_count: How many ancestors the filter was made of.
+        ancestors_filter: A Bloom filter over the ids of ancestors; None if there is none.
+        ancestors_count: The number of ancestors in the filter.
         merge_base: Id of the merge base, or None.
-        merge_leader: Id of the session that led the merge, or None. An empty one is written nowhere but as `revert`.
-        revert: Whether the commit says that it reverts; GoatDB writes the merge leader's id there.
+        merge_leader: Id of the session that led the merge, or None. If it is empty, only `revert` is written.
+        revert: Whether the commit says that it is a revert; GoatDB writes the merge leader's id in that member.
         signature: The signature string, or None.
     """
 
@@ -103,12 +104,12 @@ class Commit:
 
     @property
     def data(self) -> dict[str, Any] | None:
-        """The encoded fields of a full commit; None for a delta. Not to be changed."""
+        """The encoded fields of a full commit; None for a delta. Must not be changed."""
         return None if self.is_delta else self.contents["r"]["d"]
 
     @property
     def checksum(self) -> str | None:
-        """The stored checksum of a full commit, a delta's target checksum. Not compared with the data."""
+        """The stored checksum of a full commit, or a delta's target checksum. It is not verified here."""
         checksum = self.contents["e"].get("dc") if self.is_delta else self.contents["r"].get("cs")
         return checksum if isinstance(checksum, str) else None
 
@@ -124,7 +125,7 @@ class Commit:
 
     @property
     def is_finite(self) -> bool:
-        """Whether JSON can carry every number in the contents."""
+        """Whether all numbers in the contents are finite, so that JSON can represent them."""
         for level in nesting_depth(self.contents):
             for container in level:
                 values = container.values() if isinstance(container, dict) else container
@@ -133,13 +134,13 @@ class Commit:
         return True
 
     def check_lasting(self, registry: Registry = BUILTIN) -> None:
-        """Make sure that every reader of what is sent and stored of this commit finds the same contents.
+        """Check that the commit's contents stay the same when they are sent, stored and read again.
 
-        SECURITY: such contents (shared objects, dates that change) carry a signature that fits here and nowhere else
-        (tests/unit/node/test_engine.py, tests/unit/door/test_request_checks.py).
+        SECURITY: contents that change (shared objects, some dates) can carry a signature that is valid here and nowhere
+        else (tests/unit/node/test_engine.py, tests/unit/door/test_request_checks.py).
 
         Raises:
-            DecodeError: They would be others.
+            DecodeError: The contents would change.
         """
         again = Commit.from_json(parse_json(to_json_bytes(self.to_json())), org=self.org, registry=registry)
         if again.contents != self.contents:
@@ -149,18 +150,19 @@ class Commit:
 
     @classmethod
     def from_json(cls, encoded: Any, *, org: str, registry: Registry = BUILTIN, like_goatdb: bool = False) -> Commit:
-        """Decode a commit and bring it into canonical form.
+        """Decode a commit and convert it to canonical form.
 
         Args:
-            encoded: The JSON object.
+            encoded: The commit as a JSON object.
             org: The reader's organisation id.
-            registry: The schemas that are known.
-            like_goatdb: Refuse an unknown schema, and take a commit without id, key, session or base, or with an empty
-                leader that a revert names, as GoatDB does. Otherwise the contents of an unknown schema stay as sent,
-                and what cannot be stored, found or read again is refused, or does not verify.
+            registry: The known schemas.
+            like_goatdb: Whether to behave as GoatDB does: reject an unknown schema, and accept a commit without id,
+                key, session or base, or with an empty merge leader that a revert names. Otherwise the contents of an
+                unknown schema are kept as sent, and a commit that cannot be stored, found or read again is rejected or
+                does not verify.
 
         Raises:
-            DecodeError: GoatDB could not read it, or could not write again what it read.
+            DecodeError: GoatDB could not read the commit, or could not write it again.
         """
         if type(encoded) is not dict:
             raise DecodeError("a commit is a JSON object")
@@ -195,11 +197,11 @@ class Commit:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Encode what is sent and stored: everything with the signature, in GoatDB's member order."""
+        """Encode the commit as it is sent and stored: all members and the signature, in GoatDB's order."""
         return self._members(self.signature)
 
     def signed_object(self) -> dict[str, Any]:
-        """Encode what is signed: everything but the signature."""
+        """Encode the members that are signed: all but the signature."""
         return self._members(None)
 
     def _members(self, signature: str | None) -> dict[str, Any]:
@@ -226,13 +228,13 @@ class Commit:
         return encoded
 
     def signed_text(self, signer_id: str) -> str:
-        """Return the exact text that `signer_id` signs: the stable form of its id and `signed_object`.
+        """Return the exact text that `signer_id` signs: the stable form of the signer's id and `signed_object`.
 
-        The members are put together in their sorted order; tests/unit/wire/test_commit.py holds it against
+        The members are joined in sorted order; tests/unit/wire/test_commit.py compares the result with
         `stable_stringify`.
 
         Raises:
-            EncodeError: A null inside the contents.
+            EncodeError: The contents have a null.
         """
         if self.version is None or ABSENT in (self.id, self.key, self.session):
             return stable_stringify({"extData": self.signed_object(), "sessionId": signer_id})
@@ -261,7 +263,7 @@ class Commit:
         )
 
     def _merge_texts(self) -> tuple[str, str]:
-        """Return what stands before ``org`` and before ``s`` in the signed text of a merge."""
+        """Return the parts of a merge's signed text that come before ``org`` and before ``s``."""
         before_org = f'"mb":{json_string(self.merge_base)},' if self.merge_base else ""
         if self.merge_leader is None:
             return before_org, ""
@@ -271,7 +273,7 @@ class Commit:
         return before_org, f'"revert":{leader},' if self.revert else ""
 
     def with_signature(self, signature: str) -> Commit:
-        """Return the commit with its signature string."""
+        """Return the commit with `signature` as its signature string."""
         return Commit(
             id=self.id,
             key=self.key,
@@ -309,16 +311,16 @@ def new_commit(
     merge_leader: str | None = None,
     registry: Registry = BUILTIN,
 ) -> Commit:
-    """Make an unsigned full commit.
+    """Create an unsigned full commit.
 
     Args:
-        data: The encoded fields (JSON; dates in seconds, sets in marker form). Not copied.
-        checksum: The data's checksum; None computes it.
+        data: The encoded fields (JSON; dates in seconds, sets with markers). Not copied.
+        checksum: The data's checksum; None to compute it.
         ancestors_filter: GoatDB's own commits always have one.
 
     Raises:
-        DecodeError: The data are malformed.
-        EncodeError: A value that has no checksum.
+        DecodeError: The data is malformed.
+        EncodeError: A value has no checksum.
     """
     if checksum is None:
         checksum = encoded_checksum(data, schema_marker, registry)
@@ -344,7 +346,7 @@ def _quote_text(text: str) -> str:
 
 
 def _stable_array(texts: list[str]) -> str:
-    """Return an array of ready texts in the stable form: an object with its keys sorted as text."""
+    """Return the stable form of an array of ready texts: an object whose keys are sorted as strings."""
     order = sorted(range(len(texts)), key=str)
     return "{" + ",".join([f'"{index}":{texts[index]}' for index in order]) + "}"
 

@@ -16,10 +16,10 @@ from goatherd.wire.json import parse_json, to_json_bytes
 
 
 def frame_records(records: Iterable[Any]) -> bytes:
-    """Return the bytes of one append: each record preceded by a blank line; two newlines when there is none.
+    """Return the bytes that append records to a log: a blank line before each; two newlines if there are none.
 
     Args:
-        records: JSON values, or the compact JSON of one already made, as bytes.
+        records: JSON values, or their compact JSON as bytes.
     """
     texts = [record if isinstance(record, bytes) else to_json_bytes(record) for record in records]
     return b"\n" + b"\n\n".join(texts) + b"\n"
@@ -27,13 +27,13 @@ def frame_records(records: Iterable[Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line of a log that is not blank.
+    """One line of a log; blank lines are not included.
 
     Attributes:
         start: Offset of its first byte.
-        end: Offset behind its last byte, the newline left out.
-        record: The JSON object in it; None where it holds none: the line is damaged.
-        is_finished: Whether a newline follows; without one it is what a crash leaves of a write.
+        end: Offset after its last byte, without the newline.
+        record: The JSON object in the line; None if the line is damaged.
+        is_finished: Whether a newline follows; a line without one was cut short by a crash.
     """
 
     start: int
@@ -43,7 +43,7 @@ class LogLine:
 
 
 def read_lines(data: bytes) -> Iterator[LogLine]:
-    """Yield every line that is not blank, damaged ones and those behind them included."""
+    """Yield every line that is not blank, including damaged lines and those after them."""
     position, length = 0, len(data)
     while position < length:
         newline = data.find(b"\n", position)
@@ -65,14 +65,14 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What a log holds.
+    """The result of reading a log.
 
     Attributes:
-        records: The JSON values of the good lines, in file order, up to the first bad one.
-        good_end: Length to truncate to before appending: the end of the last good line, newline included.
-        damage: What follows `good_end` in words, None when nothing does.
-        records_after_damage: Lines behind the first bad one that are complete JSON: above 0, this is no torn write and
-            truncating would destroy data.
+        records: The JSON values of the good lines, in file order, up to the first damaged line.
+        good_end: The length to truncate the log to before appending: the end of the last good line, with its newline.
+        damage: A description of what follows `good_end`; None if nothing does.
+        records_after_damage: The number of complete JSON lines after the first damaged one. Above 0, the damage is not
+            an incomplete write, and truncating the log would destroy data.
     """
 
     records: list[Any]
@@ -82,7 +82,7 @@ class Scan:
 
 
 def scan_log(data: bytes) -> Scan:
-    """Read a whole log. Blank lines are skipped, as is a lone trailing run of newlines."""
+    """Read a whole log. Blank lines and trailing newlines are skipped."""
     records: list[Any] = []
     position = good_end = 0
     length = len(data)

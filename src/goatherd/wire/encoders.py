@@ -19,18 +19,18 @@ ElementFilter = Callable[[Any], bool]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What an ``E`` marker wraps: the encoded form of a filter, a change or the like."""
+    """The content of an ``E`` marker: the encoded form of a filter, a change or another object."""
 
     value: dict[str, Any]
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether JavaScript calls the value a plain object: a dict that is not a Map."""
+    """Return whether JavaScript considers the value a plain object: a dict that is not a Map."""
     return type(value) is dict
 
 
 def rich_text_filter(element: Any) -> bool:
-    """The element filter of rich text: plain objects that are not local."""
+    """Return whether an element of rich text is encoded: only plain objects that are not local are."""
     return type(element) is dict and element.get("isLocal") is not True
 
 
@@ -38,7 +38,7 @@ def rich_text_filter(element: Any) -> bool:
 
 
 def is_native(value: Any, keep: ElementFilter | None = None) -> bool:
-    """Whether the plain encoder leaves the value as it is."""
+    """Return whether the plain encoder leaves the value unchanged."""
     kind = type(value)
     if kind is dict:
         return all(is_native(item, keep) for item in value.values())
@@ -78,7 +78,7 @@ def encode_cyclical(value: Any, keep: ElementFilter | None = None) -> Any:
 
 
 def _shared_objects(root: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the plain objects reached more than once inside, in the order of their second occurrence."""
+    """Return the plain objects that are reached more than once inside, in the order of their second occurrence."""
     seen: set[int] = set()
     numbered: dict[int, dict[str, Any]] = {}
 
@@ -109,7 +109,7 @@ def _is_reference(value: dict[str, Any]) -> bool:
 
 
 def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | None, top: bool = True) -> Any:
-    """Return a copy in which references stand for the shared objects; Dates, Sets and Maps stay what they are."""
+    """Return a copy with references in place of the shared objects; Dates, Sets and Maps are kept."""
     kind = type(value)
     if kind is dict:
         if not top and id(value) in numbers:
@@ -134,7 +134,7 @@ MAX_REFERENCED = 20_000
 
 
 class Decoder:
-    """Reads members of one encoded object; the cyclical kind also follows references."""
+    """Decodes the members of one encoded object; the cyclical kind also follows references."""
 
     __slots__ = ("_cyclical", "_met_references", "_records", "_referenced_values", "_sizes")
 
@@ -149,7 +149,7 @@ class Decoder:
         """Return the JavaScript value of an encoded member.
 
         Raises:
-            DecodeError: A stray reference, a date that is none, nesting without end, or references to more than
+            DecodeError: A reference or a date is invalid, the nesting is too deep, or references lead to more than
                 `MAX_REFERENCED` values.
         """
         kind = type(value)
@@ -185,7 +185,7 @@ class Decoder:
         return {key: self._decode(item) for key, item in value.items()}
 
     def _decode_referencing(self, records: list[Any], value: dict[str, Any]) -> Any:
-        """Decode a ``__d`` whose references mean `records`; a marker at its top is an object like any other."""
+        """Decode a ``__d`` whose references point into `records`; a marker at the top level is an ordinary object."""
         self._met_references = True
         self._records.append(records)
         if _is_reference(value):
@@ -211,10 +211,10 @@ class Decoder:
 
 
 def refuse_encoded(value: Any) -> Any:
-    """Return the value unless an ``E`` marker of user data hides in it.
+    """Return the value, after checking that its user data contains no ``E`` marker.
 
     Raises:
-        DecodeError: There is one; GoatDB makes an internal decoder object of it.
+        DecodeError: The value contains a marker, which GoatDB would turn into an internal decoder object.
     """
     if isinstance(value, Encoded):
         raise DecodeError("data that looks like an encoded object does not survive in GoatDB")

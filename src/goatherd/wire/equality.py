@@ -16,7 +16,7 @@ MAX_PATCH_WORK = 1_000_000
 
 
 class Work:
-    """Counts the values that are compared and copied, up to a limit."""
+    """Counts the values that are compared and copied, and limits their number."""
 
     __slots__ = ("_left",)
 
@@ -24,10 +24,10 @@ class Work:
         self._left = limit
 
     def take(self, count: int) -> None:
-        """Count some.
+        """Add to the count.
 
         Raises:
-            DecodeError: That is more than the limit.
+            DecodeError: The count exceeds the limit.
         """
         self._left -= count
         if self._left < 0:
@@ -43,7 +43,7 @@ def _are_close(a: float, b: float) -> bool:
 
 
 def _are_identical(a: Any, b: Any) -> bool:
-    """JavaScript's ``===``."""
+    """Compare like JavaScript's ``===``."""
     if _is_number(a) and _is_number(b):
         return bool(a == b)
     if isinstance(a, str | bool) and type(a) is type(b):
@@ -52,7 +52,7 @@ def _are_identical(a: Any, b: Any) -> bool:
 
 
 def core_equal(a: Any, b: Any) -> bool:
-    """GoatDB's core equality: what diffs and patches compare with.
+    """Compare by GoatDB's core equality, which its diffs and patches use.
 
     COMPAT: numbers closer than `EPSILON` are equal; Maps compare their values by identity.
     """
@@ -85,7 +85,7 @@ def _is_falsy(value: Any) -> bool:
 
 
 def loose_equal(a: Any, b: Any) -> bool:
-    """GoatDB's loose equality, only used when adding to a set."""
+    """Compare by GoatDB's loose equality, which it uses only when it adds to a set."""
     if _are_identical(a, b) or (_is_falsy(a) and _is_falsy(b)):
         return True
     if _is_number(a) and _is_number(b):
@@ -104,10 +104,10 @@ def _is_primitive(value: Any) -> bool:
 
 
 def set_add(items: Iterable[Any], added: Iterable[Any], work: Work | None = None) -> JSSet:
-    """Return the union: primitives by value, objects by loose equality, new ones appended.
+    """Return the union of two sets: primitives are compared by value, objects by loose equality; new ones are appended.
 
     Raises:
-        DecodeError: It takes more than `work`, or `MAX_WORK`.
+        DecodeError: The comparison exceeds `work`, or `MAX_WORK`.
     """
     union = JSSet(items)
     known = _Objects(union, work)
@@ -121,10 +121,10 @@ def set_add(items: Iterable[Any], added: Iterable[Any], work: Work | None = None
 
 
 def set_remove(items: Iterable[Any], removed: Iterable[Any], work: Work | None = None) -> JSSet:
-    """Return the difference: primitives by value, objects by core equality.
+    """Return the difference of two sets: primitives are compared by value, objects by core equality.
 
     Raises:
-        DecodeError: It takes more than `work`, or `MAX_WORK`.
+        DecodeError: The comparison exceeds `work`, or `MAX_WORK`.
     """
     gone = JSSet(removed)
     objects = _Objects(gone, work)
@@ -134,10 +134,10 @@ def set_remove(items: Iterable[Any], removed: Iterable[Any], work: Work | None =
 
 
 def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
-    """Return `core_equal` of untrusted values.
+    """Compare untrusted values by core equality, with a limit.
 
     Raises:
-        DecodeError: It takes more than `work`, or `MAX_WORK`.
+        DecodeError: The comparison exceeds `work`, or `MAX_WORK`.
     """
     objects = _Objects((), work)
     objects.add(b)
@@ -145,9 +145,9 @@ def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
 
 
 class _Objects:
-    """Objects to compare others with; only those of one shape can be equal, loosely or not.
+    """An index of objects by shape, for comparisons: only objects of the same shape can be equal.
 
-    SECURITY: comparing each with each would let a push of some kilobytes stop a server for minutes
+    SECURITY: without the index, a push of a few kilobytes could block a server for minutes
     (tests/unit/wire/test_equality.py).
     """
 
@@ -175,7 +175,7 @@ class _Objects:
 
 
 def _measure_value(value: Any) -> tuple[Any, int, bool]:
-    """Return a value's shape, its number of nodes, and whether a Set is inside; what is equal has the same shape."""
+    """Return a value's shape, its number of nodes, and whether it contains a Set. Equal values have equal shapes."""
     if _is_number(value):
         # Beyond 1, no two doubles are closer than `EPSILON`.
         return (value if abs(value) > 1 else "small"), 1, False

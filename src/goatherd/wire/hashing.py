@@ -19,10 +19,10 @@ _C1, _C2 = 0xCC9E2D51, 0x1B873593
 
 
 def murmur3(text: str, seed: int) -> int:
-    """Return GoatDB's 32-bit hash of the text's UTF-16 units; only ``seed mod 2^32`` matters.
+    """Return GoatDB's 32-bit hash of a string's UTF-16 units; only ``seed mod 2^32`` matters.
 
-    COMPAT: units of 0x100 and above overlap their neighbours, and a tail whose third unit is 0x8000 or more is
-    ignored, so only Latin-1 text can be handed to a standard MurmurHash3.
+    COMPAT: units of 0x100 and above overlap their neighbours, and a tail whose third unit is 0x8000 or more is ignored,
+    so only a Latin-1 string gives the hash of a standard MurmurHash3.
     """
     try:
         return mmh3.hash(text.encode("latin-1"), seed & _MASK, signed=False)
@@ -57,18 +57,18 @@ def _murmur3_units(u: list[int], h: int) -> int:
 
 
 def text_hash(text: str, seed: int = DEFAULT_SEED) -> str:
-    """Return the decimal text of a text's hash."""
+    """Return the hash of a string as a decimal string."""
     return str(murmur3(text, seed))
 
 
 def value_text(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
-    """Return the checksum text of a JavaScript value.
+    """Return the string that represents a JavaScript value in checksums.
 
     Args:
-        texts: Texts of objects so far, by identity: one that is met often is read once.
+        texts: The strings of objects that were already processed, by identity.
 
     Raises:
-        EncodeError: A kind of value for which GoatDB draws a random text.
+        EncodeError: GoatDB uses a random string for this kind of value.
     """
     kind = type(value)
     if kind is str:
@@ -100,17 +100,17 @@ def value_text(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | Non
 
 
 def members_text(value: dict[str, Any], seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
-    """Return what the hash of an object or Map is taken over: names and texts in unit order."""
+    """Return the string that is hashed for an object or Map: names and values in the order of their UTF-16 units."""
     keys = [key for key, item in value.items() if item is not UNDEFINED]
     keys.sort(key=unit_key)
     return "".join([key + value_text(value[key], seed, texts) for key in keys])
 
 
 def value_hash(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
-    """Return the value hash: one more hash on top of `value_text`, as decimal text."""
+    """Return GoatDB's value hash, as a decimal string: the hash of `value_text`."""
     return text_hash(value_text(value, seed, texts), seed)
 
 
 def item_checksum(texts: dict[str, str]) -> str:
-    """Return an item's checksum from the checksum text of each present field, as decimal text."""
+    """Return an item's checksum as a decimal string, from the checksum string of each present field."""
     return text_hash("".join([name + texts[name] for name in sorted(texts, key=unit_key)]))

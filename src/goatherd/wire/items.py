@@ -28,13 +28,13 @@ INSERT, DELETE = 1, -1
 
 
 def decode_data(encoded: Any, schema: Schema, *, like_goatdb: bool = False) -> Data:
-    """Decode an item's ``d``: the fields of the schema that are present, in its order.
+    """Decode an item's ``d``: the present fields of the schema, in the schema's order.
 
     Args:
-        like_goatdb: Take a set field that holds no set, as GoatDB does until it merges it.
+        like_goatdb: Whether to accept a set field that does not hold a set, as GoatDB does until it merges the field.
 
     Raises:
-        DecodeError: A field that GoatDB cannot read.
+        DecodeError: GoatDB cannot read one of the fields.
     """
     data: Data = {}
     if not isinstance(encoded, dict):
@@ -79,7 +79,7 @@ _MAX_MAP_TEXT: Final = 1000
 
 
 def _as_map(value: Any) -> JSMap:
-    """Return what JavaScript's ``Object.entries`` gives, as a Map."""
+    """Return a value's entries as JavaScript's ``Object.entries`` does, as a Map."""
     if value is None or value is UNDEFINED:
         raise DecodeError("a map field holds no map")
     if isinstance(value, str):
@@ -97,7 +97,7 @@ def encode_data(data: Data, schema: Schema) -> dict[str, Any]:
     """Encode an item's fields, in the order of the data.
 
     Raises:
-        EncodeError: A field that the schema does not have, or a value that GoatDB cannot write.
+        EncodeError: A field is not in the schema, or GoatDB cannot write a value.
     """
     fields: dict[str, Any] = {}
     flat = True
@@ -114,10 +114,10 @@ def encode_data(data: Data, schema: Schema) -> dict[str, Any]:
 
 
 def encode_field(value: Any, kind: str) -> Any:
-    """Return a field's value after one encoder level; a Map's values are not converted yet.
+    """Return a field's value after one level of encoding; the values of a Map are not converted yet.
 
     Raises:
-        EncodeError: A value that GoatDB cannot write in such a field.
+        EncodeError: GoatDB cannot write such a value in a field of this type.
     """
     if kind == "date":
         seconds = _date_seconds(value)
@@ -128,7 +128,7 @@ def encode_field(value: Any, kind: str) -> Any:
 
 
 def _date_seconds(value: Any) -> float:
-    """Return the serialized form of what a date field holds; NaN for an invalid date."""
+    """Return the serialized form of a date field's value; NaN for an invalid date."""
     if isinstance(value, JSDate):
         return value.seconds
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -137,7 +137,7 @@ def _date_seconds(value: Any) -> float:
 
 
 def as_json(value: Any) -> Any:
-    """Return the value as a reader will get it: what a level left unconverted takes the form of its JSON text."""
+    """Return the value as a reader will get it: parts that the encoder left unconverted become what their JSON says."""
     try:
         return value if is_native(value) else parse_json(to_json(value))
     except RecursionError:
@@ -145,10 +145,10 @@ def as_json(value: Any) -> Any:
 
 
 def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry) -> tuple[Data, Schema]:
-    """Return data and schema after GoatDB's upgrade, normalized. A lower target changes no schema.
+    """Return data and schema after GoatDB's upgrade, normalized. A target with a lower version changes nothing.
 
     Raises:
-        EncodeError: A version on the way is not registered, or the result cannot be normalized.
+        EncodeError: A version in between is not registered, or the result cannot be normalized.
     """
     upgraded = dict(data)
     version = schema.version
@@ -164,10 +164,10 @@ def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry)
 
 
 def normalize_data(data: Data, schema: Schema) -> Data:
-    """Return normalized data: empty sets and maps dropped, defaults filled in. Rich text stays as it is.
+    """Return normalized data: empty sets and maps are dropped, defaults are filled in. Rich text is not changed.
 
     Raises:
-        EncodeError: A null where a set, map or rich text belongs.
+        EncodeError: A set, map or rich text field holds a null.
     """
     normal = dict(data)
     for field in schema.by_name.values():
@@ -186,13 +186,13 @@ def normalize_data(data: Data, schema: Schema) -> Data:
 
 
 def data_checksum(data: Data, schema: Schema | None) -> str:
-    """Return the checksum of normalized data, as decimal text.
+    """Return the checksum of normalized data as a decimal string.
 
     Args:
-        schema: None for a schema that is not known; rich text is then recognized by its shape.
+        schema: The schema; None if it is unknown, and then rich text is recognized by its shape.
 
     Raises:
-        EncodeError: A field that the schema does not have, or a value without checksum.
+        EncodeError: A field is not in the schema, or a value has no checksum.
     """
     texts: dict[str, str] = {}
     shared: dict[int, str] = {}
@@ -220,10 +220,10 @@ def _looks_like_rich_text(value: Any) -> bool:
 
 
 def record_data(record: Mapping[str, Any], registry: Registry = BUILTIN) -> Data:
-    """Return the data of a record as JavaScript values; of an unknown schema, all members.
+    """Return a record's data as JavaScript values; for an unknown schema, all members.
 
     Raises:
-        DecodeError: The data are malformed.
+        DecodeError: The data is malformed.
     """
     schema = registry.from_marker(record.get("s"))
     if schema is not None:
@@ -236,11 +236,11 @@ def record_data(record: Mapping[str, Any], registry: Registry = BUILTIN) -> Data
 
 
 def encoded_checksum(data: Mapping[str, Any], marker: str = "", registry: Registry = BUILTIN) -> str:
-    """Return the checksum of data in their encoded form.
+    """Return the checksum of encoded data.
 
     Raises:
-        DecodeError: The data are malformed.
-        EncodeError: A value without checksum.
+        DecodeError: The data is malformed.
+        EncodeError: A value has no checksum.
     """
     return data_checksum(record_data({"s": marker, "d": data}, registry), registry.from_marker(marker))
 
@@ -252,11 +252,11 @@ def canonical_record(record: Any, registry: Registry = BUILTIN, *, like_goatdb: 
     """Decode a record and encode it again, as GoatDB does before it verifies.
 
     Args:
-        like_goatdb: Refuse an unknown schema, whose records are otherwise returned as they are, and take a set field
-            that holds no set.
+        like_goatdb: Whether to reject an unknown schema, whose records are otherwise returned unchanged, and to accept
+            a set field that does not hold a set.
 
     Raises:
-        DecodeError: GoatDB cannot read it, or could not write what it read.
+        DecodeError: GoatDB cannot read the record, or could not write it again.
     """
     if not isinstance(record, dict):
         raise DecodeError("a commit's record is a JSON object")
@@ -294,7 +294,7 @@ def _canonical_record(record: dict[str, Any], schema: Schema, like_goatdb: bool)
 
 
 def _flat_data(raw: Any, schema: Schema) -> dict[str, Any] | None:
-    """Return the re-encoded data where every present field is a scalar; None for anything else."""
+    """Return the re-encoded data if every present field is a scalar, else None."""
     if type(raw) is not dict:
         return None
     data: dict[str, Any] = {}
@@ -321,10 +321,10 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
     """Decode an edit and encode it again.
 
     Args:
-        like_goatdb: Take the change of a set to something that is no set.
+        like_goatdb: Whether to accept the change of a set to a value that is not a set.
 
     Raises:
-        DecodeError: A malformed change, or one of an unknown kind.
+        DecodeError: A change is malformed, or of an unknown kind.
     """
     if not isinstance(edit, dict) or not isinstance(edit.get("c", {}), dict):
         raise DecodeError("an edit is an object with changes c")
@@ -370,10 +370,11 @@ def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]
 
 
 def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry = BUILTIN) -> Record:
-    """Return the record that an edit makes of its base record, both checksums checked.
+    """Return the record that results from applying an edit to its base record. Both checksums are checked.
 
     Raises:
-        DecodeError: The edit belongs to another base, is malformed, does not give its target, or changes rich text.
+        DecodeError: The edit belongs to another base, is malformed, does not give its target checksum, or changes rich
+            text.
     """
     try:
         return _apply_edit(record, edit, registry)
@@ -398,10 +399,10 @@ def _apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Re
 
 
 def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
-    """Apply an edit's changes to data and normalize. Changes of unknown fields are ignored.
+    """Apply an edit's changes to data, and normalize the result. Changes of unknown fields are ignored.
 
     Raises:
-        DecodeError: A malformed change, one of rich text, or more work than `MAX_PATCH_WORK`.
+        DecodeError: A change is malformed or changes rich text, or the work exceeds `MAX_PATCH_WORK`.
     """
     # SECURITY: each change of a set or map copies it, so many small changes could take hours
     # (tests/unit/wire/test_equality.py).

@@ -20,7 +20,7 @@ _MAX_DATE_MS = 8.64e15
 
 
 class Undefined:
-    """JavaScript's undefined: distinct from null and from an absent member. Falsy."""
+    """JavaScript's undefined: distinct from null and from an absent member. It is falsy."""
 
     __slots__ = ()
 
@@ -35,7 +35,7 @@ UNDEFINED: Final = Undefined()
 
 
 class JSDate:
-    """A JavaScript Date: integer milliseconds since 1970, or None when invalid. Compared by identity, like there."""
+    """A JavaScript Date: integer milliseconds since 1970, or None if invalid. Dates are compared by identity."""
 
     __slots__ = ("ms",)
 
@@ -44,7 +44,7 @@ class JSDate:
 
     @property
     def seconds(self) -> float:
-        """The serialized form: seconds; NaN when invalid."""
+        """The date's serialized form: seconds, or NaN if it is invalid."""
         return math.nan if self.ms is None else self.ms / 1000
 
     def __repr__(self) -> str:
@@ -52,7 +52,7 @@ class JSDate:
 
 
 class JSSet:
-    """A JavaScript Set, in insertion order: primitives by value (0 is -0, 1 is not "1"), objects by identity."""
+    """A JavaScript Set in insertion order. Primitives are compared by value (0 equals -0), objects by identity."""
 
     __slots__ = ("_items",)
 
@@ -89,7 +89,7 @@ class JSSet:
 
 
 class JSMap(dict[str, Any]):
-    """A JavaScript Map with text keys, in insertion order. A dict that is not a plain object."""
+    """A JavaScript Map with string keys, in insertion order. It is a dict, but not a plain object."""
 
     __slots__ = ()
 
@@ -98,7 +98,7 @@ class JSMap(dict[str, Any]):
 
 
 def is_truthy(value: Any) -> bool:
-    """Whether JavaScript takes the value for true: empty arrays and objects are, NaN is not."""
+    """Return whether JavaScript treats the value as true: empty arrays and objects count as true, NaN as false."""
     if value is None or value is UNDEFINED:
         return False
     if isinstance(value, str | bool | int | float):
@@ -115,20 +115,20 @@ def unit_key(text: str) -> bytes:
 
 
 def utf16_units(text: str) -> list[int]:
-    """Return the UTF-16 code units of a text; lone surrogates are units of their own."""
+    """Return the UTF-16 code units of a string; a lone surrogate is one unit."""
     raw = text.encode("utf-16-le", "surrogatepass")
     return [raw[index] | raw[index + 1] << 8 for index in range(0, len(raw), 2)]
 
 
 def join_surrogates(text: str) -> str:
-    """Return the text with neighbouring lone surrogates joined into the character that they mean in JavaScript."""
+    """Return the string with each pair of adjacent surrogates joined into the character that JavaScript sees."""
     if SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def is_array_index(key: str) -> bool:
-    """Whether JavaScript sorts this key before all others: a canonical integer below 2^32 - 1."""
+    """Return whether JavaScript sorts this key before all others: a canonical integer below 2^32 - 1."""
     if not key or key[0] not in "0123456789" or not key.isascii() or not key.isdigit():
         return False
     return (key[0] != "0" or len(key) == 1) and len(key) <= 10 and int(key) < 2**32 - 1
@@ -145,7 +145,7 @@ def own_keys(value: dict[str, Any]) -> list[str]:
 
 
 def number_text(value: float) -> str:
-    """Return ``String(x)``."""
+    """Return the string that JavaScript's ``String(x)`` returns for a number."""
     if isinstance(value, int):
         if -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
             return str(int(value))
@@ -181,12 +181,12 @@ def number_text(value: float) -> str:
 
 
 def utf16_characters(text: str) -> dict[str, str]:
-    """Return a string as JavaScript's ``Object.keys`` sees it: one member per UTF-16 unit."""
+    """Return the members of a string that JavaScript's ``Object.keys`` lists: one per UTF-16 unit."""
     return {str(index): chr(unit) for index, unit in enumerate(utf16_units(text))}
 
 
 def text_order(count: int) -> Iterable[int]:
-    """Return the numbers below `count` in the order of their decimal texts, without one long call of a sort."""
+    """Return the numbers below `count`, sorted as decimal strings, without one long call of a sort."""
     return range(count) if count <= 10 else _text_order(count)
 
 
@@ -214,18 +214,18 @@ JS_SPACE = (
 
 
 def seconds_from_ms(ms: float) -> float:
-    """Serialize a date: milliseconds to seconds."""
+    """Convert a date from milliseconds to seconds, its serialized form."""
     return ms / 1000
 
 
 def parse_float(text: str) -> float:
-    """Return JavaScript's ``parseFloat``: the longest numeric prefix, else NaN."""
+    """Parse a number like JavaScript's ``parseFloat``: the longest numeric prefix, or NaN."""
     match = _FLOAT_PREFIX.match(text.lstrip(JS_SPACE))
     return math.nan if match is None else float(match[0])
 
 
 def parse_integer(text: str) -> float:
-    """Return JavaScript's ``parseInt``: the integer at the beginning, hexadecimal behind ``0x``, else NaN."""
+    """Parse an integer like JavaScript's ``parseInt``: a decimal prefix, hexadecimal after ``0x``, or NaN."""
     match = _INTEGER_PREFIX.match(text.lstrip(JS_SPACE))
     if match is None:
         return math.nan
@@ -236,10 +236,10 @@ def parse_integer(text: str) -> float:
 
 
 def date_from_json(value: Any) -> JSDate:
-    """Deserialize a date; one that JavaScript calls invalid gives an invalid one.
+    """Decode a date. A value that JavaScript calls an invalid date gives an invalid `JSDate`.
 
     Raises:
-        DecodeError: Neither a number nor text nor a date.
+        DecodeError: The value is not a number, a string or a date.
     """
     if isinstance(value, JSDate):
         return value
@@ -257,10 +257,10 @@ def date_from_json(value: Any) -> JSDate:
 
 
 def ms_from_seconds(value: float | str) -> int:
-    """Deserialize a date: below 1e12 it is seconds, else milliseconds; truncated toward zero.
+    """Convert a serialized date to milliseconds, truncated toward zero: below 1e12 it is in seconds.
 
     Raises:
-        DecodeError: Not a date, or one beyond JavaScript's range.
+        DecodeError: The value is not a date, or is outside of JavaScript's range.
     """
     ms = date_from_json(value).ms
     if ms is None:

@@ -36,23 +36,23 @@ _encode_string = json.encoder.encode_basestring
 
 
 def json_string(text: str) -> str:
-    """Return the JSON string that ``JSON.stringify`` writes: raw but for quotes, controls and lone surrogates."""
+    """Return a string as JSON, like ``JSON.stringify``: only quotes, controls and lone surrogates are escaped."""
     if text.isascii() or SURROGATE.search(text) is None:
         return _encode_string(text)
     return SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", _encode_string(join_surrogates(text)))
 
 
 def json_number(value: float) -> str:
-    """Return the JSON text of a number: as `number_text`, ``null`` where not finite."""
+    """Return a number as JSON: like `number_text`, and ``null`` if it is not finite."""
     text = number_text(value)
     return "null" if text[-1] in "yN" else text
 
 
 def stable_stringify(value: Any) -> str:
-    """Return the text that GoatDB signs for `value`. Not JSON in general.
+    """Return the text that GoatDB signs for `value`. In general, this text is not JSON.
 
     Raises:
-        EncodeError: A null or a value unknown to JavaScript anywhere inside, or nesting without end.
+        EncodeError: The value contains a null or a type that JavaScript does not have, or is nested too deeply.
     """
     try:
         if isinstance(value, str):
@@ -102,12 +102,12 @@ _SORTED = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 
 
 def _safe_float(value: float) -> bool:
-    """Whether orjson writes the number in JavaScript's layout."""
+    """Return whether orjson writes the number as JavaScript does."""
     return 1e-5 <= abs(value) < 1e15 and not value.is_integer()
 
 
 def _is_flat(value: dict[str, Any]) -> bool:
-    """Whether sorted JSON of a non-empty object is its stable form: ASCII names, scalars, no null, no odd float."""
+    """Return whether the sorted JSON of an object is its stable form: ASCII names, scalars, no null, no odd float."""
     for item in value.values():
         kind = type(item)
         if kind is not str and kind is not bool and kind is not int and (kind is not float or not _safe_float(item)):
@@ -116,10 +116,10 @@ def _is_flat(value: dict[str, Any]) -> bool:
 
 
 def orjson_agrees(value: Any) -> bool:
-    """Whether orjson is known to write `value` byte for byte as JavaScript does. False is always a safe answer.
+    """Return whether orjson is known to write `value` byte for byte as JavaScript does. False is always safe.
 
     Args:
-        value: JSON values, of dicts, lists and scalars of exactly those types.
+        value: A JSON value of exactly the types dict, list and scalars.
     """
     kind = type(value)
     if kind is not dict and kind is not list:
@@ -164,10 +164,10 @@ def to_json_bytes(value: Any) -> bytes:
 
 
 def to_json(value: Any) -> str:
-    """Return compact ``JSON.stringify(value)``. A top-level undefined gives the word, as it prints.
+    """Return compact ``JSON.stringify(value)``. For a top-level undefined, return the word ``undefined``.
 
     Raises:
-        EncodeError: A value unknown to JavaScript, or nesting without end.
+        EncodeError: The value contains a type that JavaScript does not have, or is nested too deeply.
     """
     if orjson_agrees(value):
         try:
@@ -220,13 +220,13 @@ def _json_value(value: Any, indent: str, margin: str) -> str:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Read JSON as JavaScript does: the last of duplicate members wins, numbers are doubles, lone surrogates pass.
+    """Parse JSON as JavaScript does: the last of repeated members wins, numbers are doubles, lone surrogates pass.
 
     Args:
-        text: Bytes are read as UTF-8 like a request body: a byte order mark is dropped, bad bytes are replaced.
+        text: Bytes are decoded as UTF-8 like a request body: a byte order mark is dropped, invalid bytes are replaced.
 
     Raises:
-        DecodeError: Not JSON, or nested deeper than `MAX_DEPTH`.
+        DecodeError: The text is not JSON, or is nested deeper than `MAX_DEPTH`.
     """
     try:
         value = orjson.loads(text)
@@ -239,7 +239,7 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def _parse_slowly(text: bytes | str) -> Any:
-    """Read what orjson refuses and JavaScript may take: lone surrogates, infinite numbers, damaged UTF-8."""
+    """Parse JSON that orjson rejects and JavaScript may accept: lone surrogates, infinite numbers, damaged UTF-8."""
     if not isinstance(text, str):
         text = bytes(text).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     try:
@@ -289,7 +289,7 @@ def _as_doubles(value: Any) -> Any:
 
 
 def nesting_depth(value: Any) -> Iterator[list[Any]]:
-    """Yield the objects and arrays at each depth of parsed JSON, the outermost first; nothing for anything else."""
+    """Yield the objects and arrays at each depth of parsed JSON, the outermost first; nothing for other values."""
     level = [value] if type(value) is dict or type(value) is list else []
     while level:
         yield level

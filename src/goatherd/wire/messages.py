@@ -26,13 +26,13 @@ _MAX_CYCLES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncMessage:
-    """What one side holds and what the other surely lacks.
+    """A sync message: what the sender holds, and the commits that the receiver certainly lacks.
 
     Attributes:
-        version: The sender's build version; 0 when the message names none.
-        filter: Over the ids of the commits that the sender holds.
-        size: How many those are.
-        commits: Raw commit objects, of any JSON kind, as received.
+        version: The sender's build version; 0 if the message names none.
+        filter: A Bloom filter over the ids of the commits that the sender holds.
+        size: The number of these commits.
+        commits: The commits as received: raw JSON values of any type.
     """
 
     version: float
@@ -42,10 +42,10 @@ class SyncMessage:
 
     @classmethod
     def from_json(cls, encoded: Mapping[str, Any]) -> SyncMessage:
-        """Decode; the filter may come wrapped (``__t``, ``__v``) or bare, ``c`` may be absent.
+        """Decode a message. The filter may be wrapped in a marker (``__t``, ``__v``) or bare; ``c`` may be absent.
 
         Raises:
-            DecodeError: Not an object, no decodable filter, or ``c`` is not an array.
+            DecodeError: The message is not an object, has no valid filter, or its ``c`` is not an array.
         """
         if not isinstance(encoded, Mapping):
             raise DecodeError("a sync message is a JSON object")
@@ -69,7 +69,7 @@ class SyncMessage:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Encode, in GoatDB's member order."""
+        """Encode the message, in GoatDB's member order."""
         return {
             "ver": self.version,
             "f": {"__t": "E", "__v": self.filter.to_json()},
@@ -88,13 +88,13 @@ def _read_number(value: Any) -> float:
 
 
 def filter_parameters(local: int, peer: int, cycles: int, low_accuracy: bool = False) -> tuple[int, float]:
-    """Return ``(size, fpr)`` of the filter for a message.
+    """Return the ``(size, fpr)`` with which a message's Bloom filter is created.
 
     Args:
-        local: Commits held here.
-        peer: The other side's last known count.
-        cycles: Rounds in which the two shall converge, 1 to 3 (`cycles_for`).
-        low_accuracy: GoatDB's cheap mode, fpr 0.5.
+        local: The number of commits that the sender holds.
+        peer: The last known number of commits that the receiver holds.
+        cycles: The number of rounds in which both must converge, 1 to 3 (`cycles_for`).
+        low_accuracy: Whether to use GoatDB's cheap mode, with fpr 0.5.
     """
     size = max(1, local, peer)
     if low_accuracy:
@@ -103,7 +103,7 @@ def filter_parameters(local: int, peer: int, cycles: int, low_accuracy: bool = F
 
 
 def cycles_for(measured_ms: float) -> int:
-    """Return the cycles for a measured time between two rounds, in milliseconds."""
+    """Return the number of rounds in which two peers must converge, for a measured time between two rounds."""
     return min(_MAX_CYCLES, max(1, math.floor(_SYNC_DURATION_MS / max(measured_ms, _MIN_SYNC_MS))))
 
 
@@ -113,10 +113,10 @@ def encode_request(requests: Iterable[tuple[str, SyncMessage | Mapping[str, Any]
 
 
 def decode_request(body: bytes | str) -> list[Any]:
-    """Return the raw elements of a ``/batch-sync`` body; each is to be checked by `decode_request_element`.
+    """Return the raw elements of a ``/batch-sync`` body; check each with `decode_request_element`.
 
     Raises:
-        DecodeError: Not JSON, or not an array.
+        DecodeError: The body is not JSON, or not an array.
     """
     elements = parse_json(body)
     if not isinstance(elements, list):
@@ -125,10 +125,10 @@ def decode_request(body: bytes | str) -> list[Any]:
 
 
 def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
-    """Return the path, unchecked, and the message of one element.
+    """Return the path and the message of one element; the path is not checked.
 
     Raises:
-        DecodeError: Not an object, no path, or the message is malformed.
+        DecodeError: The element is not an object or has no path, or the message is malformed.
     """
     if not isinstance(element, Mapping) or not isinstance(element.get("path"), str):
         raise DecodeError("an element of a batch is an object with a path")
@@ -139,15 +139,15 @@ def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
 
 
 def encode_reply(replies: Iterable[tuple[str, SyncMessage, Sequence[bytes]]]) -> bytes:
-    """Return the body of the answer to ``POST /batch-sync``: path as it was asked for, message, its encoded commits."""
+    """Return the body of the answer to ``POST /batch-sync``, from each requested path, its message and its commits."""
     return b"[" + b",".join([_encode_reply(*reply) for reply in replies]) + b"]"
 
 
 def decode_reply(body: bytes | str) -> list[tuple[str, SyncMessage]]:
-    """Read the answer to ``POST /batch-sync``.
+    """Decode the answer to ``POST /batch-sync``.
 
     Raises:
-        DecodeError: Not an array of ``{path, res}`` with well-formed messages.
+        DecodeError: The answer is not an array of ``{path, res}`` with well-formed messages.
     """
     replies = parse_json(body)
     if not isinstance(replies, list):
@@ -166,10 +166,10 @@ def encode_session_request(public_jwk: Mapping[str, Any]) -> bytes:
 
 
 def decode_session_reply(body: bytes | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read the answer to ``POST /auth/session``: the encoded session and the encoded roots.
+    """Decode the answer to ``POST /auth/session``: the encoded session and the encoded roots.
 
     Raises:
-        DecodeError: Not such an answer. The sessions inside are not looked at.
+        DecodeError: The answer has another form. The sessions in it are not checked.
     """
     reply = parse_json(body)
     session = reply.get("session") if isinstance(reply, dict) else None

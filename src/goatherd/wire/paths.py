@@ -22,12 +22,12 @@ _ITEM = re.compile(r"(/[a-z0-9_-]+/[a-z0-9_-]+)/([a-z0-9_-]+)")
 
 
 def is_valid_path(path: str) -> bool:
-    """Whether GoatDB takes `path` for an item it writes itself."""
+    """Return whether GoatDB accepts `path` for an item that it writes itself."""
     return _VALID.fullmatch(path) is not None
 
 
 def path_part(path: str, index: int) -> str | None:
-    """Extract part 0 type, 1 repository, 2 item or 3 embed as GoatDB does; None stands for undefined."""
+    """Extract a part of a path as GoatDB does: 0 type, 1 repository, 2 item, 3 embed; None means undefined."""
     if not path:
         return None
     length = len(path)
@@ -46,7 +46,7 @@ def path_part(path: str, index: int) -> str | None:
 
 
 def normalize_path(path: str) -> str:
-    """Return GoatDB's normal form; undefined parts print as the word (COMPAT)."""
+    """Return GoatDB's normal form of a path; undefined parts become the word ``undefined`` (COMPAT)."""
     if path.startswith("/"):
         return path.removesuffix("/")
     parts = [path_part(path, index) for index in range(4)]
@@ -55,7 +55,7 @@ def normalize_path(path: str) -> str:
 
 
 def repository_id(path: str) -> str:
-    """Return ``/type/repo`` of any path.
+    """Return the repository id ``/type/repo`` of any path.
 
     Raises:
         PathError: The type or the repository is missing.
@@ -69,10 +69,10 @@ def repository_id(path: str) -> str:
 
 
 def log_file(repository: str) -> str:
-    """Return GoatDB's log file of a repository id, relative to the data directory, dots resolved: it may lie elsewhere.
+    """Return GoatDB's log file for a repository id, relative to the data directory. Dots may lead outside of it.
 
     Raises:
-        PathError: Not exactly two components.
+        PathError: The id does not have exactly two components.
     """
     components = repository.lstrip("/").split("/")
     if len(components) != 2:
@@ -82,17 +82,17 @@ def log_file(repository: str) -> str:
 
 
 def join_path(prefix: str, suffix: str) -> str:
-    """Join with exactly one slash between."""
+    """Join two parts of a path with exactly one slash."""
     return prefix.removesuffix("/") + "/" + suffix.removeprefix("/")
 
 
 def check_repository_path(path: str) -> tuple[str, str]:
     """Return ``(type, id)`` of a repository path that this server opens.
 
-    SECURITY: the only way from a peer's text to a file name (tests/unit/wire/test_paths.py).
+    SECURITY: this is the only way from a peer's string to a file name (tests/unit/wire/test_paths.py).
 
     Raises:
-        PathError: Anything but two components of a-z, 0-9, ``-`` and ``_`` (one trailing slash is forgiven).
+        PathError: The path is not two components of a-z, 0-9, ``-`` and ``_`` (one trailing slash is allowed).
     """
     match = _REPOSITORY.fullmatch(path.removesuffix("/")) if isinstance(path, str) else None
     if match is None:
@@ -104,7 +104,7 @@ def check_item_path(repository: str, key: str) -> str:
     """Return the joined path of an item that is written locally.
 
     Raises:
-        PathError: It is not a valid three-component path.
+        PathError: The path is not valid or does not have three components.
     """
     joined = join_path(repository, key)
     if _ITEM.fullmatch(joined) is None:

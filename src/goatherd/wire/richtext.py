@@ -16,10 +16,10 @@ Atom = dict[str, Any]
 
 
 def rich_text_checksum(tree: Any) -> str:
-    """Return the checksum text of a rich text value: one hash over its atoms, local parts left out.
+    """Return the checksum string of a rich text value: one hash over its atoms, without local parts.
 
     Raises:
-        EncodeError: Not a rich text tree.
+        EncodeError: The value is not a rich text tree.
     """
     root = tree.get("root") if type(tree) is dict else None
     if type(root) is not dict or not isinstance(root.get("children"), list):
@@ -34,7 +34,7 @@ def rich_text_checksum(tree: Any) -> str:
 
 
 def _read_pointers(raw: Any) -> list[Atom]:
-    """Return the shared pointers, without duplicates, in their order."""
+    """Return the shared pointers in their order, without duplicates."""
     if not isinstance(raw, JSSet):
         return []
     unique: dict[str, Atom] = {}
@@ -52,7 +52,7 @@ def _read_pointers(raw: Any) -> list[Atom]:
 
 
 def _by_node(pointers: list[Atom]) -> dict[int, list[Atom]]:
-    """Return each node's pointers by offset, under the node's identity."""
+    """Return the pointers of each node, sorted by offset; the keys are the nodes' identities."""
     found: dict[int, list[Atom]] = {}
     for pointer in pointers:
         found.setdefault(id(pointer.get("node")), []).append(pointer)
@@ -69,7 +69,7 @@ def _pointer_order(pointer: Atom) -> tuple[bytes, bytes, float, tuple[bool, floa
 
 
 def _read_number(value: Any) -> float:
-    """Return a number to sort or count by; 0 for anything else, so that a malformed pointer cannot stop a reader."""
+    """Return a number for sorting or counting; 0 for other values, so that a malformed pointer cannot stop a reader."""
     return value if isinstance(value, int | float) and value == value else 0
 
 

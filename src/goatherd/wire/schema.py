@@ -28,8 +28,8 @@ class SchemaField:
         name: The member's name.
         type: One of `FIELD_TYPES`.
         required: Whether an item without it is invalid.
-        default: Makes the value of an absent field from the item's data; None for no default.
-        validate: The schema author's own test of a value; None for none.
+        default: Computes the value of an absent field from the item's data; None if there is no default.
+        validate: The schema author's check of a value; None if there is none.
     """
 
     name: str
@@ -44,13 +44,13 @@ IS_DELETED: Final = SchemaField(name="isDeleted", type="boolean")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """A namespace, a version and fields; `isDeleted` comes with every schema and last.
+    """A namespace, a version and fields. Every schema also has the field `isDeleted`, as its last.
 
     Attributes:
         ns: The namespace; None only for the null schema.
         version: An integer of 1 or more.
-        fields: In declaration order.
-        upgrade: Turns data of the version before into this one's; None when nothing needs doing.
+        fields: The fields, in the order of their declaration.
+        upgrade: Converts data of the previous version to this one; None if no conversion is needed.
     """
 
     ns: str | None
@@ -65,11 +65,11 @@ class Schema:
 
     @property
     def marker(self) -> str:
-        """``ns/version``, or ``null``."""
+        """The string by which a commit names the schema: ``ns/version``, or ``null``."""
         return "null" if self.ns is None else f"{self.ns}/{self.version}"
 
     def problem(self, data: Data) -> str | None:
-        """Return what GoatDB's validation says against `data`, None when it is valid."""
+        """Return the error that GoatDB's validation reports for `data`; None if the data is valid."""
         for each in self.by_name.values():
             if each.required and each.name not in data:
                 return f'Missing required field "{each.name}"'
@@ -120,7 +120,7 @@ USER_STATS: Final = Schema(
 
 
 class Registry:
-    """The schemas that a reader knows; registering the same one twice keeps the first."""
+    """The schemas that a reader knows. If a schema is registered twice, the first one is kept."""
 
     def __init__(self, schemas: Iterable[Schema] = ()) -> None:
         self._versions: dict[str, dict[int, Schema]] = {}
@@ -131,7 +131,7 @@ class Registry:
         """Add a schema.
 
         Raises:
-            ValueError: The null schema, or a version below 1.
+            ValueError: The schema is the null schema, or its version is below 1.
         """
         if schema.ns is None or schema.version < 1:
             raise ValueError("a schema has a namespace and a version of 1 or more")
@@ -147,7 +147,7 @@ class Registry:
         return versions[max(versions)] if version == 0 else versions.get(version)
 
     def from_marker(self, marker: Any) -> Schema | None:
-        """Return the schema of a marker, None when it is unknown.
+        """Return the schema that a marker such as ``sessions/1`` names; None if it is unknown.
 
         COMPAT: a version that is missing, not a number or 0 selects the latest; further parts are ignored.
         """
