@@ -28,7 +28,7 @@ Operation = Literal["read", "write"]
 
 
 def is_allowed_by_default(path: str, owner: str | None) -> bool:
-    """Return whether GoatDB's documentation lets a session of `owner`, no root, read and write a repository."""
+    """Return whether GoatDB's documentation allows a session of `owner` that is not a root to use a repository."""
     if path.startswith("/user/"):
         return owner is not None and path == f"/user/{owner}"
     return not path.startswith("/sys/")
@@ -36,7 +36,7 @@ def is_allowed_by_default(path: str, owner: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """One read or write that a rule decides about.
+    """One read or write, about which a rule decides.
 
     Attributes:
         repository: The repository's path.
@@ -56,12 +56,12 @@ Allow = Callable[[Access], bool]
 
 @dataclass(frozen=True, slots=True)
 class AccessRule:
-    """An application's rule.
+    """An access rule of the application.
 
     Attributes:
         repository: A repository's path, or a pattern that is searched in it.
-        allow: Returns whether an access is allowed. For reading it is called once per key and owner between two changes
-            of a repository, so it must depend on nothing but the access and the repositories.
+        allow: Returns whether an access is allowed. For reads it is called once per key and owner between two changes
+            of a repository, so the result must depend only on the access and the repositories.
     """
 
     repository: str | re.Pattern[str]
@@ -80,7 +80,7 @@ class Rulebook:
         self._rules = tuple(rules)
 
     def rule_for(self, path: str) -> Allow | None:
-        """Return the rule that decides about a repository; None when everything is allowed."""
+        """Return the rule that decides about a repository; None if everything is allowed."""
         if path == SESSIONS_PATH:
             return _allow_reading
         if path == STATS_PATH:
@@ -92,7 +92,7 @@ class Rulebook:
         return _allow_default if path.startswith(("/sys/", "/user/")) else None
 
     def reads_whole(self, path: str, session: Session) -> bool | None:
-        """Whether a session may read everything in a repository, or nothing; None if that depends on the key."""
+        """Return whether a session may read everything in a repository, or nothing; None if that depends on the key."""
         rule = self.rule_for(path)
         if rule is None or session.is_root:
             return True
@@ -101,7 +101,7 @@ class Rulebook:
         return None
 
     def allows(self, access: Access) -> bool:
-        """Whether an access is allowed. A rule that raises allows nothing."""
+        """Return whether an access is allowed. A rule that raises an exception denies the access."""
         if access.session.is_root:
             return True
         rule = self.rule_for(access.repository)
@@ -109,7 +109,7 @@ class Rulebook:
 
 
 def apply_rule(rule: Allow, access: Access) -> bool:
-    """Return a rule's answer; False for a rule that raises, so that other requests go on."""
+    """Return a rule's answer; False if the rule raises an exception, so that other requests continue."""
     try:
         return bool(rule(access))
     except Exception:  # noqa: BLE001 - application code

@@ -37,7 +37,7 @@ class CommitFault(StrEnum):
 
 
 class NotAdmittedError(DecodeError):
-    """A well-formed commit that no server of Goatherd's accepts.
+    """A well-formed commit that Goatherd's servers reject.
 
     Args:
         text: The reason.
@@ -52,7 +52,7 @@ class NotAdmittedError(DecodeError):
 
 
 def is_nested_deeper(value: Any, depth: int, forbidden: Sequence[str] = ()) -> bool:
-    """Return whether JSON is nested deeper than `depth`, or an object in it has a member of a forbidden name."""
+    """Return whether JSON is nested deeper than `depth`, or contains a member with a forbidden name."""
     for index, level in enumerate(nesting_depth(value)):
         if index == depth or any(name in item for item in level if type(item) is dict for name in forbidden):
             return True
@@ -65,16 +65,16 @@ def decode_commit(
     """Decode a commit, and check its form.
 
     Args:
-        raw: The commit as received. Its nesting is checked by the caller (`is_nested_deeper`).
+        raw: The commit as received. The caller checks its nesting (`is_nested_deeper`).
         path: The repository.
-        org: The organization, which commits carry in what is signed.
+        org: The organization's id; signatures of commits cover it.
         limits: The limits on one commit.
         now_ms: The server's clock.
-        registry: The schemas that are known.
+        registry: The known schemas.
 
     Raises:
-        WireError: Not a commit.
-        NotAdmittedError: A commit that could crash a server or a client, or would win every later conflict.
+        WireError: The value is not a commit.
+        NotAdmittedError: The commit could crash a server or a client, or would win every later conflict.
     """
     commit = Commit.from_json(raw, org=org, registry=registry)
     if _ID.fullmatch(commit.id) is None or _KEY.fullmatch(commit.key) is None:

@@ -15,11 +15,11 @@ class RequestLimits:
     """Limits on one batch and its commits. The defaults are far above what GoatDB's clients send.
 
     Attributes:
-        elements: Elements of one batch; real clients and servers send up to 19.
-        seeds: Hash functions of one filter; GoatDB needs 31 for 50 000 commits at its strictest.
-        filter_bytes: Bytes of one filter; 4 MiB is enough for 800 000 commits at GoatDB's strictest.
-        parents: Parents of one commit.
-        ancestor_bytes: Bytes of one ancestors filter.
+        elements: Number of elements in one batch; real clients and servers send up to 19.
+        seeds: Number of hash functions of one filter; GoatDB needs 31 for 50 000 commits at its strictest.
+        filter_bytes: Size of one filter; 4 MiB is enough for 800 000 commits at GoatDB's strictest.
+        parents: Number of parents of one commit.
+        ancestor_bytes: Size of one ancestors filter in bytes.
         depth: Levels of nested JSON. The node counts those of a commit's contents, the door those of the whole element
             or commit.
         ahead: How far in the future the timestamp of a commit may be.

@@ -17,7 +17,7 @@ def read_repository_path(given: str) -> str:
     """Return the repository of an element, in the form ``/kind/name``.
 
     Raises:
-        PathError: No such path, or a name that is too long.
+        PathError: The path is not a repository path, or a name in it is too long.
     """
     # COMPAT: a missing leading slash is forgiven, and what follows the second component is an item's key.
     kind, name = check_repository_path("/" + "/".join(given.removeprefix("/").split("/", 2)[:2]))
@@ -27,21 +27,21 @@ def read_repository_path(given: str) -> str:
 
 
 def check_filter_size(held: BloomFilter, limits: RequestLimits) -> None:
-    """Reject a filter of an element that is larger than any that GoatDB makes.
+    """Reject a filter of an element that is larger than any filter of GoatDB.
 
     Raises:
-        DecodeError: It is too large.
+        DecodeError: The filter is too large.
     """
     if len(held.seeds) > limits.seeds or len(held.bits) > limits.filter_bytes:
         raise DecodeError("a filter of this size is not believable")
 
 
 def decode_session_request(body: bytes) -> PublicKey:
-    """Read the public key in the body of ``POST /auth/session``.
+    """Decode the public key in the body of ``POST /auth/session``.
 
     Raises:
-        DecodeError: The body or the key is malformed; the text is GoatDB's answer. Keys of other curves and points off
-            the curve count as malformed (COMPAT: GoatDB answers 500 to them, after it has stored a session).
+        DecodeError: The body or the key is malformed; the message is GoatDB's answer. Keys of other curves and points
+            off the curve count as malformed (COMPAT: GoatDB answers 500 to them, after it has stored a session).
     """
     try:
         request = parse_json(body)

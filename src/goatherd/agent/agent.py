@@ -57,13 +57,13 @@ Front = Callable[[Sequence[ManagedOrganization], OwnAPI], contextlib.AbstractAsy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How the agent behaves.
+    """Options of the agent.
 
     Attributes:
         on_change: What to do when the identity changes.
         stop_signal: Signal that stops the server for a restart.
         ready_timeout: How long a server may take until it answers signed requests.
-        crashes: How many times in a row the server may end by itself, with an error, before the agent gives up.
+        crashes: How many times in a row the server may exit with an error before the agent gives up.
         look_every: How often to check the file.
     """
 
@@ -101,15 +101,15 @@ class Agent:
         lock: The lock on the data directory; entered by the caller.
         supervisor: Runs the server process; None beside a server that another program runs.
         lease: The restart lease.
-        rules: How to behave.
-        notify: Tells the server to take its new file: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
-        front: Makes what stands in front of the server, a `goatherd.door.Door` or an
-            `goatherd.agent.own_address.OwnAddress`, with what the agent answers itself; open as long as the agent runs.
+        rules: Options of the agent.
+        notify: Notifies the server that its file has changed: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
+        front: Returns what listens in front of the server, a `goatherd.door.Door` or an
+            `goatherd.agent.own_address.OwnAddress`, given the agent's own answers; open as long as the agent runs.
         clock: Supplies the current time.
 
     Attributes:
-        owns_files: Whether what lies where the files do is the agent's to be removed; not so before it was looked at,
-            nor where there is a root that the store does not know.
+        owns_files: Whether the agent may remove the settings files. False before they were checked, and if one holds a
+            root that the store does not know.
     """
 
     def __init__(
@@ -147,13 +147,13 @@ class Agent:
         self.owns_files = False
 
     async def run(self) -> int:
-        """Run to the end and return the exit code.
+        """Run the agent until it is stopped or the server ends, and return the exit code.
 
-        It is 0 after a clean stop: a stop was requested, and the server ended by itself or by the signal that it was
-        sent. Otherwise it is the server's own, or 128 and the signal that ended it.
+        The code is 0 after a clean stop: a stop was requested, and the server exited by itself or by the signal that
+        it was sent. Otherwise it is the server's own code, or 128 plus the number of the signal that ended it.
 
         Raises:
-            IdentityError, ProviderError, SettingsError: There is no identity to start a server with. None was started.
+            IdentityError, ProviderError, SettingsError: The identity cannot be loaded; no server was started.
             KeyLeakedError: The server exposed its key; it was stopped.
             AgentError: The server does not read its file, or cannot be started.
         """
@@ -173,14 +173,14 @@ class Agent:
             return await self._until_the_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Stop: send the server the signal now. A second call sends its signal, too."""
+        """Stop the agent: send this signal to the server and wait for its end. A later call sends another signal."""
         self._stop_number = number if self._stop_number is None else self._stop_number
         if self._supervisor is not None:
             self._supervisor.send_signal(number)
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
-        """Return what the agent does with its server now, for `goatherd.agent.own_api.OwnAPI`."""
+        """Return what the agent currently does with its server, for `goatherd.agent.own_api.OwnAPI`."""
         return {"instance": self._instance, "state": self._state.value, "restarts": max(0, self._starts - 1)}
 
     def _pass_on(self, number: int) -> None:
@@ -211,7 +211,7 @@ class Agent:
         await self._take_place()
 
     async def _take_place(self) -> None:
-        """Make sure that nothing is lost by writing, and note what will be written."""
+        """Check that writing the settings files overwrites no other identity, and record the files to be written."""
         before = self._lock.before
         for organization in self._organizations:
             await organization.check_place(is_left_over=organization.org in before.orgs)
@@ -240,7 +240,7 @@ class Agent:
         return 0 if code is None else code
 
     async def _stop_server(self, grace: timedelta | None) -> int | None:
-        """Stop the server, then remove what it was given. Beside another program's server, everything stays."""
+        """Stop the server, then remove its settings files. If another program runs the server, change nothing."""
         if self._supervisor is None:
             return None
         number = self._stop_number if self._stop_number is not None else self._rules.stop_signal
@@ -360,7 +360,7 @@ class Agent:
     # --- a change ---------------------------------------------------------------------------------------------------
 
     async def _follow_store(self) -> None:
-        """Bring the server to what the store holds now, while this node holds the restart lease."""
+        """Apply the store's present identity to the server, while this node holds the restart lease."""
         reasons = self._reasons_to_restart()
         if not reasons:
             return
@@ -423,7 +423,7 @@ class Agent:
             await self._step_back()
 
     def _note_failed_start(self) -> bool:
-        """Record that the server did not become ready; return whether there is a previous root to go back to."""
+        """Record that the server did not become ready; return whether it can be started with a previous root."""
         return True in [organization.step_back() for organization in self._organizations]
 
     async def _step_back(self) -> None:
@@ -437,7 +437,7 @@ class Agent:
                 _log.error(event_text(Event.AGENT_STEPPED_BACK, **fields, signs=organization.wanted.current.id))
 
     async def _hand_over(self) -> _Readiness:
-        """Hand the server the wanted identity in the configured way, and wait until it is ready."""
+        """Give the server the wanted identity in the configured way, and wait until it is ready."""
         if self._supervisor is not None and self._rules.on_change in (OnChange.RESTART, OnChange.IGNORE):
             if self._ended is not None and self._ended.done():
                 return _Readiness.ENDED
@@ -477,10 +477,10 @@ class Agent:
         _log.info(event_text(Event.AGENT_STARTED, pid=self._supervisor.pid))
 
     def _refuse_invented(self) -> None:
-        """Reject a server that has created a root of its own for an organization that is not named.
+        """Check that the server has not created a root of its own for an organization that is not named.
 
         Raises:
-            AgentError: It has. The caller stops it.
+            AgentError: The server has created one. The caller stops the server.
         """
         if self._supervisor is None:
             return
@@ -503,7 +503,7 @@ class Agent:
         """Wait until the server answers requests that its root signed, then check whether it exposes its key.
 
         Args:
-            sees_signer: It was not restarted by us, so who signs must be seen.
+            sees_signer: Whether to check as well which root signs, because the agent did not restart the server itself.
 
         Raises:
             KeyLeakedError: The server returned a private key.
@@ -544,7 +544,7 @@ class Agent:
                 await organization.check_key_exposure()
 
     def _tell_killed(self) -> None:
-        """Report a server that did not stop cleanly: one that was killed, and once one that does not handle SIGTERM."""
+        """Log that the server had to be killed, or (once) that it does not handle SIGTERM."""
         if self._supervisor is None:
             return
         if self._supervisor.was_killed:
@@ -559,10 +559,10 @@ class Agent:
 
 
 async def take_over(lock: DataDirectoryLock, grace: timedelta, clock: Clock) -> None:
-    """Stop the server that an agent which was killed has left running, if any.
+    """Stop the server of an earlier agent that was killed, if it still runs.
 
     Raises:
-        AgentError: It cannot be stopped.
+        AgentError: The server cannot be stopped.
     """
     child = lock.before.child
     if child is not None and await end_leftover(child, grace, clock):
@@ -570,10 +570,10 @@ async def take_over(lock: DataDirectoryLock, grace: timedelta, clock: Clock) -> 
 
 
 async def run_command(command: Sequence[str], patience: timedelta, clock: Clock, environ: Mapping[str, str]) -> None:
-    """Run a command that tells a server to take its new file; its output goes to standard error.
+    """Run a command that makes a server read its new file; its output goes to standard error.
 
     Raises:
-        AgentError: It cannot be started, fails, or takes too long.
+        AgentError: The command cannot be started, fails, or takes too long.
     """
     try:
         process = await asyncio.create_subprocess_exec(

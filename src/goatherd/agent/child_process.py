@@ -44,7 +44,7 @@ except OSError as error:
 
 
 def exit_code(returned: int) -> int:
-    """Return the exit code as a shell reports it: the process's own code, or 128 and the signal that ended it."""
+    """Return the exit code as a shell reports it: the process's own code, or 128 plus the number of the signal."""
     return 128 - returned if returned < 0 else returned
 
 
@@ -52,7 +52,7 @@ def find_command(command: Sequence[str]) -> str:
     """Return the path of the program that a command names.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: There is no such program.
     """
     found = shutil.which(command[0]) if command else None
     if found is None:
@@ -69,7 +69,7 @@ class Supervisor:
     Args:
         command: Program and arguments.
         environ: The child's environment.
-        grace: How long a child that was asked to stop may take before it is killed.
+        grace: How long a child may take to stop before it is killed.
         clock: Supplies the current time.
     """
 
@@ -101,19 +101,19 @@ class Supervisor:
 
     @property
     def child(self) -> Process | None:
-        """The child that runs, so that another process can find it again."""
+        """The running child, in a form by which another process can find it again."""
         return Process.find_process(self._process.pid) if self._process is not None and self.is_running else None
 
     @property
     def pid(self) -> int | None:
-        """The number of the child that runs."""
+        """The PID of the running child."""
         return self._process.pid if self._process is not None and self.is_running else None
 
     async def start(self) -> None:
         """Start the child.
 
         Raises:
-            AgentError: The operating system does not start it.
+            AgentError: The operating system cannot start the program.
         """
         if self.is_running:
             raise RuntimeError("a child runs already")
@@ -143,27 +143,27 @@ class Supervisor:
         return exit_code(returned)
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the child; nothing where none runs."""
+        """Send a signal to the child, if one runs."""
         self.asked.add(number)
         if self._process is not None and self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
     def has_stopped(self, code: int) -> bool:
-        """Return whether this exit code is that of a child that has done what it was asked to: stop."""
+        """Return whether this exit code is that of a child that stopped because it was asked to."""
         return not self.was_killed and (code == 0 or code - 128 in self.asked)
 
     async def wait(self) -> int:
-        """Return the child's exit code once it has ended, with everything that it started."""
+        """Return the child's exit code once the child and all processes that it started have ended."""
         assert self._ending is not None
         return await asyncio.shield(self._ending)
 
     async def stop(self, number: int = signal.SIGTERM, *, grace: timedelta | None = None) -> int | None:
-        """Ask the child to stop, kill it if it does not, and return its exit code; None where none was started.
+        """Ask the child to stop, kill it after a timeout, and return its exit code; None if none was started.
 
         Args:
-            number: The signal to ask with; not sent again to a child that has had it.
-            grace: How long to wait before killing, where it is not the usual.
+            number: The signal that asks the child to stop; not sent if the child has already got it.
+            grace: How long to wait before the child is killed (default: the supervisor's `grace`).
         """
         if self._starting is not None:
             await asyncio.wait({self._starting})
@@ -189,7 +189,7 @@ async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool
     """Stop the child of an agent that was killed, if it still runs; return whether it did.
 
     Raises:
-        AgentError: It runs on, whatever is done.
+        AgentError: The child cannot be stopped.
     """
     if not process.is_running():
         return False

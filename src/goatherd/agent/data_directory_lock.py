@@ -98,13 +98,13 @@ class AgentState:
 
 
 class DataDirectoryLock:
-    """The lock of one agent on its data directory. Enter it, read `before`, and `save` each step.
+    """The lock of one agent on its data directory. Enter it, read `before`, and `save` the state before each step.
 
     Args:
         data: The data directory; created if missing.
 
     Attributes:
-        before: What the previous agent left behind; empty after a clean end.
+        before: The state that the previous agent left; empty after a clean end.
         token: Identifies this agent to the other nodes; the previous agent's token, if that one was killed.
     """
 
@@ -122,7 +122,7 @@ class DataDirectoryLock:
 
         Raises:
             AgentBusyError: Another agent holds the lock.
-            AgentError: The directory cannot be used, or the record is damaged.
+            AgentError: The directory cannot be used, or the state file is damaged.
             NewerFormatError: A newer GoatDB has written to the directory. Nothing was changed.
         """
         if self._data.is_dir():

@@ -28,10 +28,10 @@ _HINT: Final = (
 
 
 def kind_of(device: int, mounts: str) -> str | None:
-    """Return the kind of the file system with this device number, or None where it is not listed.
+    """Return the kind of the file system with this device number, or None if it is not listed.
 
     Args:
-        device: ``st_dev`` of anything on it.
+        device: ``st_dev`` of any file on it.
         mounts: The text of ``/proc/self/mountinfo``.
     """
     wanted = f"{os.major(device)}:{os.minor(device)}"
@@ -44,16 +44,16 @@ def kind_of(device: int, mounts: str) -> str | None:
 
 
 def find_memory(given: Path | None, environ: Mapping[str, str], *, mounts: Path = MOUNTS) -> Path:
-    """Return a directory in memory that can be written.
+    """Return a writable directory on a file system in memory.
 
     Args:
-        given: The one that the operator names; else systemd's ``RUNTIME_DIRECTORY``, ``XDG_RUNTIME_DIR``, and then
-            ``/dev/shm`` are tried.
+        given: The directory that the operator names. Without it, systemd's ``RUNTIME_DIRECTORY``, ``XDG_RUNTIME_DIR``,
+            and ``/dev/shm`` are tried in this order.
         environ: The environment.
-        mounts: What the kernel says is mounted.
+        mounts: The text of ``/proc/self/mountinfo``.
 
     Raises:
-        NotInMemoryError: It is on a disk, or cannot be written, or nothing was found; the hint says what to do.
+        NotInMemoryError: The directory is on a disk, or cannot be written, or none was found; the hint says what to do.
     """
     if given is not None:
         problem = _find_problem(given, mounts)
@@ -82,19 +82,19 @@ def _find_problem(place: Path, mounts: Path) -> str | None:
 
 
 def directory_for(base: Path, data: Path) -> Path:
-    """Return the directory in memory that belongs to a data directory: the same one every time, so that it is found."""
+    """Return the directory in memory for a data directory; always the same one, so that a later agent finds it."""
     digest = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
     return base / f"goatherd-{os.geteuid()}-{digest}"
 
 
 def make_private(directory: Path) -> None:
-    """Make the directory, or make sure that the one that is there is ours alone.
+    """Create the directory, or check that the existing one belongs to this user alone.
 
-    SECURITY: every user can make names in /dev/shm: another user's directory, or a link, is refused
+    SECURITY: every user can create names in /dev/shm, so another user's directory or a symbolic link is rejected
     (tests/unit/agent/test_memory_directory.py).
 
     Raises:
-        NotInMemoryError: It belongs to another user, others can enter it, it is a link, or it cannot be made.
+        NotInMemoryError: The directory belongs to another user, is open to others, is a link, or cannot be created.
     """
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -110,13 +110,13 @@ def make_private(directory: Path) -> None:
 
 
 def clear_if_empty(directory: Path) -> None:
-    """Remove the directory if nothing was written into it."""
+    """Remove the directory if it is empty."""
     with contextlib.suppress(OSError):
         directory.rmdir()
 
 
 def remove_directory(directory: Path) -> None:
-    """Remove the directory with everything in it; nothing where there is none, or where it is not ours."""
+    """Remove the directory with its contents, if it exists and belongs to this user."""
     try:
         status = directory.lstat()
     except OSError:

@@ -60,7 +60,7 @@ _log = logging.getLogger("goatherd.agent")
 
 @dataclass(slots=True)
 class _Seen:
-    """What is remembered of the file."""
+    """The last observed state of the settings file."""
 
     stamp: Stamp | None = None
     view: FileView | None = None
@@ -71,7 +71,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Asking:
-    """When the server was asked last who signs there."""
+    """When the server was last asked which root signs, and how long to wait before asking again."""
 
     at: float = 0
     pause: float = 1
@@ -82,15 +82,15 @@ class ManagedOrganization:
     """One organization of the agent's server. Enter it to follow its identity in the store; call `load_identity` first.
 
     Args:
-        org: The organization.
-        settings: Its identity in the store.
-        directory: Its directory in the server's data directory.
-        file: Its settings.json.
-        client: The server, as this organization's clients reach it.
+        org: The organization's id.
+        settings: The organization's identity in the store.
+        directory: The organization's directory in the server's data directory.
+        file: The organization's settings.json.
+        client: HTTP client of the server, at the URL that this organization's clients use.
         clock: Supplies the current time.
 
     Attributes:
-        check: Result of the key exposure check since the current settings.json was written; None before it.
+        check: Result of the key exposure check since the current settings.json was written; None before the check.
     """
 
     def __init__(
@@ -133,10 +133,10 @@ class ManagedOrganization:
             await self._settings.__aexit__(kind, error, trace)
 
     async def load_identity(self, changed: asyncio.Event) -> None:
-        """Read the identity for the first time, and have `changed` set with every other one.
+        """Read the identity for the first time, and set the event `changed` whenever the identity changes.
 
         Raises:
-            GoatherdError: As `goatherd.settings.Settings.load`. No new identity is ever made up.
+            GoatherdError: As `goatherd.settings.Settings.load`. No new identity is created.
         """
         try:
             await self._settings.load()
@@ -150,7 +150,7 @@ class ManagedOrganization:
         self._settings.subscribe(on_change)
 
     def subscribe(self, on_change: Callable[[IdentityDocument], None]) -> None:
-        """Have `on_change` called with every new identity that the store holds."""
+        """Call `on_change` with every new identity of the store."""
         self._settings.subscribe(lambda settings: on_change(settings.document))
 
     # --- what is wanted ---------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class ManagedOrganization:
 
     @property
     def wanted(self) -> IdentityDocument:
-        """The identity document to run with: the store's, unless the server did not become ready with it."""
+        """The identity document to run with: the store's, or one with the previous root if the server rejected that."""
         document = self.document
         if self._refused == document.generation and self._good is not None:
             return with_previous_root(document, self._good) or document
@@ -174,7 +174,7 @@ class ManagedOrganization:
         return self._running
 
     def reasons_to_restart(self) -> tuple[str, ...]:
-        """Return the reasons why the server needs the wanted identity; empty if it does not."""
+        """Return the reasons to restart the server with the wanted identity; empty if there are none."""
         return () if self._running is None else reasons_to_restart(self._running, self.wanted)
 
     def mark_ready(self) -> None:
@@ -191,14 +191,15 @@ class ManagedOrganization:
     # --- the file ---------------------------------------------------------------------------------------------------
 
     async def check_place(self, *, is_left_over: bool) -> None:
-        """Make sure that nothing is lost when the file is written.
+        """Check that writing the settings file overwrites no identity that is stored nowhere else.
 
         Args:
-            is_left_over: The file is of an agent that was killed. What it wrote may be replaced, torn or not; a root
-                that the store has never had is the server's, and the file may be the only copy.
+            is_left_over: Whether an agent that was killed wrote the file. Its content may then be replaced, even if
+                damaged. But a root that the store has never had was created by the server, and the file may be the
+                only copy.
 
         Raises:
-            IdentityExistsError: There is a settings.json of another identity, or one that cannot be read.
+            IdentityExistsError: A settings.json exists that holds another identity, or cannot be read.
         """
         raw = await asyncio.to_thread(self.file.read)
         if raw is None:
@@ -235,38 +236,38 @@ class ManagedOrganization:
         )
 
     def _recall_root(self, root_id: str) -> Session | None:
-        """Return a root that this agent has used before, and that may have left the document while it was away."""
+        """Return a root that this agent has used before, and that may have left the document meanwhile."""
         recalled: Iterable[Session] = getattr(self._settings, "recalled", ())
         return next((root for root in recalled if root.id == root_id), None)
 
     def _find_unknown_root(self, raw: bytes) -> str | None:
-        """Return the root that a settings.json holds, if the store does not know and never knew it."""
+        """Return the root that a settings.json holds, if the store has never had it."""
         view = read_file_view(raw)
         if view is None or view.current_id is None or self._knows_root(view.current_id):
             return None
         return view.current_id
 
     def _knows_root(self, root_id: str) -> bool:
-        """Return whether the store has, or had, a root, so that the server has not invented it."""
+        """Return whether the store has or had a root; if not, the server has created it."""
         document = self.document
         known = {document.current.id, *(root.id for root in document.roots), *document.revoked_ids}
         known |= {one for entry in document.history for one in (entry.from_id, entry.to_id) if one}
         return root_id in known or self._recall_root(root_id) is not None
 
     async def prepare_file(self) -> None:
-        """Verify now what `write_file` will need, so that a server that has to stop for it stops for a short time.
+        """Verify the sessions that `write_file` will need, so that the server is stopped only for a short time.
 
         Raises:
-            IdentityError: A server cannot be started with what is wanted.
+            IdentityError: A server cannot be started with the wanted identity.
         """
         await self._make_file(self.wanted)
 
     async def write_file(self) -> None:
-        """Write the wanted identity for the server to read. The server must not run, or must be notified at once.
+        """Write the wanted identity for the server to read. Stop the server before, or notify it right afterwards.
 
         Raises:
-            IdentityError: A server cannot be started with it.
-            SettingsError: It cannot be written.
+            IdentityError: A server cannot be started with this identity.
+            SettingsError: The file cannot be written.
         """
         wanted = self.wanted
         text, _ = await self._make_file(wanted)
@@ -277,7 +278,7 @@ class ManagedOrganization:
         self._seen = _Seen(stamp=stamp, view=read_file_view(text))
 
     async def adopt_file(self) -> bool:
-        """Adopt the file that is there already if it holds the wanted identity; return whether it does."""
+        """Use the existing file if it holds the wanted identity; return whether it does."""
         raw, stamp = await asyncio.to_thread(self.file.read), await asyncio.to_thread(self.file.stamp)
         view = None if raw is None else read_file_view(raw)
         mine = self.wanted.current.session
@@ -318,7 +319,7 @@ class ManagedOrganization:
             _log.error(event_text(Event.AGENT_LOG_DAMAGED, org=self.org, message=found.damage))
 
     async def remove_file(self) -> bool:
-        """Remove the file, unless it holds a root that the store does not know; return whether nothing is left."""
+        """Remove the file unless it holds a root that the store does not know; return whether it is gone."""
         try:
             raw = await asyncio.to_thread(self.file.read)
         except SettingsError:
@@ -334,7 +335,7 @@ class ManagedOrganization:
     # --- looking ----------------------------------------------------------------------------------------------------
 
     async def check_file(self) -> bool:
-        """Report edits that the server made to the file, and repair the link; return whether to check for exposure."""
+        """Log edits that the server made to the file, and repair the link; return whether to check for key exposure."""
         now = self._clock.monotonic()
         if self._running is None or now < self._seen.not_before:
             return False
@@ -352,7 +353,7 @@ class ManagedOrganization:
         return must_ask
 
     async def is_regressed(self) -> bool:
-        """Return whether the file holds another root than it was given: the server wrote over it before it read it."""
+        """Return whether the server has overwritten a new file before reading it: the file holds another root."""
         raw = await asyncio.to_thread(self.file.read)
         view = None if raw is None else read_file_view(raw)
         return self._running is not None and view is not None and view.current_id != self._running.current.id
@@ -425,8 +426,8 @@ class ManagedOrganization:
     async def check_signer(self) -> bool:
         """Return whether the server is seen to sign with the root that it was given.
 
-        Seeing it costs a session, which GoatDB keeps permanently. So it is asked after it was seen to be away, since a
-        GoatDB server signs with another root only after a restart, and otherwise after pauses that grow.
+        Each check creates a session, which GoatDB stores permanently. So it is made after the server was unreachable,
+        since a GoatDB server changes its root only at a restart, and otherwise at growing intervals.
 
         Raises:
             KeyLeakedError: The answer held a private key.
@@ -455,18 +456,18 @@ class ManagedOrganization:
     # --- telling ----------------------------------------------------------------------------------------------------
 
     async def refresh_identity(self) -> bool:
-        """Read the store now; return whether it holds another identity than before."""
+        """Read the store now; return whether the identity has changed."""
         return await self._settings.refresh()
 
     @property
     def status(self) -> SettingsStatus:
-        """How fresh the identity is."""
+        """The freshness of the identity."""
         return self._settings.status
 
     def describe(self) -> dict[str, Any]:
-        """Return what is known of the server, in the form of ``GET /goatherd/v1/identity``: ids and numbers only.
+        """Describe the server in the form of ``GET /goatherd/v1/identity``: ids and numbers only.
 
-        SECURITY: no key is among it (tests/unit/agent/test_own_api.py).
+        SECURITY: the answer contains no key (tests/unit/agent/test_own_api.py).
         """
         running, check, pending = self._running, self.check, self.reasons_to_restart()
         described = describe_identity(self.document, self._settings.status)
@@ -497,5 +498,5 @@ def remains_of(directory: Path) -> tuple[str, str] | None:
 
 
 def problem_of(error: GoatherdError) -> str:
-    """Return an error as one line for the log: what, and what to do."""
+    """Return an error as one line for the log: the message and the hint."""
     return f"{error} ({error.hint})" if error.hint else str(error)

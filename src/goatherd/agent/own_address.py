@@ -34,18 +34,18 @@ _GRACE: Final = timedelta(seconds=5)
 
 
 class OwnAddress:
-    """Listens for the agent. An async context manager.
+    """Listens on an address of the agent. An async context manager.
 
     Args:
         upstream: The server's URL.
-        answer: Answers what is the agent's own.
-        guard: Decides whether a request was meant for this agent's server.
+        answer: Answers the requests that are for the agent itself.
+        guard: Checks whether a request that was signed for one server is meant for this agent's server.
         clock: Supplies the current time.
         host: Address to listen on.
         port: Port to listen on; 0 selects a free one.
 
     Raises:
-        ConfigurationError: The server itself is at that address.
+        ConfigurationError: The server itself has this address.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class OwnAddress:
 
     @property
     def url(self) -> str:
-        """``http://<host>:<port>``, once open."""
+        """The URL ``http://<host>:<port>``, once the address is open."""
         return self._listener.url
 
     async def __aenter__(self) -> OwnAddress:

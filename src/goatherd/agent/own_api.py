@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 
 class OwnAPI:
-    """Answers for an agent's server.
+    """Answers requests for Goatherd's management endpoints in place of an agent's server.
 
     Args:
-        organizations: One for each organization; the first one answers for a request that names none.
-        describe: Returns what the agent does with the server now, as JSON.
+        organizations: The server's organizations; the first one answers a request that names none.
+        describe: Returns what the agent currently does with the server, as JSON.
         clock: Supplies the current time.
 
     Attributes:
-        figures: Returns what the door has done so far; None without a door.
-        guard: Decides whether a request was meant for this agent's server, and meant once. The door uses it, too.
+        figures: Returns the door's status; None without a door.
+        guard: Checks whether a request was signed for this agent's server, and was not received before. The door uses
+            the same guard.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class OwnAPI:
 
     @property
     def is_down(self) -> bool:
-        """Whether the server is not expected to answer, because its agent starts it or restarts it."""
+        """Whether no answer is expected from the server because its agent starts or restarts it."""
         return self._describe().get("state") in ("starting", "restarting")
 
     async def answer_request(
         self, method: str, path: str, query: str, signature: str, body: bytes = b""
     ) -> tuple[int, bytes]:
-        """Answer a request below ``/goatherd/v1/``. With status 421 goes the id of `guard`'s instance."""
+        """Answer a request below ``/goatherd/v1/``. An answer with status 421 names the id of `guard`'s instance."""
         organization = self._first
         if wanted := parse_qs(query).get("org"):
             found = self._organizations.get(wanted[0])
@@ -91,7 +92,7 @@ class OwnAPI:
     async def _refresh_identity(
         self, organization: ManagedOrganization, path: str, body: bytes, signature: str
     ) -> tuple[int, bytes]:
-        """Read the store now, if a root asks."""
+        """Read the store now, if a root requests it."""
         document = organization.document
         pool = TrustPool(
             org=organization.org,

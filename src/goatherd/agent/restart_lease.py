@@ -47,13 +47,13 @@ _log = logging.getLogger("goatherd.agent")
 
 
 def lease_id_for(secret_id: str) -> str:
-    """Return the ID of the secret that stores the lease, beside the identity's own."""
+    """Return the id of the secret that stores the lease; it is derived from the id of the identity's secret."""
     return secret_id + _SUFFIX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRecord:
-    """The lease as the store holds it.
+    """The lease in the form in which the store holds it.
 
     Attributes:
         holder: Human-readable name of the holder; None while the lease is free.
@@ -77,7 +77,7 @@ class LeaseRecord:
         """Decode what `to_bytes` has encoded.
 
         Raises:
-            AgentError: The value is no lease.
+            AgentError: The value is not a lease.
         """
         try:
             tree: Any = json.loads(raw)
@@ -136,8 +136,8 @@ class Lease:
     async def hold(self) -> AsyncIterator[None]:
         """Wait for the lease, hold it inside the block, and release it.
 
-        Waits indefinitely: a store that fails is retried at growing intervals, and so is one that holds another value
-        in place of the lease.
+        Waits indefinitely: if the store fails, or holds another value in place of the lease, the node tries again at
+        growing intervals.
         """
         await self._acquire_lease()
         renewing = asyncio.create_task(self._renew_lease(), name="renew the lease")
@@ -252,11 +252,11 @@ async def read_lease(provider: SecretProvider, secret_id: str, *, make: bool = F
     Args:
         provider: The store.
         secret_id: The secret that stores the lease.
-        make: Create a free lease if there is none, so that nodes need no permission to create one.
+        make: Whether to create a free lease if there is none, so that nodes need no permission to create one.
 
     Raises:
         SecretNotFoundError: There is no lease, and `make` is false.
-        AgentError: The value is no lease.
+        AgentError: The value is not a lease.
         ProviderError: The store failed.
     """
     try:
@@ -280,5 +280,5 @@ class NoLease:
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
-        """Hold nothing."""
+        """Run the block at once, without a lease."""
         yield

@@ -37,13 +37,13 @@ class OnChange(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileView:
-    """What a settings.json holds, without its keys.
+    """The content of a settings.json without its keys.
 
     Attributes:
-        current_id: Who signs by it; None where there is no current session.
-        expiration: Of the current session, in seconds since 1970.
-        roots: Ids.
-        exposed: Roots that it would publish with their private key.
+        current_id: Id of the current session, which signs; None if there is none.
+        expiration: Expiration of the current session, in seconds since 1970.
+        roots: Ids of the roots.
+        exposed: Ids of roots whose private key the server would publish with this file.
         trusted: Ids of the sessions in ``trustedSessions``.
     """
 
@@ -56,12 +56,12 @@ class FileView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One thing that the server changed in its file.
+    """One edit that the server made to its file.
 
     Attributes:
-        text: What, for people.
-        is_serious: Its key is in danger, or it is another server now.
-        is_common: It happens with every new client.
+        text: Human-readable description.
+        is_serious: Whether the server's key is in danger, or the server uses another identity.
+        is_common: Whether every new client causes such an edit.
     """
 
     text: str
@@ -70,10 +70,10 @@ class Difference:
 
 
 def reasons_to_restart(running: IdentityDocument, wanted: IdentityDocument) -> tuple[str, ...]:
-    """Return why a server that was started with `running` has to be started again for `wanted`; nothing if it need not.
+    """Return why a server that runs with `running` must be restarted to use `wanted`; empty if it need not be.
 
-    COMPAT: a running GoatDB server learns a new root from ``/sys/sessions`` and never reads its file again, so another
-    list of roots alone is no reason.
+    COMPAT: a running GoatDB server learns new roots from ``/sys/sessions`` and does not read its file again, so a
+    changed list of roots alone is no reason.
     """
     reasons = []
     old, new = running.current.session, wanted.current.session
@@ -89,9 +89,9 @@ def reasons_to_restart(running: IdentityDocument, wanted: IdentityDocument) -> t
 
 
 def with_previous_root(wanted: IdentityDocument, good: IdentityDocument) -> IdentityDocument | None:
-    """Return `wanted` with the root that signed before as the one that signs; None where that one must not sign.
+    """Return `wanted` with the previous root as the current one; None if that root must not sign any more.
 
-    What the roots are stays as it is in `wanted`: the root that did not come up may have signed something elsewhere.
+    The list of roots stays that of `wanted`: on another server, the rejected root may have signed already.
     """
     earlier = good.current.session
     known = wanted.find_root(earlier.id)
@@ -104,7 +104,7 @@ def with_previous_root(wanted: IdentityDocument, good: IdentityDocument) -> Iden
 def require_life(document: IdentityDocument, now_ms: int) -> None:
     """Check that a server may be started with the document's current root.
 
-    COMPAT: with 15 days or less left, GoatDB extends its root at its start and then publishes the private key.
+    COMPAT: if a root has 15 days or less left, GoatDB extends it at its start and then publishes the private key.
 
     Raises:
         IdentityError: 15 days or less are left; the hint says what to do.
@@ -125,7 +125,7 @@ def require_life(document: IdentityDocument, now_ms: int) -> None:
 
 
 def short_life(document: IdentityDocument, now_ms: int) -> str | None:
-    """Return the warning that the current root will soon be too old for a start, or None."""
+    """Return a warning if a server can soon not be started with the current root any more, else None."""
     left = days_left(document, now_ms)
     if left > EARLY_WARNING.days:
         return None
@@ -145,7 +145,7 @@ def short_life(document: IdentityDocument, now_ms: int) -> str | None:
 
 
 def restart_delay(crashes: int) -> timedelta:
-    """Return how long to wait after crash number `crashes` in a row, from 1: a second, doubled, a minute at most."""
+    """Return the pause after the n-th crash in a row: one second for the first, doubled each time, at most a minute."""
     return min(_BACKOFF_CAP, timedelta(seconds=2.0 ** min(crashes - 1, 10)))
 
 
@@ -153,7 +153,7 @@ def restart_delay(crashes: int) -> timedelta:
 
 
 def read_file_view(raw: bytes) -> FileView | None:
-    """Return what a settings.json holds, or None where it cannot be read: half-written, for one."""
+    """Return the content of a settings.json without keys, or None if it cannot be read, such as a half-written file."""
     try:
         tree = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -174,14 +174,14 @@ def read_file_view(raw: bytes) -> FileView | None:
 
 
 def verify_safe(raw: bytes) -> None:
-    """Check the bytes that are about to be handed to a GoatDB server.
+    """Check the settings.json of a GoatDB server for private keys that it would expose, before the file is written.
 
-    SECURITY: the last look before a key goes out. The public half of the current session stands among the roots with
-    the same expiration, and no other private key is there; otherwise the server would expose its key
+    SECURITY: this is the last check. The public half of the current session must be among the roots with the same
+    expiration, and there must be no other private key; otherwise the server would expose its key
     (tests/unit/agent/test_restart_rules.py).
 
     Raises:
-        IdentityError: One of these does not hold.
+        IdentityError: One of these conditions is not met.
     """
     tree = orjson.loads(raw)
     current = tree["currentSession"]
@@ -193,11 +193,12 @@ def verify_safe(raw: bytes) -> None:
 
 
 def find_differences(before: FileView, after: FileView, *, is_known: Callable[[str], bool]) -> tuple[Difference, ...]:
-    """Return what the server has changed in its file, the serious things first.
+    """Return the edits that the server made to its file, the serious ones first.
 
     Args:
         before, after: The file then and now.
-        is_known: Whether a root is, or was, one of the identity; a revoked one is in no list of the file.
+        is_known: Returns whether a root belongs or has belonged to the identity; a revoked one is in no list of the
+            file.
     """
     found = []
     if after.current_id != before.current_id and after.current_id is not None and is_known(after.current_id):
@@ -227,6 +228,9 @@ def _sessions_of(value: Any) -> list[Mapping[str, Any]]:
 
 
 def _short_id(session: Mapping[str, Any]) -> str | None:
-    """Return the id where it is one. SECURITY: never a text as long as a private key (formats of ids: 63 at most)."""
+    """Return the session's id if it is valid.
+
+    SECURITY: a string as long as a private key is never returned; ids have at most 63 characters.
+    """
     found = session.get("id")
     return found if isinstance(found, str) and 0 < len(found) < 64 and found.isprintable() else None

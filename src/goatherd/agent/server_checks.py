@@ -55,10 +55,10 @@ class LeakCheck:
 async def check_key_exposure(client: NodeClient, document: IdentityDocument, clock: Clock) -> LeakCheck | None:
     """Request a session without authentication (POST /auth/session) and search the answer for a private key.
 
-    Each check costs one anonymous session, which GoatDB stores permanently. The same session shows which root signs.
+    Each check creates one anonymous session, which GoatDB stores permanently. Its commit also shows which root signs.
 
     Args:
-        client: The server.
+        client: HTTP client of the server.
         document: The identity document that the server was started with.
         clock: Supplies the current time.
 

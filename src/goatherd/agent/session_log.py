@@ -34,14 +34,14 @@ _TAIL: Final = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLogContents:
-    """The sessions in a log, and what is wrong with it.
+    """The sessions in a log, and the problems found in it.
 
     Attributes:
         sessions: Sessions that a trusted root has introduced: those of users, and roots that have left the document.
-        unvouched: Ids in the log that no trusted root vouches for; the server trusts them all the same.
-        unvouched_roots: Those of them that claim to be roots.
-        revoked_roots: Revoked roots in the log. The server trusts these too after a start, which is known.
-        damage: What is wrong with the log's text, if anything: at its next start the server cuts it off there.
+        unvouched: Ids in the log that no trusted root has introduced; the server trusts these sessions anyway.
+        unvouched_roots: The ids among `unvouched` that claim to be roots.
+        revoked_roots: Revoked roots in the log. The server trusts them as well after a start.
+        damage: Description of a damaged line, if any; at its next start the server cuts the log off there.
     """
 
     sessions: tuple[Session, ...] = field(repr=False)
@@ -52,11 +52,11 @@ class SessionLogContents:
 
 
 class SessionLogReader:
-    """Read one organization's log again and again, and remember what was verified.
+    """Reads one organization's log repeatedly; each record is verified only once.
 
     Args:
         path: The log.
-        org: The organization; commits carry it in what is signed.
+        org: The organization's id; signatures of commits cover it.
     """
 
     def __init__(self, path: Path, org: str) -> None:
@@ -74,7 +74,7 @@ class SessionLogReader:
         """Return the sessions that the log holds now, judged by the roots of `document`.
 
         Raises:
-            SettingsError: The log is there and cannot be read.
+            SettingsError: The log exists and cannot be read.
         """
         async with self._reading:
             found, fresh = await asyncio.to_thread(self._read_new_commits)
@@ -115,9 +115,9 @@ class SessionLogReader:
         return found, decode_commits(new, self._org)
 
     def _continues(self, file: BinaryIO) -> bool:
-        """Return whether what was read last is still where it was.
+        """Return whether the part of the log that was read last is unchanged.
 
-        COMPAT: GoatDB cuts good records off and writes on, and the log may be as long as before at the next look
+        COMPAT: GoatDB may cut good records off and append others, so that the log has the same length as before
         (docs/reference/goatdb-formats.md#defects).
         """
         file.seek(self._read_to - len(self._tail))

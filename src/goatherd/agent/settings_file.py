@@ -45,7 +45,7 @@ class SettingsFile:
     """One organization's settings.json.
 
     Args:
-        link: Where GoatDB looks.
+        link: The path that GoatDB reads.
         target: The file in memory; None for a plain file at `link`.
     """
 
@@ -55,14 +55,14 @@ class SettingsFile:
 
     @property
     def bytes_at(self) -> Path:
-        """Where the bytes are written."""
+        """The path of the file with the content."""
         return self.target or self.link
 
     def write(self, text: bytes) -> Stamp:
-        """Write the bytes, and see to it that GoatDB finds them.
+        """Write the file, and create the link to it if necessary.
 
         Raises:
-            SettingsError: It cannot be written.
+            SettingsError: The file cannot be written.
         """
         try:
             self.link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,10 +76,10 @@ class SettingsFile:
         return stamp
 
     def read(self) -> bytes | None:
-        """Return what GoatDB would read now, or None where there is nothing.
+        """Return the bytes that GoatDB would read now, or None if there is no file.
 
         Raises:
-            SettingsError: It is there and cannot be read.
+            SettingsError: The file exists and cannot be read.
         """
         try:
             return self.link.read_bytes()
@@ -89,7 +89,7 @@ class SettingsFile:
             raise SettingsError(f"cannot read {self.link}: {error.strerror}") from error
 
     def stamp(self) -> Stamp | None:
-        """Return the state of what GoatDB would read now, or None where there is nothing."""
+        """Return the stamp of the file that GoatDB would read now, or None if there is no file."""
         try:
             status = self.link.stat()
         except OSError:
@@ -114,23 +114,23 @@ class SettingsFile:
         """Move a plain file that replaced the link back into memory, with the content that the server wrote.
 
         Raises:
-            SettingsError: It cannot be written.
+            SettingsError: The file cannot be written.
         """
         text = self.read()
         if text is not None:
             self.write(text)
 
     def move_in(self, is_ours: Callable[[Path], bool]) -> Path | None:
-        """Bring the bytes here from another place in memory that the link leads to, and remove them there.
+        """If the link points to another file in memory, move its bytes to this file.
 
         Args:
             is_ours: Whether an agent for this data directory has put a file there.
 
         Returns:
-            The directory in which they were; None where the link leads nowhere else, or there is none.
+            The directory of the other file; None if there is no link to another file.
 
         Raises:
-            SettingsError: They cannot be read, or written here. They are where they were.
+            SettingsError: The bytes cannot be read, or written here. The other file stays unchanged.
         """
         if not self.link.is_symlink():
             return None
@@ -143,7 +143,7 @@ class SettingsFile:
         return before.parent
 
     def remove(self) -> None:
-        """Remove the bytes, and what stands where GoatDB looks. What is not there is no error."""
+        """Remove the file in memory and the link, if they exist."""
         for path in filter(None, (self.link, self.target)):
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -31,20 +31,20 @@ LONGEST_PAUSE: Final = 3.0
 
 
 class GoneError(Exception):
-    """The caller has gone."""
+    """The caller has disconnected."""
 
 
 class CallerLimiter:
-    """Counts what callers take.
+    """Counts what callers use, and rejects what exceeds the limits.
 
     Args:
-        limits: How much that may be.
+        limits: How much each caller may use.
         clock: Supplies the current time.
-        forwarded_by: Networks of the proxies in front, whose ``X-Forwarded-For`` tells the caller.
-        report: Told of each thing that was stopped, and why.
+        forwarded_by: Networks of the proxies in front, whose ``X-Forwarded-For`` names the caller.
+        report: Called for each rejection, with the rule and the reason.
 
     Raises:
-        ConfigurationError: A network is none.
+        ConfigurationError: A network of `forwarded_by` is invalid.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class CallerLimiter:
 
     @property
     def connection_count(self) -> int:
-        """How many connections are open."""
+        """Number of open connections."""
         return self._open.total()
 
     def count_connection(self, address: str) -> bool:
-        """Count a connection, and return whether it may stay. A proxy named in `forwarded_by` may have all of them."""
+        """Count a connection, and return whether it may stay. Proxies in `forwarded_by` have no limit of their own."""
         key = find_caller(address, "", ())
         self._open[key] += 1
         limits = self.limits
@@ -93,7 +93,7 @@ class CallerLimiter:
             del self._open[key]
 
     def report_slow_head(self) -> None:
-        """Count a connection that was too slow with its headers, or that asked for nothing."""
+        """Count a connection whose headers came too slowly or not at all."""
         self._report(Excess.TOO_SLOW, "a connection was too slow with its headers")
 
     def _is_proxy(self, address: str) -> bool:
@@ -107,10 +107,10 @@ class CallerLimiter:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def take_request(self, scope: Scope) -> str:
-        """Count a request and return the address that it is counted for.
+        """Count a request, and return the address to which it is charged.
 
         Raises:
-            RefusedError: The address has asked too often.
+            RefusedError: The address has sent too many requests.
         """
         client = scope.get("client")
         direct = client[0] if client else ""
@@ -125,21 +125,21 @@ class CallerLimiter:
         return address
 
     def take_session(self, address: str) -> None:
-        """Count a new session.
+        """Count a new session of an address.
 
         Raises:
-            RefusedError: The address has made too many.
+            RefusedError: The address has created too many sessions.
         """
         self.take_token(self._sessions, address, "new sessions")
 
     async def pause_request(self, session_id: str) -> None:
-        """Let a request wait while the session that it names has sent too many. Takes nothing: nothing is verified yet.
+        """Delay a request if its session has sent too many. Charges nothing, since the signature is not verified yet.
 
-        COMPAT: after any answer but 200 a client calls itself offline until the next good one, so it is slowed down
-        before it is refused.
+        COMPAT: after any answer but 200 a client considers itself offline until the next good one, so requests are
+        delayed before they are rejected.
 
         Raises:
-            RefusedError: It would have to wait too long.
+            RefusedError: The request would have to wait too long.
         """
         if not (wait := self._wait_for(session_id, is_unread=True)):
             return
@@ -147,12 +147,13 @@ class CallerLimiter:
         await self._clock.sleep(timedelta(seconds=wait))
 
     def take_request_of(self, session_id: str) -> None:
-        """Count a request that a session has really signed; it may owe as much as comes back within the longest pause.
+        """Charge a request to the session that signed it. A session may exceed its limit for a short time.
 
-        SECURITY: only here, so that no caller uses up another's share (tests/unit/serving/test_caller_limiter.py).
+        The excess may be as much as the longest pause restores. SECURITY: only verified requests are charged, so that
+        no caller uses up another's share (tests/unit/serving/test_caller_limiter.py).
 
         Raises:
-            RefusedError: It has sent too many at one time.
+            RefusedError: The session has sent too many requests at one time.
         """
         self._wait_for(session_id, is_unread=False)
         self._session_requests.charge(session_id, self._clock.monotonic(), 1)
@@ -165,10 +166,10 @@ class CallerLimiter:
         return wait
 
     def take_token(self, buckets: TokenBuckets, key: str, what: str, remark: str = "") -> None:
-        """Take one out of a bucket.
+        """Take one token out of a bucket.
 
         Raises:
-            RefusedError: It is empty.
+            RefusedError: The bucket is empty.
         """
         wait = buckets.take(key, self._clock.monotonic())
         if wait:
@@ -177,21 +178,21 @@ class CallerLimiter:
     # --- bodies -------------------------------------------------------------------------------------------------------
 
     def open_share(self, address: str) -> Share:
-        """Return a share of the memory for bodies, with nothing in it yet."""
+        """Return a new, empty share of the memory for bodies."""
         return Share(self.budget, address)
 
     async def read_body(self, receive: Receive, headers: Mapping[bytes, bytes], share: Share, limit: int) -> bytes:
-        """Return the whole body; its bytes are taken from the budget until the share is given back.
+        """Return the whole body; its bytes are charged to the share until the share is given back.
 
         Args:
-            receive: ASGI.
+            receive: The ASGI receive function.
             headers: The request's headers.
-            share: What the bytes are counted in.
-            limit: How many bytes there may be.
+            share: The share to which the bytes are charged.
+            limit: Maximum number of bytes.
 
         Raises:
-            RefusedError: It is too large, or too slow, or there is no more memory for it.
-            GoneError: The caller went away.
+            RefusedError: The body is too large or too slow, or there is no more memory for it.
+            GoneError: The caller disconnected.
         """
         parts: list[bytes] = []
         async for part in self.read_parts(receive, headers, limit):
@@ -200,11 +201,11 @@ class CallerLimiter:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def read_parts(self, receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> AsyncIterator[bytes]:
-        """Give the body as it comes.
+        """Yield the body in parts as they arrive.
 
         Raises:
-            RefusedError: It is too large, or too slow.
-            GoneError: The caller went away.
+            RefusedError: The body is too large or too slow.
+            GoneError: The caller disconnected.
         """
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
@@ -231,11 +232,11 @@ class CallerLimiter:
 
 
 class Budget:
-    """The bytes of bodies that may be held at one time.
+    """Limits the bytes of request bodies in memory.
 
     Args:
-        size: By all addresses together.
-        per_address: By one of them.
+        size: Maximum for all addresses together.
+        per_address: Maximum for one address.
     """
 
     def __init__(self, size: int, per_address: int) -> None:
@@ -244,10 +245,10 @@ class Budget:
         self._held: Counter[str] = Counter()
 
     def take(self, address: str, count: int) -> None:
-        """Take bytes.
+        """Charge bytes to an address.
 
         Raises:
-            RefusedError: There are not so many left.
+            RefusedError: The budget has too few bytes left.
         """
         if count > self._left or self._held[address] + count > self._per_address:
             raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies at one time", retry_after=1)
@@ -263,7 +264,7 @@ class Budget:
 
 
 class Share:
-    """What one request holds of a budget, until it is given back."""
+    """The bytes that one request has taken from a budget and not given back yet."""
 
     def __init__(self, budget: Budget, address: str) -> None:
         self._budget = budget
@@ -274,29 +275,29 @@ class Share:
         """Take more bytes.
 
         Raises:
-            RefusedError: There are not so many left.
+            RefusedError: The budget has too few bytes left.
         """
         self._budget.take(self._address, count)
         self._count += count
 
     def give_back(self) -> int:
-        """Give everything back and return how much that was. May be called twice."""
+        """Give all bytes back, and return how many these were. May be called twice."""
         count, self._count = self._count, 0
         self._budget.give_back(self._address, count)
         return count
 
     def move(self) -> Share:
-        """Return a share with everything that this one holds, which then holds nothing."""
+        """Move all bytes of this share to a new share, and return that."""
         other = Share(self._budget, self._address)
         other._count, self._count = self._count, 0
         return other
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Read the networks of proxies.
+    """Parse the networks of proxies.
 
     Raises:
-        ConfigurationError: One is none.
+        ConfigurationError: A string is not a network.
     """
     try:
         return tuple([ipaddress.ip_network(text) for text in texts])
@@ -327,7 +328,7 @@ async def send_refusal(refused: RefusedError, receive: Receive, send: Send, *, i
 
 
 async def _read_on(receive: Receive) -> None:
-    """Read on for a moment: a connection closed with unread bytes is reset, and the answer lost with it."""
+    """Read the rest of a body for a moment: closing a connection with unread bytes could lose the answer."""
     left = LINGER_BYTES
     with suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):

@@ -20,7 +20,7 @@ AUTH_PREFIX: Final = "/auth/"
 
 
 class Excess(StrEnum):
-    """What a caller has too much of; the door's rules of the same names."""
+    """The kinds of exceeded limits; the door has rules with the same names."""
 
     TOO_LARGE = "too-large"
     TOO_SLOW = "too-slow"
@@ -28,14 +28,14 @@ class Excess(StrEnum):
 
 
 class RefusedError(Exception):
-    """A request that is answered without being looked at further.
+    """A request is rejected without further processing.
 
     Attributes:
-        rule: Why, in a word.
-        status: What it is answered with.
+        rule: The rule that the request breaks.
+        status: HTTP status of the answer.
         body: The answer's body; empty where GoatDB's would be.
-        retry_after: Seconds after which the same request may be let through; None where it will not be.
-        is_unread: Whether the request has not been read to its end, so that its connection is of no more use.
+        retry_after: Seconds after which the same request may succeed; None if it never will.
+        is_unread: Whether the request was not read completely, so that its connection cannot be used again.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """So many a second on average, so many at once."""
+    """A rate limit: the average number per second, and the maximum at once."""
 
     per_second: float
     burst: float
@@ -66,26 +66,26 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerLimits:
-    """What callers may take.
+    """How much callers may use.
 
     Attributes:
-        body_bytes: A request's body; 413 beyond. GoatDB's clients push all that they have in one body.
-        auth_body_bytes: The body of a request below ``/auth/``; 413 beyond. A key or a signed mail address has 1 KiB.
-        buffered_bytes: Bodies that are held in memory at one time, together; 503 beyond. One address gets half, or
-            room for one body.
-        header_bytes: A request's line and headers; 431 beyond.
-        header_timeout: How long a connection may take to send them.
+        body_bytes: Size of a request's body; 413 beyond. GoatDB's clients push all their commits in one body.
+        auth_body_bytes: Size of the body of a request below ``/auth/``; 413 beyond. A key or a signed mail address has
+            1 KiB.
+        buffered_bytes: Size of all bodies in memory together; 503 beyond. One address gets half, or room for one body.
+        header_bytes: Size of a request's line and headers; 431 beyond.
+        header_timeout: How long a connection may take to send line and headers.
         body_timeout: How long a body may pause; 408 beyond.
-        body_rate: Bytes a second that a body must have on average once `body_timeout` has passed.
-        answer_timeout: How long a caller may pause in taking an answer.
-        idle_timeout: How long a connection stays open without a request: well beyond the 5 seconds in which clients
-            use it again, since a request on a connection that is just being closed is lost.
-        connections: Open connections.
-        connections_per_address: Of one address.
-        requests: Of one address.
-        new_sessions: ``POST /auth/session`` of one address.
-        session_requests: ``POST /batch-sync`` of one session; a real client sends 5 a second at most. Roots are not
-            counted: the servers of a cluster share one.
+        body_rate: Average of bytes per second that a body must reach after `body_timeout`.
+        answer_timeout: How long a caller may pause in reading an answer.
+        idle_timeout: How long a connection stays open without a request. It must be well above the 5 seconds in which
+            clients reuse a connection, since a request is lost if the connection is closed at the same time.
+        connections: Number of open connections.
+        connections_per_address: Number of open connections of one address.
+        requests: Rate of requests of one address.
+        new_sessions: Rate of ``POST /auth/session`` of one address.
+        session_requests: Rate of ``POST /batch-sync`` of one session; a real client sends 5 a second at most. Roots
+            have no limit, because all servers of a cluster share one.
     """
 
     body_bytes: int = 64 * _MIB
@@ -104,16 +104,16 @@ class CallerLimits:
     session_requests: Rate = field(default=Rate(per_second=30, burst=150))
 
     def body_limit(self, path: str) -> int:
-        """Return how many bytes the body of a request for `path`, in lower case, may have."""
+        """Return the maximum size of the body of a request for `path`, which is in lower case."""
         return min(self.auth_body_bytes, self.body_bytes) if path.startswith(AUTH_PREFIX) else self.body_bytes
 
 
 class TokenBuckets:
-    """One token bucket for each key: addresses, sessions.
+    """Token buckets for rate limits, one for each key (an address or a session).
 
     Args:
-        rate: What each of them may take.
-        capacity: How many keys are remembered; the one not seen for longest is forgotten.
+        rate: The rate limit of each key.
+        capacity: Maximum number of keys; the least recently used one is dropped.
     """
 
     def __init__(self, rate: Rate, capacity: int = 100_000) -> None:
@@ -125,7 +125,7 @@ class TokenBuckets:
         return len(self._levels)
 
     def seconds_until(self, key: str, now: float, cost: float = 1) -> float:
-        """Return 0 where `cost` could be taken now, else how many seconds until it can. Takes nothing."""
+        """Return how many seconds until `cost` can be taken; 0 if it can be now. Takes nothing."""
         lacking = min(cost, self._rate.burst) - self._current_level(key, now)
         return max(0.0, lacking / self._rate.per_second)
 
@@ -133,9 +133,9 @@ class TokenBuckets:
         """Take `cost` and return 0, or take nothing and return how many seconds to wait.
 
         Args:
-            key: Whose bucket.
-            now: Seconds on a clock that never goes back.
-            cost: How much; more than the burst counts as the burst.
+            key: The bucket's key.
+            now: Seconds on a monotonic clock.
+            cost: Number of tokens; more than the burst counts as the burst.
         """
         wait = self.seconds_until(key, now, cost)
         if not wait:
@@ -146,7 +146,7 @@ class TokenBuckets:
         return wait
 
     def charge(self, key: str, now: float, cost: float) -> None:
-        """Take `cost` after the fact, at most a burst more than there was; `seconds_until` says when it is back."""
+        """Take `cost` after the work was done. The bucket may become negative, by one burst at most."""
         self._levels[key] = (max(-self._rate.burst, self._current_level(key, now) - cost), now)
         self._levels.move_to_end(key)
         if len(self._levels) > self._capacity:
@@ -166,12 +166,13 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> str:
-    """Return whom to count a request for: an IPv4 address, or an IPv6 network of 64 bits.
+    """Return the address to which a request is charged: an IPv4 address, or an IPv6 network of 64 bits.
 
     Args:
-        address: The connection's other end.
-        forwarded: ``X-Forwarded-For``, all of them joined by commas.
-        trusted: Proxies whose word in that header counts; the first address from the right that is none of them wins.
+        address: The remote address of the connection.
+        forwarded: The values of all ``X-Forwarded-For`` headers, joined by commas.
+        trusted: Proxies whose entries in that header are trusted. The caller is the first address from the right that
+            is not such a proxy.
     """
     chain = [address]
     if trusted and forwarded:

@@ -38,7 +38,7 @@ class HTTPConnection(HttpToolsProtocol):
     """One caller's connection. Trailers are dropped.
 
     Args:
-        limiter: Counts connections, and says how large and how slow a head may be.
+        limiter: Counts connections, and provides the limits on the size and duration of a request's head.
         given: uvicorn's own arguments.
     """
 
@@ -148,15 +148,15 @@ class HTTPConnection(HttpToolsProtocol):
     # --- what applications use ----------------------------------------------------------------------------------------
 
     def on_close(self, callback: Callable[[], None] | None) -> None:
-        """Have `callback` called when the caller disconnects; None removes it."""
+        """Call `callback` when the caller disconnects; None removes it."""
         self._on_close = callback
 
     def abort(self) -> None:
-        """Cut the connection, so that the caller sees that the answer is not whole."""
+        """Cut the connection, so that the caller notices that the answer is incomplete."""
         self.transport.abort()
 
     def answer_and_close(self, answer: bytes) -> None:
-        """Send a last answer and close; where another answer has begun, cut the connection."""
+        """Send a last answer and close the connection; if another answer has begun, cut the connection."""
         self._stop_timer()
         is_answering = any(each.response_started and not each.response_complete for each in self._cycles)
         if is_answering or (not self._in_head and self.cycle.response_complete):
@@ -188,7 +188,7 @@ class HTTPConnection(HttpToolsProtocol):
 
 
 class _Recorder(asyncio.Transport):
-    """A transport that keeps what is written."""
+    """A transport that only records what is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,13 +217,13 @@ class _Recorder(asyncio.Transport):
 
 
 async def check_hooks() -> None:
-    """Check that this version of uvicorn calls what `HTTPConnection` overrides: its protocol is no public interface.
+    """Check that this version of uvicorn calls the methods that `HTTPConnection` overrides.
 
-    SECURITY: a hook that is not called any more would be a limit that is silently gone
-    (tests/unit/serving/test_http_connection.py).
+    The methods are not a public interface. SECURITY: if uvicorn no longer called one of them, a limit would be gone
+    without an error (tests/unit/serving/test_http_connection.py).
 
     Raises:
-        NodeError: It does not.
+        NodeError: uvicorn does not call one of the methods.
     """
     seen: list[Scope] = []
 

@@ -23,11 +23,11 @@ _ROUNDS: Final = 5
 
 
 async def close_server(server: asyncio.Server) -> None:
-    """Stop listening, once every connection that was accepted has reached its protocol.
+    """Stop listening, once every accepted connection has reached its protocol. May be called twice.
 
-    asyncio accepts a connection in one round of the event loop and makes its transport in the next. A server that is
-    closed in between leaves a half-made transport: neither the server nor the protocol can close it, and the client
-    waits until the garbage collector does. May be called twice.
+    asyncio accepts a connection in one round of the event loop and creates its transport in the next. If the server is
+    closed in between, neither the server nor the protocol can close the transport, and the client waits until the
+    garbage collector does.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -41,14 +41,14 @@ async def close_server(server: asyncio.Server) -> None:
 
 
 class HTTPListener:
-    """Listens, and hands requests to an ASGI application.
+    """Listens, and passes requests to an ASGI application.
 
     Args:
         app: The application.
         host: Address to listen on.
         port: Port to listen on; 0 selects a free one.
-        limiter: What callers may take.
-        has_date: Whether answers get a ``Date`` header, as GoatDB's have; a proxy passes on the one that it gets.
+        limiter: Counts and limits what callers use.
+        has_date: Whether answers get a ``Date`` header, as GoatDB's have; a proxy passes on the server's.
 
     Attributes:
         url: ``http://<host>:<port>``, once bound.
@@ -70,7 +70,7 @@ class HTTPListener:
 
     @property
     def request_count(self) -> int:
-        """How many requests are being answered."""
+        """Number of requests that are being answered."""
         return len(self._state.tasks)
 
     async def _call_app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -85,17 +85,17 @@ class HTTPListener:
         """Bind the address without listening yet, and return the URL.
 
         Raises:
-            NodeError: The address cannot be had.
+            NodeError: The address cannot be bound.
         """
         if self._socket is None:
             self._socket, self.port, self.url = bind(self.host, self.port)
         return self.url
 
     async def start(self) -> None:
-        """Listen.
+        """Start to listen.
 
         Raises:
-            NodeError: The address cannot be had, or this version of uvicorn cannot be used.
+            NodeError: The address cannot be bound, or this version of uvicorn cannot be used.
         """
         await check_hooks()
         config = uvicorn.Config(
@@ -141,7 +141,7 @@ class HTTPListener:
             self._abort_connections()
 
     def stop_waiting(self) -> None:
-        """Do not wait for running requests any longer."""
+        """Stop waiting for running requests."""
         self._hurry.set()
 
     async def stop(self, grace: timedelta) -> None:
@@ -162,7 +162,7 @@ class HTTPListener:
         self._stop_clock()
 
     async def _wait_for_answers(self, tasks: set[asyncio.Task[None]], grace: timedelta) -> None:
-        """Wait until requests are answered and the answers taken, for `grace` at most, and not in a hurry."""
+        """Wait until all requests are answered and all answers sent, at most for `grace`, or until `stop_waiting`."""
         hurried = asyncio.create_task(self._hurry.wait())
         try:
             with suppress(TimeoutError):
@@ -189,7 +189,7 @@ class HTTPListener:
             self._clock_timer = None
 
     async def _cut_off(self, late: set[asyncio.Task[None]]) -> None:
-        """Close the connections first, so that their ends are known, then cancel the requests."""
+        """Close the connections, so that their callers see the end, then cancel the requests."""
         self._is_cutting = True
         self._abort_connections()
         await asyncio.sleep(0)  # the transports report their ends in the next round of the loop

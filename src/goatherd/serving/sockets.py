@@ -18,17 +18,17 @@ _LOCAL_V4: Final = re.compile(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL")
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
-    """Take an address without listening yet.
+    """Bind a TCP address without listening yet.
 
     Args:
         host: A numeric address or a name; IPv6 without brackets.
-        port: Port to listen on; 0 selects a free one.
+        port: Port to bind; 0 selects a free one.
 
     Returns:
-        The socket, which is the caller's to close; the port; and the URL, with the port that was taken.
+        The socket, which the caller must close; the port; and the URL, with the actual port.
 
     Raises:
-        NodeError: The address cannot be had.
+        NodeError: The address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's delay off only for sockets that say that they are TCP; it costs 40 ms an answer.
@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
 
 
 def cannot_listen(address: str, error: OSError) -> NodeError:
-    """Make the error for an address that could not be bound."""
+    """Return the error for an address that could not be bound."""
     if error.errno == errno.EADDRINUSE:
         hint = "Another process listens on this port. Stop that process, or choose another port; 0 is a free one."
     elif error.errno in (errno.EACCES, errno.EPERM):
@@ -55,7 +55,10 @@ def cannot_listen(address: str, error: OSError) -> NodeError:
 
 
 def find_machine_addresses() -> list[str]:
-    """Return this machine's numeric addresses at which others may reach it; not loopback. On Linux all, else some."""
+    """Return this machine's numeric addresses, except loopback, at which other machines may reach it.
+
+    On Linux these are all addresses, elsewhere only some.
+    """
     found: dict[str, None] = {}
     with suppress(OSError):
         for _, _, _, _, address in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM):
@@ -69,9 +72,9 @@ def find_machine_addresses() -> list[str]:
 
 
 def allow_open_files(connections: int) -> int:
-    """Have this process open as many files as so many connections need, and return how many connections it can hold.
+    """Raise this process's limit of open files for a number of connections; return how many connections it then allows.
 
-    Shells and service managers often leave a process 1024 files, of which it may take more if it asks.
+    Shells and service managers often start a process with a limit of 1024 files, which the process may raise itself.
     """
     try:
         import resource
