@@ -42,9 +42,9 @@ _NEWER_HINT: Final = (
 
 
 def read_records(log: Path) -> list[dict[str, Any]]:
-    """Return the records of a log as its file holds them now; none where there is no file.
+    """Return the records that a log's file holds now; none if there is no file.
 
-    Damaged lines are skipped, as a server skips them: what is behind them still counts.
+    Damaged lines are skipped, as by a Goatherd server: records behind them still count.
 
     Raises:
         StorageError: The file cannot be read.
@@ -59,7 +59,7 @@ def read_records(log: Path) -> list[dict[str, Any]]:
 
 
 def read_commits(log: Path, org: str) -> list[Commit]:
-    """Return the commits of a log, those that cannot be decoded left out; none where there is no log.
+    """Return the commits of a log, except those that cannot be decoded; none if there is no log.
 
     Raises:
         StorageError: The log cannot be read, or good records follow a damaged one.
@@ -80,7 +80,7 @@ def read_commits(log: Path, org: str) -> list[Commit]:
 
 
 def decode_commits(records: Iterable[Any], org: str) -> list[Commit]:
-    """Decode the records of a log, and leave out those that are no commits."""
+    """Decode the records of a log, and leave out those that are not commits."""
     commits = []
     for record in records:
         try:
@@ -100,7 +100,7 @@ def organization_directories(data: Path) -> list[Path]:
 
 
 def is_organization_directory(path: Path) -> bool:
-    """Return whether a directory has the shape of one organization's: a log in it, a settings.json, or our own files.
+    """Return whether a directory looks like an organization's: it holds a log, a settings.json or files of Goatherd.
 
     Raises:
         StorageError: The directory cannot be read.
@@ -111,13 +111,13 @@ def is_organization_directory(path: Path) -> bool:
 
 
 def check_understood(directory: Path) -> None:
-    """Make sure that one organization's directory holds nothing that a newer GoatDB wrote.
+    """Check that one organization's directory holds nothing that a newer GoatDB wrote.
 
-    A server that skipped such files would serve an empty database. Costs one read of the first bytes of each file, and
-    of the whole ``/sys/sessions`` log.
+    A server that skipped such files would serve an empty database. The check reads the first bytes of each file, and
+    the whole ``/sys/sessions`` log.
 
     Raises:
-        NewerFormatError: It does; the message names the file.
+        NewerFormatError: The directory holds such a file; the message names it.
         StorageError: A file cannot be read.
     """
     try:
@@ -134,12 +134,12 @@ def check_understood(directory: Path) -> None:
 
 
 def check_logs_whole(directory: Path) -> None:
-    """Make sure that a GoatDB server can be started on an organization's logs without losing records.
+    """Check that a GoatDB server can be started on an organization's logs without losing records.
 
     COMPAT: GoatDB 0.5.1 cuts a log off at its first damaged line, with every good record behind it.
 
     Raises:
-        StorageError: It would; the message names the log and the place. Or a log cannot be read.
+        StorageError: Records would be lost (the message names the log and the line), or a log cannot be read.
     """
     for path in sorted(directory.glob(f"*/*{LOG_SUFFIX}")):
         try:
@@ -158,20 +158,20 @@ def check_logs_whole(directory: Path) -> None:
 
 
 def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> None:
-    """Make sure that a data directory is the one that the operator means, before anything is created in it.
+    """Check that a data directory is the one that the operator means, before anything is created in it.
 
-    An empty directory is accepted: an operator, systemd or a volume has made it for this purpose.
+    An empty directory is accepted: an operator, systemd or a volume has created it for this purpose.
 
     Args:
         data: The data directory.
         orgs: The names of the organizations' directories in it.
-        create: The operator has asked for a new data directory, or a new organization in it.
+        create: Whether the operator has asked for a new data directory, or a new organization in it.
 
     Raises:
-        ConfigurationError: It is missing, holds something else, or lacks one of the organizations; or it is the
-            directory of one organization.
-        NewerFormatError: A newer GoatDB has written in it.
-        StorageError: It cannot be read.
+        ConfigurationError: The directory is missing, holds something else, or lacks one of the organizations; or it is
+            the directory of one organization.
+        NewerFormatError: A newer GoatDB has written to the directory.
+        StorageError: The directory cannot be read.
     """
     if any((data / "sys" / f"{name}{suffix}").is_file() for name in ("sessions", "users") for suffix in _LOG_SUFFIXES):
         raise ConfigurationError(
@@ -208,17 +208,17 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
 
 
 def refuse_unnamed_organizations(data: Path, orgs: Sequence[str]) -> None:
-    """Make sure that every organization under a data directory is named, before a GoatDB server is started on it.
+    """Check that every organization in a data directory is named, before a GoatDB server is started on it.
 
-    COMPAT: GoatDB 0.5.1 makes a new root for every organization that it serves and that has no settings.json.
+    COMPAT: GoatDB 0.5.1 creates a new root for every organization that it serves and that has no settings.json.
 
     Args:
         data: The data directory.
         orgs: The names of the organizations' directories in it.
 
     Raises:
-        ConfigurationError: It holds an organization that is not named; the message says which.
-        StorageError: It cannot be read.
+        ConfigurationError: The directory holds an organization that is not named; the message says which.
+        StorageError: The directory cannot be read.
     """
     if not data.is_dir():
         return
@@ -236,13 +236,13 @@ def refuse_unnamed_organizations(data: Path, orgs: Sequence[str]) -> None:
 
 
 def refuse_running(data: Path) -> None:
-    """Refuse a data directory that another process has open.
+    """Check that no other process has a data directory open.
 
-    GoatDB takes no lock, so where there is ``/proc``, this looks at the open files of all processes that it may see. A
-    Goatherd server is recognized by its lock.
+    GoatDB takes no lock. So on systems with ``/proc``, the check reads the open files of all processes that it may
+    see. A Goatherd server is recognized by its lock.
 
     Raises:
-        StorageError: A process holds a file of the directory open.
+        StorageError: A process has a file of the directory open.
     """
     directory = str(data.resolve()) + os.sep
     for process in Path("/proc").glob("[0-9]*"):
@@ -267,7 +267,7 @@ _FEW: Final = 5
 
 
 def _list_entries(directory: Path) -> list[Path]:
-    """Return what a directory holds, without hidden files and what a fresh file system brings."""
+    """Return the entries of a directory, except hidden files and what a new file system contains."""
     try:
         found = sorted(directory.iterdir())
     except OSError as error:
@@ -276,7 +276,7 @@ def _list_entries(directory: Path) -> list[Path]:
 
 
 def _walk_files(directory: Path) -> Iterator[Path]:
-    """Yield the files of an organization, hidden ones and what was set aside left out."""
+    """Yield the files of an organization, except hidden files and files of set-aside lines."""
     for folder, folders, names in os.walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -352,7 +352,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _parse_object(raw: bytes) -> Mapping[str, Any]:
-    """Return the JSON object in a text; an empty one where there is none."""
+    """Parse a JSON object; return an empty one if the text is not a JSON object."""
     try:
         found = parse_json(raw)
     except DecodeError:

@@ -14,7 +14,7 @@ class GoatherdError(Exception):
     Attributes:
         code: Stable dotted string, family first.
         hint: What the reader can do next. Every class has one.
-        retryable: Whether the same call may succeed later without any change by an operator.
+        retryable: Whether the same call may succeed later although no operator has changed anything.
     """
 
     code = "goatherd"
@@ -79,20 +79,20 @@ class WireError(GoatherdError):
 
 
 class EncodeError(WireError):
-    """A value cannot be encoded in GoatDB's formats (such as a null in signed data). Fix the caller."""
+    """A value cannot be encoded in GoatDB's formats (such as a null in signed data). Change the calling program."""
 
     code = "wire.unencodable"
     hint = "Change the value: GoatDB cannot store this type."
 
 
 class DecodeError(WireError):
-    """Bytes from a peer, a client or a file are malformed. The caller rejects them."""
+    """Bytes from a peer, a client or a file are malformed, and were rejected."""
 
     code = "wire.undecodable"
 
 
 class PathError(WireError):
-    """A repository path or item key that GoatDB or this server does not allow."""
+    """GoatDB or this server does not allow the repository path or item key."""
 
     code = "wire.invalid_path"
     hint = "A repository is named /type/id, such as /data/notes."
@@ -102,7 +102,7 @@ class PathError(WireError):
 
 
 class VerificationError(GoatherdError):
-    """A signature is invalid, or its signer is not trusted. Base of the named reasons."""
+    """A signature is invalid, or its signer is not trusted. Base class of more specific errors."""
 
     code = "verification.failed"
     hint = "Do not use the data. Find out which server, client or file it comes from."
@@ -192,7 +192,7 @@ class AccessDeniedError(VerificationError):
 
 
 class IdentityError(GoatherdError):
-    """An identity document was rejected; the identity in use stays in use. Base of the named reasons."""
+    """An identity document was rejected; the identity in use did not change. Base class of more specific errors."""
 
     code = "identity.refused"
     hint = "Nothing was changed, and no new identity was created. Restore it from a backup or an earlier version."
@@ -424,7 +424,7 @@ class NodeUnreachableError(NodeError):
 
 
 class DiscoveryError(NodeError):
-    """Discovery of the servers failed or found none. An empty result is never taken as "no servers"."""
+    """Discovery of the servers failed or found none. An empty result counts as a failure, not as "no servers"."""
 
     code = "node.discovery"
     hint = "Resolve the name by hand, or list each server with --node."
@@ -442,7 +442,7 @@ class NodeRefusedError(NodeError):
 
 
 class InvalidAnswerError(NodeRefusedError):
-    """No GoatDB or Goatherd server gives such an answer. Nothing in the answer was used."""
+    """The answer is not one that a GoatDB or Goatherd server gives. Nothing in it was used."""
 
     code = "node.invalid_answer"
 
@@ -564,7 +564,7 @@ class NotAdoptedError(RotationError):
 
 
 class AgentError(GoatherdError):
-    """The agent cannot start a server, or cannot keep it running. Base of the named reasons."""
+    """The agent cannot start a server, or cannot keep it running. Base class of more specific errors."""
 
     code = "agent.failed"
     hint = "Check the output of the server and the permissions of its data directory."

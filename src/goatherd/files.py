@@ -31,10 +31,10 @@ _ABANDONED: Final = 600.0
 
 
 def read_file(path: Path) -> bytes:
-    """Return the file's bytes.
+    """Return a file's bytes.
 
     Raises:
-        SettingsError: It is missing, or cannot be read.
+        SettingsError: The file is missing or cannot be read.
     """
     raw = read_if_there(path)
     if raw is None:
@@ -47,10 +47,10 @@ def read_file(path: Path) -> bytes:
 
 
 def read_if_there(path: Path) -> bytes | None:
-    """Return the file's bytes, or None where there is none. What cannot be read is not absent.
+    """Return a file's bytes, or None if there is no file.
 
     Raises:
-        SettingsError: It cannot be read.
+        SettingsError: The file exists and cannot be read.
     """
     try:
         return path.read_bytes()
@@ -64,26 +64,26 @@ def create_file(path: Path, data: bytes) -> None:
     """Write a file that must not exist yet.
 
     Raises:
-        IdentityExistsError: It exists; it was not touched.
-        SettingsError: It cannot be written.
+        IdentityExistsError: The file exists and was not changed.
+        SettingsError: The file cannot be written.
     """
     _write_new(path, data, _link_new)
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace the file, or make it.
+    """Replace a file, or create it.
 
     Raises:
-        SettingsError: It cannot be written; the old one is as it was.
+        SettingsError: The file cannot be written; the old one is unchanged.
     """
     _write_new(path, data, os.replace)
 
 
 def remove_file(path: Path) -> None:
-    """Remove the file and what killed writers left of it, for good also where the machine stops right after.
+    """Remove a file and the temporary files of killed writers, durably even if the machine stops right afterwards.
 
     Raises:
-        SettingsError: It cannot be removed.
+        SettingsError: The file cannot be removed.
     """
     try:
         path.unlink()
@@ -97,8 +97,8 @@ def lock_file(path: Path, *, create: bool = True) -> int:
     """Open a file and take its exclusive lock, without waiting; the lock ends when the descriptor is closed.
 
     Args:
-        path: The file; what is in it does not matter.
-        create: Whether to make it, with mode 0600, where there is none.
+        path: The file; its content does not matter.
+        create: Whether to create a missing file, with mode 0600.
 
     Raises:
         BlockingIOError: Another process has the lock.
@@ -144,7 +144,7 @@ def _write_new(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -
 
 
 def _remove_abandoned(path: Path, *, before: float = float("inf")) -> None:
-    """Remove the new files of writers who were killed; `before` is in seconds, by the file system's own clock."""
+    """Remove temporary files of killed writers, last changed before `before` (seconds, by the file system's clock)."""
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.new")
     for one in path.parent.iterdir():
         if ours.fullmatch(one.name) and one.lstat().st_mtime < before:
@@ -177,7 +177,7 @@ class System:
     def run_call(
         self, operation: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """Do one system call."""
+        """Run one system call; tests override this method."""
         return operation(*args, **kwargs)
 
     def effective_user(self) -> int:
@@ -194,7 +194,7 @@ class System:
         return status.f_bavail * status.f_frsize
 
     def open_base(self, path: str) -> int:
-        """Open a directory by path; links on the way are the administrator's and are followed."""
+        """Open a directory by path. Symbolic links on the way belong to the administrator and are followed."""
         return self.run_call(os.open, path, _DIRECTORY)
 
     def open_directory(self, name: str, parent: int) -> int:
@@ -210,7 +210,7 @@ class System:
         return self.run_call(os.open, name, _CREATE_NEW, 0o600, dir_fd=directory)
 
     def open_lock(self, name: str, directory: int) -> int:
-        """Open a lock file, made with mode 0600 where there is none."""
+        """Open a lock file; create it with mode 0600 if missing."""
         return self.run_call(os.open, name, _LOCK, 0o600, dir_fd=directory)
 
     def try_lock(self, descriptor: int) -> bool:
@@ -226,15 +226,15 @@ class System:
         return self.run_call(os.fstat, descriptor)
 
     def status_of(self, name: str, directory: int) -> os.stat_result:
-        """Return the status of a name, of the link itself where it is one."""
+        """Return the status of a name; of a symbolic link, not of its target."""
         return self.run_call(os.stat, name, dir_fd=directory, follow_symlinks=False)
 
     def list_names(self, directory: int) -> list[str]:
-        """List a directory, sorted."""
+        """Return the names in a directory, sorted."""
         return sorted(self.run_call(os.listdir, directory))
 
     def read_up_to(self, descriptor: int, limit: int) -> bytes:
-        """Read to the end, or to one byte past `limit`."""
+        """Read a file to the end, but at most one byte more than `limit`."""
         parts: list[bytes] = []
         left = limit + 1
         while left > 0 and (part := self.run_call(os.read, descriptor, min(left, _CHUNK))):
@@ -243,7 +243,7 @@ class System:
         return b"".join(parts)
 
     def write_all(self, descriptor: int, data: bytes) -> None:
-        """Write all of `data`."""
+        """Write all of `data` to a file."""
         view = memoryview(data)
         while view:
             written = self.run_call(os.write, descriptor, view)
@@ -252,7 +252,7 @@ class System:
             view = view[written:]
 
     def sync_file(self, descriptor: int) -> None:
-        """Return when the file or directory is on the medium."""
+        """Write a file or directory to the disk (fsync)."""
         if sys.platform == "darwin":
             # macOS: fsync leaves the data in the drive's cache; this one does not.
             self.run_call(fcntl.fcntl, descriptor, fcntl.F_FULLFSYNC)
@@ -260,7 +260,7 @@ class System:
             self.run_call(os.fsync, descriptor)
 
     def rename_file(self, old: str, new: str, directory: int) -> None:
-        """Replace `new` by `old` in one step."""
+        """Rename `old` to `new` atomically, which replaces an existing `new`."""
         self.run_call(os.rename, old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
     def unlink_file(self, name: str, directory: int) -> None:
@@ -268,11 +268,11 @@ class System:
         self.run_call(os.unlink, name, dir_fd=directory)
 
     def make_base(self, path: str) -> None:
-        """Make a directory by path, mode 0700."""
+        """Create a directory by path, with mode 0700."""
         self.run_call(os.mkdir, path, 0o700)
 
     def make_directory(self, name: str, parent: int) -> None:
-        """Make a directory inside another, mode 0700."""
+        """Create a directory inside another, with mode 0700."""
         self.run_call(os.mkdir, name, 0o700, dir_fd=parent)
 
     def remove_directory(self, name: str, parent: int) -> None:

@@ -47,7 +47,7 @@ INTERRUPTED: Final = "interrupted"
 
 
 class MetricKind(StrEnum):
-    """Prometheus' type of a metric."""
+    """The type of a metric in Prometheus."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
@@ -272,12 +272,12 @@ class MetricSample:
 
 
 def build_samples() -> Iterator[MetricSample]:
-    """Return the version of Goatherd."""
+    """Return the metric with the version of Goatherd."""
     yield MetricSample(Metric.BUILD_INFO, 1, (goatherd.__version__,))
 
 
 def identity_samples(document: IdentityDocument) -> Iterator[MetricSample]:
-    """Return the current root, its start and expiration, the phase of its rotation, and the last outcomes."""
+    """Return the metrics of an identity: current root, start and expiration, rotation phase, and last outcomes."""
     record = document.rotation
     phase = Phase.STEADY if record is None else Phase(record.phase)
     entered = document.last_updated if record is None else record.phase_at
@@ -297,9 +297,9 @@ def identity_samples(document: IdentityDocument) -> Iterator[MetricSample]:
 
 
 def signing_since_ms(document: IdentityDocument) -> int | None:
-    """Return when the current root came to sign, in milliseconds since 1970, or the earliest time that is remembered.
+    """Return since when the current root signs, in milliseconds since 1970; if unknown, the earliest recorded time.
 
-    A root that signs again after a roll-back or a restore has signed since it first did.
+    If a root signs again after a roll-back or a restore, its first time counts.
     """
     current = document.current.id
     came = [entry.at for entry in document.history if entry.event == ROTATED and entry.to_id == current]
@@ -314,7 +314,7 @@ def signing_since_ms(document: IdentityDocument) -> int | None:
 
 
 def rotation_codes() -> tuple[str, ...]:
-    """Return the codes of all rotation errors; a store's codes are not among them."""
+    """Return the codes of all rotation errors, without those of stores."""
     kinds: list[type[GoatherdError]] = [RotationError, *RotationError.__subclasses__()]
     return tuple(sorted({kind.code for kind in kinds}))
 
@@ -324,7 +324,7 @@ def _last_event(document: IdentityDocument, events: Collection[str]) -> float:
 
 
 def settings_samples(status: SettingsStatus) -> Iterator[MetricSample]:
-    """Return the freshness of a server's identity, and the number of rejected identities."""
+    """Return the metrics of the freshness of a server's identity, and of rejected identities."""
     if status.age is not None:
         yield MetricSample(Metric.SETTINGS_AGE_SECONDS, status.age / timedelta(seconds=1))
     yield MetricSample(Metric.SETTINGS_DEGRADED, status.is_degraded)
@@ -337,7 +337,7 @@ def settings_samples(status: SettingsStatus) -> Iterator[MetricSample]:
 
 
 def call_samples(calls: CallCounts) -> Iterator[MetricSample]:
-    """Return counts and durations of a provider's calls."""
+    """Return the metrics of a provider's calls: counts and durations."""
     for (operation, outcome), count in calls.ended.items():
         yield MetricSample(Metric.PROVIDER_CALLS, count, (calls.provider, operation, outcome))
     for operation, count in calls.retries.items():
@@ -347,11 +347,11 @@ def call_samples(calls: CallCounts) -> Iterator[MetricSample]:
 
 
 class RotationMetrics:
-    """Metrics of a process that rotates: give `record_event` to the `Rotator`, and run it inside `count_run`.
+    """Metrics of a process that rotates: pass `record_event` to the `Rotator`, and run that inside `count_run`.
 
     Attributes:
-        calls: The store's calls; None where they are of no interest.
-        document: The identity as the process last read it; it sets it whenever it does.
+        calls: The call counts of the store; None to export none.
+        document: The identity document as the process last read it; the process sets this attribute.
         next_ms: When the next rotation is planned, in milliseconds since 1970.
     """
 
@@ -381,7 +381,7 @@ class RotationMetrics:
 
     @contextmanager
     def count_run(self, clock: Clock) -> Iterator[None]:
-        """Count what happens inside as one run of a rotation."""
+        """Count the events inside the block as one run of a rotation."""
         self._outcome, self._entered, self._succeeded = None, None, False
         try:
             yield
@@ -427,7 +427,7 @@ class RotationMetrics:
 
 
 def format_samples(samples: Iterable[MetricSample]) -> bytes:
-    """Return the samples in Prometheus' text format 0.0.4 (`TEXT_TYPE`). Takes milliseconds: not for an event loop.
+    """Return the samples in Prometheus' text format 0.0.4 (`TEXT_TYPE`). Takes milliseconds, so not on an event loop.
 
     Raises:
         MissingExtraError: ``prometheus_client`` is not installed.
@@ -441,7 +441,7 @@ def format_samples(samples: Iterable[MetricSample]) -> bytes:
 
 @contextmanager
 def serve_metrics(samples: Callable[[], Iterable[MetricSample]], *, host: str, port: int) -> Iterator[int]:
-    """Answer ``GET /metrics`` with the samples while the block runs, from a thread of its own; yields the port.
+    """Answer ``GET /metrics`` with the samples while the block runs, in a thread of its own; yield the port.
 
     Args:
         samples: Called at each scrape, in that thread.
@@ -450,7 +450,7 @@ def serve_metrics(samples: Callable[[], Iterable[MetricSample]], *, host: str, p
 
     Raises:
         MissingExtraError: ``prometheus_client`` is not installed.
-        OSError: The address cannot be had.
+        OSError: The address cannot be bound.
     """
     registry = _new_registry(samples)
     from prometheus_client import start_http_server
@@ -465,18 +465,18 @@ def serve_metrics(samples: Callable[[], Iterable[MetricSample]], *, host: str, p
 
 
 def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> None:
-    """Write the gauges for node_exporter's textfile collector: another file takes the place of the one before, whole.
+    """Write the gauges to a file for node_exporter's textfile collector; the file is replaced atomically.
 
-    Counters are left out: a process that runs once has counted from nothing, and Prometheus would see no increase.
+    Counters are left out: a process that runs once counts from zero, so Prometheus would see no increase.
 
     Args:
-        path: Must end in ``.prom``, or node_exporter ignores it.
-        samples: What to write.
-        store: Becomes the label ``store``, so that several identities can have their files on one machine.
+        path: Must end in ``.prom``, or node_exporter ignores the file.
+        samples: The samples to write.
+        store: The value of the label ``store``, so that one machine can have files of several identities.
 
     Raises:
         MissingExtraError: ``prometheus_client`` is not installed.
-        OSError: The file cannot be written; the one before is as it was.
+        OSError: The file cannot be written; the previous one is unchanged.
     """
     gauges = [sample for sample in samples if FAMILIES[sample.metric].kind is MetricKind.GAUGE]
     registry = _new_registry(lambda: gauges, {"store": store})
@@ -486,7 +486,7 @@ def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> No
 
 
 def require_library() -> None:
-    """Make sure that metrics can be written, before the work that they are about.
+    """Check that metrics can be written, before the work that they measure.
 
     Raises:
         MissingExtraError: ``prometheus_client`` is not installed.
@@ -542,7 +542,7 @@ def _build_families(samples: Iterable[MetricSample], constant: dict[str, str]) -
 
 
 def _cumulative_buckets(durations: Durations) -> list[tuple[str, float]]:
-    """Return the cumulative counts by upper bound, as Prometheus wants them."""
+    """Return the cumulative counts by upper bound, as Prometheus requires them."""
     counts, running = [], 0
     for bound, count in zip((*map(str, BUCKETS), "+Inf"), durations.counts, strict=True):
         running += count

@@ -61,8 +61,8 @@ class _EntryPoint(NamedTuple):
 def entry_points(group: str) -> list[_EntryPoint]:
     """Return the entry points of a group, as `importlib.metadata` finds them.
 
-    Its import and its reading of every distribution take longer than the rest of a short command, so the files are read
-    here; by `importlib.metadata` where a part of the path is an archive.
+    Importing that module and reading every distribution would take longer than the rest of a short command. So the
+    files are read here, except in archives on the path, for which `importlib.metadata` is used.
     """
     found: list[_EntryPoint] = []
     for place in dict.fromkeys(sys.path):
@@ -87,7 +87,7 @@ def entry_points(group: str) -> list[_EntryPoint]:
 
 
 def _read_section(path: Path, head: str) -> list[tuple[str, str]]:
-    """Return the pairs of one section of an INI file; none where there is no such file or section."""
+    """Return the pairs of one section of an INI file; none if there is no such file or section."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, ValueError):
@@ -116,9 +116,9 @@ class PluginStatus:
 
     Attributes:
         scheme: The URI scheme.
-        distribution: The installed distribution that brings it, such as ``goatherd``.
-        version: That distribution's version.
-        problem: Why it cannot be used, or None.
+        distribution: The installed distribution that contains the plugin, such as ``goatherd``.
+        version: The distribution's version.
+        problem: Why the plugin cannot be used, or None.
     """
 
     scheme: str
@@ -133,7 +133,7 @@ def provider_schemes() -> tuple[str, ...]:
 
 
 def check_providers() -> tuple[PluginStatus, ...]:
-    """Import every registered provider and say which can be used. One broken plugin does not hide the others."""
+    """Import every registered provider and report which can be used. A broken plugin does not affect the others."""
     found = []
     for point in _entry_points(PROVIDERS):
         problem: GoatherdError | None = None
@@ -155,8 +155,8 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
         uri: Such as ``file:///srv/keys/root``. ``{org}`` in it stays in the secret id.
 
     Raises:
-        ConfigurationError: Not a URI, or not one that the plugin takes, or it carries a password, or a placeholder
-            other than ``{org}``.
+        ConfigurationError: The string is not a URI, or the plugin rejects it, or it contains a password or another
+            placeholder than ``{org}``.
         PluginNotFoundError: No plugin has the scheme; the message lists those that exist.
         MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
     """
@@ -184,7 +184,7 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
 
 
 def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProvider, str]:
-    """Return the same from GoatDB's ``cloudConfig``: ``{"provider": "aws", "secretId": "…", "region": "…"}``.
+    """Return provider and secret id of a GoatDB ``cloudConfig``: ``{"provider": "aws", "secretId": "…", "region": "…"}``.
 
     Raises:
         ConfigurationError: The provider is missing or unknown, or an option is not one of its options.
@@ -219,12 +219,12 @@ def credential_variables(name: str) -> tuple[str, ...]:
 
 
 def policy_text(name: str, role: str, secret: str) -> str:
-    """Return the text of the rights that `role` needs for one secret. Needs no SDK.
+    """Return the access policy that grants `role` its permissions for one secret. Needs no SDK.
 
     Args:
         name: The scheme, or GoatDB's name for the provider.
         role: ``server``, ``rotator`` or ``admin``.
-        secret: The address, or what that provider takes for short.
+        secret: The address, or the provider's short form of it.
 
     Raises:
         ConfigurationError: The role is unknown, or no policy can be written for the address.
@@ -244,7 +244,7 @@ def policy_text(name: str, role: str, secret: str) -> str:
 
 
 def _check_placeholders(text: str) -> None:
-    """Reject a misspelt placeholder: taken literally, it would be one secret for all organizations."""
+    """Reject a misspelt placeholder: if taken literally, all organizations would share one secret."""
     strange = _BRACED.search(text.replace("{org}", ""))
     if strange is not None:
         raise ConfigurationError(
@@ -255,7 +255,7 @@ def _check_placeholders(text: str) -> None:
 
 @contextmanager
 def _address_of(scheme: str) -> Iterator[None]:
-    """Make an error of ours of whatever else a plugin raises over an address, such as `ValueError` of a bad host."""
+    """Convert other exceptions that a plugin raises for an address, such as `ValueError`, into Goatherd's errors."""
     try:
         yield
     except GoatherdError:
@@ -270,7 +270,7 @@ def _address_of(scheme: str) -> Iterator[None]:
 
 
 def _entry_points(group: str) -> list[_EntryPoint]:
-    """Return the group's entry points, sorted, each once though its distribution be found twice on the path."""
+    """Return the group's entry points, sorted and without duplicates if a distribution is found twice on the path."""
     unique = {(point.name, _distribution_name(point), point.value): point for point in entry_points(group=group)}
     return [unique[key] for key in sorted(unique)]
 

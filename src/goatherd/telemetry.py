@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Event(StrEnum):
-    """Log events."""
+    """The names of all log events."""
 
     SETTINGS_LOADED = "settings.loaded"
     """The server loaded an identity at its start."""
@@ -178,7 +178,8 @@ class Event(StrEnum):
 
 
 class Metric(StrEnum):
-    """Metrics; `goatherd.metrics` says of each what it is, and docs/reference/metrics.md is generated from there."""
+    """The names of all metrics. docs/reference/metrics.md is generated from their descriptions in `goatherd.metrics`.
+    """
 
     BUILD_INFO = "goatherd_build_info"
 
@@ -229,7 +230,7 @@ class Metric(StrEnum):
 
 
 def event_text(event: Event, **fields: object) -> str:
-    """Return one log line: the event, then ``name=value`` in the order given; texts with spaces are quoted."""
+    """Return one log line: the event, then ``name=value`` in the given order; values with spaces are quoted."""
     parts = [event.value]
     for name, value in fields.items():
         text = str(value)
@@ -258,9 +259,9 @@ _KEY_MATERIAL = re.compile(r"(?![0-9a-f]{64}(?![A-Za-z0-9_+=-]))[A-Za-z0-9_+=-]{
 
 
 def hide_key_material(text: str) -> str:
-    """Return `text` with everything hidden that is long enough to be a key or a signature.
+    """Replace every part of `text` that is long enough to be a key or a signature by ``<hidden>``.
 
-    SECURITY: the last line of defence for texts that are not ours (tests/unit/cli/test_no_keys_in_output.py,
+    SECURITY: the last line of defence for strings from outside (tests/unit/cli/test_no_keys_in_output.py,
     tests/unit/audit/test_trail.py).
     """
     return _KEY_MATERIAL.sub("<hidden>", text)

@@ -81,7 +81,7 @@ class _Revocation(Protocol):
 
 
 class TrustSource(Protocol):
-    """What the pool reads of an identity document (`goatherd.identity.document.IdentityDocument`)."""
+    """The members of an identity document that the pool reads (`goatherd.identity.document.IdentityDocument`)."""
 
     @property
     def current(self) -> OwnedSession: ...
@@ -102,7 +102,7 @@ class _Introduction:
 
 @dataclass(slots=True)
 class _SessionCommitCheck:
-    """One session commit still to be verified, against the root that claims to have written it."""
+    """One session commit still to be verified with the key of the root that the commit names as its signer."""
 
     session_id: str
     commit: Commit
@@ -120,10 +120,10 @@ class _SessionCommitCheck:
 
 
 class Verification:
-    """Verify commits in a thread.
+    """A batch of commits to verify in a thread.
 
-    `TrustPool.prepare_verification` makes it, `run` verifies, `TrustPool.conclude_verification` takes the results into
-    the pool. `run` can be called in any thread while the pool is in use: it reads only its own snapshot.
+    `TrustPool.prepare_verification` creates it, `run` verifies, and `TrustPool.conclude_verification` stores the
+    results in the pool. `run` can be called in any thread while the pool is in use: it reads only its own snapshot.
     """
 
     __slots__ = ("_commits", "_jobs", "_signers", "verdicts")
@@ -143,10 +143,10 @@ class Verification:
         self.verdicts = []
 
     def run(self, executor: Executor | None = None) -> None:
-        """Judge every commit. OpenSSL releases the GIL, so an executor's threads work side by side.
+        """Verify every commit. OpenSSL releases the GIL, so the executor's threads run in parallel.
 
         Args:
-            executor: Spreads the work. Not the one whose thread this call already occupies.
+            executor: Threads for the signatures; not the executor whose thread runs this call.
         """
         map_in_threads(_SessionCommitCheck.verify, self._jobs, executor)
         found: dict[str, Session] = {}
@@ -175,10 +175,10 @@ class TrustPool:
     """The sessions that a node trusts, and the roots among them.
 
     Args:
-        org: The organization's id; commits carry it in what is signed.
+        org: The organization's id; signatures of commits cover it.
         current: The session that signs; for a server, its current root.
         roots: The document's roots.
-        trusted: Sessions to take unchecked (``trustedSessions`` of a GoatDB ``settings.json``).
+        trusted: Sessions to trust without a check (``trustedSessions`` of a GoatDB ``settings.json``).
         revoked: Ids of revoked sessions.
     """
 
@@ -220,7 +220,7 @@ class TrustPool:
 
     @property
     def roots(self) -> tuple[Session, ...]:
-        """Every root that counts: the document's, then the learnt ones. No revoked one."""
+        """Every trusted root: the document's, then those learned from commits. Revoked ones are left out."""
         learnt = [self._learnt[id_] for id_ in self._learnt_roots if id_ in self._learnt and id_ not in self._document]
         roots = [one for one in (*self._document.values(), *learnt) if one.is_root]
         return tuple([root for root in roots if root.id not in self._revoked])
@@ -242,24 +242,24 @@ class TrustPool:
 
     @property
     def known_count(self) -> int:
-        """How many sessions are trusted now; those still to be verified are not among them."""
+        """Number of sessions that are trusted now; those still to be verified do not count."""
         return len(self._learnt) + sum(id_ not in self._learnt for id_ in self._document)
 
     def knows_session(self, session_id: str) -> bool:
-        """Whether a session is trusted or was revoked, as far as has been verified."""
+        """Return whether a session is known to be trusted or revoked; verifies nothing."""
         return any(session_id in each for each in (self._document, self._learnt, self._revoked))
 
     @property
     def pending_count(self) -> int:
-        """How many session ids have a commit that has not been verified yet."""
+        """Number of session ids with a commit that has not been verified yet."""
         return len(self._pending)
 
     def get_session(self, session_id: str) -> Session:
-        """Return a trusted session, verifying its commit now if that has not happened yet.
+        """Return a trusted session; verify its commit if that has not happened yet.
 
         Raises:
-            RevokedSessionError: It has been revoked.
-            UnknownSignerError: It is not known, or no trusted root has introduced it.
+            RevokedSessionError: The session has been revoked.
+            UnknownSignerError: The session is unknown, or no trusted root has introduced it.
         """
         session = self._find_session(session_id)
         if session is None and session_id in self._pending:
@@ -274,7 +274,7 @@ class TrustPool:
     def public_roots(self, now_ms: int) -> list[Session]:
         """Return the roots for a new client: trusted, not expired, the current root first, public halves only.
 
-        SECURITY: a `Session` has no private key to give away (tests/unit/test_upstream_traps.py).
+        SECURITY: a `Session` holds no private key (tests/unit/test_upstream_traps.py).
         """
         alive = [root for root in self.roots if not root.is_expired(now_ms)]
         return sorted(alive, key=lambda root: root.id != self._current.id)
@@ -295,7 +295,7 @@ class TrustPool:
         A root with a known id is updated; a root that is missing is no longer a root of the document.
 
         Raises:
-            RevokedSessionError: The current session is among the revoked. Nothing has changed.
+            RevokedSessionError: The current session is among the revoked ones. Nothing was changed.
         """
         revoked_ids = frozenset(revoked)
         if current.id in revoked_ids:
@@ -322,9 +322,9 @@ class TrustPool:
     # --- learning from /sys/sessions -------------------------------------------------------------------------------
 
     def offer_session_commits(self, commits: Iterable[Commit]) -> None:
-        """Index session commits that we hold (from our own log), in log order. Roots are settled now, the rest later.
+        """Index session commits of this server's own log, in log order. Roots are verified now, other sessions later.
 
-        Nothing is trusted by this call that no trusted root has signed.
+        A session is trusted only if a trusted root has signed its commit.
         """
         for commit in commits:
             if commit.namespace != SESSIONS_NAMESPACE:
@@ -336,7 +336,7 @@ class TrustPool:
         self._settle_roots()
 
     def add_session_commit(self, commit: Commit) -> bool:
-        """Learn a session from a commit that has just arrived, if a trusted root signed it.
+        """Learn a session from a commit that has just arrived, if a trusted root signed the commit.
 
         Returns:
             Whether a trusted root signed the commit. If not, nothing changes.
@@ -365,8 +365,8 @@ class TrustPool:
         """Return a trusted root.
 
         Raises:
-            RevokedSessionError: It has been revoked.
-            UntrustedRootError: It is not a root that counts here.
+            RevokedSessionError: The root has been revoked.
+            UntrustedRootError: The session is not a trusted root.
         """
         session = self._find_session(session_id)
         if session is None or not session.is_root:
@@ -376,10 +376,10 @@ class TrustPool:
     # --- verifying ---------------------------------------------------------------------------------------------------
 
     def verify_commit(self, commit: Commit) -> None:
-        """Check one commit that is not ours yet.
+        """Verify one commit that is not in this server's log yet.
 
         Raises:
-            VerificationError: One of the named reasons of the module.
+            VerificationError: One of the subclasses that the module lists.
         """
         (verdict,) = self.verify_commits([commit])
         if verdict is not None:
@@ -391,26 +391,26 @@ class TrustPool:
         """Check many commits at once; one verdict per commit, None for a good one. Never raises for a bad commit.
 
         Args:
-            commits: What to check.
+            commits: The commits to check.
             executor: See `Verification.run`.
-            held: They are from our own log, so a revoked root's count as well.
+            held: Whether the commits are from this server's own log, where a revoked root's commits count as well.
         """
         verification = self.prepare_verification(commits, held=held)
         verification.run(executor)
         return self.conclude_verification(verification)
 
     def get_author(self, commit: Commit) -> Session:
-        """Return who wrote a commit that has been verified: a trusted session, or a revoked root that is frozen.
+        """Return the author of a verified commit: a trusted session, or a revoked root whose commit is frozen.
 
         Raises:
-            RevokedSessionError, UnknownSignerError: As `session`.
+            RevokedSessionError, UnknownSignerError: As `get_session`.
         """
         if commit.session in self._revoked and self._is_frozen(commit):
             return self._vouchers[commit.session]
         return self.get_session(commit.session)
 
     def prepare_verification(self, commits: Sequence[Commit], *, held: bool = False) -> Verification:
-        """Take a snapshot of what is needed to judge `commits`; cheap, no cryptography but digests."""
+        """Take a snapshot of the data that verifying `commits` needs. Fast: only digests are computed."""
         signers: list[Session | VerificationError | None] = []
         jobs: dict[str, list[_SessionCommitCheck]] = {}
         for commit in commits:
@@ -428,7 +428,7 @@ class TrustPool:
         return Verification(commits, signers, list(chain.from_iterable(jobs.values())))
 
     def conclude_verification(self, verification: Verification) -> list[VerificationError | None]:
-        """Take over what a run has found out about session commits, and return its verdicts."""
+        """Store a run's results for session commits in the pool, and return its verdicts."""
         settled = False
         for job in verification._jobs:
             if job.outcome is None:
@@ -449,16 +449,17 @@ class TrustPool:
         return verification.verdicts
 
     def verify_request(self, header: str | SignatureEnvelope, now_ms: int, *, unused: Session | None = None) -> Session:
-        """Check an ``x-goat-sig`` header against the clock, each time anew, and return who asks.
+        """Verify an ``x-goat-sig`` header, without a cache, and return the session that signed it.
 
         Args:
             header: The header.
-            now_ms: The clock.
-            unused: The session that it names, if this server has created it and no commit introduces it yet.
+            now_ms: The current time in milliseconds since 1970.
+            unused: The session that the header names, if this server has created it and no commit introduces it yet.
 
         Raises:
-            InvalidSignatureError: Malformed, not a request signature (a login token, say), or forged.
-            UnknownSignerError, RevokedSessionError, ExpiredSessionError, ClockSkewError: As they say.
+            InvalidSignatureError: The header is malformed, forged, or no request signature (such as a login token).
+            UnknownSignerError, RevokedSessionError, ExpiredSessionError: The session is unknown, revoked or expired.
+            ClockSkewError: The signature's timestamp differs too much from `now_ms`.
         """
         envelope = parse_signature(header) if isinstance(header, str) else header
         session = self.get_session(envelope.session_id) if unused is None else unused
@@ -473,7 +474,7 @@ class TrustPool:
         return session
 
     def prepare_pending(self, limit: int) -> Verification:
-        """Return up to `limit` session ids' worth of background work, to be run in a thread and concluded here."""
+        """Return the verification of up to `limit` pending sessions, to run in a thread and then conclude."""
         taken: list[list[_SessionCommitCheck]] = []
         while self._queue and len(taken) < limit:
             session_id, _ = self._queue.popitem()
@@ -484,13 +485,13 @@ class TrustPool:
         return Verification((), (), list(chain.from_iterable(taken)))
 
     def requeue(self, verification: Verification) -> None:
-        """Put what `prepare_pending` returned back, behind everything else, when it could not be run."""
+        """Put the sessions of a verification that could not run back at the end of the queue."""
         again = {job.session_id: None for job in verification._jobs if job.session_id in self._pending}
         self._queue = {**again, **self._queue}
 
     @property
     def queued_count(self) -> int:
-        """Number of session ids for `prepare_pending`; not those without an introduction by a trusted root."""
+        """Number of session ids for `prepare_pending`; those without an introduction by a trusted root do not count."""
         return len(self._queue)
 
     def verify_pending(self, limit: int) -> int:
@@ -512,7 +513,7 @@ class TrustPool:
         return frozen is not None and commit.session in self._vouchers and commit_digest(commit) in frozen.digests
 
     def _find_introducer(self, commit: Commit) -> Session | None:
-        """Return the root that may have signed a session commit that we hold, or None."""
+        """Return the root that may have signed a session commit of this server's log, or None."""
         signer = commit.session
         if signer in self._revoked:
             return None if claims_root(commit) or signer in self._settled else self._vouchers.get(signer)
@@ -576,10 +577,10 @@ class TrustPool:
         self._waiting.clear()
 
     def _find_ungrounded(self) -> set[str]:
-        """Return the learnt roots to which no chain of unrevoked introductions leads from a root that was given.
+        """Return the learned roots to which no chain of unrevoked introductions leads from a configured root.
 
-        SECURITY: the search starts from the given roots: two roots of an attacker that introduce each other must not
-            count (tests/unit/test_trust.py).
+        SECURITY: the search starts from the configured roots, so that two roots of an attacker that introduce each
+        other do not count (tests/unit/test_trust.py).
         """
         introduced: dict[str, list[str]] = {}
         learnt = set()
@@ -598,7 +599,7 @@ class TrustPool:
         return learnt - grounded
 
     def _reassess_introductions(self) -> None:
-        """Decide anew, without cryptography, what accepted session commits are worth after a change of revocations."""
+        """After a change of revocations, decide again which accepted session commits count; verifies no signature."""
         tainted = self._revoked | self._find_ungrounded()
         counting = self._revoked - self._settled
         for session_id, introductions in list(self._accepted.items()):
@@ -632,7 +633,7 @@ class TrustPool:
 
 
 def map_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
-    """Call `function` for all items, in the executor's threads where there is one; return the results in order."""
+    """Call `function` for all items, in the executor's threads if one is given; return the results in order."""
     if executor is None or len(items) <= _CHUNK:
         return [function(item) for item in items]
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]

@@ -35,7 +35,7 @@ _log = logging.getLogger("goatherd.settings")
 
 
 class Origin(StrEnum):
-    """What kind of source the identity in use is from."""
+    """The kinds of sources of the identity in use."""
 
     STORE = "store"
     FILE = "file"
@@ -49,14 +49,14 @@ class DBSettings:
 
     Attributes:
         current: The current root, with its private key.
-        roots: The document's roots, public halves.
+        roots: The public halves of the document's roots.
         trusted: User sessions that the source holds; always empty for a store.
         document: The identity document.
-        loaded_at_ms: When it was adopted, in milliseconds since 1970.
-        source: Where it came from; human-readable.
-        notes: Changes made while reading it, and warnings; human-readable.
-        confirmed_at_ms: When the store last confirmed it, in milliseconds since 1970, where it is from a last known
-            good copy; else None.
+        loaded_at_ms: When the identity was adopted, in milliseconds since 1970.
+        source: Human-readable description of the source.
+        notes: Human-readable warnings, and changes made while the source was read.
+        confirmed_at_ms: If the identity is from a last known good copy: when the store last confirmed it, in
+            milliseconds since 1970. Otherwise None.
     """
 
     current: OwnedSession
@@ -75,10 +75,10 @@ class Refusal:
 
     Attributes:
         code: The error's stable code.
-        message: Without key material.
+        message: The error's message, without key material.
         hint: What to do next.
-        at_ms: When, in milliseconds since 1970.
-        version: The store's version id, where it was read.
+        at_ms: When the identity was rejected, in milliseconds since 1970.
+        version: The store's version id, if it was read.
     """
 
     code: str
@@ -90,22 +90,22 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsStatus:
-    """How fresh the identity in use is.
+    """The freshness of the identity in use.
 
     Attributes:
-        source: Where it comes from; human-readable.
-        generation: Of the identity in use; None before the first load.
+        source: Human-readable description of the source.
+        generation: Generation of the identity in use; None before the first load.
         version: The store's id of the version in use.
         last_success_ms: When the source last gave a usable answer, in milliseconds since 1970.
-        age: Time since then.
+        age: Time since `last_success_ms`.
         failures: Number of refreshes in a row that failed or were rejected.
         last_refusal: The last failure or rejection; kept after a recovery.
-        origin: What kind of source the identity in use is from.
+        origin: The kind of source of the identity in use.
         is_backing_off: Whether the source is read at growing intervals, because it fails.
         is_watching: Whether the source currently reports changes.
         view_interval: Maximum time between two reads of a source that answers; None if it is not read regularly.
         refused: Number of reads since the start whose identity was rejected, by error code.
-        calls: The calls of the store, where there is one; shared by all who use the same provider.
+        calls: Counts of calls of the store, if there is one; shared by all users of the same provider.
         has_seen_signed: Whether a signed identity was ever adopted, so that an unsigned one is rejected.
     """
 
@@ -135,12 +135,12 @@ Subscriber = Callable[[DBSettings], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Introductions:
-    """Commits of ``/sys/sessions`` that introduce roots, as one place gave them: unverified.
+    """Unverified commits of ``/sys/sessions`` that introduce roots, from one server or file.
 
     Attributes:
-        place: Where they are from: a URL or a description.
+        place: Where the commits are from: a URL or a description.
         commits: The commits; none introduces a user's session.
-        problem: Why reading them failed, or None.
+        problem: Why reading the commits failed, or None.
     """
 
     place: str
@@ -153,7 +153,7 @@ IntroductionSource = Callable[[IdentityDocument], AsyncIterator[Introductions]]
 
 
 class SettingsProvider(Protocol):
-    """Gives a server its settings. An async context manager; `load` before anything else."""
+    """Gives a server its settings. Enter it as an async context manager, then call `load` before anything else."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -163,16 +163,16 @@ class SettingsProvider(Protocol):
 
     @property
     def settings(self) -> DBSettings:
-        """What is in use. Raises `SettingsError` before the first `load`."""
+        """The settings in use. Raises `SettingsError` before the first `load`."""
         ...
 
     @property
     def status(self) -> SettingsStatus:
-        """How fresh that is."""
+        """The freshness of the settings in use."""
         ...
 
     async def load(self) -> DBSettings:
-        """Read the settings for the first time and return them; later, `refresh` and return what is in use."""
+        """Read the settings for the first time and return them; later, `refresh` and return the settings in use."""
         ...
 
     async def refresh(self) -> bool:
@@ -186,7 +186,7 @@ class SettingsProvider(Protocol):
         ...
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Have `callback` called with every new settings; return what ends that."""
+        """Call `callback` with every new settings; return a function that ends the subscription."""
         ...
 
     def for_org(self, org: str) -> SettingsProvider:
@@ -202,10 +202,10 @@ class SettingsSource(ABC):
     """Base class of both sources: the identity in use, its subscribers, one refresh at a time, a record of failures.
 
     Attributes:
-        origin: What kind of source this is.
-        introductions: Where to look for the way to an identity over roots that have left it; None: nowhere. Set by the
-            server that these are the settings of.
-        recalled: The roots that this server has used before its start, as it remembers them. Some may have left the
+        origin: The kind of this source.
+        introductions: Returns introductions of roots, to verify an identity if roots have left it; None if there are
+            none to ask. Set by the server that uses these settings.
+        recalled: The roots that this server used before its last start, as it has recorded them. Some may have left the
             identity since.
     """
 
@@ -246,15 +246,15 @@ class SettingsSource(ABC):
 
     @abstractmethod
     async def _open_source(self) -> None:
-        """Open what is owned."""
+        """Open the resources of the source."""
 
     @abstractmethod
     async def _close_source(self) -> None:
-        """Close it."""
+        """Close the resources of the source."""
 
     @property
     def settings(self) -> DBSettings:
-        """What is in use.
+        """The settings in use.
 
         Raises:
             SettingsError: Nothing has been loaded yet.
@@ -265,7 +265,7 @@ class SettingsSource(ABC):
 
     @property
     def status(self) -> SettingsStatus:
-        """How fresh that is."""
+        """The freshness of the settings in use."""
         age = None
         if self._last_success_ms is not None:
             age = timedelta(milliseconds=max(0, self._clock.now_ms() - self._last_success_ms))
@@ -286,18 +286,18 @@ class SettingsSource(ABC):
         return self._settings is not None and self._settings.confirmed_at_ms is not None
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Have `callback` called, on the event loop, with every new settings; return what ends that."""
+        """Call `callback`, on the event loop, with every new settings; return a function that ends the subscription."""
         token = object()
         self._subscribers[token] = callback
         return lambda: self._subscribers.pop(token, None) and None
 
     async def load(self) -> DBSettings:
-        """Read the settings for the first time; later, `refresh` and return what is in use.
+        """Read the settings for the first time; in later calls, `refresh` and return the settings in use.
 
         Raises:
             SettingsError: The file is missing or cannot be read.
-            ProviderError: The store cannot be read; there is no such secret, for one.
-            IdentityError: The identity was rejected. No new identity is ever created instead.
+            ProviderError: The store cannot be read, or has no such secret.
+            IdentityError: The identity was rejected. No new identity is created instead.
         """
         if self._settings is not None:
             await self.refresh()
@@ -319,7 +319,8 @@ class SettingsSource(ABC):
         Calls during a refresh share the next one, because the one in progress may have started before the change.
 
         Returns:
-            Whether the identity in use has changed. A failure or a rejection is False; `status` has the reason.
+            Whether the identity in use has changed. After a failure or a rejection it is False, and `status` has the
+            reason.
 
         Raises:
             SettingsError: Nothing has been loaded yet.
@@ -327,7 +328,7 @@ class SettingsSource(ABC):
         return await self._share_refresh(is_told=True)
 
     async def _share_refresh(self, *, is_told: bool) -> bool:
-        """Refresh now, or join a refresh that has not started; `is_told`: a caller waits, it is no poll."""
+        """Refresh now, or join a refresh that has not started. `is_told`: a caller waits; otherwise it is a poll."""
         _ = self.settings
         if self._queued is not None and not self._queued.done():
             task = self._queued
@@ -357,11 +358,11 @@ class SettingsSource(ABC):
 
     @abstractmethod
     async def _read_first(self) -> DBSettings:
-        """Return the settings, or raise."""
+        """Read the source for the first time."""
 
     @abstractmethod
     async def _read_again(self, *, is_told: bool) -> DBSettings | None:
-        """Return new settings, or None where nothing has changed, or raise to refuse."""
+        """Return new settings, or None if nothing has changed; raise an error to reject the identity."""
 
     def _apply_settings(self, settings: DBSettings, event: Event) -> None:
         self._settings = settings
@@ -419,7 +420,7 @@ class SettingsSource(ABC):
 
 
 def identity_codes() -> tuple[str, ...]:
-    """Return the code of every reason for which an identity can be refused."""
+    """Return the codes of all errors with which an identity can be rejected."""
     kinds: list[type[GoatherdError]] = [IdentityError]
     for kind in kinds:
         kinds += kind.__subclasses__()

@@ -32,12 +32,12 @@ SETTINGS_NAME: Final = "settings.json"
 class FileSettings(SettingsSource):
     """Settings from GoatDB's own ``settings.json``, user sessions included. For one server on one machine.
 
-    The file is replaced in one step, mode 0600. User sessions that become known are written together, a moment later
-    and at the latest on leaving, so that ten thousand of them are not ten thousand files.
+    The file is replaced atomically, with mode 0600. New user sessions are written together, after a short delay and at
+    the latest on leaving, so that ten thousand sessions do not cause ten thousand writes.
 
     Args:
-        path: The file, or the directory that holds ``settings.json``; ``{org}`` in it is replaced by `for_org`, and a
-            directory without it is taken for a server's, with one subdirectory for each organization.
+        path: The file, or the directory that holds ``settings.json``. `for_org` replaces ``{org}`` in it; a directory
+            without ``{org}`` is taken for a server's data directory, with one subdirectory for each organization.
         write_delay: How long to wait for more sessions before writing.
         clock: Supplies the current time.
     """
@@ -59,11 +59,11 @@ class FileSettings(SettingsSource):
 
     @classmethod
     async def create(cls, path: Path | str, document: IdentityDocument, *, clock: Clock | None = None) -> FileSettings:
-        """Write a first ``settings.json``. The only way in which this class makes one.
+        """Write a new ``settings.json``. No other method creates the file.
 
         Raises:
-            IdentityExistsError: The file is there already; it was not touched.
-            SettingsError: It cannot be written.
+            IdentityExistsError: The file exists already and was not changed.
+            SettingsError: The file cannot be written.
         """
         created = cls(path, clock=clock)
         await asyncio.to_thread(create_file, created.path, _file_text(document, ()))
@@ -73,7 +73,7 @@ class FileSettings(SettingsSource):
         """Return the settings of one organization.
 
         Raises:
-            ConfigurationError: The organization's id cannot stand in a path.
+            ConfigurationError: The organization's id cannot be part of a path.
         """
         text = str(self._given)
         if ORG_FIELD not in text:
@@ -84,7 +84,7 @@ class FileSettings(SettingsSource):
 
     @property
     def settings(self) -> DBSettings:
-        """What is in use, the sessions that became known included.
+        """The settings in use, including sessions that became known since they were read.
 
         Raises:
             SettingsError: Nothing has been loaded yet.
@@ -143,18 +143,18 @@ class FileSettings(SettingsSource):
     async def update(
         self, *, document: IdentityDocument | None = None, trusted_sessions: Iterable[Session] = ()
     ) -> bool:
-        """Write a changed server identity at once, and sessions that became known a moment later.
+        """Write a changed server identity at once, and new sessions a moment later.
 
         Args:
             document: The identity; None, or the one in use, changes nothing.
-            trusted_sessions: Sessions to add, or to replace by id. Roots among them are left out: they belong in the
+            trusted_sessions: Sessions to add, or to replace by id. Roots among them are ignored: they belong in the
                 document.
 
         Returns:
             Whether the identity was written.
 
         Raises:
-            GenerationError, SuccessionError: It does not follow from the one in use.
+            GenerationError, SuccessionError: The identity is not a valid successor of the one in use.
             SettingsError: The file cannot be written.
         """
         in_use = super().settings.document
@@ -180,7 +180,7 @@ class FileSettings(SettingsSource):
         return True
 
     async def flush(self) -> None:
-        """Write now what waits to be written.
+        """Write pending changes now.
 
         Raises:
             SettingsError: The file cannot be written.
@@ -216,6 +216,6 @@ class FileSettings(SettingsSource):
 
 
 def _file_text(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
-    """Write GoatDB's form, or the whole document where that form would lose something."""
+    """Encode the settings in GoatDB's form; add the whole document if that form would lose something."""
     has_more = document.generation > 1 or document.extra or document.endorsements or document.revoked
     return to_settings_keeping(document, trusted) if has_more or document.history else to_settings(document, trusted)

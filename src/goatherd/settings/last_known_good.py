@@ -50,7 +50,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySource:
-    """Where the operator keeps the key that the copy is sealed with.
+    """Where the operator keeps the key that seals the copy.
 
     Attributes:
         kind: ``file``, ``env`` or ``credential``.
@@ -62,11 +62,11 @@ class KeySource:
 
     @classmethod
     def from_text(cls, text: str) -> KeySource:
-        """Read ``file:/run/keys/seal``, ``env:GOATHERD_SEAL_KEY`` or ``credential:seal``.
+        """Parse ``file:/run/keys/seal``, ``env:GOATHERD_SEAL_KEY`` or ``credential:seal``.
 
         Raises:
-            ConfigurationError: It is none of these. SECURITY: not quoted, since a user may have put the key itself
-                there (tests/unit/settings/test_last_known_good.py).
+            ConfigurationError: The string has another form. SECURITY: it is not quoted, since a user may have given the
+                key itself (tests/unit/settings/test_last_known_good.py).
         """
         kind, _, name = text.partition(":")
         is_fine = (kind == "file" and Path(name).is_absolute()) or (
@@ -86,7 +86,7 @@ class KeySource:
         """Return the key.
 
         Raises:
-            ConfigurationError: It is not there, others may read it, or it is no key.
+            ConfigurationError: The key is missing, readable by others, or malformed.
         """
         if self.kind == "env":
             text = environ.get(self.name, "")
@@ -143,7 +143,7 @@ def _from_base64(text: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
-    """What the file says in the clear. It is under the seal as well, so a change shows."""
+    """The unencrypted part of the file. The seal covers it as well, so a change is detected."""
 
     secret: str
     generation: int
@@ -155,11 +155,11 @@ class _Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """What a copy held.
+    """The content of a copy.
 
     Attributes:
-        document: The identity.
-        confirmed_ms: When the store last confirmed it, in milliseconds since 1970.
+        document: The identity document.
+        confirmed_ms: When the store last confirmed the identity, in milliseconds since 1970.
     """
 
     document: IdentityDocument
@@ -167,13 +167,13 @@ class Opened:
 
 
 class LastKnownGood:
-    """A sealed copy of one identity, or of one for each organization. Blocks on the disk.
+    """A sealed copy of one identity, or of one for each organization. Calls block while they read or write the disk.
 
     Args:
         path: The file; ``{org}`` in it is replaced by `for_org`.
-        key: Where the key is.
-        max_age: How long after the store's last word the copy may be used.
-        store: Which store it is a copy from, such as the URI: a copy from another one does not open.
+        key: Where the operator keeps the key.
+        max_age: How long the copy may be used after the store last confirmed it.
+        store: Identifies the store, such as its URI: a copy from another store is rejected.
     """
 
     def __init__(self, path: Path | str, key: KeySource, *, max_age: timedelta = MAX_AGE, store: str = "") -> None:
@@ -190,16 +190,17 @@ class LastKnownGood:
         """Return the copy of one organization's identity.
 
         Raises:
-            ConfigurationError: The organization's id cannot stand in a path.
+            ConfigurationError: The organization's id cannot be part of a path.
         """
         path = secret_id_for(str(self.path), org)
         return LastKnownGood(path, self._source, max_age=self.max_age, store=self._store)
 
     def check_usable(self) -> None:
-        """Get the key, so that what is wrong with it shows at every start and not in the outage.
+        """Read the key, so that a problem with it is reported at every start and not only when the store fails.
 
         Raises:
-            ConfigurationError: There is no usable key, or it is in the copy's directory, or an organization is missing.
+            ConfigurationError: There is no usable key, the key is in the copy's directory, or an organization is
+                missing.
         """
         if ORG_FIELD in str(self.path):
             raise ConfigurationError(f"{self.path} still holds {ORG_FIELD}: name an organization")
@@ -211,7 +212,7 @@ class LastKnownGood:
         self._key = self._source.read(os.environ)
 
     def is_due(self, document: IdentityDocument, confirmed_ms: int) -> bool:
-        """Whether the copy should be written, because the identity is another one or the store's word has aged."""
+        """Return whether to write the copy, because the identity has changed or the last confirmation is too old."""
         if self._written is None:
             return True
         raw, stamped_ms = self._written
@@ -220,15 +221,15 @@ class LastKnownGood:
         return not timedelta(0) <= age < self.max_age / STAMPS or raw != encode_document(document)
 
     def save_copy(self, secret: str, document: IdentityDocument, confirmed_ms: int) -> None:
-        """Replace the copy, in one step, mode 0600.
+        """Replace the copy atomically, with mode 0600.
 
         Args:
             secret: The secret's name.
-            document: The identity.
-            confirmed_ms: When the store confirmed it, in milliseconds since 1970.
+            document: The identity document.
+            confirmed_ms: When the store confirmed the identity, in milliseconds since 1970.
 
         Raises:
-            SettingsError: It cannot be written; the one before is as it was.
+            SettingsError: The copy cannot be written; the previous one is unchanged.
         """
         raw = encode_document(document)
         head = _Head(secret=secret, generation=document.generation, confirmed_ms=confirmed_ms)
@@ -237,14 +238,14 @@ class LastKnownGood:
         self._written = (raw, confirmed_ms)
 
     def open_copy(self, secret: str, now_ms: int) -> Opened | None:
-        """Return the identity, or None where there is no copy.
+        """Return the content of the copy, or None if there is none.
 
         Args:
             secret: The secret's name.
             now_ms: Milliseconds since 1970.
 
         Raises:
-            LastKnownGoodError: There is one that must not be used; the message says why.
+            LastKnownGoodError: The copy must not be used; the message says why.
         """
         found = self._read_parts()
         if found is None:

@@ -36,10 +36,10 @@ class Breaker:
     """A circuit breaker: closed while the store answers, open after a failure until the next probe.
 
     Args:
-        first: The longest first pause.
-        cap: The longest pause.
+        first: Maximum of the first pause.
+        cap: Maximum of every pause.
         gap: Minimum time between two calls while open.
-        roll: Returns a number from 0 to 1.
+        roll: Returns a random number from 0 to 1.
     """
 
     def __init__(self, *, first: timedelta, cap: timedelta, gap: timedelta, roll: Callable[[], float]) -> None:
@@ -61,11 +61,11 @@ class Breaker:
         return self._error is not None
 
     def admits_call(self, now: float) -> bool:
-        """Whether the store may be called at `now` (seconds on a monotonic clock)."""
+        """Return whether the store may be called at `now` (seconds on a monotonic clock)."""
         return self._error is None or now >= self._due_at or now - self._asked_at >= self._gap
 
     def time_to_probe(self, now: float) -> timedelta:
-        """Return how long until the next probe; nothing while closed. After that, `admits_call` is true."""
+        """Return how long until the next probe; zero while closed. After that time, `admits_call` is true."""
         if not self.is_open:
             return timedelta(0)
         # Up to the next microsecond: rounded down to nothing, it would have its caller ask again and again in vain.
@@ -76,16 +76,16 @@ class Breaker:
         self._asked_at = now
 
     def record_success(self) -> None:
-        """Close: the store has answered with a value."""
+        """Close the breaker: the store has answered with a value."""
         self._failures, self._error = 0, None
 
     def record_failure(self, now: float, error: ProviderError) -> None:
-        """Open, or stay open for longer.
+        """Open the breaker, or keep it open for longer.
 
         Args:
-            now: When the call had ended.
-            error: What came of it. Where the store said how long to wait, no probe comes earlier, and not all of them
-                at that moment.
+            now: When the call ended.
+            error: The call's error. If the store said how long to wait, the next probe comes after that time plus a
+                random delay.
         """
         longest = min(self._cap, self._first * 2.0 ** min(self._failures, 30))
         pause = longest * self._roll()
@@ -111,14 +111,14 @@ def new_breaker(interval: timedelta) -> Breaker:
 
 
 class StoreRefresher:
-    """Read one secret of one store, at the right times.
+    """Read one secret of a store, at intervals and after notifications.
 
     Args:
         provider: The store.
         secret_id: The secret.
-        interval: Between two polls.
-        jitter: By which part of the interval a wait may be shorter or longer, from 0 to 1.
-        breaker: The one for this secret.
+        interval: Time between two polls.
+        jitter: By which part of the interval a pause may be shorter or longer, from 0 to 1.
+        breaker: The circuit breaker of this secret.
         clock: Supplies the current time.
     """
 
@@ -153,17 +153,17 @@ class StoreRefresher:
         return self._interval * (1 + self._jitter) * (SAFETY_FACTOR if self.is_watching else 1)
 
     def admits_call(self) -> bool:
-        """Whether a call would reach the store now."""
+        """Return whether the breaker would let a call through to the store now."""
         return self._breaker.admits_call(self._clock.monotonic())
 
     async def read_store(self, *, is_told: bool) -> SecretValue:
-        """Read the secret's current version, or raise the last error again while it is too early for another call.
+        """Read the secret's current version. If it is too early for another call, raise the last error again.
 
         Args:
             is_told: Whether a caller waits for the answer; otherwise the call is a poll, and another one follows.
 
         Raises:
-            ProviderError: From the store, now or before.
+            ProviderError: The store failed, now or at the last call.
         """
         breaker = self._breaker
         now = self._clock.monotonic()
@@ -188,7 +188,7 @@ class StoreRefresher:
         return found
 
     async def run(self, poll: Callable[[], Awaitable[object]]) -> None:
-        """Call `poll` whenever it is due, until cancelled. It must not raise."""
+        """Call `poll` whenever it is due, until cancelled. `poll` must not raise."""
         async with asyncio.TaskGroup() as group:
             if isinstance(self._provider, WatchableSecretProvider):
                 provider, secret_id = self._provider, self._secret_id
@@ -209,7 +209,7 @@ class StoreRefresher:
         return self._interval * spread * (SAFETY_FACTOR if self.is_watching else 1)
 
     async def _wait_or_wake(self, pause: timedelta) -> bool:
-        """Sleep for `pause` and return True, or return False once the pause is no longer right."""
+        """Sleep for `pause` and return True; return False early if something has changed the length of the pause."""
         self._is_outdated.clear()
         sleep = asyncio.ensure_future(self._clock.sleep(pause))
         change = asyncio.ensure_future(self._is_outdated.wait())
@@ -244,7 +244,7 @@ class StoreRefresher:
     async def _watch_store(
         self, watch: Callable[[], AsyncIterator[None]], poll: Callable[[], Awaitable[object]]
     ) -> ProviderError | None:
-        """Poll at each notification until the watch ends; return the error that ended it, if any."""
+        """Poll at each notification until the watch ends; return the error that ended the watch, if any."""
         hints = watch()
         try:
             async for _ in hints:

@@ -70,24 +70,24 @@ _log = logging.getLogger("goatherd.settings")
 
 
 class CloudSecretSettings(SettingsSource):
-    """Settings from a secret store, kept fresh while entered.
+    """Settings from a secret store, refreshed while entered.
 
-    An identity is taken over when it is whole, its generation does not go back, it follows from the one in use, and its
-    current root has signed it; otherwise the one in use stays. The first one is taken on the store's word, unless
-    `seen` is there to tell what was in use before. An unsigned one is taken until a signed one was seen.
+    A new identity is adopted if it is complete, its generation is not lower, a chain of roots leads to it from the one
+    in use, and its current root has signed it; otherwise the one in use stays. The first identity is trusted without
+    such a chain, unless `seen` records an earlier one. An unsigned identity is accepted until a signed one was seen.
 
     Args:
         secret_id: The secret; ``{org}`` in it is replaced by `for_org`.
-        cloud_provider: The store, which is opened and closed together with this; or its ``cloudConfig``, such as
-            ``{"provider": "aws", "region": "eu-west-1"}``; or only the provider's name, such as ``"aws"``.
-        refresh_interval: How often the store is read while entered.
-        jitter: By which part of the interval a wait may be shorter or longer, from 0 to 1.
+        cloud_provider: The store, which is opened and closed together with these settings; or its ``cloudConfig``,
+            such as ``{"provider": "aws", "region": "eu-west-1"}``; or only the provider's name, such as ``"aws"``.
+        refresh_interval: How often to read the store while entered.
+        jitter: By which part of the interval a pause may be shorter or longer, from 0 to 1.
         clock: Supplies the current time.
-        accept_identity: Take over one identity without succession, once; at start, one that goes back too. The operator
-            says so.
+        accept_identity: Adopt one identity without a valid succession, a single time; at the start also one with a
+            lower generation. Only an operator decides this.
         seen: A file that records the identity in use (generation, digest, public keys), so that no older one is adopted
             after a restart. ``{org}`` in it is replaced by `for_org`.
-        last_known_good: A sealed copy to keep, and to start from where the store cannot be reached. None: such a start
+        last_known_good: A sealed copy to keep, and to start from while the store is unreachable. None: such a start
             fails.
     """
 
@@ -144,10 +144,10 @@ class CloudSecretSettings(SettingsSource):
         )
 
     def for_org(self, org: str) -> CloudSecretSettings:
-        """Return the settings of one organization; itself where there is no ``{org}`` to replace.
+        """Return the settings of one organization; this object if there is no ``{org}`` to replace.
 
         Raises:
-            ConfigurationError: The organization's id cannot stand in a secret id.
+            ConfigurationError: The organization's id cannot be part of a secret id.
         """
         if not any(ORG_FIELD in str(one) for one in (self._secret_id, self._seen, self._copy and self._copy.path)):
             return self
@@ -168,7 +168,7 @@ class CloudSecretSettings(SettingsSource):
 
     @property
     def status(self) -> SettingsStatus:
-        """How fresh what is in use is, and how the store is asked."""
+        """The freshness of the settings in use, and how the store is read."""
         return replace(
             super().status,
             is_backing_off=self._keeper.is_open,
@@ -179,7 +179,7 @@ class CloudSecretSettings(SettingsSource):
         )
 
     def accept_next(self) -> None:
-        """Take over the next identity that has no succession, once. The operator says so."""
+        """Adopt the next identity even if it is no valid successor, a single time. Only an operator decides this."""
         self._is_next_accepted = True
         self._refused_version = None
 
@@ -205,10 +205,10 @@ class CloudSecretSettings(SettingsSource):
             _log.exception(event_text(Event.SETTINGS_UNREACHABLE, source=self._source))
 
     async def refresh(self) -> bool:
-        """Look at the store now, as `Settings.refresh`.
+        """Read the store now, as `Settings.refresh`.
 
-        While the store fails, it is asked no more than once in a few seconds, however often this is called; in between
-        the answer is False, and `status` tells why.
+        While the store fails, it is called at most once every few seconds, however often this method is called. In
+        between the result is False, and `status` has the reason.
         """
         _ = self.settings
         if not self._keeper.admits_call():
@@ -243,7 +243,7 @@ class CloudSecretSettings(SettingsSource):
         return before
 
     async def _read_copy(self, failure: ProviderError) -> DBSettings:
-        """Return what the last known good copy holds; where there is none, raise what the store failed with."""
+        """Return the content of the last known good copy; if there is none, raise the store's error."""
         if self._copy is None:
             raise failure
         try:
@@ -303,7 +303,7 @@ class CloudSecretSettings(SettingsSource):
         return self._settings_from(document)
 
     def _may_retry(self) -> bool:
-        """Whether to request a chain to the rejected identity from the peers again."""
+        """Return whether to ask the peers again for a chain of introductions to the rejected identity."""
         error = self._refused_error
         if not isinstance(error, SuccessionError) or not error.is_chain_open or self.introductions is None:
             return False
@@ -335,10 +335,10 @@ class CloudSecretSettings(SettingsSource):
     async def _close_chain(
         self, document: IdentityDocument, before: IdentityDocument | TrustCheckpoint, open_: SuccessionError
     ) -> None:
-        """Look for the introductions that lead from the roots of `before` to those of `document`.
+        """Search the peers for introductions that lead from the roots of `before` to those of `document`.
 
         Raises:
-            SuccessionError: There are none, or the chain is not what is wrong (`open_` itself).
+            SuccessionError: There are no such introductions, or they could not help (then `open_` itself).
         """
         if not open_.is_chain_open or self.introductions is None:
             raise open_
@@ -389,7 +389,7 @@ class CloudSecretSettings(SettingsSource):
         )
 
     async def _verify_since(self, document: IdentityDocument, before: TrustCheckpoint) -> None:
-        """Check an identity against what was used before the start; look for introductions if they could help."""
+        """Verify an identity against the one used before the start; search for introductions if they could help."""
         try:
             self._verify_successor(document, before)
         except SuccessionError as error:
@@ -431,7 +431,7 @@ class CloudSecretSettings(SettingsSource):
             self._remembering = asyncio.create_task(self._write_records(document, now_ms, self._remembering))
 
     async def _write_records(self, document: IdentityDocument, now_ms: int, before: asyncio.Task[None] | None) -> None:
-        """Write the copy, then what was seen: a crash in between leaves a copy that a restart may use."""
+        """Write the copy, then the record of the identity: after a crash in between, a restart can use the copy."""
         if before is not None:
             await asyncio.wait({before})
         # Neither is a reason to stop serving: without the one, a start without the store uses the copy before or fails,
@@ -471,21 +471,21 @@ class CloudSecretSettings(SettingsSource):
     async def update(
         self, *, document: IdentityDocument | None = None, trusted_sessions: Iterable[Session] = ()
     ) -> bool:
-        """Write a changed server identity, by compare-and-swap; user sessions are not for the store and cause nothing.
+        """Write a changed server identity by compare-and-swap. User sessions are not stored and have no effect.
 
         Args:
             document: The identity; None, or the one in use, writes nothing.
-            trusted_sessions: Ignored: they are stored in ``/sys/sessions``.
+            trusted_sessions: Ignored: user sessions are stored in ``/sys/sessions``.
 
         Returns:
             Whether the identity was written.
 
         Raises:
-            DegradedError: The one in use is from a last known good copy: what the store holds is not known.
-            GenerationError: It is not the next generation of the one in use.
-            SuccessionError: Nodes would refuse it.
+            DegradedError: The identity in use is from a last known good copy, so what the store holds is unknown.
+            GenerationError: The generation is not the next one after that in use.
+            SuccessionError: Nodes would reject the identity.
             ConflictError: Another process wrote first; its identity has been read, as by `refresh`.
-            ProviderError: It could not be written, or it is unknown whether it was.
+            ProviderError: The identity could not be written, or it is unknown whether it was.
         """
         del trusted_sessions
         if document is None:
@@ -528,7 +528,7 @@ def _value_digest(found: SecretValue) -> bytes:
 
 
 def _read_checkpoint_file(path: Path) -> TrustCheckpoint | None:
-    """Return what was seen before; None where the file is absent, never where it is unreadable.
+    """Return the recorded identity; None if the file is absent.
 
     Raises:
         SettingsError: The file cannot be read, or is damaged.
@@ -552,7 +552,7 @@ def _named_secret(
     """Return the provider and the id of the secret in it, as `CloudSecretSettings` takes them.
 
     Raises:
-        ConfigurationError: The two are something else.
+        ConfigurationError: The arguments are not a secret's id and a provider.
     """
     if isinstance(secret_id, SecretProvider):  # the order of 0.1.0
         secret_id, cloud_provider = cloud_provider, secret_id  # type: ignore[assignment]
@@ -581,19 +581,19 @@ def settings_from_options(
     last_known_good: LastKnownGood | None = None,
     clock: Clock | None = None,
 ) -> CloudSecretSettings | FileSettings:
-    """Return the settings that a server's options name.
+    """Return the settings that a server's options describe.
 
     Args:
         options: ``{"type": "cloud", "cloudConfig": {"provider", "secretId", "region"}}`` or
             ``{"type": "file", "path"?}``; or the URI of a secret, such as ``aws://eu-west-1/goatdb/prod/root``.
         path: The server's data directory, for ``file`` without a path.
-        refresh_interval: For ``cloud``.
-        seen: For ``cloud``: as for `CloudSecretSettings`.
-        last_known_good: For ``cloud``: as for `CloudSecretSettings`.
+        refresh_interval: As for `CloudSecretSettings`.
+        seen: As for `CloudSecretSettings`.
+        last_known_good: As for `CloudSecretSettings`.
         clock: Supplies the current time.
 
     Raises:
-        ConfigurationError: The options are of neither shape.
+        ConfigurationError: The options have neither form.
         PluginNotFoundError, MissingExtraError: As `goatherd.plugins.provider_from_config`.
     """
     if isinstance(options, str):
