@@ -195,7 +195,10 @@ class IdentityError(GoatherdError):
     """An identity document was rejected; the identity in use did not change. Base class of more specific errors."""
 
     code = "identity.refused"
-    hint = "Nothing was changed, and no new identity was created. Restore it from a backup or an earlier version."
+    hint = (
+        "Nothing was changed, and no new identity was created. Restore the identity from a backup or an earlier"
+        " version."
+    )
 
 
 class MalformedIdentityError(IdentityError):
@@ -605,7 +608,7 @@ class AuditBrokenError(GoatherdError):
     """A record of the audit trail was changed or is missing. `line` is the first line that is wrong."""
 
     code = "audit.broken"
-    hint = "The lines before it are intact. Keep a copy of the file, and find out which users could write to it."
+    hint = "The lines before that line are intact. Keep a copy of the file, and find out which users could write to it."
 
     def __init__(self, message: str, *, line: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)

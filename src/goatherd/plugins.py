@@ -184,7 +184,7 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
 
 
 def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProvider, str]:
-    """Return provider and secret id of a GoatDB ``cloudConfig``: ``{"provider": "aws", "secretId": "…", "region": "…"}``.
+    """Return provider and secret id of a ``cloudConfig``: ``{"provider": "aws", "secretId": "…", "region": "…"}``.
 
     Raises:
         ConfigurationError: The provider is missing or unknown, or an option is not one of its options.

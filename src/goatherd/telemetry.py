@@ -178,8 +178,7 @@ class Event(StrEnum):
 
 
 class Metric(StrEnum):
-    """The names of all metrics. docs/reference/metrics.md is generated from their descriptions in `goatherd.metrics`.
-    """
+    """The names of all metrics. `goatherd.metrics` describes them; the page docs/reference/metrics.md is generated."""
 
     BUILD_INFO = "goatherd_build_info"
 
