@@ -73,8 +73,8 @@ def read_commits(log: Path, org: str) -> list[Commit]:
     if found.records_after_damage:
         raise StorageError(
             f"{log}: {found.damage}, and {found.records_after_damage} good records follow it",
-            hint=f"Run `goatherd doctor --data repair {log.parent.parent}` first. At its next start GoatDB would cut"
-            " them off.",
+            hint=f"Run `goatherd doctor --data repair {log.parent.parent}` first. Otherwise GoatDB deletes these"
+            " records at its next start.",
         )
     return decode_commits(found.records, org)
 
@@ -176,7 +176,7 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
     if any((data / "sys" / f"{name}{suffix}").is_file() for name in ("sessions", "users") for suffix in _LOG_SUFFIXES):
         raise ConfigurationError(
             f"{data} is the directory of one organization, not the data directory that contains it",
-            hint=f"Give the directory above it: --data {data.parent} --org {data.name}",
+            hint=f"Give its parent directory: --data {data.parent} --org {data.name}",
         )
     for org in orgs:
         if (data / org).is_dir():
@@ -186,7 +186,7 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
     if not data.exists():
         raise ConfigurationError(
             f"the data directory {data} does not exist",
-            hint="Is the path right, and its volume mounted? To begin with an empty database there, add --create.",
+            hint="Check the path, and that its volume is mounted. To create an empty database there, add --create.",
         )
     present = _list_entries(data)
     for org in orgs:
@@ -196,14 +196,14 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
         if directory.exists():
             raise ConfigurationError(
                 f"{directory} holds no GoatDB data, but other files",
-                hint="Are --data and --org right? To begin with an empty database there, add --create.",
+                hint="Check --data and --org. To create an empty database there, add --create.",
             )
         if present:
             names = ", ".join(path.name for path in organization_directories(data)[:_FEW])
             held = f"it holds the organizations {names}" if names else "it holds other files"
             raise ConfigurationError(
                 f"{data} holds no data of organization {org!r}; {held}",
-                hint="Are --data and --org right? To begin with an empty database for it, add --create.",
+                hint="Check --data and --org. To create an empty database for this organization, add --create.",
             )
 
 
@@ -256,7 +256,7 @@ def refuse_running(data: Path) -> None:
         if held is not None:
             raise StorageError(
                 f"process {process.name} holds {held} open; nothing was changed",
-                hint="Stop the server, and run this again.",
+                hint="Stop this process, then run the command again.",
             )
 
 

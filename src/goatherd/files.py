@@ -40,7 +40,7 @@ def read_file(path: Path) -> bytes:
     if raw is None:
         raise SettingsError(
             f"there is no {path}",
-            hint="No identity is made up in its place. Make one with `goatherd init`, or bring one with"
+            hint="No new identity was created. Create one with `goatherd init`, or import an existing one with"
             " `goatherd migrate`.",
         )
     return raw
@@ -117,7 +117,7 @@ def _link_new(new: Path, path: Path) -> None:
     try:
         os.link(new, path)
     except FileExistsError:
-        raise IdentityExistsError(f"{path} exists already", hint="It was left as it is.") from None
+        raise IdentityExistsError(f"{path} exists already", hint="The file was not changed.") from None
 
 
 def _write_new(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:

@@ -173,7 +173,7 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
     if "@" in rest.partition("/")[0]:
         raise ConfigurationError(
             f"a {scheme} address holds no user and no password",
-            hint="Take what stands before the @ out; the provider finds the platform's own credentials.",
+            hint="Remove the part before the @. The provider finds the platform's own credentials.",
         )
     _check_placeholders(rest)
     plugin = _provider_class(scheme)
@@ -249,7 +249,7 @@ def _check_placeholders(text: str) -> None:
     if strange is not None:
         raise ConfigurationError(
             f"{strange[0]} in a store's address stands for nothing",
-            hint="The only placeholder is {org}, in small letters: the organization.",
+            hint="The only placeholder is {org}, in lower case; it stands for the organization's id.",
         )
 
 
@@ -265,7 +265,7 @@ def _address_of(scheme: str) -> Iterator[None]:
         # (tests/unit/test_plugins.py::test_what_a_plugin_raises_over_an_address_is_named_and_not_quoted).
         raise ConfigurationError(
             f"not an address that the {scheme} provider takes ({type(error).__name__})",
-            hint="Where it is right, this is a bug of the plugin.",
+            hint="Check the address. If it is correct, report a bug to the authors of the plugin.",
         ) from None
 
 
@@ -295,7 +295,7 @@ def _provider_class(scheme: str) -> type[SecretProvider]:
 def _claimed_twice(scheme: str, points: list[_EntryPoint]) -> ConfigurationError:
     names = " and ".join(f"{_distribution_name(point)} ({point.value})" for point in points)
     return ConfigurationError(
-        f"the scheme {scheme!r} is claimed twice: by {names}", hint="Uninstall the one that you do not want."
+        f"the scheme {scheme!r} is claimed twice: by {names}", hint="Uninstall one of the two packages."
     )
 
 
@@ -312,7 +312,7 @@ def _load_plugin(point: _EntryPoint, scheme: str) -> Any:
     except (Exception, SystemExit) as error:  # a third-party module may exit, for example in a licence check
         raise ConfigurationError(
             f"the {scheme} provider of {distribution} is broken: {type(error).__name__}: {error}",
-            hint=f"Report it to the makers of {distribution}.",
+            hint=f"Report this error to the authors of {distribution}.",
         ) from error
 
 
@@ -321,5 +321,5 @@ def _not_found(scheme: str) -> PluginNotFoundError:
     import difflib
 
     close = difflib.get_close_matches(scheme, provider_schemes(), n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]!r}? Else install the package that provides this scheme." if close else None
+    hint = f"Did you mean {close[0]!r}? Otherwise install the package that provides this scheme." if close else None
     return PluginNotFoundError(f"no provider for the scheme {scheme!r}; known schemes: {known}", hint=hint)

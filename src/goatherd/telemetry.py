@@ -178,7 +178,7 @@ class Event(StrEnum):
 
 
 class Metric(StrEnum):
-    """The names of all metrics. `goatherd.metrics` describes them; the page docs/reference/metrics.md is generated."""
+    """The names of all metrics, which `goatherd.metrics` describes. docs/reference/metrics.md is generated from both."""
 
     BUILD_INFO = "goatherd_build_info"
 

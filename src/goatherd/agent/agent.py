@@ -495,7 +495,7 @@ class Agent:
                         f"the server serves organization {directory.name!r}, which is not named with --org (named:"
                         f" {names}), and has made a root of its own for it in {directory / SETTINGS_NAME}. It was"
                         " stopped",
-                        hint=f"Move {directory} away: this start has made it, and no store has its root. Then start"
+                        hint=f"Move {directory} away: this start has created it, and no store has its root. Then start"
                         f" again with --org {directory.name}.",
                     )
 

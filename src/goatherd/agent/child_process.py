@@ -58,7 +58,7 @@ def find_command(command: Sequence[str]) -> str:
     if found is None:
         raise ConfigurationError(
             f"there is no command {command[0] if command else ''!r}",
-            hint="It is looked for on the PATH; or give its path. It must be executable.",
+            hint="Give the path of an executable program, or the name of one on the PATH.",
         )
     return os.path.abspath(found)  # noqa: PTH100 - a link must stay the link that it is
 

@@ -144,7 +144,7 @@ class DataDirectoryLock:
             self._release_lock()
             raise AgentError(
                 f"{self._path} cannot be read: {error}",
-                hint="It tells what the last agent left behind. See that no server of its runs, and remove it.",
+                hint="The file records which server the last agent ran. Check that this server has ended, then remove the file.",
             ) from error
         return self
 

@@ -22,8 +22,8 @@ KINDS: Final = frozenset({"tmpfs", "ramfs"})
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what is made there is checked
 _HINT: Final = (
-    "Name a directory on a tmpfs with --memory (in Kubernetes an emptyDir of medium Memory), or say --plain-file, and"
-    " the private key lies on the disk."
+    "Name a directory on a tmpfs with --memory (in Kubernetes an emptyDir of medium Memory), or allow with --plain-file"
+    " that the private key is stored on the disk."
 )
 
 
@@ -105,7 +105,7 @@ def make_private(directory: Path) -> None:
     if not ours:
         raise NotInMemoryError(
             f"{directory} is there already, and is not a directory of this user alone",
-            hint="Find out who made it, remove it, or name another place with --memory.",
+            hint="Find out which user created it. Then remove it, or name another directory with --memory.",
         )
 
 

@@ -53,7 +53,7 @@ _LOOK_COST: Final = 20
 """A look at a large file may take this part of the time at most: after one, the next waits twenty times as long."""
 _PATIENCE: Final = 3
 _LONGEST_PAUSE: Final = 30.0
-_PLACE_HINT: Final = "Bring it into the store with `goatherd migrate`, or move it away."
+_PLACE_HINT: Final = "Import the file into the store with `goatherd migrate`, or move it away."
 
 _log = logging.getLogger("goatherd.agent")
 

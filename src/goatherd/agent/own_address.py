@@ -61,7 +61,7 @@ class OwnAddress:
         self._server = ServerConnections(upstream)
         if self._server.is_at(host, port):
             raise ConfigurationError(
-                f"the server and its agent cannot both be at port {port}", hint="Give --agent-port another port."
+                f"the server and its agent cannot both be at port {port}", hint="Choose another port with --agent-port."
             )
         self._answer = answer
         self._guard = guard

@@ -90,7 +90,7 @@ class LeaseRecord:
         except (ValueError, KeyError, TypeError):
             raise AgentError(
                 "what lies in the lease's place is no lease; it was left as it is",
-                hint="Name another place with --lease, or remove that secret.",
+                hint="Name another secret with --lease, or remove this one.",
             ) from None
 
 
@@ -264,8 +264,8 @@ async def read_lease(provider: SecretProvider, secret_id: str, *, make: bool = F
     except SecretNotFoundError as error:
         if not make:
             error.hint = (
-                "The first node that restarts makes it, if it may; "
-                "`goatherd status --restart-lease --make` makes it now."
+                "The first node that restarts creates the lease, if it has the permission. "
+                "`goatherd status --restart-lease --make` creates it now."
             )
             raise
         with contextlib.suppress(SecretExistsError):

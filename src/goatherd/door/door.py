@@ -150,7 +150,7 @@ class Door:
         self._server = ServerConnections(upstream)
         if self._server.is_at(host, port):
             raise ConfigurationError(
-                f"the server and the door cannot both be at port {port}", hint="Have the server listen on another port."
+                f"the server and the door cannot both be at port {port}", hint="Let the server listen on another port."
             )
         self._stopped: Counter[Rule] = Counter()
         self._logged: dict[Rule, float] = {}

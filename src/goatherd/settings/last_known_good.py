@@ -75,7 +75,7 @@ class KeySource:
         if not is_fine:
             raise ConfigurationError(
                 "the key's place is not file:/PATH, env:NAME or credential:NAME",
-                hint="It names where the key is; the key itself does not belong in a configuration.",
+                hint="Give the place of the key, not the key itself: a configuration must not contain it.",
             )
         return cls(kind=kind, name=name)
 
@@ -113,7 +113,7 @@ class KeySource:
                 # SECURITY: a key that others can read protects nothing (tests/unit/settings/test_last_known_good.py).
                 if status.st_mode & forbidden or status.st_uid not in (os.geteuid(), 0):
                     mode = stat.S_IMODE(status.st_mode)
-                    hint = f"Make it the server's own: chown it, and chmod 0600 {path}."
+                    hint = f"Give the file to the server's user with chown, and run chmod 0600 {path}."
                     raise self._key_error(f"others can read or change it (mode {mode:04o})", hint=hint)
                 return os.read(descriptor, 4096)
             finally:
@@ -207,7 +207,7 @@ class LastKnownGood:
         if self._source.kind == "file" and Path(self._source.name).resolve().parent == self.path.resolve().parent:
             raise ConfigurationError(
                 f"the key {self._source} lies beside the copy that it seals",
-                hint="Who gets one would get both. Keep the key on another file system: a tmpfs, a systemd credential.",
+                hint="An attacker could read both. Keep the key on another file system, such as a tmpfs or a systemd credential.",
             )
         self._key = self._source.read(os.environ)
 
@@ -309,8 +309,8 @@ class LastKnownGood:
     def _unusable_error(self, problem: str) -> LastKnownGoodError:
         return LastKnownGoodError(
             f"the last known good identity {self.path} {problem}",
-            hint="It was left as it is, and no new identity is made. Bring the store back; remove the copy if it is"
-            " not yours.",
+            hint="The copy was not changed, and no new identity was created. Make the store reachable again. Remove the"
+            " copy if it belongs to another cluster.",
         )
 
 

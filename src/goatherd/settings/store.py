@@ -55,15 +55,15 @@ CHAIN_RETRY: Final = timedelta(minutes=1)
 """So long after no chain to an identity was found, the peers are asked for one again."""
 _BREAKERS: Final = 1000
 _CHAIN_HINT: Final = (
-    "If this server was away for many rotations, give it a peer that it can reach (--peer): peers hold the way from the"
-    " root that it knows. As a last resort, compare the root with `goatherd show`, and start once with"
+    "If this server was away for many rotations, give it a peer that it can reach (--peer): peers have the commits"
+    " that lead from the root that it knows to the current one. As a last resort, compare the root with `goatherd show`, and start once with"
     " --accept-identity."
 )
 
 _OPTIONS_HINT: Final = """Such as {"type": "cloud", "cloudConfig": {"provider": "aws", "secretId": "goatdb/root"}}."""
 _WENT_BACK_HINT: Final = (
-    "If the store was restored from a backup, put the later state back into it, or start every server once with"
-    " --accept-identity; `goatherd doctor` says more."
+    "If the store was restored from a backup, restore the later state, or start every server once with"
+    " --accept-identity. `goatherd doctor` shows details."
 )
 
 _log = logging.getLogger("goatherd.settings")
@@ -419,7 +419,7 @@ class CloudSecretSettings(SettingsSource):
         return SuccessionError(
             f"this is another identity (root {document.current.id}) than this directory had (root {earlier}, says "
             f"{self._seen}): wrong --provider or --data? {error}",
-            hint=f"{_CHAIN_HINT} So too if the cluster's identity was replaced on purpose.",
+            hint=f"{_CHAIN_HINT} Do the same if the cluster's identity was replaced on purpose.",
         )
 
     def _record_success(self) -> None:
@@ -542,7 +542,7 @@ def _read_checkpoint_file(path: Path) -> TrustCheckpoint | None:
         problem = str(error)
     raise SettingsError(
         f"{path} is damaged: {problem}",
-        hint="It tells which identity this node used last. Remove it to take the store's word once.",
+        hint="The file records the identity that this node used last. Remove it to trust the store's identity once.",
     )
 
 
@@ -562,7 +562,7 @@ def _named_secret(
         if "://" in secret_id:
             raise ConfigurationError(
                 "a URI is not the id of a secret",
-                hint="settings_from_options(uri) takes a URI; so do Server and every operation.",
+                hint="Use settings_from_options(uri) for a URI. Server and every operation accept a URI as well.",
             )
         config = {"provider": cloud_provider} if isinstance(cloud_provider, str) else dict(cloud_provider)
         return provider_from_config({**config, "secretId": secret_id})
