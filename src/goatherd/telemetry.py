@@ -178,7 +178,7 @@ class Event(StrEnum):
 
 
 class Metric(StrEnum):
-    """The names of all metrics, which `goatherd.metrics` describes. docs/reference/metrics.md is generated from both."""
+    """The names of all metrics; `goatherd.metrics` describes each of them (docs/reference/metrics.md)."""
 
     BUILD_INFO = "goatherd_build_info"
 

@@ -144,7 +144,7 @@ class DataDirectoryLock:
             self._release_lock()
             raise AgentError(
                 f"{self._path} cannot be read: {error}",
-                hint="The file records which server the last agent ran. Check that this server has ended, then remove the file.",
+                hint="The file names the last agent's server. Check that this server has ended, then remove the file.",
             ) from error
         return self
 

@@ -207,7 +207,7 @@ class LastKnownGood:
         if self._source.kind == "file" and Path(self._source.name).resolve().parent == self.path.resolve().parent:
             raise ConfigurationError(
                 f"the key {self._source} lies beside the copy that it seals",
-                hint="An attacker could read both. Keep the key on another file system, such as a tmpfs or a systemd credential.",
+                hint="An attacker could read both. Keep the key on another file system, such as a tmpfs.",
             )
         self._key = self._source.read(os.environ)
 

@@ -55,9 +55,9 @@ CHAIN_RETRY: Final = timedelta(minutes=1)
 """So long after no chain to an identity was found, the peers are asked for one again."""
 _BREAKERS: Final = 1000
 _CHAIN_HINT: Final = (
-    "If this server was away for many rotations, give it a peer that it can reach (--peer): peers have the commits"
-    " that lead from the root that it knows to the current one. As a last resort, compare the root with `goatherd show`, and start once with"
-    " --accept-identity."
+    "If this server was away for many rotations, give it a peer that it can reach (--peer): peers have the commits that"
+    " lead from the root that it knows to the current one. As a last resort, compare the root with `goatherd show`, and"
+    " start once with --accept-identity."
 )
 
 _OPTIONS_HINT: Final = """Such as {"type": "cloud", "cloudConfig": {"provider": "aws", "secretId": "goatdb/root"}}."""
