@@ -43,12 +43,14 @@ _SWITCHED_OFF: Final = "disabled; a user who may change the secret can enable it
 class Holding:
     """One stored version that may still hold private keys. Destroyed versions are not listed.
 
-    Attributes: private_ids: Roots whose private keys it holds; empty if `problem` says why they could not be read.
+    Attributes:
+        private_ids: Roots whose private keys it holds; empty if `problem` says why they could not be read.
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
         rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
-        is_of_cancelled: Whether the document records that this rotation was cancelled. problem: Why its value could not
-        be read. is_unknown_leftover: Whether an interrupted change has left it, its keys cannot be known, and the store
-        can destroy it. The grace period counts from when it was written, or from when another root last began to sign.
+        is_of_cancelled: Whether the document records that this rotation was cancelled.
+        problem: Why its value could not be read.
+        is_unknown_leftover: Whether an interrupted change has left it, its keys cannot be known, and the store can
+            destroy it. The grace period counts from when it was written, or from when another root last began to sign.
     """
 
     version: SecretVersion

@@ -88,9 +88,10 @@ class RotationOptions(RunOptions, total=False):
 async def open_store(store: StoreName, *, org: str | None = None) -> AsyncIterator[Store]:
     """Open a store for several operations, which then share its connections.
 
-    Args: store: The URI of a secret; a ``cloudConfig``, or the settings of a server that contain one; a provider and
-        the id of a secret; or a store that is already open. org: The organization, which replaces ``{org}`` in the
-        secret's id.
+    Args:
+        store: The URI of a secret; a ``cloudConfig``, or the settings of a server that contain one; a provider and the
+            id of a secret; or a store that is already open.
+        org: The organization, which replaces ``{org}`` in the secret's id.
 
     Raises:
         ConfigurationError: `store` names no secret, or names the same secret for every organization although `org` is
@@ -444,14 +445,19 @@ async def revoke(
 ) -> RevocationReport:
     """Revoke a root whose private key was exposed, or resume a revocation. Servers then reject its new commits.
 
-    Args: store, nodes, org, policy, options: As for `rotate`. root_id: The root to revoke. reason: The reason, recorded
-        in the identity's history. confirmed: Must be true, since a revocation cannot be undone. successor: The root
-        that becomes the current root, if the revoked one is the current root: ``"new"``, ``"next"``, or the id of a
-        previous root. leave_out: User sessions not to reissue. destroy: Destroy the stored versions that hold the
-        revoked private key, without a grace period. reopen: Rebuild the list of frozen commits, including servers that
-        were unreachable. distrust: URLs of compromised servers, whose lists of commits are ignored. trust_alone: URLs
-        of servers whose commits are accepted even if no other server holds them. unsafe_without_nodes: Only write the
-        identity: no commits are frozen, no sessions reissued.
+    Args:
+        store, nodes, org, policy, options: As for `rotate`.
+        root_id: The root to revoke.
+        reason: The reason, recorded in the identity's history.
+        confirmed: Must be true, since a revocation cannot be undone.
+        successor: The root that becomes the current root, if the revoked one is the current root: ``"new"``,
+            ``"next"``, or the id of a previous root.
+        leave_out: User sessions not to reissue.
+        destroy: Destroy the stored versions that hold the revoked private key, without a grace period.
+        reopen: Rebuild the list of frozen commits, including servers that were unreachable.
+        distrust: URLs of compromised servers, whose lists of commits are ignored.
+        trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
+        unsafe_without_nodes: Only write the identity: no commits are frozen, no sessions reissued.
 
     Raises:
         UnconfirmedError: `confirmed` is false. Nothing was written.

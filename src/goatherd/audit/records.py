@@ -241,11 +241,13 @@ class Anchors:
 class Checked:
     """The result of verifying a whole trail without finding an error.
 
-    Attributes: signers: Ids of the roots that have signed, in order of appearance. rests_on: The root on whose trust
-        the rest depends; None if the identity in the store confirms all signers. torn: Lines that a crash has cut
-        short, each noted by the record after it. lost: How many records could not be written at the time, as later ones
-        report. by_revoked: How many records are signed by a root that was revoked later, and are not yet followed by a
-        record of another root.
+    Attributes:
+        signers: Ids of the roots that have signed, in order of appearance.
+        rests_on: The root on whose trust the rest depends; None if the identity in the store confirms all signers.
+        torn: Lines that a crash has cut short, each noted by the record after it.
+        lost: How many records could not be written at the time, as later ones report.
+        by_revoked: How many records are signed by a root that was revoked later, and are not yet followed by a record
+            of another root.
     """
 
     head: Head

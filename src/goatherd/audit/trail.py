@@ -274,9 +274,10 @@ class Journal:
 
     Give `told` to a `goatherd.rotation.Rotator` as its `on_event`.
 
-    Args: trail: The audit trail, or None. holds: Whether to hold records in memory until `use` names the root that
-        signs them. This is for a run that revokes the current root, whose signatures in the trail are not accepted
-        after its revocation.
+    Args:
+        trail: The audit trail, or None.
+        holds: Whether to hold records in memory until `use` names the root that signs them. This is for a run that
+            revokes the current root, whose signatures in the trail are not accepted after its revocation.
 
     Attributes:
         on_step: Called after each step of a revocation: call `mark`, read the identity, and call `use` up to the mark.

@@ -116,8 +116,9 @@ class NodeClient:
         org: The organization to ask about, if an agent's server has several.
         sender: Id of the server process that sends the requests.
 
-    Attributes: answered_by: Id of the server process that answered the last `batch_sync`; None if it did not report
-        one. Several processes may answer at one URL.
+    Attributes:
+        answered_by: Id of the server process that answered the last `batch_sync`; None if it did not report one.
+            Several processes may answer at one URL.
 
     Raises:
         ConfigurationError: `base_url` is not a URL with scheme, host and port.
@@ -375,8 +376,9 @@ class NodeClient:
             now_ms: Milliseconds since 1970.
             early: Whether to ask even if the server does not know of the revocation yet.
 
-        Raises: NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server. 409:
-            the root is not revoked there.
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server. 409: the
+                root is not revoked there.
         """
         path = "/goatherd/v1/held"
         body = to_json_bytes({"session": session_id, "early": True} if early else {"session": session_id})
@@ -439,8 +441,9 @@ class NodeClient:
         Returns:
             The id of the server process that has stored the sessions.
 
-        Raises: NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server. 409:
-            the server refuses, since it has peers that are no recipients and need the sessions' introductions.
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server. 409: the
+                server refuses, since it has peers that are no recipients and need the sessions' introductions.
         """
         asked = {"sessions": list(sessions), "servers": list(recipients)}
         answer = await self._unused(asked, signer, now_ms)

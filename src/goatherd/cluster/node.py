@@ -45,21 +45,26 @@ NodeSource = Callable[[], Awaitable[Sequence[Node]]]
 class NodeView:
     """What one server has shown when it was observed. None means not known (not asked, or no answer).
 
-    Attributes: reachable: The server answered, possibly with a refusal. rejects: Error code with which the server
-        reports that it rejects the identity document; else None. without_store: The server reports that it cannot reach
-        the store and uses its last known good identity. is_bare: It is a manual-restart server: no rotation waits for
-        it to sign with the next root (`Policy.bare`). is_unmodified: The server runs unmodified GoatDB, as far as
-        earlier answers have shown. answers: Whether the server accepted a request signed by the current root. roots:
-        Ids of the roots that the server reports as trusted. revoked: Ids of the sessions that the server reports as
-        revoked. generation: Generation of the identity that the server uses, as it reports; None at an unmodified
-        server. digest: Digest of that identity's text; None if the server does not report it. clock_ahead_ms: How far
-        the server's clock is ahead of this machine's, negative if behind, after subtracting what the duration of the
-        request explains. instance: The id of the server process that answered. partners: Ids of the server processes
-        with which the server has recently synchronized, as it reports. is_partner_unknown: The server has a peer whose
-        process id or reachability it does not know. holds_earlier: Ids of previous roots that are to be removed from
-        the document, and whose introduction by the current root the server holds. activity: What the server's agent
-        does with it, as a phrase such as "is being restarted by its agent". problem: Why something could not be
-        observed, in one line.
+    Attributes:
+        reachable: The server answered, possibly with a refusal.
+        rejects: Error code with which the server reports that it rejects the identity document; else None.
+        without_store: The server reports that it cannot reach the store and uses its last known good identity.
+        is_bare: It is a manual-restart server: no rotation waits for it to sign with the next root (`Policy.bare`).
+        is_unmodified: The server runs unmodified GoatDB, as far as earlier answers have shown.
+        answers: Whether the server accepted a request signed by the current root.
+        roots: Ids of the roots that the server reports as trusted.
+        revoked: Ids of the sessions that the server reports as revoked.
+        generation: Generation of the identity that the server uses, as it reports; None at an unmodified server.
+        digest: Digest of that identity's text; None if the server does not report it.
+        clock_ahead_ms: How far the server's clock is ahead of this machine's, negative if behind, after subtracting
+            what the duration of the request explains.
+        instance: The id of the server process that answered.
+        partners: Ids of the server processes with which the server has recently synchronized, as it reports.
+        is_partner_unknown: The server has a peer whose process id or reachability it does not know.
+        holds_earlier: Ids of previous roots that are to be removed from the document, and whose introduction by the
+            current root the server holds.
+        activity: What the server's agent does with it, as a phrase such as "is being restarted by its agent".
+        problem: Why something could not be observed, in one line.
     """
 
     url: str

@@ -68,16 +68,20 @@ _LONGEST_ID: Final = 64
 class Question:
     """What to find out about every server in one observation.
 
-    Attributes: asker: A root that the servers already trust; it signs the requests to a server that rejects
-        `next_root`. next_root: The next root, or None if there is none. introductions: The commits any of which
-        introduces `next_root`. cross_signature: The introduction of the previous root, signed by the next one.
+    Attributes:
+        asker: A root that the servers already trust; it signs the requests to a server that rejects `next_root`.
+        next_root: The next root, or None if there is none.
+        introductions: The commits any of which introduces `next_root`.
+        cross_signature: The introduction of the previous root, signed by the next one.
         is_next_new: Whether no server can sign with `next_root` yet: it is new, and the store does not have it as the
-        current root. signer: Whether to find out which root signs. At an unmodified server this creates a session for
-        each of its starts. process: Whether to identify the process of an unmodified server, so that a later restart is
-        noticed. At a server that accepts no mark (`goatherd.cluster.process_mark`) this creates up to three sessions in
-        a run. answers: Whether to check that the server accepts a request signed by `asker`, if there is no
-        `next_root`. earlier: The introductions of roots that are to be removed from the document. They are read in
-        phase steady only.
+            current root.
+        signer: Whether to find out which root signs. At an unmodified server this creates a session for each of its
+            starts.
+        process: Whether to identify the process of an unmodified server, so that a later restart is noticed. At a
+            server that accepts no mark (`goatherd.cluster.process_mark`) this creates up to three sessions in a run.
+        answers: Whether to check that the server accepts a request signed by `asker`, if there is no `next_root`.
+        earlier: The introductions of roots that are to be removed from the document. They are read in phase steady
+            only.
     """
 
     asker: OwnedSession

@@ -40,9 +40,10 @@ def configured_provider(options: Options, orgs: Sequence[str] | None = None) -> 
         options: The options; they name the store.
         orgs: The organizations whose identity is read; by default the options' own.
 
-    Raises: ConfigurationError: No store is named, or its address is the same for every organization although an
-        organization other than the default is given. PluginNotFoundError, MissingExtraError: The plugin cannot be
-        loaded.
+    Raises:
+        ConfigurationError: No store is named, or its address is the same for every organization although an
+            organization other than the default is given.
+        PluginNotFoundError, MissingExtraError: The plugin cannot be loaded.
     """
     # `provider`, which a flag or variable can set, takes precedence over `cloudConfig`.
     if options.provider is not None:

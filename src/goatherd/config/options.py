@@ -603,9 +603,10 @@ def load_options(
         file: The file that a flag names; ``GOATHERD_CONFIG`` if None. A named file must exist.
         flag_names: The flag for a field in messages, such as ``--node`` for ``nodes``.
 
-    Raises: ConfigurationError: The file is missing, is not TOML, has an unknown key, or has an invalid value, even if a
-        flag or a variable overrides that value; a variable has the name of one of Goatherd's, mistyped; or another user
-        could have written the goatherd.toml that was found in `directory`.
+    Raises:
+        ConfigurationError: The file is missing, is not TOML, has an unknown key, or has an invalid value, even if a
+            flag or a variable overrides that value; a variable has the name of one of Goatherd's, mistyped; or another
+            user could have written the goatherd.toml that was found in `directory`.
     """
     for name in environ:
         _check_variable(name, environ)

@@ -36,8 +36,10 @@ def verify_trail(file: Path, *, anchors: Anchors | None, checkpoint: Head | None
         anchors: The roots that may sign it; None to trust the first signer in the file.
         checkpoint: A head of this trail that was kept in another place; it shows whether the file's end is missing.
 
-    Raises: AuditBrokenError: A record was changed, removed or moved, or has no signature of a trusted root; or the file
-        is no audit trail. AuditError: The file cannot be read.
+    Raises:
+        AuditBrokenError: A record was changed, removed or moved, or has no signature of a trusted root; or the file is
+            no audit trail.
+        AuditError: The file cannot be read.
     """
     try:
         return verify(read_lines(file), anchors=anchors, checkpoint=checkpoint)

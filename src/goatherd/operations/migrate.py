@@ -61,11 +61,14 @@ from goatherd.wire.commit import Commit
 class MigrationTarget:
     """The stores to write the identities into, and the servers of the cluster.
 
-    Attributes: open_store: Opens the store of one organization. secret_for: Returns the secret's id for the given
-        organizations, with ``{org}`` not yet replaced; raises an error if the secret is not meant for them. addresses:
-        URLs of running servers, or URLs that discover them. timeout: Timeout of one request to a server.
-        clock_tolerance: By how much this machine's clock may differ from the store's. org: The only organization to
-        migrate; None for all.
+    Attributes:
+        open_store: Opens the store of one organization.
+        secret_for: Returns the secret's id for the given organizations, with ``{org}`` not yet replaced; raises an
+            error if the secret is not meant for them.
+        addresses: URLs of running servers, or URLs that discover them.
+        timeout: Timeout of one request to a server.
+        clock_tolerance: By how much this machine's clock may differ from the store's.
+        org: The only organization to migrate; None for all.
     """
 
     open_store: Callable[[str], AbstractAsyncContextManager[Store]]
@@ -163,12 +166,15 @@ async def migrate_all(
         root_id: The root that becomes the current root if the servers have different ones.
         tell: Called before anything is written, with the consequences of that choice, one line at a time.
 
-    Raises: ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
-        MalformedIdentityError, KeyMismatchError: A settings.json is invalid; nothing was written. SettingsError: Two
-        servers have different identities for one organization, or an earlier run has migrated a server that may create
-        the same sessions differently; nothing was written. IdentityExistsError: The store holds another identity.
-        WrongClockError: This machine's clock differs from the store's. StorageError: A running server holds a log open,
-        or a log is damaged. DiscoveryError: The running servers could not be discovered.
+    Raises:
+        ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
+        MalformedIdentityError, KeyMismatchError: A settings.json is invalid; nothing was written.
+        SettingsError: Two servers have different identities for one organization, or an earlier run has migrated a
+            server that may create the same sessions differently; nothing was written.
+        IdentityExistsError: The store holds another identity.
+        WrongClockError: This machine's clock differs from the store's.
+        StorageError: A running server holds a log open, or a log is damaged.
+        DiscoveryError: The running servers could not be discovered.
     """
     now_ms = SystemClock().now_ms()
     sources = [source for path in paths for source in find_sources(path, target.org)]

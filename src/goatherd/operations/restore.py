@@ -46,9 +46,11 @@ async def restore(
         store, nodes, policy, to_phase, unsafe_without_nodes, health, audit_log, on_event, clock: As for
             `goatherd.operations.rotate.rotate`.
 
-    Raises: ConfigurationError: No server is listed. NotRestorableError: The root is unknown, is the current root, was
-        revoked, expires too soon, or no readable stored version holds its private key. Nothing was written. AuditError,
-        RotationError, ProviderError, IdentityError: As `goatherd.operations.rotate.rotate`.
+    Raises:
+        ConfigurationError: No server is listed.
+        NotRestorableError: The root is unknown, is the current root, was revoked, expires too soon, or no readable
+            stored version holds its private key. Nothing was written.
+        AuditError, RotationError, ProviderError, IdentityError: As `goatherd.operations.rotate.rotate`.
     """
     servers = await resolve_nodes(nodes)
     check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)

@@ -26,13 +26,18 @@ from goatherd.times import format_duration, iso
 class NodeState:
     """The state of one server, as it was observed. None means unknown.
 
-    Attributes: agent: The report of its agent, for an unmodified server that an agent runs. is_unmodified: Whether it
-        is an unmodified GoatDB server. trusts_current: Whether it accepts a request signed by the store's current root.
-        view_age: How long ago it last read the store. source: Where its identity comes from: ``store``, ``file`` or
-        ``last known good``. view_interval: How often it reads the store, as it reports. is_telling_interval: Whether it
-        reports how often it reads the store; None in `view_interval` then means never. is_watching: Whether the store
-        notifies it of changes. data: The result of the check of its own logs. clock_ahead_ms: How far its clock is
-        ahead of this machine's, negative if behind, by the date of its last answer.
+    Attributes:
+        agent: The report of its agent, for an unmodified server that an agent runs.
+        is_unmodified: Whether it is an unmodified GoatDB server.
+        trusts_current: Whether it accepts a request signed by the store's current root.
+        view_age: How long ago it last read the store.
+        source: Where its identity comes from: ``store``, ``file`` or ``last known good``.
+        view_interval: How often it reads the store, as it reports.
+        is_telling_interval: Whether it reports how often it reads the store; None in `view_interval` then means never.
+        is_watching: Whether the store notifies it of changes.
+        data: The result of the check of its own logs.
+        clock_ahead_ms: How far its clock is ahead of this machine's, negative if behind, by the date of its last
+            answer.
     """
 
     url: str

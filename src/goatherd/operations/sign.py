@@ -210,10 +210,13 @@ async def sign_current(
         policy: As for `check_store_history`.
         clock: Tells the time and waits.
 
-    Raises: IllegalStepError: The identity is already signed. StoreWentBackError: A server has used a later identity
-        than the store holds, or a different one. SuccessionError: The identity holds a root that is not endorsed by a
-        root of the last signed version. Servers would reject it even if it were signed. ConflictError: Another writer
-        was faster; examine the store again. ProviderError: The store failed.
+    Raises:
+        IllegalStepError: The identity is already signed.
+        StoreWentBackError: A server has used a later identity than the store holds, or a different one.
+        SuccessionError: The identity holds a root that is not endorsed by a root of the last signed version. Servers
+            would reject it even if it were signed.
+        ConflictError: Another writer was faster; examine the store again.
+        ProviderError: The store failed.
     """
     document, signed = examined.document, examined.signed
     _refuse_valid(examined)
@@ -233,9 +236,12 @@ async def sign_earlier(
     Args:
         provider, secret_id, examined, ask, policy, clock: As for `sign_current`.
 
-    Raises: StoreWentBackError: As `sign_current`. IllegalStepError: The current version is signed, or there is no
-        earlier signed version, or a root that this version does not have has begun to sign since. ConflictError:
-        Another writer was faster; examine the store again. ProviderError: The store failed.
+    Raises:
+        StoreWentBackError: As `sign_current`.
+        IllegalStepError: The current version is signed, or there is no earlier signed version, or a root that this
+            version does not have has begun to sign since.
+        ConflictError: Another writer was faster; examine the store again.
+        ProviderError: The store failed.
     """
     document, signed = examined.document, examined.signed
     _refuse_valid(examined)

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 class Claim:
     """Commits of a revoked root in one item that only one server reports to hold; unverified.
 
-    Attributes: path: The repository. key: The item; in ``/sys/sessions`` the session that is introduced. commits:
-        Number of commits. first_ms, last_ms: Earliest and latest time of the commits, which their author chose; None if
-        none has a valid time.
+    Attributes:
+        path: The repository.
+        key: The item; in ``/sys/sessions`` the session that is introduced.
+        commits: Number of commits.
+        first_ms, last_ms: Earliest and latest time of the commits, which their author chose; None if none has a valid
+            time.
     """
 
     path: str
@@ -67,19 +70,27 @@ class NodeOutcome:
 class RevocationReport:
     """The state of a revocation at the end of a run.
 
-    Attributes: revoked_id, current_id: The revoked root, and the current root. generation: Generation of the identity.
-        has_proof: Whether servers that know no other root follow automatically. closed: Whether the list of the revoked
-        root's valid commits is complete and recorded. frozen: How many commits that list has. settled: Whether the
-        revoked root's signature no longer introduces any session. sessions: How many sessions are to be reissued.
-        pushed: How many of them this run has pushed. long_lived: Sessions with a longer lifetime than GoatDB allows;
-        the operator should check them. rogue_roots: Roots that only the revoked root had introduced. forged: Number of
-        commits that claim to be signed by the root and are not. left_out: Sessions that were not reissued, as
-        requested. destroyed, given_up: Versions whose value was destroyed; and those that the store may keep for
-        longer. kept: Versions with a revoked key that were not destroyed, because of a label that is not Goatherd's.
-        keys_left: Versions that still hold the revoked root's private key. unknown_left: Versions that an interrupted
-        change has left and whose keys cannot be known. also_stored: Other roots whose private keys the store holds; if
-        the store was compromised, they were stolen, too. seconds: How long each part took. node_calls, store_calls: How
-        many requests were made.
+    Attributes:
+        revoked_id, current_id: The revoked root, and the current root.
+        generation: Generation of the identity.
+        has_proof: Whether servers that know no other root follow automatically.
+        closed: Whether the list of the revoked root's valid commits is complete and recorded.
+        frozen: How many commits that list has.
+        settled: Whether the revoked root's signature no longer introduces any session.
+        sessions: How many sessions are to be reissued.
+        pushed: How many of them this run has pushed.
+        long_lived: Sessions with a longer lifetime than GoatDB allows; the operator should check them.
+        rogue_roots: Roots that only the revoked root had introduced.
+        forged: Number of commits that claim to be signed by the root and are not.
+        left_out: Sessions that were not reissued, as requested.
+        destroyed, given_up: Versions whose value was destroyed; and those that the store may keep for longer.
+        kept: Versions with a revoked key that were not destroyed, because of a label that is not Goatherd's.
+        keys_left: Versions that still hold the revoked root's private key.
+        unknown_left: Versions that an interrupted change has left and whose keys cannot be known.
+        also_stored: Other roots whose private keys the store holds; if the store was compromised, they were stolen,
+            too.
+        seconds: How long each part took.
+        node_calls, store_calls: How many requests were made.
     """
 
     revoked_id: str

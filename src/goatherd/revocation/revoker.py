@@ -89,13 +89,18 @@ class RevocableNode(SessionNode, Protocol):
 class Revoker:
     """Revokes a root of one organization. One run at a time.
 
-    Args: provider: The store. secret_id: The secret that holds the identity, with ``{org}`` replaced. nodes: Every
-        server that holds this identity. org: The organization id, which is part of every signed commit. policy:
-        Timeouts (`adoption`; `flow_patience` for commits that are being synchronized), and the lifetime of the
-        successor (`lifetime`). distrust: URLs of servers whose lists of commits and reports on the store's history are
-        ignored. The revocation does not wait for them. trust_alone: URLs of servers whose lists are accepted although
-        no other server confirms them. clock: Tells the time and waits. on_event: Called with each event as it happens;
-        must not block and must not raise.
+    Args:
+        provider: The store.
+        secret_id: The secret that holds the identity, with ``{org}`` replaced.
+        nodes: Every server that holds this identity.
+        org: The organization id, which is part of every signed commit.
+        policy: Timeouts (`adoption`; `flow_patience` for commits that are being synchronized), and the lifetime of the
+            successor (`lifetime`).
+        distrust: URLs of servers whose lists of commits and reports on the store's history are ignored. The revocation
+            does not wait for them.
+        trust_alone: URLs of servers whose lists are accepted although no other server confirms them.
+        clock: Tells the time and waits.
+        on_event: Called with each event as it happens; must not block and must not raise.
     """
 
     def __init__(
@@ -169,20 +174,25 @@ class Revoker:
     ) -> RevocationReport:
         """Revoke a root, or resume where an earlier run has stopped.
 
-        Args: session_id: The root. reason: The reason, recorded in the identity. successor: The root that signs from
-            now on, if the revoked one is the current root: `NEW`, `NEXT` (the next root of the rotation in progress),
-            or the id of a previous root whose private key the store still holds. leave_out: Sessions not to be
-            reissued: once the revocation is settled, no server accepts them. reopen: Rebuild the list of frozen
-            commits, including servers that were unreachable when it was closed. destroy: Destroy the stored versions
-            that hold the root's private key, at once.
+        Args:
+            session_id: The root.
+            reason: The reason, recorded in the identity.
+            successor: The root that signs from now on, if the revoked one is the current root: `NEW`, `NEXT` (the next
+                root of the rotation in progress), or the id of a previous root whose private key the store still holds.
+            leave_out: Sessions not to be reissued: once the revocation is settled, no server accepts them.
+            reopen: Rebuild the list of frozen commits, including servers that were unreachable when it was closed.
+            destroy: Destroy the stored versions that hold the root's private key, at once.
 
-        Raises: IllegalStepError: There is no such root, or no such successor. WrongClockError: This machine's clock
-            differs from the store's, or from those of most servers. StoreWentBackError: A server has used a later
-            identity than the store holds, or a different one: a backup was restored. Nothing was written. `distrust`
-            overrules a server. ProviderError: The store failed. Run it again. GenerationError: The store shows an older
-            identity than it has shown before. StuckError: The store refuses a change although nothing in it changes.
-            RotationError: A server did not store the commits that were pushed to it. LifetimeError: The lifetime of the
-            new root would be too short.
+        Raises:
+            IllegalStepError: There is no such root, or no such successor.
+            WrongClockError: This machine's clock differs from the store's, or from those of most servers.
+            StoreWentBackError: A server has used a later identity than the store holds, or a different one: a backup
+                was restored. Nothing was written. `distrust` overrules a server.
+            ProviderError: The store failed. Run it again.
+            GenerationError: The store shows an older identity than it has shown before.
+            StuckError: The store refuses a change although nothing in it changes.
+            RotationError: A server did not store the commits that were pushed to it.
+            LifetimeError: The lifetime of the new root would be too short.
         """
         if successor == NEW:
             check_lifetime(self.policy)

@@ -163,8 +163,9 @@ class HealthWatch:
     async def look(self, *, anew: bool = False) -> HealthView:
         """Return the latest result; run the checks first if the interval has passed.
 
-        Args: anew: Run the checks in any case, because a result from before a change says nothing about the time after
-            it.
+        Args:
+            anew: Run the checks in any case, because a result from before a change says nothing about the time after
+                it.
         """
         now = self._clock.monotonic()
         if anew or self._ask_once is None or now - self._ask_once >= self._interval:

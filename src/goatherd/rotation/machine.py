@@ -435,15 +435,19 @@ class Goal(StrEnum):
 class Intent:
     """The goal of one run, and what it has fixed at its start.
 
-    Attributes: began_ms: When this run began. A deadline never counts from an earlier time, so a run that resumes an
-        old rotation gives the servers the full time. from_id: The root that this run replaces, fixed at its first read
-        of the store, so that it never replaces a root that another run has just made the current one. rotation_id,
-        to_id: The rotation that this run drives, once the store has shown it. With `Goal.RESTORE`, `to_id` is given
-        from the beginning. to_phase: Stop when this phase is reached. reason: Why the rotation is to be cancelled or
-        rolled back, for the document's history. leave_by: With `Goal.ABANDON`, the only step that may end the rotation;
-        None for either. is_restore: Whether the rotation restores a previous root. Used in the report only. has_acted:
-        Whether this run has already changed something. It compared its clock then, and uses a clock that cannot be set
-        since (`goatherd.clock.SteadyClock`).
+    Attributes:
+        began_ms: When this run began. A deadline never counts from an earlier time, so a run that resumes an old
+            rotation gives the servers the full time.
+        from_id: The root that this run replaces, fixed at its first read of the store, so that it never replaces a root
+            that another run has just made the current one.
+        rotation_id, to_id: The rotation that this run drives, once the store has shown it. With `Goal.RESTORE`,
+            `to_id` is given from the beginning.
+        to_phase: Stop when this phase is reached.
+        reason: Why the rotation is to be cancelled or rolled back, for the document's history.
+        leave_by: With `Goal.ABANDON`, the only step that may end the rotation; None for either.
+        is_restore: Whether the rotation restores a previous root. Used in the report only.
+        has_acted: Whether this run has already changed something. It compared its clock then, and uses a clock that
+            cannot be set since (`goatherd.clock.SteadyClock`).
     """
 
     goal: Goal

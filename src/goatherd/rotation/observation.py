@@ -25,21 +25,28 @@ if TYPE_CHECKING:
 class StoreView:
     """The document and the labels in the store; ids and times only, no key.
 
-    Attributes: version: The version id that label ``current`` points at. stable: The version id that label ``stable``
-        points at, or None. phase_since_ms: When the document was last written, and so entered its phase; at the latest
-        when this run first read it. current_expires_ms: Expiration of the current root. rotation_id, from_id, to_id,
-        started_by, started_at: Of the rotation in progress, else None. rollback_version: The version that holds the
-        private key of the previous root (A), for a roll-back; None if there is no rotation. next_due_ms: When the next
-        root will itself be due for rotation; None if there is no next root. finished: Ids of the completed rotations,
-        as far as the document records them. restored: Those of them that made a previous root sign again. cancelled:
-        Ids of the cancelled rotations, as far as the document records them. unretired: Previous roots whose private
-        keys some version may still hold, and since when they have not signed. root_ids: Every root that the document
-        lists. leaving: Previous roots to be removed from the document, oldest first, once every server holds their
-        introduction by the current root (`goatherd.identity.transitions`). is_full: The document is too large for
-        another rotation. clock_ahead_ms: How far the store's clock is ahead of this machine's, negative if behind; None
-        if it is unknown. recorded_ahead_ms: How far the latest time that the document records is in the future. digest:
-        SHA-256 of the document's text, hexadecimal, since a version id does not prove the content. lineage: The
-        predecessors that the document names.
+    Attributes:
+        version: The version id that label ``current`` points at.
+        stable: The version id that label ``stable`` points at, or None.
+        phase_since_ms: When the document was last written, and so entered its phase; at the latest when this run first
+            read it.
+        current_expires_ms: Expiration of the current root.
+        rotation_id, from_id, to_id, started_by, started_at: Of the rotation in progress, else None.
+        rollback_version: The version that holds the private key of the previous root (A), for a roll-back; None if
+            there is no rotation.
+        next_due_ms: When the next root will itself be due for rotation; None if there is no next root.
+        finished: Ids of the completed rotations, as far as the document records them.
+        restored: Those of them that made a previous root sign again.
+        cancelled: Ids of the cancelled rotations, as far as the document records them.
+        unretired: Previous roots whose private keys some version may still hold, and since when they have not signed.
+        root_ids: Every root that the document lists.
+        leaving: Previous roots to be removed from the document, oldest first, once every server holds their
+            introduction by the current root (`goatherd.identity.transitions`).
+        is_full: The document is too large for another rotation.
+        clock_ahead_ms: How far the store's clock is ahead of this machine's, negative if behind; None if it is unknown.
+        recorded_ahead_ms: How far the latest time that the document records is in the future.
+        digest: SHA-256 of the document's text, hexadecimal, since a version id does not prove the content.
+        lineage: The predecessors that the document names.
     """
 
     version: str
@@ -75,12 +82,14 @@ class VersionView:
 
     Read for `Goal.RETIRE`, and after a cancelled rotation for the versions of that rotation.
 
-    Attributes: rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private
-        key. retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
-        problem: Why its value could not be read; its keys are then unknown. foreign_labels: Labels on the version that
-        are not Goatherd's own; no store destroys a version with such a label. is_leftover: Whether an interrupted
-        change has left it, so that no record in the store names it. is_unknown_leftover: Whether it is a leftover whose
-        keys cannot be known, and which the store can destroy.
+    Attributes:
+        rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
+        retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
+        problem: Why its value could not be read; its keys are then unknown.
+        foreign_labels: Labels on the version that are not Goatherd's own; no store destroys a version with such a
+            label.
+        is_leftover: Whether an interrupted change has left it, so that no record in the store names it.
+        is_unknown_leftover: Whether it is a leftover whose keys cannot be known, and which the store can destroy.
     """
 
     version: str
@@ -139,9 +148,11 @@ def make_store_view(
 ) -> StoreView:
     """Return the view of `document`, which was read as `version`.
 
-    Args: stable: The version that label ``stable`` points at. Read in phase steady only, and None in all others.
+    Args:
+        stable: The version that label ``stable`` points at. Read in phase steady only, and None in all others.
         seen_ms: When this run first read this version, in milliseconds since 1970; times recorded in it cannot be
-        later. clock_ahead_ms: How far the store's clock is ahead of this machine's; None if it is unknown.
+            later.
+        clock_ahead_ms: How far the store's clock is ahead of this machine's; None if it is unknown.
     """
     view = StoreView(
         version=version.id,

@@ -109,8 +109,10 @@ class Survey:
 class Flow:
     """Which servers synchronize commits with each other, as far as they report it.
 
-    Attributes: groups: URLs of the servers that answered and report their peers, in groups; a commit accepted by one
-        server reaches all of its group. silent: URLs of the servers that answered and do not report their peers.
+    Attributes:
+        groups: URLs of the servers that answered and report their peers, in groups; a commit accepted by one server
+            reaches all of its group.
+        silent: URLs of the servers that answered and do not report their peers.
         is_vague: Whether a server has a peer whose process it does not know, or which it has not reached yet.
     """
 

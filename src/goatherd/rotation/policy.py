@@ -68,27 +68,33 @@ ALL = Quorum()
 class Policy:
     """Timeouts, quorum and lifetimes of a rotation, as an operator sets them in the configuration.
 
-    Attributes: adoption: Longest time that one phase may wait for servers; then the rotation is cancelled or rolled
-        back. settle: Longest time to wait, after a cancel or a roll-back, for servers to sign with the previous root
-        again. node_timeout: Timeout of one observation of one server. poll_min, poll_max: Shortest and longest pause
-        between two observations; the pause starts small and doubles. store_patience: How long to retry if the store
-        does not answer, in addition to the provider's own retries. clock_tolerance: By how much this machine's clock
-        may differ from others, and how far in the future a recorded time may be. Beyond this, nothing is written.
+    Attributes:
+        adoption: Longest time that one phase may wait for servers; then the rotation is cancelled or rolled back.
+        settle: Longest time to wait, after a cancel or a roll-back, for servers to sign with the previous root again.
+        node_timeout: Timeout of one observation of one server.
+        poll_min, poll_max: Shortest and longest pause between two observations; the pause starts small and doubles.
+        store_patience: How long to retry if the store does not answer, in addition to the provider's own retries.
+        clock_tolerance: By how much this machine's clock may differ from others, and how far in the future a recorded
+            time may be. Beyond this, nothing is written.
         flow_patience: How long a session created at one server may take to reach the others, in the check before a
-        rotation of servers that do not report their peers. lifetime: Time from the generation of a new root to its
-        expiration. `check_lifetime` checks the lower limit. grace: How long versions that hold a retired private key
-        are kept before `retire` destroys them. renewal_fraction, renewal_cap: A root is due for rotation when less than
-        this fraction of its lifetime, and at most this time, is left. quorum: How many servers must follow once
-        `adoption` has passed; until then the rotation waits for all. Only a server that does not answer at all can be
-        left out: one that answers, and does not follow, ends the rotation. unlisted: How long the next root (B) must
-        have been published before it signs, for the sake of servers that are not listed: their refresh interval with
-        its jitter. 0 means that there are no such servers. bare: URLs of manual-restart servers, which run unmodified
-        GoatDB. They must trust B, but the rotation does not wait for them to sign with it, because what they sign with
-        the previous root (A) stays valid. distrust: URLs of servers whose reports on the store's history are ignored,
-        so that a lying or wrong server cannot stop every command. health_failures: After this many consecutive failures
-        of the health check the rotation is rolled back. health_interval: Shortest time between two health checks.
-        health_timeout: Timeout of one health check; a check that exceeds it has failed. health_soak: How long the
-        health check is watched while B signs before the rotation is final.
+            rotation of servers that do not report their peers.
+        lifetime: Time from the generation of a new root to its expiration. `check_lifetime` checks the lower limit.
+        grace: How long versions that hold a retired private key are kept before `retire` destroys them.
+        renewal_fraction, renewal_cap: A root is due for rotation when less than this fraction of its lifetime, and at
+            most this time, is left.
+        quorum: How many servers must follow once `adoption` has passed; until then the rotation waits for all. Only a
+            server that does not answer at all can be left out: one that answers, and does not follow, ends the
+            rotation.
+        unlisted: How long the next root (B) must have been published before it signs, for the sake of servers that are
+            not listed: their refresh interval with its jitter. 0 means that there are no such servers.
+        bare: URLs of manual-restart servers, which run unmodified GoatDB. They must trust B, but the rotation does not
+            wait for them to sign with it, because what they sign with the previous root (A) stays valid.
+        distrust: URLs of servers whose reports on the store's history are ignored, so that a lying or wrong server
+            cannot stop every command.
+        health_failures: After this many consecutive failures of the health check the rotation is rolled back.
+        health_interval: Shortest time between two health checks.
+        health_timeout: Timeout of one health check; a check that exceeds it has failed.
+        health_soak: How long the health check is watched while B signs before the rotation is final.
     """
 
     adoption: timedelta = timedelta(minutes=5)

@@ -174,12 +174,15 @@ class Replacer:
     async def replace(self) -> ReplacementReport:
         """Replace the root that has expired, or resume where an earlier run has stopped.
 
-        Raises: IllegalStepError: The current root has not expired, and has not replaced an expired one.
+        Raises:
+            IllegalStepError: The current root has not expired, and has not replaced an expired one.
             StoreWentBackError: A server has used a later identity than the store holds, or a different one. Nothing was
-            written. ObstructedError: A server has seen a later identity, belongs to another one, has a clock that
-            disagrees with this machine's, or is listed twice. Nothing was written. LifetimeError: The lifetime of the
-            new root would be too short. Nothing was written. StuckError: The store refuses the change although nothing
-            in it changes. ProviderError: The store failed. Run it again.
+                written.
+            ObstructedError: A server has seen a later identity, belongs to another one, has a clock that disagrees with
+                this machine's, or is listed twice. Nothing was written.
+            LifetimeError: The lifetime of the new root would be too short. Nothing was written.
+            StuckError: The store refuses the change although nothing in it changes.
+            ProviderError: The store failed. Run it again.
         """
         self._continuity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)

@@ -38,8 +38,9 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
         named: The root that the operator named, or None.
         now_ms: Milliseconds since 1970.
 
-    Raises: NotRestorableError: There is no previous root, or it was rolled back; or the root is the current root, was
-        revoked, has expired, or its key is recorded as destroyed.
+    Raises:
+        NotRestorableError: There is no previous root, or it was rolled back; or the root is the current root, was
+            revoked, has expired, or its key is recorded as destroyed.
     """
     chosen = named or _find_previous(document)
     if chosen == document.current.id:

@@ -132,13 +132,17 @@ _UNREAD: Final = "the versions"
 class Rotator:
     """Rotates the root of one organization. One object may run any number of times, but one run at a time.
 
-    Args: provider: The store. secret_id: The secret that holds the identity, with ``{org}`` replaced. nodes: Every
-        server that holds this identity, or a source that lists them again at each observation. The rotation does not
-        wait for a server that is missing here; see `Policy.unlisted`. org: The organization id, which is part of every
-        signed commit. policy: Timeouts, quorum and lifetimes. clock: Tells the time and waits. started_by: The user or
-        process that runs it, human-readable: ``user@host:pid``. on_event: Called with each event as it happens; must
-        not block and must not raise. health: Health checks that must pass before a rotation begins, and while the next
-        root signs.
+    Args:
+        provider: The store.
+        secret_id: The secret that holds the identity, with ``{org}`` replaced.
+        nodes: Every server that holds this identity, or a source that lists them again at each observation. The
+            rotation does not wait for a server that is missing here; see `Policy.unlisted`.
+        org: The organization id, which is part of every signed commit.
+        policy: Timeouts, quorum and lifetimes.
+        clock: Tells the time and waits.
+        started_by: The user or process that runs it, human-readable: ``user@host:pid``.
+        on_event: Called with each event as it happens; must not block and must not raise.
+        health: Health checks that must pass before a rotation begins, and while the next root signs.
     """
 
     def __init__(
@@ -211,18 +215,22 @@ class Rotator:
         Args:
             to_phase: Stop when this phase is reached; `resume` continues.
 
-        Raises: RotationBusyError: A rotation is in progress, or another process has just started one; the error names
-            who, since when and which phase. NotAdoptedError: Servers did not follow in time, or refused; the rotation
-            was cancelled or rolled back. `report` has the details. StoreWentBackError: A server has used a later
-            identity than the store holds, or a different one: a backup was restored. Nothing was written.
+        Raises:
+            RotationBusyError: A rotation is in progress, or another process has just started one; the error names who,
+                since when and which phase.
+            NotAdoptedError: Servers did not follow in time, or refused; the rotation was cancelled or rolled back.
+                `report` has the details.
+            StoreWentBackError: A server has used a later identity than the store holds, or a different one: a backup
+                was restored. Nothing was written.
             ObstructedError: There is an obstacle (`goatherd.rotation.obstacles`): a server does not answer, or belongs
-            to another identity, or the servers do not synchronize. Nothing was written. IllegalStepError: The current
-            root has expired. Nothing was written. DegradedError: A server cannot read the store, and so could not
-            follow. Nothing was written. UnhealthyError: A health check fails before the rotation. Nothing was written.
+                to another identity, or the servers do not synchronize. Nothing was written.
+            IllegalStepError: The current root has expired. Nothing was written.
+            DegradedError: A server cannot read the store, and so could not follow. Nothing was written.
+            UnhealthyError: A health check fails before the rotation. Nothing was written.
             LifetimeError: The lifetime of the new root would be too short (`goatherd.rotation.policy.check_lifetime`).
-            ConfigurationError: The quorum is larger than the number of listed servers. UnsignedIdentityError: The
-            identity in the store was changed since a root signed it. ProviderError: The store failed. It records the
-            state of the rotation, which `resume` continues.
+            ConfigurationError: The quorum is larger than the number of listed servers.
+            UnsignedIdentityError: The identity in the store was changed since a root signed it.
+            ProviderError: The store failed. It records the state of the rotation, which `resume` continues.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
@@ -235,11 +243,12 @@ class Rotator:
             root_id: The previous root; None for the one that signed before the current one.
             to_phase: Stop when this phase is reached; `resume` continues.
 
-        Raises: NotRestorableError: The root is unknown, is the current root, was revoked, expires too soon, or no
-            readable version holds its private key; or the document no longer lists it, and no listed server holds an
-            introduction which shows that it was a root of this identity. Nothing was written. RotationBusyError,
-            NotAdoptedError, StoreWentBackError, ObstructedError, DegradedError, UnhealthyError, ProviderError: As
-            `rotate`.
+        Raises:
+            NotRestorableError: The root is unknown, is the current root, was revoked, expires too soon, or no readable
+                version holds its private key; or the document no longer lists it, and no listed server holds an
+                introduction which shows that it was a root of this identity. Nothing was written.
+            RotationBusyError, NotAdoptedError, StoreWentBackError, ObstructedError, DegradedError, UnhealthyError,
+                ProviderError: As `rotate`.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
@@ -281,9 +290,11 @@ class Rotator:
             reason: The reason, recorded in the document's history.
             by: `Step.CANCEL` or `Step.ROLL_BACK`, to allow this step only; None to choose the step by the phase.
 
-        Raises: IllegalStepError: `by` is not the step that ends this phase; or A has expired or is revoked, so that the
-            rotation can only be completed. StoreWentBackError: As `rotate`. ProviderError: The store failed, or no
-            longer holds A's private key.
+        Raises:
+            IllegalStepError: `by` is not the step that ends this phase; or A has expired or is revoked, so that the
+                rotation can only be completed.
+            StoreWentBackError: As `rotate`.
+            ProviderError: The store failed, or no longer holds A's private key.
         """
         return await self._run_goal(Goal.ABANDON, reason=reason, leave_by=by)
 
@@ -315,8 +326,10 @@ class Rotator:
     async def survey(self, *, is_probing: bool = True, has_remarks: bool = True) -> Survey:
         """Return the obstacles to a rotation, as `rotate` would find them. Writes nothing to the store.
 
-        Args: is_probing: Whether to create one anonymous session if the servers do not report their peers, to check
-            that they synchronize. has_remarks: Whether to look for remarks as well, which reads every stored version.
+        Args:
+            is_probing: Whether to create one anonymous session if the servers do not report their peers, to check that
+                they synchronize.
+            has_remarks: Whether to look for remarks as well, which reads every stored version.
 
         Raises:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
@@ -530,9 +543,11 @@ class Rotator:
     ) -> tuple[Observation, IdentityDocument]:
         """Return the observation for `find_obstacles_to_begin`, and the identity. Writes nothing to the store.
 
-        Args: document, version: The identity with label ``current``, and its version. is_probing: Whether to notify
-            servers that could not read the store, and to check that the servers synchronize if they do not report it
-            and there is no other obstacle. is_restore: Whether the rotation would be to a previous root.
+        Args:
+            document, version: The identity with label ``current``, and its version.
+            is_probing: Whether to notify servers that could not read the store, and to check that the servers
+                synchronize if they do not report it and there is no other obstacle.
+            is_restore: Whether the rotation would be to a previous root.
         """
         store = await self._store_view(document, version)
         # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
@@ -981,8 +996,9 @@ class Rotator:
 def _retried_read_errors(attempted: object) -> tuple[type[ProviderError], ...]:
     """Return the errors that are retried during a rotation, because permissions and mounts may be restored.
 
-    Args: attempted: The change to be made; None while the store is only read. If a change needs a version that is not
-        found, that is not retried, since the version will not return.
+    Args:
+        attempted: The change to be made; None while the store is only read. If a change needs a version that is not
+            found, that is not retried, since the version will not return.
     """
     denied = (ProviderAccessDeniedError, ProviderConfigurationError)
     return denied if attempted is not None else (*denied, SecretNotFoundError)

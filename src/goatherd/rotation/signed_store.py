@@ -46,9 +46,11 @@ class SignatureCheck:
     async def check(self, document: IdentityDocument | None) -> None:
         """Check the signature of a document that the command is about to change; None if nothing was read.
 
-        Raises: UnsignedIdentityError: The document was changed since its current root signed it, or it has no signature
-            although an earlier one had. GenerationJumpError: The document has no signature, and a generation that no
-            writer can have reached. ProviderError: The store failed.
+        Raises:
+            UnsignedIdentityError: The document was changed since its current root signed it, or it has no signature
+                although an earlier one had.
+            GenerationJumpError: The document has no signature, and a generation that no writer can have reached.
+            ProviderError: The store failed.
         """
         if document is None:
             return

@@ -96,11 +96,14 @@ def find_contradictions(
 ) -> tuple[Obstacle, ...]:
     """Return one obstacle for each server whose identity cannot come from the store in its present state.
 
-    Args: answers: The servers' reports (``GET /goatherd/v1/identity``), by URL. document: The identity in the store.
-        distrust: URLs of servers whose reports are ignored. signed: If `document` is not signed, the last signed one
-        before it. Servers that require signatures cannot use a later one, and the others may still use it. is_voted:
-        Whether the majority decides: servers that agree with the store overrule fewer that disagree, so that in an
-        emergency one lying server costs no time. After a restored backup, no running server agrees.
+    Args:
+        answers: The servers' reports (``GET /goatherd/v1/identity``), by URL.
+        document: The identity in the store.
+        distrust: URLs of servers whose reports are ignored.
+        signed: If `document` is not signed, the last signed one before it. Servers that require signatures cannot use a
+            later one, and the others may still use it.
+        is_voted: Whether the majority decides: servers that agree with the store overrule fewer that disagree, so that
+            in an emergency one lying server costs no time. After a restored backup, no running server agrees.
     """
     held, listed = StoredState.of(document), {root.id for root in document.roots}
     last_signed = None if signed is None else StoredState.of(signed)

@@ -182,9 +182,10 @@ class DueDecision:
 def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
     """Check a schedule and return it.
 
-    Raises: ConfigurationError: The cron expression is invalid, has no future time or rotates more often than every
-        hour; or the maximum key age is below an hour or beyond the lifetime; or both are given. LifetimeError: The
-        lifetime of new roots would be too short.
+    Raises:
+        ConfigurationError: The cron expression is invalid, has no future time or rotates more often than every hour; or
+            the maximum key age is below an hour or beyond the lifetime; or both are given.
+        LifetimeError: The lifetime of new roots would be too short.
     """
     check_lifetime(schedule.policy)
     if schedule.cron is not None:

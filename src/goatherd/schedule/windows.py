@@ -31,8 +31,10 @@ _MINUTE: Final = timedelta(minutes=1)
 class Window:
     """A maintenance window from `start` to `end` on each of `days`; both are minutes after midnight.
 
-    Attributes: days: Days on which the window opens; 0 is Monday. end: End of the window, exclusive; 1440 is midnight.
-        If it is not after `start`, the window ends on the next day.
+    Attributes:
+        days: Days on which the window opens; 0 is Monday.
+        end: End of the window, exclusive; 1440 is midnight. If it is not after `start`, the window ends on the next
+            day.
     """
 
     days: frozenset[int]
