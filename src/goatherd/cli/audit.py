@@ -40,12 +40,12 @@ def audit(
 ) -> int:
     """Check an audit trail, or show it.
 
-    verify reports the first record that was changed, removed, moved or repeated, is cut short (unless the next record
+    `verify` reports the first record that was changed, removed, moved or repeated, is cut short (unless the next record
     notes this), or is not signed by a root of the identity in the store. It prints the head of the trail: the number
     and digest of the last record. Keep the head in another place, and give it as --checkpoint later: nothing else
     detects records that are missing at the end.
 
-    show prints the records without verifying them.
+    `show` prints the records without verifying them.
     """
     if action == "show":
         if offline or checkpoint is not None:

@@ -10,9 +10,9 @@ from goatherd.config.options import effective_settings
 def config(app: App) -> None:
     """Show every option with its value and where the value comes from.
 
-    The source is a flag, an environment variable, the configuration file with its line, or the default. A flag wins
-    over the environment, and the environment over the file. Passwords, tokens and the arguments of commands are hidden.
-    The command contacts no store and no server.
+    The source is a flag, an environment variable, the configuration file with its line, or the default. A flag takes
+    precedence over the environment, and the environment over the file. Passwords, tokens and the arguments of commands
+    are hidden. The command contacts no store and no server.
     """
     settings = effective_settings(app.options)
     file = None if app.options.file is None else str(app.options.file)

@@ -33,20 +33,21 @@ from goatherd.operations.data import check_data, repair_data
 def data(app: App, action: str, directory: Path, offline: bool) -> int:
     """Check a server's data directory, or repair it.
 
-    check reads every log and changes nothing. It lists, with file and offset, each record that is damaged, is no
+    `check` reads every log and changes nothing. It lists, with file and offset, each record that is damaged, is no
     commit, or has a signature that cannot be verified. It also lists conflicts: sessions that two commits in
     /sys/sessions, here or on a --peer, create with different contents. GoatDB crashes when it merges such commits.
 
-    repair moves damaged lines to a file beside the log, whose name ends in .damaged, and fetches the commits again from
-    the peers. It resolves a conflict with a merge commit, which it writes to the log and to each --peer. It deletes
-    nothing, and does not write to a log in which check finds nothing. An interrupted repair is completed by the next.
+    `repair` moves damaged lines to a file beside the log, whose name ends in .damaged, and fetches the commits again
+    from the peers. It resolves a conflict with a merge commit, which it writes to the log and to each --peer. It
+    deletes nothing, and does not write to a log in which check finds nothing. An interrupted repair is completed by the
+    next.
 
     DIRECTORY is the data directory of a server, or the directory of one organization in it; the server can be
     Goatherd's or an unmodified GoatDB server. Stop it first. Signatures are verified with the identity in the store. If
     no store is given, the roots in the server's own files are used; if there are none, no signature is verified, and
     the command says so.
 
-    The exit code is 11 if check finds something, if repair leaves something, or if a peer does not answer.
+    The exit code is 11 if `check` finds something, if `repair` leaves something, or if a peer does not answer.
     """
     return asyncio.run(_data(app, action, directory, offline=offline))
 

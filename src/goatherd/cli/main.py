@@ -175,7 +175,7 @@ def _flags_of(name: str, words: list[str]) -> list[str]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--version", is_flag=True, help="Show the versions of Goatherd and of what it runs on, and exit.")
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON document; an error is one too.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document, also for an error.")
 @click.pass_context
 def cli(context: click.Context, version: bool, as_json: bool) -> None:
     """Keep the server identity of a GoatDB cluster in a secret store, and rotate it while the cluster serves."""
@@ -250,7 +250,7 @@ def command(
                 type=PathType(path_type=Path),
                 help="Path of the configuration file (default: ./goatherd.toml).",
             ),
-            click.option("--json", "as_json", is_flag=True, help="Write one JSON document; an error is one too."),
+            click.option("--json", "as_json", is_flag=True, help="Write one JSON document, also for an error."),
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),
         ]
         if nodes:

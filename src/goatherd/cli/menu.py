@@ -63,7 +63,7 @@ Usage: goatherd [OPTIONS] COMMAND [ARGS]...
 
 Options:
   --version   Show the versions of Goatherd and of what it runs on, and exit.
-  --json      Write one JSON document; an error is one too.
+  --json      Write one JSON document, also for an error.
   -h, --help  Show this message and exit.
 
 {groups}

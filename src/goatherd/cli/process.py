@@ -59,7 +59,7 @@ def run_fast(serving: Coroutine[Any, Any, None]) -> None:
 
 
 def give_way(app: App) -> None:
-    """Lower the priority of this process, so that it takes no time from servers and clients on the same machine."""
+    """Lower the priority of this process, so that servers and clients on the same machine are not slowed down."""
     if app.owns_process:
         with contextlib.suppress(AttributeError, OSError):  # Windows has no nice
             os.nice(LAST)

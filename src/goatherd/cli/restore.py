@@ -34,7 +34,7 @@ _SHARED: Final = frozenset(
 
 
 def _options_of_rotate(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that mean the same as those of `goatherd rotate`."""
+    """Add to `goatherd restore` the options of `goatherd rotate` that mean the same there."""
     own = getattr(function, "__click_params__", [])
     function.__click_params__ = [  # type: ignore[attr-defined]
         *reversed([option for option in rotate.params if option.name in _SHARED]),

@@ -25,11 +25,11 @@ from goatherd.operations.labels import change_label
 def versions(app: App, action: str | None, label: str | None, version: str | None) -> None:
     """List the stored versions and their labels, or move a label.
 
-    list, the default action, lists the versions, newest first, without reading their values.
+    `list`, the default action, lists the versions, newest first, without reading their values.
 
-    label adds LABEL to a version, or moves LABEL there from another version. VERSION is the version's id or one of its
-    labels. unlabel removes LABEL from its version, even if another tool has set LABEL. `retire` and `controller` never
-    destroy a version that has such a label. Only rotations move the labels `current` and `stable`.
+    `label` adds LABEL to a version, or moves LABEL there from another version. VERSION is an id or another label
+    of the version. `unlabel` removes LABEL from its version, even if another tool has set LABEL. `retire` and
+    `controller` never destroy a version with such a label. Only rotations move the labels `current` and `stable`.
     """
     if action == "label":
         if label is None or version is None:

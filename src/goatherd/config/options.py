@@ -898,7 +898,7 @@ def _value_text(key: Key, value: Any) -> str | None:
 
 
 def _url_text(text: str) -> str:
-    """Return a URL with its password masked, and all or the secret-looking parameters of its query."""
+    """Return a URL in which the password, and query parameters that may be secret, are masked."""
     before, question, query = text.partition("?")
     scheme, colon, rest = before.partition("://")
     if colon and "@" in rest:

@@ -103,7 +103,7 @@ def parse_port(value: object) -> int:
 
 
 def _parse_whole_number(value: object) -> int | None:
-    """Return a whole number, or None for another value. It is cut to 12 digits, which is out of every range."""
+    """Return a whole number, else None. A very long number is cut to 12 digits, which every limit rejects."""
     text = str(value).removeprefix("-")
     if isinstance(value, bool) or not text.isascii() or not text.isdigit():
         return None
@@ -189,7 +189,7 @@ def parse_urls(value: object) -> tuple[str, ...]:
 
 
 def _split_addresses(value: object) -> tuple[str, ...]:
-    """Return the URLs of a list. An empty string is kept for a later error: it comes from an unset variable."""
+    """Return the URLs of a list. An empty string, as from an unset variable, is kept and rejected later."""
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\s]+", value) if part] or [""]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):

@@ -12,7 +12,7 @@ WIDTH: Final = 100
 
 
 def checked_json(checked: Checked, file: Path) -> dict[str, Any]:
-    """Return the result of a verification as JSON."""
+    """Return the result of verifying an audit trail, as JSON."""
     return {
         "file": str(file),
         "whole": True,
@@ -29,7 +29,7 @@ def checked_json(checked: Checked, file: Path) -> dict[str, Any]:
 
 
 def checked_lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list[str]:
-    """Return the result of a verification as lines."""
+    """Return the result of verifying an audit trail, as lines."""
     lines = [
         f"{file}: {checked.head.seq} records, {iso(checked.first_ms)} to {iso(checked.last_ms)}, as they were written",
         f"signed by   {', '.join(checked.signers)}",
@@ -56,7 +56,7 @@ def checked_lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list
 
 
 def record_json(record: Record) -> dict[str, Any]:
-    """Return a record as JSON."""
+    """Return a record of an audit trail as JSON."""
     return {
         "seq": record.seq,
         "at": iso(record.at_ms),
@@ -70,7 +70,7 @@ def record_json(record: Record) -> dict[str, Any]:
 
 
 def record_line(record: Record) -> str:
-    """Return a record as one line, shortened."""
+    """Return a record of an audit trail as one line, shortened if it is long."""
     text = ", ".join(f"{name}={value}" for name, value in record.data.items() if value not in (None, [], "", {}))
     text = text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
     printable = "".join(char if char.isprintable() else "?" for char in f"{record.actor}  {record.event}  {text}")

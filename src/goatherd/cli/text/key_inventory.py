@@ -13,7 +13,7 @@ from goatherd.times import iso
 
 
 def inventory_data(keys: KeyInventory, now_ms: int) -> dict[str, object]:
-    """Return a key inventory as data."""
+    """Return a key inventory, as data for ``--json``."""
     following = keys.next_due_ms(now_ms)
     return {
         "complete": keys.is_complete,

@@ -9,13 +9,13 @@ from goatherd.operations.migrate import MigratedServer, Migration, RootAcceptanc
 
 
 def migration_lines(done: Migration) -> list[str]:
-    """Return what was done and what the servers answered, as lines."""
+    """Return the outcome of a migration and the answers of the servers, as lines."""
     lines = [line for outcome in done.outcomes for line in outcome_lines(outcome)]
     return lines + [proof_line(proof) for proof in done.proofs]
 
 
 def kept_lines(kept: Sequence[Path]) -> list[str]:
-    """Return a reminder for each settings.json that is still there."""
+    """Return a reminder for each settings.json that still exists after the migration."""
     return [f"{file} still holds the private key: remove it once the server starts from the store" for file in kept]
 
 
@@ -37,7 +37,7 @@ def migration_json(done: Migration, removed: Sequence[str], kept: Sequence[Path]
 
 
 def outcome_lines(outcome: MigratedServer) -> list[str]:
-    """Return what was done for one organization on one server, as lines."""
+    """Return the outcome of a migration for one organization on one server, as lines."""
     would = "would have been put" if outcome.dry_run else "is now"
     found = [
         f"{outcome.org}: root {outcome.current_id} {would} in {outcome.store}"
@@ -60,7 +60,7 @@ def outcome_lines(outcome: MigratedServer) -> list[str]:
 
 
 def proof_line(proof: RootAcceptance) -> str:
-    """Return what one server answered, as a line."""
+    """Return whether one server accepts requests signed by the migrated root, as a line."""
     if proof.trusts is None:
         return f"{proof.org}: {proof.url} did not answer: {proof.problem}"
     if proof.trusts:

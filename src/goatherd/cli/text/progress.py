@@ -69,7 +69,7 @@ class Progress:
             self._live = None
 
     def show(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event of the rotation."""
         data: dict[str, object]
         if isinstance(event, PhaseEntered):
             self._entered(event)

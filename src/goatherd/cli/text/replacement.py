@@ -21,7 +21,7 @@ def replaced_event(out: Output, event: Event) -> None:
 
 
 def replacement_data(report: ReplacementReport) -> dict[str, Any]:
-    """Return the result of a replacement as data."""
+    """Return the result of a replacement, as data for ``--json``."""
     return {
         "expired": report.expired_id,
         "current": report.current_id,

@@ -9,7 +9,7 @@ from goatherd.times import format_duration
 
 
 def would_retire_lines(keys: KeyInventory, now_ms: int) -> list[str]:
-    """Return a line for each version that would be destroyed now, and for each that a label keeps."""
+    """Return a line for each version that `retire` would destroy now, and for each that a label keeps."""
     lines = [f"would destroy {line}" for line in due_lines(keys, now_ms)]
     lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
     return lines or [_nothing(keys)]

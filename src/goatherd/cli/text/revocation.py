@@ -46,7 +46,7 @@ def revocation_event(out: Output, event: Event) -> None:
 
 
 def revocation_data(report: RevocationReport) -> dict[str, Any]:
-    """Return the state of a revocation as data."""
+    """Return the state of a revocation, as data for ``--json``."""
     return {
         "revoked": report.revoked_id,
         "current": report.current_id,

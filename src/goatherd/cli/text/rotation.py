@@ -23,7 +23,7 @@ _TIMES = {1: "once", 2: "twice"}
 
 
 def report_data(report: Report) -> dict[str, Any]:
-    """Return the report of a rotation as data: its ids and times."""
+    """Return the report of a rotation as data for ``--json``: its ids and times."""
     return {
         "outcome": report.outcome.value,
         "rotation": report.rotation_id,
@@ -48,7 +48,7 @@ def report_data(report: Report) -> dict[str, Any]:
 
 
 def kept_data(kept: Iterable[Kept]) -> list[dict[str, Any]]:
-    """Return versions that a label keeps from being destroyed, as data."""
+    """Return versions that a label keeps from being destroyed, as data for ``--json``."""
     return [{"version": one.version, "labels": list(one.labels)} for one in kept]
 
 
@@ -91,7 +91,7 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
 
 
 def restarts_data(report: Report) -> list[dict[str, Any]]:
-    """Return each server's number of restarts during the rotation, as data for the JSON output."""
+    """Return each server's number of restarts during the rotation, as data for ``--json``."""
     return [{"node": url, "count": count} for url, count in report.restarts.items()]
 
 
@@ -186,7 +186,7 @@ def _way_back(phase: Phase) -> str:
 
 
 def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
-    """Return a plan of a rotation as data, up to the phase at which the rotation stops."""
+    """Return a plan of a rotation as data for ``--json``, up to the phase at which the rotation stops."""
     return {
         "phase": plan.phase.value,
         "current": plan.current_id,

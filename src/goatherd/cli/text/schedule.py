@@ -12,7 +12,7 @@ from goatherd.times import format_duration, iso
 
 
 def explanation_data(store: str, schedule: Schedule, found: ScheduleExplanation) -> dict[str, Any]:
-    """Return what a controller would do, as data."""
+    """Return what a controller would do, as data for ``--json``."""
     return {
         "store": store,
         "current": found.facts.current_id,
@@ -45,7 +45,7 @@ def explanation_lines(store: str, schedule: Schedule, found: ScheduleExplanation
 
 
 def turn_data(store: str, turn: Turn) -> dict[str, Any]:
-    """Return what a controller did after reading the store once, as data."""
+    """Return what a controller did after reading the store once, as data for ``--json``."""
     assert turn.verdict is not None
     return {
         "store": store,
@@ -69,7 +69,7 @@ def turn_lines(turn: Turn, now_ms: int) -> list[str]:
 
 
 def verdict_data(verdict: DueDecision) -> dict[str, Any]:
-    """Return the next action of a controller, as data."""
+    """Return the next action of a controller, as data for ``--json``."""
     return {
         "act": verdict.act.value,
         "at": None if verdict.at_ms is None else iso(verdict.at_ms),
@@ -89,7 +89,7 @@ def next_line(verdict: DueDecision, now_ms: int) -> str:
 
 
 def schedule_data(schedule: Schedule) -> dict[str, Any]:
-    """Return a schedule as data."""
+    """Return a schedule, as data for ``--json``."""
     return {
         "controller": schedule.controller,
         "cron": schedule.cron,
@@ -102,7 +102,7 @@ def schedule_data(schedule: Schedule) -> dict[str, Any]:
 
 
 def schedule_line(schedule: Schedule) -> str:
-    """Return a schedule as a line."""
+    """Return the schedule of a controller as a line."""
     if schedule.cron is not None:
         when = f"cron `{schedule.cron}`; a missed slot: {schedule.missed.value}"
     elif schedule.max_age is not None:

@@ -16,7 +16,7 @@ _STATES = {
 
 
 def signature_data(store: str, examined: SignatureExamination, written: IdentityDocument | None) -> dict[str, Any]:
-    """Return the state of the signature, and what was written, as data."""
+    """Return the state of the signature, and what was written, as data for ``--json``."""
     return {
         "store": store,
         "storeVersion": examined.version,

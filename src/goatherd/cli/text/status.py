@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def status_data(status: ClusterStatus) -> dict[str, Any]:
-    """Return the status of a cluster as data."""
+    """Return the status of a cluster, as data for ``--json``."""
     return {
         "store": status.store,
         "storeVersion": status.version,
@@ -63,7 +63,7 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
 
 
 def progress_data(progress: PhaseProgress | None) -> dict[str, Any] | None:
-    """Return the phase of a rotation in progress and what it waits for, as data."""
+    """Return the phase of a rotation in progress and what it waits for, as data for ``--json``."""
     if progress is None:
         return None
     return {
@@ -82,7 +82,7 @@ def progress_lines(progress: PhaseProgress) -> list[str]:
 
 
 def ending_data(entry: HistoryEntry | None) -> dict[str, Any] | None:
-    """Return how the last rotation ended, as data."""
+    """Return how the last rotation ended, as data for ``--json``."""
     if entry is None:
         return None
     return {

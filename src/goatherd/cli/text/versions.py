@@ -25,7 +25,7 @@ def label_line(change: LabelChange) -> str:
 
 
 def versions_json(found: Sequence[SecretVersion]) -> list[dict[str, Any]]:
-    """Return versions as JSON."""
+    """Return stored versions of a secret as JSON."""
     return [
         {
             "id": version.id,
@@ -39,7 +39,7 @@ def versions_json(found: Sequence[SecretVersion]) -> list[dict[str, Any]]:
 
 
 def versions_lines(found: Sequence[SecretVersion], out: Output) -> list[str]:
-    """Return versions as lines."""
+    """Return stored versions of a secret as lines."""
     rows = [
         (version.id, iso(version.created_ms), version.state.value, shown_labels(version.labels)) for version in found
     ]
