@@ -24,10 +24,10 @@ LOG_SUFFIX: Final = ".jsonl"
 DAMAGED_SUFFIX: Final = ".damaged"
 SETTINGS_NAME: Final = "settings.json"
 REMAINS: Final = "settings.json.migrated"
-"""What is in the place of a settings.json whose key `goatherd migrate` has removed: a note, without the key."""
+"""The note, without the key, that replaces a settings.json whose key `goatherd migrate` has removed."""
 SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
 SEEN_NAME: Final = ".goatherd.seen.json"
-"""In an organization's directory: the generation and the public keys of the identity that its server used last."""
+"""File in an organization's directory with the generation and public keys of the last used identity."""
 
 _NEWER_SUFFIX: Final = ".goat"
 _SHARD_MAGIC: Final = (b"TAOG", b"GOAT")

@@ -27,7 +27,7 @@ if sys.platform != "win32":
     import fcntl
 
 _ABANDONED: Final = 600.0
-"""Seconds after which a new file that was never published is that of a writer who was killed."""
+"""Seconds after which a temporary file is taken for one of a killed writer."""
 
 
 def read_file(path: Path) -> bytes:

@@ -42,7 +42,7 @@ TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 NEVER: Final = 0.0
 """The timestamp of an event that has never happened."""
 FAILURES: Final = ("cancelled", "rolled-back")
-"""The events in a document's history by which a rotation ends without its root."""
+"""The events in a document's history by which a rotation ends without a new current root."""
 INTERRUPTED: Final = "interrupted"
 
 

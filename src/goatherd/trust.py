@@ -129,7 +129,7 @@ class Verification:
     __slots__ = ("_commits", "_jobs", "_signers", "verdicts")
 
     verdicts: list[VerificationError | None]
-    """One per commit after `run`: None for a good one, else why not."""
+    """One verdict per commit after `run`: None for a good one, otherwise the error."""
 
     def __init__(
         self,

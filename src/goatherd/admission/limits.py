@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 NAME_LENGTH = 100
-"""Characters of each of the two names in a repository's path."""
+"""Maximum length of each of the two names in a repository's path."""
 
 
 # No slots: the door's limits inherit from this class and from those of every caller.

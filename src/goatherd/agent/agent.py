@@ -81,7 +81,7 @@ class ServerState(StrEnum):
     SERVING = "serving"
     RESTARTING = "restarting"
     STOPPED = "stopped"
-    """It has ended by itself, and is started again after a pause."""
+    """The server has exited by itself, and is started again after a pause."""
 
 
 class _Readiness(Enum):

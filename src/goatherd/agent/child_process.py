@@ -89,10 +89,10 @@ class Supervisor:
         self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[int] | None = None
         self.asked: set[int] = set()
-        """The signals that were sent to the child that runs, or ran last."""
+        """The signals that were sent to the present child, or to the last one."""
         self.was_killed = False
         self.was_cut_off = False
-        """Whether the child that ran last was ended by a signal that it was sent, without handling it."""
+        """Whether a signal that the last child did not handle has ended it."""
 
     @property
     def is_running(self) -> bool:

@@ -50,7 +50,7 @@ from goatherd.telemetry import Event, event_text
 
 WARN_EVERY: Final = timedelta(hours=12)
 _LOOK_COST: Final = 20
-"""A look at a large file may take this part of the time at most: after one, the next waits twenty times as long."""
+"""After each check of the file, the next one waits this many times as long as the check took."""
 _PATIENCE: Final = 3
 _LONGEST_PAUSE: Final = 30.0
 _PLACE_HINT: Final = "Import the file into the store with `goatherd migrate`, or move it away."

@@ -21,7 +21,7 @@ from goatherd.identity.redaction import days_left
 from goatherd.times import milliseconds
 
 START_MARGIN: Final = timedelta(hours=1)
-"""A server may take a while from being started to reading its file; it must still find more than 15 days then."""
+"""Time that a server may take from its start to reading its file; more than 15 days must be left even then."""
 EARLY_WARNING: Final = timedelta(days=30)
 _BACKOFF_CAP: Final = timedelta(minutes=1)
 

@@ -28,7 +28,7 @@ class FileState(StrEnum):
 
     OURS = "ours"
     REPLACED = "replaced"
-    """A plain file where a link was: the private key is on the disk."""
+    """A plain file has replaced the link, so the private key is on the disk."""
     MISSING = "missing"
 
 

@@ -47,13 +47,13 @@ _UNCONFIRMED: Final = 100
 """When more commits than these are assumed to be stored, the server is asked, but not every time: it sends back
 every one of them, and looks at all that it holds to find them."""
 _CONFIRM_SECONDS: Final = 3.0
-"""Seconds between two such requests, at least, unless very many commits are assumed to be stored."""
+"""Minimum seconds between two such reads, unless very many commits are assumed to be stored."""
 _MANY_UNCONFIRMED: Final = 10_000
 _RENEWALS: Final = 3
 _CONTINUATIONS: Final = 4
-"""How often, at most, one push is judged again after the first creations of its keys got a child."""
+"""How often one push is judged again at most, after the first creations of its keys got a child."""
 _SETTLING_SECONDS: Final = 5.0
-"""How long a second creation waits for the first one that another request has just brought."""
+"""Seconds that a second creation of a key waits while another request delivers the first one."""
 
 _log = logging.getLogger("goatherd.door")
 

@@ -26,17 +26,17 @@ from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
 
 FIRST: Final = 32
-"""So many commits are verified before the server gets something to do; a push of so many is one portion."""
+"""Number of commits to verify before the first portion is sent. A push of at most this size is one portion."""
 STEP: Final = 128
-"""How many commits are verified at once after that."""
+"""Number of commits to verify at once after the first portion."""
 AHEAD: Final = 1000
-"""How many verified commits wait for the server at most: the server needs the processor, too."""
+"""Maximum number of verified commits that wait for the server, which needs the processor as well."""
 PORTION: Final = 500
-"""How many commits go to the server at once, at most: half a second of its work, which its next answer shows."""
+"""Maximum size of a portion: half a second of work for the server."""
 HELD_PER_COMMIT: Final = 60
-"""A portion has one commit for so many that the server holds, at least, so that its answers cost less than its work."""
+"""A portion has at least one commit per this many in the server, so that answering costs less than storing."""
 WINDOW: Final = 4
-"""How many portions are on their way at one time: the server verifies one while it stores another."""
+"""Maximum number of portions sent at one time: the server verifies one while it stores another."""
 
 _HAS_EVERYTHING: Final = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 """A filter that holds every id, so that the server sends no commits back."""
@@ -91,7 +91,7 @@ class Delivery:
         self._awaited: list[tuple[Element, list[Any]]] = []
         self._held: dict[Verified, None] = {}
         self.others: set[Delivery] = set()
-        """Deliveries that have commits of this push."""
+        """Other deliveries that have claimed commits of this push."""
         self.stored_count = 0
         self.early_answers = 0
         self.answered_count = 0

@@ -79,30 +79,30 @@ from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
 
 Answerer = Callable[[str, str, str, str, bytes], Awaitable[tuple[int, bytes]]]
-"""Answers a request below `OWN_PREFIX`: method, path, query, request signature; gives status and body."""
+"""Answers a request below `OWN_PREFIX`, given method, path, query and signature; returns status and body."""
 
 OWN_PREFIX: Final = "/goatherd/v1/"
-"""Paths below it are Goatherd's own, and are never passed to the server."""
+"""Requests for paths below this prefix are Goatherd's own, and never passed to the server."""
 BIG_BODY: Final = 64 * 1024
 MANY_COMMITS: Final = 4
-"""From so many commits on, the request's own signature is checked before them: it costs as much as one of them."""
+"""If a request has more commits, its own signature is checked first, which costs as much as one commit."""
 ANSWER_BYTES: Final = 8 * 1024 * 1024
-"""The largest answer to ``/auth/session`` that is read."""
+"""Maximum size of an answer to ``/auth/session``."""
 ANSWER_SECONDS: Final = 7.5
 """How long after its headers a push is answered at the latest, if the server answers at all: a client waits ten seconds
 for the whole answer, then closes the connection and sends everything again."""
 PEER_ANSWER_SECONDS: Final = 3.5
-"""The same for a server that pushes to this one, with a root's session: it waits five seconds."""
+"""The same for another server, which pushes with a root's session and waits five seconds."""
 SESSION_SECONDS: Final = 4.0
 """The same for a new session, for which a client waits five seconds."""
 JUDGE_SECONDS: Final = 2.0
-"""How long a judgement may take at least, however long the body took to come."""
+"""Minimum time for the checks, however long the body took to arrive."""
 EARLY_ANSWERS: Final = 5
-"""How often clients are answered while a delivery goes on: what they were answered ten times they offer no more."""
+"""Maximum number of early answers during a delivery: clients stop offering a commit after ten answers."""
 LEFT_OUT: Final = 1000
-"""How many roots that are not trusted are remembered, at most."""
+"""Maximum number of remembered untrusted roots."""
 SCRIPT_BYTES: Final = 64 * 1024 * 1024
-"""The largest ``/app.js`` in which the server's address is replaced."""
+"""Maximum size of an ``/app.js`` in which the server's address is replaced."""
 
 
 class Proxy:

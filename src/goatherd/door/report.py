@@ -32,7 +32,7 @@ HEALTH_PATH: Final = "/goatherd/v1/health"
 METRICS_PATH: Final = "/goatherd/v1/metrics"
 JSON_TYPE: Final = b"application/json"
 STATES: Final = ("starting", "serving", "restarting", "stopped")
-"""What an agent does with its server."""
+"""State of an agent, as `goatherd.agent.agent.Agent.describe` returns it."""
 
 
 def content_type_of(path: str) -> bytes:

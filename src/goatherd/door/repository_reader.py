@@ -30,7 +30,7 @@ _SMALLEST: Final = 64
 _BIG_ANSWER: Final = 64 * 1024
 
 Ask = Callable[[bytes, str], Awaitable[tuple[int, bytes]]]
-"""Sends the body of a ``/batch-sync`` under a signature, and returns the status and the answer."""
+"""Sends a ``/batch-sync`` request with a body and a signature, and returns the answer's status and body."""
 
 
 class RepositoryReader:
@@ -63,7 +63,7 @@ class RepositoryReader:
         self._filter = self._new_filter(_SMALLEST)
         self._room = _SMALLEST
         self.is_short = False
-        """Whether the server, when it was read last, had fewer commits than it has shown: it has lost some."""
+        """Whether the server has lost commits: at the last read it had fewer than it has shown before."""
 
     def drop_all(self) -> None:
         """Forget all known ids."""

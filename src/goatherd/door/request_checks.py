@@ -46,7 +46,7 @@ from goatherd.wire.paths import SESSIONS_PATH
 from goatherd.wire.schema import BUILTIN, Registry
 
 SESSION_BYTES: Final = 64 * 1024
-"""Bytes of a commit in `SESSIONS_PATH`; GoatDB's have one or two thousand."""
+"""Maximum bytes of a commit in `SESSIONS_PATH`; those of GoatDB have one or two thousand."""
 
 
 class Rule(StrEnum):
@@ -106,7 +106,7 @@ _ONCE: Final = (b"host", b"x-goat-sig", b"content-type", b"content-encoding")
 _LASTING: Final = frozenset(
     {*_ONCE, b"authorization", b"content-length", b"cookie", b"forwarded", b"origin", b"x-org-id", b"x-real-ip"}
 )
-"""What no ``Connection`` header takes away: it was judged here, or says who the caller is."""
+"""Headers that no ``Connection`` header may remove: the door has checked them, or they identify the caller."""
 
 
 def check_target(path: bytes) -> str:

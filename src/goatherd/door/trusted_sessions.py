@@ -47,7 +47,7 @@ LONGEST_PAUSE: Final = timedelta(seconds=2)
 """Maximum interval, however long the last read took: a client waits ten seconds for an answer, and the server needs
 some of them."""
 PATIENCE: Final = timedelta(seconds=7)
-"""How long a request waits for the session of its signer to be found; then it is answered with 503."""
+"""How long a request waits until the session of its signer is found; then the answer is 503."""
 REMEMBER: Final = timedelta(seconds=5)
 
 VERDICTS: Final = 100_000
@@ -88,7 +88,7 @@ class TrustedSessions:
         self._raw_introductions: dict[str, dict[str, Any]] = {}
         self._introducers: dict[str, tuple[str, ...]] = {}
         self.failure: NodeUnreachableError | NodeRefusedError | None = None
-        """Why the server's sessions could not be read the last time."""
+        """Why the last attempt to read the server's sessions failed."""
 
     def adopt_identity(self, identity: TrustSource) -> None:
         """Adopt a new identity document; known sessions stay, revocations take effect immediately."""

@@ -61,11 +61,11 @@ class LineProblem(StrEnum):
     TORN = "torn"
     """The last line is unfinished, as a crash in the middle of a write leaves it."""
     DAMAGED = "damaged"
-    """It is not a JSON object."""
+    """The line is not a JSON object."""
     NOT_A_COMMIT = "not-a-commit"
-    """It is a JSON object, but no commit that GoatDB could read."""
+    """The line is a JSON object, but not a commit that GoatDB could read."""
     UNVERIFIABLE = "unverifiable"
-    """It is a commit, but its signature does not verify."""
+    """The line is a commit with an invalid signature."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,16 +122,16 @@ R = TypeVar("R")
 
 SETTLE: Final = timedelta(seconds=1)
 MAX_LACKING: Final = 50
-"""How many repositories without a commit here are looked for at the peers because clients asked for them."""
+"""Maximum number of empty repositories that are requested from the peers because a client asked for them."""
 PEER_TIMEOUT: Final = timedelta(seconds=30)
 PENDING_BATCH: Final = 64
 WORK: Final = Rate(per_second=0.5, burst=20)
-"""Seconds of the processor that the requests of one session may take beyond `FREE_WORK` each; then they wait."""
+"""Processor seconds that a session's requests may use, beyond `FREE_WORK` for each, before they are delayed."""
 FREE_WORK: Final = 0.05
 VERIFY_AGAIN: Final = timedelta(seconds=1)
 VERIFY_AGAIN_AT_MOST: Final = timedelta(minutes=1)
 WRITE_AGAIN: Final = timedelta(seconds=2)
-"""Pause before a log that could not be written is written again."""
+"""Pause before a failed write of a log is retried."""
 SAY_AGAIN: Final = timedelta(minutes=1)
 
 _JSON: Final = "application/json"

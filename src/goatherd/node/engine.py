@@ -1,14 +1,14 @@
 """Answer GoatDB's requests for one organization: sync and sessions. Pure: bytes in, a `Response` out.
 
-The module does no I/O, reads no clock and uses no randomness. It answers GoatDB's own endpoints; the statuses of
-Goatherd's management endpoints are in `goatherd.node.management` and `goatherd.node.frozen_commits`.
+The module does no I/O, reads no clock and uses no randomness. It answers GoatDB's own endpoints; Goatherd's management
+endpoints are in `goatherd.node.management` and `goatherd.node.frozen_commits`.
 
 Steps
     Long work is cut into steps, so that threads can do it although this code is pure. `batch_sync`, `ingest_commits`
-    and `open_in_steps` are generators. Each `EngineStep` that one yields is work for a thread: the driver calls
-    ``step.run()`` and sends the result back. All other code runs where the generator is advanced: on the event loop's
-    thread, to which the engine belongs. `load_sessions` (blocking, once, before serving) opens ``/sys/sessions`` and
-    ``/sys/users``; `create_session` answers at once::
+    and `open_in_steps` are generators. Each `EngineStep` that a generator yields is work for a thread: the driver calls
+    ``step.run()`` and sends the result back. All other code runs on the event loop's thread, to which the engine
+    belongs. `load_sessions` (blocking, once, before serving) opens ``/sys/sessions`` and ``/sys/users``;
+    `create_session` answers at once::
 
         response = await drive_steps(engine.batch_sync(header, body, now_ms), run)   # run: async, step -> its result
         response = drive_inline(engine.batch_sync(header, body, now_ms))             # tests, tools
@@ -23,32 +23,33 @@ Steps
     thread). Afterwards the peers are notified of `Response.changed_paths`. `Response.wait_for_peers` requests GoatDB's
     delay of one second after a new session. `ingest_commits` does the same for commits pulled from a peer.
 
-Order within a batch. Elements of ``/sys/sessions`` are ingested first, then ``/sys/users``, then the others, and within
-``/sys/sessions`` commits by unknown signers are verified again after each new session, until nothing
-changes. So a batch in any order works (GoatDB drops what comes too early). Replies keep the order of the request.
+Order within a batch. Elements of ``/sys/sessions`` are ingested first, then ``/sys/users``, then the others. Within
+``/sys/sessions``, commits by unknown signers are verified again after each new session, until nothing changes. So a
+batch in any order works (GoatDB drops commits that come too early). Replies keep the order of the request.
 
-Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibility.md:
+Differences from GoatDB 0.5.1 (its behaviour in parentheses), with the reasons in docs/reference/compatibility.md:
 
-* a malformed batch, element or path is 400 and nothing of it takes effect (there: 500, or the process dies)
-* a malformed signature header is 403 (there: 500)
-* a login token is no request signature (there: it is)
-* a commit's claimed session must be its signer, and its own time must not be later than that session's
-  expiration; a signature without a time counts for nothing
-* a signature counts for three minutes and no longer, also if it was used before
-* session commits: only from a root, only the session in the commit itself under its own id; everything
-  else in /sys/sessions is refused, not stored
-* a session that arrives in one message with the root that introduces it is accepted at once (there: next round)
+* a malformed batch, element or path is 400, and nothing of the request takes effect (500, or the process ends)
+* a malformed signature header is 403 (500)
+* a login token is rejected as a request signature (accepted)
+* a commit's claimed session must be its signer, and the commit's timestamp must not be later than that session's
+  expiration; a signature without a timestamp is invalid
+* a request signature is valid for three minutes, even if it was used before
+* session commits must be signed by a root, and must contain only the session with their own id; everything else in
+  /sys/sessions is rejected
+* a session that arrives in one message with the root that introduces it is accepted at once (in the next round)
 * /sys/* and /user/<id> are closed to others unless the application's rules open them
 * limits (`goatherd.node.views.SyncLimits`): elements, seeds, filter size, a peer's count, nesting, ids, keys
-* commits from more than a day ahead are refused
-* commits that change a key's schema, miss required fields or have wrong types, or deltas on deltas, are refused:
-  they kill the servers and clients that merge or read them
-* commits of schemas that are not registered are stored and passed on (there: skipped)
-* an answer holds at most `SyncLimits.reply_commits` commits per element, and `SyncLimits.reply_bytes` in all, found by
-  about `SyncLimits.reply_lookups` looks; the rest follows in later rounds
-* the answer waits for the disk (there: a crash may lose acknowledged commits)
-* repositories are opened only for well-formed paths, and a file appears with the first commit
-* invalid keys at /auth/session are 400 (P-256, off the curve, short: there 500); 503 when the root has expired
+* commits with a timestamp more than a day ahead are rejected
+* commits that change a key's schema, lack required fields or have wrong types, and deltas on deltas, are rejected:
+  they crash the servers and clients that merge or read them
+* commits of schemas that are not registered are stored and sent on (skipped)
+* an answer holds at most `SyncLimits.reply_commits` commits per element, `SyncLimits.reply_bytes` in all, and is
+  computed with about `SyncLimits.reply_lookups` lookups; the rest follows in later rounds
+* the answer waits for the disk (a crash may lose acknowledged commits)
+* repositories are opened only for well-formed paths, and a file is created with the first commit
+* invalid keys at /auth/session are 400 (500 for P-256, points off the curve and short keys); if the root has expired,
+  the answer is 503
 * concurrent creations of one key are merged before any answer (`goatherd.node.concurrent_creation`); other leaves are
   not merged
 """
@@ -205,7 +206,7 @@ def refuse_request(error: VerificationError) -> Response:
 
 
 CANNOT_WRITE: Final = Response(status=507, cors=False)
-"""The answer to what cannot be stored: the disk is full, read-only or broken. It may be sent again later."""
+"""The answer to a request that cannot be stored (disk full, read-only or broken). The client may retry it."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -471,7 +471,7 @@ class GroupCommit:
         self._next: asyncio.Task[bool] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="goatherd-disk")
         self.failure_count = 0
-        """How many flushes have failed. An answer made before the last one may show what is not on the disk."""
+        """Number of failed flushes. An answer built before the last failure may show commits that were not written."""
 
     @property
     def failing(self) -> Mapping[str, GoatherdError]:

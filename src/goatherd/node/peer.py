@@ -55,7 +55,7 @@ RAMP: Final = timedelta(seconds=3)
 DOWN_MAX: Final = timedelta(seconds=2)
 RECHECK: Final = timedelta(seconds=60)
 RECENT: Final = timedelta(seconds=30)
-"""For so long, a server process that has answered counts as one that is synchronized with."""
+"""How long after its last answer a server process still counts as synchronized with this one."""
 MANY_INSTANCES: Final = 64
 
 MAX_PATHS: Final = 64

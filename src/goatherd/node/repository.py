@@ -31,12 +31,12 @@ from goatherd.wire.paths import check_item_path, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
 
 MAX_CHAIN = 256
-"""Deltas on deltas that a reader follows; GoatDB itself never writes more than one on a full commit."""
+"""Maximum length of a chain of deltas that is read; GoatDB itself writes at most one delta on a full commit."""
 
 MAX_WEIGHT = 64 * 1024
 
 Seeds = Callable[[int], Sequence[int]]
-"""Gives so many fresh Bloom filter seeds (`goatherd.ids.new_seeds`)."""
+"""Returns this many new Bloom filter seeds (`goatherd.ids.new_seeds`)."""
 
 
 class Log(Protocol):

@@ -41,9 +41,9 @@ PAGE: Final = 2000
 
 CONFIRMED_WITHIN: Final = timedelta(seconds=1)
 AGAIN_AFTER: Final = timedelta(seconds=5)
-"""Pause before a peer that did not confirm is called again."""
+"""Pause before the next request to a peer that did not confirm."""
 FIRST_LOOK: Final = timedelta(seconds=15)
-"""How long after a start every session is introduced: until then, servers that are no peers have shown themselves."""
+"""How long after a start every new session is introduced; in this time, servers that are not peers are noticed."""
 REMEMBERED: Final = timedelta(minutes=10)
 PERSISTENT: Final = timedelta(seconds=30)
 LOOK: Final = timedelta(seconds=5)

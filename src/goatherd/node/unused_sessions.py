@@ -25,7 +25,7 @@ from goatherd.identity.session import SESSION_LIFETIME, Session
 from goatherd.node.repository import Log
 
 UNUSED_LOG: Final = "unused sessions"
-"""What this log is called among those of the repositories; no repository has such a path."""
+"""Name of this log among the logs of the repositories; no repository has such a path."""
 MAX_UNUSED: Final = 200_000
 
 _DROPPED_AT_ONCE: Final = 16  # one part in so many

@@ -27,7 +27,7 @@ from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
 from goatherd.wire.paths import SESSIONS_PATH
 
 BIG_VIEW = 200
-"""Commits from which on a view's answer is work for a thread."""
+"""Number of commits from which the answer to a view is built in a thread."""
 
 _CYCLES = 3
 # What a commit costs besides its looks into a filter, in looks.

@@ -27,7 +27,7 @@ Headers = list[tuple[bytes, bytes]]
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 8 * 1024 * 1024
 LONGEST_PAUSE: Final = 3.0
-"""Seconds that a session's request waits at most; GoatDB's clients give up after ten."""
+"""Maximum delay of a session's request in seconds; GoatDB's clients give up after ten."""
 
 
 class GoneError(Exception):
@@ -64,7 +64,7 @@ class CallerLimiter:
         self._sessions = TokenBuckets(limits.new_sessions)
         self._session_requests = TokenBuckets(limits.session_requests)
         self.paused_count = 0
-        """How many requests had to wait because their session had sent too many."""
+        """Number of requests that were delayed because their session had sent too many."""
         self._open: Counter[str] = Counter()
 
     # --- connections --------------------------------------------------------------------------------------------------

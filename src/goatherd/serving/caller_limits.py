@@ -16,7 +16,7 @@ from typing import Final
 
 _MIB = 1024 * 1024
 AUTH_PREFIX: Final = "/auth/"
-"""Below it everything is asked by callers without a session."""
+"""Prefix of the paths that callers without a session request."""
 
 
 class Excess(StrEnum):

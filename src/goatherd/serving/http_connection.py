@@ -25,7 +25,7 @@ from goatherd.serving.caller_limits import CallerLimits
 __all__ = ["CONNECTION", "HTTPConnection", "check_hooks"]
 
 CONNECTION: Final = "goatherd.connection"
-"""The key of a request's scope under which its `HTTPConnection` is."""
+"""The key of the `HTTPConnection` in a request's ASGI scope."""
 
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"

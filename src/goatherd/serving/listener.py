@@ -19,7 +19,7 @@ from goatherd.serving.sockets import bind, cannot_listen
 
 BACKLOG: Final = 2048
 _ROUNDS: Final = 5
-"""Of the event loop, from accepting a connection until its protocol has it; asyncio takes two, uvloop one."""
+"""Rounds of the event loop until the protocol has an accepted connection; asyncio needs two, uvloop one."""
 
 
 async def close_server(server: asyncio.Server) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 from goatherd.errors import NodeError
 
 _OTHER_FILES: Final = 512
-"""Files that are no connections of callers: logs, the store, peers, connections to the server behind a door."""
+"""Open files other than callers' connections: logs, the store, peers, the server behind a door."""
 _LOCAL_V4: Final = re.compile(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL")
 
 

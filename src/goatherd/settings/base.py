@@ -40,7 +40,7 @@ class Origin(StrEnum):
     STORE = "store"
     FILE = "file"
     LAST_KNOWN_GOOD = "last known good"
-    """A sealed copy of what the store held; the store has not been reached since."""
+    """A sealed copy of the store's identity; the store has not answered since the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,7 @@ class SettingsProvider(Protocol):
 
 
 DBSettingsProvider = SettingsProvider
-"""The name that GoatDB's proposal has for it."""
+"""Alias; GoatDB's proposal uses this name."""
 
 
 class SettingsSource(ABC):

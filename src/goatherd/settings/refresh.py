@@ -97,7 +97,7 @@ class Breaker:
 
 POLL_ATTEMPTS: Final = 2
 SAFETY_FACTOR: Final = 10
-"""With a watch, the store is polled at every tenth interval only, in case a notification was lost."""
+"""While a watch is active, the store is polled only at every tenth interval, in case a notification was lost."""
 PUSH_SPREAD: Final = timedelta(milliseconds=500)
 """All servers are notified at once; each reads after a random delay of at most this."""
 

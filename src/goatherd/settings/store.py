@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 REFRESH_INTERVAL: Final = timedelta(seconds=30)
 CHAIN_RETRY: Final = timedelta(minutes=1)
-"""So long after no chain to an identity was found, the peers are asked for one again."""
+"""Pause before the peers are asked again for a chain to an identity, if none was found."""
 _BREAKERS: Final = 1000
 _CHAIN_HINT: Final = (
     "If this server was away for many rotations, give it a peer that it can reach (--peer): peers have the commits that"
