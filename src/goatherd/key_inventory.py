@@ -35,7 +35,7 @@ from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionSta
 from goatherd.times import milliseconds
 
 _RECENT: Final = 12
-"""How many versions back a cancelled rotation may be; each rotation writes at most six."""
+"""How many versions to search for a cancelled rotation; each rotation writes at most six."""
 _SWITCHED_OFF: Final = "disabled; a user who may change the secret can enable it again"
 
 

@@ -31,7 +31,7 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.times import iso, read_iso
 
 GENESIS: Final = "0" * 64
-"""What stands for the hash of the line before the first."""
+"""The previous hash of the first record, which has no line before it."""
 SIGNER: Final = "signer"
 MAX_LINE: Final = 1 << 20
 MAX_TORN: Final = 16

@@ -60,9 +60,9 @@ _PULL_ERROR_RATE: Final = 1e-6
 
 _UNUSED: Final = "/goatherd/v1/unused"
 INSTANCE_HEADER: Final = "x-goatherd-instance"
-"""By this header, answers to ``/batch-sync`` say which server process gave them."""
+"""Header with the id of the server process that answers a ``/batch-sync`` request."""
 SENDER_HEADER: Final = "x-goatherd-sender"
-"""By this header, a request to ``/batch-sync`` says which server process sends it, or `NO_SERVER`."""
+"""Header with the id of the server process that sends a ``/batch-sync`` request, or `NO_SERVER`."""
 NO_SERVER: Final = "-"
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HINTS: Final = {

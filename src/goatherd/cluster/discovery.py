@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from goatherd.providers.kubernetes.access import ClusterAccess
 
 LINGER: Final = timedelta(seconds=30)
-"""How long a node that DNS once named counts as one after it was named last."""
+"""How long a server stays listed after DNS last named it."""
 SCHEMES: Final = ("dns", "k8s-service")
-"""Of addresses that stand for any number of nodes."""
+"""Schemes of addresses that discover servers."""
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")

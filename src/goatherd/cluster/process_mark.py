@@ -26,7 +26,7 @@ from goatherd.ids import new_id
 # the later ones are for a server whose clock is ahead.
 _AGES_MS: Final = (179_700, 178_000, 170_000)
 TOO_OLD_AFTER: Final = timedelta(seconds=30)
-"""By then a server that checks times rejects whatever is as old as a mark that it has accepted."""
+"""After this time a server rejects every signature as old as a mark, unless it has the mark in its cache."""
 
 
 class Markable(Protocol):
@@ -39,11 +39,11 @@ class MarkState(Enum):
     """What a server's answer shows about a mark."""
 
     FOUND = auto()
-    """The process that took the mark still serves."""
+    """The server still runs in the process that took the mark."""
     LOST = auto()
-    """Another process serves, or this one has forgotten the mark."""
+    """The server runs in another process, or the process has lost the mark."""
     TOO_EARLY = auto()
-    """The server would accept any signature of that time, so it says nothing."""
+    """The server would still accept any signature of that time, so its answer shows nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

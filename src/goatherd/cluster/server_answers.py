@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 LONGEST_TEXT: Final = 200
 MOST_ENTRIES: Final = 10_000
-"""How many entries a list in an answer about an identity may have."""
+"""Maximum number of entries of a list in an answer about an identity."""
 LAST_TIME: Final = 253_402_300_799_999
 """The end of the year 9999, in milliseconds since 1970."""
 

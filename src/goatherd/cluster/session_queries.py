@@ -26,7 +26,7 @@ from goatherd.wire.messages import VERSION
 from goatherd.wire.paths import SESSIONS_PATH
 
 SMALL_REPOSITORY: Final = 1000
-"""A repository of at most so many commits is read as a whole."""
+"""A repository with at most this many commits is read as a whole."""
 _FILTER_BYTES: Final = 1024
 _EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 

@@ -45,7 +45,7 @@ from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 
 PREVIEW: Final = 5
-"""How many rotations an explanation looks ahead."""
+"""How many future rotations an explanation lists."""
 
 _log = logging.getLogger("goatherd.rotation")
 

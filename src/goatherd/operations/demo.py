@@ -42,7 +42,7 @@ PAUSE: Final = timedelta(milliseconds=50)
 _READY_TIMEOUT: Final = timedelta(seconds=20)
 
 Tell = Callable[[str, str], None]
-"""Is given the name of each step and a sentence about it, when the step begins."""
+"""Called at the start of each step with its name and a sentence about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

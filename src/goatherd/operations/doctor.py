@@ -63,7 +63,7 @@ _SHORT_FROM_THE_START: Final = (
 )
 
 SKEW_LIMIT: Final = timedelta(minutes=3)
-"""COMPAT: a request signed further away than this is refused."""
+"""COMPAT: GoatDB rejects a request whose signing time differs from its own clock by more than this."""
 
 SESSIONS_TIMEOUT: Final = timedelta(seconds=60)
 """Timeout of one request whose answer may hold 50 000 sessions; other requests have --timeout."""

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from goatherd.operations.migrate import MigrationTarget
 
 _LARGE_ANSWER_TIMEOUT: Final = timedelta(seconds=60)
-"""For one answer about 50 000 sessions."""
+"""Timeout of one request whose answer may hold 50 000 sessions."""
 _LONG_AGO_MS: Final = 1_577_836_800_000
-"""2020-01-01, before any GoatDB: the time of a commit where its session has an unusual expiration."""
+"""2020-01-01, before GoatDB existed: the time of a commit whose session has an unusual expiration."""
 
 
 def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, Session]:

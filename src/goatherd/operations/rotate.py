@@ -36,7 +36,7 @@ Nodes = Sequence[Node] | NodeSource
 """Every server that holds the identity: a list, or a function that discovers them, such as a `NodeDirectory`."""
 
 ASKED: Final = "asked for by the operator"
-"""The reason of a cancel or a roll-back for which no other is given."""
+"""The default reason of a cancel or a roll-back."""
 
 
 async def rotate(

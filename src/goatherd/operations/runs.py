@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from goatherd.rotation.events import Event
 
 EventListener = Callable[["Event"], None]
-"""Is called with each event of a run as it happens. It must not block and must not raise."""
+"""A function that is called with each event of a run as it happens. It must not block and must not raise."""
 
 LIST_SERVERS: Final = (
     "Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml. From Python: "

@@ -45,9 +45,9 @@ class SignatureState(StrEnum):
     VALID = "valid"
     MISSING = "missing"
     OUTDATED = "outdated"
-    """It was made for an earlier generation: a tool that does not sign has written since."""
+    """The signature is of an earlier generation: a tool that does not sign has written since."""
     INVALID = "invalid"
-    """It was made for this generation, and for another content."""
+    """The signature is of this generation, but of other content."""
 
 
 def signature_state(document: IdentityDocument) -> SignatureState:

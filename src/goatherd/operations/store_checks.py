@@ -29,7 +29,7 @@ SKIPPED: Final = "skip"
 
 READS: Final = 5
 SLOW: Final = timedelta(seconds=1)
-"""A rotation reads and writes the store about twenty times; a server reads it once per refresh."""
+"""Response time from which a store counts as slow: a rotation reads and writes the store about twenty times."""
 STORE_SKEW: Final = timedelta(minutes=1)
 
 _LEVELS: Final = {
@@ -41,7 +41,7 @@ _LEVELS: Final = {
 
 
 KEY_EXPOSURE: Final = "key exposure"
-"""Name of the check that looks for a private key in what a server answers to an unauthenticated request."""
+"""Name of the check for a private key in a server's answer to an unauthenticated request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

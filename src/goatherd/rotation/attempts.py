@@ -37,7 +37,7 @@ from goatherd.rotation.machine import (
 )
 
 TRIES: Final = 2
-"""So often an action is tried on the same evidence."""
+"""How often an action is tried on the same state of the store."""
 
 
 @dataclass(slots=True)

@@ -32,8 +32,8 @@ from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import new_commit
 
 COPIES: Final = 3
-"""How many times a new root is introduced. An unmodified server that holds 60 session commits leaves one of them out of
-an answer with a chance of 1 in 15, and all three with one of 1 in 3600."""
+"""How many times a new root is introduced. An unmodified server that holds 60 session commits omits one of them from an
+answer with a probability of 1 in 15, and all three with a probability of 1 in 3600."""
 
 
 def introduction_id(session_id: str) -> str:

@@ -144,7 +144,7 @@ STEPS: Final[dict[tuple[Phase, Step], Phase]] = {
     (Phase.VERIFIED, Step.FINALIZE): Phase.STEADY,
     (Phase.VERIFIED, Step.ROLL_BACK): Phase.STEADY,
 }
-"""The legal steps. Tests print, walk and exhaust this table."""
+"""The legal steps, with the phase that each leads to. Tests explore this table exhaustively."""
 
 GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     # Nothing is written before every server has answered: a server that is down would cancel the rotation later, and
@@ -165,13 +165,13 @@ GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     # excuses a node here: nothing is lost by a root that stays (tests/unit/rotation/test_pruning.py).
     Step.PRUNE: (Evidence.HOLDS_EARLIER,),
 }
-"""What every listed server must have shown before a step. Leaving a rotation needs no evidence."""
+"""The evidence that every listed server must have shown before a step. A cancel or a roll-back needs none."""
 
 SETTLED: Final[dict[Phase, frozenset[Evidence]]] = {
     Phase.PUBLISHED: frozenset({Evidence.HOLDS_INTRODUCTION, Evidence.TRUSTS_NEXT}),
     Phase.ACTIVATED: frozenset({Evidence.SIGNS_WITH_NEXT}),
 }
-"""What a run that shall stop in a phase waits for before it says that the phase is reached."""
+"""The evidence for which a run that stops at a phase waits before it reports that the phase is reached."""
 
 FORWARD: Final[dict[Phase, Step]] = {
     Phase.STEADY: Step.PREPARE,
@@ -180,7 +180,7 @@ FORWARD: Final[dict[Phase, Step]] = {
     Phase.ACTIVATED: Step.VERIFY,
     Phase.VERIFIED: Step.FINALIZE,
 }
-"""The step that carries a rotation on from each phase."""
+"""The step that continues a rotation from each phase."""
 
 BACKWARD: Final[dict[Phase, Step]] = {
     Phase.PREPARED: Step.CANCEL,
@@ -188,7 +188,7 @@ BACKWARD: Final[dict[Phase, Step]] = {
     Phase.ACTIVATED: Step.ROLL_BACK,
     Phase.VERIFIED: Step.ROLL_BACK,
 }
-"""The step that leaves a rotation from each phase: cancel where B has not signed yet, else roll back."""
+"""The step that ends a rotation early, by phase: cancel if the next root (B) has not signed yet, else roll back."""
 
 
 def after(phase: Phase, step: Step) -> Phase:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from goatherd.rotation.machine import PhaseProgress
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=2)
-"""Largest difference between two clocks with which a rotation begins.
+"""Maximum difference between two clocks at which a rotation may begin.
 
-COMPAT: a GoatDB server rejects a request that was signed more than three minutes away from its own time.
+COMPAT: a GoatDB server rejects a request whose signing time differs from its own clock by more than three minutes.
 """
 
 PEER_HINT: Final = (
@@ -69,7 +69,7 @@ class ObstacleKind(StrEnum):
 
 
 WENT_BACK: Final = frozenset({ObstacleKind.STORE_BEHIND, ObstacleKind.FORKED})
-"""The obstacles that say that the store went back."""
+"""The obstacles which mean that the store holds an older identity than before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,11 +144,11 @@ class Policy:
 
 
 SHORTEST_LIFETIME: Final = timedelta(hours=1)
-"""No root lives shorter than this, however short a rotation may be."""
+"""The shortest lifetime of a root, even if rotations are faster."""
 UNMODIFIED_LIFETIME: Final = timedelta(days=30)
-"""COMPAT: a root must live longer than this where a server runs unmodified GoatDB. A rotation is due at half of its
-life, and a GoatDB server that starts with less than 15 days left extends the root by itself, and then exposes its
-private key to anyone who asks."""
+"""COMPAT: the lifetime of a root must be longer than this if a server runs unmodified GoatDB. A rotation is due after
+half of it, and a GoatDB server that starts with less than 15 days left extends the root, and then exposes its private
+key to every client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ OBSTACLES: Final = frozenset(
         ObstacleKind.STORE_BEHIND,
     }
 )
-"""What keeps an expired root from being replaced. A server that does not answer does not: it follows when it starts."""
+"""The obstacles to the replacement of an expired root. An unreachable server is none: it follows when it starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

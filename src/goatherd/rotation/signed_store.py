@@ -21,10 +21,10 @@ from goatherd.providers.base import StoreReader
 from goatherd.providers.values import CURRENT, SecretVersion, VersionState
 
 MOST_VERSIONS: Final = 8
-"""So many earlier versions are read. A rotation writes five."""
+"""How many earlier versions are read. A rotation writes five."""
 
 Ask = Callable[[], Awaitable[Mapping[str, ServerIdentity]]]
-"""Returns what the listed servers that answer say of themselves, by URL."""
+"""Returns, by URL, the reports of the listed servers that answer."""
 
 
 class SignatureCheck:

@@ -30,13 +30,13 @@ class AlertKind(StrEnum):
     """Why the operator is alerted."""
 
     ROTATION_FAILED = "rotation-failed"
-    """A rotation was cancelled or rolled back, or could not be begun or carried on."""
+    """A rotation was cancelled or rolled back, or could not be started or resumed."""
     RETIREMENT_FAILED = "retirement-failed"
     """Old private keys could not be destroyed."""
     SLOT_SKIPPED = "slot-skipped"
-    """A slot passed without a rotation, and is not caught up."""
+    """A scheduled time passed without a rotation, and is not made up for."""
     KEY_NEAR_END = "key-near-end"
-    """The root that signs is near its expiration, or past it."""
+    """The current root is near its expiration, or past it."""
     STORE_AWAY = "store-away"
     """The identity could not be read, several times in a row."""
 

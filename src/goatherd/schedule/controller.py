@@ -45,11 +45,11 @@ from goatherd.times import iso, milliseconds
 _log = logging.getLogger("goatherd.rotation")
 
 QUIET_FAILURES: Final = 2
-"""So many reads of the store in a row may fail before an alert is raised."""
+"""How many consecutive reads of the store may fail before an alert is raised."""
 SHORT_WAIT: Final = timedelta(seconds=3)
-"""A controller that is to stop leaves a rotation that has waited for the same nodes for so long."""
+"""A controller that is to stop leaves a rotation that has waited for the same servers for this long."""
 RETIRE_PAUSE: Final = timedelta(days=1)
-"""A store may take its time to destroy; it is not asked again before."""
+"""Pause before the store is asked again to destroy a version, since some stores destroy with a delay."""
 _SHORTEST_PAUSE: Final = timedelta(milliseconds=20)
 
 

@@ -35,11 +35,11 @@ from goatherd.schedule.windows import Window, first_span
 from goatherd.times import milliseconds
 
 SHORTEST: Final = timedelta(hours=1)
-"""No schedule rotates more often: each rotation leaves a public key in the document for good."""
+"""The shortest time between two rotations, because each leaves a public key in the document permanently."""
 URGENT_FRACTION: Final = 0.25
 URGENT_CAP: Final = timedelta(days=20)
-"""With less than this fraction of its lifetime left, and at most this time, a root is replaced whatever the calendar
-says. COMPAT: a GoatDB server rewrites the expiration of a root with less than 15 days left, then exposes it."""
+"""A root with less than this fraction of its lifetime left, and at most this time, is replaced even outside of the
+schedule. COMPAT: a GoatDB server extends a root with less than 15 days left, and then exposes its private key."""
 _LOOK_BACK: Final = tuple(timedelta(days=days) for days in (0.1, 3, 70, 400, 3000))
 _GAPS: Final = 50
 
