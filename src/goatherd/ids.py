@@ -12,7 +12,7 @@ import secrets
 from goatherd.derived_ids import ALPHABET, LENGTH
 
 _SEED_BITS = 53
-# Bytes from here on are thrown away, so that each character comes from as many of the others: 252 is 7 times 36.
+# Larger bytes are discarded, so that each character has the same probability: 252 is 7 times 36.
 _FAIR = 256 // len(ALPHABET) * len(ALPHABET)
 _CHARACTERS = bytes(ord(ALPHABET[byte % len(ALPHABET)]) for byte in range(256))
 _UNFAIR = bytes(range(_FAIR, 256))

@@ -178,7 +178,7 @@ async def _look_into(
         private = frozenset([held.current.id, *([held.next.id] if held.next is not None else [])])
         rotation_id = held.rotation.id if held.rotation is not None and held.next is not None else None
     except SecretNotFoundError:
-        return None  # gone since it was listed
+        return None  # destroyed since it was listed
     except VersionDisabledError:
         return unknown
     except NewerKeyError as error:
@@ -310,7 +310,7 @@ class KeyInventory:
 
     def due_ms(self, one: Holding) -> int:
         """Return when a retired version may be destroyed."""
-        # What a cancelled rotation has left needs no time to roll back: its next root has signed nothing.
+        # Versions of a cancelled rotation need no grace period, since their next root has signed nothing.
         return one.retired_ms + (0 if one.is_of_cancelled else milliseconds(self.grace))
 
 

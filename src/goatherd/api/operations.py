@@ -540,7 +540,7 @@ def _policy_for(policy: Policy | None, nodes: Servers) -> Policy:
 async def _open_servers(
     nodes: Servers, policy: Policy, org: str, timeout: timedelta | None = None
 ) -> AsyncIterator[NodeDirectory]:
-    # A server that is restarted by hand is a server of the cluster.
+    # A manual-restart server is a server of the cluster, too.
     addresses = dict.fromkeys((*_addresses(nodes), *sorted(policy.bare)))
     async with NodeDirectory(tuple(addresses), timeout=timeout or policy.node_timeout, org=org) as directory:
         yield directory

@@ -383,7 +383,7 @@ class Chain:
     def _check_revoked(self, record: Record) -> None:
         revoked_ms = None if self._anchors is None else self._anchors.revoked.get(record.by)
         if revoked_ms is None:
-            # A stolen key cannot rewrite what another root has sealed with its own record.
+            # With a stolen key, records that are followed by another root's record cannot be rewritten.
             self._by_revoked = 0
         elif record.at_ms > revoked_ms:
             raise self._broken_error(f"is signed by root {record.by!r:.70} after it was revoked")

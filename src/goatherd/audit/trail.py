@@ -238,7 +238,7 @@ class AuditTrail:
         is_whole = os.pread(descriptor, 1, size - 1) == b"\n"
         for line in _lines_backwards(descriptor, size):
             try:
-                # Where only the line's end is missing, writing that makes it whole.
+                # If only the newline is missing, writing it completes the line.
                 record = read_record(line if line.endswith(b"\n") else line + b"\n")
             except DecodeError:
                 torn.insert(0, Torn.of(line))

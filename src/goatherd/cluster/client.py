@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT: Final = timedelta(seconds=5)
 PUSH_CHUNK: Final = 500
 PULL_ROUNDS: Final = 200
-# GoatDB puts all that was asked for into one answer (ours: 64 MiB); a million commits of a kilobyte are believable.
+# GoatDB puts everything into one answer (Goatherd: 64 MiB), which may be a million commits of a kilobyte.
 MAX_ANSWER_BYTES: Final = 1024 * 1024 * 1024
 
 Message = dict[str, Any]
@@ -313,7 +313,7 @@ class NodeClient:
             (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
             fresh = {c["id"]: c for c in reply.get("c") or () if isinstance(c.get("id"), str)}
             before = len(commits)
-            # One whose id is known may be sent all the same: the filter's rate of error.
+            # A server may send a known commit again, because the Bloom filter has errors.
             commits.update({commit_id: commit for commit_id, commit in fresh.items() if commit_id not in known})
             size = reply.get("s")
             if len(commits) == before or (not known and isinstance(size, int) and len(commits) >= size):
@@ -603,7 +603,7 @@ class NodeClient:
                 ) as answer,
             ):
                 self._server_clock.note_date(answer.headers.get("date"), began=began)
-                # SECURITY: an answer without end, or one that unpacks to one, must not fill the memory
+                # SECURITY: an endless answer, or a small one that decompresses to it, must not fill the memory
                 # (tests/unit/cluster/test_client.py).
                 parts: list[bytes] = []
                 size = 0

@@ -218,7 +218,7 @@ class PlatformNames:
 
     async def find(self) -> Sequence[Place]:
         try:
-            # A lookup cannot be stopped: a caller that comes while one hangs waits for it, and takes no second thread.
+            # A lookup cannot be stopped: a later caller waits for a lookup that hangs, and uses no second thread.
             if self._running is None or self._running.done():
                 self._running = asyncio.create_task(self._look(), name=f"look up {self._host}")
                 self._running.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -315,7 +315,7 @@ class ServiceEndpoints:
         where = f"k8s-service://{self._namespace}/{self._name}"
         address = KubernetesAddress(kubeconfig=self._cluster.get("kubeconfig"), context=self._cluster.get("context"))
         try:
-            # Kept, because a credential plugin would else run for each look.
+            # Kept, because otherwise a credential plugin would run for each request.
             if self._access is None:
                 self._access = await asyncio.to_thread(load_access, address)
             client = KubernetesClient(self._access, timeout=self._timeout.total_seconds(), clock=SystemClock())
@@ -377,7 +377,7 @@ def _counts(endpoint: Mapping[str, Any]) -> bool:
 def _places(addresses: Sequence[str], port: int, scheme: str, server_name: str) -> list[Place]:
     if not addresses:
         raise DiscoveryError(f"{server_name}: it has no addresses", hint=_NO_SERVER_NAMED)
-    # Name servers turn their answers around; in one order they are easier to follow.
+    # DNS servers rotate their answers; a fixed order is easier to follow in logs.
     return [Place(f"{scheme}://{_bracketed(address)}:{port}", server_name) for address in sorted(set(addresses))]
 
 

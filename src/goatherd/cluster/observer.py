@@ -313,7 +313,7 @@ class Observer:
 
     @property
     def known_unmodified(self) -> tuple[str, ...]:
-        """The result of `find_unmodified`, by earlier observations only."""
+        """The result of `find_unmodified` from earlier observations, without asking the servers again."""
         found = {url for url, one in self._memory.items() if one.unmodified}
         return tuple(url for url in self.nodes if url in found | self._bare)
 
@@ -456,7 +456,7 @@ class Observer:
         except NodeError:
             self._asked_for_process[url] -= 1
             return
-        # The same session has shown who signs.
+        # The same session has also shown which root signs.
         memory.asked_at, memory.pause, memory.was_unreachable = now, _ASK_SIGNER_EVERY.total_seconds(), False
 
     async def _mark_process(self, url: str, question: Question, memory: _NodeMemory) -> bool:

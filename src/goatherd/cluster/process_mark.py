@@ -22,8 +22,8 @@ from goatherd.identity.request_binding import RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id
 
-# GoatDB accepts what is at most three minutes off its clock. The older the mark, the sooner it can be told from others;
-# the later ones are for a server whose clock is ahead.
+# GoatDB accepts signatures at most three minutes off its clock. The older the mark, the sooner only the marked process
+# accepts it; the younger ages are for a server whose clock is ahead.
 _AGES_MS: Final = (179_700, 178_000, 170_000)
 TOO_OLD_AFTER: Final = timedelta(seconds=30)
 """After this time a server rejects every signature as old as a mark, unless it has the mark in its cache."""
@@ -48,7 +48,7 @@ class MarkState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessMark:
-    """A request signature that one process of a server has accepted."""
+    """A mark: a request signature that one process of a server has accepted."""
 
     signer: OwnedSession
     time_ms: int

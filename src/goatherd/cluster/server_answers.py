@@ -59,12 +59,12 @@ class DataReport:
 
     @property
     def cannot_write(self) -> str | None:
-        """How many repositories cannot be written, in words; None for none."""
+        """The number of repositories that cannot be written, in words; None if all can be written."""
         return f"storage: {self.unwritable} of its logs cannot be written" if self.unwritable else None
 
     @property
     def unusable(self) -> str | None:
-        """How many records cannot be used, in words; None for none."""
+        """The number of records that cannot be used, in words; None if all can be used."""
         parts = [
             f"{count} {what}"
             for count, what in ((self.damaged, "damaged"), (self.unverifiable, "unverifiable"))
@@ -424,7 +424,7 @@ def _data(value: object) -> DataReport:
     if records is None or damaged is None or unverifiable is None:
         raise DecodeError("a count is missing")
     is_complete = read.of("complete", _bool) is True
-    unwritable = read.of("unwritable", _count) or 0  # servers of 0.1.0 do not say
+    unwritable = read.of("unwritable", _count) or 0  # servers of 0.1.0 do not report it
     return DataReport(
         is_complete=is_complete, records=records, damaged=damaged, unverifiable=unverifiable, unwritable=unwritable
     )

@@ -145,7 +145,7 @@ async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> 
         NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
     """
     (before,) = await node.batch_sync([(SESSIONS_PATH, _sync_request(filter_all_but(())))], asker, now_ms)
-    # Its own filter. At this size its error rate is small; below, everything may be sent.
+    # The server's own filter. At this size its error rate is small; a smaller repository is sent as a whole.
     return before.get("f") if isinstance(before.get("s"), int) and before["s"] > SMALL_REPOSITORY else _EMPTY
 
 
@@ -187,7 +187,7 @@ def _is_signed_by(session: Session, raw: Mapping[str, Any], org: str) -> bool:
 
 
 def read_claim(identity: ServerIdentity) -> tuple[str, str, str] | None:
-    """Return the process, commit and signer that an agent names; None before the agent has checked its server."""
+    """Return the process, commit and signer that an agent reports; None before it has checked its server."""
     commit_id = None if identity.agent is None else identity.agent.check_commit
     if identity.instance is None or commit_id is None or identity.signer is None:
         return None

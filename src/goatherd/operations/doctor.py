@@ -237,7 +237,7 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list
         try:
             sent = await client.pull(SESSIONS_PATH, document.current)
         except NodeError as error:
-            # One that answers nothing, or does not trust this root, has failed another check.
+            # A server that does not answer, or does not trust this root, has failed another check.
             with suppress(NodeError):
                 if await client.answers(document.current):
                     text = f"{client.base_url} does not show its sessions: {error}"

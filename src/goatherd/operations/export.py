@@ -59,7 +59,7 @@ async def export_settings(
     version, document = await store.read()
     sessions: tuple[Session, ...] = ()
     if data is not None:
-        # Here, since it imports a server's storage, which an export without --data does not need.
+        # Imported here, since an export without --data needs no storage of a server.
         from goatherd.operations.migration_files import verified_sessions
 
         sessions = verified_sessions(data, document, store.org)

@@ -56,7 +56,7 @@ class Store:
         Raises:
             WrongClockError: The clocks differ by more than `tolerance`.
         """
-        # Here, since most commands need nothing of the rotation.
+        # Imported here, since most commands do not need the rotation package.
         from goatherd.rotation.obstacles import check_own_clock
 
         check_own_clock(self.provider.store_clock.ahead_ms(SystemClock().now_ms()), (), tolerance)

@@ -213,7 +213,7 @@ async def plan_rotation(
     Raises:
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
-    # SECURITY: a plan is asked for before anything is trusted (tests/unit/cli/test_rotate_commands.py).
+    # SECURITY: operators request a plan before they trust the configuration (tests/unit/cli/test_rotate_commands.py).
     named = [one.without_running() if isinstance(one, HealthCommand) else one for one in health]
     rotator = make_rotator(store, await resolve_nodes(nodes), policy, health=named, clock=clock)
     return await rotator.plan()

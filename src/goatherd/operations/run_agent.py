@@ -126,7 +126,7 @@ async def run_agent(
         AgentError: The server cannot be run, or exposed its private key.
     """
     clock = clock or SystemClock()
-    # SECURITY: the server would make a root of its own for an organization whose --org was forgotten
+    # SECURITY: for an organization whose --org is missing the server would generate its own root
     # (tests/unit/cli/test_agent_commands.py).
     refuse_unnamed_organizations(files.data, files.directory_names)
     files.check_data_directory()
@@ -153,7 +153,7 @@ async def run_agent(
             and left != files.memory
             and files.is_memory_of_this_server(left)
         ):
-            # SECURITY: it holds keys of organizations that this agent does not serve, so no agent would clear it
+            # SECURITY: the directory holds keys of organizations that this agent does not serve and would not remove
             # (tests/unit/cli/test_agent_commands.py).
             remove_directory(left)
         lease: Lease | NoLease = NoLease()

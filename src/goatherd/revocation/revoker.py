@@ -675,7 +675,7 @@ class Revoker:
                 self._report.late_sessions = tuple(one.session.id for one in found.sessions if one not in reissued)
                 found = replace(found, sessions=reissued)
                 self._report.sessions = len(reissued)
-            # Nodes that fail have their problem noted, and are asked again below.
+            # The problem of a server that fails is recorded, and the server is asked again below.
             with suppress(NodeError):
                 await reissuer.introduce_again(document, entry, found, known, comes_back=False)
                 await self._introduce_roots(document, known)
@@ -711,7 +711,7 @@ class Revoker:
 
     async def _destroy_keys(self, session_id: str) -> IdentityDocument:
         document, version = await self._read_identity()
-        # Whatever can refuse the record of what is destroyed refuses now: a destroyed key does not come back.
+        # Every check that can reject the later record runs now, because a destroyed key cannot be recovered.
         await self._signatures.check(document)
         if session_id not in document.retired_ids:
             transitions.record_retirement(document, session_id, self._clock.now_ms())
@@ -722,7 +722,7 @@ class Revoker:
             await self._clock.sleep(self.policy.poll_max)
         if report.given_up or session_id in document.retired_ids:
             return document
-        # Whose keys are in a version that could not be looked at is not known.
+        # The keys in a version that could not be read are unknown.
         if any(session_id in one.private_ids or one.problem is not None for one in await self._find_holdings(document)):
             return document
 
@@ -755,7 +755,7 @@ class Revoker:
             try:
                 await self._call_store(self._store.destroy(self._secret_id, at))
             except ConflictError as conflict:
-                # A label was put there just now, or one of ours has not left it yet.
+                # A label was just added, or one of Goatherd's own labels still points at it.
                 attempts.note(evidence, conflict)
                 self._emit_event(ConflictMet())
                 is_over = False
@@ -868,7 +868,7 @@ class Revoker:
                 await self._signatures.check(document)
                 changed = await change(document)
                 if changed is None:
-                    is_ours = evidence[1] in sent  # the write was applied, and its answer lost
+                    is_ours = evidence[1] in sent  # the write succeeded and its answer was lost
                     await self._settle_write(document, version, is_ours=is_ours)
                     return document, is_ours
                 sent.add(document_digest(changed))
@@ -913,7 +913,7 @@ class Revoker:
                 self._emit_event(ConflictMet())
             else:
                 return
-            # Another process has moved it, or the list was an old one. The process that has written since moves it on.
+            # Another process has moved the label, or the list was outdated. The process that wrote last moves it.
             _, now = await self._read_identity()
             if now.id != version.id or self._clock.monotonic() >= until:
                 return

@@ -77,7 +77,7 @@ def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, 
         return ()
     if not record.is_restore:
         return (_expect(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
-    # SECURITY: what a revoked root has signed introduces nothing (tests/unit/rotation/test_cross_signing.py).
+    # SECURITY: a commit of a revoked root introduces nothing (tests/unit/rotation/test_cross_signing.py).
     believed = {root.id for root in document.roots} - document.revoked_ids
     found = [_expect(document, introduction_id(record.to_id), record.to_id, believed - {record.to_id})]
     for entry in document.history:
@@ -92,7 +92,7 @@ def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, 
 
 
 def cross_signature_id(rotation_id: str) -> str:
-    """Return the id of the commit by which the new root of a rotation introduces the one that it replaces."""
+    """Return the id of the commit by which a rotation's new root introduces the root that it replaces."""
     return derived_id("cross-signature/2", rotation_id)
 
 
@@ -202,7 +202,7 @@ def make_earlier_introduction(document: IdentityDocument, session_id: str, *, or
         earlier,
         signer=document.current,
         commit_id=expected_earlier_introduction(document, session_id).commit_id,
-        # Of the document alone, so that every process makes the same commit; and no later than now.
+        # Derived from the document alone, so that every process makes the same commit; not in the future.
         ts=document.rotated_at or last_signed_ms(document, session_id),
         org=org,
     )

@@ -88,7 +88,7 @@ class NodeTold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConflictMet:
-    """Another process wrote first; the run reads the store again."""
+    """A write failed because another process wrote first; the run reads the store again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

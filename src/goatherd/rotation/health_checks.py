@@ -61,7 +61,7 @@ class HTTPProbe:
         self._url = url
         self._timeout = timeout.total_seconds()
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        # SECURITY: without credentials and query (tests/unit/rotation/test_health_checks.py).
+        # SECURITY: the name has no credentials and no query (tests/unit/rotation/test_health_checks.py).
         self.name = f"GET {parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
     async def ask(self) -> str | None:
@@ -69,7 +69,7 @@ class HTTPProbe:
 
         try:
             async with asyncio.timeout(self._timeout):
-                # No pool: an answer over a connection from before an outage would say nothing about after it.
+                # No pool: a connection from before an outage could still answer and hide the outage.
                 async with httpx2.AsyncClient(verify=not self._url.startswith("http://"), timeout=None) as http:
                     return await self._ask_once(http)
         except (TimeoutError, httpx2.TimeoutException):
@@ -102,7 +102,7 @@ class HealthCommand:
         self.command = command
         self._is_run = is_run
         self._timeout = timeout.total_seconds()
-        # SECURITY: of the line only its first word: arguments may hold a token
+        # SECURITY: the name has only the first word of the command, since arguments may contain a token
         # (tests/unit/rotation/test_health_checks.py).
         self.name = f"command {(command.split() or [''])[0]}"
 
@@ -134,7 +134,7 @@ class HealthCommand:
 async def _kill_group(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    # Reaped here: a run that is cancelled leaves no zombie and no pipe.
+    # Wait for the process here, so that a cancelled run leaves no zombie and no pipe.
     await asyncio.shield(process.wait())
 
 

@@ -147,13 +147,13 @@ STEPS: Final[dict[tuple[Phase, Step], Phase]] = {
 """The legal steps, with the phase that each leads to. Tests explore this table exhaustively."""
 
 GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
-    # Nothing is written before every server has answered: a server that is down would cancel the rotation later, and
-    # one of another identity would take no part in it at all.
+    # Nothing is written before every server has answered: a server that is down would make the rotation fail later,
+    # and a server of another identity would not follow it at all.
     Step.PREPARE: (Evidence.ANSWERS,),
-    # "published" is written first and pushed after, so that B is unknown to every node while it can still be forgotten.
-    # From then on it stays trusted permanently, so no server gets it while the rotation would be cancelled anyhow.
+    # "published" is written before B is pushed, so that no server knows B while B can still be discarded. After the
+    # push B stays trusted permanently, so no server gets it while the rotation would be cancelled anyway.
     Step.PUBLISH: (Evidence.ANSWERS,),
-    # SECURITY: signing before being trusted. A node that signs with B before the others know B loses commits
+    # SECURITY: a server that signs with B before the others trust B loses commits
     # (tests/unit/rotation/test_hazards.py).
     Step.ACTIVATE: (Evidence.TRUSTS_NEXT, Evidence.HOLDS_INTRODUCTION),
     # Without the cross-signature, clients that come after A's expiration cannot verify A's commits.
@@ -161,8 +161,8 @@ GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     Step.FINALIZE: (),
     Step.CANCEL: (),
     Step.ROLL_BACK: (),
-    # SECURITY: a node that does not hold it would refuse what that root has signed, from its next restart on. No quorum
-    # excuses a node here: nothing is lost by a root that stays (tests/unit/rotation/test_pruning.py).
+    # SECURITY: a server without this introduction would reject what that root has signed, from its next restart on. No
+    # quorum leaves out a server here, since a root that stays does no harm (tests/unit/rotation/test_pruning.py).
     Step.PRUNE: (Evidence.HOLDS_EARLIER,),
 }
 """The evidence that every listed server must have shown before a step. A cancel or a roll-back needs none."""
@@ -477,8 +477,8 @@ def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int
     action = _choose_action(observation, policy, intent, now_ms)
     if isinstance(action, Busy | Illegal | Refuse | Done) or (intent.has_acted and intent.goal is not Goal.RETIRE):
         return action
-    # SECURITY: with a clock of another month, `retire` would destroy the way back a second after a rotation, and a wait
-    # would last for months (tests/unit/rotation/test_clocks.py).
+    # SECURITY: with a clock that is a month off, `retire` would destroy the previous root's key right after a rotation,
+    # and a wait would last for months (tests/unit/rotation/test_clocks.py).
     wrong = find_clock_obstacle(compare_clocks(observation, policy))
     return action if wrong is None else Refuse(obstacles=(wrong,))
 
@@ -510,10 +510,10 @@ def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
     if evidence is Evidence.HOLDS_INTRODUCTION:
         return node.holds_introduction is True
     if evidence is Evidence.SIGNS_WITH_NEXT:
-        # SECURITY: a server that still signs with A loses nothing: all trust A, so what A signs is kept everywhere
+        # SECURITY: a server that still signs with A loses no commits, because all servers trust A
         # (tests/unit/rotation/test_bare.py).
-        # One that missed the end of an earlier rotation may sign with a restored root already, by an older document
-        # (tests/model, "taking an older document for the new one").
+        # A server that missed the end of an earlier rotation may already sign with a restored root, by an older
+        # document (tests/model, "taking an older document for the new one").
         is_behind = node.generation is not None and node.generation < store.generation
         return node.is_bare or (node.signs_with is not None and node.signs_with == store.to_id and not is_behind)
     return node.holds_cross_signature is True
@@ -629,7 +629,7 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
     lacking = missing(observation, step)
     until_ms = deadline_ms(store, policy, intent)
     left_out: tuple[str, ...] = ()
-    # Nothing is at stake before B is published: whom the quorum may leave out is waited for later, and not here too.
+    # Before B is published nothing can be lost, so servers that the quorum may leave out are not waited for yet.
     if lacking and (now_ms >= until_ms or step is Step.PUBLISH):
         lacking, left_out = _without_excused(observation, policy, lacking)
     blocker = _find_blocker(observation)
@@ -696,7 +696,7 @@ def _help_nodes(
     reachable = {node.url for node in observation.nodes if node.reachable}
     pressing = {evidence: left for evidence, urls in lacking.items() if (left := [u for u in urls if u not in away])}
     if Evidence.SIGNS_WITH_NEXT in pressing:
-        # The cross-signature waits until every node signs with B: design's order, and one thing at a time to go wrong.
+        # The cross-signature is pushed only after every server signs with B, so that one thing can fail at a time.
         return Wait(nodes=lacking[Evidence.SIGNS_WITH_NEXT], reason=Evidence.SIGNS_WITH_NEXT, until_ms=until_ms)
     if Evidence.HOLDS_CROSS_SIGNATURE in pressing:
         behind = lacking[Evidence.HOLDS_CROSS_SIGNATURE]
@@ -705,7 +705,7 @@ def _help_nodes(
             return CrossSign(node=next(node.url for node in observation.nodes if node.reachable))
         return Wait(nodes=behind, reason=Evidence.HOLDS_CROSS_SIGNATURE, until_ms=until_ms)
     if Evidence.HOLDS_INTRODUCTION in pressing:
-        # Pushing again is harmless (one and the same commit), so "not known" is treated like "no".
+        # Pushing the same commit again is harmless, so "not known" is treated like "no".
         push = tuple(url for url in lacking[Evidence.HOLDS_INTRODUCTION] if url in reachable)
         if push:
             return Introduce(nodes=push)
@@ -781,14 +781,14 @@ def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, 
     if unneeded is not None:
         return Destroy(version=unneeded, is_best_effort=True)
     behind = tuple(node.url for node in observation.nodes if node.signs_with != store.current_id)
-    # A run that was held up may find that its rotation was finished, and another one after it (tests/model).
+    # A delayed run may find that its rotation has completed, and another one after it (tests/model).
     is_rotated = intent.rotation_id in store.finished
     outcome = Outcome.ABANDONED
     if is_rotated:
         outcome = Outcome.RESTORED if intent.rotation_id in store.restored else Outcome.ROTATED
-    # One that signs with neither of the two is of another cluster, or does not follow at all: waiting changes nothing.
+    # A server that signs with neither root is of another cluster or does not follow at all, so waiting is useless.
     late = (intent.to_id, None)
-    # One that does not answer after a roll-back may be restarting because of it; after a cancellation, none restarts.
+    # After a roll-back an unreachable server may be restarting because of it; after a cancel, none restarts.
     is_cancelled = intent.rotation_id in store.cancelled
     waiting = tuple(
         node.url for node in observation.nodes if node.signs_with in late and (node.reachable or not is_cancelled)
@@ -878,28 +878,28 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
     store = observation.store
     is_ahead = timedelta(milliseconds=store.recorded_ahead_ms) > policy.clock_tolerance
     if is_ahead and compare_clocks(observation, policy).is_ours_confirmed:
-        # A grace period that begins in the future would last longer by that.
+        # A grace period that begins in the future would be too long.
         return CorrectTimes(expected=store.version)
     left = frozenset[str]().union(*(version.private_ids for version in observation.versions))
     kept: list[Kept] = []
     for version in observation.versions:
-        # Nothing needs what a killed writer left, and it may hold any key.
+        # Leftovers of a killed writer are not needed, and may hold any key.
         is_retired = version.private_ids - {store.current_id} or version.is_unknown_leftover
         is_ours = version.version in (store.version, store.stable)
         is_unneeded = version.rotation_id in store.cancelled
         if not is_retired or is_ours or (now_ms < version.retired_ms + milliseconds(policy.grace) and not is_unneeded):
             continue
         if version.foreign_labels:
-            # The store would answer with a conflict each time; and the label is there for a reason that is not ours.
+            # The store would refuse each time, and the label is not Goatherd's to remove.
             kept.append(Kept(version=version.version, labels=version.foreign_labels))
             continue
         # SECURITY: the replaced private key must not stay in the store (tests/unit/rotation/test_hazards.py).
         return Destroy(version=version.version, is_leftover=version.is_leftover)
     done = Done(outcome=Outcome.NOTHING, kept=tuple(kept))
     if any(version.problem is not None for version in observation.versions):
-        # Whose keys are in there is not known, so nothing can be said to be gone.
+        # The keys in this version are unknown, so no key can be recorded as destroyed.
         return done
-    # By what is seen, and not by what this run has destroyed: one that died after its last `Destroy` records nothing.
+    # Decided by the versions, not by this run's actions, since a run may die after its last `Destroy`.
     for session_id, since_ms in store.unretired:
         if session_id not in left and now_ms >= since_ms + milliseconds(policy.grace):
             return RecordRetired(session_id=session_id, expected=store.version)

@@ -177,7 +177,7 @@ def make_store_view(
         return replace(view, leaving=roots_to_prune(document), is_full=is_full(document))
     next_due_ms = None
     if following is not None:
-        # It was made when its rotation began.
+        # The root was generated when its rotation began.
         expires_ms = following.session.expiration_ms
         next_due_ms = rotation_due_ms(issued_ms=record.started_at, expires_ms=expires_ms, policy=policy)
     return replace(

@@ -213,7 +213,7 @@ def check_own_clock(
 
 def wrong_clock_error(obstacles: Collection[Obstacle]) -> WrongClockError:
     """Return the error for a command that may not write because this machine's clock is wrong."""
-    # What else stands in the way may only seem so because of the clock.
+    # Other obstacles may be mere effects of the wrong clock.
     hint = next(one.hint for one in obstacles if one.kind is ObstacleKind.OWN_CLOCK)
     text = "; ".join(one.text for one in obstacles)
     return WrongClockError(f"nothing was written: {text}", obstacles=tuple(obstacles), hint=hint)
@@ -359,7 +359,7 @@ def _of_the_list(observation: Observation) -> Iterator[Obstacle]:
         text = f"it is not known which servers there are: {observation.nodes_unknown}"
         yield Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=text, hint="List them with --node URL, or repair that.")
     if observation.are_nodes_discovered:
-        return  # one name may lead to one server in two ways
+        return  # discovery may find the same server twice
     for urls in find_named_twice(observation.nodes):
         yield Obstacle(
             kind=ObstacleKind.NAMED_TWICE,

@@ -61,7 +61,7 @@ class Cost:
     node_requests: int
 
 
-# Two requests a look, one to introduce, one to tell (tests/unit/rotation/test_plan.py counts them).
+# Two requests per observation, one to introduce, one to notify (tests/unit/rotation/test_plan.py counts them).
 COSTS: Final[dict[Step, Cost]] = {
     Step.PREPARE: Cost(store_reads=4, store_writes=2, node_requests=6),
     Step.PUBLISH: Cost(store_reads=1, store_writes=1, node_requests=3),
@@ -168,7 +168,9 @@ def _plan_step(phase: Phase, step: Step, policy: Policy, signals: Sequence[str])
         also += [f"well: {name}" for name in signals]
     if step is Step.FINALIZE and signals and policy.health_soak:
         also.append(f"well for {_format_seconds(policy.health_soak)}")
-    patience = policy.adoption if gate and phase is not Phase.STEADY else None  # there it is refused at once
+    patience = (
+        policy.adoption if gate and phase is not Phase.STEADY else None
+    )  # in phase steady the rotation is refused at once
     if step is Step.ACTIVATE:
         patience = max(policy.adoption, policy.unlisted)
     elif step is Step.FINALIZE and signals:

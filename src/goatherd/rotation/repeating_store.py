@@ -68,29 +68,29 @@ class RepeatingStore:
         return self._provider.guarantees
 
     async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue:
-        """Read, as `SecretProvider.read`."""
+        """Read a value, as `SecretProvider.read` does."""
         return await self._repeat(lambda: self._provider.read(secret_id, at))
 
     async def versions(self, secret_id: str) -> list[SecretVersion]:
-        """List the versions, as `SecretProvider.versions`."""
+        """List the versions, as `SecretProvider.versions` does."""
         return await self._repeat(lambda: self._provider.versions(secret_id))
 
     async def write(
         self, secret_id: str, value: SecretBytes | bytes, *, label: str = CURRENT, expected: str | None
     ) -> SecretVersion:
-        """Write, as `SecretProvider.write`."""
+        """Write a value, as `SecretProvider.write` does."""
         return await self._repeat(lambda: self._provider.write(secret_id, value, label=label, expected=expected))
 
     async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
-        """Move a label, as `SecretProvider.label`."""
+        """Move a label, as `SecretProvider.label` does."""
         await self._repeat(lambda: self._provider.label(secret_id, label, version, expected=expected))
 
     async def destroy(self, secret_id: str, version: str) -> None:
-        """Destroy a version, as `SecretProvider.destroy`."""
+        """Destroy a version, as `SecretProvider.destroy` does."""
         await self._repeat(lambda: self._provider.destroy(secret_id, version))
 
     async def reserve_room(self, secret_id: str) -> None:
-        """Reserve room, as `goatherd.providers.capabilities.reserve_room`."""
+        """Reserve space for later writes, as `goatherd.providers.capabilities.reserve_room` does."""
         await self._repeat(lambda: reserve_room(self._provider, secret_id))
 
     async def _repeat(self, call: Callable[[], Awaitable[R]]) -> R:

@@ -186,7 +186,7 @@ class Replacer:
         """
         self._continuity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
-        # Where the store does not answer at all, nothing has begun, and the operator hears of it at once.
+        # If the store does not answer at all, nothing has begun, and the operator gets the error at once.
         first = await self._read_document()
         with self._store.repeating():
             return await self._run_until_followed(first)
@@ -225,7 +225,7 @@ class Replacer:
             document, version = await self._read_identity()
             if transitions.has_begun(document, rotation_id):
                 if unconfirmed is not None:
-                    self._emit_event(unconfirmed)  # the write was applied, and its answer lost
+                    self._emit_event(unconfirmed)  # the write succeeded and its answer was lost
                 await self._move_stable(version)
                 return document, True
             now_ms = self._clock.now_ms()
@@ -333,7 +333,7 @@ class Replacer:
         commits = [make_earlier_introduction(document, expired_id, org=self._org)]
         if key is not None:
             introductions = (expected_late_introduction(document, expired_id),)
-            # First, so that a client which knows only the expired root can verify the other one when it meets it.
+            # Pushed first, so that a client which knows only the expired root can verify the other commit.
             commits.insert(0, make_late_introduction(document, key, org=self._org))
         question = Question(
             asker=current, next_root=current, introductions=introductions, cross_signature=cross, signer=False
@@ -350,7 +350,7 @@ class Replacer:
         while True:
             nodes = await self._observer.observe(question)
             if nodes and all(_is_introduced(node, has_key=key is not None) for node in nodes):
-                # Only now: to ask an unmodified server who signs leaves a session there.
+                # Asked only now, because asking an unmodified server creates a session there.
                 nodes = await self._observer.observe(replace(question, signer=True))
             if nodes != self._seen:
                 self._seen = nodes

@@ -168,7 +168,7 @@ class Rotator:
         self._secret_id = secret_id
         self._org = org
         self._clock: Clock = clock or SystemClock()
-        # Waits and grace periods are measured by this; signatures and records bear the machine's own time.
+        # Measures waits and grace periods; signatures and records have the machine's own time.
         self._steady = SteadyClock(self._clock)
         self._seen_ms: dict[str, int] = {}
         self._is_clock_confirmed = False
@@ -276,7 +276,7 @@ class Rotator:
         """
         check_quorum(self.policy, self._listed)
         if self._health.signals and (await self._read())[0].next is not None:
-            # Once B signs, a bad health signal is a reason to go back, not one to stand still.
+            # Once B signs, a failed health check leads to a roll-back, not to a refusal.
             await self._refuse_unwell()
         return await self._run_goal(Goal.RESUME, to_phase=to_phase)
 
@@ -350,7 +350,7 @@ class Rotator:
         try:
             held = await find_holdings(self._store, self._secret_id, document)
         except ProviderError:
-            held = ()  # rights that read the current version only do not go so far
+            held = ()  # the permissions allow reading the current version only
         later: tuple[str, ...] = ()
         store = observation.store
         now = StoredState(generation=store.generation, digest=store.digest, lineage=store.lineage)
@@ -429,12 +429,12 @@ class Rotator:
                 observation, document = await self._observe(intent)
                 await self._signatures.check(self._read_last)
                 if not has_write_failed:
-                    troubled_since = None  # single reads that fail, with others between them, are no trouble
+                    troubled_since = None  # single failed reads between successful ones do not count
                 if intent.rotation_id is None and transitions.has_begun(document, candidate):
                     # The write of `Prepare` is seen in the store, whether its answer was lost or not.
                     intent = replace(intent, rotation_id=candidate, to_id=intent.to_id or successor_id)
                     if document.rotation is None:
-                        continue  # another run has ended it already: observe again, as at the end of a run
+                        continue  # another run has already ended the rotation: observe again, as at the end of a run
                 action = decide(observation, self.policy, intent, self._steady.now_ms())
                 self._emit_event(Decided(action=action))
                 if isinstance(action, Done):
@@ -456,11 +456,11 @@ class Rotator:
                 if isinstance(action, Advance) and action.step is not Step.PUBLISH:  # after that they are waited for
                     self._left_out = tuple(dict.fromkeys([*self._left_out, *action.left_out]))
                 if isinstance(action, Destroy) and action.version not in self._undestroyed:
-                    # A store that destroys nothing at once may go on showing it for as long as it likes.
+                    # A store that destroys with a delay may list the version for an unknown time.
                     gone = destroyed if self._provider.guarantees.destroys else self._given_up
                     gone.append(action.version)
                 if isinstance(action, Introduce | CrossSign | IntroduceEarlier) and pushed is type(action):
-                    # Pushing that does not help must not spin. The first time, the next look may well see it.
+                    # Pushes without effect must not loop without a pause. After the first one, observe at once.
                     poll = await self._wait(poll, None)
                 else:
                     poll = self.policy.poll_min
@@ -500,7 +500,7 @@ class Rotator:
     async def _observe(self, intent: Intent) -> tuple[Observation, IdentityDocument]:
         nodes: tuple[NodeView, ...] = ()
         if intent.goal is Goal.RETIRE and self._store_ahead_ms() is None:
-            # Nothing else is asked of the nodes, and what is destroyed does not come back.
+            # The servers are not observed otherwise, and a destroyed key cannot be recovered.
             nodes = await self._observer.read_clocks()
         document, version = await self._read(nodes)
         is_beginning = intent.goal in (Goal.ROTATE, Goal.RESTORE) and intent.rotation_id is None
@@ -550,7 +550,7 @@ class Rotator:
             is_restore: Whether the rotation would be to a previous root.
         """
         store = await self._store_view(document, version)
-        # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
+        # Which root signs is not asked, because that would create a session at an unmodified server.
         leaving = store.leaving if store.is_full else ()
         question = replace(self._make_question(document, signer=False, leaving=leaving), process=False, answers=True)
         nodes = await self._observer.observe(question)
@@ -562,7 +562,7 @@ class Rotator:
         if any((node.generation or 0) > document.generation for node in nodes):
             latest, its_version = await self._read_after(document, is_waiting=is_probing)
             if latest.generation != document.generation:
-                # It was changed during the look at the servers, or the store has shown an older state.
+                # The identity was changed during the observation, or the store has shown an older state.
                 return await self._survey(latest, its_version, is_probing=is_probing, is_restore=is_restore)
         health = self._health_before
         if self._health.signals and health is None:
@@ -758,7 +758,7 @@ class Rotator:
         found = await self._store.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
         if document.generation < self._highest:
-            # A replica that lags. To decide on it would be to decide on the past.
+            # The answer of a replica that lags must not be used for a decision.
             raise GenerationError(
                 f"the store shows generation {document.generation} after it has shown {self._highest}",
                 hint="Its replicas disagree, or an old value was written back.",
@@ -855,7 +855,7 @@ class Rotator:
             )
             for one in held
         ]
-        # The store may hold these for as long as it likes: nothing in them is asked for again, or said to be gone.
+        # The store may keep these for an unknown time, so they are neither destroyed again nor recorded as destroyed.
         lasting = (
             VersionView(version=one, created_ms=0, private_ids=frozenset(), retired_ms=0, problem="given up")
             for one in self._given_up

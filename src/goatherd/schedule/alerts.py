@@ -27,7 +27,7 @@ _SHELL: Final = "/bin/sh"
 
 
 class AlertKind(StrEnum):
-    """Why the operator is alerted."""
+    """The reason for an alert to the operator."""
 
     ROTATION_FAILED = "rotation-failed"
     """A rotation was cancelled or rolled back, or could not be started or resumed."""

@@ -123,7 +123,7 @@ class Controller:
         self._stop_patience = stop_patience.total_seconds()
         self._worker = worker(self._on_event)
         self._missed = 0
-        # By what has failed: a retirement that cannot go on keeps no rotation waiting, nor the other way round.
+        # Counted by kind, so that a failed retirement does not delay a rotation, and vice versa.
         self._failures: dict[AlertKind, int] = {}
         self._not_before_ms: dict[AlertKind, int] = {}
         self._kept: tuple[Kept, ...] = ()
@@ -192,7 +192,7 @@ class Controller:
         try:
             report = await self._do_recorded(verdict)
         except NotAdoptedError as error:
-            # It is in the document's history, by which every controller waits before the next attempt.
+            # The document's history records it, and every controller waits accordingly before the next attempt.
             await self._raise_alert(Alert(kind=kind, reason=str(error), code=error.code, root_id=root_id, failures=1))
             return Turn(verdict=verdict, has_acted=True, error=error)
         except GoatherdError as error:
@@ -227,7 +227,7 @@ class Controller:
             self._journal.end("controller-stopped", {"act": verdict.act})
             raise
         with contextlib.suppress(GoatherdError):
-            # So that the new root seals what the earlier one has signed.
+            # So that the trail has a record of the new root after those of the previous one.
             document, _ = await self.look()
             self._journal.use(document)
         self._journal.end("controller-done", {"act": verdict.act, "current": report.current_id})
@@ -289,15 +289,15 @@ class Controller:
         now, about = self._clock.monotonic(), (event.action.nodes, event.action.reason)
         if self._wait is None or self._wait[0] != about:
             self._wait = about, now
-        # Between two looks nothing is half done: the safe point at which a rotation is left. Short waits belong to a
-        # rotation that goes on.
+        # Between two observations no action is in progress, so a rotation can be left here. A short wait is part of a
+        # rotation that makes progress.
         if self._is_stopping and self._turn is not None and now - self._wait[1] >= SHORT_WAIT.total_seconds():
             self._turn.cancel()
 
     def _until_next(self, turn: Turn | None) -> timedelta:
         pause = self._choose_interval()
         if self._missed:
-            # A store that is away is asked ever more seldom.
+            # An unreachable store is retried at increasing intervals.
             pause = min(pause * 2 ** min(self._missed - 1, 20), max(pause, self.schedule.backoff))
         verdict = None if turn is None or turn.has_acted else turn.verdict
         if verdict is not None and verdict.at_ms is not None:

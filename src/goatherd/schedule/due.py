@@ -269,7 +269,7 @@ def _decide_resumption(underway: Underway, schedule: Schedule, now_ms: int) -> D
     told = f"rotation {underway.id} by {who} is {underway.phase} since {since}"
     if schedule.started_by and underway.started_by == schedule.started_by:
         return DueDecision(act=Act.RESUME, at_ms=now_ms, why=f"{told}: this controller started it and resumes it")
-    # Windows do not count here: half a rotation is no state to wait for Sunday in.
+    # Windows do not apply here: a rotation in progress must not wait for days.
     stale_ms = underway.phase_ms + milliseconds(schedule.stale)
     at_ms = stale_ms + int(jitter_fraction(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
     left = (
@@ -368,7 +368,7 @@ def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
     span = first_span(schedule.windows, schedule.zone, slot_ms)
     if span is None:
         return None
-    # The jitter may use up what is left of the window, and no more.
+    # The jitter is limited to the rest of the window.
     from_ms = max(slot_ms, span.open_ms)
     return from_ms + int(place * min(milliseconds(schedule.jitter), span.close_ms - from_ms))
 
@@ -455,7 +455,7 @@ def _list_slots(schedule: Schedule, after_ms: int) -> Iterator[int]:
     last_ms = after_ms
     for slot in CronSim(schedule.cron, datetime.fromtimestamp(after_ms / 1000, schedule.zone)):
         slot_ms = round(slot.astimezone(UTC).timestamp() * 1000)
-        # It reckons by the wall clock, so that from within a repeated hour it may first name a time that is over.
+        # CronSim uses local time, so within a repeated hour it may first return a time that has passed.
         if slot_ms > last_ms:
             last_ms = slot_ms
             yield slot_ms

@@ -22,7 +22,7 @@ from goatherd.errors import ConfigurationError
 DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _DAY_MINUTES: Final = 24 * 60
 _TIMES: Final = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
-# A window of one day a week may lie in what the clocks leave out, twice in a row at most.
+# A weekly window may lie in an hour that the clocks skip, at most twice in a row.
 _SEARCH_DAYS: Final = 22
 _MINUTE: Final = timedelta(minutes=1)
 
@@ -119,7 +119,7 @@ def _find_moment(day: date, minutes: int, zone: ZoneInfo) -> int:
     wall = datetime(day.year, day.month, day.day) + minutes * _MINUTE  # noqa: DTZ001 - the zone comes next
     moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
     if moment.astimezone(zone).replace(tzinfo=None) != wall:
-        # The clocks leave it out: look for the change, between what the two offsets make of it.
+        # The clocks skip this time: search for the change between the times that the two offsets give.
         early = wall.replace(tzinfo=zone, fold=1).astimezone(UTC)
         while moment - early > timedelta(milliseconds=1):
             middle = early + (moment - early) / 2
