@@ -103,7 +103,7 @@ async def record_run(
         AuditError: The trail cannot be written. The operation was not begun.
         ProviderError, IdentityError: The identity, whose root signs the trail, cannot be read.
     """
-    # Here, since a listing of versions needs no audit trail.
+    # Imported here, since a list of versions needs no audit trail.
     from goatherd.audit.trail import AuditTrail, Journal
 
     revokes = command == "revoke"

@@ -59,7 +59,7 @@ async def serve_organization(
         ConfigurationError: The data directory is missing, or holds something else.
         GoatherdError: The identity or the data cannot be loaded, or the address is in use.
     """
-    # Here, since the command line asks this module first whether the libraries of the server are installed.
+    # Imported here, since the command line first asks this module whether the server's libraries are installed.
     from goatherd.node.server import serve
 
     check_data_directory(data, [org], create=creates)

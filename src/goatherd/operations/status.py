@@ -168,7 +168,7 @@ def clock_notes(
         nodes: The servers, as they were observed.
         now_ms: This machine's time, in milliseconds since 1970.
     """
-    # Here, since most of the time there is no difference to describe.
+    # Imported here, since usually there is no difference to describe.
     from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
 
     seen = [(THE_STORE, store_ahead_ms), *((node.url, node.clock_ahead_ms) for node in nodes)]

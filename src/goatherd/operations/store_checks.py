@@ -216,7 +216,7 @@ def _check_clock(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int |
         more = " No command writes anything while they differ by more than rotation.clock_tolerance." * is_refused
         hint = f"Set this machine's clock by NTP, and the store's if the store is a server of your own.{more}"
         return Check(name="store clock", level=FAILED if is_refused else WARNING, text=text, hint=hint)
-    # With eventual reads, the list may be empty still, though a version was read.
+    # With eventual reads, the list may still be empty although a version was read.
     newest_ms = max((one.created_ms for one in versions), default=0)
     ahead = timedelta(milliseconds=max(0, newest_ms - now_ms))
     if ahead > STORE_SKEW:

@@ -99,7 +99,7 @@ def survey(
         elif session.is_root:
             if session.id not in roots:
                 rogue[session.id] = None
-        # SECURITY: what a thief got into a server that had not heard yet must not get the successor's signature
+        # SECURITY: the successor must not sign what a thief pushed to a server without the revocation
         # (tests/cluster/test_revocation.py).
         elif frozen is None or commit_digest(commit) in frozen.digests:
             known = found.get(session.id)

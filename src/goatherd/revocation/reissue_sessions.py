@@ -129,7 +129,7 @@ class SessionReissuer:
 
         def look() -> IntroducedSessions:
             commits = decode_commits(raw.values(), self._org)
-            # Roots that have left the document, and are trusted without the revoked one, are no thief's.
+            # A root that is no longer in the document but is trusted without the revoked one is not the thief's.
             others = self._verify_commits(document, commits, {*document.revoked_ids, session_id})
             with ThreadPoolExecutor(_THREADS) as executor:
                 return survey(
@@ -326,7 +326,7 @@ class SessionReissuer:
         poll, least = self._policy.poll_min, len(wanted) + 1
         lacking = list(wanted)
         while True:
-            # What was there once stays, so that each question is smaller than the one before.
+            # A commit that has arrived stays, so each request asks for fewer commits than the one before.
             lacking = await self._find_lacking(outcome, lacking, document.current)
             outcome.introduced = len(wanted) - len(lacking)
             if not lacking:

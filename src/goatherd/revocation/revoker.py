@@ -197,7 +197,7 @@ class Revoker:
         if successor == NEW:
             check_lifetime(self.policy)
         self._begin_run(session_id)
-        # Where the store does not answer at all, nothing has begun, and the operator hears of it at once.
+        # If the store does not answer at all, nothing has begun, and the operator gets the error at once.
         first, _ = await self._read_identity()
         with self._store.repeating():
             await self._check_history(first)
@@ -275,7 +275,7 @@ class Revoker:
         document, is_written = await self._change_identity("write the revocation", change)
         if is_written:
             self._emit_step(RevocationStep.REVOKED, document, session_id)
-        # To be heard by nodes that have missed the introduction of the successor.
+        # For notifications to servers that have missed the introduction of the successor.
         self._stolen = self._stolen or await self._stored_root(document, session_id)
         return document
 
@@ -313,7 +313,7 @@ class Revoker:
         if session_id != document.current.id:
             return None, await self._stored_root(document, session_id)
         if successor == NEW:
-            # Servers that cannot be reached are no obstacle to an emergency; those that answer say what they are.
+            # In an emergency, unreachable servers are no obstacle; the others report what they run.
             check_lifetime(self.policy, unmodified=await self._find_unmodified())
             now_ms = self._clock.now_ms()
             fresh = OwnedSession.generate(
@@ -404,7 +404,7 @@ class Revoker:
             outcome = self._outcomes[node.base_url]
             answer = await node.identity()
             if answer is not None and answer.agent is not None:
-                answer = None  # the agent follows the revocation; its server believes the root as before
+                answer = None  # the agent follows the revocation, but its server still trusts the root
             outcome.problem = None
             outcome.is_unmodified = answer is None
             if answer is None:
@@ -437,8 +437,8 @@ class Revoker:
         if entry.freeze is not None:
             before = await self._find_list(entry.freeze.digest, frozen)
             if before is None and any(one.problem is not None for one in ours):
-                raise _list_lost()  # who has failed may have it
-            # A list that no server has any more binds none: the list of what they hold now replaces it.
+                raise _list_lost()  # a server that has failed may have it
+            # If no server has the list any more, it is replaced by a list of the commits that they hold now.
             frozen = frozen if before is None else FrozenList.union([frozen, before])
         for url, found in lists.items():
             self._outcomes[url].in_flight = len(frozen.digests - found.digests)
@@ -474,7 +474,7 @@ class Revoker:
             try:
                 frozen = await self._read_closed_list(entry.freeze.digest, frozen)
             except RotationError:
-                return  # the run itself says so
+                return  # the run itself reports the error
         await self._describe_claims(document, session_id, lists, frozen)
 
     async def _read_early_lists(self, document: IdentityDocument, session_id: str) -> dict[str, FrozenList]:
@@ -484,7 +484,7 @@ class Revoker:
             try:
                 raw = await node.held(session_id, document.current, self._clock.now_ms(), early=True)
             except NodeRefusedError:
-                return  # an unmodified server, or one that tells only after the revocation
+                return  # an unmodified server, or one that reports only after the revocation
             lists[node.base_url] = FrozenList.from_bytes(raw)
 
         await self._call_each([one.url for one in self._outcomes.values() if one.problem is None], ask)
@@ -539,7 +539,7 @@ class Revoker:
             outcome.is_sole = [one.url for one in ours] == [url]
             others = FrozenList.union(one for at, one in lists.items() if at != url and at not in self._distrust)
             left = found.digests - frozen.digests
-            # What others hold too is late for a closed list, and no claim of one server alone.
+            # A commit that other servers hold, too, is late for a closed list, but not a claim of one server alone.
             left = left if outcome.is_distrusted else left - others.digests
             outcome.alone = len(left)
             if url in self._trust_alone:
@@ -553,7 +553,7 @@ class Revoker:
                     session_id, asked[node.base_url], document.current, self._clock.now_ms()
                 )
             except NodeError:
-                return  # the claims are counted all the same
+                return  # the claims are counted nevertheless
             self._outcomes[node.base_url].claims = count_claims(told)
 
         await self._call_each(list(asked), ask, is_long=True)
@@ -670,8 +670,8 @@ class Revoker:
             found, known = await reissuer.collect_sessions(document, session_id, leave_out=leave_out)
             reissued = tuple(one for one in found.sessions if one.commit_id in known)
             if reissued and not reopen and not self._report.pushed:
-                # SECURITY: unmodified servers take what the stolen root introduces after the first run, too; it must
-                # not get the successor's signature (tests/unit/revocation/test_revoker.py).
+                # SECURITY: unmodified servers also accept what the stolen root introduces after the first run; the
+                # successor must not sign it (tests/unit/revocation/test_revoker.py).
                 self._report.late_sessions = tuple(one.session.id for one in found.sessions if one not in reissued)
                 found = replace(found, sessions=reissued)
                 self._report.sessions = len(reissued)
