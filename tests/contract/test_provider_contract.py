@@ -174,7 +174,7 @@ def test_the_command_does_not_start_where_no_secret_may_be_removed(monkeypatch: 
     done = CliRunner().invoke(command, ["memory:///root"])
     assert done.exit_code == 2
     (left,) = store.ledgers
-    assert f"{left} was made and is left" in done.output
+    assert f"{left} was created and could not be deleted" in done.output
 
 
 @pytest.mark.parametrize("comes_back", [True, False])

@@ -67,9 +67,9 @@ def _check_jwk(jwk: Mapping[str, Any]) -> None:
         DecodeError: The JWK is not an elliptic-curve key over P-384.
     """
     if not isinstance(jwk, Mapping):
-        raise DecodeError("a JWK is a JSON object")
+        raise DecodeError("a JWK must be a JSON object")
     if jwk.get("kty") != "EC" or jwk.get("crv") != "P-384":
-        raise DecodeError("a GoatDB key is a JWK with kty EC and crv P-384")
+        raise DecodeError("a GoatDB key must be a JWK with kty EC and crv P-384")
 
 
 def library_versions() -> tuple[str, str]:
@@ -92,7 +92,7 @@ class PublicKey:
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) != 2 * COORDINATE_BYTES:
-            raise DecodeError("a P-384 public key is 96 bytes, x then y")
+            raise DecodeError("a P-384 public key must be 96 bytes, x then y")
         self.raw = raw
         self._key: ec.EllipticCurvePublicKey | None = None
 
@@ -257,7 +257,7 @@ class PrivateKey:
         return "PrivateKey(…)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a private key is not pickled")
+        raise TypeError("a private key cannot be pickled")
 
 
 def fingerprint(key: PublicKey) -> str:

@@ -47,5 +47,5 @@ def open_sealed(sealed: bytes, *, key: bytes, associated: bytes) -> bytes:
 
 def _check_key(key: bytes) -> bytes:
     if len(key) != SEAL_KEY_BYTES:
-        raise ValueError(f"a key to seal with has {SEAL_KEY_BYTES} bytes")
+        raise ValueError(f"the encryption key must have {SEAL_KEY_BYTES} bytes")
     return key

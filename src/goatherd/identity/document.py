@@ -118,7 +118,7 @@ class _DecodedFrom:
         return "…"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("an identity document is not pickled: it holds private keys")
+        raise TypeError("an identity document cannot be pickled, because it holds private keys")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +211,7 @@ def decode_document(raw: bytes | str) -> IdentityDocument:
     """
     if not isinstance(raw, bytes | str):
         raise TypeError(
-            f"an identity document is bytes or a string, not {type(raw).__name__} (reveal() gives its bytes)"
+            f"an identity document must be bytes or a string, not {type(raw).__name__} (reveal() gives its bytes)"
         )
     return document_from_tree(parse_object(raw, max_bytes=SIZE_LIMIT_BYTES))
 
@@ -252,7 +252,7 @@ def _refuse_private_keys(tree: Mapping[str, Any]) -> None:
         # SECURITY: what is here goes to GoatDB servers, which publish it (tests/unit/identity/test_document.py).
         if holds_private_key(public) or holds_private_key(name) or name == "privateKey":
             where = name if name in _MEMBERS else "a member that this version does not know"
-            raise MalformedIdentityError(f"{where} holds a private key where none may be")
+            raise MalformedIdentityError(f"{where} holds a private key, which is not allowed there")
 
 
 def _refuse_copies(document: IdentityDocument, tree: Mapping[str, Any]) -> None:
@@ -265,7 +265,7 @@ def _refuse_copies(document: IdentityDocument, tree: Mapping[str, Any]) -> None:
 
 def read_text(value: Any, where: str, *, limit: int = _MAX_TEXT) -> str:
     if not isinstance(value, str) or len(value) > limit:
-        raise MalformedIdentityError(f"{where} is not a text of at most {limit} characters")
+        raise MalformedIdentityError(f"{where} is not a string of at most {limit} characters")
     return value
 
 

@@ -89,7 +89,7 @@ def read_binding(envelope: SignatureEnvelope) -> RequestBinding | None:
         or len(audience) > MAX_AUDIENCE
         or not all(isinstance(one, str) for one in [*audience, *texts])
     ):
-        raise InvalidSignatureError("what the request is signed for cannot be read")
+        raise InvalidSignatureError("the signature's server, path and body cannot be read")
     if type(envelope.data.get("ts")) not in (int, float):
         raise InvalidSignatureError("the time of a request that is bound to a server must be a number")
     method, path, digest = texts
@@ -147,7 +147,9 @@ class RequestGuard:
         """
         if binding is None:
             if must_be_bound:
-                raise UnboundRequestError(f"{method} {path}: the signature does not say what the request is for")
+                raise UnboundRequestError(
+                    f"{method} {path}: the signature does not name the server and the request that it is for"
+                )
             return
         if (binding.method, binding.path, binding.digest) != (method, path, digest):
             raise RequestMismatchError(f"{method} {path}: signed for {binding.method:.20} {binding.path:.100}")
@@ -166,8 +168,10 @@ class RequestGuard:
         if len(nonce) > _MAX_NONCE:
             raise InvalidSignatureError("the request's id is too long")
         if key in self._accepted:
-            raise ReplayedRequestError(f"a request of session {envelope.session_id!r:.100} came a second time")
+            raise ReplayedRequestError(f"a request of session {envelope.session_id!r:.100} was received a second time")
         if len(self._accepted) >= _MAX_NONCES:
-            raise ReplayedRequestError("too many requests of roots within three minutes to tell them apart")
+            raise ReplayedRequestError(
+                "too many requests signed by roots within three minutes to detect a repeated one"
+            )
         # The signed time counts until it is three minutes old.
         self._accepted[key] = max(now_ms, float(envelope.data["ts"])) + window_ms

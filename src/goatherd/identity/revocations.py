@@ -159,7 +159,7 @@ class FrozenList:
             raise DecodeError("not a list of SHA-256 digests")
         found = cls(frozenset(raw[start : start + DIGEST_BYTES] for start in range(0, len(raw), DIGEST_BYTES)))
         if found.to_bytes() != raw:
-            raise DecodeError("a list of digests is sorted and holds none twice")
+            raise DecodeError("a list of digests must be sorted and hold none twice")
         return found
 
     def to_bytes(self) -> bytes:

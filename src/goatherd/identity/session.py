@@ -70,12 +70,12 @@ class Session:
             DecodeError: A member is missing or has the wrong type.
         """
         if not isinstance(encoded, Mapping):
-            raise DecodeError("a session is a JSON object")
+            raise DecodeError("a session must be a JSON object")
         session_id, owner = encoded.get("id"), encoded.get("owner")
         if not isinstance(session_id, str) or not session_id:
-            raise DecodeError("a session's id is a text")
+            raise DecodeError("a session's id must be a string")
         if owner is not None and not isinstance(owner, str):
-            raise DecodeError(f"session {session_id!r}: owner is not a text")
+            raise DecodeError(f"session {session_id!r}: owner is not a string")
         if "expiration" not in encoded:
             raise DecodeError(f"session {session_id!r}: expiration is missing")
         try:
@@ -204,7 +204,7 @@ def parse_signature(text: str) -> SignatureEnvelope:
     try:
         envelope = parse_json(base32_decode(text))
         if type(envelope) is not dict:
-            raise InvalidSignatureError("the signature string holds no JSON object")
+            raise InvalidSignatureError("the signature string does not hold a JSON object")
         signature = base32_decode(str(envelope.get("s", "?")))
     except DecodeError:
         raise InvalidSignatureError("the signature string is malformed") from None
@@ -301,7 +301,7 @@ def verify_data(session: Session, signature: str | SignatureEnvelope, *, externa
     try:
         text = signed_text(session.id, external, envelope.data)
     except EncodeError as error:
-        raise InvalidSignatureError(f"what was to be signed cannot be: {error}") from error
+        raise InvalidSignatureError(f"the data cannot be signed: {error}") from error
     session.public_key.verify(envelope.signature, text.encode())
 
 
@@ -310,7 +310,7 @@ def _check_envelope(session: Session, envelope: SignatureEnvelope) -> None:
         raise UnknownSignerError(f"signed by session {envelope.session_id!r:.100}, not by {session.id!r}")
     ts = envelope.ts
     if _is_long_text(ts):
-        raise InvalidSignatureError("the signature's time is written in more than 40 characters")
+        raise InvalidSignatureError("the signature's timestamp has more than 40 characters")
     # COMPAT: JavaScript's comparison; a missing ts never counts as late.
     if ts is not UNDEFINED and _to_number(ts) > session.expiration_ms:
         raise ExpiredSessionError(f"session {session.id!r} had expired when this was signed")
@@ -355,10 +355,10 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
         try:
             text = commit.signed_text(session.id)
         except EncodeError as error:
-            raise InvalidSignatureError(f"the commit holds what cannot be signed: {error}") from error
+            raise InvalidSignatureError(f"the commit's contents cannot be signed: {error}") from error
     if ":null" in text and not commit.is_finite:
         # COMPAT: GoatDB signs an infinite number as null, and every reader of what is sent then gets a null.
-        raise InvalidSignatureError(f"commit {commit.id!r:.100} holds a number that JSON cannot carry")
+        raise InvalidSignatureError(f"commit {commit.id!r:.100} holds a number that JSON cannot represent")
     session.public_key.verify(envelope.signature, text.encode())
 
 
@@ -366,7 +366,7 @@ def _text_with_embedded(session_id: str, commit: Commit, embedded: Any) -> str:
     try:
         return signed_text(session_id, commit.signed_object(), embedded)
     except EncodeError as error:
-        raise InvalidSignatureError(f"the commit holds what cannot be signed: {error}") from error
+        raise InvalidSignatureError(f"the commit's contents cannot be signed: {error}") from error
 
 
 def sign_request(owned: OwnedSession, *, now_ms: int, nonce: str) -> str:
@@ -398,7 +398,7 @@ def check_request_time(envelope: SignatureEnvelope, *, now_ms: int) -> None:
     """
     data = envelope.data
     if not is_truthy(data):
-        raise InvalidSignatureError("a request signature holds embedded data")
+        raise InvalidSignatureError("a request signature must hold embedded data")
     ts = _to_number(data["ts"]) if isinstance(data, dict) and "ts" in data else math.nan
     if not abs(now_ms - ts) <= REQUEST_WINDOW.total_seconds() * 1000:
-        raise ClockSkewError("the request was signed more than three minutes away from this clock")
+        raise ClockSkewError("the request's signing time differs from this machine's clock by more than three minutes")

@@ -47,7 +47,7 @@ def session_from_commit(commit: Commit) -> Session:
     if fields.get("isDeleted"):
         raise DecodeError(f"commit {commit.id!r} deletes a session")
     if not isinstance(fields.get("publicKey"), str):
-        raise DecodeError(f"commit {commit.id!r}: publicKey is not a text")
+        raise DecodeError(f"commit {commit.id!r}: publicKey is not a string")
     try:
         jwk = json.loads(fields["publicKey"])
     except (ValueError, RecursionError):
@@ -88,7 +88,7 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
     ts = envelope.ts
     if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
         # SECURITY: without a timestamp the expiration would not be checked (tests/unit/test_upstream_traps.py).
-        raise InvalidSignatureError(f"the signature of commit {commit.id!r} has no time")
+        raise InvalidSignatureError(f"the signature of commit {commit.id!r} has no timestamp")
     if not commit.ts <= session.expiration_ms:  # NaN included
         raise ExpiredSessionError(f"session {session.id!r} had expired when commit {commit.id!r} was written")
     try:

@@ -103,7 +103,7 @@ def _add_root(roots: dict[str, Session], root: Session, notes: list[str]) -> Non
         roots[root.id] = root
         return
     if known.public_key != root.public_key:
-        raise MalformedIdentityError(f"root {root.id} is there with two different keys")
+        raise MalformedIdentityError(f"root {root.id} is listed with two different keys")
     if root.expiration_ms != known.expiration_ms:
         notes.append(f"root {root.id} was there with two expirations; the later one holds")
     if root.expiration_ms > known.expiration_ms:
@@ -184,7 +184,7 @@ def to_settings(
     if now_ms is not None and (left := days_left(document, now_ms)) <= SHORT_LIFE.days:
         raise IdentityError(
             f"the current root {document.current.id} has {max(0.0, left):.1f} days left;"
-            f" a GoatDB server needs more than {SHORT_LIFE.days}, or it gives its private key away",
+            f" a GoatDB server needs more than {SHORT_LIFE.days}, or it exposes its private key",
             hint=EXPIRED_HINT if left < 0 else "Rotate first: `goatherd rotate`.",
         )
     members = _settings_members(document, trusted)

@@ -189,7 +189,7 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument | TrustCheckp
     if new.generation < seen.generation:
         raise GenerationError(f"generation went back from {seen.generation} to {new.generation}")
     if new.generation == seen.generation and document_digest(new) != _as_checkpoint(seen).digest:
-        raise GenerationError(f"generation {new.generation} was seen with other contents")
+        raise GenerationError(f"generation {new.generation} was seen before with other contents")
 
 
 def check_first(document: IdentityDocument) -> None:
@@ -280,7 +280,7 @@ def verify_successor(
         check_lineage(new, seen)
     forgotten = sorted(seen.revoked_ids - new.revoked_ids)
     if forgotten:
-        raise SuccessionError(f"the revocation of {forgotten[0]} is gone")
+        raise SuccessionError(f"the revocation of {forgotten[0]} is missing, although the identity in use has it")
     commits = tuple(introductions)
     verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids], commits)
     # SECURITY: an attacker who can write the secret but has no root's key can alter what no chain covers: expirations,
@@ -393,7 +393,7 @@ class TrustCheckpoint:
         """
         tree = parse_object(raw, max_bytes=SIZE_LIMIT_BYTES)
         if ("checksum" in tree or "signed" in tree) and tree.pop("checksum", None) != _checkpoint_digest(tree):
-            raise MalformedIdentityError("its checksum does not match what it holds")
+            raise MalformedIdentityError("its checksum does not match its contents")
         generation, digest = tree.get("generation"), tree.get("digest")
         roots, revoked = tree.get("roots"), tree.get("revoked")
         prepared, pruned = tree.get("prepared"), tree.get("prunedRoots", 0)

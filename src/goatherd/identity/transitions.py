@@ -204,7 +204,7 @@ def replace_expired(
     if not expired.session.is_expired(now_ms):
         raise IllegalStepError(f"the current root {expired.id} has not expired", hint="`goatherd rotate` replaces it.")
     if not successor.session.is_root or successor.session.is_expired(now_ms):
-        raise IllegalStepError("the successor is no root, or has expired as well")
+        raise IllegalStepError("the successor is not a root, or has expired too")
     is_prepared = find_successor(document, now_ms) == successor
     if not is_prepared and (document.find_root(successor.id) is not None or successor.id in document.revoked_ids):
         raise IllegalStepError(f"root {successor.id} was used before")
@@ -446,12 +446,12 @@ def revoke_root(
         raise IllegalStepError(f"{session_id} is not a root that can be revoked")
     is_current = session_id == document.current.id
     if is_current == (successor is None):
-        raise IllegalStepError("a successor is given when, and only when, the current root is revoked")
+        raise IllegalStepError("a successor must be given if the current root is revoked, and only then")
     current = successor or document.current
     _check_successor(document, current, session_id, now_ms)
     prover = document.current if is_current else proving
     if prover is not None and prover.session != document.find_root(session_id):
-        raise IllegalStepError("the proof is not made with the revoked root")
+        raise IllegalStepError("the proof is not signed by the revoked root")
     revoked = [
         Revocation(
             id=session_id,
@@ -537,7 +537,7 @@ def record_reissued_sessions(document: IdentityDocument, session_id: str, now_ms
     """
     found = next((one for one in document.revoked if one.id == session_id), None)
     if found is None or found.freeze is None:
-        raise IllegalStepError(f"{session_id} is not revoked, or its freeze is not closed")
+        raise IllegalStepError(f"{session_id} is not revoked, or the list of its frozen commits is not complete")
     revoked = tuple(replace(one, settled_at=now_ms) if one.id == session_id else one for one in document.revoked)
     return _next_document(document, now_ms, revoked=revoked)
 

@@ -100,7 +100,7 @@ def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name in options:
-            raise ConfigurationError(f"{form.scheme} address: the option {name!r} is there twice")
+            raise ConfigurationError(f"{form.scheme} address: the option {name!r} is given twice")
         options[name] = value
     check_options(form, options)
     path = unquote(parts.path.removeprefix("/"))
@@ -127,11 +127,11 @@ def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfi
         if type(value) is int and name in names and form.options[names[name]].is_number:
             value = str(value)
         if value is not None and (not isinstance(value, str) or not value):
-            raise ConfigurationError(f"cloudConfig: {name} must be a text")
+            raise ConfigurationError(f"cloudConfig: {name} must be a string")
         if isinstance(value, str):
             texts[name] = value
     if "secretId" not in texts:
-        raise ConfigurationError("cloudConfig: secretId must be a text")
+        raise ConfigurationError("cloudConfig: secretId must be a string")
     options = {name: texts[theirs] for theirs, name in names.items() if theirs in texts}
     check_options(form, options)
     return ParsedConfig(
@@ -156,7 +156,9 @@ def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
             raise ConfigurationError(f"{form.scheme} address: no option {name[:40]!r}", hint=f"Options: {known}.")
         choices = form.options[name].choices
         if not value or (choices and value not in choices):
-            raise ConfigurationError(f"{form.scheme} address: {name} must be {' or '.join(choices) or 'some text'}")
+            raise ConfigurationError(
+                f"{form.scheme} address: {name} must be {' or '.join(choices) or 'a string that is not empty'}"
+            )
 
 
 def split_path(path: str, *, example: str) -> tuple[str, str]:
@@ -183,5 +185,5 @@ def path_of_uri(uri: str, *, hosts: tuple[str, ...] = ("",), example: str) -> st
     """
     parts = urlsplit(uri)
     if parts.netloc not in hosts or parts.query or parts.fragment:
-        raise ConfigurationError(f"not a {parts.scheme} address: it has more than a path", hint=example)
+        raise ConfigurationError(f"not a {parts.scheme} address: it must have a path and nothing else", hint=example)
     return unquote(parts.path)

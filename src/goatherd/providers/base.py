@@ -378,11 +378,11 @@ class SecretProvider(ABC):
         call = self._start_call("unlabel", secret_id)
         checked, holder = self._check_held_label(call, label), _version_id(expected)
         if not self.guarantees.custom_labels:
-            raise call.error(ProviderConfigurationError, "this store cannot take a label off a version")
+            raise call.error(ProviderConfigurationError, "this store cannot remove a label from a version")
         if checked == CURRENT:
             raise call.error(
                 ProviderConfigurationError,
-                f"the label {str(CURRENT)!r} cannot be taken off: readers find the secret's value by it",
+                f"the label {str(CURRENT)!r} cannot be removed: readers find the secret's value by it",
                 hint="Move it to another version instead.",
             )
 
@@ -627,7 +627,7 @@ class SecretProvider(ABC):
         if ORG_FIELD in secret_id:
             raise ConfigurationError(
                 f"the secret id still holds {ORG_FIELD}: name an organization",
-                hint="One secret per organization: the id is completed with the organization's id.",
+                hint="There is one secret for each organization; the organization's id is inserted there.",
             )
         components = secret_id.split("/")
         if len(secret_id) > MAX_SECRET_ID_CHARS or not all(
@@ -635,7 +635,7 @@ class SecretProvider(ABC):
         ):
             raise ConfigurationError(
                 f"not a secret id: {secret_id[:MAX_SECRET_ID_CHARS]!r}",
-                hint="Use components of A-Z a-z 0-9 . _ - with a slash between them, none of dots only.",
+                hint="Use components of A-Z a-z 0-9 . _ - with slashes between them; none may be dots only.",
             )
 
     # --- around each call -------------------------------------------------------------------------------------------
@@ -664,9 +664,11 @@ class SecretProvider(ABC):
         hidden = value if isinstance(value, SecretBytes) else SecretBytes(value)
         limit = self.guarantees.max_value_bytes
         if hidden.size > limit:
-            raise call.error(SecretTooLargeError, f"the value is {hidden.size} bytes long, the store takes {limit}")
+            raise call.error(SecretTooLargeError, f"the value is {hidden.size} bytes long; the store allows {limit}")
         if hidden.size == 0:
-            raise call.error(ProviderConfigurationError, "an empty value is no secret: some stores refuse it")
+            raise call.error(
+                ProviderConfigurationError, "a secret must not be empty, because some stores reject an empty value"
+            )
         return hidden
 
     async def _run_call(
@@ -729,7 +731,7 @@ _READING: Final = frozenset({"read", "versions"})
 
 def _version_id(text: str) -> VersionId:
     if isinstance(text, Label):
-        raise TypeError("a label stands where a version id must")
+        raise TypeError("a label was given in place of a version id")
     return VersionId(text)
 
 

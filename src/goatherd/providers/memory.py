@@ -70,7 +70,7 @@ class MemorySecretProvider(SecretProvider):
         parsed = addresses.parse_uri(form, uri)
         name, _, secret_id = parsed.path.partition("/")
         if parsed.host or not name or not secret_id:
-            raise form.error("it names no store and secret")
+            raise form.error("it must name a store and a secret")
         return cls(_SHARED.setdefault(name, MemoryStore())), secret_id
 
     @property
@@ -149,6 +149,6 @@ def policy(role: str, secret: str) -> str:
     """
     check_role(role)
     raise ConfigurationError(
-        f"{secret[:200]!r} lives in one process's memory, where there are no rights to give",
+        f"{secret[:200]!r} is in one process's memory, where there are no permissions to grant",
         hint="It is for tests. `goatherd policy file` is for a store on this machine.",
     )

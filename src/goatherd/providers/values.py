@@ -93,7 +93,7 @@ def check_label(text: str) -> Label:
     if isinstance(text, VersionId) or not is_label(text):
         raise ConfigurationError(
             f"not a label: {str(text)!r}",
-            hint="A label starts with a letter, goes on with up to 62 of A-Z a-z 0-9 _ -, and is not latest or new.",
+            hint="A label is a letter, then up to 62 of A-Z a-z 0-9 _ -. The labels latest and new are reserved.",
         )
     return Label(text)
 
@@ -127,7 +127,7 @@ def secret_id_for(template: str, org: str) -> str:
     # SECURITY: an organization named `../other` must not reach another secret
     # (tests/unit/providers/test_base.py::test_an_organization_cannot_step_out_of_its_place).
     if not COMPONENT.fullmatch(org) or org.strip(".") == "":
-        raise ConfigurationError(f"organization {org!r} cannot stand in a secret id: use A-Z a-z 0-9 . _ - only")
+        raise ConfigurationError(f"organization {org!r} cannot be part of a secret id: use A-Z a-z 0-9 . _ - only")
     return template.replace(ORG_FIELD, org)
 
 
@@ -146,7 +146,7 @@ class SecretBytes:
         try:
             self._value = bytes(memoryview(value))
         except TypeError:
-            raise TypeError(f"the value of a secret is bytes, not {type(value).__name__}") from None
+            raise TypeError(f"the value of a secret must be bytes, not {type(value).__name__}") from None
 
     def reveal(self) -> bytes:
         """Return the bytes."""

@@ -378,13 +378,13 @@ def reading_members() -> Iterator[None]:
     except DamagedRecordError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
-        raise DamagedRecordError("a member is missing or of the wrong kind") from None
+        raise DamagedRecordError("a member is missing or has the wrong type") from None
 
 
 def must_be_equal(written: object, stored: object) -> None:
     """Raise `DamagedRecordError` unless the stored record equals its content encoded again, digest included."""
     if written != stored:
-        raise DamagedRecordError("its digest does not fit its content")
+        raise DamagedRecordError("its digest does not match its content")
 
 
 def record_content(ledger: VersionedRecord, members: tuple[str, ...] = _MEMBERS) -> dict[str, Any]:
@@ -411,7 +411,7 @@ def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> Ver
         may_be_empty: Whether the store writes a record before the first version exists.
 
     Raises:
-        DamagedRecordError: A member is missing or of the wrong kind, or a label points at no version.
+        DamagedRecordError: A member is missing or of the wrong type, or a label points at a missing version.
     """
     with reading_members():
         ledger = VersionedRecord(
@@ -419,7 +419,7 @@ def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> Ver
             labels=MappingProxyType({Label(name): int(n) for name, n in document["labels"].items()}),
         )
     if not (ledger.versions or may_be_empty) or not set(ledger.labels.values()) <= set(ledger.versions):
-        raise DamagedRecordError("a label points at no version")
+        raise DamagedRecordError("a label points at a version that does not exist")
     return ledger
 
 

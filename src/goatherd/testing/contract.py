@@ -206,7 +206,7 @@ class _Contract:
 
     def provider(self) -> SecretProvider:
         """Return a provider that is not entered yet; each call makes another client of the same store."""
-        raise NotImplementedError("say how to make a provider")
+        raise NotImplementedError("a contract class must override provider()")
 
     def wrong_answers(self) -> WrongAnswers | None:
         """Return the object that makes the store of `provider` answer wrongly; None if that is not possible."""

@@ -214,13 +214,13 @@ async def _check_address(address: str) -> str:
     except SecretDeletedError:
         raise NotRunError(
             "the secret of this address is deleted, but can still be restored",
-            "Name a secret that has never existed, beside it.",
+            "Give the address of a secret that has never existed.",
         ) from None
     except GoatherdError as error:
         raise NotRunError(str(error), error.hint or "Check the address.") from None
     raise NotRunError(
         "the secret of this address exists; it was not changed",
-        "Name a secret that does not exist, for example the same address with -try at its end.",
+        "Give the address of a secret that does not exist, for example the same address with -try at its end.",
     )
 
 
@@ -242,7 +242,9 @@ async def _try_rights(provider: SecretProvider, name: str) -> None:
     try:
         await provider.delete(name)
     except ProviderAccessDeniedError as error:
-        raise NotRunError(f"{error}; {name} was made and is left", f"The checks remove secrets. {error.hint}") from None
+        raise NotRunError(
+            f"{error}; {name} was created and could not be deleted", f"The checks delete secrets. {error.hint}"
+        ) from None
     except GoatherdError:
         return
 

@@ -94,14 +94,14 @@ async def refused(kind: type[ProviderError], subject: Subject, doing: Awaitable[
     try:
         await doing
     except ProviderError as error:
-        must(type(error) is kind, f"{kind.__name__} was due, {type(error).__name__} came: {error}")
+        must(type(error) is kind, f"{kind.__name__} was expected, but {type(error).__name__} was raised: {error}")
         must(error.provider == subject.provider.scheme, f"the error does not name the provider: {error}")
         must(repr(error.secret_id) in str(error), f"the error does not name the secret: {error}")
         must(hasattr(SecretProvider, error.operation), f"the error names no operation of a provider: {error}")
         return error
     except Exception as error:
-        raise ContractViolationError(f"{kind.__name__} was due, {type(error).__name__} came") from error
-    raise ContractViolationError(f"{kind.__name__} was due, nothing was raised")
+        raise ContractViolationError(f"{kind.__name__} was expected, but {type(error).__name__} was raised") from error
+    raise ContractViolationError(f"{kind.__name__} was expected, but nothing was raised")
 
 
 async def losing_the_answer(unlucky: SecretProvider, method: str, begin: Callable[[], Awaitable[Result]]) -> Result:

@@ -81,7 +81,7 @@ class RawCommits(Sequence[Any]):
             return [self[each] for each in range(*index.indices(len(self)))]
         text = self._data[self._starts[index] : self._ends[index]]
         if not _is_bounded(text, MAX_COMMIT_VALUES):
-            raise TooManyValuesError(f"a commit of {len(text)} bytes, with more values than are read")
+            raise TooManyValuesError(f"a commit of {len(text)} bytes, has more values than are allowed")
         return parse_json(text)
 
     def size(self, index: int) -> int:
@@ -114,10 +114,10 @@ class RawCommits(Sequence[Any]):
             DecodeError: The text is not JSON, or there are more such items than a body may hold.
         """
         if not _is_bounded(text, MAX_OTHER_VALUES):
-            raise DecodeError("more values than a batch has")
+            raise DecodeError("the batch has more values than are allowed")
         self.other += len(parse_json(b"[" + text + b"]"))
         if self.other > MAX_OTHER_VALUES:
-            raise DecodeError("more values than a batch has")
+            raise DecodeError("the batch has more values than are allowed")
 
     def portions(self) -> Iterator[tuple[int, int]]:
         """Yield ranges of commits: about `PORTION_BYTES` and at most `PORTION_COMMITS` each."""
@@ -174,7 +174,7 @@ def split_batch(body: bytes, most: int) -> tuple[list[Any], list[RawCommits]]:
 
 def _check_array(value: Any, most: int) -> list[Any]:
     if not isinstance(value, list):
-        raise DecodeError("a batch is a JSON array")
+        raise DecodeError("a batch must be a JSON array")
     if len(value) > most:
         raise DecodeError(f"a batch of {len(value)} elements")
     return value
@@ -194,7 +194,7 @@ def _split_elements(body: bytes) -> tuple[bytes, list[RawCommits]]:
         position = end + 1
         values += 1
         if values > MAX_OTHER_VALUES:
-            raise DecodeError("more values than a batch has")
+            raise DecodeError("the batch has more values than are allowed")
         if character in b"[{":
             stack += character
             if stack == _SHAPE:
@@ -209,7 +209,7 @@ def _split_elements(body: bytes) -> tuple[bytes, list[RawCommits]]:
     rest.append(body[kept:])
     text = b"".join(rest)
     if not _is_bounded(text, MAX_OTHER_VALUES):
-        raise DecodeError("more values than a batch has")
+        raise DecodeError("the batch has more values than are allowed")
     return text, lists
 
 

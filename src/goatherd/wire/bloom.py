@@ -127,12 +127,12 @@ class BloomFilter:
                 more than `MAX_SEEDS`.
         """
         if not isinstance(encoded, Mapping):
-            raise DecodeError("a filter is a JSON object")
+            raise DecodeError("a Bloom filter must be a JSON object")
         text, seeds = encoded.get("d"), encoded.get("s")
         if not isinstance(text, str) or not isinstance(seeds, list):
-            raise DecodeError("a filter has a text d and an array s")
+            raise DecodeError("a Bloom filter must have a string d and an array s")
         if len(seeds) > MAX_SEEDS:
-            raise DecodeError(f"a filter with {len(seeds)} seeds is not believable")
+            raise DecodeError(f"a Bloom filter with {len(seeds)} seeds is not plausible")
         return cls(bytearray(_from_base64(text)), tuple([_read_seed(seed) for seed in seeds]))
 
     def to_json(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _read_seed(value: Any) -> int:
         return value
     if type(value) is float and 0 <= value <= _MAX_SEED and value.is_integer():
         return int(value)
-    raise DecodeError("a filter's seed is an integer from 0 to 2^53")
+    raise DecodeError("a Bloom filter's seed must be an integer from 0 to 2^53")
 
 
 def _from_base64(text: str) -> bytes:
@@ -168,8 +168,8 @@ def _from_base64(text: str) -> bytes:
     if len(compact) % 4 == 0:
         compact = compact[:-2] if compact.endswith("==") else compact.removesuffix("=")
     if len(compact) % 4 == 1 or "=" in compact:
-        raise DecodeError("a filter's bits are not base64")
+        raise DecodeError("a Bloom filter's bits are not base64")
     try:
         return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise DecodeError("a filter's bits are not base64") from None
+        raise DecodeError("a Bloom filter's bits are not base64") from None

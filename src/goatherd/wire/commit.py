@@ -144,7 +144,7 @@ class Commit:
         """
         again = Commit.from_json(parse_json(to_json_bytes(self.to_json())), org=self.org, registry=registry)
         if again.contents != self.contents:
-            raise DecodeError(f"commit {self.id!r:.100} would be another one when it is read again")
+            raise DecodeError(f"commit {self.id!r:.100} would have other contents when it is read again")
 
     # --- JSON ---
 
@@ -165,17 +165,17 @@ class Commit:
             DecodeError: GoatDB could not read the commit, or could not write it again.
         """
         if type(encoded) is not dict:
-            raise DecodeError("a commit is a JSON object")
+            raise DecodeError("a commit must be a JSON object")
         get = encoded.get
         absent = ABSENT if like_goatdb else None
         commit_id, key, session = get("id", absent), get("k", absent), get("s", absent)
         if not isinstance(commit_id, str) or not isinstance(key, str) or not isinstance(session, str):
-            raise DecodeError("a commit has texts id, k and s")
+            raise DecodeError("a commit must have the strings id, k and s")
         parents = get("p")
         if not is_truthy(parents):
             parents = ()
         elif type(parents) is not list or not all(type(parent) is str for parent in parents):
-            raise DecodeError(f"commit {commit_id!r:.100}: p is no array of ids")
+            raise DecodeError(f"commit {commit_id!r:.100}: p must be an array of ids")
         raw_filter = get("af")
         connection = get("cid")
         return cls(
@@ -353,7 +353,7 @@ def _stable_array(texts: list[str]) -> str:
 
 def _read_contents(raw: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
     if type(raw) is not dict:
-        raise DecodeError("a commit has contents")
+        raise DecodeError("a commit must have contents")
     if raw.get("r") is not None:
         return {"r": canonical_record(raw["r"], registry, like_goatdb=like_goatdb)}
     if raw.get("e") is not None:
@@ -361,9 +361,9 @@ def _read_contents(raw: Any, registry: Registry, like_goatdb: bool) -> dict[str,
         if "b" not in raw and like_goatdb:
             return {"e": edit}
         if not isinstance(raw.get("b"), str):
-            raise DecodeError("a delta names its base")
+            raise DecodeError("a delta must name its base")
         return {"b": raw["b"], "e": edit}
-    raise DecodeError("a commit's contents are a record or an edit")
+    raise DecodeError("a commit's contents must be a record or an edit")
 
 
 def _contents_text(contents: Mapping[str, Any]) -> str:
@@ -380,14 +380,14 @@ def _read_number(value: Any, member: str) -> float:
     if not is_truthy(value):
         return 0
     if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
-        raise DecodeError(f"a commit's {member} is a number")
+        raise DecodeError(f"a commit's {member} must be a number")
     return value
 
 
 def _read_integer(value: Any, member: str) -> int:
     number = _read_number(value, member)
     if not abs(number) <= 2**53 or number != int(number):
-        raise DecodeError(f"a commit's {member} is an integer")
+        raise DecodeError(f"a commit's {member} must be an integer")
     return int(number)
 
 
@@ -395,5 +395,5 @@ def _read_text(value: Any, member: str) -> str | None:
     if not is_truthy(value):
         return None
     if not isinstance(value, str):
-        raise DecodeError(f"a commit's {member} is a text")
+        raise DecodeError(f"a commit's {member} must be a string")
     return value

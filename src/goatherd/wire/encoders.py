@@ -197,7 +197,7 @@ class Decoder:
 
     def _referenced(self, number: float) -> Any:
         if not self._records:
-            raise DecodeError("a reference outside of the object that it belongs to")
+            raise DecodeError("a reference is outside of the object that it belongs to")
         records = self._records[-1]
         if not 0 <= number < len(records) or number != int(number):
             return UNDEFINED
@@ -206,7 +206,7 @@ class Decoder:
             self._sizes[id(record)] = 1 + sum(len(each) for level in nesting_depth(record) for each in level)
         self._referenced_values += self._sizes[id(record)]
         if self._referenced_values > MAX_REFERENCED:
-            raise DecodeError("references to more values than are read")
+            raise DecodeError("the references lead to more values than are allowed")
         return record
 
 

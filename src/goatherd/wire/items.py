@@ -72,7 +72,7 @@ def _legacy_element(element: Any) -> Any:
         return parse_json(element)
     if element is None or isinstance(element, bool | int | float):
         return element
-    raise DecodeError("an element of a set in the old form is no JSON text")
+    raise DecodeError("an element of a set in the old form is not JSON")
 
 
 _MAX_MAP_TEXT: Final = 1000
@@ -230,7 +230,7 @@ def record_data(record: Mapping[str, Any], registry: Registry = BUILTIN) -> Data
         return decode_data(record.get("d"), schema)
     encoded = record.get("d")
     if not isinstance(encoded, dict):
-        raise DecodeError("an item's data is a JSON object")
+        raise DecodeError("an item's data must be a JSON object")
     decoder = Decoder()
     return {name: decoder.decode(value) for name, value in encoded.items()}
 
@@ -259,14 +259,14 @@ def canonical_record(record: Any, registry: Registry = BUILTIN, *, like_goatdb: 
         DecodeError: GoatDB cannot read the record, or could not write it again.
     """
     if not isinstance(record, dict):
-        raise DecodeError("a commit's record is a JSON object")
+        raise DecodeError("a commit's record must be a JSON object")
     marker = record.get("s")
     schema = registry.from_marker(marker)
     if schema is None:
         if like_goatdb or not isinstance(marker, str):
             raise DecodeError(f"unknown schema {marker!r:.100}")
         if not isinstance(record.get("d"), dict):
-            raise DecodeError("an item's data is a JSON object")
+            raise DecodeError("an item's data must be a JSON object")
         return record
     try:
         return _canonical_record(record, schema, like_goatdb)
@@ -327,11 +327,11 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
         DecodeError: A change is malformed, or of an unknown kind.
     """
     if not isinstance(edit, dict) or not isinstance(edit.get("c", {}), dict):
-        raise DecodeError("an edit is an object with changes c")
+        raise DecodeError("an edit must be an object with changes c")
     changes: dict[str, Any] = {}
     for name, field_changes in edit.get("c", {}).items():
         if not isinstance(field_changes, list):
-            raise DecodeError("the changes of a field are an array")
+            raise DecodeError("the changes of a field must be an array")
         changes[name] = [{"__t": "E", "__v": _canonical_change(change, like_goatdb)} for change in field_changes]
     encoded = {name: edit[name] for name in ("sc", "dc") if name in edit}
     encoded["c"] = changes
@@ -344,7 +344,7 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
 def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]:
     change = wrapped.get("__v") if isinstance(wrapped, dict) and wrapped.get("__t") == "E" else None
     if not isinstance(change, dict):
-        raise DecodeError("a change is an encoded object")
+        raise DecodeError("a change must be an encoded object")
     kind = change.get("changeType")
     if kind == "rt":
         encoded = {name: change[name] for name in ("op", "start", "end") if name in change}
@@ -386,7 +386,7 @@ def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Reg
 
 def _apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry) -> Record:
     if record.get("cs") != edit.get("sc"):
-        raise DecodeError("the edit's source checksum is not its base's")
+        raise DecodeError("the edit's source checksum is not the checksum of its base")
     marker = str(edit.get("s", record.get("s")))
     schema = registry.from_marker(marker)
     data = patch_data(record_data(record, registry), edit.get("c"), schema)
@@ -409,7 +409,7 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
     work = Work(MAX_PATCH_WORK)
     patched = dict(data)
     if not isinstance(changes, dict):
-        raise DecodeError("an edit has changes")
+        raise DecodeError("an edit must have changes")
     for name, field_changes in changes.items():
         if schema is not None and name not in schema.by_name:
             continue
@@ -418,10 +418,10 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
             if change["changeType"] == "rt":
                 raise DecodeError("edits of rich text cannot be read yet")
             if "value" not in change and change["vType"] in ("set", "map"):
-                raise DecodeError("a change of a set or a map has a value")
+                raise DecodeError("a change of a set or a map must have a value")
             value = _decode_field(change["value"], change["vType"], Decoder()) if "value" in change else UNDEFINED
             if value is UNDEFINED and change["vType"] in ("set", "map"):
-                raise DecodeError("a change of a set or a map has a value")
+                raise DecodeError("a change of a set or a map must have a value")
             if change["vType"] == "date" and schema is None and isinstance(value, JSDate):
                 value = value.seconds
             _patch_field(patched, name, change.get("operation") == INSERT, change["vType"], value, work)

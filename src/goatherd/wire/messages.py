@@ -48,15 +48,15 @@ class SyncMessage:
             DecodeError: The message is not an object, has no valid filter, or its ``c`` is not an array.
         """
         if not isinstance(encoded, Mapping):
-            raise DecodeError("a sync message is a JSON object")
+            raise DecodeError("a sync message must be a JSON object")
         raw = encoded.get("f")
         if isinstance(raw, Mapping) and raw.get("__t") == "E" and isinstance(raw.get("__v"), Mapping):
             raw = raw["__v"]
         if not isinstance(raw, Mapping):
-            raise DecodeError("a sync message has a filter f")
+            raise DecodeError("a sync message must have a filter f")
         commits = encoded.get("c", [])
         if not isinstance(commits, list):
-            raise DecodeError("a sync message's c is an array")
+            raise DecodeError("a sync message's c must be an array")
         seeds = raw.get("s")
         if isinstance(seeds, list):
             # COMPAT: JavaScript's arithmetic makes numbers of texts; in a commit's own filter they stay texts.
@@ -120,7 +120,7 @@ def decode_request(body: bytes | str) -> list[Any]:
     """
     elements = parse_json(body)
     if not isinstance(elements, list):
-        raise DecodeError("a batch is a JSON array")
+        raise DecodeError("a batch must be a JSON array")
     return elements
 
 
@@ -131,10 +131,10 @@ def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
         DecodeError: The element is not an object or has no path, or the message is malformed.
     """
     if not isinstance(element, Mapping) or not isinstance(element.get("path"), str):
-        raise DecodeError("an element of a batch is an object with a path")
+        raise DecodeError("an element of a batch must be an object with a path")
     message = element.get("msg")
     if not isinstance(message, Mapping):
-        raise DecodeError("an element of a batch has a message")
+        raise DecodeError("an element of a batch must have a message")
     return element["path"], SyncMessage.from_json(message)
 
 
@@ -151,11 +151,11 @@ def decode_reply(body: bytes | str) -> list[tuple[str, SyncMessage]]:
     """
     replies = parse_json(body)
     if not isinstance(replies, list):
-        raise DecodeError("the answer to a batch is a JSON array")
+        raise DecodeError("the answer to a batch must be a JSON array")
     decoded: list[tuple[str, SyncMessage]] = []
     for reply in replies:
         if not isinstance(reply, Mapping) or not isinstance(reply.get("path"), str):
-            raise DecodeError("an element of the answer is an object with a path")
+            raise DecodeError("an element of the answer must be an object with a path")
         decoded.append((reply["path"], SyncMessage.from_json(reply.get("res") or {})))
     return decoded
 

@@ -134,7 +134,7 @@ class Registry:
             ValueError: The schema is the null schema, or its version is below 1.
         """
         if schema.ns is None or schema.version < 1:
-            raise ValueError("a schema has a namespace and a version of 1 or more")
+            raise ValueError("a schema must have a namespace and a version of 1 or more")
         self._versions.setdefault(schema.ns, {}).setdefault(schema.version, schema)
 
     def get(self, ns: str | None, version: int = 0) -> Schema | None:

@@ -130,7 +130,7 @@ async def test_a_value_that_changed_where_it_lies_is_unavailable(vault: FakeKeyV
     first = await once.create("herd", VALUE)
     stored = vault.versions("herd-pointer")[first.id]
     vault.overwrite("herd-pointer", first.id, stored.replace(VALUE.decode(), "another"))
-    with pytest.raises(UnavailableError, match="its digest does not fit"):
+    with pytest.raises(UnavailableError, match="its digest does not match"):
         await once.read("herd")
 
 
@@ -143,7 +143,7 @@ async def test_a_pointer_that_changed_where_it_lies_is_unavailable(vault: FakeKe
     changed["labels"] = {}
     vault.overwrite("herd-pointer", version, json.dumps(changed, sort_keys=True, separators=(",", ":")) + "\n" + value)
     async with made(vault, retry=ONCE) as reader:
-        with pytest.raises(UnavailableError, match="is damaged: its digest does not fit"):
+        with pytest.raises(UnavailableError, match="is damaged: its digest does not match"):
             await reader.read("herd")
 
 

@@ -175,7 +175,7 @@ async def test_a_mount_that_deletes_by_itself_is_refused_before_anything_counts(
     server.ask("POST", "brief/config", {"delete_version_after": "1h"})
     address = VaultAddress(url=server.url, auth=TokenAuth(token=ROOT_TOKEN), mount="brief")
     async with VaultSecretProvider(address) as provider:
-        with pytest.raises(ProviderConfigurationError, match="by itself after a time"):
+        with pytest.raises(ProviderConfigurationError, match="automatically after some time"):
             await provider.create(secret, b"first")
 
 

@@ -171,7 +171,7 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
         goatherd.CloudSecretSettings(store, "file")
     with pytest.raises(TypeError, match="reveal"):
         goatherd.decode_document(await goatherd.open_provider(store)[0].get_secret("root"))
-    with pytest.raises(TypeError, match="is bytes, not dict"):
+    with pytest.raises(TypeError, match="must be bytes, not dict"):
         await goatherd.open_provider(store)[0].update_secret("root", {})
     with pytest.raises(PluginNotFoundError) as unknown:
         await goatherd.status("flie:///srv/keys/root")

@@ -325,5 +325,5 @@ def test_another_private_key_does_not_hide_within_the_one_that_is_allowed() -> N
     for name in ("privateKey", "spare"):
         hidden = json.loads(json.dumps(tree))
         hidden["currentSession"]["privateKey"][name] = owned("b").to_secret_json()["privateKey"]
-        with pytest.raises(MalformedIdentityError, match="private key where none may be"):
+        with pytest.raises(MalformedIdentityError, match="private key, which is not allowed there"):
             decode_document(json.dumps(hidden))

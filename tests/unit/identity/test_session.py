@@ -410,7 +410,7 @@ class TestCommits:
         signed = sign_commit(OWNED, self.make(data={"a": "b:null", "n": {"x": [1.5]}}), now_ms=NOW)
         verify_commit(OWNED.session, signed)
         endless = sign_commit(OWNED, self.make(data={"n": {"x": [float("inf")]}}), now_ms=NOW)
-        with pytest.raises(InvalidSignatureError, match="JSON cannot carry"):
+        with pytest.raises(InvalidSignatureError, match="JSON cannot represent"):
             verify_commit(OWNED.session, endless)
 
     def test_embedded_data_in_the_signature_count_as_signed(self) -> None:

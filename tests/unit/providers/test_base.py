@@ -227,7 +227,7 @@ async def test_a_string_is_a_label_and_a_label_is_not_taken_for_a_version():
     assert (await provider.read("root", "current")).version == (await provider.read("root", CURRENT)).version
     with pytest.raises(ProviderConfigurationError, match="not a label"):
         await provider.read("root", "1")
-    with pytest.raises(TypeError, match="label stands where a version id must"):
+    with pytest.raises(TypeError, match="label was given in place of a version id"):
         await provider.write("root", b"x", expected=CURRENT)
     with pytest.raises(ProviderConfigurationError):
         await provider.label("root", VersionId("abc"), "1", expected=None)

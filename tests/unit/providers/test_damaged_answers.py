@@ -173,5 +173,5 @@ async def test_no_damage_is_taken_for_a_value_an_absence_or_a_bug_of_the_plugin(
 def test_a_number_that_is_none_is_damage(decode: Callable[[Any], object], known: str):
     versions = '{"1": {"created": Infinity, "number": 1, "request": "", "sha256": "", "size": 1, "destroyed": false}}'
     text = f'{{{known}, "epoch": 1, "parent": "", "request": "", "versions": {versions}, "labels": {{}}}}'
-    with pytest.raises(DamagedRecordError, match="wrong kind"):
+    with pytest.raises(DamagedRecordError, match="wrong type"):
         decode(text.encode())

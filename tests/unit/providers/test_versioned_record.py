@@ -141,9 +141,9 @@ def test_a_member_that_is_missing_or_changed_is_damage(ledger: VersionedRecord, 
 
 def test_a_record_without_versions_or_with_a_label_to_nowhere_is_damaged():
     for content in ({"versions": {}, "labels": {}}, {"versions": {}, "labels": {"current": 1}}):
-        with pytest.raises(DamagedRecordError, match="points at no version"):
+        with pytest.raises(DamagedRecordError, match="points at a version that does not exist"):
             record_of(content)
-    with pytest.raises(DamagedRecordError, match="points at no version"):
+    with pytest.raises(DamagedRecordError, match="points at a version that does not exist"):
         record_of(content, may_be_empty=True)
     assert decode_record(encode_record(VersionedRecord(), layout.FORM), layout.FORM) == VersionedRecord(), (
         "a file store writes one before the first value"

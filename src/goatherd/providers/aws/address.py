@@ -113,7 +113,7 @@ def _check_endpoint(endpoint: str) -> None:
         parts = urlsplit(endpoint)
         _ = parts.port
     except ValueError:
-        raise ConfigurationError("aws address: the endpoint is no URL", hint="Write https://host[:port].") from None
+        raise ConfigurationError("aws address: the endpoint is not a URL", hint="Write https://host[:port].") from None
     # SECURITY: a secret does not cross a network in the clear
     # (tests/unit/providers/aws/test_address.py::test_an_endpoint_without_tls_must_be_this_machine).
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):

@@ -369,14 +369,14 @@ def _error_for(call: Call, code: str, status: int, text: str, where: str, header
         return call.error(
             ProviderAccessDeniedError,
             f"the KMS key cannot be used: {where}",
-            hint="See whether the key is enabled, and allows kms:Decrypt (writers: kms:GenerateDataKey too).",
+            hint="Check that the key is enabled and allows kms:Decrypt (writers: kms:GenerateDataKey too).",
         )
     if code in _UNWELL or status >= 500 or status < 400:
         return call.error(UnavailableError, where)
     if code == "ResourceNotFoundException":
         return call.error(SecretNotFoundError, f"there is no such secret, version or label: {where}")
     if code == "ResourceExistsException":
-        return call.error(SecretExistsError, f"it exists already: {where}")
+        return call.error(SecretExistsError, f"the secret exists already: {where}")
     if code == "InvalidRequestException" and "delet" in text:
         return deleted_error(call)
     if code == "LimitExceededException":
@@ -387,7 +387,7 @@ def _error_for(call: Call, code: str, status: int, text: str, where: str, header
         )
     if status == 413 or "length less than or equal to 65536" in text:
         return call.error(SecretTooLargeError, f"AWS finds the value too long: {where}")
-    return call.error(ProviderConfigurationError, f"AWS refuses the request: {where}")
+    return call.error(ProviderConfigurationError, f"AWS rejected the request: {where}")
 
 
 def deleted_error(call: Call) -> SecretDeletedError:
@@ -444,7 +444,7 @@ def stages_of(call: Call, told: object) -> frozenset[str]:
     if told is None:
         return frozenset()
     if not isinstance(told, list) or not all(isinstance(stage, str) for stage in told):
-        raise damaged_error(call, "its staging labels are not a list of texts")
+        raise damaged_error(call, "its staging labels are not a list of strings")
     return frozenset(told)
 
 

@@ -67,7 +67,7 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
     if not _NAME.fullmatch(secret_id.replace(ORG_FIELD, "x")):
         raise ConfigurationError(f"not a secret's name: {secret_id[:80]!r}")
     if account != "*" and not (len(account) == 12 and account.isascii() and account.isdigit()):
-        raise ConfigurationError("an AWS account is twelve digits")
+        raise ConfigurationError("an AWS account must be twelve digits")
     region = address.region or "*"
     partition = _partition_of(region)
     name = secret_id.replace(ORG_FIELD, "*")

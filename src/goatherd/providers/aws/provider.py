@@ -172,12 +172,12 @@ class AWSSecretProvider(SecretProvider):
             stage = _stage_for(call, at)
             stored = await self._get_version(call, VersionStage=stage)
             if stage not in stored.stages:
-                raise damaged_error(call, "its version does not hold the label asked for")
+                raise damaged_error(call, "its version does not have the requested label")
         else:
             _must_be_possible(call, at)
             stored = await self._get_version(call, VersionId=at)
             if stored.id != at:
-                raise damaged_error(call, "it is of another version than the one asked for")
+                raise damaged_error(call, "it is about another version than the requested one")
         version = SecretVersion(id=stored.id, labels=_labels_of(stored.stages), created_ms=stored.created_ms)
         return SecretValue(version=version, value=stored.value)
 
@@ -226,7 +226,7 @@ class AWSSecretProvider(SecretProvider):
             raise outcome.error
         # As for a move: the reference does not say which refusal means what.
         _check_expected(call, label, (await self._read_stages(call)).holder_of(call, stage), expected)
-        raise call.error(UnavailableError, "AWS refused to take the label off, but does not show yet why")
+        raise call.error(UnavailableError, "AWS refused to remove the label, and the reason is not visible yet")
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         found: dict[VersionId, SecretVersion] = {}
@@ -236,7 +236,7 @@ class AWSSecretProvider(SecretProvider):
             check_named(call, answer)
             listed = answer.get("Versions", [])
             if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-                raise damaged_error(call, "its list of versions is none")
+                raise damaged_error(call, "it has no list of versions")
             for entry in listed:
                 version = SecretVersion(
                     id=version_of(call, entry),
@@ -334,7 +334,7 @@ class AWSSecretProvider(SecretProvider):
         # AWS leaves the field out where no version has a label, which no secret of ours comes to.
         told = answer.get("VersionIdsToStages", {})
         if not isinstance(told, dict):
-            raise damaged_error(call, "its labels are no map")
+            raise damaged_error(call, "its labels are not a map")
         return _Stages({version_of(call, {"VersionId": one}): stages_of(call, told[one]) for one in told})
 
     async def _move_label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
@@ -357,7 +357,7 @@ class AWSSecretProvider(SecretProvider):
         _check_expected(call, label, holder, expected)
         if version not in {known.id for known in await self._versions(call)}:
             raise call.error(SecretNotFoundError, f"there is no version {version!r}")
-        raise call.error(UnavailableError, "AWS refused to move the label, but does not show yet why")
+        raise call.error(UnavailableError, "AWS refused to move the label, and the reason is not visible yet")
 
     def _check_written(self, call: Call, answer: Mapping[str, object], token: VersionId) -> None:
         check_named(call, answer)
@@ -385,7 +385,9 @@ def _stage_for(call: Call, label: Label) -> str:
     if label == CURRENT:
         return _CURRENT_STAGE
     if _is_kept_back(label):
-        raise call.error(ProviderConfigurationError, f"the label {str(label)!r} is kept for AWS, or for this provider")
+        raise call.error(
+            ProviderConfigurationError, f"the label {str(label)!r} is reserved for AWS or for this provider"
+        )
     return str(label)
 
 

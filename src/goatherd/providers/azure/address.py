@@ -150,7 +150,7 @@ def check_name(name: str) -> None:
         )
     for suffix in (POINTER_SUFFIX, EARLIER_VIEW_SUFFIX):
         if name.endswith(suffix):
-            raise ConfigurationError(f"the azure store keeps names that end in {suffix!r} for itself")
+            raise ConfigurationError(f"the azure store keeps names that end in {suffix!r} for its own use")
 
 
 def _parse_secret(secret_id: str) -> str:

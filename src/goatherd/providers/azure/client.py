@@ -177,7 +177,7 @@ class KeyVault:
             return None
         stored = _checked_secret(call, found.value, found.properties, name)
         if version and stored.version != version:
-            raise call.error(UnavailableError, f"another version of {name} was answered than was asked for")
+            raise call.error(UnavailableError, f"the answer is about another version of {name} than the requested one")
         return stored
 
     async def put_secret(
@@ -192,7 +192,7 @@ class KeyVault:
         )
         made = await finish_request(writing)
         if made is None:
-            raise call.error(UnavailableError, f"the service knows no place to write {name} to (404)")
+            raise call.error(UnavailableError, f"the service answered 404 to the request that writes {name}")
         return _checked_secret(call, value, made.properties, name)
 
     async def list_versions(self, call: Call, name: str) -> Listing:
@@ -215,7 +215,9 @@ class KeyVault:
             UnavailableError: The service's answers have no date.
         """
         if self._told is None:
-            raise call.error(UnavailableError, "the answers bear no date, by which to tell which write came first")
+            raise call.error(
+                UnavailableError, "the service's answers have no date, so it is unknown which write came first"
+            )
         date, then = self._told
         return date + int(self._clock.monotonic() - then)
 
@@ -298,7 +300,7 @@ class KeyVault:
             return call.error(
                 ProviderConfigurationError,
                 f"{self._address.url} demands a token for another domain than its own",
-                hint="Check the address. Where a host of your own stands before the vault, add challenge=unchecked.",
+                hint="Check the address. If a proxy of your own is in front of the vault, add challenge=unchecked.",
             )
         # Not JSON, cut JSON, JSON of another shape: json's, azure.core's and attribute errors.
         return call.error(UnavailableError, f"the answer of {self._address.url} is damaged ({type(error).__name__})")
@@ -310,16 +312,16 @@ class KeyVault:
         if status == 403 and inner == "SecretDisabled":
             return call.error(
                 VersionDisabledError,
-                f"a version of {name} is switched off",
+                f"a version of {name} is disabled",
                 hint=f"`az keyvault secret set-attributes --vault-name {self._address.vault} --name {name} "
-                "--enabled true` switches it on (with --version, for one that is not the newest).",
+                "--enabled true` enables it (with --version, if it is not the newest).",
             )
         if status in (401, 403):
             return call.error(
                 ProviderAccessDeniedError,
                 f"{told}: {_first_line(message)}",
                 hint="`goatherd policy azure` prints the roles that are needed; a new assignment takes some minutes. "
-                "ForbiddenByFirewall and ForbiddenByConnection are matters of the vault's network settings.",
+                "ForbiddenByFirewall and ForbiddenByConnection are caused by the vault's network settings.",
             )
         if status == 409 and inner == "ObjectIsDeletedButRecoverable":
             return _deleted_error(call, self._address.vault)
@@ -331,10 +333,10 @@ class KeyVault:
             throttled.retry_after = _retry_after(error)
             return throttled
         if status == 413 or (status == 400 and "length" in message.lower() and "secret" in message.lower()):
-            return call.error(SecretTooLargeError, f"the vault does not take a value of that size ({told})")
+            return call.error(SecretTooLargeError, f"the value is too long for the vault ({told})")
         if status == 408 or status >= 500:
-            return call.error(UnavailableError, f"the vault is not well ({told})")
-        return call.error(ProviderConfigurationError, f"the vault refused the request ({told})")
+            return call.error(UnavailableError, f"the vault reports an error ({told})")
+        return call.error(ProviderConfigurationError, f"the vault rejected the request ({told})")
 
 
 def _new_session(ca: str | None) -> aiohttp.ClientSession:
@@ -391,7 +393,7 @@ def _deleted_error(call: Call, vault: str) -> SecretDeletedError:
     names = ", ".join(call.secret_id + suffix for suffix in ("", POINTER_SUFFIX))
     return call.error(
         SecretDeletedError,
-        "it is deleted, but can be recovered, and its name is taken until it is purged",
+        "the secret is deleted but can be recovered; its name stays taken until it is purged",
         hint=f"Recover {names} (`az keyvault secret recover --vault-name {vault} --name …`), or purge all of them.",
     )
 

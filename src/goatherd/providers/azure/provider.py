@@ -536,7 +536,7 @@ class AzureSecretProvider(SecretProvider):
         put = await vault.put_secret(call, name, stored, kind, value_tags(pointer.next_number, call.request))
         back = await vault.get_secret(call, name, put.version)
         if back is None or not _is_whole(back, draft.entry):
-            raise call.error(UnavailableError, "the value does not read back as it was written")
+            raise call.error(UnavailableError, "the value that was read back is not the one that was written")
         draft.version = VersionId(put.version)
         draft.entry = replace(draft.entry, created=back.created, home=Home.ALONE)
 
@@ -563,7 +563,7 @@ class AzureSecretProvider(SecretProvider):
         return call.error(
             UnavailableError,
             f"the pointer names versions of {call.secret_id} that the vault does not have",
-            hint=f"If it stays so, they were purged by hand: delete {call.secret_id}{POINTER_SUFFIX} and purge it too.",
+            hint=f"If it stays, they were purged by hand: delete {call.secret_id}{POINTER_SUFFIX} and purge it too.",
         )
 
     # --- the pointer ------------------------------------------------------------------------------------------------
@@ -706,9 +706,9 @@ class AzureSecretProvider(SecretProvider):
         try:
             stored = await vault.get_secret(call, call.secret_id + POINTER_SUFFIX, version)
         except VersionDisabledError:
-            raise call.error(UnavailableError, f"the pointer {version} was switched off a moment ago") from None
+            raise call.error(UnavailableError, f"the pointer {version} was disabled a moment ago") from None
         if stored is None:
-            raise call.error(UnavailableError, "a pointer that is named is not there")
+            raise call.error(UnavailableError, "a pointer that another one follows is missing")
         return self._cache_proposal(self._decode_proposal(call, stored))
 
     def _cache_proposal(self, proposal: Proposal) -> Proposal:
@@ -781,7 +781,7 @@ class AzureSecretProvider(SecretProvider):
             value, is_text = encode_value(brings.value)
             kind, stored = Home.POINTER.content_type(text=is_text), f"{stored}\n{value}"
         if len(stored.encode()) > MAX_STORED:
-            raise call.error(ProviderConfigurationError, "there are more labels than the pointer has room for")
+            raise call.error(ProviderConfigurationError, "the pointer has no room for so many labels")
         began = self.clock.monotonic()
         put = await vault.put_secret(call, name, stored, kind, tags)
         if brings is not None:

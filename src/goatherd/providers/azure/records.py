@@ -321,7 +321,7 @@ def decode_value(stored: str, entry: Entry) -> SecretBytes:
     """
     value = decode_leftover(stored, text=entry.text)
     if digest_of(value) != entry.digest:
-        raise DamagedRecordError("its digest does not fit")
+        raise DamagedRecordError("its digest does not match")
     return value
 
 
@@ -403,7 +403,7 @@ def links_of(version: str, created: int, tags: Mapping[str, str]) -> Proposal:
     try:
         parent, epoch, request = tags[_PARENT_TAG], int(tags[_EPOCH_TAG]), tags[REQUEST_TAG]
     except (KeyError, ValueError):
-        raise ForeignRecordError("it is switched off, and its tags are not those of a pointer") from None
+        raise ForeignRecordError("it is disabled, and its tags are not those of a pointer") from None
     pointer = replace(NOTHING, epoch=epoch, parent="" if parent == _NO_PARENT else parent, request=request)
     return Proposal(id=version, created=created, pointer=pointer, is_read=False)
 
@@ -417,7 +417,7 @@ def rebuild_pointer(links: Proposal, parent: Pointer, tags: Mapping[str, str], *
     try:
         label, digest = Label(tags[_LABEL_TAG]), tags[_DIGEST_TAG]
     except KeyError:
-        raise ForeignRecordError("it is switched off, and its tags are not those of a pointer") from None
+        raise ForeignRecordError("it is disabled, and its tags are not those of a pointer") from None
     entry = Entry(number=0, created=links.created, request=links.pointer.request, digest=digest, text=text)
     pointer = replace(
         parent.with_version(label, VersionId(links.id), entry),

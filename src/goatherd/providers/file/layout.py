@@ -359,7 +359,7 @@ class SecretDirectory:
                 raise self._damaged_error(f"{MANIFEST} is damaged: {error}") from error
             self._make_durable(here, seen)
             return raw, ledger
-        raise self._damaged_error(f"{MANIFEST} is missing although values are there")
+        raise self._damaged_error(f"{MANIFEST} is missing although the directory holds values")
 
     def _make_durable(self, here: _Opened, seen: tuple[int, ...]) -> None:
         """Make sure that the manifest that was read survives a power failure."""
@@ -517,6 +517,6 @@ class SecretDirectory:
         return self._call.error(
             UnavailableError,
             message,
-            hint=f"Restore {self._path} from a backup, or move a label to a version that is whole.",
+            hint=f"Restore {self._path} from a backup, or move the label to an undamaged version.",
             final=True,
         )

@@ -128,7 +128,7 @@ class FileSecretProvider(SecretProvider):
         super().check_secret_id(secret_id)
         for component in secret_id.split("/"):
             if component in _RESERVED or VALUE.fullmatch(component):
-                raise ConfigurationError(f"the file store keeps the name {component!r} for itself")
+                raise ConfigurationError(f"the file store keeps the name {component!r} for its own use")
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Return whether the process may write, and whether there is space. See `capabilities`."""
@@ -196,7 +196,9 @@ class FileSecretProvider(SecretProvider):
 
     async def _run_blocking(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
         if not SUPPORTED:
-            raise call.error(ProviderConfigurationError, "the file store needs POSIX locks: not on this system")
+            raise call.error(
+                ProviderConfigurationError, "the file store needs POSIX locks, which this system does not have"
+            )
         secret = SecretDirectory(call, self.base, self._system, self._durable)
         running = asyncio.get_running_loop().run_in_executor(None, work, secret)
         try:
@@ -231,8 +233,8 @@ class FileSecretProvider(SecretProvider):
             if call.operation == "reserve":
                 return call.error(
                     UnavailableError,
-                    f"there is no room for what the command writes: {reason}",
-                    hint=f"Nothing was begun. Free some space under {self.base}.",
+                    f"there is not enough space for the writes of this command: {reason}",
+                    hint=f"Nothing was changed. Free some space under {self.base}.",
                     final=True,
                 )
             return call.error(UnavailableError, reason, hint=f"Free some space under {self.base}.")

@@ -102,7 +102,7 @@ def _from_status(call: Call, error: sdk.GoogleAPICallError, *, doing: str, quoti
     if status == "FAILED_PRECONDITION" and (state := _STATE.search(text)):
         return call.error(VersionDisabledError, f"the version was {state[1].lower()}")
     if status == "INVALID_ARGUMENT" and ("checksum" in text.lower() or "crc32c" in text.lower()):
-        return call.error(UnavailableError, f"{doing}: the value was damaged on its way to the store")
+        return call.error(UnavailableError, f"{doing}: the value was damaged in transit")
     return call.error(ProviderConfigurationError, what)
 
 

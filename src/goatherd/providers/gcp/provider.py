@@ -363,10 +363,13 @@ class GCPSecretProvider(SecretProvider):
             other = journal.read_announcement(secret.annotations)
             if other is not None and other.request != journal.short_request(call.request):
                 # We were too slow and count as gone. The writer that took over disables our version: it wins.
-                raise call.error(ConflictError, "another writer took over, because this one took too long")
+                raise call.error(ConflictError, "this writer took too long, so another writer has replaced it")
             # After the secret: a writer that disables or destroys the version as a leftover changes the etag first.
             if (await self._api.get_version(call, number)).state is not VersionState.ENABLED:
-                raise call.error(UnavailableError, f"version {number} was taken for left over before its label moved")
+                raise call.error(
+                    UnavailableError,
+                    f"version {number} was treated as a leftover by another writer before its label moved",
+                )
 
     async def _find_version(self, call: Call, value: SecretBytes, base: int) -> int | None:
         """Return a version above `base` that holds `value`. Reads by number: only those are strongly consistent."""

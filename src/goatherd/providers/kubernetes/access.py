@@ -77,7 +77,7 @@ def load_access(
         home = Path(environment.get("HOME") or "~").expanduser() / ".kube/config"
         if not home.exists():
             raise ConfigurationError(
-                "no Kubernetes cluster is configured: this is no pod, and there is no KUBECONFIG and no ~/.kube/config",
+                "no Kubernetes cluster is configured: no pod, no KUBECONFIG, no ~/.kube/config",
                 hint="Add ?kubeconfig=/path/to/file to the address.",
             )
         named = str(home)

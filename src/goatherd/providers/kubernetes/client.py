@@ -157,7 +157,9 @@ class KubernetesClient:
             # The same status means two things; only the reason tells them apart.
             if answer.get("reason") == "AlreadyExists":
                 return None
-            raise PlatformError(UnavailableError, f"the server refuses to create it now{_reason_of(answer, ': ')}")
+            raise PlatformError(
+                UnavailableError, f"the server does not create the Secret now{_reason_of(answer, ': ')}"
+            )
         return _decode_secret(answer, namespace, name)
 
     async def replace_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -194,11 +196,11 @@ class KubernetesClient:
         status, answer = await self._call_api("GET", f"{path}?labelSelector=kubernetes.io%2Fservice-name%3D{service}")
         items, metadata = answer.get("items"), answer.get("metadata")
         if status != 200 or answer.get("kind") != "EndpointSliceList" or not isinstance(items, list):
-            raise _damaged_error("it is no list of EndpointSlices")
+            raise _damaged_error("it is not a list of EndpointSlices")
         if not isinstance(metadata, Mapping) or metadata.get("continue"):
-            raise _damaged_error("it is a part of a list")
+            raise _damaged_error("it is only a part of a list")
         if not all(isinstance(item, dict) for item in items):
-            raise _damaged_error("an EndpointSlice is no object")
+            raise _damaged_error("an EndpointSlice is not an object")
         return items
 
     async def may_access(self, verb: str, namespace: str, name: str) -> bool | None:
@@ -391,7 +393,7 @@ class KubernetesClient:
                 retry_after=_retry_after(response.headers.get("retry-after"), answer, self._clock.now_ms()),
             )
         if code == 413 or (code >= 500 and b"request is too large" in raw):
-            raise PlatformError(SecretTooLargeError, f"the server does not take an object of this size: {what}")
+            raise PlatformError(SecretTooLargeError, f"the object is too large for the server: {what}")
         if code >= 500 or code == 408:
             raise PlatformError(UnavailableError, f"the server failed with HTTP {code}{_reason_of(answer or {}, ': ')}")
         if code in (401, 403):
@@ -444,9 +446,9 @@ def _decode_secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict
     """Return the Secret in an answer, after checking that it is the requested one."""
     metadata = answer.get("metadata")
     if answer.get("kind") != "Secret" or not isinstance(metadata, Mapping):
-        raise _damaged_error("it is no Secret")
+        raise _damaged_error("it is not a Secret")
     if (metadata.get("namespace"), metadata.get("name")) != (namespace, name):
-        raise _damaged_error("it is another Secret than the one asked for")
+        raise _damaged_error("it is another Secret than the requested one")
     if not isinstance(metadata.get("resourceVersion"), str) or not metadata["resourceVersion"]:
         raise _damaged_error("it has no resourceVersion")
     return dict(answer)
@@ -460,7 +462,7 @@ def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
     parsed = _parse_object(line)
     content = None if parsed is None else parsed.get("object")
     if parsed is None or not isinstance(content, Mapping):
-        raise _damaged_error("a line of a watch is no event")
+        raise _damaged_error("a line of the watch is not an event")
     kind = parsed.get("type")
     if kind == "ERROR":
         if content.get("code") == 410 or content.get("reason") in ("Expired", "Gone"):
@@ -478,7 +480,7 @@ def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
         return WatchEvent(is_deleted=True, resource_version=version)
     if kind in ("ADDED", "MODIFIED"):
         return WatchEvent(content=_decode_secret(content, namespace, name), resource_version=version)
-    raise _damaged_error("a watch tells of something unknown")
+    raise _damaged_error("the watch sent an event of unknown type")
 
 
 def _parse_object(raw: bytes) -> Mapping[str, Any] | None:

@@ -201,7 +201,7 @@ class CredentialPlugin:
     def _check_status(self, status: object) -> tuple[str | None, tuple[bytes, bytes] | None, int | None]:
         """Return the token, the certificate with its key, and the expiry in the plugin's output."""
         if not isinstance(status, Mapping):
-            raise self._output_error("a status that is no object")
+            raise self._output_error("a status that is not an object")
         for name in ("token", "clientCertificateData", "clientKeyData", "expirationTimestamp"):
             if status.get(name) is not None and not isinstance(status[name], str):
                 raise self._output_error(f"{name}, which is not a string")
@@ -209,7 +209,7 @@ class CredentialPlugin:
         # SECURITY: a line break would end the header and begin another
         # (tests/unit/providers/kubernetes/test_credentials.py::test_a_plugin_that_prints_no_credential_is_named).
         if token and not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise self._output_error("a token that cannot stand in a header")
+            raise self._output_error("a token that cannot be sent in a header")
         if bool(cert) != bool(key):
             raise self._output_error("half a client certificate: it needs a certificate and a key")
         if not token and not cert:
@@ -219,7 +219,7 @@ class CredentialPlugin:
             try:
                 expires = datetime.fromisoformat(status["expirationTimestamp"])
             except ValueError:
-                raise self._output_error("an expirationTimestamp that is no timestamp") from None
+                raise self._output_error("an expirationTimestamp that is not a timestamp") from None
             expires = expires if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
             expires_ms = round(expires.timestamp() * 1000)
         pair = (cert.encode(), key.encode()) if cert and key else None
@@ -262,17 +262,17 @@ async def run_plugin(settings: PluginSettings) -> object:
         # output is meant to be read, and is shown without anything that looks like a token
         # (tests/unit/providers/kubernetes/test_credentials.py::test_no_error_of_a_plugin_shows_a_token).
         raise _plugin_error(
-            settings, f"it ended with {code}: {shorten_text(told.decode(errors='replace')) or 'without a word'}"
+            settings, f"it ended with {code}: {shorten_text(told.decode(errors='replace')) or 'without a message'}"
         )
     try:
         answer = json.loads(printed)
     except (ValueError, RecursionError):
-        raise _plugin_error(settings, "what it printed is not JSON") from None
+        raise _plugin_error(settings, "its output is not JSON") from None
     if not isinstance(answer, Mapping) or answer.get("kind") != "ExecCredential":
-        raise _plugin_error(settings, "what it printed is no ExecCredential")
+        raise _plugin_error(settings, "its output is not an ExecCredential")
     if answer.get("apiVersion") != settings.api_version:
         raise _plugin_error(
-            settings, f"what it printed has not the apiVersion {settings.api_version} of the kubeconfig"
+            settings, f"its output does not have the apiVersion {settings.api_version} of the kubeconfig"
         )
     return answer.get("status")
 

@@ -202,7 +202,7 @@ def _read_plugin(
     if version not in _API_VERSIONS:
         raise ConfigurationError(
             f"{source}: exec must have the apiVersion {' or '.join(_API_VERSIONS)}",
-            hint="Newer plugins write it: update the plugin, then have its own command write the kubeconfig again.",
+            hint="Newer plugins use it: update the plugin, then have its own command write the kubeconfig again.",
         )
     arguments, variables = told.get("args") or [], told.get("env") or []
     if not isinstance(arguments, list) or not all(isinstance(each, str) for each in arguments):
@@ -216,8 +216,8 @@ def _read_plugin(
         command = str(user_file.parent / command)
     if told.get("interactiveMode") == "Always":
         raise ConfigurationError(
-            f"{source}: the credential plugin {command} needs a terminal, which it does not get here",
-            hint="Log in beforehand, with a plugin that keeps what it was told, or use a service account's token.",
+            f"{source}: the credential plugin {command} needs a terminal, which Goatherd does not provide",
+            hint="Log in first, with a plugin that stores its credentials, or use a service account's token.",
         )
     spec: dict[str, object] = {"interactive": False}
     if told.get("provideClusterInfo"):
@@ -288,10 +288,10 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
         raise ConfigurationError(f"cannot read the kubeconfig {paths}: {error.strerror}") from None
     except Exception:  # noqa: BLE001 - whatever the form of the file makes of the library
         raise ConfigurationError(
-            f"the kubeconfig {paths} is no kubeconfig: it must be YAML with clusters, contexts and users"
+            f"the kubeconfig {paths} is invalid: it must be YAML with clusters, contexts and users"
         ) from None
     if not isinstance(config, Mapping):
-        raise ConfigurationError(f"the kubeconfig {paths} is no YAML mapping")
+        raise ConfigurationError(f"the kubeconfig {paths} is not a YAML mapping")
     return config, next((current for current in currents if current), None)
 
 
@@ -320,7 +320,7 @@ def _refuse_members(section: Mapping[str, Any], members: tuple[str, ...], source
 def _read_text(section: Mapping[str, Any], member: str, source: str) -> str | None:
     value = section.get(member)
     if value is not None and not isinstance(value, str):
-        raise ConfigurationError(f"{source}: {member} must be a text")
+        raise ConfigurationError(f"{source}: {member} must be a string")
     return value or None
 
 
@@ -334,7 +334,7 @@ def _checked_server(server: str, source: str) -> str:
     try:
         parts = urlsplit(server)
     except ValueError:
-        raise ConfigurationError(f"{source}: the server is no URL", hint="Such as https://10.0.0.1:6443.") from None
+        raise ConfigurationError(f"{source}: the server is not a URL", hint="Such as https://10.0.0.1:6443.") from None
     # SECURITY: a token is not sent where the network can read it
     # (tests/unit/providers/kubernetes/test_access.py::test_a_server_without_tls_is_refused_unless_it_is_this_machine).
     is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")

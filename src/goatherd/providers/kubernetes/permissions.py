@@ -49,8 +49,8 @@ def policy(role: str, uri: str) -> str:
     _, secret_id = parse_uri(uri if "://" in uri else f"k8s://{uri}")
     if ORG_FIELD in secret_id:
         raise ConfigurationError(
-            f"a Role names each Secret, and {secret_id} stands for many",
-            hint="Print one for each organization, with its id in the address.",
+            f"a Role names each Secret, but {secret_id} stands for many",
+            hint="Print one Role for each organization, with its id in the address.",
         )
     namespace, name = split_secret_id(secret_id)
     title = f"goatherd-{role}-{name}"

@@ -254,7 +254,7 @@ class KubernetesSecretProvider(SecretProvider):
         record = await self._change_record(call, step, new=value)
         made = record.ledger.made_by(call.request)
         if made is None:
-            raise call.error(UnavailableError, "what was written is not there")
+            raise call.error(UnavailableError, "the value that was written is missing")
         return record.ledger.describe_version(made)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
@@ -329,7 +329,7 @@ class KubernetesSecretProvider(SecretProvider):
             except NoRoomError as error:
                 raise call.error(
                     SecretTooLargeError,
-                    f"there is no room for it in the Secret: {error}",
+                    f"the Secret has no room for the new version: {error}",
                     hint="Move labels off old versions, or remove other keys from the Secret.",
                 ) from None
             except DamagedRecordError as error:
@@ -400,6 +400,6 @@ def _damaged_error(call: Call, error: DamagedRecordError) -> UnavailableError:
     return call.error(
         UnavailableError,
         f"the Secret is damaged: {error}",
-        hint="Nothing was changed. Restore it from a backup, or read a version that is whole by its id.",
+        hint="Nothing was changed. Restore it from a backup, or read an undamaged version by its id.",
         final=True,
     )

@@ -102,7 +102,7 @@ def check_value(number: int, entry: RecordedVersion, raw: bytes | None) -> Secre
     if raw is None:
         raise DamagedRecordError(f"the value of version {number} is missing")
     if not matches_entry(value := SecretBytes(raw), entry):
-        raise DamagedRecordError(f"the digest of version {number} does not fit its value")
+        raise DamagedRecordError(f"the digest of version {number} does not match its value")
     return value
 
 
@@ -115,7 +115,7 @@ def decode_object(content: Mapping[str, Any]) -> SecretObject:
     """
     data = content.get("data") or {}
     if not isinstance(data, Mapping):
-        raise DamagedRecordError("its data is no map")
+        raise DamagedRecordError("its data is not a map")
     if POINTER not in data:
         raise ForeignRecordError(f"it holds no {POINTER}")
     return SecretObject(ledger=decode_pointer(decode_base64(data[POINTER])), content=content)
@@ -196,7 +196,7 @@ def trim_record(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: 
             return smaller if len(kept) < len(ledger.versions) else ledger
         oldest = next(droppable, None)
         if oldest is None:
-            raise NoRoomError(f"{size} bytes have to stay, and a Secret takes {MAX_OBJECT_BYTES}")
+            raise NoRoomError(f"{size} bytes must be kept, but a Secret holds at most {MAX_OBJECT_BYTES}")
         del kept[oldest]
 
 

@@ -143,11 +143,11 @@ class KubernetesVolumeProvider(SecretProvider):
             except ForeignRecordError as error:
                 raise call.error(
                     ProviderConfigurationError,
-                    f"what is mounted at {directory} was not made by Goatherd: {error}",
+                    f"the Secret mounted at {directory} was not made by Goatherd: {error}",
                     hint="Mount the whole Secret of a k8s:// address, without items.",
                 ) from None
             except DamagedRecordError as error:
-                raise call.error(UnavailableError, f"what is mounted at {directory} is damaged: {error}") from None
+                raise call.error(UnavailableError, f"the Secret mounted at {directory} is damaged: {error}") from None
             except PermissionError:
                 raise call.error(
                     ProviderAccessDeniedError,
@@ -156,7 +156,7 @@ class KubernetesVolumeProvider(SecretProvider):
                 ) from None
             except OSError as error:
                 raise call.error(UnavailableError, f"{error.strerror} at {directory}") from None
-        raise call.error(UnavailableError, f"what is mounted at {directory} keeps changing")
+        raise call.error(UnavailableError, f"the Secret mounted at {directory} keeps changing")
 
     def _open_snapshot(self, call: Call, directory: str) -> int:
         try:

@@ -153,7 +153,7 @@ def _read_url(scheme: str, host: str, options: Mapping[str, str], env: _Environm
             url += f":{DEFAULT_PORT}"
         return url
     if "tls" in options:
-        raise ConfigurationError(f"{scheme} address: tls goes with a host; a URL says it with http or https")
+        raise ConfigurationError(f"{scheme} address: tls is allowed with a host only; in a URL, write http or https")
     url = (host or env.get("ADDR") or "").rstrip("/")
     if not url:
         names = " or ".join(env.names("ADDR"))
@@ -170,7 +170,7 @@ def _parse_url(scheme: str, url: str) -> tuple[str, int | None]:
         host, port = None, None
     if not host or parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigurationError(
-            f"a {scheme} address needs a host and a port, or a URL that is http or https and nothing more",
+            f"a {scheme} address needs a host and a port, or an http or https URL without a path or query",
             hint=_EXAMPLE,
         )
     return host, port
@@ -188,7 +188,7 @@ def _read_auth(scheme: str, options: Mapping[str, str], env: _Environment) -> Au
     }[method]
     given = {"auth-mount", "role", "role-id", "secret-id-file", "token-file"} & set(options)
     if not given <= allowed:
-        raise ConfigurationError(f"{scheme} address: {min(given - allowed)} does not go with auth={method}")
+        raise ConfigurationError(f"{scheme} address: {min(given - allowed)} cannot be combined with auth={method}")
     mount = options.get("auth-mount", method).strip("/")
     if method == "token":
         if "token-file" in options:

@@ -66,7 +66,7 @@ class TokenAuth:
             raise PlatformError(
                 ProviderConfigurationError,
                 f"there is no token in {', '.join(places)}",
-                hint="Log in with `vault login` or `bao login`, set the variable, or say auth=approle or kubernetes.",
+                hint="Log in with `vault login` or `bao login`, set the variable, or add auth=approle or kubernetes.",
             )
         return found.strip()
 

@@ -153,7 +153,7 @@ class VaultClient:
         data = _require_object(answer, "data")
         number, created_ms = _version_of(_require_object(data, "metadata"))
         if version not in (None, number):
-            raise _damaged_error("it holds another version than the one asked for")
+            raise _damaged_error("it holds another version than the requested one")
         if status == 404:
             return Gone(version=number, state=_state_of(_require_object(data, "metadata"), self._clock.now_ms()))
         return Found(data=_require_object(data, "data"), version=number, created_ms=created_ms)
@@ -262,12 +262,14 @@ class VaultClient:
             raise PlatformError(
                 ProviderConfigurationError,
                 f"nothing is mounted at {self._address.mount}",
-                hint="The address begins with the mount of a key/value engine, version 2; `vault secrets list`.",
+                hint="The address begins with the mount of a key/value engine, version 2. See `vault secrets list`.",
             )
         if status == 404 and "data" not in answer and not isinstance(answer.get("errors"), list):
-            raise _damaged_error("HTTP 404 that no Vault server sends: something else answers in its place")
+            raise _damaged_error("HTTP 404 that no Vault server sends: another server answers in its place")
         if status == 400 and _UPGRADING in told:
-            raise PlatformError(UnavailableError, f"{self._address.mount} is being made versioned; it takes a moment")
+            raise PlatformError(
+                UnavailableError, f"{self._address.mount} is being upgraded to version 2; this takes a moment"
+            )
         if status == 400 and _CAS_MISMATCH not in told:
             raise PlatformError(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
         return status, answer
@@ -370,7 +372,7 @@ class VaultClient:
         except ValueError:
             is_allowed = False
         if not is_allowed:
-            raise PlatformError(UnavailableError, "the server redirects to where it must not", final=True)
+            raise PlatformError(UnavailableError, "the server redirects to a URL that is not allowed", final=True)
         return target
 
     def _error_for(
@@ -385,7 +387,7 @@ class VaultClient:
                 hint="A rate limit quota applies; see `vault read sys/quotas/rate-limit/…`.",
             )
         if status == 413:
-            raise PlatformError(SecretTooLargeError, f"the server does not take a request of this size: {what}")
+            raise PlatformError(SecretTooLargeError, f"the request is too large for the server: {what}")
         if status >= 500 or status in (408, 412, 472, 473):
             told = _errors_text(_parse_answer(raw) or {})
             if "sealed" in told:
@@ -393,7 +395,7 @@ class VaultClient:
                     UnavailableError, "the server is sealed", hint="Unseal it: `vault operator unseal`."
                 )
             if "value being too large" in told or "exceeds maximum" in told:
-                raise PlatformError(SecretTooLargeError, "the server does not store a value of this size")
+                raise PlatformError(SecretTooLargeError, "the value is too large for the server")
             raise PlatformError(UnavailableError, f"the server failed with HTTP {status}: {told}".rstrip(": "))
         if status == 400 and b"HTTP request to an HTTPS server" in raw:
             raise PlatformError(
@@ -468,7 +470,7 @@ def _version_of(metadata: Mapping[str, Any]) -> tuple[int, int]:
 def _created_ms(metadata: Mapping[str, Any]) -> int:
     created = metadata.get("created_time")
     if not isinstance(created, str):
-        raise _damaged_error("a version has no time")
+        raise _damaged_error("a version has no timestamp")
     return _parse_time(created)
 
 
@@ -484,7 +486,7 @@ def _parse_time(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise _damaged_error("a time is not one") from None
+        raise _damaged_error("a timestamp is invalid") from None
     return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
 
 

@@ -52,7 +52,7 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
     # (tests/unit/providers/vault/test_permissions.py::test_a_path_that_would_change_the_policy_is_refused).
     if not secret_id or not all(_COMPONENT.fullmatch(each) and each.strip(".") for each in components):
         raise ConfigurationError(
-            f"not a mount and a path: {mount}/{secret_id}", hint="Write it as secret/goatdb/root, the mount first."
+            f"not a mount and a path: {mount}/{secret_id}", hint="Write the mount first, as in secret/goatdb/root."
         )
     values, pointer = _path_pattern(secret_id), _path_pattern(secret_id + POINTER_SUFFIX)
     write = ["create", "read", "update"] if role != "server" else ["read"]

@@ -162,7 +162,9 @@ class VaultSecretProvider(SecretProvider):
     def check_secret_id(self, secret_id: str) -> None:
         super().check_secret_id(secret_id)
         if secret_id.endswith(POINTER_SUFFIX):
-            raise ConfigurationError(f"the {self.scheme} store keeps names that end in {POINTER_SUFFIX!r} for itself")
+            raise ConfigurationError(
+                f"the {self.scheme} store keeps names that end in {POINTER_SUFFIX!r} for its own use"
+            )
 
     async def _open(self) -> None:
         client = VaultClient(
@@ -263,7 +265,7 @@ class VaultSecretProvider(SecretProvider):
             raise PlatformError(
                 ProviderConfigurationError,
                 f"what is mounted at {self.address.mount} is {engine}, not a key/value engine of version 2",
-                hint=f"`vault kv enable-versioning {self.address.mount}` makes one of version 1 into one.",
+                hint=f"`vault kv enable-versioning {self.address.mount}` upgrades an engine of version 1.",
             )
         written: tuple[int, RecordedVersion] | None = None
         while True:
@@ -330,7 +332,7 @@ class VaultSecretProvider(SecretProvider):
             raise call.error(
                 UnavailableError,
                 f"version {number} is listed, but the server has no value for it",
-                hint="If it stays so, the entry was deleted by hand: delete the secret and create it from a backup.",
+                hint="If it stays, the entry was deleted by hand: delete the secret and create it from a backup.",
             )
         stored = _decode_value(call, number, found)
         if stored.digest != ledger.versions[number].digest:
@@ -467,7 +469,7 @@ class VaultSecretProvider(SecretProvider):
                 raise call.error(
                     ProviderAccessDeniedError,
                     "the token may not destroy versions of the secret and of its pointer",
-                    hint="`goatherd policy vault --role admin` prints the policy that may.",
+                    hint="`goatherd policy vault --role admin` prints a policy that allows it.",
                 )
             asked = True
             newest: int | None = pointer.version
@@ -595,7 +597,7 @@ class VaultSecretProvider(SecretProvider):
         if written.expires:
             raise PlatformError(
                 ProviderConfigurationError,
-                f"the server deletes versions of {self.address.mount}/{call.secret_id} by itself after a time",
+                f"the server deletes versions of {self.address.mount}/{call.secret_id} automatically after some time",
                 hint="Set delete_version_after to 0s, of the entry and of the mount.",
             )
         entry = _new_entry(call, value, written.created_ms)

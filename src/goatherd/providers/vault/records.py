@@ -89,10 +89,10 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
     must_be_in_format(data, VALUE_FORMAT)
     encoded, digest, request = data.get("value"), data.get("sha256"), data.get("request")
     if not isinstance(encoded, str) or not isinstance(digest, str) or not isinstance(request, str):
-        raise DamagedRecordError("a member is missing or of the wrong kind")
+        raise DamagedRecordError("a member is missing or has the wrong type")
     value = SecretBytes(decode_base64(encoded))
     if digest_of(value) != digest:
-        raise DamagedRecordError("its digest does not fit its value")
+        raise DamagedRecordError("its digest does not match its value")
     return StoredValue(value=value, digest=digest, request=request)
 
 

@@ -232,7 +232,7 @@ def test_a_pointer_of_which_anything_changed_is_damaged(data: st.DataObject):
 def test_a_version_that_is_not_one_is_damage(junk: str):
     stored = encode_pointer(filled(1)).replace("1700000000", junk)
     assert junk in stored
-    with pytest.raises(DamagedRecordError, match="wrong kind"):
+    with pytest.raises(DamagedRecordError, match="wrong type"):
         decode_pointer(stored)
 
 

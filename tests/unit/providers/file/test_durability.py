@@ -185,9 +185,9 @@ async def test_without_room_for_its_writes_no_command_begins(tmp_path: Path, com
     await it.create()
     before = {path.name: path.read_bytes() for path in (tmp_path / "keys/root").iterdir()}
     disk.free_bytes = 60_000  # a document has room, the reserve has not
-    with pytest.raises(UnavailableError, match="no room for what the command writes") as caught:
+    with pytest.raises(UnavailableError, match="not enough space for the writes of this command") as caught:
         await it.run(command)
-    assert "Nothing was begun. Free some space under" in str(caught.value.hint)
+    assert "Nothing was changed. Free some space under" in str(caught.value.hint)
     assert {path.name: path.read_bytes() for path in (tmp_path / "keys/root").iterdir()} == before
     disk.free_bytes = 1_000_000
     await it.run(command)

@@ -342,7 +342,7 @@ async def test_a_manifest_with_a_fitting_digest_but_a_label_to_nowhere_is_damage
     document = json.loads(manifest.read_bytes())
     document["labels"]["current"] = 9
     manifest.write_text(json.dumps(document, indent=1) + "\n")
-    with pytest.raises(UnavailableError, match="a label points at no version"):
+    with pytest.raises(UnavailableError, match="a label points at a version that does not exist"):
         await store.read("root")
 
 

@@ -201,7 +201,7 @@ async def test_several_files_in_the_variable_are_merged_and_the_first_wins(tmp_p
 def test_one_damaged_file_among_several_is_an_error(tmp_path: Path):
     good = written(tmp_path, config_of()).kubeconfig or ""
     (tmp_path / "bad").write_text("users: 5\ntoken: " + SECRET_TOKEN)
-    with pytest.raises(ConfigurationError, match="no kubeconfig") as caught:
+    with pytest.raises(ConfigurationError, match="must be YAML") as caught:
         load_access(KubernetesAddress(), {"KUBECONFIG": f"{good}{os.pathsep}{tmp_path / 'bad'}"})
     assert SECRET_TOKEN not in str(caught.value)
 
@@ -332,8 +332,8 @@ def test_client_certificates_may_be_files_beside_the_kubeconfig(tmp_path: Path, 
         ({"server": "ftp://x"}, None, "https address"),
         ({"server": "https://u:p@x"}, None, "more than a host"),
         ({"server": None}, None, "names no server"),
-        ({"server": "https://[x]:1"}, None, "the server is no URL"),
-        ({"server": 7}, None, "server must be a text"),
+        ({"server": "https://[x]:1"}, None, "the server is not a URL"),
+        ({"server": 7}, None, "server must be a string"),
         ({"certificate-authority": "/not/there"}, None, "cannot use a certificate"),
         ({"certificate-authority-data": "*"}, None, "cannot use a certificate"),
         ({}, {"client-key-data": "*"}, "client-key-data is not base64"),

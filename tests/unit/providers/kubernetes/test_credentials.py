@@ -237,8 +237,8 @@ async def test_a_client_certificate_of_a_plugin_is_shown_and_replaced(tmp_path: 
         ({}, "neither a token nor a client certificate"),
         ({"token": ""}, "neither a token nor a client certificate"),
         ({"token": 7}, "token, which is not a string"),
-        ({"token": "a\r\nX-Admin: yes"}, "a token that cannot stand in a header"),
-        ({"token": "t", "expirationTimestamp": "soon"}, "an expirationTimestamp that is no timestamp"),
+        ({"token": "a\r\nX-Admin: yes"}, "a token that cannot be sent in a header"),
+        ({"token": "t", "expirationTimestamp": "soon"}, "an expirationTimestamp that is not a timestamp"),
         ({"clientCertificateData": "x"}, "half a client certificate"),
         ({"clientCertificateData": "x", "clientKeyData": "y"}, "a client certificate or key that cannot be used"),
     ],
@@ -258,11 +258,11 @@ async def test_a_plugin_that_prints_no_credential_is_named(
     [
         ("", "token expired, run: cloud login\n", 1, "token expired, run: cloud login"),
         ("", f"debug: got {SECRET_TOKEN}\nfailed", 3, "ended with 3: debug: got … failed"),
-        ("", "", 4, "ended with 4: without a word"),
+        ("", "", 4, "ended with 4: without a message"),
         (SECRET_TOKEN, "", 0, "not JSON"),
-        (json.dumps({"token": SECRET_TOKEN}), "", 0, "no ExecCredential"),
-        (json.dumps([SECRET_TOKEN]), "", 0, "no ExecCredential"),
-        (ANSWER.replace(V1, f"{V1}beta1"), "", 0, f"not the apiVersion {V1}"),
+        (json.dumps({"token": SECRET_TOKEN}), "", 0, "not an ExecCredential"),
+        (json.dumps([SECRET_TOKEN]), "", 0, "not an ExecCredential"),
+        (ANSWER.replace(V1, f"{V1}beta1"), "", 0, f"not have the apiVersion {V1}"),
     ],
 )
 async def test_no_error_of_a_plugin_shows_a_token(

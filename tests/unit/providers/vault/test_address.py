@@ -88,11 +88,11 @@ def test_the_way_in_is_chosen_by_option_then_by_what_the_environment_holds():
         ("vault://v/secret/root#x", "fragment"),
         ("vault://v:port/secret/root", "a host and a port"),
         ("vault://v/secret/root?tls=maybe", "tls must be on or off"),
-        ("vault://v/secret/root?namespace=", "namespace must be some text"),
-        ("vault://v/secret/root?tls=on&tls=off", "there twice"),
+        ("vault://v/secret/root?namespace=", "namespace must be a string that is not empty"),
+        ("vault://v/secret/root?tls=on&tls=off", "given twice"),
         ("vault://v/secret/root?verify=no", "no option 'verify'"),
         ("vault://v/secret/root?auth=kubernetes", "needs role"),
-        ("vault://v/secret/root?role-id=r&role=x", "'?role'? does not go with auth=approle"),
+        ("vault://v/secret/root?role-id=r&role=x", "'?role'? cannot be combined with auth=approle"),
         ("vault://v/secret/root?auth=ldap", "auth must be token or approle or kubernetes"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_secret_in_an_address_is_refused_and_not_quoted(option: str):
 
 @pytest.mark.parametrize("url", ["unix:///run/vault.sock", "ftp://v", "https://user:x@v", "v:8200", "https://v?x=1"])
 def test_an_address_in_the_environment_is_a_url_and_nothing_more(url: str):
-    with pytest.raises(ConfigurationError, match="http or https and nothing more"):
+    with pytest.raises(ConfigurationError, match="http or https URL without a path or query"):
         parsed("vault:///secret/root", VAULT_ADDR=url)
 
 
