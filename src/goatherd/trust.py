@@ -299,7 +299,7 @@ class TrustPool:
         """
         revoked_ids = frozenset(revoked)
         if current.id in revoked_ids:
-            raise RevokedSessionError(f"session {current.id!r} is revoked and cannot be the current one")
+            raise RevokedSessionError(f"session {current.id!r} is revoked and cannot be the current root")
         # What a former root signed and we hold may still be verified; new things of it may not.
         self._vouchers.update(self._document)
         self._document = {root.id: root for root in roots}
@@ -432,7 +432,7 @@ class TrustPool:
         settled = False
         for job in verification._jobs:
             if job.outcome is None:
-                raise RuntimeError("a verification is run before it is concluded")
+                raise RuntimeError("a verification must be run before it is concluded")
             commits = self._pending.get(job.session_id, ())
             position = next((index for index, commit in enumerate(commits) if commit is job.commit), None)
             if position is None:
@@ -466,10 +466,10 @@ class TrustPool:
         if not isinstance(envelope.data, Mapping) or not isinstance(envelope.data.get("id"), str):
             # SECURITY: a login token in a user's mailbox is signed by the root and must not authenticate requests as
             # the root (tests/unit/test_trust.py).
-            raise InvalidSignatureError("this is no request signature")
+            raise InvalidSignatureError("this is not a request signature: its data must be an object with an id")
         ts = envelope.ts
         if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
-            raise InvalidSignatureError("the request signature has no time")
+            raise InvalidSignatureError("a request signature must have a timestamp")
         verify_request(session, envelope, now_ms=now_ms)
         return session
 

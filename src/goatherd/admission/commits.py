@@ -78,12 +78,12 @@ def decode_commit(
     """
     commit = Commit.from_json(raw, org=org, registry=registry)
     if _ID.fullmatch(commit.id) is None or _KEY.fullmatch(commit.key) is None:
-        raise NotAdmittedError("a commit's id or key is not one that GoatDB makes")
+        raise NotAdmittedError("a commit's id and key must have the form that GoatDB generates")
     if not math.isfinite(commit.ts) or commit.ts <= 0:
-        raise NotAdmittedError(f"commit {commit.id!r} has no time", CommitFault.TIME)
+        raise NotAdmittedError(f"commit {commit.id!r} must have a valid timestamp", CommitFault.TIME)
     if commit.ts > now_ms + limits.ahead.total_seconds() * 1000:
         # SECURITY: a commit from the far future would win every later conflict (tests/unit/test_upstream_traps.py).
-        raise NotAdmittedError(f"commit {commit.id!r} is from the future", CommitFault.TIME)
+        raise NotAdmittedError(f"commit {commit.id!r} has a timestamp too far in the future", CommitFault.TIME)
     _check_ancestors(commit, limits)
     if commit.contents != raw["c"]:
         try:
@@ -96,12 +96,14 @@ def decode_commit(
 
 def _check_ancestors(commit: Commit, limits: RequestLimits) -> None:
     if len(commit.parents) > limits.parents or commit.id in commit.parents:
-        raise NotAdmittedError(f"commit {commit.id!r} has impossible parents", CommitFault.ANCESTORS)
+        raise NotAdmittedError(
+            f"commit {commit.id!r} has too many parents, or is its own parent", CommitFault.ANCESTORS
+        )
     held = commit.ancestors_filter
     if held is not None and (len(held.bits) > limits.ancestor_bytes or len(held.seeds) > limits.seeds):
-        raise NotAdmittedError(f"commit {commit.id!r} has an impossible ancestors filter", CommitFault.ANCESTORS)
+        raise NotAdmittedError(f"the ancestors filter of commit {commit.id!r} is too large", CommitFault.ANCESTORS)
     if not 0 <= commit.ancestors_count < 2**53:
-        raise NotAdmittedError(f"commit {commit.id!r} has an impossible number of ancestors", CommitFault.ANCESTORS)
+        raise NotAdmittedError(f"the ancestor count of commit {commit.id!r} is out of range", CommitFault.ANCESTORS)
 
 
 def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
@@ -116,7 +118,7 @@ def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
     if commit.is_delta:
         return
     if commit.schema == "null":
-        raise NotAdmittedError(f"commit {commit.id!r} holds the null item", CommitFault.CONTENTS)
+        raise NotAdmittedError(f"commit {commit.id!r} must not contain the null item", CommitFault.CONTENTS)
     schema, record = registry.from_marker(commit.schema), commit.record
     if schema is None or record is None:
         return  # a schema of the application's, which only its servers know

@@ -22,7 +22,7 @@ def read_repository_path(given: str) -> str:
     # COMPAT: a missing leading slash is forgiven, and what follows the second component is an item's key.
     kind, name = check_repository_path("/" + "/".join(given.removeprefix("/").split("/", 2)[:2]))
     if len(kind) > NAME_LENGTH or len(name) > NAME_LENGTH:
-        raise PathError(f"a repository's names have at most {NAME_LENGTH} characters")
+        raise PathError(f"a name in a repository path must have at most {NAME_LENGTH} characters")
     return f"/{kind}/{name}"
 
 
@@ -33,7 +33,7 @@ def check_filter_size(held: BloomFilter, limits: RequestLimits) -> None:
         DecodeError: The filter is too large.
     """
     if len(held.seeds) > limits.seeds or len(held.bits) > limits.filter_bytes:
-        raise DecodeError("a filter of this size is not believable")
+        raise DecodeError("the filter must not be larger than GoatDB's largest filter")
 
 
 def decode_session_request(body: bytes) -> PublicKey:

@@ -61,7 +61,8 @@ class OwnAddress:
         self._server = ServerConnections(upstream)
         if self._server.is_at(host, port):
             raise ConfigurationError(
-                f"the server and its agent cannot both be at port {port}", hint="Choose another port with --agent-port."
+                f"the server and its agent cannot both listen on port {port}",
+                hint="Choose another port with --agent-port.",
             )
         self._answer = answer
         self._guard = guard

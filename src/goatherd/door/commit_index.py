@@ -346,7 +346,9 @@ class RepositoryIndex:
                     self._settled.clear()
                     await self._settled.wait()
         except TimeoutError:
-            raise NodeUnreachableError(f"{self.path}: a first creation of a key is still on its way") from None
+            raise NodeUnreachableError(
+                f"{self.path}: the server has not stored the first creation of a key yet"
+            ) from None
 
     def _is_settled(self, commit: Commit) -> bool:
         return commit.id in self._unconfirmed
@@ -412,7 +414,9 @@ class RepositoryIndex:
     def _judge_commits(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
         """Judge commits together: a commit's parent may be among them, in any order, but must itself be accepted."""
         problems: list[DroppedError | None] = [
-            DroppedError(Rule.BIRTH, f"commit {commit.id!r} has no ancestor among the commits of {commit.key!r}")
+            DroppedError(
+                Rule.BIRTH, f"commit {commit.id!r} needs an accepted ancestor among the commits of {commit.key!r}"
+            )
             for commit in commits
         ]
         beside = {commit.id for commit in commits}
@@ -446,25 +450,27 @@ class RepositoryIndex:
     def _find_problem(self, commit: Commit, batch: _Batch) -> DroppedError | None:
         key = commit.key
         if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
-            return DroppedError(Rule.COMMIT, f"commit {commit.id!r} comes twice")
+            return DroppedError(Rule.COMMIT, f"the id of commit {commit.id!r} occurs more than once")
         if self._first_seen.is_elsewhere(commit.id, self.path):
             # SECURITY: the server would take it for the other one (tests/cluster/test_door_commits.py).
-            return DroppedError(Rule.COMMIT, f"commit {commit.id!r} has the id of one in another repository")
+            return DroppedError(Rule.COMMIT, f"commit {commit.id!r} has the same id as a commit in another repository")
         if commit.is_delta:
             base = commit.base or ""
             if base in self._deltas or base in batch.deltas or (base in self._pending and self._pending[base].is_delta):
-                return DroppedError(Rule.DELTA, f"commit {commit.id!r} builds on a delta")
+                return DroppedError(Rule.DELTA, f"the base of delta commit {commit.id!r} must not be a delta")
             if not self._holds_in_key(base, key) and batch.ids.get(base) != key:
-                return DroppedError(Rule.DELTA, f"commit {commit.id!r} builds on a commit that is not there")
+                return DroppedError(
+                    Rule.DELTA, f"the base of delta commit {commit.id!r} is not among the commits of its item"
+                )
         else:
             known = self._schemas.get(key) or batch.keys.get(key)
             if known is not None and known != commit.namespace:
-                return DroppedError(Rule.SCHEMA, f"commit {commit.id!r} changes the schema of {key!r}")
+                return DroppedError(Rule.SCHEMA, f"commit {commit.id!r} must not change the schema of {key!r}")
         if any(self._holds_in_key(parent, key) or batch.ids.get(parent) == key for parent in commit.parents):
             return None
         if commit.parents:
             # A client offers it again with them: its next message has another filter.
-            return DroppedError(Rule.BIRTH, f"commit {commit.id!r} comes before its parents")
+            return DroppedError(Rule.BIRTH, f"commit {commit.id!r} arrived before its parents")
         is_other_there = key in self._schemas or (key in batch.keys and commit.id not in self._pending)
         if is_other_there and commit.id not in self._wanted:
             if key in self._continued:

@@ -150,7 +150,8 @@ class Door:
         self._server = ServerConnections(upstream)
         if self._server.is_at(host, port):
             raise ConfigurationError(
-                f"the server and the door cannot both be at port {port}", hint="Let the server listen on another port."
+                f"the server and the door cannot both listen on port {port}",
+                hint="Let the server listen on another port.",
             )
         self._stopped: Counter[Rule] = Counter()
         self._logged: dict[Rule, float] = {}
@@ -272,10 +273,10 @@ class Door:
         if self._public_url is None:
             if _port_of(named) == self.port:
                 return
-            why = f"browsers and login mails go to {named[:200]}, which is not the door"
+            why = f"the server sends browsers and login emails to {named[:200]}, which is not the door"
             remedy = "start with --public-url, and have domain.resolveOrg of the application return the public URL"
         elif named != self._public_url:
-            why = f"login mails name {named[:200]} instead of {self._public_url}"
+            why = f"login emails name {named[:200]} instead of {self._public_url}"
             remedy = "have domain.resolveOrg of the application return the public URL"
         else:
             return
@@ -296,7 +297,7 @@ class Door:
         self._is_exposed = bool(exposed)
         if exposed:
             remedy = (
-                f"have a firewall drop what is sent to port {self._server.port} at any address but a loopback one;"
+                f"have a firewall drop packets to port {self._server.port} on every address except loopback;"
                 " the how-to about unmodified servers has the rule"
             )
             fields = {"port": self._server.port, "addresses": " ".join(exposed)}

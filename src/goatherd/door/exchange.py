@@ -292,7 +292,7 @@ class Exchange:
             GoneError: The caller disconnected, or does not read the answer.
         """
         if connection.status > LAST_STATUS:
-            raise LostError(f"an answer with status {connection.status}", is_untouched=False)
+            raise LostError(f"the server answered with the invalid status {connection.status}", is_untouched=False)
         await self.start_answer(connection.status, self.handed_back(connection.headers))
 
         async def stream() -> None:
@@ -316,7 +316,7 @@ class Exchange:
             async for chunk in connection.read_body(timeout):
                 parts += chunk
                 if len(parts) > size:
-                    raise LostError(f"an answer of more than {size} bytes", is_untouched=False)
+                    raise LostError(f"the server's answer is longer than {size} bytes", is_untouched=False)
             return bytes(parts)
 
         return await self._unless_gone(collect())

@@ -96,16 +96,16 @@ def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, li
     """
     answer = parse_json(body)
     if not isinstance(answer, dict) or not isinstance(answer.get("session"), dict):
-        raise DecodeError("no session in the answer")
+        raise DecodeError("the answer must contain a session")
     raw_roots = answer.get("roots")
     if not isinstance(raw_roots, list):
-        raise DecodeError("no roots in the answer")
+        raise DecodeError("the answer must contain a list of roots")
     leaked: list[str] = []
     untrusted: list[str] = []
     roots: list[dict[str, Any]] = []
     for raw in raw_roots:
         if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
-            raise DecodeError("a root is an object with an id")
+            raise DecodeError("a root in the answer must be an object with an id")
         key = raw.get("publicKey")
         public = PublicKey.from_jwk(key if isinstance(key, Mapping) else {})
         if "privateKey" in raw or (isinstance(key, Mapping) and "d" in key):
@@ -157,11 +157,11 @@ def replace_introductions(body: bytes, choose: Callable[[list[dict[str, Any]]], 
 
 def _session_commits(answer: Any) -> list[list[Any]]:
     if not isinstance(answer, list):
-        raise DecodeError("an answer of /batch-sync is a JSON array")
+        raise DecodeError("an answer of /batch-sync must be a JSON array")
     found = []
     for element in answer:
         if not isinstance(element, dict) or not isinstance(element.get("path"), str):
-            raise DecodeError("an element of an answer has a path")
+            raise DecodeError("an element of an answer must be an object with a path")
         message = element.get("res")
         path = "/" + element["path"].strip("/").lower()
         if path.startswith(SESSIONS_PATH) and isinstance(message, dict) and isinstance(message.get("c"), list):

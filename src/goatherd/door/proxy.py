@@ -229,7 +229,7 @@ class Proxy:
         )
         exchange.answer_by = asyncio.get_running_loop().time() + ANSWER_SECONDS
         if exchange.has_body and b"upgrade" in found:
-            raise RefusedError(Rule.HEADERS, 400, "a body, and a wish for another protocol")
+            raise RefusedError(Rule.HEADERS, 400, "a request with a body must not ask for another protocol")
         return exchange
 
     async def _route_request(self, exchange: Exchange) -> None:
@@ -293,20 +293,24 @@ class Proxy:
     async def _stream_answer(self, exchange: Exchange, connection: ServerConnection, keys: KeyFilter | None) -> None:
         try:
             if keys is not None and dict(connection.headers).get(b"content-encoding", b"identity") != b"identity":
-                raise RefusedError(Rule.PRIVATE_KEY, 502, "the server's answer is compressed and cannot be looked at")
+                raise RefusedError(
+                    Rule.PRIVATE_KEY, 502, "the server's answer is compressed, so the door cannot check it"
+                )
             await exchange.stream_answer(connection, keys, self._timeout)
             self.handed_on += 1
         finally:
             self._server.release_connection(connection)
             if keys is not None and keys.found:
-                self._report(Rule.PRIVATE_KEY, f"{keys.found} private keys in the answer of {exchange.path:.100}")
+                self._report(
+                    Rule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys"
+                )
 
     # --- POST /batch-sync ---------------------------------------------------------------------------------------------
 
     async def _batch_sync(self, exchange: Exchange) -> None:
         header = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
         if not header:
-            raise RefusedError(Rule.REQUEST_SIGNATURE, 400, "a batch without a signature")
+            raise RefusedError(Rule.REQUEST_SIGNATURE, 400, "a batch must have a request signature")
         check_encoding(exchange.found)
         share = self._limiter.open_share(exchange.address)
         try:
@@ -330,7 +334,9 @@ class Proxy:
             # The servers of a cluster share one root session; they are counted by their addresses only.
             is_counted = session is not None and not session.is_root
             if session is not None and is_counted and (wait := self._session_requests.seconds_until(session.id, now)):
-                raise RefusedError(Rule.TOO_MANY, 429, f"too many requests of session {session.id!r}", retry_after=wait)
+                raise RefusedError(
+                    Rule.TOO_MANY, 429, f"session {session.id!r} sent too many requests", retry_after=wait
+                )
             fresh = self._fresh_repositories(exchange.address, elements)
             if has_commits and trust is not None and session is not None:
                 if session.is_root:
@@ -374,7 +380,7 @@ class Proxy:
         keys = KeyFilter(only=self._root_coordinates())
         body = keys.feed(body) + keys.close()
         if keys.found:
-            self._report(Rule.PRIVATE_KEY, f"{keys.found} private keys in the answer of {exchange.path:.100}")
+            self._report(Rule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys")
         fields = [(name, value) for name, value in headers if name != b"content-length"]
         await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
         await exchange.finish_answer(body)
@@ -412,7 +418,10 @@ class Proxy:
             self._left_out[root_id] = None
             if len(self._left_out) > LEFT_OUT:
                 del self._left_out[next(iter(self._left_out))]
-            self._report(Rule.UNTRUSTED_ROOT, f"root {root_id!r:.100} is left out of {SESSIONS_PATH}")
+            self._report(
+                Rule.UNTRUSTED_ROOT,
+                f"the door removed the untrusted root {root_id!r:.100} from an answer for {SESSIONS_PATH}",
+            )
         return untrusted
 
     def _trusted_roots(self) -> set[str]:
@@ -427,10 +436,10 @@ class Proxy:
         try:
             envelope = parse_signature(header)
             if not isinstance(envelope.data, Mapping) or not isinstance(envelope.data.get("id"), str):
-                raise InvalidSignatureError("this is no request signature")
+                raise InvalidSignatureError("this is not a request signature: its data must be an object with an id")
             ts = envelope.ts
             if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
-                raise InvalidSignatureError("the request signature has no time")
+                raise InvalidSignatureError("a request signature must have a timestamp")
         except (InvalidSignatureError, RecursionError) as error:
             raise RefusedError(Rule.REQUEST_SIGNATURE, 403, str(error)) from None
         try:
@@ -495,7 +504,7 @@ class Proxy:
         fresh = len({element.path for element in elements} - self._repositories.keys())
         wait = self._new_repositories.take(address, self._clock.monotonic(), fresh) if fresh else 0
         if wait:
-            raise RefusedError(Rule.TOO_MANY, 429, f"too many new repositories from {address}", retry_after=wait)
+            raise RefusedError(Rule.TOO_MANY, 429, f"{address} requested too many new repositories", retry_after=wait)
         return fresh
 
     def _count_repositories(self, address: str, elements: Iterable[Element], fresh: int, *, is_accepted: bool) -> None:
@@ -536,7 +545,9 @@ class Proxy:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise NodeUnreachableError(f"{self._server.url} did not say in time what a request is judged by") from None
+            raise NodeUnreachableError(
+                f"{self._server.url} did not return in time the data that a request is checked with"
+            ) from None
 
     async def _deliver_push(
         self, exchange: Exchange, trust: TrustedSessions, elements: Sequence[Element], body: bytes, share: Share
@@ -548,7 +559,7 @@ class Proxy:
         """
         for element in elements:
             if element.left_out:
-                self._report(Rule.COMMIT, f"{element.path}: {element.left_out} items are no commits, or too large")
+                self._report(Rule.COMMIT, f"{element.path}: {element.left_out} items are not commits, or are too large")
         verdicts = _Verdicts(self, trust)
         delivery = Delivery(
             elements,
@@ -609,7 +620,7 @@ class Proxy:
         deliveries = (delivery, *delivery.others)
         has_progressed = any(each.stored_count > each.answered_count for each in deliveries)
         if not has_progressed or any(each.early_answers >= EARLY_ANSWERS for each in deliveries):
-            raise NodeUnreachableError(f"{self._server.url} has not stored a push yet")
+            raise NodeUnreachableError(f"{self._server.url} has not stored the commits of a push yet")
         for each in deliveries:
             each.early_answers += 1
             each.answered_count = each.stored_count
@@ -621,7 +632,7 @@ class Proxy:
             try:
                 await running
             except (RefusedError, LostError, TimeoutError, NodeUnreachableError, NodeRefusedError) as error:
-                self._report(Rule.CHILD, f"a push that was answered before its end: {error}")
+                self._report(Rule.CHILD, f"a push failed after the client had received its answer: {error}")
             finally:
                 delivery.release_commits()
                 share.give_back()
@@ -736,9 +747,11 @@ class Proxy:
             else:
                 cleaned, leaked, untrusted = filter_session_answer(answer, self._is_root)
         for root_id in leaked:
-            self._report(Rule.PRIVATE_KEY, f"the server's answer held the private key of root {root_id!r:.100}")
+            self._report(Rule.PRIVATE_KEY, f"the server's answer contained the private key of root {root_id!r:.100}")
         for root_id in untrusted:
-            self._report(Rule.UNTRUSTED_ROOT, f"the server named root {root_id!r:.100}, which is not trusted here")
+            self._report(
+                Rule.UNTRUSTED_ROOT, f"the server's answer names root {root_id!r:.100}, which the door does not trust"
+            )
         return cleaned
 
     def _is_root(self, session_id: str, public_key: Any) -> bool:
@@ -790,16 +803,16 @@ class Proxy:
 
     def _check_token(self, tokens: Sequence[str]) -> None:
         if len(tokens) > 1:
-            raise InvalidSignatureError("several login tokens")
+            raise InvalidSignatureError("a request must have only one login token")
         envelope = parse_signature(tokens[0])
         session = next((each for trust in self._trusts if (each := trust.find_session(envelope.session_id))), None)
         if session is None or not session.is_root:
-            raise InvalidSignatureError("a login token that no root has signed")
+            raise InvalidSignatureError("a login token must be signed by a trusted root")
         data = envelope.data
         ts = data.get("ts") if isinstance(data, Mapping) else None
         age = self.limits.login_age.total_seconds() * 1000
         if isinstance(ts, bool) or not isinstance(ts, int | float) or not abs(self._clock.now_ms() - ts) <= age:
-            raise InvalidSignatureError("a login token that is too old")
+            raise InvalidSignatureError("a login token must have a recent timestamp")
         verify_data(session, envelope)
 
 

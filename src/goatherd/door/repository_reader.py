@@ -150,10 +150,10 @@ class RepositoryReader:
         header = sign_request(self._signer(), now_ms=self._clock.now_ms(), nonce=new_id())
         status, answer = await self._ask(to_json_bytes([{"path": self.path, "msg": message}]), header)
         if status != 200:
-            raise NodeRefusedError(f"reading {self.path}: status {status}", status=status)
+            raise NodeRefusedError(f"cannot read {self.path}: the server answered with status {status}", status=status)
         read = await asyncio.to_thread(_commits_of, answer) if len(answer) > _BIG_ANSWER else _commits_of(answer)
         if read is None:
-            raise NodeRefusedError(f"reading {self.path}: not an answer of a GoatDB server", status=status)
+            raise NodeRefusedError(f"cannot read {self.path}: the answer does not have GoatDB's format", status=status)
         return read
 
     def _new_filter(self, size: int) -> BloomFilter:

@@ -120,7 +120,7 @@ def check_target(path: bytes) -> str:
         RefusedError: The server could read the target as another path.
     """
     if _TARGET.fullmatch(path) is None or any(_DOTS.fullmatch(part) for part in path.split(b"/")):
-        raise RefusedError(Rule.TARGET, 400, "the path is not in its plain form")
+        raise RefusedError(Rule.TARGET, 400, "the path must be in canonical form")
     return path.decode("ascii").lower()
 
 
@@ -139,15 +139,15 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     if len(found) < len(headers):
         for name in _ONCE:
             if sum(1 for each, _ in headers if each == name) > 1:
-                raise RefusedError(Rule.HEADERS, 400, f"several headers {name.decode()}")
+                raise RefusedError(Rule.HEADERS, 400, f"the header {name.decode()} must occur only once")
     host = found.get(b"host")
     if host is not None and not (len(host) <= _HOST_LENGTH and _is_host(host)):
-        raise RefusedError(Rule.HEADERS, 400, "the Host header is no host")
+        raise RefusedError(Rule.HEADERS, 400, "the Host header must contain a valid host")
     if b"connection" in found:
         named = connection_tokens(headers)
         if named & _LASTING or any(each.startswith(b"x-forwarded-") for each in named):
             # SECURITY: what is judged here must reach the server (tests/unit/door/test_proxy.py).
-            raise RefusedError(Rule.HEADERS, 400, "the Connection header names one that is not the connection's")
+            raise RefusedError(Rule.HEADERS, 400, "the Connection header must not name an end-to-end header")
     return found
 
 
@@ -164,7 +164,7 @@ def check_method(method: str) -> None:
         RefusedError: The method is CONNECT or TRACE.
     """
     if method in ("CONNECT", "TRACE"):
-        raise RefusedError(Rule.METHOD, 405, f"the method {method}")
+        raise RefusedError(Rule.METHOD, 405, f"the method {method} is not allowed")
 
 
 @lru_cache(maxsize=256)
@@ -214,7 +214,7 @@ def check_encoding(headers: Mapping[bytes, bytes]) -> None:
     """
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in (b"identity", b""):
-        raise RefusedError(Rule.ENCODING, 415, "the body is compressed")
+        raise RefusedError(Rule.ENCODING, 415, "the body must not be compressed")
 
 
 # --- POST /batch-sync -------------------------------------------------------------------------------------------------
@@ -254,9 +254,9 @@ def read_batch(body: bytes, limits: DoorLimits) -> list[Element]:
     except DecodeError as error:
         raise RefusedError(Rule.BODY, 400, str(error)) from None
     if not isinstance(raw, list):
-        raise RefusedError(Rule.BODY, 400, "a batch is a JSON array")
+        raise RefusedError(Rule.BODY, 400, "a batch must be a JSON array")
     if len(raw) > limits.elements:
-        raise RefusedError(Rule.TOO_MANY, 400, f"a batch of {len(raw)} elements")
+        raise RefusedError(Rule.TOO_MANY, 400, f"a batch must have at most {limits.elements} elements, not {len(raw)}")
     if lists is None:
         return [_read_element(each, limits) for each in raw]
     return [_with_commits(_read_element(each, limits), lists) for each in raw]
@@ -353,12 +353,14 @@ def _read_path(given: str) -> str:
 def _check_size(size: Any, limits: DoorLimits) -> None:
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size <= limits.size or size % 1:
         # SECURITY: 1e8 here ends the server's process (tests/cluster/test_door_requests.py).
-        raise RefusedError(Rule.MESSAGE, 400, "the count s is not believable")
+        raise RefusedError(Rule.MESSAGE, 400, f"the commit count s must be an integer from 0 to {limits.size}")
 
 
 def _check_nesting(value: Any, depth: int) -> None:
     if is_nested_deeper(value, depth, _POISON):
-        raise RefusedError(Rule.MESSAGE, 400, "nested too deeply, or with a member that stops the server's decoder")
+        raise RefusedError(
+            Rule.MESSAGE, 400, "a message is nested too deeply, or has a member that GoatDB cannot decode"
+        )
 
 
 def _check_marks(element: Mapping[str, Any]) -> None:
@@ -372,7 +374,7 @@ def _check_marks(element: Mapping[str, Any]) -> None:
     if held.get("__t") == "E" and len(held) == 2 and isinstance(held.get("__v"), dict):
         held = held["__v"]
     if any(_is_marked(each) for each in (element, element["msg"], held)):
-        raise RefusedError(Rule.MESSAGE, 400, "a message with a member of GoatDB's encoding where none belongs")
+        raise RefusedError(Rule.MESSAGE, 400, "a message must not have GoatDB's type markers outside of its filter")
 
 
 def _is_marked(value: Any) -> bool:
@@ -394,15 +396,15 @@ def read_commit(
         DroppedError: The commit must not be stored.
     """
     if not isinstance(raw, dict):
-        raise DroppedError(Rule.COMMIT, "a commit is a JSON object")
+        raise DroppedError(Rule.COMMIT, "a commit must be a JSON object")
     if is_nested_deeper(raw, limits.depth, _POISON):
-        raise DroppedError(Rule.CONTENTS, "nested too deeply, or with a member that stops the server's decoder")
+        raise DroppedError(Rule.CONTENTS, "a commit is nested too deeply, or has a member that GoatDB cannot decode")
     if _is_marked(raw) or _is_marked(raw.get("c")):
         # SECURITY: as for messages; the signature covers what is judged here, not what the server might unpack.
-        raise DroppedError(Rule.COMMIT, "a commit with a member of GoatDB's encoding where none belongs")
+        raise DroppedError(Rule.COMMIT, "a commit and its contents must not have GoatDB's type markers")
     if "age" in raw:
         # SECURITY: not signed, and the server takes it for its own counter (tests/cluster/test_door_commits.py).
-        raise DroppedError(Rule.COMMIT, "a commit on the wire has no age")
+        raise DroppedError(Rule.COMMIT, "a commit in a request must not have an age")
     try:
         commit = decode_commit(raw, path, org=org, limits=limits, now_ms=now_ms, registry=registry)
     except NotAdmittedError as error:
@@ -412,11 +414,11 @@ def read_commit(
     _check_ancestors(commit)
     if path != SESSIONS_PATH and commit.namespace == SESSIONS_NAMESPACE:
         # COMPAT: the server learns sessions from commits of this schema in any repository.
-        raise DroppedError(Rule.SESSION_ITEM, f"commit {commit.id!r} is a session outside of {SESSIONS_PATH}")
+        raise DroppedError(Rule.SESSION_ITEM, f"commit {commit.id!r} is a session, but is not in {SESSIONS_PATH}")
     if commit.is_delta and commit.base == commit.id:
-        raise DroppedError(Rule.DELTA, f"commit {commit.id!r} builds on itself")
+        raise DroppedError(Rule.DELTA, f"delta commit {commit.id!r} must not be based on itself")
     if not commit.is_delta and commit.schema is None:
-        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r} holds the null item")
+        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r} must not contain the null item")
     return commit
 
 
@@ -425,13 +427,17 @@ def _check_ancestors(commit: Commit) -> None:
     held = commit.ancestors_filter
     if held is not None:
         if not held.seeds:
-            raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} has an impossible ancestors filter")
+            raise DroppedError(Rule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must have a seed")
         if _is_full(held):
             # SECURITY: a filter that holds everything vetoes merges, or makes them throw.
-            raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} claims every commit as its ancestor")
+            raise DroppedError(
+                Rule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must not match every commit"
+            )
     capacity = 0 if held is None else 8 * len(held.bits)
     if commit.ancestors_count > capacity:
-        raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} has an impossible number of ancestors")
+        raise DroppedError(
+            Rule.ANCESTORS, f"the ancestor count of commit {commit.id!r} is too large for its ancestors filter"
+        )
 
 
 def _is_full(held: BloomFilter) -> bool:
@@ -479,10 +485,14 @@ def read_mail_request(body: bytes) -> tuple[str, str]:
     except DecodeError:
         request = None
     if not isinstance(request, dict):
-        raise RefusedError(Rule.LOGIN_MAIL, 400, "no object", body=b'{"error":"MissingEmail"}')
+        raise RefusedError(Rule.LOGIN_MAIL, 400, "the body must be a JSON object", body=b'{"error":"MissingEmail"}')
     email, signature = request.get("email"), request.get("signature")
     if not isinstance(email, str) or not email.strip():
-        raise RefusedError(Rule.LOGIN_MAIL, 400, "no address", body=b'{"error":"MissingEmail"}')
+        raise RefusedError(
+            Rule.LOGIN_MAIL, 400, "the body must contain an email address", body=b'{"error":"MissingEmail"}'
+        )
     if not isinstance(signature, str):
-        raise RefusedError(Rule.LOGIN_MAIL, 400, "no signature", body=b'{"error":"MissingSignature"}')
+        raise RefusedError(
+            Rule.LOGIN_MAIL, 400, "the body must contain a signature", body=b'{"error":"MissingSignature"}'
+        )
     return email.strip().lower(), signature

@@ -232,7 +232,7 @@ class ServerConnection(asyncio.Protocol):
 
 def _time_out(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
-        waiter.set_exception(TimeoutError("the server is silent"))
+        waiter.set_exception(TimeoutError("the server did not answer in time"))
 
 
 class ServerConnections:
@@ -326,7 +326,7 @@ class ServerConnections:
                     lambda: ServerConnection(self._count_connection), self._host, self._port, ssl=self._tls
                 )
         except (OSError, TimeoutError) as error:
-            raise NodeUnreachableError(f"{self.url}: no connection") from error
+            raise NodeUnreachableError(f"cannot connect to {self.url}") from error
         finally:
             # Not before there is another one, so that the generation does not end while the server lives.
             for each in old:

@@ -309,12 +309,12 @@ class TrustedSessions:
         """Verify a session commit: only a trusted root may introduce sessions and roots."""
         signer = self._signer_of(commit)
         if signer is not None and not signer.is_root:
-            return UntrustedRootError(f"session {commit.session!r} is no root and cannot introduce sessions")
+            return UntrustedRootError(f"session {commit.session!r} is not a root and cannot introduce sessions")
         try:
             self.pool.verify_commit(commit)
             self.pool.get_root(commit.session)
         except UntrustedRootError:
-            return UntrustedRootError(f"session {commit.session!r} is no root and cannot introduce sessions")
+            return UntrustedRootError(f"session {commit.session!r} is not a root and cannot introduce sessions")
         except VerificationError as error:
             return error
         self.pool.add_verified_session_commit_unsafe(commit)

@@ -41,10 +41,10 @@ def check_against(commit: Commit, repository: Repository) -> None:
         # (tests/unit/node/test_engine.py).
         base = repository.get(commit.base or "")
         if commit.base == commit.id or repository.is_base(commit.id):
-            raise NotAdmittedError(f"commit {commit.id!r} is a delta that a delta builds on")
+            raise NotAdmittedError(f"commit {commit.id!r} must not be a delta: another delta is based on it")
         if base is not None and (base.is_delta or base.key != commit.key):
-            raise NotAdmittedError(f"commit {commit.id!r} is a delta on a delta, or on another item")
+            raise NotAdmittedError(f"the base of delta commit {commit.id!r} must be a full commit of the same item")
         return
     known = repository.namespace_of(commit.key)
     if known is not None and commit.namespace != known:
-        raise NotAdmittedError(f"commit {commit.id!r} changes the schema of {commit.key!r} from {known!r}")
+        raise NotAdmittedError(f"commit {commit.id!r} must not change the schema of {commit.key!r} from {known!r}")

@@ -82,9 +82,9 @@ def decode_lines(data: bytes, org: str) -> Iterator[tuple[LogLine, Commit | Unre
     for line in read_lines(data):
         raw = data[line.start : line.end]
         if not line.is_finished:
-            yield line, Unreadable(LineProblem.TORN, "an unfinished last line, as a crash leaves it", _guess_id(raw))
+            yield line, Unreadable(LineProblem.TORN, "the last line is unfinished, as after a crash", _guess_id(raw))
         elif line.record is None:
-            yield line, Unreadable(LineProblem.DAMAGED, "not a JSON object", _guess_id(raw))
+            yield line, Unreadable(LineProblem.DAMAGED, "the line is not a JSON object", _guess_id(raw))
         else:
             try:
                 yield line, Commit.from_json(line.record, org=org)
@@ -202,7 +202,7 @@ class DataCheck:
         except GoatherdError as error:
             _log.warning("%s", event_text(Event.DATA_DAMAGED, repository=path, error=error))
         except Exception:  # noqa: BLE001 - one log must not leave the others unchecked
-            _log.exception("checking %s; again later", path)
+            _log.exception("cannot check %s; the check is retried later", path)
             self._records, self._damaged, self._unverifiable, self._unknown = before
             return False
         return True

@@ -465,7 +465,7 @@ class Database:
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("%s ended: %r", task.get_name(), error, exc_info=error)
+            _log.error("background task '%s' ended: %r", task.get_name(), error, exc_info=error)
 
     # --- what others need of it -------------------------------------------------------------------------------------
 
@@ -702,7 +702,7 @@ class Database:
             failures: `Disk.failure_count` before the response was made.
         """
         for commit_id, error in response.refused:
-            _log.debug("commit %s refused: %s: %s", commit_id, error.code, error)
+            _log.debug("commit %s was rejected: %s: %s", commit_id, error.code, error)
         # Not only what this request wrote: its answer may show what another one has only just stored.
         try:
             is_whole = await self._disk.wait_until_durable(response.flush)
@@ -761,7 +761,7 @@ class Database:
                     await asyncio.get_running_loop().run_in_executor(self._workers, verification.run)
                     self.pool.conclude_verification(verification)
                 except Exception:  # noqa: BLE001 - what one batch does must not leave the others unverified
-                    _log.exception("%s: verifying sessions; again in %s", self.org, rest)
+                    _log.exception("%s: cannot verify sessions; retrying in %s", self.org, rest)
                     self.pool.requeue(verification)
                     limit = 1
                     await self._clock.sleep(rest)
@@ -799,7 +799,7 @@ class Database:
                 try:
                     await self._disk.retry_failed()
                 except Exception:  # noqa: BLE001 - a loop that ended would leave this server unwritable
-                    _log.exception("%s: writing again", self.org)
+                    _log.exception("%s: cannot retry the failed writes", self.org)
             self._cannot_write.clear()
             _log.info("%s", event_text(Event.DATA_WRITABLE, org=self.org))
 
@@ -896,6 +896,6 @@ def _encode_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 def _encode_field(value: Any) -> Any:
     if isinstance(value, datetime):
         if value.tzinfo is None:
-            raise TypeError("a date without a time zone means nothing")
+            raise TypeError("a datetime must have a time zone")
         return value.astimezone(UTC).timestamp()
     return value

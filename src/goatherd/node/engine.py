@@ -406,7 +406,7 @@ class Engine:
             StorageError: The last write failed.
         """
         if path in self._unwritable:
-            raise StorageError(f"{path} cannot be written now; it can be read")
+            raise StorageError(f"{path} is read-only: the last write to its log failed, and is retried")
 
     def _register_repository(self, path: str, read: Repository) -> EngineSteps[Repository]:
         """Register a repository, unless another request has done so, and merge concurrent creations in it."""
@@ -931,7 +931,7 @@ class Engine:
             try:
                 session_from_commit(commit)
             except DecodeError as error:
-                raise NotAdmittedError(f"{repository.path}/{commit.key} would be no session: {error}") from None
+                raise NotAdmittedError(f"{repository.path}/{commit.key} must be a valid session: {error}") from None
         return self._store_own(repository, commit, now_ms)
 
     def _new_authorship(self, now_ms: int) -> Authorship:

@@ -128,7 +128,7 @@ class FileLog:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise StorageError(f"{self._file}: {error.strerror}") from error
+            raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
 
     @property
     def file(self) -> Path:
@@ -165,7 +165,7 @@ class FileLog:
                     _replace_file(self.set_aside_file, start + b"".join(text + b"\n" for text in fresh), status)
                 _replace_file(self._file, _without_lines(data, lines), status)
             except OSError as error:
-                raise StorageError(f"{self._file}: {error.strerror}; run this again") from error
+                raise StorageError(f"cannot rewrite {self._file}: {error.strerror}; run the command again") from error
 
     def append_record(self, record: Mapping[str, Any]) -> None:
         # It becomes JSON when it is written: large records take long, and this runs on the event loop.
@@ -204,7 +204,7 @@ class FileLog:
                     if self._anew is None:
                         self._anew = anew
                         self._pending[:0] = records
-                raise StorageError(f"{self._file}: {error.strerror}") from error
+                raise StorageError(f"cannot write {self._file}: {error.strerror}") from error
             finally:
                 with self._pending_lock:
                     self._taken = 0
@@ -240,7 +240,7 @@ class FileLog:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise StorageError(f"{self._file}: its torn last line cannot be cut off: {error.strerror}") from error
+            raise StorageError(f"cannot remove the unfinished last line of {self._file}: {error.strerror}") from error
 
 
 class LogDirectory:
@@ -279,7 +279,7 @@ class LogDirectory:
             _make_directory(self.path)
             descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"{self.path}: {error.strerror}") from error
+            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -317,7 +317,7 @@ class LogDirectory:
         # SECURITY: a path must not lead out of the directory (tests/unit/test_upstream_traps.py).
         kind, name = check_repository_path(repository)
         if len(kind) > 100 or len(name) > 100:
-            raise PathError(f"a repository's names have at most 100 characters: {repository!r:.120}")
+            raise PathError(f"a name in a repository path must have at most 100 characters: {repository!r:.120}")
         if self._lock is None:
             raise StorageError(f"{self.path} is not open")
         with self._guard:

@@ -119,7 +119,7 @@ async def refuse_unless_root(
         envelope = parse_signature(header or "")
         session = engine.pool.verify_request(envelope, now_ms)
         if not session.is_root:
-            raise AccessDeniedError(f"session {session.id!r:.100} is no root")
+            raise AccessDeniedError(f"session {session.id!r:.100} is not a root")
         binding = read_binding(envelope)
         digest = digest_body(body) if len(body) <= _BIG_BODY else await asyncio.to_thread(digest_body, body)
         engine.guard.check(

@@ -260,10 +260,10 @@ class Peer:
                     self._record_failure(due, error)
                 except (GoatherdError, OSError) as error:
                     # Ours, not the peer's: a log that cannot be read or written. Said aloud, and tried again.
-                    _log.error("syncing with %s: %s", self.url, error)
+                    _log.error("cannot sync with %s: %s", self.url, error)
                     self._record_failure(due, error)
                 except Exception as error:  # noqa: BLE001 - a loop that ended would leave this server alone for good
-                    _log.exception("syncing with %s", self.url)
+                    _log.exception("cannot sync with %s", self.url)
                     self._record_failure(due, error)
             else:
                 await self._wait_for_work(now)
@@ -389,7 +389,9 @@ class Peer:
         try:
             message = SyncMessage.from_json(reply)
         except DecodeError as error:
-            raise NodeRefusedError(f"{self.url}: reply for {state.path}: {error}", status=200) from None
+            raise NodeRefusedError(
+                f"the reply of {self.url} for {state.path} is invalid: {error}", status=200
+            ) from None
         now = self._clock.monotonic()
         size = int(message.size) if 0 <= message.size < 2**53 else 0
         if size < state.size:

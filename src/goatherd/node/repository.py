@@ -463,7 +463,7 @@ class Repository:
         """
         item = self.find_item(key)
         if item is not None and not item.deleted:
-            raise ItemExistsError(f"{self.path}/{key} exists")
+            raise ItemExistsError(f"{self.path}/{key} already exists")
         return self._build_commit(key, schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
 
     def build_set(

@@ -177,7 +177,7 @@ class Server:
         if isinstance(given, SettingsFactory) or callable(given):
             return given
         raise ConfigurationError(
-            f"settings_provider is a {type(given).__name__}",
+            f"settings_provider has the unsupported type {type(given).__name__}",
             hint='Give a settings provider, {"type": "cloud", "cloudConfig": {…}}, or the URI of a secret.',
         )
 
@@ -247,7 +247,7 @@ class Server:
         if database is not None:
             return database
         if _ORG_ID.fullmatch(org) is None:
-            raise ValueError(f"not an organization id: {org!r:.100}")
+            raise ValueError(f"{org!r:.100} is not a valid organization id")
         task = self._opening.get(org)
         if task is None:
             task = self._opening[org] = asyncio.create_task(self._open_database(org), name=f"open {org}")
@@ -257,7 +257,7 @@ class Server:
 
     async def _open_database(self, org: str) -> Database:
         if self._workers is None:
-            raise RuntimeError("the server has not been entered")
+            raise RuntimeError("the server must be entered with `async with` first")
         database = Database(
             org=org,
             directory=self.path / org,
@@ -378,7 +378,7 @@ class Server:
             }
             if (answer := answers.get(path)) is not None:
                 if not body.is_small and not await database.is_signed(signature):
-                    why = "a large body without a good signature"
+                    why = "a large body needs a valid request signature"
                     raise RefusedError(Excess.TOO_LARGE, 403, why, is_unread=True)
                 async with body.read() as content:
                     return await answer(content, signature)

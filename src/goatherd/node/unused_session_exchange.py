@@ -99,9 +99,9 @@ class _PeerHandover:
                 records = [record for record, _ in taken if record is not None]
                 instance = await self.client.hand_unused(records, self._recipients(), self._signer())
             except (NodeError, OSError) as error:
-                _log.debug("handing sessions to %s: %s", self.client.base_url, error)
+                _log.debug("cannot send unused sessions to %s: %s", self.client.base_url, error)
             except Exception:  # noqa: BLE001 - the callers that wait get an answer, and the session is introduced
-                _log.exception("handing sessions to %s", self.client.base_url)
+                _log.exception("cannot send unused sessions to %s", self.client.base_url)
             finally:
                 if instance is None:
                     self._not_before = self._clock.monotonic() + AGAIN_AFTER.total_seconds()
@@ -233,9 +233,9 @@ class UnusedSessionExchange:
             try:
                 await self._sync_peers()
             except GoatherdError as error:
-                _log.warning("unused sessions: %s", error)
+                _log.warning("cannot exchange unused sessions: %s", error)
             except Exception:  # noqa: BLE001 - a loop that ended would leave this server without its peers' sessions
-                _log.exception("unused sessions")
+                _log.exception("cannot exchange unused sessions")
             if self._clock.monotonic() - tidied >= TIDY.total_seconds():
                 tidied = self._clock.monotonic()
                 self._unused.drop_expired(self._engine_now())

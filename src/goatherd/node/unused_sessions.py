@@ -175,7 +175,7 @@ def read_records(value: object) -> Sequence[Mapping[str, Any]]:
         DecodeError: The value is not a list of objects.
     """
     if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
-        raise DecodeError("sessions is not a list of objects")
+        raise DecodeError("sessions must be a list of objects")
     return value
 
 
@@ -186,7 +186,7 @@ def read_servers(value: object) -> frozenset[str]:
         DecodeError: The value is not a list of strings.
     """
     if not isinstance(value, list) or not all(isinstance(instance, str) for instance in value):
-        raise DecodeError("servers is not a list of strings")
+        raise DecodeError("servers must be a list of strings")
     return frozenset(value)
 
 
@@ -198,15 +198,15 @@ def _unpack_record(session_id: str, packed: bytes) -> dict[str, Any]:
 def _pack_session(record: Mapping[str, Any], now_ms: int) -> tuple[str, bytes]:
     session_id, key, expiration = record.get("id"), record.get("key"), record.get("expiration")
     if not isinstance(session_id, str) or _ID.fullmatch(session_id) is None:
-        raise DecodeError("an unused session has no id")
+        raise DecodeError("an unused session must have a valid id")
     if type(expiration) is not int or not now_ms <= expiration <= now_ms + _LATEST:
-        raise DecodeError("an unused session has no expiration, or one that is not believable")
+        raise DecodeError("the expiration of an unused session is missing, past, or too far in the future")
     try:
         raw = base64.b64decode(key if isinstance(key, str) else "", altchars=b"-_", validate=True)
     except ValueError:
-        raise DecodeError("an unused session has no key") from None
+        raise DecodeError("an unused session must have a valid public key") from None
     if len(raw) != COMPRESSED_BYTES:
-        raise DecodeError("an unused session has no key")
+        raise DecodeError("an unused session must have a valid public key")
     return session_id, expiration.to_bytes(6) + raw
 
 

@@ -94,7 +94,7 @@ class CallerLimiter:
 
     def report_slow_head(self) -> None:
         """Count a connection whose headers came too slowly or not at all."""
-        self._report(Excess.TOO_SLOW, "a connection was too slow with its headers")
+        self._report(Excess.TOO_SLOW, "a connection sent its headers too slowly")
 
     def _is_proxy(self, address: str) -> bool:
         if not self._proxies:
@@ -120,7 +120,7 @@ class CallerLimiter:
         address = find_caller(direct, forwarded if self._proxies else "", self._proxies)
         remark = ""
         if forwarded and not self._is_proxy(direct):
-            remark = "; it sent X-Forwarded-For: if it is your proxy, name it with --forwarded-by"
+            remark = "; it sent X-Forwarded-For: if it is your proxy, list it with --forwarded-by"
         self.take_token(self._requests, address, "requests", remark)
         return address
 
@@ -161,7 +161,7 @@ class CallerLimiter:
     def _wait_for(self, session_id: str, *, is_unread: bool) -> float:
         wait = self._session_requests.seconds_until(session_id, self._clock.monotonic())
         if wait > LONGEST_PAUSE:
-            why = f"too many requests of session {session_id!r:.100}"
+            why = f"session {session_id!r:.100} sent too many requests"
             raise RefusedError(Excess.TOO_MANY, 429, why, retry_after=wait, is_unread=is_unread)
         return wait
 
@@ -209,7 +209,9 @@ class CallerLimiter:
         """
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
-            raise RefusedError(Excess.TOO_LARGE, 413, f"a body of {int(length)} bytes", is_unread=True)
+            raise RefusedError(
+                Excess.TOO_LARGE, 413, f"a body must have at most {limit} bytes, not {int(length)}", is_unread=True
+            )
         loop = asyncio.get_running_loop()
         began, received = loop.time(), 0
         while True:
@@ -218,13 +220,13 @@ class CallerLimiter:
                 async with asyncio.timeout_at(deadline):
                     event = await receive()
             except TimeoutError:
-                raise RefusedError(Excess.TOO_SLOW, 408, "the body is too slow", is_unread=True) from None
+                raise RefusedError(Excess.TOO_SLOW, 408, "the body arrived too slowly", is_unread=True) from None
             if event["type"] != "http.request":
                 raise GoneError
             part: bytes = event.get("body", b"")
             received += len(part)
             if received > limit:
-                raise RefusedError(Excess.TOO_LARGE, 413, f"a body of more than {limit} bytes", is_unread=True)
+                raise RefusedError(Excess.TOO_LARGE, 413, f"a body must have at most {limit} bytes", is_unread=True)
             if part:
                 yield part
             if not event.get("more_body"):
@@ -251,7 +253,7 @@ class Budget:
             RefusedError: The budget has too few bytes left.
         """
         if count > self._left or self._held[address] + count > self._per_address:
-            raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies at one time", retry_after=1)
+            raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies are being received", retry_after=1)
         self._left -= count
         self._held[address] += count
 
@@ -303,7 +305,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
         return tuple([ipaddress.ip_network(text) for text in texts])
     except ValueError as error:
         raise ConfigurationError(
-            f"--forwarded-by is not a network: {error}", hint="Write it as 10.0.0.0/8 or 127.0.0.1."
+            f"--forwarded-by must be a network: {error}", hint="Write it as 10.0.0.0/8 or 127.0.0.1."
         ) from None
 
 

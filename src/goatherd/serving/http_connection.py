@@ -234,7 +234,7 @@ async def check_hooks() -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    problem = "it does not call the hooks of its protocol as before"
+    problem = "its HTTP protocol class does not call the methods that Goatherd relies on"
     caller: HTTPConnection | None = None
     try:
         config = uvicorn.Config(answer, loop="none", lifespan="off", ws="none", log_config=None)

@@ -46,11 +46,11 @@ def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
 def cannot_listen(address: str, error: OSError) -> NodeError:
     """Return the error for an address that could not be bound."""
     if error.errno == errno.EADDRINUSE:
-        hint = "Another process listens on this port. Stop that process, or choose another port; 0 is a free one."
+        hint = "Another process listens on this port. Stop that process, or choose another port; 0 selects a free port."
     elif error.errno in (errno.EACCES, errno.EPERM):
         hint = "Only root may use ports below 1024. Choose a port from 1024 to 65535."
     else:
-        hint = "Give an address that this machine has, such as 127.0.0.1; 0.0.0.0 stands for all of them."
+        hint = "Give an address that this machine has, such as 127.0.0.1; 0.0.0.0 means all of them."
     return NodeError(f"cannot listen on {address}: {error.strerror or error}", hint=hint)
 
 

@@ -66,7 +66,7 @@ async def test_two_servers_of_one_program_share_an_identity_and_sync(tmp_path: P
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (42, "settings_provider is a int"),
+        (42, "settings_provider has the unsupported type int"),
         ({"type": "clod"}, "type must be"),
         ({"type": "cloud"}, "needs a cloudConfig"),
         ("/srv/keys/root", "not the URI of a store"),

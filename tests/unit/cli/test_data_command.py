@@ -63,7 +63,7 @@ def test_check_lists_what_is_damaged_and_repair_moves_it_aside(goatherd: Goather
     found = goatherd("data", "check", str(data), "--provider", identity)
     assert found.code == EXIT_FINDINGS
     assert f"data/notes.jsonl, byte {offset}, " in found.out
-    assert "damaged: not a JSON object" in found.out
+    assert "damaged: the line is not a JSON object" in found.out
     assert f"verified with the identity of {identity}" in found.out
     (one,) = goatherd("data", "check", str(data), "--provider", identity, "--json").json["organizations"]
     assert (one["org"], one["records"], one["verifiedWith"]) == ("localhost", 3, identity)

@@ -78,7 +78,7 @@ def test_a_port_that_is_taken_is_told(goatherd: Goatherd, store: str, tmp_path: 
         port = str(taken.getsockname()[1])
         result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--create", "--port", port)
     assert result.code == EXIT_CODES["node"]
-    assert "0 is a free one" in result.err
+    assert "0 selects a free port" in result.err
 
 
 def events_of(server: Serving) -> list[str]:
@@ -260,7 +260,7 @@ def test_what_cannot_be_read_or_written_is_no_taken_port(
 
 @pytest.mark.parametrize(
     ("number", "hint"),
-    [(errno.EADDRINUSE, "0 is a free one"), (errno.EACCES, "below 1024"), (errno.EADDRNOTAVAIL, "127.0.0.1")],
+    [(errno.EADDRINUSE, "0 selects a free port"), (errno.EACCES, "below 1024"), (errno.EADDRNOTAVAIL, "127.0.0.1")],
 )
 def test_an_address_that_cannot_be_had_gets_the_hint_that_fits(
     monkeypatch: pytest.MonkeyPatch, number: int, hint: str

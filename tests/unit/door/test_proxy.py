@@ -882,7 +882,7 @@ def test_a_script_without_goatdb_s_address_in_front_passes_byte_for_byte(script:
         (None, None, "start with --public-url"),
         ("https://goats.example", None, "start with --public-url"),
         ("https://[goats", None, "start with --public-url"),
-        (None, "https://goats.example", "login mails name http"),
+        (None, "https://goats.example", "login emails name http"),
         ("https://goats.example", "https://goats.example", None),
     ],
 )

@@ -395,7 +395,7 @@ def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(no
         ("new", "sessions/1", {**fields, "publicKey": "no key"}),
         ("other", "sessions/1", fields),
     ):
-        with pytest.raises(NotAdmittedError, match=f"/sys/sessions/{key} would be no session"):
+        with pytest.raises(NotAdmittedError, match=f"/sys/sessions/{key} must be a valid session"):
             engine.create_item("/sys/sessions", key, schema, data, NOW)
     engine.create_item("/sys/sessions", "new", "sessions/1", fields, NOW)
     with pytest.raises(NotAdmittedError):
