@@ -1,9 +1,9 @@
 """Inspect a GoatDB data directory: which organizations it holds, and whether this version can read their files.
 
 A data directory holds one directory for each organization, with its logs (``<type>/<repository>.jsonl``) and, for a
-GoatDB server, ``settings.json``. This module changes nothing. Its checks read names, the first bytes of files and the
-kind of keys. Every command that starts on a data directory calls them first, so that files of another GoatDB version
-and mistyped paths are errors instead of empty databases. Calls block.
+GoatDB server, ``settings.json``. This module changes nothing. Its checks read the names of files, their first
+bytes, and the type of the cryptographic keys in them. Every command that starts on a data directory calls them first,
+so that files of another GoatDB version and mistyped paths are errors instead of empty databases. Calls block.
 """
 
 from __future__ import annotations

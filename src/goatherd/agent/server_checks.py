@@ -30,7 +30,7 @@ class Standing(StrEnum):
 
 
 async def check_standing(client: NodeClient, document: IdentityDocument) -> Standing:
-    """Check whether the server answers a request that the document's current root has signed."""
+    """Check whether the server accepts a request that the document's current root has signed."""
     try:
         return Standing.READY if await client.answers(document.current) else Standing.UNKNOWN_ROOT
     except NodeError:

@@ -1,14 +1,15 @@
 """Read the sessions in a GoatDB server's own ``/sys/sessions`` log again and again while the server runs.
 
 The module never writes to the log. Rules: a session is reported only when a root that the identity trusts has signed
-it. A record is read and verified only once, so that a restart costs only what is new. Verification runs in threads.
+it. A record is read and verified only once, so that before a restart of the server only new
+records remain to be read. Verification runs in threads.
 
 Records behind a damaged line count as well. At its next start GoatDB cuts the log off at that line, and then knows
 these sessions only from its ``trustedSessions`` setting. (`goatherd.data_directory.read_commits` reads a log once,
 without a server, and rejects such a log.)
 
 COMPAT: if ``trustedSessions`` lacks the sessions of the log, GoatDB's start takes quadratic time. GoatDB trusts
-whatever its log holds, verified or not: `SessionLogContents.unvouched` lists the sessions that it should not trust.
+whatever its log holds, verified or not: `SessionLogContents.unvouched` lists the sessions that no trusted root signed.
 """
 
 from __future__ import annotations

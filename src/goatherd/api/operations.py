@@ -78,7 +78,8 @@ class RotationOptions(RunOptions, total=False):
     """Options of `rotate`, `resume`, `restore`, `cancel` and `roll_back`.
 
     Attributes:
-        health: Health checks that must pass before the rotation begins and while the new root signs.
+        health: Health checks that must pass before the rotation begins, and from when the new root signs until the
+            rotation ends.
     """
 
     health: Sequence[HealthSignal]

@@ -1,4 +1,4 @@
-"""Options of `goatherd run`, `run --once` and `run --watch`, and the function that starts an agent."""
+"""Options of `goatherd run`, also with `--once` or `--watch`, and the function that starts an agent from them."""
 
 from __future__ import annotations
 

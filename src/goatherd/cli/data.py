@@ -27,7 +27,9 @@ from goatherd.operations.data import check_data, repair_data
     help="URL of another server of the cluster. Can be given more than once.",
 )
 @click.option(
-    "--offline", is_flag=True, help="Do not read the store; verify with the roots in the data directory, if any."
+    "--offline",
+    is_flag=True,
+    help="Do not read the store; verify with the roots in the data directory. Without roots nothing is verified.",
 )
 @click.option("--timeout", metavar="TIME", help="Timeout of one request to a server; at least 2m.")
 def data(app: App, action: str, directory: Path, offline: bool) -> int:

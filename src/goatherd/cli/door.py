@@ -50,12 +50,12 @@ if TYPE_CHECKING:
     "--public-url",
     metavar="URL",
     callback=checked(parse_server_url),
-    help="URL at which clients reach the door. It replaces the server's own address in answers.",
+    help="URL at which clients reach the door. The door writes it into answers in place of the server's own address.",
 )
 @click.option(
     "--private",
     is_flag=True,
-    help="Through the door, let only roots write to /sys/*, and only roots and the user ID itself to /user/ID.",
+    help="Reject writes through the door to /sys/* unless by a root, and to /user/ID unless by a root or that user.",
 )
 @click.option(
     "--forwarded-by",

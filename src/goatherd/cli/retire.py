@@ -39,8 +39,8 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
     The command permanently destroys stored versions whose private keys have not signed for longer than the grace
     period. The public keys of these roots stay trusted. Running the command again is harmless.
 
-    The command compares this machine's clock with the store's clock, or with the servers' clocks if the store has none,
-    such as a directory of files. If this machine's clock is wrong, the command destroys nothing.
+    The command compares this machine's clock with the store's clock. If the store has no clock (files, Google), it
+    compares with the servers' clocks. If this machine's clock is wrong, the command destroys nothing.
 
     The command keeps and lists versions that have a label other than `current` and `stable`; the exit code is then 11.
 

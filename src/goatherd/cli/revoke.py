@@ -75,7 +75,7 @@ from goatherd.revocation.revoker import NEW
     "--adoption",
     "rotation_adoption",
     metavar="TIME",
-    help="How long the servers have to adopt each change (default: 5m).",
+    help="Time limit for the servers to adopt each new version of the identity (default: 5m).",
 )
 @click.option(
     "--unsafe-without-nodes",

@@ -1,8 +1,8 @@
 """Calculate how soon the current root expires, and when each previous root last signed.
 
-Pure. `goatherd.rotation` replaces roots. A cluster whose root has expired accepts no new client, so each stage of
-urgency leaves the operator weeks to act. The stages are fractions of the root's lifetime, if it is known, so that a
-root with a short lifetime is not urgent on its first day.
+Pure. `goatherd.rotation` replaces roots. A cluster whose root has expired accepts no new client, so with the default
+lifetime each stage of urgency leaves the operator weeks to act. The stages are fractions of the root's lifetime, if the
+lifetime is known, so that a short-lived root is not urgent on its first day.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Digests of an identity document's predecessors: a bounded list of the latest ones.
 
 Pure. Two writers that continue from one backup can write different documents of the same generation; the digests tell
-them apart. Each entry names its generation: an older writer that only copies the list then leaves a gap and no wrong
-entry. A document that is not in the list counts as unknown, not as wrong.
+them apart. Each entry names its generation, so if an older release of Goatherd copies the list without adding to
+it, a generation is missing but no entry is wrong. A document that is not in the list counts as unknown, not as wrong.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
             purpose), or it was made after `by` had expired.
     """
     if endorsement.by != by.id or endorsement.of != of.id:
-        raise SuccessionError("the endorsement names other sessions")
+        raise SuccessionError(f"the endorsement must be by root {by.id} of root {of.id}, but names other roots")
     if by.id == of.id:
         raise SuccessionError("a root cannot endorse itself")
     _verify_endorsement(endorsement.signature, by, of)

@@ -394,11 +394,11 @@ def check_request_time(envelope: SignatureEnvelope, *, now_ms: int) -> None:
 
     Raises:
         ClockSkewError: The timestamp is missing, or more than three minutes from `now_ms`.
-        InvalidSignatureError: There are no embedded data.
+        InvalidSignatureError: The signature contains no data of its own.
     """
     data = envelope.data
     if not is_truthy(data):
-        raise InvalidSignatureError("a request signature must hold embedded data")
+        raise InvalidSignatureError("a request signature must contain a timestamp, but this one contains no data")
     ts = _to_number(data["ts"]) if isinstance(data, dict) and "ts" in data else math.nan
     if not abs(now_ms - ts) <= REQUEST_WINDOW.total_seconds() * 1000:
         raise ClockSkewError("the request's signing time differs from this machine's clock by more than three minutes")

@@ -73,7 +73,7 @@ _HAVE_ALL: Final = BloomFilter(b"\0", ())
 
 
 class PeerView(Protocol):
-    """An open repository, as a `Peer` reads it."""
+    """The part of an open repository that a `Peer` reads."""
 
     @property
     def ids(self) -> Sequence[str]:

@@ -57,9 +57,10 @@ class Conflict:
 
 
 def find_conflicts(logs: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
-    """Return the conflicts in one log and between the logs of synchronizing servers, sorted by session.
+    """Find sessions that different first commits create, in one log or on different servers; sorted by session.
 
-    If a session's commit has a child in a server's log, that server can merge, so it has no part in a conflict.
+    GoatDB crashes when it merges such commits before one of them has a child. A server whose log has a child of one
+    can merge them, so it is not reported.
 
     Args:
         logs: The commits in ``/sys/sessions``, by directory or URL.

@@ -107,7 +107,10 @@ async def run_door(
 
 
 def door_of_agent(setup: DoorSetup) -> Front:
-    """Return a function that opens the door of an agent. The door uses the identities that the agent has loaded."""
+    """Return a function that opens the door of an agent.
+
+    The door uses the identity documents that the agent has loaded, and reads no store itself.
+    """
 
     @asynccontextmanager
     async def open_door(organizations: Sequence[ManagedOrganization], own: OwnAPI) -> AsyncIterator[Door]:

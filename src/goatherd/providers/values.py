@@ -1,7 +1,7 @@
 """Types of a store's values: secret bytes, labels, version ids, and descriptions of versions.
 
-Descriptions and lists have no field for a value. Secret bytes are masked when printed; `SecretBytes.reveal` is the only
-access to them, so a search for that name finds all code that handles the bytes.
+A description of a version has no field for the value. Secret bytes are masked when printed; `SecretBytes.reveal`
+is the only access to them, so a search for that name finds all code that handles the bytes.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class SecretVersion:
             `SecretProvider.label` may not accept.
         created_ms: Milliseconds since 1970, by the store's clock.
         state: Whether its value can be read.
-        is_leftover: Whether an interrupted change left it: the store has the value, but Goatherd's record does not name
-            it or says that it is destroyed. It can be destroyed and, unless it was disabled, read by its id, but takes
-            no label. It may belong to a process that is still writing.
+        is_leftover: Whether an interrupted change left the version: the value is in the store, but Goatherd's record
+            lacks the version or lists it as destroyed. A leftover version can be destroyed, and read by its id unless
+            it is disabled; it cannot get a label. It may belong to a process that is still writing.
     """
 
     id: VersionId

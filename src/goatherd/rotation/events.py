@@ -105,17 +105,17 @@ class Report:
     Attributes:
         from_id, to_id: The root that signed when the run began, and the new root, if there was one.
         current_id: The root that signs now.
-        phase: The phase of the document; another one than steady only if the run was asked to stop there.
+        phase: The phase of the document: steady, unless the run was asked to stop earlier.
         reason: Why the rotation was cancelled or rolled back, if it was.
         event: How the rotation ended, as the document's history records it: ``rotated``, ``restored``, ``cancelled`` or
             ``rolled-back``; None if it has not ended.
-        is_restore: Whether the rotation was to make a previous root sign again.
+        is_restore: Whether the rotation's next root was a previous one.
         trusts_next: Whether servers trust the next root. They do not trust a root that was cancelled before it was
             published.
         behind: Servers that were not seen to sign with the current root.
         left_out: Servers that did not answer in time, and that the configured quorum left out.
         destroyed: Versions whose value was destroyed.
-        given_up: Versions that are marked for destruction in a store that destroys no version at once
+        given_up: Versions that are only marked for destruction, because the store destroys no version immediately
             (`goatherd.providers.base.Guarantees`). The keys in them are not recorded as destroyed.
         kept: Versions that were due to be destroyed, but have a label that is not Goatherd's.
         undestroyed: Versions of a cancelled rotation that the store refused to destroy, each with the error's code.

@@ -267,10 +267,10 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Action: wait and observe again, until `nodes` show what `reason` names or the deadline `until_ms` has passed.
+    """Action: wait, then observe again, until all `nodes` meet the condition `reason` or `until_ms` has passed.
 
-    If `nodes` is empty, the run waits for something else that `reason` names: time, a health check, the list of the
-    servers.
+    If `nodes` is empty, the condition is not about servers: `reason` then names time, a health check, or the list of
+    the servers.
     """
 
     nodes: tuple[str, ...]

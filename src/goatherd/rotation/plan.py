@@ -132,7 +132,7 @@ def make_plan(
     """Return the remaining steps of a rotation, from the state that was observed.
 
     Args:
-        observation: The state of the store, and of the servers as far as they could be asked at no cost.
+        observation: The state of the store, and what the servers answered to requests that change nothing.
         policy: Timeouts and quorum of the rotation.
         now_ms: Milliseconds since 1970.
         signals: The names of the health checks.

@@ -1,4 +1,4 @@
-"""Define how much an unauthenticated caller may use, and the token buckets that count it. Pure.
+"""Define how many requests and bytes an unauthenticated caller may use, and the token buckets that count them. Pure.
 
 Rules: the defaults are far above what GoatDB's own clients and servers use, even if a whole office shares one address.
 A table of buckets never exceeds its capacity, however many addresses callers use. Functions get the time as an

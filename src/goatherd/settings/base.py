@@ -328,7 +328,10 @@ class SettingsSource(ABC):
         return await self._share_refresh(is_told=True)
 
     async def _share_refresh(self, *, is_told: bool) -> bool:
-        """Refresh now, or join a refresh that has not started. `is_told`: a caller waits; otherwise it is a poll."""
+        """Start a refresh, or join one that is queued but has not started.
+
+        `is_told` is true if a caller asked for the refresh and waits for it, false for a periodic poll.
+        """
         _ = self.settings
         if self._queued is not None and not self._queued.done():
             task = self._queued

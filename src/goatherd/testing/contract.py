@@ -172,7 +172,7 @@ async def check_provider(
 
 
 def check_name(check: Check) -> str:
-    """Return the name of a check: a sentence with underscores."""
+    """Return the name of a check's function, which is a sentence with underscores for spaces."""
     return str(getattr(check, "__name__", check))
 
 

@@ -1,4 +1,4 @@
-"""The argument of a contract check: the provider under test (`Subject`), and functions that state what must be true."""
+"""`Subject`, the provider under test, which every contract check gets as its argument; and the checks' assertions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Make a store answer wrongly: success for a change not made, made twice, or of another version; empty or cut answers.
+"""Make a store answer wrongly, to test whether a provider notices it.
+
+The wrong answers are success for a change that was not made, was made twice, or was made to another version; and an
+empty or truncated answer.
 
 A fake server or a client's transport calls `WrongAnswers` for each request. It gives one wrong answer when a check asks
 for it, and passes every other answer and every error on unchanged. A wrong answer always reports success: errors, lost

@@ -266,7 +266,7 @@ def _skip_string(body: bytes, start: int) -> int:
 
 
 def _read_gap(text: bytes, commits: RawCommits, *, is_first: bool, is_last: bool) -> None:
-    """Check the bytes between two objects of an array: a comma, and sometimes items that are not objects."""
+    """Check that between two objects of an array there are only commas and items that are not objects."""
     bare = text.strip(_SPACE)
     if bare == (b"" if is_first or is_last else b","):
         return

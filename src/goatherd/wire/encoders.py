@@ -217,7 +217,7 @@ def refuse_encoded(value: Any) -> Any:
         DecodeError: The value contains a marker, which GoatDB would turn into an internal decoder object.
     """
     if isinstance(value, Encoded):
-        raise DecodeError("data that looks like an encoded object does not survive in GoatDB")
+        raise DecodeError("the data contains an object in the form of GoatDB's own encoding, which GoatDB would change")
     if isinstance(value, dict):
         for item in value.values():
             refuse_encoded(item)

@@ -85,7 +85,10 @@ def _is_falsy(value: Any) -> bool:
 
 
 def loose_equal(a: Any, b: Any) -> bool:
-    """Compare by GoatDB's loose equality, which it uses only when it adds to a set."""
+    """Return whether two values are equal as GoatDB compares them when it adds a member to a set.
+
+    In this comparison all falsy values are equal, and so are numbers that differ only by rounding.
+    """
     if _are_identical(a, b) or (_is_falsy(a) and _is_falsy(b)):
         return True
     if _is_number(a) and _is_number(b):

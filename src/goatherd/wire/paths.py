@@ -22,7 +22,7 @@ _ITEM = re.compile(r"(/[a-z0-9_-]+/[a-z0-9_-]+)/([a-z0-9_-]+)")
 
 
 def is_valid_path(path: str) -> bool:
-    """Return whether GoatDB accepts `path` for an item that it writes itself."""
+    """Return whether GoatDB's own code may create an item at `path`. For received commits GoatDB has another rule."""
     return _VALID.fullmatch(path) is not None
 
 

@@ -91,7 +91,7 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
 
 
 def restarts_data(report: Report) -> list[dict[str, Any]]:
-    """Return each server's number of restarts during the rotation, as data for ``--json``."""
+    """Return how often each server restarted during the rotation, for the output of ``--json``."""
     return [{"node": url, "count": count} for url, count in report.restarts.items()]
 
 

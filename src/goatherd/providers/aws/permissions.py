@@ -50,15 +50,16 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
     """Return the IAM policy for `role` as JSON text, ready to be pasted.
 
     Args:
-        role: ``server`` reads the current and the stable version. ``rotator`` also writes versions, moves labels and
-            lists; it cannot create or delete the secret. ``admin`` can, and all that a rotator can.
+        role: ``server`` may read the versions with the labels `current` and `stable`. ``rotator`` may also write and
+            list versions and move labels. ``admin`` may do the same, and create and delete the secret.
         secret: The address, such as ``aws://eu-west-1/goatdb/prod/root``; a name without a scheme means any region. If
             the address has ``kms_key_id``, the rights to that key are added. ``{org}`` allows every organization's
             secret.
         account: The account's twelve digits. ``*`` means whichever account the policy is pasted into.
 
     Raises:
-        ConfigurationError: The address is invalid, the role is unknown, or a name would match more than one secret.
+        ConfigurationError: The address is invalid, the role is unknown, or the name has a wildcard, which would match
+            more than one secret.
     """
     address, secret_id = parse_uri(secret if "://" in secret else f"aws:///{secret}")
     check_role(role)

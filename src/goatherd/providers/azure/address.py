@@ -1,7 +1,7 @@
 """Parse the address of a secret in Azure Key Vault, ``azure://VAULT/SECRET?option=…`` or GoatDB's ``cloudConfig``.
 
-The address names the vault, the Azure cloud and the identity to use. Pure: nothing is connected to. Only https is
-allowed, and an unknown option is rejected.
+The address names the vault, the Azure cloud, and the managed identity to log in with. Pure: opens no connection.
+Only https is allowed, and an unknown option is rejected.
 """
 
 from __future__ import annotations

@@ -376,9 +376,11 @@ class AzureSecretProvider(SecretProvider):
         return {version: item for version, item in items.items() if _holds_value(item.content_type)}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Disable the version: first in the pointer, so that no label can move to it, then in Key Vault.
+        """Disable a version, because Key Vault cannot destroy a single one.
 
-        Its copies in the view are disabled before the value itself, so that the version is listed until all is done.
+        The copies in the secret that other readers use (the view) are disabled first, then the version is marked in
+        the pointer, so that no label can move to it; last the value is disabled. If the run is interrupted, the
+        version is still listed, and another run can finish.
         """
         vault = self._open_vault(call)
 
@@ -557,7 +559,10 @@ class AzureSecretProvider(SecretProvider):
             raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
 
     async def _missing_value_error(self, call: Call, vault: KeyVault) -> Exception:
-        """Return the error for a version that is listed although its value is missing; never "no such secret"."""
+        """Return the error for a version that is listed although its value is missing.
+
+        The error is never "no such secret", because a caller might then create the secret.
+        """
         if await vault.is_deleted(call, call.secret_id):
             return vault.deleted_error(call)
         return call.error(

@@ -242,7 +242,10 @@ class Proposal:
 
     @classmethod
     def unread_proposal(cls, version: str, created: int, epoch: int) -> Proposal:
-        """Return a decided proposal whose pointer was not read; as it is decided, its parent is not needed."""
+        """Return a proposal whose outcome is known, without reading its pointer.
+
+        The proposal's parent stays empty: only an undecided proposal needs its parent.
+        """
         return cls(id=version, created=created, pointer=replace(NOTHING, epoch=epoch), is_read=False)
 
 

@@ -298,7 +298,7 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
 def _find_section(
     config: Mapping[str, Any], plural: str, singular: str, name: object, source: str
 ) -> tuple[Mapping[str, Any], Path]:
-    """Return the entry with a name, and the file that contains it."""
+    """Return the entry called `name` in the section `plural` (such as clusters), and the file that contains it."""
     entries: list[Merged] = config.get(plural) or []
     for entry in entries:
         found = entry.value

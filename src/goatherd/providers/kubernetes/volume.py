@@ -46,8 +46,8 @@ class SwappedError(Exception):
 class KubernetesVolumeProvider(SecretProvider):
     """Read a Secret from a volume that is mounted into the pod.
 
-    Address: ``k8s-volume:///var/run/secrets/goatherd``: the directory at which the Secret of a ``k8s://`` secret is
-        mounted, as a whole: without ``subPath``, which never changes, and without ``items``.
+    Address: ``k8s-volume:///var/run/secrets/goatherd``. The path is the directory at which the whole Secret is
+        mounted: without ``items``, and without ``subPath``, because the kubelet never updates such a mount.
     Credentials: none; the kubelet fetches it.
     Permissions: the volume's ``defaultMode`` and the pod's user. The pod's service account needs none.
     Guarantees: read-only. Reads are eventual: the kubelet brings a change within about two minutes.
