@@ -57,7 +57,7 @@ from goatherd.rotation.machine import Phase
     "--adoption",
     "rotation_adoption",
     metavar="TIME",
-    help="How long the servers have to adopt each change (default: 5m).",
+    help="Time limit for the servers to adopt each new version of the identity (default: 5m).",
 )
 @click.option(
     "--quorum",

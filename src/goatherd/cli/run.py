@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--private",
     is_flag=True,
-    help="Through the door, let only roots write to /sys/*, and only roots and the user ID itself to /user/ID.",
+    help="Reject writes through the door to /sys/* unless by a root, and to /user/ID unless by a root or that user.",
 )
 @click.option(
     "--forwarded-by",
