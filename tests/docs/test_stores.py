@@ -63,7 +63,7 @@ def test_the_month_s_costs_are_those_that_the_stores_pages_work_out() -> None:
         if "$" in cost:
             assert f"**{cost}**" in (HOW_TO / page).read_text(), page
         else:
-            assert "No money" in (HOW_TO / page).read_text(), page
+            assert "no money" in (HOW_TO / page).read_text(), page
 
 
 PLACES = {
