@@ -175,7 +175,7 @@ async def test_a_move_that_is_refused_for_no_reason_shown_yet_is_asked_again(fak
         second = await store.write(SECRET, b"2", expected=first.id)
         assert (await store.read(SECRET)).version.id == second.id
         fake.fail("InvalidParameterException", operation="UpdateSecretVersionStage", times=9)
-        with pytest.raises(UnavailableError, match="does not show yet why"):
+        with pytest.raises(UnavailableError, match="the reason is not visible yet"):
             await store.label(SECRET, STABLE, first.id, expected=None)
 
 
