@@ -18,7 +18,7 @@ from goatherd.errors import ConfigurationError
 
 __all__ = ["ServerURL", "check_http_url", "masked", "parse_listen_address", "parse_listen_host", "parse_server_url"]
 
-FORM: Final = "Write it as http://10.0.0.2:8080."
+FORM: Final = "Write it as a URL with a scheme, such as http://10.0.0.2:8080."
 
 _URL = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -67,7 +67,7 @@ def parse_server_url(text: str, *, hint: str = FORM) -> ServerURL:
     scheme, authority, rest = _split(text, hint)
     # In the whole text: a password may hold a slash or a question mark, which end the authority.
     if "@" in text:
-        problem = "has a user name or a password in it; requests to a server are signed and need neither"
+        problem = "contains a user name or a password; requests to a server are signed and need neither"
         raise _wrong(text, problem, hint)
     if rest not in ("", "/") and "," not in authority:
         part = {"/": "a path", "?": "a query", "#": "a fragment"}[rest[0]]
@@ -140,12 +140,12 @@ def _split(text: str, hint: str) -> tuple[str, str, str]:
     if match is None:
         scheme, colon, _ = text.partition("://")
         if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
-            raise _wrong(text, f"has the scheme {scheme!r}; a server has http:// or https://", hint)
+            raise _wrong(text, f"has the scheme {scheme!r}; it must be http:// or https://", hint)
         if re.match(r"https?:", text, re.IGNORECASE):
             raise _wrong(text, "needs two slashes after the scheme", hint)
         raise _wrong(text, "has no scheme; it must begin with http:// or https://", hint)
     if any(char.isspace() or not char.isprintable() for char in text):
-        raise _wrong(text, "has a blank or a control character in it", hint)
+        raise _wrong(text, "contains a space or a control character", hint)
     return match["scheme"].lower(), match["authority"], match["rest"]
 
 
@@ -181,7 +181,7 @@ def _host_problem(host: str) -> str | None:
         try:
             ascii_name = host.encode("idna").decode("ascii")
         except UnicodeError:
-            return f"has a host that is no name: {host!r}"
+            return f"has a host that is not a valid name: {host!r}"
         return f"has a host that is not in ASCII; write {ascii_name}"
     if re.fullmatch(r"[0-9.]+", host):
         try:
@@ -191,7 +191,7 @@ def _host_problem(host: str) -> str | None:
         return None
     labels = host.removesuffix(".").split(".")
     if len(host) > _MOST_NAME_CHARS or not all(_LABEL.fullmatch(label) for label in labels):
-        return f"has a host that is no name: {host[:60]!r}"
+        return f"has a host that is not a valid name: {host[:60]!r}"
     return None
 
 

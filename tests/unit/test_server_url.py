@@ -61,9 +61,9 @@ WRONG = [
     ("http://h:８０", "where the port must be a number"),
     ("http://a,b", "names several servers"),
     ("http://a:1,http://b:2", "names several servers"),
-    ("http://a b", "has a blank or a control character"),
-    ("http://a\nb", "has a blank or a control character"),
-    ("http://a\x00", "has a blank or a control character"),
+    ("http://a b", "contains a space or a control character"),
+    ("http://a\nb", "contains a space or a control character"),
+    ("http://a\x00", "contains a space or a control character"),
     ("http://::1:8080", "needs brackets around its IPv6 address"),
     ("http://[::1", "has a bracket that does not close"),
     ("http://[::1]8080", "has a bracket that does not close"),
@@ -71,12 +71,12 @@ WRONG = [
     ("http://[::zz]:80", "where an IPv6 address must be"),
     ("http://256.1.1.1:80", "where an IPv4 address must be"),
     ("http://bücher.example", "has a host that is not in ASCII; write xn--bcher-kva.example"),
-    ("http://a..b", "has a host that is no name"),
-    ("http://-a", "has a host that is no name"),
-    ("http://" + "a" * 64, "has a host that is no name"),
-    ("http://" + "a." * 200 + "b", "has a host that is no name"),
-    ("http://a\\b", "has a host that is no name"),
-    ("http://user:secret@h:80", "has a user name or a password in it"),
+    ("http://a..b", "has a host that is not a valid name"),
+    ("http://-a", "has a host that is not a valid name"),
+    ("http://" + "a" * 64, "has a host that is not a valid name"),
+    ("http://" + "a." * 200 + "b", "has a host that is not a valid name"),
+    ("http://a\\b", "has a host that is not a valid name"),
+    ("http://user:secret@h:80", "contains a user name or a password"),
 ]
 
 
@@ -148,8 +148,8 @@ def test_an_address_to_listen_on_is_a_host(text: str) -> None:
         ("[::1]:8080", "has a port"),
         ("localhost:8080", "has a port"),
         ("300.1.1.1", "where an IPv4 address must be"),
-        ("a b", "has a host that is no name"),
-        ("x" * 300, "has a host that is no name"),
+        ("a b", "has a host that is not a valid name"),
+        ("x" * 300, "has a host that is not a valid name"),
     ],
 )
 def test_what_is_no_address_to_listen_on_says_why(text: str, message: str) -> None:

@@ -501,7 +501,7 @@ def _named_store(store: StoreName) -> tuple[SecretProvider, str, str]:
     hint = _STORE_HINT
     if isinstance(store, AbstractAsyncContextManager):
         hint = "Use `async with goatherd.open_store(…) as store`, or give (provider, secret_id)."
-    raise ConfigurationError(f"a {type(store).__name__} does not name a store", hint=hint)
+    raise ConfigurationError(f"a {type(store).__name__} cannot be used as a store", hint=hint)
 
 
 def _check_org(template: str, name: str, org: str) -> None:
@@ -521,7 +521,7 @@ def _addresses(nodes: Servers) -> tuple[str, ...]:
     addresses = tuple(nodes) if isinstance(nodes, Iterable) else (nodes,)
     for one in addresses:
         if not isinstance(one, str):
-            raise ConfigurationError(f"a {type(one).__name__} does not name a server", hint=_SERVERS_HINT)
+            raise ConfigurationError(f"a {type(one).__name__} cannot be used as a server", hint=_SERVERS_HINT)
     return addresses
 
 

@@ -101,7 +101,7 @@ def encode_session(session: Session | OwnedSession, *, include_private_key: bool
         return (session.session if isinstance(session, OwnedSession) else session).to_json()
     if not isinstance(session, OwnedSession):
         raise ConfigurationError(
-            f"session {session.id!r} is a public half, without a private key", hint="Give an OwnedSession."
+            f"session {session.id!r} is public: it has no private key", hint="Give an OwnedSession."
         )
     return session.to_secret_json()
 
@@ -117,7 +117,7 @@ def decode_session(encoded: Mapping[str, Any] | str | bytes) -> Session | OwnedS
         try:
             encoded = json.loads(encoded)
         except (ValueError, RecursionError):
-            raise DecodeError("a session is a JSON object") from None
+            raise DecodeError("a session must be a JSON object") from None
     if isinstance(encoded, Mapping) and "privateKey" in encoded:
         return OwnedSession.from_json(encoded)
     return Session.from_json(encoded)  # type: ignore[arg-type]

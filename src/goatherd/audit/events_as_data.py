@@ -64,7 +64,7 @@ def to_json_value(value: object) -> Any:
     # (tests/unit/audit/test_trail.py).
     if is_dataclass(value) and not isinstance(value, type) and type(value).__module__.startswith(_MODULES):
         return _list_members(value)
-    raise TypeError(f"a {type(value).__name__} has no place in an audit trail")
+    raise TypeError(f"an audit trail cannot contain a {type(value).__name__}")
 
 
 def _list_members(value: Any) -> dict[str, Any]:
@@ -82,5 +82,5 @@ def _to_camel_case(name: str) -> str:
 
 def _to_text(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError("a member's name is a text")
+        raise TypeError("a member's name must be a string")
     return name

@@ -81,7 +81,7 @@ class Head:
         """
         match = re.fullmatch(r"(\d{1,15}):([0-9a-f]{64})", text.strip())
         if match is None:
-            raise DecodeError("a checkpoint is a record's number, a colon, and 64 hexadecimal digits")
+            raise DecodeError("a checkpoint must be a record's number, a colon, and 64 hexadecimal digits")
         return cls(seq=int(match[1]), digest=match[2])
 
 
@@ -166,12 +166,12 @@ def read_record(line: bytes) -> Record:
         raise DecodeError("is longer than a record can be")
     match = _LINE.fullmatch(line)
     if match is None:
-        raise DecodeError("is cut off" if not line.endswith(b"\n") else "is no record")
+        raise DecodeError("is cut off" if not line.endswith(b"\n") else "is not a record")
     try:
         members = json.loads(match[1] + b"}")
         at = members["at"]
         if not _TIME.fullmatch(at):
-            raise DecodeError("has no time")
+            raise DecodeError("has no valid timestamp")
         record = Record(
             seq=_read_integer(members["seq"]),
             at_ms=read_iso(at),
@@ -187,25 +187,25 @@ def read_record(line: bytes) -> Record:
             line=line,
         )
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DecodeError("is no record") from None
+        raise DecodeError("is not a record") from None
     return record
 
 
 def _read_integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError("not a number")
+        raise TypeError("must be a number")
     return value
 
 
 def _read_text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("not a text")
+        raise TypeError("must be a string")
     return value
 
 
 def _read_object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise TypeError("not an object")
+        raise TypeError("must be an object")
     return value
 
 
@@ -305,7 +305,7 @@ class Chain:
         self._lost += record.lost
         self._times = [*self._times[:1], record.at_ms]
         if self._checkpoint is not None and record.seq == self._checkpoint.seq and record.head != self._checkpoint:
-            raise self._broken_error(f"is another record {record.seq} than the one of which the checkpoint was taken")
+            raise self._broken_error(f"is another record {record.seq} than the one from which the checkpoint was taken")
         return record
 
     def finish(self) -> Checked:
@@ -350,16 +350,16 @@ class Chain:
         found = tuple(Torn.of(raw) for _, raw, _ in self._pending)
         if record.torn != found:
             self._refuse_pending()
-            raise self._broken_error("says that torn bytes stand before it, but they do not")
+            raise self._broken_error("states that torn bytes precede it, but the file does not contain them")
         self._torn += [line for line, _, _ in self._pending]
         self._pending = []
 
     def _check_place(self, record: Record) -> None:
         expected = self._head.seq + 1
         if record.seq != expected:
-            how = "is missing" if record.seq > expected else "stands here again, or out of order"
+            how = "is missing" if record.seq > expected else "is repeated, or out of order"
             number = min(record.seq, expected)
-            raise self._broken_error(f"has record {record.seq} where {expected} belongs: record {number} {how}")
+            raise self._broken_error(f"has record {record.seq} instead of record {expected}: record {number} {how}")
         if record.prev != self._head.digest:
             raise self._broken_error("does not follow the line before it: one of them was replaced")
 
@@ -367,15 +367,17 @@ class Chain:
         introduced = self._read_introduced(record) if record.event == SIGNER else None
         session = introduced if introduced is not None else self._signers.get(record.by)
         if session is None:
-            raise self._broken_error(f"is signed by {record.by!r:.70}, whom no record before it introduces")
+            raise self._broken_error(f"is signed by {record.by!r:.70}, which no earlier record introduces")
         match = _LINE.fullmatch(record.line)
         assert match is not None
         try:
             session.public_key.verify(base64.urlsafe_b64decode(match[2]), _DOMAIN + match[1])
         except VerificationError:
-            raise self._broken_error(f"is not as root {record.by!r:.70} has signed it") from None
+            raise self._broken_error(f"was changed after root {record.by!r:.70} signed it") from None
         if introduced is None and record.by != self._by:
-            raise self._broken_error(f"is signed by {record.by!r:.70}, which a record before it would have said")
+            raise self._broken_error(
+                f"is signed by {record.by!r:.70}, but no earlier record states that this root signs"
+            )
         self._check_revoked(record)
         self._signers[record.by] = session
         self._by = record.by
@@ -421,7 +423,7 @@ class Chain:
                     self._unlisted = None
         elif self._signers and known is None and not self._is_vouched_for(session, record.data):
             raise self._broken_error(
-                f"is signed by {session.id!r:.70}, for which no signer before it vouches",
+                f"is signed by {session.id!r:.70}, which no earlier signer introduces",
             )
         return session
 

@@ -152,7 +152,9 @@ class AuditTrail:
     def _append(self, event: str, data: Mapping[str, Any], at_ms: int) -> None:
         signer = self._signer
         if signer is None:
-            raise AuditError(f"audit trail {self.path}: the identity whose root shall sign could not be read yet")
+            raise AuditError(
+                f"audit trail {self.path}: the identity whose root must sign the record could not be read yet"
+            )
         with self._locked() as descriptor:
             tail = self._tail(descriptor)
             out = b"" if tail.is_whole else b"\n"
@@ -211,7 +213,7 @@ class AuditTrail:
                     raise AuditError(f"audit trail {self.path} is a symbolic link") from error
                 raise
             return descriptor
-        raise AuditError(f"audit trail {self.path} comes and goes")
+        raise AuditError(f"audit trail {self.path} is deleted and created again by another process")
 
     def _lock(self, descriptor: int) -> None:
         until = time.monotonic() + _LOCK_PATIENCE
@@ -221,10 +223,10 @@ class AuditTrail:
             time.sleep(_LOCK_PAUSE)
         status = self._system.file_status(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise AuditError(f"audit trail {self.path} is no file")
+            raise AuditError(f"audit trail {self.path} is not a regular file")
         if status.st_mode & 0o022 or status.st_uid not in (self._system.effective_user(), 0):
             raise AuditError(
-                f"audit trail {self.path} can be written by others",
+                f"audit trail {self.path} is writable by other users",
                 hint="Only the user that rotates may write it: `chown` it, and `chmod 0600`.",
             )
 

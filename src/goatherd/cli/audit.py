@@ -49,10 +49,10 @@ def audit(
     """
     if action == "show":
         if offline or checkpoint is not None:
-            raise click.UsageError("--offline and --checkpoint belong to `audit verify`")
+            raise click.UsageError("--offline and --checkpoint are options of `audit verify`")
         return _show(app, file, last)
     if last is not None:
-        raise click.UsageError("--last belongs to `audit show`")
+        raise click.UsageError("--last is an option of `audit show`")
     return _verify(app, file, offline=offline, checkpoint=checkpoint)
 
 

@@ -108,7 +108,7 @@ class PathType(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
-            self.fail("a path is expected, not an empty text", param, ctx)
+            self.fail("the path must not be empty", param, ctx)
         return super().convert(value, param, ctx)
 
 

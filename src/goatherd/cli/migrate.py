@@ -65,7 +65,7 @@ def migrate(
     commit from them. Otherwise it does not write the session.
     """
     if root_id is not None and not write_sessions:
-        raise click.UsageError("--root writes into the logs; it does not go with --no-write-sessions")
+        raise click.UsageError("--root writes into the logs, so it cannot be combined with --no-write-sessions")
     going = _migrate(
         app,
         sources,

@@ -136,11 +136,11 @@ def rotate(
         raise click.UsageError("--plan, --resume, --rollback, --cancel and --replace-expired cannot be combined")
     what = chosen[0] if chosen else ""
     if reason is not None and what not in ("rollback", "cancel"):
-        raise click.UsageError("--reason goes with --rollback or --cancel")
+        raise click.UsageError("--reason needs --rollback or --cancel")
     if to_phase is not None and what in ("rollback", "cancel", "replace-expired"):
         raise click.UsageError(f"--to does not go with --{what}")
     if metrics_file is not None and what == "replace-expired":
-        raise click.UsageError("--metrics-file does not go with --replace-expired")
+        raise click.UsageError("--metrics-file cannot be combined with --replace-expired")
     if what in ("", "replace-expired"):
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     stop_at = Phase(to_phase) if to_phase else None

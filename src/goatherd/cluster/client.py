@@ -191,15 +191,15 @@ class NodeClient:
         answer = await self._json("POST", url, content=body)
         try:
             if not isinstance(answer, dict):
-                raise DecodeError("not an object")
+                raise DecodeError("must be an object")
             session = Session.from_json(answer.get("session") or {})
             raw = read_entries(answer, "roots")
             roots = tuple(Session.from_json(root) for root in raw)
             leaked = tuple(make_printable(root["id"]) for root in raw if "privateKey" in root)
         except DecodeError as error:
-            raise self._nonsense("POST", url, f"not a session: {error}") from None
+            raise self._nonsense("POST", url, f"it is not a session: {error}") from None
         if session.public_key != draft.session.public_key:
-            raise self._nonsense("POST", url, "a session for another key")
+            raise self._nonsense("POST", url, "the session has another key")
         return NewSession(OwnedSession(session=session, signer=draft.signer), roots, leaked)
 
     # --- sync -------------------------------------------------------------------------------------------------------
@@ -223,15 +223,15 @@ class NodeClient:
         answer = self._parse("POST", "/batch-sync", response)
         self.answered_by = self._learn_instance(response.headers.get(INSTANCE_HEADER))
         if not isinstance(answer, list) or len(answer) != len(requests):
-            raise self._nonsense("POST", "/batch-sync", "not as many replies as requests")
+            raise self._nonsense("POST", "/batch-sync", "the number of replies differs from the number of requests")
         replies: list[Message] = []
         for (path, _), reply in zip(requests, answer, strict=True):
             if not isinstance(reply, dict) or reply.get("path") != path:
-                raise self._nonsense("POST", "/batch-sync", f"no reply for {path}")
+                raise self._nonsense("POST", "/batch-sync", f"the reply for {path} is missing")
             try:
                 replies.append(read_sync_reply(reply.get("res")))
             except DecodeError as error:
-                raise self._nonsense("POST", "/batch-sync", f"no reply for {path}: {error}") from None
+                raise self._nonsense("POST", "/batch-sync", f"the reply for {path}: {error}") from None
         return replies
 
     async def answers(self, signer: OwnedSession, now_ms: int | None = None) -> bool:
@@ -449,7 +449,7 @@ class NodeClient:
         answer = await self._unused(asked, signer, now_ms)
         instance = self._learn_instance(answer.get("instance"))
         if instance is None:
-            raise self._nonsense("POST", _UNUSED, "no instance")
+            raise self._nonsense("POST", _UNUSED, "the instance is missing")
         return instance
 
     async def unused(self, after: str, signer: OwnedSession, now_ms: int | None = None) -> list[Any]:
@@ -469,7 +469,7 @@ class NodeClient:
         self._check("POST", _UNUSED, response)
         answer = self._parse("POST", _UNUSED, response)
         if not isinstance(answer, dict):
-            raise self._nonsense("POST", _UNUSED, "no object")
+            raise self._nonsense("POST", _UNUSED, "must be an object")
         return answer
 
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
@@ -611,9 +611,9 @@ class NodeClient:
                     size += len(part)
                     if size > MAX_ANSWER_BYTES:
                         raise NodeRefusedError(
-                            f"{method} {url}: an answer of more than {MAX_ANSWER_BYTES >> 20} MiB",
+                            f"{method} {url}: the answer is longer than {MAX_ANSWER_BYTES >> 20} MiB",
                             status=answer.status_code,
-                            hint="Is this a GoatDB server? What it holds may be too much for one answer.",
+                            hint="Check that this is a GoatDB server. If it is, its data is too large for one answer.",
                         )
                     parts.append(part)
                 return _Answer(answer.status_code, answer.headers, b"".join(parts))
@@ -641,7 +641,9 @@ class NodeClient:
 
     def _nonsense(self, method: str, path: str, what: str) -> InvalidAnswerError:
         return InvalidAnswerError(
-            f"{method} {self.base_url}{path}: answered 200 with {what}", status=200, hint="Is this a GoatDB server?"
+            f"{method} {self.base_url}{path}: answered 200, but the content is invalid: {what}",
+            status=200,
+            hint="Is this a GoatDB server?",
         )
 
 

@@ -363,7 +363,7 @@ class ServiceEndpoints:
         )
 
 
-_NO_SERVER_NAMED: Final = "An answer that names no server does not count as a cluster without servers."
+_NO_SERVER_NAMED: Final = "Goatherd does not treat an empty answer as an empty cluster."
 _RIGHTS: Final = "The account must be allowed to list endpointslices of discovery.k8s.io in that namespace."
 
 
@@ -401,7 +401,9 @@ def _dns_source(address: str, timeout: timedelta) -> Source:
     is_srv = host.startswith("_")
     if is_srv == bool(port):
         raise ConfigurationError(
-            f"{address}: a name with SRV records has no port of its own" if is_srv else f"{address}: it has no port",
+            f"{address}: an address that uses SRV records must not contain a port"
+            if is_srv
+            else f"{address}: the port is missing",
             hint=f"Use {_FORMS}.",
         )
     number = None if is_srv else _number(address, port)
@@ -430,7 +432,9 @@ def _resolver(address: str, server: str | None, timeout: timedelta) -> Resolver:
     try:
         resolver = Resolver(configure=server is None)
     except NoResolverConfiguration as error:
-        raise ConfigurationError(f"{address}: this machine names no name server; add ?server=ADDRESS") from error
+        raise ConfigurationError(
+            f"{address}: this machine has no DNS server configured; add ?server=ADDRESS"
+        ) from error
     resolver.lifetime = timeout.total_seconds()
     resolver.use_search_by_default = server is None
     if server is not None:
@@ -474,7 +478,7 @@ def _split(address: str, known: set[str], *, has_path: bool = False) -> tuple[st
     names = [name for name, _ in options]
     unknown = sorted(set(names) - known)
     if unknown or len(set(names)) < len(names) or not all(value for _, value in options):
-        what = f"no option {unknown[0]!r}" if unknown else "an option twice, or without a value"
+        what = f"unknown option {unknown[0]!r}" if unknown else "an option is repeated, or has no value"
         raise ConfigurationError(f"{masked(address)}: {what}", hint=f"Options: {', '.join(sorted(known))}, once each.")
     before, colon, port = place.rpartition(":")
     return (before, port, dict(options)) if colon else (place, "", dict(options))
@@ -494,4 +498,4 @@ def _number(address: str, port: str) -> int:
 
 
 def _not_an_address(address: str) -> ConfigurationError:
-    return ConfigurationError(f"{masked(address)!r} is not an address of servers", hint=f"Use {_FORMS}.")
+    return ConfigurationError(f"{masked(address)!r} is not a valid server address", hint=f"Use {_FORMS}.")

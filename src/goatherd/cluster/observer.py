@@ -243,7 +243,7 @@ class Observer:
         except (GoatherdError, OSError) as error:
             self.unknown = str(error) or type(error).__name__
             return
-        self.unknown = None if found else "no node was found"
+        self.unknown = None if found else "no server was found"
         if found:
             self.nodes = {node.base_url: node for node in found}
 

@@ -248,7 +248,7 @@ class HeldCommit:
         read, ts = _Members(values), values.get("ts")
         digest, path, key = read.of("digest", _text), read.of("path", _text), read.of("key", _text)
         if digest is None or path is None or key is None:
-            raise DecodeError("a commit without digest, path or key")
+            raise DecodeError("a commit must have a digest, a path and a key")
         is_time = isinstance(ts, int | float) and not isinstance(ts, bool) and 0 <= ts <= LAST_TIME
         return cls(digest, make_printable(path), make_printable(key), int(values["ts"]) if is_time else None)
 
@@ -265,9 +265,9 @@ def read_sync_reply(answer: object) -> dict[str, Any]:
     read = _Members(reply)
     commits = read.of("c", _list)
     if commits is not None and not all(isinstance(one, dict) for one in commits):
-        raise DecodeError("c holds something that is no commit")
+        raise DecodeError("c: every entry must be an object")
     if (size := read.of("s", _number)) is not None and not 0 <= size <= _MOST_COUNT:
-        raise DecodeError("s is out of its bounds")
+        raise DecodeError("s: the number is out of range")
     if "f" in reply:
         SyncMessage.from_json(reply)
     return reply
@@ -281,7 +281,7 @@ def read_texts(answer: object, member: str) -> list[str]:
     """
     found = _Members(_mapping(answer)).of(member, _list)
     if found is None or not all(isinstance(one, str) for one in found):
-        raise DecodeError(f"no list of texts under {member}")
+        raise DecodeError(f"{member} must be a list of strings")
     return found
 
 
@@ -293,7 +293,7 @@ def read_entries(answer: object, member: str) -> list[Any]:
     """
     found = _Members(_mapping(answer)).of(member, _list)
     if found is None:
-        raise DecodeError(f"no list under {member}")
+        raise DecodeError(f"{member} must be a list")
     return found
 
 
@@ -338,46 +338,46 @@ class _Members:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise DecodeError("not an object")
+        raise DecodeError("must be an object")
     return value
 
 
 def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise DecodeError("not a list")
+        raise DecodeError("must be a list")
     return value
 
 
 def _entries(value: object) -> list[Any]:
     found = _list(value)
     if len(found) > MOST_ENTRIES:
-        raise DecodeError(f"more than {MOST_ENTRIES} entries")
+        raise DecodeError(f"must not have more than {MOST_ENTRIES} entries")
     return found
 
 
 def _digest(value: object) -> str:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-        raise DecodeError("not a SHA-256")
+        raise DecodeError("must be a SHA-256 digest")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise DecodeError("not a text")
+        raise DecodeError("must be a string")
     return value
 
 
 def _id(value: object) -> str:
     text = _text(value)
     if not text or len(text) > LONGEST_TEXT or not text.isprintable():
-        raise DecodeError("not a short printable text")
+        raise DecodeError("must be a short printable string")
     return text
 
 
 def _short_id(value: object) -> str:
     text = _id(value)
     if len(text) > 64:
-        raise DecodeError("longer than 64 characters")
+        raise DecodeError("must not be longer than 64 characters")
     return text
 
 
@@ -387,34 +387,34 @@ def _ids(value: object) -> tuple[str, ...]:
 
 def _bool(value: object) -> bool:
     if not isinstance(value, bool):
-        raise DecodeError("neither true nor false")
+        raise DecodeError("must be true or false")
     return value
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DecodeError("not a number")
+        raise DecodeError("must be a number")
     if isinstance(value, float) and not math.isfinite(value):
-        raise DecodeError("not a number")
+        raise DecodeError("must be a number")
     return value
 
 
 def _count(value: object) -> int:
     if type(value) is not int or not 0 <= value <= _MOST_COUNT:
-        raise DecodeError("not a count")
+        raise DecodeError("must be a count")
     return value
 
 
 def _time(value: object) -> int:
     if type(value) is not int or not 0 <= value <= LAST_TIME:
-        raise DecodeError("not a time")
+        raise DecodeError("must be a timestamp")
     return value
 
 
 def _duration(value: object) -> timedelta:
     number = _number(value)
     if not 0 <= number <= LAST_TIME:
-        raise DecodeError("not a duration")
+        raise DecodeError("must be a duration")
     return timedelta(milliseconds=number)
 
 
@@ -422,7 +422,7 @@ def _data(value: object) -> DataReport:
     read = _Members(_mapping(value))
     records, damaged, unverifiable = (read.of(name, _count) for name in ("records", "damaged", "unverifiable"))
     if records is None or damaged is None or unverifiable is None:
-        raise DecodeError("a count is missing")
+        raise DecodeError("must contain all three counts")
     is_complete = read.of("complete", _bool) is True
     unwritable = read.of("unwritable", _count) or 0  # servers of 0.1.0 do not report it
     return DataReport(

@@ -223,8 +223,8 @@ def build_schedule(options: Options) -> Schedule:
     zone = read_zone(options.controller_timezone)
     if options.controller_stale <= options.rotation_adoption + options.rotation_health_soak:
         raise ConfigurationError(
-            "controller.stale is not more than rotation.adoption and rotation.health_soak together",
-            hint="Else a controller would take over rotations that only wait for their nodes.",
+            "controller.stale must be longer than rotation.adoption and rotation.health_soak together",
+            hint="Otherwise a controller takes over rotations that are only waiting for servers.",
         )
     schedule = Schedule(
         controller=name,

@@ -132,12 +132,12 @@ def build_last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGoo
         missing = "last_known_good" if path is None else "last_known_good_key"
         raise ConfigurationError(
             f"settings.{missing} is missing",
-            hint="A last known good identity needs both: a path for the copy, and where the key is that seals it.",
+            hint="A last known good identity needs both settings.last_known_good and settings.last_known_good_key.",
         )
     if is_per_org and ORG_FIELD not in str(path):
         raise ConfigurationError(
-            f"settings.last_known_good is one file, and there is an identity for each {ORG_FIELD}",
-            hint=f"Write {ORG_FIELD} into the path, too.",
+            f"settings.last_known_good must contain {ORG_FIELD}, because each organization has its own identity",
+            hint=f"Write {ORG_FIELD} into the path.",
         )
     store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
     max_age = options.settings_last_known_good_max_age

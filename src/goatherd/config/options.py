@@ -649,7 +649,7 @@ def _check_owner(path: Path) -> None:
         return
     if not stat.S_ISREG(found.st_mode):
         raise ConfigurationError(
-            f"{path} is no regular file, so it is not used", hint="Remove it, or name another: --config FILE."
+            f"{path} is not a regular file, so it is not used", hint="Remove it, or name another: --config FILE."
         )
     hint = f"If you trust it, name it: --config {path}."
     if found.st_uid not in (0, os.geteuid()):

@@ -37,13 +37,13 @@ def parse_duration(value: object) -> timedelta:
     text = str(value).strip().lower().replace(" ", "")
     if isinstance(value, bool) or not _DURATION.fullmatch(text):
         hint = "Write the unit: ms, s, m, h, d or w, such as 30s or 30d."
-        raise ConfigurationError(f"{value!r} is not a time with a unit", hint=hint)
+        raise ConfigurationError(f"{value!r} is not a duration with a unit", hint=hint)
     try:
         longest = timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
     except OverflowError:
         longest = timedelta.max
     if longest > _LONGEST:
-        raise ConfigurationError(f"{value!r} is too long", hint="The longest time is 36525d, a hundred years.")
+        raise ConfigurationError(f"{value!r} is too long", hint="The longest duration is 36525d, a hundred years.")
     return longest
 
 
@@ -51,7 +51,7 @@ def parse_positive_duration(value: object) -> timedelta:
     """Parse a duration that must be longer than zero."""
     duration = parse_duration(value)
     if not duration:
-        raise ConfigurationError("must be longer than 0s", hint="Such as 5s.")
+        raise ConfigurationError("must be longer than 0s", hint="Give a duration such as 5s.")
     return duration
 
 
@@ -77,8 +77,11 @@ def parse_string(value: object) -> str:
 def parse_organization(value: object) -> str:
     text = parse_string(value)
     if not _ORGANIZATION.fullmatch(text):
-        hint = "Up to 128 of A-Z a-z 0-9 . _ - and no dot at the front: it names a directory and part of a secret."
-        raise ConfigurationError(f"{text!r} is not an organization", hint=hint)
+        hint = (
+            "Use up to 128 characters of A-Z a-z 0-9 . _ - without a dot at the front: it names a "
+            "directory and part of a secret."
+        )
+        raise ConfigurationError(f"{text!r} is not a valid organization name", hint=hint)
     return text
 
 
@@ -152,7 +155,9 @@ def parse_quorum(value: object) -> str:
 
 
 def parse_http_url(value: object) -> str:
-    return check_http_url(parse_string(value), hint="Write it as http://127.0.0.1:9000/healthy.")
+    return check_http_url(
+        parse_string(value), hint="Write it as a URL with a scheme, such as http://127.0.0.1:9000/healthy."
+    )
 
 
 def parse_flag(value: object) -> bool:
@@ -254,17 +259,17 @@ def parse_missed(value: object) -> str:
 def parse_store_type(value: object) -> str:
     if value not in ("cloud", "file"):
         raise ConfigurationError(
-            f"must be `cloud` or `file`, not {value!r}", hint="cloud: with cloudConfig; file: with serve.settings."
+            f"must be `cloud` or `file`, not {value!r}", hint="`cloud` needs cloudConfig; `file` needs serve.settings."
         )
     return str(value)
 
 
 def parse_cloud_config(value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
-        raise ConfigurationError("must be a table of strings", hint="It needs `provider` and `secretId`.")
+        raise ConfigurationError("must be a table of strings", hint="The table needs `provider` and `secretId`.")
     for name in ("provider", "secretId"):
         if name not in value:
-            hint = "It needs both `provider` and `secretId`."
+            hint = "The table needs both `provider` and `secretId`."
             raise ConfigurationError(f"has no {name!r}", hint=hint)
     return dict(value)
 
@@ -272,7 +277,9 @@ def parse_cloud_config(value: object) -> Mapping[str, str]:
 def parse_agent_url(value: object) -> str:
     text = parse_string(value)
     # Check the URL with an example in place of `{org}`.
-    parse_server_url(text.replace("{org}", "org"), hint="Write it as http://127.0.0.1:8080.")
+    parse_server_url(
+        text.replace("{org}", "org"), hint="Write it as a URL with a scheme, such as http://127.0.0.1:8080."
+    )
     return text.rstrip("/")
 
 
@@ -304,5 +311,5 @@ def parse_signal_number(value: object) -> int:
     found = {number.name: int(number) for number in signal.Signals}
     number = found.get(text) or found.get(f"SIG{text}") or (int(text) if text.isdecimal() else 0)
     if isinstance(value, bool) or number not in found.values():
-        raise ConfigurationError(f"{value!r} is not a signal", hint="Such as TERM, HUP or USR1.")
+        raise ConfigurationError(f"{value!r} is not the name of a signal", hint="Such as TERM, HUP or USR1.")
     return number

@@ -222,7 +222,8 @@ def lock_organization(directory: Path) -> Iterator[LogDirectory]:
             pass
         except BlockingIOError:
             raise AgentBusyError(
-                f"`goatherd run`, `watch` or `fetch` uses {directory.parent}", hint="Stop it, and run this again."
+                f"`goatherd run`, `watch` or `fetch` uses {directory.parent}",
+                hint="Stop that command, then run this one again.",
             ) from None
         except OSError as error:
             raise StorageError(f"{directory.parent / AGENT_LOCK_NAME}: {error.strerror}") from error
@@ -331,7 +332,7 @@ def check_organization(
             raise ConfigurationError(
                 f"none of the {report.records} commits in {logs.path} verifies with the identity of {anchor.source} as"
                 f" organization {org!r}; nothing was changed",
-                hint="Is it the identity of this cluster, and the organization's name? See --provider and --org.",
+                hint="Check that --provider names this cluster's identity, and that --org is right.",
             )
     return report
 

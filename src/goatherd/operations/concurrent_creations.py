@@ -43,7 +43,7 @@ class Conflict:
         """Describe the conflict in a sentence."""
         ids = ", ".join(commit.id for commit in self.creations)
         return (
-            f"session {self.session_id} is created {len(self.creations)} times, differently ({ids}), in"
+            f"{len(self.creations)} commits create session {self.session_id} with different contents ({ids}), in"
             f" {' and '.join(self.holders)}"
         )
 
@@ -97,8 +97,8 @@ def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dic
     sessions = [session_from_commit(commit) for commit in conflict.creations]
     if any(session.public_key != sessions[0].public_key for session in sessions):
         raise DecodeError(
-            f"session {conflict.session_id} is created with different keys: one of them is forged. Find out which"
-            " before anything trusts these servers again"
+            f"session {conflict.session_id} is created with different keys: one of them is forged. Find out which one"
+            " before clients use these servers again"
         )
     ids = "/".join(sorted(commit.id for commit in conflict.creations))
     # COMPAT: a server verifies what is pushed to it in the order of these times, and merges after every 50 commits. So

@@ -263,7 +263,7 @@ async def find_start_problems(
         if missing is not None:
             problems.append(
                 StartProblem(
-                    text=f"{option}: /bin/sh finds no program {missing!r}",
+                    text=f"{option}: /bin/sh does not find the program {missing!r}",
                     hint="Give its full path, or install it on this machine.",
                     is_permanent=True,
                 )

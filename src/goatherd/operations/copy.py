@@ -204,7 +204,7 @@ async def _plan_copy(source: Store, destination: Store) -> CopyPlan:
     for item in items:
         if item.value.size > limit:
             raise SecretTooLargeError(
-                f"version {item.source} is {item.value.size} bytes long, the destination takes {limit}",
+                f"version {item.source} is {item.value.size} bytes long, the destination accepts at most {limit}",
                 provider=destination.provider.scheme,
                 secret_id=destination.secret_id,
                 operation="copy",
@@ -221,8 +221,9 @@ def _refuse_rotation(plan: CopyPlan) -> None:
         return  # no identity of Goatherd's: the bytes are copied as they are
     if document.rotation is not None:
         raise IllegalStepError(
-            f"a rotation is in progress ({document.rotation.phase.value}), and it names versions of the store it is in",
-            hint="End it first: `goatherd rotate --resume`, or `goatherd rotate --rollback`.",
+            f"a rotation is in progress ({document.rotation.phase.value}), and its record names versions of "
+            "the source store",
+            hint="End the rotation first: run `goatherd rotate --resume` or `goatherd rotate --rollback`.",
         )
 
 
@@ -232,7 +233,7 @@ async def _check_unchanged(source: Store, plan: CopyPlan) -> None:
     now = {(version.id, version.labels, version.state) for version in await source.versions()}
     if now != before:
         raise ConflictError(
-            "the source changed while it was copied; `current` was not set in the destination",
+            "the source changed while it was copied, so the label `current` was not set in the destination",
             provider=source.provider.scheme,
             secret_id=source.secret_id,
             operation="copy",
@@ -271,10 +272,10 @@ async def _match_versions(
         items[number] = replace(items[number], target=version.id)
     strange = sorted(set(holders) - set(plan.labels))
     if reason is None and strange:
-        reason = f"it has a label {strange[0]!r}, which the source has not"
+        reason = f"it has a label {strange[0]!r}, which the source does not have"
     if reason is not None:
         raise IdentityExistsError(
-            f"{destination.name} is not the beginning of this copy: {reason}; nothing was changed",
+            f"{destination.name} is not an interrupted copy of this source: {reason}; nothing was changed",
             hint="Choose a secret that does not exist yet, or delete that one with the store's own tool.",
         )
     return replace(plan, items=tuple(items)), holders
@@ -333,11 +334,11 @@ async def _verify_copy(plan: CopyPlan, destination: Store, clock: Clock) -> None
             return
         if clock.monotonic() >= end:
             raise UnavailableError(
-                f"read back, {problem}",
+                f"the copy differs from the source: {problem}",
                 provider=destination.provider.scheme,
                 secret_id=destination.secret_id,
                 operation="copy",
-                hint="Do not use the copy. --resume checks again.",
+                hint="Do not use the copy. Run the command again with --resume to check it again.",
             )
         await clock.sleep(_PAUSE)
 
@@ -370,7 +371,7 @@ def check_durable(destination: Store) -> None:
     """
     if not destination.provider.guarantees.durable:
         raise ProviderConfigurationError(
-            "what is copied there is lost when this command ends",
+            "this store is lost when the command ends, and the copy with it",
             provider=destination.provider.scheme,
             secret_id=destination.secret_id,
             operation="copy",

@@ -52,13 +52,14 @@ _CHECKED_ELSEWHERE: Final = frozenset(
 )
 
 _EXPIRY_HINTS: Final = {
-    Urgency.DUE: "A new root is due: `goatherd rotate` when it suits you.",
-    Urgency.SOON: "A new root is overdue: `goatherd rotate` this week.",
-    Urgency.URGENT: "`goatherd rotate` now.",
+    Urgency.DUE: "A new root is due: run `goatherd rotate` at a convenient time.",
+    Urgency.SOON: "A new root is overdue: run `goatherd rotate` this week.",
+    Urgency.URGENT: "Run `goatherd rotate` now.",
 }
 
 _SHORT_FROM_THE_START: Final = (
-    f"`goatherd rotate` as soon as every server starts from the store: GoatDB's roots live {GOATDB_LIFE.days} days, and"
+    "Run `goatherd rotate` as soon as every server starts from the store: GoatDB's roots live "
+    f"{GOATDB_LIFE.days} days, and"
     f" an unmodified server is not started with {SHORT_LIFE.days} or less left. The new root lives longer."
 )
 
@@ -151,19 +152,19 @@ def _check_signature(document: IdentityDocument) -> Check:
     except UnsignedIdentityError as error:
         if document.signature is not None:
             return Check(name="signature", level=FAILED, text=str(error), hint=error.hint)
-        hint = "The next write by this version signs it. Let no Goatherd 0.1.0 write from then on."
+        hint = "The next write by this version of Goatherd signs it. Do not let Goatherd 0.1.0 write after that."
         return Check(name="signature", level=WARNING, text=str(error), hint=hint)
     return Check(name="signature", level=OK, text="the current root has signed the document")
 
 
 def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check]:
     now_ms = SystemClock().now_ms()
-    text = f"whole, generation {document.generation}, {len(document.roots)} roots"
+    text = f"the document is complete: generation {document.generation}, {len(document.roots)} roots"
     checks = [Check(name="identity", level=OK, text=text), _check_signature(document)]
     left = days_left(document, now_ms)
     for remark in find_warnings(document, now_ms):
         level = FAILED if left < 0 else WARNING
-        hint = EXPIRED_HINT if left < 0 else "`goatherd rotate`." if left < SHORT_LIFE.days else ""
+        hint = EXPIRED_HINT if left < 0 else "Run `goatherd rotate`." if left < SHORT_LIFE.days else ""
         checks.append(Check(name="identity", level=level, text=remark, hint=hint))
     if left >= SHORT_LIFE.days:
         stage = assess_urgency(document, now_ms)
@@ -173,10 +174,11 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
         checks.append(Check(name="expiration", level=level, text=f"{left:.0f} days left", hint=hint))
     ahead_ms = recorded_ahead_ms(document, now_ms)
     if timedelta(milliseconds=ahead_ms) > scope.policy.clock_tolerance:
-        text = f"the identity records times up to {describe_span(ahead_ms)} in the future"
+        text = f"the identity contains timestamps up to {describe_span(ahead_ms)} in the future"
         hint = (
-            "Check this machine's clock. If it is right, a machine with a wrong one wrote this: `goatherd retire` "
-            "corrects the times, as does every other change; until then they count as now."
+            "Check this machine's clock. If it is right, a machine with a wrong clock wrote the timestamps: the "
+            "next change of the identity corrects them, such as `goatherd retire`. Until then they count as "
+            "the present."
         )
         checks.append(Check(name="recorded times", level=WARNING, text=text, hint=hint))
     record = document.rotation
@@ -186,7 +188,9 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
         text = (
             f"{record.phase.value} for {format_duration(since)}, begun {iso(record.started_at)} by {record.started_by}"
         )
-        hint = "No process seems to drive it: `goatherd rotate --resume`, or --rollback." if overdue else ""
+        hint = (
+            "No process seems to drive the rotation: run `goatherd rotate --resume`, or --rollback." if overdue else ""
+        )
         checks.append(Check(name="rotation", level=WARNING if overdue else OK, text=text, hint=hint))
     return checks
 
@@ -240,7 +244,7 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list
             # A server that does not answer, or does not trust this root, has failed another check.
             with suppress(NodeError):
                 if await client.answers(document.current):
-                    text = f"{client.base_url} does not show its sessions: {error}"
+                    text = f"{client.base_url} did not return its sessions: {error}"
                     checks.append(Check(name=name, level=SKIPPED, text=text, hint=error.hint))
         else:
             held[client.base_url] = await asyncio.to_thread(decode_commits, sent, org)
@@ -274,14 +278,24 @@ async def _check_server(client: NodeClient, document: IdentityDocument | None, s
     except NodeRefusedError as error:
         checks = [Check(name="node", level=FAILED, text=str(error), hint=error.hint)]
     except NodeError as error:
-        return [Check(name="node", level=FAILED, text=str(error), hint="Check that it is running, and its address.")]
+        return [
+            Check(
+                name="node",
+                level=FAILED,
+                text=str(error),
+                hint="Check that the server is running, and that its address is right.",
+            )
+        ]
     checks.append(await _check_clock(client))
     if document is not None:
         state = await read_server_state(client, document, scope.org)
         checks.append(_check_step(state, document, scope))
         if state.agent is not None and state.agent.door is not None and state.agent.door.is_exposed:
-            text = f"the server behind {state.url} can be reached at other addresses of its machine, past its door"
-            hint = "The door's log names them (door.server_exposed). Have a firewall close that port."
+            text = (
+                f"the server behind {state.url} can be reached at other addresses of its machine, which "
+                "bypasses its door"
+            )
+            hint = "The door's log names them (door.server_exposed). Close that port with a firewall."
             checks.append(Check(name="door", level=WARNING, text=text, hint=hint))
         if state.data is not None:
             checks.append(_check_data(state.url, state.data))
@@ -327,8 +341,12 @@ async def _check_clock(client: NodeClient) -> Check:
     # The header has whole seconds, so the answer may be up to one older than it looks.
     skew_ms = max(0.0, told - after, before - (told + 1000))
     skew = timedelta(milliseconds=round(skew_ms))
-    text = f"{url} differs by {format_duration(skew)}" if skew else f"{url} agrees with this one to the second"
-    hint = f"Requests are refused beyond {format_duration(SKEW_LIMIT)}. Set both clocks by NTP."
+    text = (
+        f"the clock of {url} differs by {format_duration(skew)}"
+        if skew
+        else f"the clock of {url} is right to the second"
+    )
+    hint = f"Servers reject requests beyond a difference of {format_duration(SKEW_LIMIT)}. Set both clocks by NTP."
     if skew > SKEW_LIMIT:
         return Check(name=name, level=FAILED, text=text, hint=hint)
     if skew > SKEW_WARNING:
@@ -338,11 +356,11 @@ async def _check_clock(client: NodeClient) -> Check:
 
 def _check_data(url: str, data: DataReport) -> Check:
     if data.cannot_write is not None:
-        hint = "Its log names the error. Make room on its disk, or make it writable; it needs no restart."
+        hint = "The server's log names the error. Free disk space, or make the disk writable; no restart is needed."
         return Check(name="data", level=FAILED, text=f"{url} refuses writes; {data.cannot_write}", hint=hint)
     if data.unusable is not None:
         hint = (
-            "Its log names the files. Stop it, then `goatherd doctor --data check DIR`, and"
+            "The server's log names the files. Stop the server, then run `goatherd doctor --data check DIR`, and"
             " `goatherd doctor --data repair DIR --peer URL`."
         )
         return Check(name="data", level=WARNING, text=f"{url} has {data.unusable}", hint=hint)
@@ -382,7 +400,12 @@ def _check_step(node: NodeState, document: IdentityDocument, scope: CheckScope) 
     if node.source == Origin.LAST_KNOWN_GOOD:
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
         text = f"{url} started from its last known good identity, of age {age}, and cannot reach the store"
-        return Check(name=name, level=WARNING, text=text, hint="It serves, but follows no rotation until it can.")
+        return Check(
+            name=name,
+            level=WARNING,
+            text=text,
+            hint="The server answers requests, but follows no rotation until it can read the store.",
+        )
     if node.is_degraded or node.is_stale(scope.refresh_interval):
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
         every = (

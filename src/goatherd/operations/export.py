@@ -88,5 +88,5 @@ def _write_settings(file: Path, text: bytes, *, replace: bool) -> None:
     except IdentityExistsError as error:
         if read_file(file) == text:
             return
-        error.hint = "It was not touched. --replace overwrites it, and the key in it."
+        error.hint = "The file was not changed. --replace overwrites it, and the private key in it."
         raise

@@ -127,5 +127,5 @@ def _run_git(at: Path, *words: str, given: bytes = b"") -> bytes:
         raise _GitError(f"git cannot be run: {error.strerror}") from error
     if done.returncode != 0:
         messages = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _GitError(f"git says: {messages[0] if messages else f'exit status {done.returncode}'}")
+        raise _GitError(f"git reported: {messages[0] if messages else f'exit status {done.returncode}'}")
     return done.stdout

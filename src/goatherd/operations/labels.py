@@ -151,7 +151,8 @@ def _explain_conflict() -> Iterator[None]:
         yield
     except ConflictError as error:
         error.hint = (
-            "Another writer moved it. `goatherd show --versions` shows where it is now; then run the command again."
+            "Another writer moved the label. `goatherd show --versions` shows where it is now; then "
+            "run the command again."
         )
         raise
 
@@ -159,8 +160,11 @@ def _explain_conflict() -> Iterator[None]:
 def _check_store(provider: SecretProvider) -> None:
     if not provider.guarantees.custom_labels:
         raise ConfigurationError(
-            f"the store ({provider.scheme}) holds no labels but Goatherd's own",
-            hint="Its provider declares custom_labels=False. Note the version's id instead; `show --at ID` reads it.",
+            f"the store ({provider.scheme}) supports no labels but Goatherd's own",
+            hint=(
+                "Its provider declares custom_labels=False. Note the version's id instead; `goatherd show "
+                "--at ID` reads that version."
+            ),
         )
 
 
@@ -171,11 +175,11 @@ def _find_holder(versions: list[SecretVersion], label: Label) -> str | None:
 def _find_version(provider: SecretProvider, secret_id: str, versions: list[SecretVersion], text: str) -> str:
     if any(version.id == text and version.is_leftover for version in versions):
         raise SecretNotFoundError(
-            f"version {text} is what an interrupted change left, and takes no label",
+            f"version {text} was left by an interrupted change and cannot have a label",
             provider=provider.scheme,
             secret_id=secret_id,
             operation="label",
-            hint="`goatherd show --versions` lists the versions that do.",
+            hint="`goatherd show --versions` lists the versions that can have labels.",
         )
     if any(version.id == text for version in versions):
         return text

@@ -43,8 +43,8 @@ def merge_server_identities(
     if len(current) > 1 and root_id is None:
         raise SettingsError(
             f"the servers of {org} have different roots: {held}",
-            hint="They do not accept one another. If they are two clusters, migrate each into a secret of its own. If"
-            " they are to be one, choose the current root with --root ID: the others stay trusted, so"
+            hint="Servers with different roots reject each other. If these are two clusters, migrate each into its own"
+            " secret. If they are to be one, choose the current root with --root ID: the others stay trusted, so"
             " that their clients keep their sessions and their data. --dry-run shows the consequences.",
         )
     kept = [(path, document) for path, document in found if document.current.id == (root_id or document.current.id)]
@@ -77,7 +77,7 @@ def _choose_latest(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> 
     if forged:
         raise SettingsError(
             f"root {first.current.id} of {org} has another key in {', '.join(forged)} than in {found[0][0]}",
-            hint="One of them is forged. Find out which before anything trusts these servers again.",
+            hint="One of the keys is forged. Find out which one before clients use these servers again.",
         )
     return max((document for _, document in found), key=lambda document: document.current.session.expiration_ms)
 
@@ -106,8 +106,8 @@ def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], ide
     for root_id, root in given_up.items():
         paths = ", ".join(str(path) for path, document in found if document.current.id == root_id)
         lines.append(
-            f"{org}: root {root_id} ({paths}) stays trusted until {iso(root.expiration_ms)}, and what it has signed"
-            " permanently. Its clients keep their sessions and their data; they learn the other root from"
+            f"{org}: root {root_id} ({paths}) stays trusted until {iso(root.expiration_ms)}, and what it has"
+            " signed stays valid permanently. Its clients keep their sessions and data; they learn the other root from"
             " /sys/sessions, and the clients of the other root learn this one"
         )
         lines.append(

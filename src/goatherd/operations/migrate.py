@@ -281,7 +281,10 @@ async def _migrate_server(
                     signed = sign_document(document, SystemClock().now_ms())
                     await store.provider.create(store.secret_id, SecretBytes(encode_document(signed)))
                 except SecretExistsError as error:
-                    raise IdentityExistsError(f"{store.name} got an identity while this ran; it was kept") from error
+                    raise IdentityExistsError(
+                        f"{store.name} received an identity from another process during this migration; that "
+                        "identity was kept"
+                    ) from error
             if write_sessions and not dry_run:
                 # Signed by the root of settings.json, even after rotations, so that each server writes the same commit.
                 is_revoked = document.current.id in identity.revoked_ids
@@ -377,7 +380,7 @@ async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
     _, document = await store.read()
     if not contains_root(document, wanted):
         raise SettingsError(
-            f"{store.name} does not give root {wanted.id} back",
+            f"{store.name} did not return root {wanted.id} when it was read back",
             hint="Nothing was removed from the disk. `goatherd show --versions` shows what the store holds.",
         )
     return document
@@ -420,7 +423,7 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
     if settings.is_symlink():
         raise SettingsError(
             f"{settings} is a link to {settings.readlink()}",
-            hint="`goatherd run` makes such a link, to a file in memory. Stop it, and the file goes by itself.",
+            hint="`goatherd run` makes such a link, to a file in memory. Stop `goatherd run`, and it removes the file.",
         )
     remains = settings.with_name(REMAINS)
     note = {

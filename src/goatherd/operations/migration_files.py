@@ -76,7 +76,7 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
         if found:
             return [MigrationSource(settings=path, data=path.parent, org=path.parent.name) for path in found]
     raise ConfigurationError(
-        f"there is no {SETTINGS_NAME} in {source}, nor in a directory of it"
+        f"there is no {SETTINGS_NAME} in {source}, nor in one of its subdirectories"
         if source.is_dir()
         else f"{source} does not exist",
         hint="Name the data directory of a GoatDB server, or a settings.json.",

@@ -60,7 +60,7 @@ def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, S
             if known is not None and known.public_key != user.public_key:
                 raise SettingsError(
                     f"session {user.id!r} has different keys in the settings.json of two servers",
-                    hint="One of them is forged. Find out which before anything trusts these servers again.",
+                    hint="One of the keys is forged. Find out which one before clients use these servers again.",
                 )
             agreed[user.id] = preferred_session(known, user)
     return agreed
@@ -176,7 +176,7 @@ def find_missing_sessions(log: SessionLog, users: Iterable[Session]) -> tuple[li
         if known.public_key != user.public_key:
             raise SettingsError(
                 f"session {user.id!r} has one key in settings.json and another in the log",
-                hint="One of them is forged. Find out which before anything trusts this server again.",
+                hint="One of the keys is forged. Find out which one before clients use this server again.",
             )
         says_more = user.expiration_ms > known.expiration_ms or (known.owner is None and user.owner is not None)
         if says_more:

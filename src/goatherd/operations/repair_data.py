@@ -207,7 +207,7 @@ async def read_peers(
 def _check_verifiable(peers: Sequence[RepairPeer], anchor: Anchor | None) -> None:
     if peers and anchor is None:
         raise ConfigurationError(
-            "what peers send could not be verified: it is not known which roots may sign",
+            "commits from peers could not be verified, because the trusted roots are not known",
             hint="Give --provider URI.",
         )
 

@@ -167,7 +167,7 @@ def _state_from_answer(url: str, trusts: bool | None, answer: ServerIdentity) ->
         is_watching=answer.is_watching,
         data=answer.data,
         agent=answer.agent,
-        problem=f"refuses the store's identity: {code}" if code.startswith("identity.") else None,
+        problem=f"rejects the store's identity: {code}" if code.startswith("identity.") else None,
     )
 
 

@@ -247,7 +247,7 @@ async def sign_earlier(
     _refuse_valid(examined)
     if signed is None:
         raise IllegalStepError(
-            "no earlier version that can be read is signed, so there is nothing to take back to",
+            "no earlier readable version is signed, so there is no version to restore",
             hint="`goatherd restore --signature --accept` signs what the store holds.",
         )
     if document.current.id != signed.current.id and _follows(document, signed):

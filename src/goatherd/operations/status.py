@@ -180,7 +180,7 @@ def clock_notes(
     recorded_ms = recorded_ahead_ms(document, now_ms)
     if timedelta(milliseconds=recorded_ms) > SKEW_WARNING:
         found.append(
-            f"the identity records times up to {describe_span(recorded_ms)} in the future: a machine with a wrong "
-            "clock wrote it, or this machine's clock is behind"
+            f"the identity contains timestamps up to {describe_span(recorded_ms)} in the future: a machine "
+            "with a wrong clock wrote them, or this machine's clock is behind"
         )
     return found

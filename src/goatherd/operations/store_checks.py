@@ -149,7 +149,7 @@ async def _check_rights(store: Store) -> list[Check]:
 def _check_current(labels: Mapping[Label, SecretVersion], version: SecretVersion) -> Check:
     name, holder = "label current", labels.get(CURRENT)
     if holder is None:
-        text = f"a read leads to version {version.id}, and no listed version has the label"
+        text = f"a read returns version {version.id}, but no listed version has the label"
         return Check(
             name=name,
             level=WARNING,

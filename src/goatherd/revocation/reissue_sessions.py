@@ -280,8 +280,8 @@ class SessionReissuer:
         lacking = await self._find_lacking(outcome, [commit["id"] for commit in commits], signer)
         if lacking:
             raise RotationError(
-                f"{outcome.url} did not keep {len(lacking)} of {len(commits)} session commits of {signer.id}",
-                hint="Look at its log; then run it again.",
+                f"{outcome.url} did not store {len(lacking)} of {len(commits)} session commits of {signer.id}",
+                hint="Check the server's log, then run the command again.",
             )
 
     async def _find_lacking(self, outcome: NodeOutcome, wanted: Sequence[str], signer: OwnedSession) -> list[str]:

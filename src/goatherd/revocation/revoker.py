@@ -308,7 +308,7 @@ class Revoker:
         """Return the root that signs from now on (None: no change), and the stolen root if its key is stored."""
         if document.find_root(session_id) is None:
             raise IllegalStepError(
-                f"{session_id} is no root of this identity", hint="`goatherd show` lists the roots that there are."
+                f"{session_id} is not a root of this identity", hint="`goatherd show` lists the roots."
             )
         if session_id != document.current.id:
             return None, await self._stored_root(document, session_id)
@@ -322,7 +322,7 @@ class Revoker:
             return fresh, document.current
         if successor == NEXT or (document.next is not None and document.next.id == successor):
             if document.next is None:
-                raise IllegalStepError("there is no next root: no rotation is under way that has prepared one")
+                raise IllegalStepError("there is no next root: no rotation in progress has prepared one")
             return document.next, document.current
         earlier = await self._stored_root(document, successor)
         if earlier is None:
@@ -414,7 +414,7 @@ class Revoker:
                 self._instances[node.base_url] = answer.instance
             outcome.refuses = answer.revoked is not None and revoked <= set(answer.revoked) and bool(revoked)
             if not outcome.refuses and answer.refusal is not None:
-                outcome.problem = f"refuses the identity: {answer.refusal}"
+                outcome.problem = f"rejects the identity: {answer.refusal}"
 
         await self._call_each(tuple(self._outcomes), observe)
 
@@ -811,8 +811,8 @@ class Revoker:
                 return document, found.version
             if self._clock.monotonic() >= until:
                 raise GenerationError(
-                    f"the store shows generation {document.generation} after it has shown {self._highest}",
-                    hint="Its replicas disagree, or an old value was written back.",
+                    f"the store returned generation {document.generation} after generation {self._highest}",
+                    hint="The store's replicas disagree, or an old version was restored.",
                 )
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)
@@ -1018,6 +1018,6 @@ def _find_entry(document: IdentityDocument, session_id: str) -> Revocation:
 
 def _list_lost() -> RotationError:
     return RotationError(
-        "no node has the list of what the cluster held, and what they hold now differs from it",
-        hint="Close it anew with what they hold now: --reopen.",
+        "no server has the list of frozen commits, and the commits that the servers hold now differ from it",
+        hint="Make a new list from the commits that the servers hold now: --reopen.",
     )

@@ -87,7 +87,7 @@ class Attempts:
         known = self._known.setdefault(evidence, _Attempt())
         known.count += 1
         known.last_at = self._clock.monotonic()
-        known.answer = "it answered each time that this was done" if conflict is None else f"it answered: {conflict}"
+        known.answer = "it reported success each time" if conflict is None else f"it answered: {conflict}"
 
 
 def evidence_of(action: Action, observation: Observation) -> Hashable:
@@ -121,9 +121,9 @@ def name_of(action: Action) -> str:
         case LabelStable(version=version):
             return f"move label `stable` to version {version}"
         case CorrectTimes():
-            return "correct the times that the identity records"
+            return "correct the timestamps in the identity"
         case Prune():
-            return "take earlier roots out of the identity document"
+            return "remove earlier roots from the identity document"
         case Prepare():
             return "write the identity of step 'prepare'"
         case PrepareRestore(root_id=root_id):

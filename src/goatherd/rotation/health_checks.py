@@ -56,7 +56,9 @@ class HTTPProbe:
     """
 
     def __init__(self, url: str, *, timeout: timedelta) -> None:
-        parts = urlsplit(check_http_url(url, hint="Write it as http://127.0.0.1:9000/healthy."))
+        parts = urlsplit(
+            check_http_url(url, hint="Write it as a URL with a scheme, such as http://127.0.0.1:9000/healthy.")
+        )
         assert parts.hostname is not None
         self._url = url
         self._timeout = timeout.total_seconds()

@@ -613,17 +613,17 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
         return _leave(store, intent)
     for node in observation.nodes:
         if node.rejects is not None and not is_outvoted(observation, policy):
-            return _abandon(store, f"{node.url} refuses the document: {node.rejects}")
+            return _abandon(store, f"{node.url} rejects the identity document: {node.rejects}")
     if health is not None and health.failures >= policy.health_failures:
         return _abandon(store, f"not healthy, {health.failures} times in a row: {health.problem}")
     if store.next_due_ms is not None and store.next_due_ms <= now_ms <= store.current_expires_ms:
         # SECURITY: an unmodified server that starts with a key of less than 15 days publishes it
         # (tests/unit/rotation/test_machine.py). A fresh root costs nothing while the current one can endorse it.
-        return _abandon(store, "the next root has lain unused for so long that it is due for rotation itself")
+        return _abandon(store, "the next root was unused for so long that it must itself be replaced")
     if intent.to_phase is not None and _ORDER.index(store.phase) > _ORDER.index(intent.to_phase):
         return Illegal(
-            why=f"the rotation is {store.phase} already, and cannot stop at {intent.to_phase}",
-            hint="`goatherd rotate --resume` without --to carries it to its end.",
+            why=f"the rotation is already in phase {store.phase}, so it cannot stop at {intent.to_phase}",
+            hint="`goatherd rotate --resume` without --to finishes it.",
         )
     step = FORWARD[store.phase]
     lacking = missing(observation, step)
@@ -644,7 +644,9 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
         # (tests/unit/rotation/test_machine.py).
         return _abandon(
             store,
-            f"not adopted in time: {describe(observation, lacking)}" if lacking else f"not seen in time that {blocker}",
+            f"not adopted in time: {describe(observation, lacking)}"
+            if lacking
+            else f"not in time: expected that {blocker}",
         )
     if blocker and not lacking:
         return Wait(nodes=(), reason=blocker, until_ms=until_ms)
@@ -654,9 +656,9 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
 def _find_blocker(observation: Observation) -> str | None:
     """Return what blocks every step, whatever the servers show; None if nothing does."""
     if observation.nodes_unknown is not None and GATES[FORWARD[observation.store.phase]]:
-        return f"it can be told who the nodes are: {observation.nodes_unknown}"
+        return f"the servers can be discovered: {observation.nodes_unknown}"
     if observation.health is not None and observation.health.failures:
-        return f"it is healthy again: {observation.health.problem}"
+        return f"the health check passes again: {observation.health.problem}"
     return None
 
 
@@ -725,7 +727,7 @@ def _leave(store: StoreView, intent: Intent) -> Action:
         )
     return Illegal(
         why=f"the rotation is {store.phase}: the next root has signed nothing, so there is nothing to roll back",
-        hint="`goatherd rotate --cancel` gives it up; the current root goes on signing.",
+        hint="`goatherd rotate --cancel` ends the rotation; the current root continues to sign.",
     )
 
 
@@ -831,7 +833,7 @@ def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms:
     pruning = _decide_prune(observation, policy.adoption, intent, now_ms)
     if pruning is not None:
         return pruning
-    problem = "it holds no earlier root that may leave it"
+    problem = "it contains no earlier root that may be removed"
     if store.leaving and observation.nodes_unknown is not None:
         problem = f"the servers are not known: {observation.nodes_unknown}"
     elif store.leaving and not nodes:
@@ -839,10 +841,10 @@ def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms:
     elif store.leaving:
         behind = [node.url for node in nodes if not all(_shows_earlier(node, one) for one in store.leaving)]
         away = {node.url for node in nodes if not node.reachable}
-        problem = f"not seen that {_join_names(behind, away)} {Evidence.HOLDS_EARLIER}"
+        problem = f"expected that {_join_names(behind, away)} {Evidence.HOLDS_EARLIER}"
     return Illegal(
         why=f"the identity document is too large for another rotation: {problem}",
-        hint="Start the servers that gave no answer, or take servers that are gone for good from the list of nodes.",
+        hint="Start the servers that did not answer, or remove servers that no longer exist from the list.",
     )
 
 
@@ -921,12 +923,12 @@ def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]])
         left = [url for url in urls if url not in told]
         told |= away.intersection(left)
         if left:
-            parts.append(f"not seen that {_join_names(left, away)} {evidence}")
+            parts.append(f"expected that {_join_names(left, away)} {evidence}")
     return "; ".join(parts)
 
 
 def _join_names(urls: Sequence[str], away: Collection[str]) -> str:
-    listed = ", ".join(f"{url} (no answer)" if url in away else url for url in urls[:5])
+    listed = ", ".join(f"{url} (did not answer)" if url in away else url for url in urls[:5])
     return listed + (f" and {len(urls) - 5} more" if len(urls) > 5 else "")
 
 

@@ -281,7 +281,7 @@ def went_back_error(obstacles: Iterable[Obstacle]) -> StoreWentBackError:
     return StoreWentBackError(
         f"nothing was written: {'; '.join(one.text for one in found)}",
         obstacles=found,
-        hint=f"{_WAYS_OUT} A server that is wrong about it is overruled by --distrust {urls[0]}.",
+        hint=f"{_WAYS_OUT} If a server is wrong, overrule it with --distrust {urls[0]}.",
     )
 
 
@@ -356,14 +356,16 @@ def _of_the_policy(observation: Observation, policy: Policy, *, is_restore: bool
 
 def _of_the_list(observation: Observation) -> Iterator[Obstacle]:
     if observation.nodes_unknown is not None:
-        text = f"it is not known which servers there are: {observation.nodes_unknown}"
-        yield Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=text, hint="List them with --node URL, or repair that.")
+        text = f"the servers of the cluster are not known: {observation.nodes_unknown}"
+        yield Obstacle(
+            kind=ObstacleKind.NODES_UNKNOWN, text=text, hint="List them with --node URL, or repair the discovery."
+        )
     if observation.are_nodes_discovered:
         return  # discovery may find the same server twice
     for urls in find_named_twice(observation.nodes):
         yield Obstacle(
             kind=ObstacleKind.NAMED_TWICE,
-            text=f"{_join_names(urls)} are one and the same server",
+            text=f"{_join_names(urls)} are the same server",
             hint="Name each server once: a server that is named twice counts twice in a quorum.",
             nodes=urls,
         )
@@ -427,7 +429,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
         return Obstacle(
             kind=ObstacleKind.UNREACHABLE,
             text=f"{url} {node.activity}",
-            hint="Try again when it serves; `goatherd status` shows that.",
+            hint="Try again when the server is ready; `goatherd status` shows its state.",
             nodes=urls,
         )
     if not node.reachable:
@@ -435,7 +437,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
             kind=ObstacleKind.UNREACHABLE,
             text=f"{url} did not answer{_describe_problem(node)}",
             hint="Every listed server must accept a request signed by the current root before a rotation begins. Start "
-            "it, or leave it out if it is gone.",
+            "the server, or remove it from the list if it no longer exists.",
             nodes=urls,
         )
     if node.roots is not None and is_of_another_identity((*node.roots, *node.revoked), store.root_ids):
@@ -443,8 +445,8 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
             kind=ObstacleKind.OTHER_IDENTITY,
             text=f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "
             f"{', '.join(node.roots[:5])}, not root {root}",
-            hint="Is --provider the store that this server starts from? Is --node the right server? (One that was away "
-            "for many rotations learns the current root when it reads the store.)",
+            hint="Is --provider the store that this server starts from? Is --node the right server? (A server that was"
+            " down for many rotations learns the current root when it reads the store.)",
             nodes=urls,
         )
     if node.answers is False and node.roots is not None:
@@ -452,7 +454,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
             kind=ObstacleKind.UNTRUSTED,
             text=f"{url} rejects a request signed by the current root {root}: it signs with {node.signs_with}, at "
             f"generation {node.generation} of {store.generation}, or its clock is wrong",
-            hint="Can it read the store? `goatherd doctor` compares the clocks.",
+            hint="Check whether the server can read the store. `goatherd doctor` compares the clocks.",
             nodes=urls,
         )
     if node.answers is False:
@@ -466,7 +468,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
     return Obstacle(
         kind=ObstacleKind.UNREACHABLE,
         text=f"{url} gave no usable answer to a request signed by the current root{_describe_problem(node)}",
-        hint="Is it a GoatDB server, and in good order?",
+        hint="Check that it is a GoatDB server and that it works.",
         nodes=urls,
     )
 
@@ -476,26 +478,26 @@ def _of_the_flow(observation: Observation) -> Iterator[Obstacle]:
     if flow.is_interrupted:
         urls = tuple(url for group in flow.groups for url in group)
         between = "; ".join(f"{_join_names(group)}" for group in flow.groups)
-        what = "each for itself: " if all(len(group) == 1 for group in flow.groups) else "in separate groups: "
+        what = "each on its own: " if all(len(group) == 1 for group in flow.groups) else "in separate groups: "
         yield Obstacle(
             kind=ObstacleKind.NO_FLOW,
-            text=f"what one server accepts does not reach the others; they serve {what}{between}",
+            text=f"the servers do not synchronize; they run {what}{between}",
             hint=PEER_HINT,
             nodes=urls,
         )
     elif probe is not None and probe.unreached:
         yield Obstacle(
             kind=ObstacleKind.NO_FLOW,
-            text=f"a session at {probe.at} did not reach {_join_names(probe.unreached)}: what one server accepts "
-            "does not reach the others",
+            text=f"a session at {probe.at} did not reach {_join_names(probe.unreached)}: the servers "
+            "do not synchronize",
             hint=PEER_HINT,
             nodes=(probe.at, *probe.unreached),
         )
     elif probe is not None and probe.problem is not None:
         yield Obstacle(
             kind=ObstacleKind.NO_FLOW,
-            text=f"{probe.at} made no session by which to see whether the servers synchronize: {probe.problem}",
-            hint="Is that server in good order?",
+            text=f"{probe.at} could not create a session to check whether the servers synchronize: {probe.problem}",
+            hint="Check that this server works.",
             nodes=(probe.at,),
         )
 
@@ -532,17 +534,17 @@ def find_remarks(
         and compare_clocks(observation, policy).is_ours_confirmed
     ):
         found.append(
-            f"the identity records times up to {describe_span(ahead_ms)} in the future: it was written by a machine "
-            "with a wrong clock; they count as the time at which it was written, and the next change corrects them"
+            f"the identity contains timestamps up to {describe_span(ahead_ms)} in the future: a machine with a wrong "
+            "clock wrote them; they count as the time of the write, and the next change corrects them"
         )
     if observation.are_nodes_discovered:
-        found += [f"{_join_names(urls)} are one and the same server" for urls in find_named_twice(observation.nodes)]
+        found += [f"{_join_names(urls)} are the same server" for urls in find_named_twice(observation.nodes)]
     flow = find_flow(observation.nodes)
     if not flow.is_proven and not flow.is_interrupted and observation.flow is None:
         urls = (*flow.silent, *(url for group in flow.groups for url in group))
         found.append(
-            f"{_join_names(urls)} do not say with whom they synchronize: before it writes, `goatherd rotate` checks, "
-            "like `goatherd doctor`, that the sessions made there today are at all of them, and makes one if there are "
+            f"{_join_names(urls)} do not report their peers: before it writes, `goatherd rotate` checks, "
+            "like `goatherd doctor`, that today's sessions have reached all of them, and creates one if there are "
             "none"
         )
     found += [

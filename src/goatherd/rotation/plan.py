@@ -28,7 +28,10 @@ EFFECTS: Final[dict[Step, str]] = {
     Step.PREPARE: "put the label stable on the current version; write a new root, which the current root endorses",
     Step.PUBLISH: "introduce the next root at every server, by a commit in /sys/sessions that the current root signs",
     Step.ACTIVATE: "write the next root as the current root; notify the servers",
-    Step.VERIFY: "introduce the previous root at one server, by a commit that the next root signs; see all hold it",
+    Step.VERIFY: (
+        "introduce the previous root at one server, by a commit that the next root signs; check "
+        "that every server holds it"
+    ),
     Step.FINALIZE: "end the rotation; move the label stable to this version",
 }
 
@@ -37,7 +40,7 @@ RISKS: Final[dict[Step, str]] = {
     Step.PUBLISH: "little: from here on servers trust the next root, even after a cancel; it has signed nothing",
     Step.ACTIVATE: "a server that is not listed, and reads neither store nor peers, rejects what the next root signs",
     Step.VERIFY: "none: both roots are trusted everywhere, and a rollback loses nothing",
-    Step.FINALIZE: "none; but from here on the way back is `goatherd restore`",
+    Step.FINALIZE: "none; but from here on only `goatherd restore` makes the previous root current again",
 }
 
 
@@ -165,9 +168,9 @@ def _plan_step(phase: Phase, step: Step, policy: Policy, signals: Sequence[str])
     if step is Step.ACTIVATE and policy.unlisted:
         also.append(f"{_format_seconds(policy.unlisted)} since published, for servers that are not listed")
     if step in (Step.VERIFY, Step.FINALIZE):
-        also += [f"well: {name}" for name in signals]
+        also += [f"passed: {name}" for name in signals]
     if step is Step.FINALIZE and signals and policy.health_soak:
-        also.append(f"well for {_format_seconds(policy.health_soak)}")
+        also.append(f"health checks pass for {_format_seconds(policy.health_soak)}")
     patience = (
         policy.adoption if gate and phase is not Phase.STEADY else None
     )  # in phase steady the rotation is refused at once

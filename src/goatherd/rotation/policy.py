@@ -128,7 +128,7 @@ class Policy:
             value = getattr(self, field.name)
             if isinstance(field.default, timedelta) and not isinstance(value, timedelta):
                 raise ConfigurationError(
-                    f"{field.name} is a {type(value).__name__}, and must be a timedelta",
+                    f"{field.name} must be a timedelta, not a {type(value).__name__}",
                     hint=f"Such as Policy({field.name}=timedelta(hours=1)).",
                 )
 

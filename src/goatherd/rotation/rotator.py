@@ -493,7 +493,7 @@ class Rotator:
 
     def _describe_half_way(self) -> str:
         return (
-            f"The rotation is in progress, in phase {self._stored_phase}, and the servers go on as they are. When the "
+            f"The rotation is in progress, in phase {self._stored_phase}, and the servers keep their state. When the "
             "store can be read again, finish it with `goatherd rotate --resume`, or use --rollback or --cancel."
         )
 
@@ -760,8 +760,8 @@ class Rotator:
         if document.generation < self._highest:
             # The answer of a replica that lags must not be used for a decision.
             raise GenerationError(
-                f"the store shows generation {document.generation} after it has shown {self._highest}",
-                hint="Its replicas disagree, or an old value was written back.",
+                f"the store returned generation {document.generation} after generation {self._highest}",
+                hint="The store's replicas disagree, or an old version was restored.",
             )
         self._continuity.check(document, found.version)
         self._note_stored(document)
@@ -890,7 +890,9 @@ class Rotator:
     async def _refuse_unwell(self) -> None:
         problem = await self._health.ask()
         if problem is not None:
-            raise UnhealthyError(f"not healthy before the rotation goes on, so nothing was begun: {problem}")
+            raise UnhealthyError(
+                f"the health check failed before the next step, so the step was not started: {problem}"
+            )
 
     async def _wait(self, poll: timedelta, until_ms: int | None) -> timedelta:
         left = timedelta.max if until_ms is None else timedelta(milliseconds=max(1, until_ms - self._steady.now_ms()))

@@ -164,7 +164,7 @@ class Continuity:
             raise StoreWentBackError(
                 f"the store holds another version {version.id}, of generation {document.generation}, than it did when"
                 " this command read it before: a backup was restored meanwhile",
-                hint="Look at `goatherd doctor`, then run the command again.",
+                hint="Run `goatherd doctor`, then run the command again.",
             )
 
 

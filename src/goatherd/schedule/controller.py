@@ -342,7 +342,7 @@ class Controller:
     async def _warn_of_end(self, document: IdentityDocument, verdict: DueDecision) -> None:
         root_id = document.current.id
         if verdict.skipped_ms is not None:
-            reason = f"no rotation came of the slot {iso(verdict.skipped_ms)}; {verdict.why}"
+            reason = f"no rotation started for the slot {iso(verdict.skipped_ms)}; {verdict.why}"
             await self._ring_once(
                 Alert(kind=AlertKind.SLOT_SKIPPED, reason=reason, root_id=root_id), verdict.skipped_ms
             )

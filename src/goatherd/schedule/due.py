@@ -191,10 +191,10 @@ def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
     if schedule.cron is not None:
         _check_cron(schedule, now_ms)
         if schedule.max_age is not None:
-            raise ConfigurationError("a cron expression and a greatest age exclude one another")
+            raise ConfigurationError("a cron expression and a maximum age cannot be combined")
     if schedule.max_age is not None and not SHORTEST <= schedule.max_age < schedule.policy.lifetime:
         raise ConfigurationError(
-            "the greatest age of a key must be at least 1h and less than the lifetime of a new one",
+            "the maximum age of a key must be at least 1h and less than the lifetime of a new one",
             hint="The lifetime is `rotation.lifetime`.",
         )
     if schedule.windows and first_span(schedule.windows, schedule.zone, now_ms) is None:
@@ -212,8 +212,11 @@ def read_zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ConfigurationError(
-            f"{name!r} is no time zone that this machine knows",
-            hint="Such as Europe/Berlin or UTC; where the system has no zones, `pip install tzdata` brings them.",
+            f"{name!r} is not a time zone that this machine knows",
+            hint=(
+                "Give a name such as Europe/Berlin or UTC. If the system has no time zones, `pip install "
+                "tzdata` brings them."
+            ),
         ) from None
 
 
@@ -304,7 +307,7 @@ def _decide_rotation(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecisi
             planned,
             act=Act.ROTATE,
             at_ms=urgent_ms,
-            why=f"root {facts.current_id} expires at {end}; so near its end neither windows nor slots are waited for",
+            why=f"root {facts.current_id} expires at {end}, too soon to wait for a window or a slot",
             slot_ms=facts.expires_ms - reserve,
             urgent=facts.expires_ms - reserve <= now_ms,
         )
@@ -332,7 +335,7 @@ def _by_cron(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: in
         skipped_ms = latest_ms
     next_ms = next(_list_slots(schedule, now_ms), None)
     if next_ms is None:
-        why = f"`{schedule.cron}` has no slot to come"
+        why = f"`{schedule.cron}` has no future slot"
         return DueDecision(act=Act.NOTHING, at_ms=None, why=why, skipped_ms=skipped_ms)
     why = _slot_text(schedule, next_ms)
     if skipped_ms is not None:
@@ -489,11 +492,11 @@ def _check_cron(schedule: Schedule, now_ms: int) -> None:
         if len(slots) == _GAPS:
             break
     if not slots:
-        raise ConfigurationError(f"{schedule.cron!r} has no time to come", hint=_CRON_HINT)
+        raise ConfigurationError(f"{schedule.cron!r} has no future time", hint=_CRON_HINT)
     if any(later - earlier < milliseconds(SHORTEST) for earlier, later in itertools.pairwise(slots)):
         raise ConfigurationError(
             f"{schedule.cron!r} rotates more often than every hour",
-            hint="Each rotation leaves a public key in the identity for good.",
+            hint="Each rotation leaves a public key in the identity permanently.",
         )
 
 

@@ -51,7 +51,7 @@ class Window:
         days_text, _, times_text = text.strip().rpartition(" ")
         times = _TIMES.fullmatch(times_text)
         if times is None:
-            raise _syntax_error(text, "the times look like 02:00-04:00")
+            raise _syntax_error(text, "the times must look like 02:00-04:00")
         hours = [int(part) for part in times.groups()]
         start, end = hours[0] * 60 + hours[1], hours[2] * 60 + hours[3]
         if hours[1] > 59 or hours[3] > 59 or start >= _DAY_MINUTES or end > _DAY_MINUTES:
@@ -138,7 +138,7 @@ def _parse_days(text: str, days_text: str) -> frozenset[int]:
     for part in days_text.split(","):
         first, dash, last = (word.strip().capitalize() for word in part.partition("-"))
         if first not in DAYS or (dash and last not in DAYS):
-            raise _syntax_error(text, "the days are " + ", ".join(DAYS))
+            raise _syntax_error(text, "the days must be " + ", ".join(DAYS))
         begin = DAYS.index(first)
         days.update((begin + step) % 7 for step in range((DAYS.index(last) - begin) % 7 + 1 if dash else 1))
     return frozenset(days)

@@ -150,11 +150,11 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
     for call, text in (
         (goatherd.rotate(store), "no server"),
         (goatherd.rotate(store, "localhost"), "localhost"),
-        (goatherd.rotate(store, [8101]), "a int does not name a server"),
+        (goatherd.rotate(store, [8101]), "a int cannot be used as a server"),
         (goatherd.rotate(store, ["http://127.0.0.1:1"], to_phase="publishd"), "not a phase"),
         (goatherd.rotate(store, unsafe_without_nodes=True, policy="90d"), "a str is not a policy"),  # type: ignore[arg-type]
-        (goatherd.status(tmp_path), "does not name a store"),
-        (goatherd.status(goatherd.open_store(store)), "does not name a store"),
+        (goatherd.status(tmp_path), "cannot be used as a store"),
+        (goatherd.status(goatherd.open_store(store)), "cannot be used as a store"),
         (goatherd.migrate(store, tmp_path / "settings.json"), "does not exist"),
         (goatherd.status({"type": "cloud", "cloudConfig": "aws"}), "cloudConfig"),
         (goatherd.status("/srv/keys/root"), "not the URI of a store"),
@@ -163,7 +163,7 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
         with pytest.raises(ConfigurationError, match=text) as caught:
             await call
         assert caught.value.hint
-    with pytest.raises(ConfigurationError, match="lifetime is a int"):
+    with pytest.raises(ConfigurationError, match="lifetime must be a timedelta, not a int"):
         goatherd.Policy(lifetime=90)
     with pytest.raises(ConfigurationError, match="not their URLs"):
         goatherd.Rotator(goatherd.MemorySecretProvider(), "root", ["http://127.0.0.1:8101"])

@@ -73,7 +73,7 @@ def test_a_private_key_is_encoded_only_where_it_is_asked_for():
     assert goatherd.decode_session(json.dumps(secret)) == root
     with pytest.raises(ConfigurationError, match="a dict is not a session"):
         goatherd.encode_session(public)  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="public half"):
+    with pytest.raises(ConfigurationError, match="is public: it has no private key"):
         goatherd.encode_session(root.session, include_private_key=True)
 
 

@@ -101,7 +101,7 @@ def test_a_file_that_is_moved_away_is_followed_by_a_new_one(file: Path) -> None:
 def test_a_file_that_others_may_write_is_refused(file: Path, mode: int) -> None:
     make(file).record("one", {})
     file.chmod(mode)
-    with pytest.raises(AuditError, match="can be written by others"):
+    with pytest.raises(AuditError, match="is writable by other users"):
         make(file).record("two", {})
     assert events(file) == ["signer", "one"]
 
@@ -125,7 +125,7 @@ def test_a_link_a_directory_a_pipe_and_any_other_file_are_refused_and_left_alone
         (other, "not an audit trail"),
         (link, "symbolic link"),
         (tmp_path, "directory"),
-        (pipe, "no file"),
+        (pipe, "not a regular file"),
     ):
         with pytest.raises(AuditError, match=told):
             make(path).record("one", {})

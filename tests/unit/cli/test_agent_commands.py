@@ -247,7 +247,10 @@ def test_a_server_that_makes_a_root_for_another_organization_is_stopped_at_once(
         (["run", "--data", "d", "--create", "--", "true"], "no store"),
         (["run", "--provider", "memory:///a/x", "--data", "d", "--", "no-such-command-anywhere"], "no command"),
         (["run", "--provider", "memory:///a/x", "--data", ".", "--on-change", "command", "--", "true"], "--command"),
-        (["run", "--provider", "memory:///a/x", "--data", "d", "--stop-signal", "NOPE", "--", "true"], "not a signal"),
+        (
+            ["run", "--provider", "memory:///a/x", "--data", "d", "--stop-signal", "NOPE", "--", "true"],
+            "is not the name of a signal",
+        ),
         (
             ["run", "--provider", "memory:///a/x", "--data", "d", "--crashes", "many", "--", "true"],
             "not a whole number",

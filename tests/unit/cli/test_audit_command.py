@@ -78,7 +78,7 @@ def test_the_first_broken_record_is_named_and_the_exit_code_says_so(
     trail.write_bytes(b"".join([*lines[:5], *lines[6:]]))
     broken = goatherd("audit", "verify", str(trail), "--provider", store)
     assert broken.code == EXIT_CODES["audit"]
-    assert "line 6 has record 7 where 6 belongs" in broken.err
+    assert "line 6 has record 7 instead of record 6" in broken.err
     told = goatherd("audit", "verify", str(trail), "--provider", store, "--json")
     assert told.json["error"]["code"] == "audit.broken"
 

@@ -357,7 +357,7 @@ def test_doctor_names_a_session_whose_creations_end_goatdb(
         ((level, text),) = checks(result)["sessions"]
         assert (result.code, level) == (EXIT_FINDINGS, "fail")
         holders = " and ".join(sorted([one.url, other.url] if between else [one.url]))
-        assert f"session {user.id} is created 2 times, differently (first, second), in {holders}" in text
+        assert f"2 commits create session {user.id} with different contents (first, second), in {holders}" in text
         joining = introduction(user, root, commit_id="joining", parents=["first", "second"], ts=now_ms)
         one.create(SESSIONS, joining)
         other.create(SESSIONS, joining)
@@ -413,7 +413,7 @@ def test_servers_that_were_not_told_of_each_other_and_of_another_identity_are_na
     first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
     alone = [serve("--provider", store, "--data", str(tmp_path / f"data-{number}")) for number in range(2)]
     nodes = [part for server in alone for part in ("--node", server.url)]
-    told = f"they serve each for itself: {alone[0].url}; {alone[1].url}"
+    told = f"they run each on its own: {alone[0].url}; {alone[1].url}"
     doctor = goatherd("doctor", "--provider", store, *nodes, "--json")
     assert doctor.code == EXIT_FINDINGS
     assert any(told in text for level, text in checks(doctor)["rotation"] if level == "fail")

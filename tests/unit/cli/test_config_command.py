@@ -39,7 +39,10 @@ def test_programs_get_every_option_with_its_variable(goatherd: Goatherd) -> None
     [
         (["status", "--node", "http://h:99999"], "--node: the URL 'http://h:99999' has the port 99999"),
         (["status", "--node", ""], "--node: the URL is empty"),
-        (["status", "--node", "http://me:hunter2@h"], "--node: the URL 'http://…@h' has a user name or a password"),
+        (
+            ["status", "--node", "http://me:hunter2@h"],
+            "--node: the URL 'http://…@h' contains a user name or a password",
+        ),
         (["status", "--node", "dns://h:99999"], "--node: dns://h:99999: '99999' is not a port"),
         (["serve", "--data", "d", "--peer", "http://h/goats"], "--peer: the URL 'http://h/goats' has a path"),
         (["serve", "--data", "d", "--host", "127.0.0.1:80"], "--host: the address to listen on '127.0.0.1:80' has a"),

@@ -21,7 +21,7 @@ from .conftest import Goatherd
     ("lifetime", "level", "hint"),
     [
         ("180d", "ok", ""),
-        ("45d", "warn", "when it suits you"),
+        ("45d", "warn", "at a convenient time"),
         ("25d", "warn", "as soon as every server starts from the store"),
     ],
 )
@@ -47,7 +47,7 @@ def test_doctor_says_that_a_rotation_is_overdue(goatherd: Goatherd, store: str) 
     done = goatherd("doctor", "--provider", store, "--json")
     (check,) = [one for one in done.json["checks"] if one["name"] == "expiration"]
     assert (check["level"], check["text"]) == ("warn", "25 days left")
-    assert "overdue: `goatherd rotate` this week" in check["hint"]
+    assert "overdue: run `goatherd rotate` this week" in check["hint"]
 
 
 def test_a_new_identity_lives_half_a_year_unless_told_otherwise(goatherd: Goatherd, store: str) -> None:

@@ -37,7 +37,7 @@ def test_versions_and_status_show_it_and_whose_key_it_holds(goatherd: Goatherd, 
 def test_it_gets_no_label_and_the_error_says_why(goatherd: Goatherd, secret: str):
     refused = goatherd("versions", "label", "mine", "9", "--provider", secret)
     assert refused.code != 0
-    assert "version 9 is what an interrupted change left, and takes no label" in refused.err
+    assert "version 9 was left by an interrupted change and cannot have a label" in refused.err
 
 
 def test_it_is_not_copied(goatherd: Goatherd, secret: str, tmp_path: Path):

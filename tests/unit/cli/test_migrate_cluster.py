@@ -104,7 +104,7 @@ def test_different_roots_on_different_servers_are_told_with_what_to_do_and_nothi
     assert refused.code == EXIT_CODES["settings"]
     assert NAMED["root"] in refused.err
     assert stranger in refused.err
-    assert "a secret of its own" in refused.err
+    assert "into its own secret" in refused.err
     assert "--root ID" in refused.err
     assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
 
@@ -176,7 +176,7 @@ def test_a_root_that_no_server_has_cannot_be_chosen(
     assert refused.code == EXIT_CODES["settings"]
     assert "no server of localhost has root" in refused.err
     blind = goatherd("migrate", str(data), "--provider", store, "--root", NAMED["root"], "--no-write-sessions")
-    assert "does not go with --no-write-sessions" in blind.err
+    assert "cannot be combined with --no-write-sessions" in blind.err
 
 
 def test_items_that_both_servers_created_are_named_before_anything_is_written(
@@ -241,7 +241,7 @@ def test_a_store_that_gives_something_else_back_keeps_the_key_on_the_disk(
     monkeypatch.setattr(FileSecretProvider, "_create", forgetful)
     refused = goatherd("migrate", str(data), "--provider", store, "--remove-key")
     assert refused.code == EXIT_CODES["settings"]
-    assert "does not give root" in refused.err
+    assert "did not return root" in refused.err
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
 
 

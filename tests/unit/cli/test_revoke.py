@@ -86,7 +86,7 @@ def test_a_server_that_is_not_there_leaves_it_unfinished(goatherd: Goatherd, sto
         ((), 2, "--reason TEXT is missing"),
         (("--reason", "x"), 2, "no server is listed"),
         (("--reason", "x", "--node", "http://127.0.0.1:9"), 2, "nothing can be confirmed without a terminal"),
-        (("--reason", "x", "--unsafe-without-nodes", "--yes"), 10, "is no root of this identity"),
+        (("--reason", "x", "--unsafe-without-nodes", "--yes"), 10, "is not a root of this identity"),
     ],
     ids=["no reason", "no node", "nobody to ask", "no such root"],
 )

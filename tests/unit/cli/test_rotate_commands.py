@@ -73,7 +73,7 @@ def test_a_run_does_not_go_past_the_phase_where_it_shall_stop(goatherd: Goatherd
     goatherd("rotate", "--to", "activated", ALONE)
     refused = goatherd("rotate", "--resume", "--to", "published", ALONE)
     assert refused.code == EXIT_CODES["rotation"]
-    assert "activated already" in refused.err
+    assert "already in phase activated" in refused.err
     assert goatherd("show", "--json").json["phase"] == "activated"
 
 

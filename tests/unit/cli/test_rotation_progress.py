@@ -45,7 +45,7 @@ def test_status_says_since_when_the_phase_lasts_until_when_it_may_and_for_whom_i
     assert late["phase"] == "published"
     assert late["since"] < late["until"]
     assert any(
-        f"{server.url} (no answer): answers a request signed by the next root" in one for one in late["waitingFor"]
+        f"{server.url} (did not answer): answers a request signed by the next root" in one for one in late["waitingFor"]
     )
 
 

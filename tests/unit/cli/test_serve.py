@@ -212,7 +212,7 @@ def test_a_server_starts_from_its_last_known_good_identity_while_the_store_canno
         ('last_known_good = "/x/copy"', "settings.last_known_good_key is missing"),
         ('last_known_good_key = "env:KEY"', "settings.last_known_good is missing"),
         ('last_known_good = "/x/{org}"\nlast_known_good_key = "hunter2"', "is not file:/PATH"),
-        ('last_known_good = "/x/copy"\nlast_known_good_key = "env:KEY"', "one file"),
+        ('last_known_good = "/x/copy"\nlast_known_good_key = "env:KEY"', "must contain {org}"),
         ('last_known_good = "/x/{org}"\nlast_known_good_key = "env:KEY"\nlast_known_good_max_age = "0s"', "longest"),
     ],
 )

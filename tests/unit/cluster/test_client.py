@@ -316,7 +316,7 @@ async def test_an_answer_without_end_is_cut_off_also_one_that_unpacks_to_one(
 
     headers = {"content-encoding": "gzip"} if packed else {}
     client = client_of(lambda _: httpx2.Response(200, headers=headers, content=endless()))
-    with pytest.raises(NodeRefusedError, match=r"/auth/session: an answer of more than 3 MiB"):
+    with pytest.raises(NodeRefusedError, match=r"/auth/session: the answer is longer than 3 MiB"):
         await client.create_session()
     assert sent == 4
 
@@ -360,6 +360,6 @@ def test_importing_the_client_does_not_import_the_http_library() -> None:
 
 
 def test_public_keys_compare_by_value() -> None:
-    """`new_session` relies on it to notice a session for another key."""
+    """`new_session` relies on it to notice the session has another key."""
     jwk = owned().session.public_key.to_jwk()
     assert PublicKey.from_jwk(jwk) == PublicKey.from_jwk(dict(jwk))

@@ -501,6 +501,6 @@ async def test_a_rotation_does_not_take_an_empty_answer_for_a_cluster_without_no
     async with herd_behind_names(names) as (herd, directory):
         names.records = records
         before = await document_of(herd)
-        with pytest.raises(ObstructedError, match="it is not known which servers there are"):
+        with pytest.raises(ObstructedError, match="the servers of the cluster are not known"):
             await rotator_for(herd, nodes=directory).rotate()
         assert await document_of(herd) == before

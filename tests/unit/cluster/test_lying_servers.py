@@ -331,7 +331,7 @@ async def test_an_answer_with_one_invalid_member_is_invalid(member: dict[str, An
 async def test_the_error_names_the_server_and_the_member_and_not_what_it_said() -> None:
     body = {"signer": "r", "source": "\x1b[2Jsecret"}
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=body))
-    with pytest.raises(InvalidAnswerError, match=r"http://a.*source: not a short printable text") as refused:
+    with pytest.raises(InvalidAnswerError, match=r"http://a.*source: must be a short printable string") as refused:
         await NodeClient("http://a", http=httpx2.AsyncClient(transport=transport)).identity()
     assert "secret" not in str(refused.value)
 

@@ -63,7 +63,7 @@ async def test_a_server_that_is_down_or_alone_may_be_in_order_later(make_herd: M
     problems = await problems_of(herd)
     assert [one.is_permanent for one in problems] == [False, False]
     assert "http://node-0 did not answer" in problems[0].text
-    assert "each for itself: http://node-1; http://node-2" in problems[1].text
+    assert "each on its own: http://node-1; http://node-2" in problems[1].text
     refuse_start(problems)
 
 
@@ -89,7 +89,7 @@ async def test_servers_that_do_not_say_with_whom_they_synchronize_are_left_witho
 ) -> None:
     herd = await make_herd(clients=0, unmodified=[0, 1, 2])
     (problem,) = await problems_of(herd)
-    assert "do not say with whom they synchronize" in problem.text
+    assert "do not report their peers" in problem.text
     assert not any(node.asked["create_session"] for node in herd.nodes)
 
 

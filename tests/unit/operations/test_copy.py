@@ -161,7 +161,7 @@ async def test_an_interrupted_copy_is_carried_on_from_wherever_it_stopped(steps:
     [
         ([b"one", b"other"], {}, "its version 2 is not what version 3 of the source is"),
         ([b"one", b"three", b"four", b"five"], {}, "it has more versions"),
-        ([b"one"], {"strange": 1}, "it has a label 'strange', which the source has not"),
+        ([b"one"], {"strange": 1}, "it has a label 'strange', which the source does not have"),
     ],
 )
 async def test_what_is_not_the_beginning_of_the_copy_is_left_alone(
@@ -212,7 +212,9 @@ async def test_a_source_that_changes_meanwhile_leaves_no_current_version_behind(
 
 
 async def test_a_store_that_keeps_something_else_than_what_was_written_is_noticed() -> None:
-    with pytest.raises(UnavailableError, match="read back, version 2 differs from version 3 of the source"):
+    with pytest.raises(
+        UnavailableError, match="the copy differs from the source: version 2 differs from version 3 of the source"
+    ):
         await copy_secret(await usual(), store_of(Emulated(forget=True)))
 
 

@@ -30,10 +30,10 @@ async def test_of_two_writers_of_a_label_one_is_told_that_it_lost() -> None:
     await provider.write("s", SecretBytes(b"3"), label="mine", expected=None)
     with pytest.raises(ConflictError) as lost:
         await move_label(provider, "s", "mine", "1")
-    assert "Another writer moved it" in lost.value.hint
+    assert "Another writer moved the label" in lost.value.hint
     with pytest.raises(ConflictError) as lost:
         await remove_label(provider, "s", "mine")
-    assert "Another writer moved it" in lost.value.hint
+    assert "Another writer moved the label" in lost.value.hint
 
 
 class Bare(MemorySecretProvider):
@@ -47,7 +47,7 @@ class Bare(MemorySecretProvider):
 async def test_a_store_without_custom_labels_says_so_before_anything_is_written() -> None:
     provider = Bare()
     await provider.create("s", SecretBytes(b"1"))
-    with pytest.raises(ConfigurationError, match="holds no labels but Goatherd's own"):
+    with pytest.raises(ConfigurationError, match="supports no labels but Goatherd's own"):
         await move_label(provider, "s", "mine", "1")
-    with pytest.raises(ConfigurationError, match="holds no labels but Goatherd's own"):
+    with pytest.raises(ConfigurationError, match="supports no labels but Goatherd's own"):
         await remove_label(provider, "s", "mine")

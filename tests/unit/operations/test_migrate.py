@@ -91,7 +91,7 @@ async def test_a_key_leaves_the_disk_only_while_the_store_returns_it_and_can_be_
     assert file.exists()
     async with target.open_store("localhost") as store:
         await init_identity(store, Policy())
-    with pytest.raises(SettingsError, match="does not give root"):
+    with pytest.raises(SettingsError, match="did not return root"):
         await remove_keys(target.described, done)
     assert file.exists()
     target.memory = kept

@@ -462,7 +462,7 @@ async def test_a_list_that_no_server_has_any_more_is_closed_anew(tmp_path: Path)
         alone = cluster.revoker(trust_alone=["http://node-0"])
         before = await alone.revoke(a.id, reason="stolen")
         nodes = [client_of(server, f"http://node-{n}", Forgetful) for n, server in enumerate(cluster.servers)]
-        with pytest.raises(RotationError, match="no node has the list") as caught:
+        with pytest.raises(RotationError, match="no server has the list") as caught:
             await cluster.revoker(nodes).revoke(a.id, reason="stolen")
         assert "--reopen" in caught.value.hint
         report = await cluster.revoker(nodes).revoke(a.id, reason="stolen", reopen=True)
@@ -744,7 +744,7 @@ async def test_a_node_that_drops_what_is_pushed_is_named(tmp_path: Path, monkeyp
     async with cluster_of(tmp_path, document_of(a), 1) as cluster:
         await cluster.nodes[0].create_session()
         monkeypatch.setattr(NodeClient, "push", nowhere)
-        with pytest.raises(RotationError, match="node-0 did not keep"):
+        with pytest.raises(RotationError, match="node-0 did not store"):
             await cluster.revoker().revoke(a.id, reason="stolen")
 
 
@@ -790,7 +790,7 @@ async def test_a_node_that_never_takes_what_is_pushed_is_named_and_the_others_ha
         report = await cluster.revoker(policy=replace(POLICY, adoption=SECOND)).revoke(a.id, reason="stolen")
         assert not report.is_complete
         assert [node.introduced for node in report.nodes][1:] == [1, 1]
-        assert "did not keep" in (report.nodes[0].problem or "")
+        assert "did not store" in (report.nodes[0].problem or "")
         assert [node.problem for node in report.nodes][1:] == [None, None]
         for node in cluster.nodes[1:]:
             assert await node.answers(user)

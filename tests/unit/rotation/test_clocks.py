@@ -270,7 +270,7 @@ async def test_a_rotation_begins_on_what_a_wrong_clock_wrote_if_another_clock_sh
     await rotate_wrongly(herd, 70 * DAY)
     plan = await rotator_for(herd).plan()
     assert plan.obstacles == ()
-    assert any("records times up to 70.0 days in the future" in remark for remark in plan.remarks)
+    assert any("contains timestamps up to 70.0 days in the future" in remark for remark in plan.remarks)
     with pytest.raises(ObstructedError, match="no server or store tells which clock is right"):
         await rotator_for(herd, nodes=[]).rotate()
     assert (await rotator_for(herd).rotate()).outcome is Outcome.ROTATED

@@ -250,12 +250,13 @@ async def test_not_to_know_who_the_nodes_are_is_not_to_have_none(
         return answer()
 
     await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
-    with pytest.raises(NotAdoptedError, match="who the nodes are"):
+    with pytest.raises(NotAdoptedError, match="the servers can be discovered"):
         await rotator_for(herd, nodes=nodes, events=events).resume()
     assert any(isinstance(event, NodesUnknown) for event in events)
     assert (await document_of(herd)).history[-1].event == "cancelled"
     assert any(
-        "which servers there are" in obstacle for obstacle in (await rotator_for(herd, nodes=nodes).plan()).obstacles
+        "the servers of the cluster are not known" in obstacle
+        for obstacle in (await rotator_for(herd, nodes=nodes).plan()).obstacles
     )
 
 

@@ -115,7 +115,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Abandon(
             step=Step.CANCEL,
             expected="7",
-            reason="the next root has lain unused for so long that it is due for rotation itself",
+            reason="the next root was unused for so long that it must itself be replaced",
         ),
     ),
     (
@@ -171,7 +171,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
                     kind=ObstacleKind.UNREACHABLE,
                     text="http://b did not answer",
                     hint="Every listed server must accept a request signed by the current root before a rotation "
-                    "begins. Start it, or leave it out if it is gone.",
+                    "begins. Start the server, or remove it from the list if it no longer exists.",
                     nodes=("http://b",),
                 ),
             )
@@ -188,7 +188,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
                 Obstacle(
                     kind=ObstacleKind.UNREACHABLE,
                     text="http://a gave no usable answer to a request signed by the current root",
-                    hint="Is it a GoatDB server, and in good order?",
+                    hint="Check that it is a GoatDB server and that it works.",
                     nodes=("http://a",),
                 ),
             )
@@ -233,7 +233,9 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Abandon(
             step=Step.CANCEL,
             expected="7",
-            reason="not adopted in time: not seen that n2 (no answer) answers a request signed by the current root",
+            reason=(
+                "not adopted in time: expected that n2 (did not answer) answers a request signed by the current root"
+            ),
         ),
     ),
     (
@@ -285,7 +287,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Abandon(
             step=Step.CANCEL,
             expected="7",
-            reason="not adopted in time: not seen that n2 answers a request signed by the next root",
+            reason="not adopted in time: expected that n2 answers a request signed by the next root",
         ),
     ),
     (
@@ -305,7 +307,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Abandon(
             step=Step.ROLL_BACK,
             expected="7",
-            reason="not adopted in time: not seen that n2 signs with the next root",
+            reason="not adopted in time: expected that n2 signs with the next root",
         ),
     ),
     (
@@ -342,12 +344,12 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
     ),
     ("then it ends", VERIFIED, [node(1, **DEAD)], MINE, LATE, Advance(step=Step.FINALIZE, expected="7")),
     (
-        "a node that refuses the document ends it at once",
+        "a node that rejects the identity document ends it at once",
         ACTIVATED,
         [node(1, rejects="no succession")],
         MINE,
         NOW,
-        Abandon(step=Step.ROLL_BACK, expected="7", reason="n1 refuses the document: no succession"),
+        Abandon(step=Step.ROLL_BACK, expected="7", reason="n1 rejects the identity document: no succession"),
     ),
     (
         "the operator may leave it before B signs",
@@ -564,7 +566,7 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         Abandon(
             step=Step.CANCEL,
             expected="7",
-            reason="not adopted in time: not seen that n2 answers a request signed by the next root",
+            reason="not adopted in time: expected that n2 answers a request signed by the next root",
         ),
     ),
     (
@@ -607,7 +609,7 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         Observation(store=PUBLISHED, nodes=(node(1),), nodes_unknown="no answer"),
         POLICY,
         NOW,
-        Wait(nodes=(), reason="it can be told who the nodes are: no answer", until_ms=LATE),
+        Wait(nodes=(), reason="the servers can be discovered: no answer", until_ms=LATE),
     ),
     (
         "and in the end it is given up",
@@ -617,7 +619,7 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         Abandon(
             step=Step.ROLL_BACK,
             expected="7",
-            reason="not seen in time that it can be told who the nodes are: no answer",
+            reason="not in time: expected that the servers can be discovered: no answer",
         ),
     ),
     (
@@ -625,7 +627,7 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         Observation(store=ACTIVATED, nodes=(node(1),), health=UNWELL),
         POLICY,
         NOW,
-        Wait(nodes=(), reason="it is healthy again: bad", until_ms=LATE),
+        Wait(nodes=(), reason="the health check passes again: bad", until_ms=LATE),
     ),
     (
         "several in a row bring A back, though every node has followed",
@@ -654,7 +656,7 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         POLICY,
         LATE,
         Abandon(
-            step=Step.ROLL_BACK, expected="7", reason="not adopted in time: not seen that n1 signs with the next root"
+            step=Step.ROLL_BACK, expected="7", reason="not adopted in time: expected that n1 signs with the next root"
         ),
     ),
 ]

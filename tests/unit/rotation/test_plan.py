@@ -118,7 +118,7 @@ async def test_what_would_stop_it_and_who_is_not_waited_for_is_said(make_herd: M
     assert any("the health check fails: GET http://127.0.0.1:1/" in what for what in plan.obstacles)
     steps = {step.step: step for step in plan.steps}
     assert steps[Step.ACTIVATE].also == ("38 s since published, for servers that are not listed",)
-    assert steps[Step.FINALIZE].also == ("well: GET http://127.0.0.1:1/", "well for 10 s")
+    assert steps[Step.FINALIZE].also == ("passed: GET http://127.0.0.1:1/", "health checks pass for 10 s")
     assert any("there should be none" in who for who in (await rotator_for(herd).plan()).not_waited_for)
 
 

@@ -102,9 +102,9 @@ def test_a_full_document_begins_no_rotation_before_there_is_room() -> None:
 @pytest.mark.parametrize(
     ("changes", "nodes", "problem"),
     [
-        ({}, (node(1, "X", "Y"), SILENT), "http://n3 (no answer)"),
+        ({}, (node(1, "X", "Y"), SILENT), "http://n3 (did not answer)"),
         ({}, (), "no server is listed"),
-        ({"leaving": ()}, (node(1),), "no earlier root that may leave"),
+        ({"leaving": ()}, (node(1),), "no earlier root that may be removed"),
     ],
 )
 def test_a_full_document_is_said_to_be_full_and_who_is_in_the_way_is_named(
@@ -205,8 +205,8 @@ async def test_with_a_server_down_for_good_rotations_end_before_any_store_is_ful
 
     with pytest.raises(IllegalStepError, match="too large for another rotation") as caught:
         await rotate_until_refused()
-    assert "node-2 (no answer)" in str(caught.value)
-    assert "list of nodes" in caught.value.hint
+    assert "node-2 (did not answer)" in str(caught.value)
+    assert "servers that no longer exist from the list" in caught.value.hint
     assert len(sizes) >= 8
     assert max(sizes) < MOST_BYTES - 8 * 1024
     herd.nodes[2].faults.cut_off = False

@@ -177,7 +177,7 @@ async def test_two_servers_that_reject_the_identity_are_not_outvoted_by_one(make
     await rotator_for(herd, policy=TWO).rotate(to_phase=Phase.PREPARED)
     for node in herd.nodes[1:]:
         node.refusal = SuccessionError.code
-    with pytest.raises(NotAdoptedError, match="refuses the document"):
+    with pytest.raises(NotAdoptedError, match="rejects the identity document"):
         await rotator_for(herd, policy=TWO).resume()
 
 

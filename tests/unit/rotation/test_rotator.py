@@ -98,8 +98,8 @@ TROUBLES: list[tuple[str, Phase, Callable[[Herd], None], str, str]] = [
     ("a node is cut off when all trust B", Phase.PUBLISHED, cut_off, "cancelled", "not adopted in time"),
     ("a node is cut off when all sign with B", Phase.ACTIVATED, cut_off, "rolled-back", "signs with the next root"),
     ("a node loses the store before B signs", Phase.PUBLISHED, store_lost, "rolled-back", "signs with the next root"),
-    ("a node will not take the new document", Phase.STEADY, refuses, "cancelled", "refuses the document"),
-    ("a node will not take B as the signer", Phase.PUBLISHED, refuses, "rolled-back", "refuses the document"),
+    ("a node will not take the new document", Phase.STEADY, refuses, "cancelled", "rejects the identity document"),
+    ("a node will not take B as the signer", Phase.PUBLISHED, refuses, "rolled-back", "rejects the identity document"),
     ("a node keeps no introduction of B", Phase.STEADY, forgets, "cancelled", "holds the introduction"),
     ("a node keeps no introduction of A by B", Phase.ACTIVATED, forgets, "rolled-back", "earlier root"),
 ]
@@ -160,7 +160,7 @@ async def test_what_stands_in_the_way_is_told_once_and_only_what_was_asked_for(m
     cut_off(herd)
     with pytest.raises(NotAdoptedError) as caught:
         await rotator_for(herd).resume()
-    said = "not adopted in time: not seen that http://node-1 (no answer) signs with the next root"
+    said = "not adopted in time: expected that http://node-1 (did not answer) signs with the next root"
     assert caught.value.report.reason == said
     assert "goatherd status" in caught.value.hint
 
