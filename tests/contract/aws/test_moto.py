@@ -79,7 +79,7 @@ class TestMoto(ProviderContract):
 
     def test_what_is_not_there_is_not_found(self):
         """It fails (500) when the versions of a missing secret are listed."""
-        with pytest.raises(ContractViolationError, match="UnavailableError came: aws: versions"):
+        with pytest.raises(ContractViolationError, match="UnavailableError was raised: aws: versions"):
             self.run(provider_checks.what_is_not_there_is_not_found)
 
 

@@ -177,7 +177,7 @@ async def test_the_labels_of_aws_and_our_candidate_are_not_taken(fake: FakeSecre
         }
         for label in ("AWSCURRENT", "AWSPENDING", "awsthing", CANDIDATE):
             assert not store.takes_label(label)
-            with pytest.raises(ProviderConfigurationError, match="kept for AWS"):
+            with pytest.raises(ProviderConfigurationError, match="reserved for AWS"):
                 await store.label(SECRET, label, first.id, expected=None)
 
 
