@@ -195,7 +195,7 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
             continue
         if directory.exists():
             raise ConfigurationError(
-                f"{directory} holds no GoatDB data, but other files",
+                f"{directory} contains files, but no GoatDB data",
                 hint="Check --data and --org. To create an empty database there, add --create.",
             )
         if present:
@@ -307,7 +307,8 @@ def _check_settings(path: Path) -> None:
         sessions += listed if isinstance(listed, list) else []
     if any(isinstance(one, Mapping) and _is_newer_key(one.get("publicKey")) for one in sessions):
         raise NewerFormatError(
-            f"{path} holds an Ed25519 key: a newer GoatDB's key; {_SUPPORTED}, whose keys are P-384", hint=_NEWER_HINT
+            f"{path} holds an Ed25519 key, which is a newer GoatDB's key; {_SUPPORTED}, whose keys are P-384",
+            hint=_NEWER_HINT,
         )
 
 
@@ -322,8 +323,8 @@ def _check_sessions(path: Path) -> None:
     for line in raw.split(b"\n"):
         if _NEWER_KEY.encode() in line and _is_newer_session(_parse_object(line)):
             raise NewerFormatError(
-                f"{path} holds, at byte {position}, a session with an Ed25519 key: a newer GoatDB's key; {_SUPPORTED},"
-                " whose keys are P-384",
+                f"{path} holds, at byte {position}, a session with an Ed25519 key, which is a newer GoatDB's key;"
+                f" {_SUPPORTED}, whose keys are P-384",
                 hint=_NEWER_HINT,
             )
         position += len(line) + 1

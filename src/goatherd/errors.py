@@ -577,7 +577,7 @@ class AgentBusyError(AgentError):
     """Another agent uses this data directory."""
 
     code = "agent.busy"
-    hint = "Stop the other agent first: one data directory has one server."
+    hint = "Stop the other agent first: a data directory can have only one agent."
 
 
 class NotInMemoryError(AgentError):

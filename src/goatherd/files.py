@@ -39,7 +39,7 @@ def read_file(path: Path) -> bytes:
     raw = read_if_there(path)
     if raw is None:
         raise SettingsError(
-            f"there is no {path}",
+            f"{path} does not exist",
             hint="No new identity was created. Create one with `goatherd init`, or import an existing one with"
             " `goatherd migrate`.",
         )
@@ -117,7 +117,7 @@ def _link_new(new: Path, path: Path) -> None:
     try:
         os.link(new, path)
     except FileExistsError:
-        raise IdentityExistsError(f"{path} exists already", hint="The file was not changed.") from None
+        raise IdentityExistsError(f"{path} already exists", hint="The file was not changed.") from None
 
 
 def _write_new(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:

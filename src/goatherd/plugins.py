@@ -172,7 +172,7 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
     # (tests/unit/test_plugins.py::test_a_password_in_an_address_is_refused_and_not_quoted).
     if "@" in rest.partition("/")[0]:
         raise ConfigurationError(
-            f"a {scheme} address holds no user and no password",
+            f"a {scheme} address must not contain a user or a password",
             hint="Remove the part before the @. The provider finds the platform's own credentials.",
         )
     _check_placeholders(rest)
@@ -193,7 +193,7 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
     name = cloud_config.get("provider")
     if not isinstance(name, str) or not _SCHEME.fullmatch(name):
         raise ConfigurationError(
-            "cloudConfig: provider must be the name of one", hint=f"Known: {', '.join(provider_schemes())}."
+            "cloudConfig: provider must be the name of a provider", hint=f"Known: {', '.join(provider_schemes())}."
         )
     try:
         plugin = _provider_class(_NAMES.get(name, name))
@@ -248,8 +248,8 @@ def _check_placeholders(text: str) -> None:
     strange = _BRACED.search(text.replace("{org}", ""))
     if strange is not None:
         raise ConfigurationError(
-            f"{strange[0]} in a store's address stands for nothing",
-            hint="The only placeholder is {org}, in lower case; it stands for the organization's id.",
+            f"{strange[0]} in a store's address is not a known placeholder",
+            hint="The only placeholder is {org}, in lower case; it is replaced by the organization's id.",
         )
 
 
@@ -264,7 +264,7 @@ def _address_of(scheme: str) -> Iterator[None]:
         # SECURITY: neither its text nor the chain is shown, which may quote the address
         # (tests/unit/test_plugins.py::test_what_a_plugin_raises_over_an_address_is_named_and_not_quoted).
         raise ConfigurationError(
-            f"not an address that the {scheme} provider takes ({type(error).__name__})",
+            f"the {scheme} provider rejected the address ({type(error).__name__})",
             hint="Check the address. If it is correct, report a bug to the authors of the plugin.",
         ) from None
 
@@ -295,7 +295,7 @@ def _provider_class(scheme: str) -> type[SecretProvider]:
 def _claimed_twice(scheme: str, points: list[_EntryPoint]) -> ConfigurationError:
     names = " and ".join(f"{_distribution_name(point)} ({point.value})" for point in points)
     return ConfigurationError(
-        f"the scheme {scheme!r} is claimed twice: by {names}", hint="Uninstall one of the two packages."
+        f"the scheme {scheme!r} is provided by two packages: {names}", hint="Uninstall one of the two packages."
     )
 
 

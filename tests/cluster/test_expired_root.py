@@ -134,7 +134,7 @@ async def test_unmodified_servers_under_an_agent_and_restarted_by_hand_follow_wi
         with pytest.raises(NodeError):
             await GoatClient.born(agented.url, clock)
         await agented.logged(
-            "has expired: no new client gets in, and the server cannot be started again; replace it with"
+            "has expired: the server rejects new clients and cannot be started again; replace it with"
             f" `{REPLACE_EXPIRED}`"
         )
 

@@ -119,7 +119,7 @@ def test_a_directory_with_other_files_is_no_data_directory(tmp_path: Path) -> No
         check_data_directory(tmp_path, ["localhost"], create=False)
     (tmp_path / "localhost").mkdir()
     (tmp_path / "localhost" / "index.html").touch()
-    with pytest.raises(ConfigurationError, match="holds no GoatDB data, but other files"):
+    with pytest.raises(ConfigurationError, match="contains files, but no GoatDB data"):
         check_data_directory(tmp_path, ["localhost"], create=False)
 
 

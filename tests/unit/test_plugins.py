@@ -131,7 +131,7 @@ def test_a_placeholder_is_refused_in_goatdbs_own_options_and_for_policies_too():
 
 def test_a_scheme_claimed_twice_is_refused_with_both_names(installed: list[EntryPoint]):
     installed += [point("x", MEMORY, "one"), point("x", "other:Provider", "two")]
-    with pytest.raises(ConfigurationError, match=r"claimed twice: by one \(.*\) and two \(other:Provider\)"):
+    with pytest.raises(ConfigurationError, match=r"is provided by two packages: one \(.*\) and two \(other:Provider\)"):
         open_provider("x:///a/b")
 
 

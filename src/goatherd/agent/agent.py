@@ -301,7 +301,9 @@ class Agent:
             for organization in stale:
                 await organization.write_file()
         elif self._rules.on_change is OnChange.IGNORE:
-            self._ignore_changes([f"{organization.file.link} is of another root or time" for organization in behind])
+            self._ignore_changes(
+                [f"{organization.file.link} does not match the current identity" for organization in behind]
+            )
         else:
             # The server may run with what the file holds: it is notified as of any other change.
             async with self._wait_for_turn(lambda: True):
@@ -316,7 +318,8 @@ class Agent:
         elif up is _Readiness.UNKNOWN_ROOT and is_first:
             files = ", ".join(str(organization.file.link) for organization in self._organizations)
             raise AgentError(
-                f"the server answers, but does not know the root that it was given: it does not read {files}",
+                f"the server answers, but does not know the root that the agent wrote to {files}: it does not read"
+                " this file",
                 hint="Check --data, --org and --url against the server's own path, organization and port.",
             )
 
@@ -390,7 +393,7 @@ class Agent:
         now = {(organization.org, organization.document.generation) for organization in self._organizations}
         if now != self._ignored:
             self._ignored = now
-            text = f"{'; '.join(reasons)}: the server goes on as it is until its next start"
+            text = f"{'; '.join(reasons)}: the server keeps its previous identity until its next start"
             _log.warning(event_text(Event.AGENT_CHANGE, message=text))
 
     @contextlib.asynccontextmanager
@@ -493,7 +496,7 @@ class Agent:
                     names = ", ".join(organization.org for organization in self._organizations)
                     raise AgentError(
                         f"the server serves organization {directory.name!r}, which is not named with --org (named:"
-                        f" {names}), and has made a root of its own for it in {directory / SETTINGS_NAME}. It was"
+                        f" {names}), and has created a new root for it in {directory / SETTINGS_NAME}. It was"
                         " stopped",
                         hint=f"Move {directory} away: this start has created it, and no store has its root. Then start"
                         f" again with --org {directory.name}.",
@@ -548,12 +551,16 @@ class Agent:
         if self._supervisor is None:
             return
         if self._supervisor.was_killed:
-            _log.error(event_text(Event.AGENT_KILLED, message="the server did not stop when it was asked to"))
+            _log.error(
+                event_text(
+                    Event.AGENT_KILLED, message="the server did not stop when it was asked to, so the agent killed it"
+                )
+            )
         elif self._supervisor.was_cut_off and not self._is_cut_off_reported:
             self._is_cut_off_reported = True
             text = (
-                "the server does not handle the signal that stops it, so it ends in the middle of its requests and may"
-                " lose what it has not written yet: have the application handle it and call GoatDB's stop()"
+                "the server does not handle the signal that stops it: it ends in the middle of requests and can lose"
+                " data that is not written yet. Have the application handle the signal and call GoatDB's stop()"
             )
             _log.warning(event_text(Event.AGENT_CUT_OFF, message=text))
 
@@ -586,9 +593,9 @@ async def run_command(command: Sequence[str], patience: timedelta, clock: Clock,
     try:
         await asyncio.wait({ending, limit}, return_when=asyncio.FIRST_COMPLETED)
         if not ending.done():
-            raise AgentError(f"{command[0]} has not ended after {patience.total_seconds():g} s")
+            raise AgentError(f"{command[0]} did not end within {patience.total_seconds():g} s")
         if process.returncode:
-            raise AgentError(f"{command[0]} has ended with {process.returncode}")
+            raise AgentError(f"{command[0]} ended with exit status {process.returncode}")
     finally:
         limit.cancel()
         if process.returncode is None:

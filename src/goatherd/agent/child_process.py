@@ -57,7 +57,7 @@ def find_command(command: Sequence[str]) -> str:
     found = shutil.which(command[0]) if command else None
     if found is None:
         raise ConfigurationError(
-            f"there is no command {command[0] if command else ''!r}",
+            f"the command {command[0] if command else ''!r} was not found",
             hint="Give the path of an executable program, or the name of one on the PATH.",
         )
     return os.path.abspath(found)  # noqa: PTH100 - a link must stay the link that it is
@@ -116,7 +116,7 @@ class Supervisor:
             AgentError: The operating system cannot start the program.
         """
         if self.is_running:
-            raise RuntimeError("a child runs already")
+            raise RuntimeError("the server is already running")
         self.asked, self.was_killed, self.was_cut_off = set(), False, False
         self._starting = asyncio.ensure_future(self._spawn_process())
         # Not cut short by a cancellation: a child that is not known would never be stopped.

@@ -85,10 +85,10 @@ class AgentState:
         """
         tree: Any = json.loads(raw)
         if not isinstance(tree, Mapping):
-            raise ValueError("not an object")
+            raise ValueError("the content must be a JSON object")
         child, memory, orgs, token = tree.get("child"), tree.get("memory"), tree.get("orgs", []), tree.get("token")
         if not isinstance(orgs, list) or not all(isinstance(org, str) for org in orgs):
-            raise ValueError("orgs is not a list of texts")
+            raise ValueError("orgs must be a list of strings")
         return cls(
             orgs=frozenset(orgs),
             memory=Path(memory) if isinstance(memory, str) else None,
@@ -132,7 +132,7 @@ class DataDirectoryLock:
             self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = lock_file(self._lock_path)
         except BlockingIOError as error:
-            raise AgentBusyError(f"another agent looks after {self._data}") from error
+            raise AgentBusyError(f"another agent is already running for {self._data}") from error
         except OSError as error:
             raise AgentError(f"cannot use {self._data}: {error.strerror}") from error
         try:

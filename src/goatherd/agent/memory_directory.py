@@ -64,7 +64,7 @@ def find_memory(given: Path | None, environ: Mapping[str, str], *, mounts: Path 
     for place in [*(Path(name) for name in names if name), _SHARED_MEMORY]:
         if _find_problem(place, mounts) is None:
             return place
-    raise NotInMemoryError("no directory in memory was found", hint=_HINT)
+    raise NotInMemoryError("no directory in memory (tmpfs) was found", hint=_HINT)
 
 
 def _find_problem(place: Path, mounts: Path) -> str | None:
@@ -77,7 +77,7 @@ def _find_problem(place: Path, mounts: Path) -> str | None:
     if kind not in KINDS:
         return f"is not in memory: it is on {kind or 'a file system that the kernel does not list'}"
     if not stat.S_ISDIR(status.st_mode) or not os.access(place, os.W_OK | os.X_OK):
-        return "is not a directory that can be written"
+        return "is not a writable directory"
     return None
 
 
@@ -100,11 +100,11 @@ def make_private(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         status = directory.lstat()
     except OSError as error:
-        raise NotInMemoryError(f"{directory} cannot be made: {error.strerror}", hint=_HINT) from error
+        raise NotInMemoryError(f"{directory} cannot be created: {error.strerror}", hint=_HINT) from error
     ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
     if not ours:
         raise NotInMemoryError(
-            f"{directory} is there already, and is not a directory of this user alone",
+            f"{directory} already exists, and is not a directory that only this user can access",
             hint="Find out which user created it. Then remove it, or name another directory with --memory.",
         )
 

@@ -206,17 +206,17 @@ class ManagedOrganization:
             return
         if is_left_over:
             if (stranger := self._find_unknown_root(raw)) is not None:
-                raise self._other_identity(stranger, "The server has invented that root while its agent was away.")
+                raise self._other_identity(stranger, "The server created that root while its agent was not running.")
             return
         try:
             found, _, _ = from_settings(raw, self._clock.now_ms())
         except IdentityError as error:
-            text = f"{self.file.link} is there already and cannot be read: {error}"
+            text = f"{self.file.link} already exists and cannot be read: {error}"
             raise IdentityExistsError(text, hint=_PLACE_HINT) from error
         mine = found.current.session
         known = self.document.find_root(mine.id) or self._recall_root(mine.id)
         if known is None or known.public_key != mine.public_key:
-            more = "Was the server started without the agent? Then it has invented that root."
+            more = "If the server was started without the agent, it created that root."
             raise self._other_identity(mine.id, more)
 
     def _other_identity(self, root_id: str, more: str) -> IdentityExistsError:
@@ -230,7 +230,7 @@ class ManagedOrganization:
                 f" the store's address is {store}, move {self.file.link} away, and start again.",
             )
         return IdentityExistsError(
-            f"{self.file.link} is there already and holds another identity (root {root_id}) than the store"
+            f"{self.file.link} already exists and holds another identity (root {root_id}) than the store"
             f" (root {self.document.current.id})",
             hint=f"{_PLACE_HINT} {more}",
         )
@@ -313,7 +313,7 @@ class ManagedOrganization:
         fields = {"org": self.org, "verified": len(found.sessions), "unvouched": len(found.unvouched)}
         _log.log(level, event_text(Event.AGENT_SESSIONS, **fields))
         for session_id in found.unvouched_roots:
-            text = f"/sys/sessions holds {session_id}, which claims to be a root and was introduced by no trusted root"
+            text = f"/sys/sessions holds {session_id}, which claims to be a root, but no trusted root introduced it"
             _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=f"{text}: the server will trust it"))
         if found.damage is not None:
             _log.error(event_text(Event.AGENT_LOG_DAMAGED, org=self.org, message=found.damage))
@@ -326,7 +326,7 @@ class ManagedOrganization:
             raw = None
         stranger = None if raw is None else self._find_unknown_root(raw)
         if stranger is not None:
-            text = f"{self.file.link} holds root {stranger}, which the store does not know: it was left there"
+            text = f"{self.file.link} holds root {stranger}, which the store does not know: the file was not removed"
             _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=text))
             return False
         await asyncio.to_thread(self.file.remove)
@@ -363,12 +363,12 @@ class ManagedOrganization:
             # SECURITY: the key has been on the disk for a moment, and may be found there
             # (tests/unit/agent/test_organization.py).
             await asyncio.to_thread(self.file.repair_link)
-            text = "it was replaced by a plain file, so that the private key was on the disk for a moment"
+            text = "the link was replaced by a plain file, so the private key was on the disk for a short time"
         else:
             assert self._running is not None
             found = await self._book.read_sessions(self._running)
             await asyncio.to_thread(self.file.write, to_settings(self._running, found.sessions))
-            text = "it was gone"
+            text = "the file was missing"
         _log.error(event_text(Event.AGENT_MENDED, org=self.org, file=self.file.link, message=text))
 
     async def _compare_file(self, stamp: Stamp | None) -> bool:
@@ -380,7 +380,7 @@ class ManagedOrganization:
             self._seen.unreadable = self._seen.unreadable + 1 if is_still else 1
             self._seen.unreadable_stamp = stamp
             if self._seen.unreadable == _PATIENCE:
-                text = "it has left its settings.json unreadable; it gets a good one at its next start"
+                text = "the server left its settings.json unreadable; the agent replaces the file at the next start"
                 _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=text))
             return False
         before = self._seen.view

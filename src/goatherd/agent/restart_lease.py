@@ -89,7 +89,7 @@ class LeaseRecord:
             return cls(holder=holder, token=token, until_ms=int(tree["until"]), term_ms=int(tree["term"]))
         except (ValueError, KeyError, TypeError):
             raise AgentError(
-                "what lies in the lease's place is no lease; it was left as it is",
+                "the secret for the restart lease contains something else; it was not changed",
                 hint="Name another secret with --lease, or remove this one.",
             ) from None
 

@@ -78,13 +78,13 @@ def reasons_to_restart(running: IdentityDocument, wanted: IdentityDocument) -> t
     reasons = []
     old, new = running.current.session, wanted.current.session
     if old.id != new.id:
-        reasons.append(f"root {new.id} signs in place of {old.id}")
+        reasons.append(f"root {new.id} replaces {old.id} as the current root")
     elif old.public_key != new.public_key:
-        reasons.append(f"root {new.id} has another key")
+        reasons.append(f"root {new.id} has a different key")
     elif old.expiration_ms != new.expiration_ms:
-        reasons.append(f"root {new.id} has another expiration")
+        reasons.append(f"root {new.id} has a different expiration")
     reasons += [f"root {one} is revoked" for one in sorted(wanted.revoked_ids - running.revoked_ids)]
-    reasons += [f"root {one} is revoked no longer" for one in sorted(running.revoked_ids - wanted.revoked_ids)]
+    reasons += [f"root {one} is no longer revoked" for one in sorted(running.revoked_ids - wanted.revoked_ids)]
     return tuple(reasons)
 
 
@@ -131,7 +131,7 @@ def short_life(document: IdentityDocument, now_ms: int) -> str | None:
         return None
     if left < 0:
         return (
-            f"root {document.current.id} has expired: no new client gets in, and the server cannot be started again;"
+            f"root {document.current.id} has expired: the server rejects new clients and cannot be started again;"
             f" replace it with `{REPLACE_EXPIRED}`"
         )
     if left <= SHORT_LIFE.days:
@@ -187,9 +187,11 @@ def verify_safe(raw: bytes) -> None:
     current = tree["currentSession"]
     mine = [root for root in tree["roots"] if root["id"] == current["id"]]
     if [(root["publicKey"], root["expiration"]) for root in mine] != [(current["publicKey"], current["expiration"])]:
-        raise IdentityError(f"root {current['id']} is not among the roots as it is, so the server would expose its key")
+        raise IdentityError(
+            f"the roots in settings.json must include the current root {current['id']} with the same key and expiration"
+        )
     if any("privateKey" in session for session in [*tree["roots"], *tree["trustedSessions"]]):
-        raise IdentityError("a private key stands outside of currentSession")
+        raise IdentityError("settings.json contains a private key outside of currentSession")
 
 
 def find_differences(before: FileView, after: FileView, *, is_known: Callable[[str], bool]) -> tuple[Difference, ...]:
@@ -202,24 +204,24 @@ def find_differences(before: FileView, after: FileView, *, is_known: Callable[[s
     """
     found = []
     if after.current_id != before.current_id and after.current_id is not None and is_known(after.current_id):
-        found.append(Difference(text=f"it has written root {after.current_id} back, with which it still signs"))
+        found.append(Difference(text=f"the server wrote root {after.current_id} back, and still signs with it"))
     elif after.current_id != before.current_id:
-        text = f"it signs with {after.current_id or 'nothing'} now, not with {before.current_id}"
-        found.append(Difference(text=f"{text}: it has invented a root", is_serious=True))
+        text = f"the server now signs with {after.current_id or 'no root'} instead of {before.current_id}"
+        found.append(Difference(text=f"{text}: it created a new root", is_serious=True))
     elif after.expiration != before.expiration:
-        text = f"it has moved the expiration of root {after.current_id} by itself"
+        text = f"the server changed the expiration of root {after.current_id}"
         found.append(Difference(text=f"{text}, and may expose its private key", is_serious=True))
     found += [
-        Difference(text=f"it would publish the private key of root {one}", is_serious=True)
+        Difference(text=f"the server would publish the private key of root {one}", is_serious=True)
         for one in sorted(after.exposed - before.exposed)
     ]
-    found += [Difference(text=f"it has learnt root {one}") for one in sorted(after.roots - before.roots)]
-    found += [Difference(text=f"it has dropped root {one}") for one in sorted(before.roots - after.roots)]
+    found += [Difference(text=f"the server added root {one}") for one in sorted(after.roots - before.roots)]
+    found += [Difference(text=f"the server removed root {one}") for one in sorted(before.roots - after.roots)]
     learnt, dropped = len(after.trusted - before.trusted), len(before.trusted - after.trusted)
     if learnt:
-        found.append(Difference(text=f"it has learnt {learnt} sessions", is_common=True))
+        found.append(Difference(text=f"the server added {learnt} sessions", is_common=True))
     if dropped:
-        found.append(Difference(text=f"it has dropped {dropped} sessions"))
+        found.append(Difference(text=f"the server removed {dropped} sessions"))
     return tuple(found)
 
 

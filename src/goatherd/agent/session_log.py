@@ -142,7 +142,7 @@ class SessionLogReader:
                 sessions.append(session)
         damage = None
         if found.records_after_damage:
-            damage = f"a line is not JSON, and {found.records_after_damage} good records stand behind it"
+            damage = f"a line is not JSON, and {found.records_after_damage} good records follow it"
         return SessionLogContents(
             sessions=tuple(sessions),
             unvouched=tuple(unvouched),

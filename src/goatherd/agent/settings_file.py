@@ -72,7 +72,7 @@ class SettingsFile:
             raise SettingsError(f"cannot write {self.link}: {error.strerror or type(error).__name__}") from error
         stamp = self.stamp()
         if stamp is None:
-            raise SettingsError(f"{self.link} vanished while it was being written")
+            raise SettingsError(f"{self.link} was removed while the agent wrote it")
         return stamp
 
     def read(self) -> bytes | None:

@@ -74,8 +74,8 @@ class KeySource:
         )
         if not is_fine:
             raise ConfigurationError(
-                "the key's place is not file:/PATH, env:NAME or credential:NAME",
-                hint="Give the place of the key, not the key itself: a configuration must not contain it.",
+                "the source of the key must be file:/PATH, env:NAME or credential:NAME",
+                hint="Give the location of the key, not the key itself: a configuration must not contain it.",
             )
         return cls(kind=kind, name=name)
 
@@ -109,12 +109,12 @@ class KeySource:
             try:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
-                    raise self._key_error("it is not a file")
+                    raise self._key_error(f"{path} is not a regular file")
                 # SECURITY: a key that others can read protects nothing (tests/unit/settings/test_last_known_good.py).
                 if status.st_mode & forbidden or status.st_uid not in (os.geteuid(), 0):
                     mode = stat.S_IMODE(status.st_mode)
                     hint = f"Give the file to the server's user with chown, and run chmod 0600 {path}."
-                    raise self._key_error(f"others can read or change it (mode {mode:04o})", hint=hint)
+                    raise self._key_error(f"other users can read or change {path} (mode {mode:04o})", hint=hint)
                 return os.read(descriptor, 4096)
             finally:
                 os.close(descriptor)
@@ -129,7 +129,7 @@ class KeySource:
         except (ValueError, binascii.Error):
             key = b""
         if len(key) != SEAL_KEY_BYTES or len(set(key)) < SEAL_KEY_BYTES // 2:
-            raise self._key_error("what is there is not 32 random bytes as base64 or hexadecimal", hint=_KEY_HINT)
+            raise self._key_error("the value must be 32 random bytes as base64 or hexadecimal", hint=_KEY_HINT)
         return SecretBytes(key)
 
     def _key_error(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
@@ -178,7 +178,7 @@ class LastKnownGood:
 
     def __init__(self, path: Path | str, key: KeySource, *, max_age: timedelta = MAX_AGE, store: str = "") -> None:
         if max_age <= timedelta(0):
-            raise ConfigurationError("the longest age of a last known good identity is longer than nothing")
+            raise ConfigurationError("the maximum age of a last known good identity must be longer than 0")
         self.path = Path(path)
         self.max_age = max_age
         self._source = key
@@ -203,10 +203,10 @@ class LastKnownGood:
                 missing.
         """
         if ORG_FIELD in str(self.path):
-            raise ConfigurationError(f"{self.path} still holds {ORG_FIELD}: name an organization")
+            raise ConfigurationError(f"the path {self.path} still contains {ORG_FIELD}: give an organization")
         if self._source.kind == "file" and Path(self._source.name).resolve().parent == self.path.resolve().parent:
             raise ConfigurationError(
-                f"the key {self._source} lies beside the copy that it seals",
+                f"the key {self._source} is in the same directory as the copy that it encrypts",
                 hint="An attacker could read both. Keep the key on another file system, such as a tmpfs.",
             )
         self._key = self._source.read(os.environ)
@@ -252,30 +252,30 @@ class LastKnownGood:
             return None
         head, sealed = found
         if head.secret != secret:
-            raise self._unusable_error(f"is a copy of secret {head.secret!r}")
+            raise self._unusable_error(f"is a copy of another secret, {head.secret!r}")
         try:
             raw = open_sealed(sealed, key=self._secret_key(), associated=self._associated_data(head))
             document = decode_document(raw)
         except InvalidSealError:
             raise self._unusable_error(
-                "was sealed with another key, or for another store, or was changed since"
+                "cannot be decrypted: it was encrypted with another key or for another store, or was changed"
             ) from None
         except IdentityError as error:
-            raise self._unusable_error(f"holds no identity: {error}") from None
+            raise self._unusable_error(f"contains no valid identity: {error}") from None
         # From here on, the head is known to be ours too: it is under the seal.
         age = timedelta(milliseconds=now_ms - head.confirmed_ms)
         if age > self.max_age:
-            raise self._unusable_error(
-                f"is {_format_hours(age)} old, and the longest age is {_format_hours(self.max_age)}"
-            )
+            raise self._unusable_error(f"is {_format_hours(age)} old; the maximum age is {_format_hours(self.max_age)}")
         if age < -CLOCK_TOLERANCE:
-            raise self._unusable_error("is from the future: this machine's clock is wrong, or was when it was written")
+            raise self._unusable_error(
+                "has a timestamp in the future: this machine's clock is wrong, or was wrong when the copy was written"
+            )
         return Opened(document=document, confirmed_ms=min(now_ms, head.confirmed_ms))
 
     def _read_parts(self) -> tuple[_Head, bytes] | None:
         try:
             if self.path.stat().st_size > _SIZE_LIMIT:
-                raise self._unusable_error("is damaged: it is too long")
+                raise self._unusable_error("is damaged: the file is too long")
             tree = parse_object(read_file(self.path), max_bytes=_SIZE_LIMIT)
             sealed = base64.b64decode(str(tree.pop("sealed", "")), validate=True)
         except FileNotFoundError:
@@ -290,7 +290,7 @@ class LastKnownGood:
             raise self._unusable_error("is damaged") from None
         secret, generation, confirmed = tree.get("secret"), tree.get("generation"), tree.get("confirmedAt")
         if tree.get("format") != _FORMAT or not isinstance(secret, str):
-            raise self._unusable_error("is damaged, or of another version of Goatherd")
+            raise self._unusable_error("is damaged, or was written by another version of Goatherd")
         if not isinstance(generation, int) or not isinstance(confirmed, int) or tree.keys() != set(_HEAD):
             raise self._unusable_error("is damaged")
         return _Head(secret=secret, generation=generation, confirmed_ms=confirmed), sealed

@@ -233,7 +233,7 @@ class StoreRefresher:
                 if error is None:
                     continue  # stores end a watch every few minutes
             is_news = not backoff.is_open
-            error = error or self._watch_error("it ended at once")
+            error = error or self._watch_error("the watch ended immediately")
             backoff.record_failure(self._clock.monotonic(), error)
             self.is_watching = False
             self._is_outdated.set()

@@ -55,7 +55,7 @@ CHAIN_RETRY: Final = timedelta(minutes=1)
 """Pause before the peers are asked again for a chain to an identity, if none was found."""
 _BREAKERS: Final = 1000
 _CHAIN_HINT: Final = (
-    "If this server was away for many rotations, give it a peer that it can reach (--peer): peers have the commits that"
+    "If this server missed many rotations, give it a peer that it can reach (--peer): peers have the commits that"
     " lead from the root that it knows to the current one. As a last resort, compare the root with `goatherd show`, and"
     " start once with --accept-identity."
 )
@@ -106,7 +106,7 @@ class CloudSecretSettings(SettingsSource):
         last_known_good: LastKnownGood | None = None,
     ) -> None:
         if refresh_interval <= timedelta(0) or not 0 <= jitter <= 1:
-            raise ConfigurationError("a refresh interval is longer than nothing, and its jitter from 0 to 1")
+            raise ConfigurationError("a refresh interval must be longer than 0, and its jitter must be from 0 to 1")
         provider, secret = _named_secret(secret_id, cloud_provider)
         super().__init__(source=f"{provider.scheme} secret {secret}", clock=clock)
         self._provider = provider
@@ -217,7 +217,7 @@ class CloudSecretSettings(SettingsSource):
 
     async def _read_first(self) -> DBSettings:
         if ORG_FIELD in str(self._seen):
-            raise ConfigurationError(f"{self._seen} still holds {ORG_FIELD}: name an organization")
+            raise ConfigurationError(f"the path {self._seen} still contains {ORG_FIELD}: give an organization")
         if self._copy is not None:
             await asyncio.to_thread(self._copy.check_usable)
         try:
@@ -346,7 +346,7 @@ class CloudSecretSettings(SettingsSource):
         asked: list[str] = []
         is_root_lost = open_.is_root_lost
         async for found in self.introductions(document):
-            asked.append(f"{found.place}: {found.problem or 'holds none that lead there'}")
+            asked.append(f"{found.place}: {found.problem or 'has no matching introductions'}")
             if not found.commits:
                 continue
             commits += found.commits
@@ -368,7 +368,7 @@ class CloudSecretSettings(SettingsSource):
                 )
                 return
         failure = SuccessionError(
-            f"{open_}; introductions were looked for at {'; '.join(asked) or 'no place: no peer is known'}",
+            f"{open_}; places searched for introductions: {'; '.join(asked) or 'none, because no peer is known'}",
             hint=open_.hint if open_.is_root_lost else _CHAIN_HINT,
         )
         failure.is_chain_open, failure.is_root_lost = True, open_.is_root_lost
@@ -406,9 +406,9 @@ class CloudSecretSettings(SettingsSource):
                     raise self._other_identity_error(document, before, error) from None
                 is_open = isinstance(error, SuccessionError) and error.is_chain_open
                 if isinstance(error, UnsignedIdentityError):
-                    raise UnsignedIdentityError(f"{error}, and {self._seen} records a signed one") from None
+                    raise UnsignedIdentityError(f"{error}, but {self._seen} records a signed identity") from None
                 hint = _CHAIN_HINT if is_open else _WENT_BACK_HINT
-                raise type(error)(f"{error}, says {self._seen}", hint=hint) from None
+                raise type(error)(f"{error}, according to {self._seen}", hint=hint) from None
             self._is_next_accepted = False
             _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
 
@@ -417,8 +417,8 @@ class CloudSecretSettings(SettingsSource):
     ) -> SuccessionError:
         earlier = before.roots[-1].id if before.roots else "unknown"
         return SuccessionError(
-            f"this is another identity (root {document.current.id}) than this directory had (root {earlier}, says "
-            f"{self._seen}): wrong --provider or --data? {error}",
+            f"the store holds another identity (root {document.current.id}) than this server used last (root {earlier},"
+            f" according to {self._seen}): check --provider and --data. {error}",
             hint=f"{_CHAIN_HINT} Do the same if the cluster's identity was replaced on purpose.",
         )
 
@@ -494,9 +494,11 @@ class CloudSecretSettings(SettingsSource):
         if raw == encode_document(seen):
             return False
         if self._is_copy:
-            raise DegradedError(f"{self._source} cannot be reached: its last known good identity serves, unchanged")
+            raise DegradedError(
+                f"{self._source} cannot be reached: the server uses its last known good identity and cannot change it"
+            )
         if document.generation != seen.generation + 1:
-            raise GenerationError(f"generation {document.generation} does not come next after {seen.generation}")
+            raise GenerationError(f"generation {document.generation} does not follow generation {seen.generation}")
         self._check_successor(document, self._checkpoint_of(seen))
         failure: ConflictError | UnavailableError
         try:
@@ -561,13 +563,13 @@ def _named_secret(
     if isinstance(secret_id, str) and isinstance(cloud_provider, str | Mapping):
         if "://" in secret_id:
             raise ConfigurationError(
-                "a URI is not the id of a secret",
+                "the id of a secret must not be a URI",
                 hint="Use settings_from_options(uri) for a URI. Server and every operation accept a URI as well.",
             )
         config = {"provider": cloud_provider} if isinstance(cloud_provider, str) else dict(cloud_provider)
         return provider_from_config({**config, "secretId": secret_id})
     raise ConfigurationError(
-        "CloudSecretSettings takes the id of a secret and a secret provider",
+        "CloudSecretSettings needs the id of a secret and a secret provider",
         hint='Such as CloudSecretSettings("goatdb/prod/root", AWSSecretProvider("eu-west-1")).',
     )
 

@@ -57,12 +57,12 @@ def test_the_runtime_directory_of_the_service_or_the_user_is_preferred(tmp_path:
 def test_a_file_is_not_a_directory_in_memory(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(NotInMemoryError, match="not a directory"):
+    with pytest.raises(NotInMemoryError, match="is not a writable directory"):
         find_memory(file, {}, mounts=mounts(tmp_path, "tmpfs"))
 
 
 def test_without_any_place_in_memory_nothing_is_taken_instead(tmp_path: Path) -> None:
-    with pytest.raises(NotInMemoryError, match="no directory in memory was found"):
+    with pytest.raises(NotInMemoryError, match=r"no directory in memory \(tmpfs\) was found"):
         find_memory(None, {"XDG_RUNTIME_DIR": str(tmp_path)}, mounts=mounts(tmp_path, "ext4"))
 
 
@@ -90,7 +90,7 @@ def test_the_directory_is_made_for_its_owner_alone_and_again_is_fine(tmp_path: P
 
 def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
-    with pytest.raises(NotInMemoryError, match="not a directory of this user alone"):
+    with pytest.raises(NotInMemoryError, match="not a directory that only this user can access"):
         make_private(tmp_path / "open")
 
 

@@ -228,7 +228,7 @@ async def test_while_a_restart_is_due_the_generation_is_that_of_the_start(tmp_pa
     kit.settings.document = activated(first())
     told = await identity(api([kit]))
     assert told["generation"] == first().generation < kit.settings.document.generation
-    assert told["agent"]["pending"] == [f"root {owned('b').id} signs in place of {owned('a').id}"]
+    assert told["agent"]["pending"] == [f"root {owned('b').id} replaces {owned('a').id} as the current root"]
 
 
 async def test_several_organizations_are_told_apart(tmp_path: Any) -> None:

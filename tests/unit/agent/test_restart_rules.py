@@ -177,17 +177,17 @@ def test_a_root_and_sessions_that_the_server_has_learnt_are_told_and_are_nothing
     roots = [owned("a").session.to_json(), owned("b").session.to_json()]
     users = [owned(name, owner=None).session.to_json() for name in ("u", "v")]
     told = changed(roots=roots, trustedSessions=[owned("a").session.to_json(), *users])
-    assert told == (f"it has learnt root {owned('b').id}", "it has learnt 2 sessions")
+    assert told == (f"the server added root {owned('b').id}", "the server added 2 sessions")
 
 
 def test_a_root_that_the_server_has_dropped_is_told() -> None:
-    assert f"it has dropped root {owned('a').id}" in changed(roots=[], trustedSessions=[])
+    assert f"the server removed root {owned('a').id}" in changed(roots=[], trustedSessions=[])
 
 
 def test_a_root_that_the_server_has_invented_is_serious() -> None:
     told = changed(currentSession=owned("z").to_secret_json(), roots=[owned("a").session.to_json()])
     assert told[0].startswith("!")
-    assert "invented" in told[0]
+    assert "created a new root" in told[0]
     assert secret_of(owned("z")) not in str(told)
 
 
@@ -207,12 +207,12 @@ def test_a_known_root_that_a_running_server_has_written_back_is_not_one_that_it_
 
 def test_an_expiration_that_the_server_has_moved_is_serious() -> None:
     current = {**owned("a").to_secret_json(), "expiration": 1.0}
-    assert changed(currentSession=current)[0].startswith("!it has moved the expiration")
+    assert changed(currentSession=current)[0].startswith("!the server changed the expiration")
 
 
 def test_a_private_key_among_the_roots_is_serious_and_not_shown() -> None:
     told = changed(roots=[owned("a").to_secret_json()])
-    assert told == (f"!it would publish the private key of root {owned('a').id}",)
+    assert told == (f"!the server would publish the private key of root {owned('a').id}",)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'{"currentSession": '])

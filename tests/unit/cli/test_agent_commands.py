@@ -245,7 +245,7 @@ def test_a_server_that_makes_a_root_for_another_organization_is_stopped_at_once(
         (["run", "--provider", "memory:///a/x", "--", "true"], "--data"),
         (["run", "--provider", "memory:///a/x", "--data", "d"], "COMMAND"),
         (["run", "--data", "d", "--create", "--", "true"], "no store"),
-        (["run", "--provider", "memory:///a/x", "--data", "d", "--", "no-such-command-anywhere"], "no command"),
+        (["run", "--provider", "memory:///a/x", "--data", "d", "--", "no-such-command-anywhere"], "was not found"),
         (["run", "--provider", "memory:///a/x", "--data", ".", "--on-change", "command", "--", "true"], "--command"),
         (
             ["run", "--provider", "memory:///a/x", "--data", "d", "--stop-signal", "NOPE", "--", "true"],
@@ -310,7 +310,7 @@ def test_a_root_that_the_server_has_invented_is_not_lost_at_the_end(store: str, 
     process = start(store, data, "--", "sh", "-c", 'cat > "$1"', "sh", str(settings(data)))
     _, err = process.communicate(other, timeout=120)
     assert process.returncode == 0
-    assert "was left there" in err
+    assert "the file was not removed" in err
     assert settings(data).read_text() == other
     again = start(store, data, "--", "true")
     _, err = again.communicate(timeout=120)
@@ -474,7 +474,7 @@ def test_a_root_that_the_server_has_invented_is_not_lost_when_its_agent_was_kill
         _, err = following.communicate(timeout=120)
         assert following.returncode == EXIT_CODES[family], err
         assert settings(data).read_text() == other
-    assert "invented" in err
+    assert "created that root" in err
     forget(data)
 
 

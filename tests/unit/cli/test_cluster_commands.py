@@ -445,7 +445,7 @@ def test_servers_that_were_not_told_of_each_other_and_of_another_identity_are_na
     refused = goatherd("serve", "--provider", other, "--data", str(tmp_path / "data-2"), "--port", "0")
     assert refused.code == EXIT_CODES["identity"]
     assert "this is another identity (root " in refused.err
-    assert "wrong --provider or --data?" in refused.err
+    assert "check --provider and --data" in refused.err
 
 
 # --- the doctor on the store ------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_a_settings_json_with_a_newer_key_is_named_and_kept(
     file.write_text(json.dumps(newer_settings()))
     result = goatherd(*command, "--provider", identity, "--data", str(tmp_path / "data"), *more)
     assert result.code == EXIT_CODES["node"]
-    assert f"{file} holds an Ed25519 key: a newer GoatDB's key" in result.err
+    assert f"{file} holds an Ed25519 key, which is a newer GoatDB's key" in result.err
     assert "0.5.1" in result.err
     assert json.loads(file.read_text()) == newer_settings()
 

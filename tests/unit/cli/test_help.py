@@ -99,7 +99,7 @@ def test_the_flag_of_a_form_may_stand_anywhere_but_among_the_words_of_a_server_t
     assert goatherd("--json", "show", "--versions", "--provider", store).json["versions"]
     for words in (["--", "deno", "--watch"], ["deno", "run", "--watch"]):
         result = goatherd("run", "--data", f"{tmp_path}", "--provider", store, *words)
-        assert "there is no command 'deno'" in result.err
+        assert "the command 'deno' was not found" in result.err
 
 
 def test_a_hidden_alias_says_on_a_terminal_what_to_type(goatherd: Goatherd, monkeypatch: pytest.MonkeyPatch) -> None:

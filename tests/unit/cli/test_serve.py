@@ -211,9 +211,12 @@ def test_a_server_starts_from_its_last_known_good_identity_while_the_store_canno
     [
         ('last_known_good = "/x/copy"', "settings.last_known_good_key is missing"),
         ('last_known_good_key = "env:KEY"', "settings.last_known_good is missing"),
-        ('last_known_good = "/x/{org}"\nlast_known_good_key = "hunter2"', "is not file:/PATH"),
+        ('last_known_good = "/x/{org}"\nlast_known_good_key = "hunter2"', "must be file:/PATH"),
         ('last_known_good = "/x/copy"\nlast_known_good_key = "env:KEY"', "must contain {org}"),
-        ('last_known_good = "/x/{org}"\nlast_known_good_key = "env:KEY"\nlast_known_good_max_age = "0s"', "longest"),
+        (
+            'last_known_good = "/x/{org}"\nlast_known_good_key = "env:KEY"\nlast_known_good_max_age = "0s"',
+            "must be longer than 0",
+        ),
     ],
 )
 def test_half_a_last_known_good_identity_is_refused_at_the_start(

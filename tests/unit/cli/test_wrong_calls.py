@@ -27,7 +27,7 @@ CALLS: list[tuple[str, int, str]] = [
     ("show --provider keys", USAGE, "'keys' is not the URI of a store"),
     ("show --provider fil:///x/y", PLUGIN, "Did you mean 'file'?"),
     ("show --provider https://x/y", PLUGIN, "no provider for the scheme 'https'"),
-    ("show --provider vault://me:hunter2@x/y", USAGE, "holds no user and no password"),
+    ("show --provider vault://me:hunter2@x/y", USAGE, "must not contain a user or a password"),
     ("show --provider {P} --at EMPTY", PROVIDER, "no version has the id or the label ''"),
     ("show --provider {P} --at ünïcode", PROVIDER, "no version has the id or the label 'ünïcode'"),
     ("show --provider {P} --config {D}", USAGE, "it is a directory"),
@@ -83,7 +83,11 @@ CALLS: list[tuple[str, int, str]] = [
     ("audit verify nowhere --provider {P}", AUDIT, "No such file"),
     ("rotate --audit-log {TEXT} --node http://h --provider {P}", AUDIT, "is not an audit trail"),
     ("run --memory nowhere --data {D} --provider {P} -- true", AGENT, "nowhere cannot be read: No such file"),
-    ("run --data {D} --provider {P} -- no-such-command-anywhere", USAGE, "there is no command"),
+    (
+        "run --data {D} --provider {P} -- no-such-command-anywhere",
+        USAGE,
+        "the command 'no-such-command-anywhere' was not found",
+    ),
     # addresses that cannot be had
     ("controller --metrics 127.0.0.1:{BUSY} --node http://h --provider {P}", NODE, "Address already in use"),
     ("controller --metrics 9464 --node http://h --provider {P}", USAGE, "--metrics: the address to listen on '9464'"),

@@ -90,7 +90,7 @@ async def test_a_forged_chain_is_refused_and_every_place_is_named(provider: Coun
     async with settings:
         with pytest.raises(SuccessionError, match="no chain") as caught:
             await settings.load()
-    assert "http://b:8101: holds none that lead there" in str(caught.value)
+    assert "http://b:8101: has no matching introductions" in str(caught.value)
     assert "http://c:8101: did not answer" in str(caught.value)
     assert "--peer" in caught.value.hint
     assert "--accept-identity" in caught.value.hint

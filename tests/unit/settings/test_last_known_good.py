@@ -367,7 +367,7 @@ async def test_a_copy_from_another_store_or_of_another_secret_is_refused(
 ) -> None:
     away(provider)
     assert "another store" in str(await refused(make(store="memory:///elsewhere/goatdb/root")))
-    assert "copy of secret" in str(await refused(make(secret="goatdb/other")))
+    assert "copy of another secret" in str(await refused(make(secret="goatdb/other")))
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ async def test_a_key_beside_the_copy_is_refused(make: Make, path: Path, key: Pat
     beside = path.with_name("seal")
     beside.write_bytes(key.read_bytes())
     beside.chmod(0o600)
-    assert "beside the copy" in str(await refused(make(key_at=f"file:{beside}")))
+    assert "in the same directory as the copy" in str(await refused(make(key_at=f"file:{beside}")))
 
 
 @pytest.mark.parametrize(
@@ -515,7 +515,7 @@ async def test_a_systemd_credential_may_show_its_acl_as_the_groups_bits_but_not_
     async with make(key_at="credential:seal") as settings:
         await settings.load()
     key.chmod(0o444)
-    assert "others" in str(await refused(make(key_at="credential:seal")))
+    assert "other users" in str(await refused(make(key_at="credential:seal")))
 
 
 async def test_a_key_that_is_not_there_is_an_error(make: Make, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,9 +523,9 @@ async def test_a_key_that_is_not_there_is_an_error(make: Make, key: Path, monkey
     assert "not set" in str(await refused(make(key_at="env:GOATHERD_NO_SUCH_KEY")))
     assert "LoadCredential" in (await refused(make(key_at="credential:seal"))).hint
     assert "cannot be read" in str(await refused(make(key_at=f"file:{key}x")))
-    assert "not a file" in str(await refused(make(key_at="file:/")))
+    assert "not a regular file" in str(await refused(make(key_at="file:/")))
     os.mkfifo(key.with_name("pipe"), 0o600)
-    assert "not a file" in str(await refused(make(key_at=f"file:{key.with_name('pipe')}")))
+    assert "not a regular file" in str(await refused(make(key_at=f"file:{key.with_name('pipe')}")))
 
 
 @pytest.mark.parametrize(
@@ -553,7 +553,7 @@ async def test_each_organization_has_a_copy_of_its_own(
 ) -> None:
     copies = LastKnownGood(tmp_path / "copies/{org}.sealed", KeySource.from_text(f"file:{key}"))
     cluster = CloudSecretSettings(provider, "goatdb/{org}/root", clock=clock, last_known_good=copies)
-    with pytest.raises(ConfigurationError, match="name an organization"):
+    with pytest.raises(ConfigurationError, match="give an organization"):
         await cluster.load()
     for org, session in (("north", A), ("south", B)):
         await provider.create(f"goatdb/{org}/root", encode_document(create_document(session, NOW)))

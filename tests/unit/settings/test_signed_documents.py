@@ -148,7 +148,9 @@ async def test_an_unsigned_identity_is_followed_until_the_first_signed_one_and_n
         assert "goatherd restore --signature" in refusal.hint
     restarted = CloudSecretSettings(provider, SECRET, seen=seen)
     async with restarted:
-        with pytest.raises(UnsignedIdentityError, match=r"signed at generation 3.*seen\.json records a signed one"):
+        with pytest.raises(
+            UnsignedIdentityError, match=r"signed at generation 3.*seen\.json records a signed identity"
+        ):
             await restarted.load()
 
 
