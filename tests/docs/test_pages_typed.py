@@ -182,7 +182,7 @@ def test_the_page_about_damaged_data_works_as_it_is_written(world: World) -> Non
     check, repair = (step for step in page("docs/how-to/repair-data.md") if isinstance(step, Typed))
     code, out = shell.run(shell.told(check.line))
     assert code == EXIT_FINDINGS, shell.story
-    assert "torn: an unfinished last line" in out
+    assert "torn: the last line is unfinished" in out
     shell.follow([Typed(repair.line), Typed(check.line)])
 
 
