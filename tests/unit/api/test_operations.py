@@ -167,7 +167,7 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
         goatherd.Policy(lifetime=90)
     with pytest.raises(ConfigurationError, match="not their URLs"):
         goatherd.Rotator(goatherd.MemorySecretProvider(), "root", ["http://127.0.0.1:8101"])
-    with pytest.raises(ConfigurationError, match="a URI is not the id"):
+    with pytest.raises(ConfigurationError, match="must not be a URI"):
         goatherd.CloudSecretSettings(store, "file")
     with pytest.raises(TypeError, match="reveal"):
         goatherd.decode_document(await goatherd.open_provider(store)[0].get_secret("root"))

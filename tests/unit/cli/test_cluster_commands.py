@@ -444,7 +444,7 @@ def test_servers_that_were_not_told_of_each_other_and_of_another_identity_are_na
     assert third.stop() == 0
     refused = goatherd("serve", "--provider", other, "--data", str(tmp_path / "data-2"), "--port", "0")
     assert refused.code == EXIT_CODES["identity"]
-    assert "this is another identity (root " in refused.err
+    assert "the store holds another identity (root " in refused.err
     assert "check --provider and --data" in refused.err
 
 
