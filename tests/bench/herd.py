@@ -15,6 +15,7 @@ UNLIMITED = {
     **os.environ,
     "GOATHERD_LIMITS_REQUESTS_PER_SECOND": "1000000",
     "GOATHERD_LIMITS_NEW_SESSIONS": "1000000",
+    "GOATHERD_LIMITS_SESSION_REQUESTS_PER_SECOND": "1000000",
     "GOATHERD_LIMITS_CONNECTIONS_PER_ADDRESS": "4000",
 }
 """The environment of a server whose limits are not what is measured: all callers of a benchmark have one address."""
