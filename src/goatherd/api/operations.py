@@ -27,7 +27,7 @@ from goatherd.operations import retire as retire_operations
 from goatherd.operations import revoke as revoke_operations
 from goatherd.operations import rotate as rotate_operations
 from goatherd.operations import status as status_operations
-from goatherd.operations.identity_store import DEFAULT_ORG, Store
+from goatherd.operations.identity_store import DEFAULT_ORG, Store, check_address_has_org
 from goatherd.operations.runs import AuditLog, EventListener
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
@@ -55,6 +55,7 @@ Servers = str | Iterable[str]
 _STORE_HINT: Final = (
     "Give the URI of a secret, such as file:///srv/keys/root, a cloudConfig, or what open_provider returns."
 )
+_ORG_HINT: Final = f"Is org right? Write {ORG_FIELD} into the address, such as file:///srv/keys/{ORG_FIELD}/root."
 _SERVERS_HINT: Final = (
     "Give the URL of every server, such as http://10.0.0.1:8080, or an address such as dns://name:port."
 )
@@ -106,7 +107,7 @@ async def open_store(store: StoreName, *, org: str | None = None) -> AsyncIterat
         return
     provider, template, name = _named_store(store)
     chosen = DEFAULT_ORG if org is None else org
-    _check_org(template, name, chosen)
+    check_address_has_org(template, name, chosen, hint=_ORG_HINT)
     async with provider:
         yield Store(
             provider=provider,
@@ -193,7 +194,7 @@ async def migrate(
             return store.secret_id
         _, template, name = _named_store(store)
         for one in orgs:
-            _check_org(template, name, one)
+            check_address_has_org(template, name, one, hint=_ORG_HINT)
         return template
 
     target = migrate_operations.MigrationTarget(
@@ -232,8 +233,7 @@ async def status(
     Raises:
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
-    policy = _policy_for(policy, nodes)
-    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+    async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         return await status_operations.read_status(opened, servers, policy)
 
 
@@ -252,8 +252,7 @@ async def plan_rotation(
     Raises:
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
-    policy = _policy_for(policy, nodes)
-    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+    async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         return await rotate_operations.plan_rotation(opened, servers, policy, health=health)
 
 
@@ -285,8 +284,7 @@ async def rotate(
         NotAdoptedError: A server did not follow in time. The rotation was cancelled or rolled back.
         RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.rotate`.
     """
-    policy = _policy_for(policy, nodes)
-    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+    async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         return await rotate_operations.rotate(
             opened,
             servers,
@@ -311,8 +309,7 @@ async def resume(
 
     Args and errors are those of `rotate`, without `RotationBusyError`.
     """
-    policy = _policy_for(policy, nodes)
-    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+    async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         return await rotate_operations.resume(
             opened,
             servers,
@@ -342,8 +339,7 @@ async def cancel(
         IllegalStepError: There is no rotation in progress, or the next root already signs: use `roll_back` instead.
         RotationError, ProviderError, IdentityError: As `rotate`.
     """
-    policy = _policy_for(policy, nodes)
-    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+    async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         return await rotate_operations.cancel(opened, servers, policy, reason=reason, **_prepared(options))
 
 
@@ -360,8 +356,7 @@ async def roll_back(
 
     Args and errors are those of `cancel`, except that `IllegalStepError` means that the next root does not sign yet.
     """
-    policy = _policy_for(policy, nodes)
-    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+    async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         return await rotate_operations.roll_back(opened, servers, policy, reason=reason, **_prepared(options))
 
 
@@ -387,8 +382,7 @@ async def restore(
             written.
         RotationError, ProviderError, IdentityError: As `rotate`.
     """
-    policy = _policy_for(policy, nodes)
-    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+    async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         return await restore_operations.restore(
             opened,
             servers,
@@ -421,8 +415,7 @@ async def retire(
         IllegalStepError: A rotation is in progress.
         RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.retire`.
     """
-    policy = _policy_for(policy, nodes)
-    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org) as servers:
+    async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         return await retire_operations.retire(opened, servers, policy, confirmed=confirmed, **_prepared(options))
 
 
@@ -465,9 +458,8 @@ async def revoke(
         ConfigurationError: No server is listed, or there is no reason.
         RotationError, ProviderError, IdentityError: As `goatherd.operations.revoke.revoke`.
     """
-    policy = _policy_for(policy, nodes)
-    timeout = max(policy.node_timeout, revoke_operations.REQUEST_TIMEOUT)
-    async with open_store(store, org=org) as opened, _open_servers(nodes, policy, opened.org, timeout) as servers:
+    least = revoke_operations.REQUEST_TIMEOUT
+    async with _open_cluster(store, nodes, org, policy, least_timeout=least) as (opened, servers, policy):
         return await revoke_operations.revoke(
             opened,
             servers,
@@ -504,17 +496,6 @@ def _named_store(store: StoreName) -> tuple[SecretProvider, str, str]:
     raise ConfigurationError(f"a {type(store).__name__} cannot be used as a store", hint=hint)
 
 
-def _check_org(template: str, name: str, org: str) -> None:
-    # SECURITY: a mistyped org would otherwise change another organization's identity
-    # (tests/unit/api/test_operations.py).
-    if org != DEFAULT_ORG and ORG_FIELD not in template:
-        raise ConfigurationError(
-            f"the store's address {name} does not contain {ORG_FIELD}, so organization {org!r} would use the same "
-            "identity as every other one",
-            hint=f"Is org right? Write {ORG_FIELD} into the address, such as file:///srv/keys/{ORG_FIELD}/root.",
-        )
-
-
 def _addresses(nodes: Servers) -> tuple[str, ...]:
     if isinstance(nodes, str):
         return (nodes,)
@@ -538,13 +519,29 @@ def _policy_for(policy: Policy | None, nodes: Servers) -> Policy:
 
 
 @asynccontextmanager
-async def _open_servers(
-    nodes: Servers, policy: Policy, org: str, timeout: timedelta | None = None
-) -> AsyncIterator[NodeDirectory]:
+async def _open_cluster(
+    store: StoreName,
+    nodes: Servers,
+    org: str | None,
+    policy: Policy | None,
+    *,
+    least_timeout: timedelta = timedelta(0),
+) -> AsyncIterator[tuple[Store, NodeDirectory, Policy]]:
+    """Open what an operation takes: the store, the servers and the policy.
+
+    Args:
+        store, nodes, org, policy: As for `rotate`.
+        least_timeout: The timeout of one request is at least this, whatever the policy says.
+    """
+    chosen = _policy_for(policy, nodes)
     # A manual-restart server is a server of the cluster, too.
-    addresses = dict.fromkeys((*_addresses(nodes), *sorted(policy.bare)))
-    async with NodeDirectory(tuple(addresses), timeout=timeout or policy.node_timeout, org=org) as directory:
-        yield directory
+    addresses = tuple(dict.fromkeys((*_addresses(nodes), *sorted(chosen.bare))))
+    timeout = max(chosen.node_timeout, least_timeout)
+    async with (
+        open_store(store, org=org) as opened,
+        NodeDirectory(addresses, timeout=timeout, org=opened.org) as servers,
+    ):
+        yield opened, servers, chosen
 
 
 def _phase(text: Phase | str | None) -> Phase | None:

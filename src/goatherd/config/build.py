@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from goatherd.clock import SystemClock
 from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError, ProviderConfigurationError
-from goatherd.operations.identity_store import DEFAULT_ORG, Store
+from goatherd.operations.identity_store import Store, check_address_has_org
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
@@ -52,16 +52,13 @@ def configured_provider(options: Options, orgs: Sequence[str] | None = None) -> 
         provider, template = provider_from_config(options.cloud_config)
     else:
         raise _no_store()
-    others = [org for org in ((options.org,) if orgs is None else orgs) if org != DEFAULT_ORG]
-    if others and ORG_FIELD not in template and not options.any_org:
-        # SECURITY: a mistyped --org would otherwise change another organization's identity
-        # (tests/unit/cli/test_org_guard.py).
-        raise ConfigurationError(
-            f"the store's address {store_name(options)} does not contain {ORG_FIELD}, so organization {others[0]!r}"
-            " would use the same identity as every other one",
-            hint=f"Is --org right? Write {ORG_FIELD} into the address, such as file:///srv/keys/{ORG_FIELD}/root. If"
-            f" this identity is meant for {others[0]!r}, set any_org = true, or GOATHERD_ANY_ORG=true.",
-        )
+    if not options.any_org:
+        for org in (options.org,) if orgs is None else orgs:
+            hint = (
+                f"Is --org right? Write {ORG_FIELD} into the address, such as file:///srv/keys/{ORG_FIELD}/root. If"
+                f" this identity is meant for {org!r}, set any_org = true, or GOATHERD_ANY_ORG=true."
+            )
+            check_address_has_org(template, store_name(options), org, hint=hint)
     return provider, template
 
 

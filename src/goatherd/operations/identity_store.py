@@ -11,12 +11,34 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import SystemClock
-from goatherd.errors import SecretNotFoundError
+from goatherd.errors import ConfigurationError, SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.values import CURRENT, Label, SecretVersion, VersionId
+from goatherd.providers.values import CURRENT, ORG_FIELD, Label, SecretVersion, VersionId
 
 DEFAULT_ORG: Final = "localhost"
+
+
+def check_address_has_org(template: str, name: str, org: str, *, hint: str) -> None:
+    """Check that the store's address leads to the identity of one organization.
+
+    Args:
+        template: The secret's id, with ``{org}`` not yet replaced.
+        name: Name of the store in messages.
+        org: The organization; the default one needs no place in the address.
+        hint: How the caller names another organization or address.
+
+    Raises:
+        ConfigurationError: The address is the same for every organization.
+    """
+    # SECURITY: a mistyped organization would otherwise change another organization's identity
+    # (tests/unit/cli/test_org_guard.py, tests/unit/api/test_operations.py).
+    if org != DEFAULT_ORG and ORG_FIELD not in template:
+        raise ConfigurationError(
+            f"the store's address {name} does not contain {ORG_FIELD}, so organization {org!r} would use the same"
+            " identity as every other one",
+            hint=hint,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

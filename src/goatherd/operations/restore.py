@@ -6,7 +6,6 @@ For a rotation that is still in progress use `goatherd.operations.rotate.roll_ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from goatherd.clock import Clock
 from goatherd.operations.identity_store import Store
@@ -15,7 +14,6 @@ from goatherd.operations.rotate import (
     Nodes,
     check_rotation_servers,
     distrusted,
-    make_rotator,
     resolve_nodes,
     run_rotator,
 )
@@ -57,10 +55,13 @@ async def restore(
     asked = {"what": "restore", "reason": ASKED, "toPhase": to_phase, **distrusted(policy), "root": root_id}
     return await run_rotator(
         lambda rotator: rotator.restore(root_id, to_phase=to_phase),
-        make=partial(make_rotator, store, servers, policy, health=health, clock=clock),
-        store=store,
+        store,
+        servers,
+        policy,
         asked=asked,
         command="restore",
+        health=health,
         audit_log=audit_log,
         on_event=on_event,
+        clock=clock,
     )

@@ -7,13 +7,12 @@ private keys) is read again, so the result shows what is left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from goatherd.clock import Clock
 from goatherd.errors import UnconfirmedError
 from goatherd.key_inventory import KeyInventory, take_key_inventory
 from goatherd.operations.identity_store import Store
-from goatherd.operations.rotate import Nodes, make_rotator, resolve_nodes, run_rotator
+from goatherd.operations.rotate import Nodes, resolve_nodes, run_rotator
 from goatherd.operations.runs import AuditLog, EventListener
 from goatherd.rotation.events import Report
 from goatherd.rotation.policy import Policy
@@ -76,11 +75,13 @@ async def retire(
     policy = policy or Policy()
     report = await run_rotator(
         lambda rotator: rotator.retire(),
-        make=partial(make_rotator, store, await resolve_nodes(nodes), policy, clock=clock),
-        store=store,
+        store,
+        await resolve_nodes(nodes),
+        policy,
         asked={"grace": policy.grace},
         command="retire",
         audit_log=audit_log,
         on_event=on_event,
+        clock=clock,
     )
     return Retirement(report=report, keys=await read_key_inventory(store, policy))

@@ -8,7 +8,6 @@ is recorded in the audit trail, if there is one.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
 from goatherd.clock import Clock
@@ -75,11 +74,14 @@ async def rotate(
     check_lifetime(policy or Policy())
     return await run_rotator(
         lambda rotator: rotator.rotate(to_phase=to_phase),
-        make=partial(make_rotator, store, servers, policy, health=health, clock=clock),
-        store=store,
+        store,
+        servers,
+        policy,
         asked={"what": "rotate", "reason": ASKED, "toPhase": to_phase, **distrusted(policy)},
+        health=health,
         audit_log=audit_log,
         on_event=on_event,
+        clock=clock,
     )
 
 
@@ -103,11 +105,14 @@ async def resume(
     check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
     return await run_rotator(
         lambda rotator: rotator.resume(to_phase=to_phase),
-        make=partial(make_rotator, store, servers, policy, health=health, clock=clock),
-        store=store,
+        store,
+        servers,
+        policy,
         asked={"what": "resume", "reason": ASKED, "toPhase": to_phase, **distrusted(policy)},
+        health=health,
         audit_log=audit_log,
         on_event=on_event,
+        clock=clock,
     )
 
 
@@ -167,35 +172,42 @@ async def _leave(
     what = "cancel" if step is Step.CANCEL else "rollback"
     return await run_rotator(
         lambda rotator: rotator.abandon(reason, by=step),
-        make=partial(make_rotator, store, await resolve_nodes(nodes), policy, health=health, clock=clock),
-        store=store,
+        store,
+        await resolve_nodes(nodes),
+        policy,
         asked={"what": what, "reason": reason, "toPhase": None, **distrusted(policy)},
+        health=health,
         audit_log=audit_log,
         on_event=on_event,
+        clock=clock,
     )
 
 
 async def run_rotator(
     work: Callable[[Rotator], Awaitable[Report]],
-    *,
-    make: Callable[..., Rotator],
     store: Store,
+    servers: Nodes,
+    policy: Policy | None,
+    *,
     asked: Mapping[str, object],
     command: str = "rotate",
+    health: Sequence[HealthSignal] = (),
     audit_log: AuditLog | None,
     on_event: EventListener | None,
+    clock: Clock | None,
 ) -> Report:
-    """Run an operation of a rotator, and record it as one run in the audit trail.
+    """Make a rotator, run one of its operations, and record it as one run in the audit trail.
 
     Args:
         work: The operation; called with the rotator.
-        make: Makes the rotator; called with `on_event`.
-        store, audit_log, on_event: As for `rotate`.
+        store, policy, health, audit_log, on_event, clock: As for `rotate`.
+        servers: The result of `resolve_nodes`.
         asked: The arguments that the audit trail records.
         command: The name of the operation.
     """
     async with record_run(store, command, asked, audit_log) as journal:
-        return await work(make(on_event=notify_each(on_event, journal.told)))
+        listener = notify_each(on_event, journal.told)
+        return await work(make_rotator(store, servers, policy, health=health, on_event=listener, clock=clock))
 
 
 async def plan_rotation(

@@ -91,7 +91,7 @@ class SharedLifetime:
                 opened.cancel()
                 raise
             opened.set_exception(error)
-            opened.exception()  # its callers may have gone away
+            opened.exception()  # read here, in case every caller was cancelled
             return
         try:
             opened.set_result(None)
