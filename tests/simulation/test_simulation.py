@@ -1,6 +1,6 @@
 """The real rotator, settings and servers in a simulated world: many seeds, every step, and the simulation itself.
 
-Each test runs ``python -m tests.simulation`` as a process, as whoever replays a seed does: there, the hashes
+Each test runs ``python -m tests.simulation`` as a process, as a developer who replays a seed does: there, the hashes
 of Python are seeded, and nothing that it changes in this process can be seen by other tests.
 """
 

@@ -79,7 +79,7 @@ async def test_a_second_creation_whose_first_one_never_settles_is_not_taken_for_
 
 
 async def test_what_the_child_has_left_out_does_not_keep_the_key_from_others() -> None:
-    """A rule of the application's may have refused it, silently; else anybody could take any key."""
+    """A rule of the application may have rejected it silently; else any client could take any key."""
     held = Held()
     index = index_of(held)
     await index.refresh()
