@@ -1,4 +1,4 @@
-"""For authors of provider plugins: checks that a secret provider keeps the contract of Goatherd's providers.
+"""For authors of plugins: checks that a secret provider or a signer keeps the contract that Goatherd relies on.
 
 - `contract`: runs the checks, from pytest classes to derive from (`ProviderContract`, `AnswerContract`) or a program.
 - `contract_command`: the command ``goatherd-contract URI``.

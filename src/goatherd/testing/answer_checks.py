@@ -1,9 +1,9 @@
 """Check that a secret provider notices when its store falsely answers a request with success.
 
 `ANSWER_CHECKS` has one check for each kind of wrong answer; `goatherd.testing.provider_checks` has the checks over a
-store that answers correctly. A check answers each request of each operation wrongly in turn. Then either the operation
-failed, or a second client must see that its result is true. The store must support wrong answers
-(`goatherd.testing.wrong_answers`); over any other store these checks are skipped.
+store that answers correctly. A check runs each operation repeatedly, each time with a wrong answer to another of its
+requests. The operation must raise an error, or a second client must see the reported change. The store must support
+wrong answers (`goatherd.testing.wrong_answers`); over any other store these checks are skipped.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Run the checks of the provider contract over any secret provider.
 
-A program calls `check_provider`; pytest uses `ProviderContract` and `AnswerContract`. Both run `CHECKS`, which
-`goatherd.testing.provider_checks` and `goatherd.testing.answer_checks` define. The secrets that a check made are
-removed. A failing check does not stop the others, and a skipped check does not count as passed. Only the parts for
-pytest import pytest.
+A program calls `check_provider`; pytest uses `ProviderContract` and `AnswerContract`. All of these run `CHECKS`, which
+`goatherd.testing.provider_checks` and `goatherd.testing.answer_checks` define. The secrets that a check has created are
+removed. A failed check does not stop the others, and a skipped check does not count as passed. Only `ProviderContract`
+and `AnswerContract` import pytest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CheckOutcome:
     """The outcome of one check.
 
     Attributes:
@@ -60,7 +60,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class ContractReport:
     """The outcomes of all checks of a run.
 
     Attributes:
@@ -68,15 +68,15 @@ class Report:
         left_behind: The names of secrets that could not be removed.
     """
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[CheckOutcome, ...]
     left_behind: tuple[str, ...] = ()
 
-    def with_result(self, result: Result) -> tuple[Outcome, ...]:
-        """Return the outcomes with this result."""
+    def with_result(self, result: Result) -> tuple[CheckOutcome, ...]:
+        """Return the outcomes of the checks that passed, failed or were skipped, as `result` says."""
         return tuple(outcome for outcome in self.outcomes if outcome.result is result)
 
     @property
-    def failures(self) -> tuple[Outcome, ...]:
+    def failures(self) -> tuple[CheckOutcome, ...]:
         """The outcomes of the checks that failed."""
         return self.with_result(Result.FAILED)
 
@@ -126,6 +126,11 @@ async def run_check(
                     left.remove(name)
 
 
+Outcome = CheckOutcome
+Report = ContractReport
+"""Earlier names, which stay importable."""
+
+
 async def check_provider(
     factory: Factory,
     *,
@@ -133,10 +138,10 @@ async def check_provider(
     rounds: int = 100,
     settle: timedelta = timedelta(minutes=5),
     answers: WrongAnswers | None = None,
-    tell: Callable[[Outcome], None] | None = None,
+    tell: Callable[[CheckOutcome], None] | None = None,
     checks: Sequence[Check] = CHECKS,
     left_behind: list[str] | None = None,
-) -> Report:
+) -> ContractReport:
     """Run all checks, even after failures, and return a report. `run_check` describes the other arguments.
 
     Args:
@@ -149,7 +154,7 @@ async def check_provider(
         checks: The checks to run.
         left_behind: Receives the names of secrets that could not be removed, also if the run is interrupted.
     """
-    outcomes = list[Outcome]()
+    outcomes = list[CheckOutcome]()
     left_behind = [] if left_behind is None else left_behind
     for check in checks:
         began = time.monotonic()
@@ -164,11 +169,11 @@ async def check_provider(
         except Exception as caught:  # noqa: BLE001 - whatever a stranger's plugin does is an outcome
             error = _plain(caught)
         seconds = time.monotonic() - began
-        outcome = Outcome(check=check_name(check), error=error, skipped=skipped, seconds=seconds)
+        outcome = CheckOutcome(check=check_name(check), error=error, skipped=skipped, seconds=seconds)
         outcomes.append(outcome)
         if tell is not None:
             tell(outcome)
-    return Report(outcomes=tuple(outcomes), left_behind=tuple(left_behind))
+    return ContractReport(outcomes=tuple(outcomes), left_behind=tuple(left_behind))
 
 
 def check_name(check: Check) -> str:
@@ -239,7 +244,7 @@ def _promises(guarantees: Guarantees) -> set[str]:
 def _guarantees(promises: Collection[str]) -> Guarantees:
     unknown = set(promises) - set(_PROMISES)
     if unknown:
-        raise ValueError(f"{sorted(unknown)} are no promises; there are {', '.join(_PROMISES)}")
+        raise ValueError(f"{sorted(unknown)} are not promises; the promises are {', '.join(_PROMISES)}")
     yes_or_no: dict[str, Any] = {name: name in promises for name in _PROMISES}
     return replace(Guarantees(cas=True, read_consistency=ReadConsistency.STRONG), **yes_or_no)
 

@@ -1,9 +1,9 @@
-"""The command ``goatherd-contract URI``, which runs the provider contract over a store without a test of your own.
+"""The command ``goatherd-contract URI``, which runs the checks of the provider contract over a store.
 
-It is the command line for `goatherd.testing.contract.check_provider`. The checks work in secrets of their own, whose
-names begin with that of the address and ``-contract-``. The command does not start if the secret of the address exists
-or if it may not create and delete secrets. It removes what it created, also when it is interrupted, and names the
-secrets that it could not remove.
+`goatherd.testing.contract.check_provider` runs the checks. They create their own secrets, whose names begin with the
+name in the URI and ``-contract-``. The command stops at once if the secret that the URI names exists, or if the command
+may not create and delete secrets. It removes the secrets that it created, even when it is interrupted, and names those
+that it could not remove.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from goatherd.errors import (
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.testing.answer_checks import ANSWER_CHECKS
-from goatherd.testing.contract import CHECKS, Outcome, Report, Result, check_name, check_provider
+from goatherd.testing.contract import CHECKS, CheckOutcome, ContractReport, Result, check_name, check_provider
 from goatherd.testing.subject import Check
 
 EXIT_FAILED: Final = 1
@@ -46,7 +46,7 @@ _SILENT: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The options of the command line."""
+    """The options of the command line that checks a secret provider."""
 
     address: str
     rounds: int
@@ -56,7 +56,7 @@ class Settings:
 
 
 @dataclass(slots=True, kw_only=True)
-class Progress:
+class ContractProgress:
     """The outcomes of the checks that have been run so far.
 
     Attributes:
@@ -67,11 +67,11 @@ class Progress:
     """
 
     as_json: bool
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[CheckOutcome] = field(default_factory=list)
     left_behind: list[str] = field(default_factory=list)
     unanswered: int = 0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: CheckOutcome) -> None:
         """Add an outcome and print it.
 
         Raises:
@@ -86,9 +86,9 @@ class Progress:
             raise _UnansweredError
 
     @property
-    def report(self) -> Report:
+    def report(self) -> ContractReport:
         """The report on the checks that have been run so far."""
-        return Report(outcomes=tuple(self.outcomes), left_behind=tuple(self.left_behind))
+        return ContractReport(outcomes=tuple(self.outcomes), left_behind=tuple(self.left_behind))
 
 
 class NotRunError(Exception):
@@ -109,7 +109,13 @@ class _UnansweredError(Exception):
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("address", metavar="URI")
-@click.option("--rounds", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Rounds of each race.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    help="How many times to repeat each check with concurrent writers.",
+)
 @click.option(
     "--settle",
     type=click.IntRange(0, 3600),
@@ -133,7 +139,7 @@ def command(address: str, rounds: int, settle: int, only: tuple[str, ...], as_js
 
     Exit code: 0 no check failed, 1 a check failed, 2 the contract could not be run, 130 interrupted.
     """
-    progress = Progress(as_json=as_json)
+    progress = ContractProgress(as_json=as_json)
     try:
         settings = Settings(
             address=address,
@@ -156,7 +162,7 @@ def command(address: str, rounds: int, settle: int, only: tuple[str, ...], as_js
 
 
 def main() -> None:
-    """Run the command and end the process with its exit code."""
+    """Run the command that checks a secret provider, and end the process with its exit code."""
     command(prog_name="goatherd-contract")
 
 
@@ -169,7 +175,7 @@ def _chosen(only: Sequence[str]) -> Sequence[Check]:
     return [check for check in CHECKS if not wanted or any(text in names[check] for text in wanted)]
 
 
-async def _run(settings: Settings, progress: Progress) -> Report:
+async def _run(settings: Settings, progress: ContractProgress) -> ContractReport:
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -256,7 +262,7 @@ def _is_unanswered(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _print_outcome(outcome: Outcome) -> None:
+def _print_outcome(outcome: CheckOutcome) -> None:
     sentence = outcome.check.replace("_", " ")
     word = "FAILED" if outcome.result is Result.FAILED else outcome.result.value
     click.echo(f"{word:<8} {sentence:<{_WIDTH}} {outcome.seconds:>6.2f} s")
@@ -266,7 +272,7 @@ def _print_outcome(outcome: Outcome) -> None:
         click.echo(f"         {outcome.skipped}")
 
 
-def summary(report: Report) -> str:
+def summary(report: ContractReport) -> str:
     """Return the last lines of the printed table."""
     counts = {result: len(report.with_result(result)) for result in Result}
     seconds = sum(outcome.seconds for outcome in report.outcomes)
@@ -284,7 +290,7 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
-def report_as_data(address: str, report: Report) -> dict[str, object]:
+def report_as_data(address: str, report: ContractReport) -> dict[str, object]:
     """Return the report as JSON data. ``passed``, ``failed`` and ``skipped`` are counts that add up to all checks."""
     return {
         "address": address,

@@ -1,8 +1,8 @@
 """The checks that every secret provider must pass. Each is a function whose name says what it checks.
 
-`PROVIDER_CHECKS` lists them; `goatherd.testing.contract` runs them. A check uses the public methods of
-`goatherd.providers.base` on secrets of its own; one check wraps private methods, to lose their answers. A check of
-something that a provider's `Guarantees` exclude is skipped with the reason, and does not count as passed.
+`PROVIDER_CHECKS` lists them; `goatherd.testing.contract` runs them. A check creates its own secrets, and uses the
+public methods of `goatherd.providers.base`; one check wraps private methods, to lose their answers. A check of a
+property that the provider's `Guarantees` exclude is skipped with the reason, and does not count as passed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def a_new_secret_reads_back(it: Subject) -> None:
 
 @only_if(lambda promised: not promised.first_is_current, "declares first_is_current=True")
 async def a_label_can_be_chosen_at_creation(it: Subject) -> None:
-    """A secret can be created with any label; no version has the other labels then."""
+    """A secret can be created with any label; its first version then has no other label."""
     name = it.new_id()
     made = await it.provider.create(name, b"first", "candidate")
     await it.seen(name, made.id, Label("candidate"))
@@ -109,7 +109,7 @@ async def a_conflicting_write_changes_nothing(it: Subject) -> None:
     must(await it.picture(name) == {CURRENT: second.id}, "a lost write moved a label")
 
 
-async def expecting_nobody_works_once(it: Subject) -> None:
+async def expecting_no_holder_works_once(it: Subject) -> None:
     """With ``expected=None``, a write succeeds only while no version has the label."""
     name = it.new_id()
     first = await it.provider.create(name, b"first")
@@ -363,7 +363,7 @@ async def of_two_writers_exactly_one_wins(it: Subject) -> None:
                 return_exceptions=True,
             )
             holder = _winner(done)
-            must(await it.seen(name, holder.id) in values, "a value that nobody wrote")
+            must(await it.seen(name, holder.id) in values, "a value that no writer wrote")
             won = values[[isinstance(each, SecretVersion) for each in done].index(True)]
             must(await it.seen(name, holder.id) == won, "the loser's value is read")
 
@@ -540,7 +540,7 @@ PROVIDER_CHECKS: Final[tuple[Check, ...]] = (
     what_is_not_there_is_not_found,
     a_write_moves_its_label_and_keeps_the_old_version,
     a_conflicting_write_changes_nothing,
-    expecting_nobody_works_once,
+    expecting_no_holder_works_once,
     a_label_moves_by_compare_and_swap,
     a_label_is_taken_off_by_compare_and_swap,
     eleven_versions_list_newest_first,

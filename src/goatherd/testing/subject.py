@@ -1,4 +1,4 @@
-"""`Subject`, the provider under test, which every contract check gets as its argument; and the checks' assertions."""
+"""The provider under test (`Subject`), which every contract check gets as its argument, and the checks' assertions."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def only_if(applies: Callable[[Guarantees], bool], declares: str) -> Callable[[C
 
 
 def is_about(check: Check, guarantees: Guarantees) -> bool:
-    """Return whether a check applies to a provider with these guarantees."""
+    """Return whether a provider with these guarantees promises what a check tests."""
     applies: Callable[[Guarantees], bool] = getattr(check, "applies", lambda _: True)
     return applies(guarantees)
 

@@ -1,0 +1,110 @@
+"""Parse the address of a key in AWS KMS, and write the IAM policy for signing with it. Does not import boto3.
+
+Actions and condition keys: docs.aws.amazon.com/service-authorization/latest/reference/list_awskeymanagementservice.html
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlencode
+
+from goatherd.providers import addresses
+from goatherd.providers.addresses import AddressForm, Option
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.signers.base import check_role
+
+ALGORITHM: Final = "ECDSA_SHA_384"
+FORM: Final = AddressForm(
+    scheme="awskms",
+    example="Write awskms://eu-west-1/alias/goatdb-anchor, awskms://eu-west-1/KEY-ID or awskms:///ARN.",
+    options={"profile": Option(), "endpoint": Option(), "role_arn": Option()},
+    missing="it names no key",
+    subject="a key",
+)
+_KEY = re.compile(r"alias/[A-Za-z0-9/_-]{1,250}|(mrk-)?[A-Fa-f0-9-]{8,64}")
+_ARN = re.compile(r"arn:aws[a-z-]*:kms:([a-z0-9-]+):([0-9]{12}):(key/[A-Za-z0-9-]+|alias/[A-Za-z0-9/_-]+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AWSKeyAddress:
+    """A key of AWS KMS.
+
+    Attributes:
+        service: Region, profile, endpoint and role.
+        key: A key id, an alias (``alias/name``), or the ARN of one of them.
+    """
+
+    service: AWSAddress
+    key: str
+
+    @property
+    def alias(self) -> str | None:
+        """The key's alias, ``alias/name``, if the address names one."""
+        name = self.key.rpartition(":")[2]
+        return name if name.startswith("alias/") else None
+
+    def uri_of(self, alias: str) -> str:
+        """Return the URI of another alias of AWS KMS in the same region and account as this key."""
+        service = self.service
+        options = {"profile": service.profile, "endpoint": service.endpoint, "role_arn": service.role_arn}
+        query = urlencode({name: value for name, value in options.items() if value is not None})
+        return f"awskms://{service.region or ''}/{alias}" + (f"?{query}" if query else "")
+
+
+def parse_uri(uri: str) -> AWSKeyAddress:
+    """Return the address of the key that `uri` names.
+
+    Raises:
+        ConfigurationError: The URI is not ``awskms://REGION/KEY``, or an option is unknown, repeated or invalid.
+    """
+    parsed = addresses.parse_uri(FORM, uri)
+    region, arn = parsed.host or None, _ARN.fullmatch(parsed.path)
+    # SECURITY: no wildcard, which would mean more keys in a policy
+    # (tests/unit/signers/test_awskms.py::test_an_address_that_is_not_one_is_refused).
+    if arn is None and not _KEY.fullmatch(parsed.path):
+        raise FORM.error("the key must be a key id, alias/NAME or the ARN of one of them")
+    if arn is not None:
+        if region not in (None, arn[1]):
+            raise FORM.error("the ARN is of another region")
+        region = arn[1]
+    service = AWSAddress(
+        region=region,
+        profile=parsed.options.get("profile"),
+        endpoint=parsed.options.get("endpoint"),
+        role_arn=parsed.options.get("role_arn"),
+    )
+    return AWSKeyAddress(service=service, key=parsed.path)
+
+
+def policy(role: str, uri: str) -> str:
+    """Return the IAM policy, as JSON, that allows signing with one key and reading its public half.
+
+    An alias is no resource of these actions, so a policy for an alias holds for whichever key has the alias.
+    """
+    check_role(role)
+    address = parse_uri(uri)
+    region = address.service.region or "*"
+    partition = "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
+    condition: dict[str, object] = {}
+    if address.alias is not None:
+        account = address.key.split(":")[4] if ":" in address.key else "*"
+        resource = f"arn:{partition}:kms:{region}:{account}:key/*"
+        condition = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": [address.alias]}}
+    else:
+        resource = address.key if ":" in address.key else f"arn:{partition}:kms:{region}:*:key/{address.key}"
+    statements: list[dict[str, object]] = [
+        {
+            "Sid": "GoatherdSigns",
+            "Effect": "Allow",
+            "Action": ["kms:Sign"],
+            "Resource": [resource],
+            "Condition": {**condition, "StringEquals": {"kms:SigningAlgorithm": ALGORITHM}},
+        },
+        {"Sid": "GoatherdReadsPublicKey", "Effect": "Allow", "Action": ["kms:GetPublicKey"], "Resource": [resource]},
+    ]
+    if condition:
+        statements[1]["Condition"] = condition
+    return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)

@@ -1,0 +1,228 @@
+"""Sign with a key of AWS KMS, through boto3 in threads.
+
+A text of up to 4096 bytes, the service's limit, is sent unchanged; of a longer text, the SHA-384 is sent. The service
+answers with a DER signature. boto3 reports an answer that was cut off as an empty success, so each answer's fields are
+checked.
+
+SECURITY: an exception of boto3 may quote what was sent or received, so it is never chained.
+Follows docs.aws.amazon.com/kms/latest/APIReference/ (Sign, GetPublicKey, CreateKey, CreateAlias, DescribeKey,
+DisableKey, ScheduleKeyDeletion, ListAliases).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Final
+
+from goatherd.crypto import PublicKey, raw_from_der
+from goatherd.errors import (
+    DecodeError,
+    SignerConfigurationError,
+    SignerError,
+    SignerKeyDisabledError,
+    SignerKeyExistsError,
+    SignerKeyNotFoundError,
+    SignerUnavailableError,
+    UnsupportedKeyError,
+)
+from goatherd.providers.aws.client import make_client, refusal_of
+from goatherd.providers.base import Call
+from goatherd.signers.awskms.address import ALGORITHM, AWSKeyAddress, parse_uri
+from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
+from goatherd.signers.threads import Threads
+
+Answer = Mapping[str, object]
+
+KEY_SPEC: Final = "ECC_NIST_P384"
+LONGEST_RAW: Final = 4096
+TIMEOUT: Final = timedelta(seconds=12)
+THREADS: Final = 4
+WAITING_DAYS: Final = 30
+_UNAVAILABLE: Final = frozenset({"DependencyTimeoutException", "KeyUnavailableException", "KMSInternalException"})
+
+
+class AWSKMSSigner(Signer):
+    """An asymmetric key of AWS KMS, which signs in the service.
+
+    Address: ``awskms://REGION/alias/NAME``, ``awskms://REGION/KEY-ID`` or ``awskms:///ARN``. Options: ``profile``,
+    ``endpoint``, ``role_arn``.
+    Credentials: the standard chain of the SDK, as for ``aws://``.
+    Permissions: `kms:Sign` and `kms:GetPublicKey` on the key.
+    Facts: not exportable; a request takes some ten milliseconds; texts of any length; 1000 signatures per second,
+    shared by an account and region.
+    """
+
+    scheme: ClassVar[str] = "awskms"
+    credential_variables: ClassVar[tuple[str, ...]] = ("AWS_*",)
+
+    def __init__(self, address: AWSKeyAddress) -> None:
+        self.address = address
+        self.name = address.key
+        self._threads = Threads("goatherd-awskms", THREADS)
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    @classmethod
+    def from_uri(cls, uri: str) -> AWSKMSSigner:
+        return cls(parse_uri(uri))
+
+    @property
+    def facts(self) -> SignerFacts:
+        return SignerFacts(
+            exportable=False,
+            latency=Latency.SERVICE,
+            region=self.address.service.region,
+            signatures_per_second=1000,
+        )
+
+    async def public_key(self) -> SignerKey:
+        answer = await self._call("public_key", "get_public_key", KeyId=self.address.key)
+        der, usage = answer.get("PublicKey"), answer.get("KeyUsage")
+        if not isinstance(der, bytes) or not isinstance(usage, str):
+            raise self._damaged("public_key", "it does not describe the key")
+        spec = answer.get("KeySpec", KEY_SPEC)  # moto leaves it out; the public key says it as well
+        if spec != KEY_SPEC or usage != "SIGN_VERIFY":
+            told = f"the key must be {KEY_SPEC} for SIGN_VERIFY; it is {spec!s:.40} for {usage:.40}"
+            raise self.error(UnsupportedKeyError, "public_key", told)
+        try:
+            key = PublicKey.from_der(der)
+        except DecodeError as error:
+            raise self._damaged("public_key", str(error)) from None
+        return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
+
+    async def sign(self, text: bytes) -> bytes:
+        # An empty message is rejected by the service, its digest is not.
+        is_raw = 0 < len(text) <= LONGEST_RAW
+        answer = await self._call(
+            "sign",
+            "sign",
+            KeyId=self.address.key,
+            Message=text if is_raw else hashlib.sha384(text).digest(),
+            MessageType="RAW" if is_raw else "DIGEST",
+            SigningAlgorithm=ALGORITHM,
+        )
+        der = answer.get("Signature")
+        if answer.get("SigningAlgorithm") != ALGORITHM or not isinstance(der, bytes):
+            raise self._damaged("sign", "it has no signature of this algorithm")
+        try:
+            return raw_from_der(der)
+        except DecodeError as error:
+            raise self._damaged("sign", str(error)) from None
+
+    async def aclose(self) -> None:
+        self._threads.close()
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    # --- optional interfaces ----------------------------------------------------------------------------------------
+
+    async def create_key(self) -> SignerKey:
+        alias = self.address.alias
+        if alias is None:
+            raise self.error(
+                SignerConfigurationError, "create_key", "KMS chooses key ids", hint="Name an alias: alias/NAME."
+            )
+        try:
+            await self._call("create_key", "describe_key", KeyId=self.address.key)
+        except SignerKeyNotFoundError:
+            pass
+        else:
+            raise self.error(SignerKeyExistsError, "create_key", "the alias exists")
+        made = await self._call("create_key", "create_key", KeySpec=KEY_SPEC, KeyUsage="SIGN_VERIFY")
+        key_id = self._id_in("create_key", made)
+        try:
+            await self._call("create_key", "create_alias", AliasName=alias, TargetKeyId=key_id)
+        except SignerError:
+            # A key without an alias would never be found again.
+            await self._call("create_key", "schedule_key_deletion", KeyId=key_id, PendingWindowInDays=7)
+            raise
+        return await self.public_key()
+
+    async def disable_key(self) -> None:
+        await self._call("disable_key", "disable_key", KeyId=await self._key_id("disable_key"))
+
+    async def schedule_deletion(self) -> datetime | None:
+        key_id = await self._key_id("schedule_deletion")
+        answer = await self._call(
+            "schedule_deletion", "schedule_key_deletion", KeyId=key_id, PendingWindowInDays=WAITING_DAYS
+        )
+        date = answer.get("DeletionDate")
+        return date if isinstance(date, datetime) else None
+
+    async def list_keys(self, label: str = "") -> list[str]:
+        found: list[str] = []
+        more: dict[str, object] = {}
+        while True:
+            answer = await self._call("list_keys", "list_aliases", **more)
+            listed = answer.get("Aliases")
+            if not isinstance(listed, list):
+                raise self._damaged("list_keys", "it has no aliases")
+            names = [str(each.get("AliasName", "")) for each in listed if isinstance(each, dict)]
+            found += [name for name in names if name.startswith(f"alias/{label}") and not name.startswith("alias/aws/")]
+            marker = answer.get("NextMarker")
+            if answer.get("Truncated") is not True or not isinstance(marker, str):
+                return sorted(self.address.uri_of(name) for name in found)
+            more = {"Marker": marker}
+
+    async def _key_id(self, operation: str) -> str:
+        """Return the id of the key; the requests that change a key accept no alias."""
+        return self._id_in(operation, await self._call(operation, "describe_key", KeyId=self.address.key))
+
+    def _id_in(self, operation: str, answer: Answer) -> str:
+        data = answer.get("KeyMetadata")
+        found = data.get("KeyId") if isinstance(data, dict) else None
+        if not isinstance(found, str) or not found:
+            raise self._damaged(operation, "it does not name the key")
+        return found
+
+    # --- one request ------------------------------------------------------------------------------------------------
+
+    async def _call(self, operation: str, method: str, **request: object) -> Answer:
+        outcome = await self._threads.run(lambda: self._send(operation, method, request))
+        if isinstance(outcome, SignerError):
+            raise outcome
+        return outcome
+
+    def _send(self, operation: str, method: str, request: Mapping[str, object]) -> Answer | SignerError:
+        """Send one request in a thread; return the error, so that no traceback leads to the SDK's."""
+        try:
+            send: Callable[..., Answer] = getattr(self._get_client(), method)
+            return send(**request)
+        except Exception as error:  # noqa: BLE001 - under faults, the SDK lets other errors out
+            return self._translate_error(operation, error)
+
+    def _get_client(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = make_client(self.address.service, TIMEOUT, service="kms")
+            return self._client
+
+    def _translate_error(self, operation: str, error: Exception) -> SignerError:
+        call = Call(provider=self.scheme, secret_id=self.name, operation=operation)
+        refusal = refusal_of(call, error)
+        code = refusal.code
+        if code == "NotFoundException":
+            return self.error(SignerKeyNotFoundError, operation, f"there is no such key: {code}")
+        if code in ("DisabledException", "KMSInvalidStateException"):
+            return self.error(
+                SignerKeyDisabledError,
+                operation,
+                f"the key is disabled, being created or scheduled for deletion: {code}",
+                hint="`aws kms describe-key` shows the key's state; `enable-key` and `cancel-key-deletion` make it"
+                " usable again.",
+            )
+        if code == "AlreadyExistsException":
+            return self.error(SignerKeyExistsError, operation, f"the alias exists: {code}")
+        if code == "InvalidKeyUsageException":
+            return self.error(UnsupportedKeyError, operation, f"the key cannot sign with {ALGORITHM}: {code}")
+        if code in _UNAVAILABLE:
+            return self.error(SignerUnavailableError, operation, f"KMS reports an error: {code}")
+        return self.error_of_provider(operation, refusal.error)
+
+    def _damaged(self, operation: str, why: str) -> SignerUnavailableError:
+        return self.error(SignerUnavailableError, operation, f"the answer is damaged: {why}")

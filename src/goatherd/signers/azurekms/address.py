@@ -1,0 +1,98 @@
+"""Parse the address of a key in Azure Key Vault or Managed HSM, and write the role for signing with it.
+
+Pure: opens no connection and imports no SDK. The vault, the cloud and the managed identity are given as in the
+``azure://`` addresses of stores.
+Data actions: learn.microsoft.com/azure/role-based-access-control/permissions/security#microsoftkeyvault
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlencode
+
+from goatherd.providers import addresses
+from goatherd.providers.addresses import AddressForm
+from goatherd.providers.azure.address import FORM as STORE_FORM
+from goatherd.providers.azure.address import AzureAddress, address
+from goatherd.signers.base import check_role
+
+FORM: Final = AddressForm(
+    scheme="azurekms",
+    example="Write azurekms://vault-name/key-name/VERSION.",
+    options=STORE_FORM.options,
+    missing="it names no key",
+    subject="a key",
+)
+DATA_ACTIONS: Final = ("Microsoft.KeyVault/vaults/keys/read", "Microsoft.KeyVault/vaults/keys/sign/action")
+_KEY = re.compile(r"[0-9a-zA-Z-]{1,127}")
+_VERSION = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AzureKeyAddress:
+    """One key, or one version of it.
+
+    Attributes:
+        vault: The vault or HSM, and the identity to use there.
+        key: The key's name.
+        version: The version; None for the newest.
+        options: The options as they were given.
+    """
+
+    vault: AzureAddress
+    key: str
+    version: str | None = None
+    options: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Vault, key and version, for errors and reports."""
+        return f"{self.vault.vault}/{self.key}" + (f"/{self.version}" if self.version else "")
+
+    def uri_of(self, key: str) -> str:
+        """Return the URI of another key in the vault."""
+        query = f"?{urlencode(self.options)}" if self.options else ""
+        return f"azurekms://{self.vault.vault}/{key}{query}"
+
+
+def parse_uri(uri: str) -> AzureKeyAddress:
+    """Return the address of the key that `uri` names.
+
+    Raises:
+        ConfigurationError: The URI is not ``azurekms://VAULT/KEY`` with or without a version, or an option is invalid.
+    """
+    parsed = addresses.parse_uri(FORM, uri)
+    key, slash, version = parsed.path.partition("/")
+    # SECURITY: what is pasted into a shell is made of checked names only
+    # (tests/unit/signers/test_azurekms.py::test_an_address_that_is_not_one_is_refused).
+    if not _KEY.fullmatch(key) or (slash and not _VERSION.fullmatch(version)):
+        raise FORM.error("it must name a vault, a key of 0-9 a-z A-Z and -, and at most a version of 32 digits")
+    vault = address(parsed.host, parsed.options)
+    return AzureKeyAddress(vault=vault, key=key, version=version or None, options=parsed.options)
+
+
+def policy(role: str, uri: str) -> str:
+    """Return the ``az`` commands that grant signing with one key; the vault must use Azure RBAC."""
+    check_role(role)
+    it = parse_uri(uri)
+    name = f"Goatherd signer of {it.vault.vault}"
+    definition = {
+        "Name": name,
+        "Description": "Goatherd: signs with a key, and reads its public half.",
+        "Actions": [],
+        "DataActions": list(DATA_ACTIONS),
+        "AssignableScopes": ["GROUP"],
+    }
+    text = json.dumps(definition, indent=2).replace('"GROUP"', """"'"$GROUP"'\"""")
+    return (
+        "# Goatherd signer: signs with this key, and reads its public half; cannot change or delete it.\n"
+        "# PRINCIPAL is the object id of the managed identity, service principal or user.\n"
+        f'VAULT="$(az keyvault show --name {it.vault.vault} --query id --output tsv)"\n'
+        'GROUP="${VAULT%/providers/*}"\n'
+        f"az role definition create --role-definition '{text}'\n"
+        f'az role assignment create --assignee "$PRINCIPAL" --role \'{name}\' --scope "$VAULT/keys/{it.key}"\n'
+    )

@@ -1,0 +1,273 @@
+"""Sign with a key of Azure Key Vault or Managed HSM, through the asynchronous official client.
+
+The SHA-384 of the text is sent; the service answers with ``r || s``. The SDK's retries are off.
+
+SECURITY: an exception of the SDK may quote what was sent or received, so it is never chained. Only its status, the
+service's codes and the text of a denial are quoted. Follows learn.microsoft.com/rest/api/keyvault/keys (get key, sign,
+create key, update key, delete key, get keys).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any, ClassVar, Final
+
+import aiohttp
+from azure.core import exceptions as sdk
+from azure.core.credentials_async import AsyncTokenCredential
+from azure.core.pipeline.transport import AioHttpTransport
+from azure.identity.aio import DefaultAzureCredential
+from azure.keyvault.keys import KeyCurveName, KeyOperation
+from azure.keyvault.keys.aio import KeyClient
+from azure.keyvault.keys.crypto import SignatureAlgorithm
+
+from goatherd.crypto import SIGNATURE_BYTES, PublicKey
+from goatherd.errors import (
+    ConfigurationError,
+    DecodeError,
+    SignerAccessDeniedError,
+    SignerConfigurationError,
+    SignerError,
+    SignerKeyDisabledError,
+    SignerKeyExistsError,
+    SignerKeyNotFoundError,
+    SignerThrottledError,
+    SignerUnavailableError,
+    UnsupportedKeyError,
+)
+from goatherd.providers.azure.client import cause_of, error_codes, first_line, new_session, retry_after_of
+from goatherd.signers.azurekms.address import AzureKeyAddress, parse_uri
+from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
+
+TIMEOUT: Final = 6.0
+_COORDINATE: Final = 48
+_RATE_SOFTWARE: Final = 400
+"""P-384 signatures a second with a software-protected key; HSM-protected keys have half of it (service limits)."""
+
+
+class AzureKMSSigner(Signer):
+    """A key of Azure Key Vault or Managed HSM, which signs in the service.
+
+    Address: ``azurekms://VAULT/KEY/VERSION``; without a version, the newest one. Options: those of ``azure://``,
+    such as ``suffix=managedhsm.azure.net`` and ``identity``.
+    Credentials: the default chain of the SDK, as for ``azure://``.
+    Permissions: the data actions `keys/read` and `keys/sign/action` on the key.
+    Facts: not exportable; a request takes some ten milliseconds; texts of any length; 400 signatures per second.
+    """
+
+    scheme: ClassVar[str] = "azurekms"
+    credential_variables: ClassVar[tuple[str, ...]] = ("AZURE_*", "IDENTITY_HEADER", "MSI_SECRET")
+
+    def __init__(self, address: AzureKeyAddress, *, credential: AsyncTokenCredential | None = None) -> None:
+        self.address = address
+        self.name = address.name
+        self._given = credential
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+        self._signing: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def from_uri(cls, uri: str) -> AzureKMSSigner:
+        return cls(parse_uri(uri))
+
+    @property
+    def facts(self) -> SignerFacts:
+        return SignerFacts(exportable=False, latency=Latency.SERVICE, signatures_per_second=_RATE_SOFTWARE)
+
+    async def public_key(self) -> SignerKey:
+        client = await self._connect("public_key")
+        found = await self._call("public_key", client.get_key(self.address.key, self.address.version))
+        return self._key_in("public_key", found)
+
+    async def sign(self, text: bytes) -> bytes:
+        await self._connect("sign")
+        digest = hashlib.sha384(text).digest()
+        answer = await self._call("sign", self._signing.sign(SignatureAlgorithm.es384, digest))
+        signature = answer.signature
+        if not isinstance(signature, bytes) or len(signature) != SIGNATURE_BYTES:
+            raise self._damaged("sign", "it has no signature of 96 bytes")
+        return signature
+
+    async def aclose(self) -> None:
+        stack, self._stack = self._stack, AsyncExitStack()
+        self._client = self._signing = None
+        if self._loop is asyncio.get_running_loop():
+            await stack.aclose()
+
+    # --- optional interfaces ----------------------------------------------------------------------------------------
+
+    async def create_key(self) -> SignerKey:
+        client = await self._connect("create_key")
+        # The service adds a version to a key that exists, so it is asked first.
+        try:
+            await self._call("create_key", client.get_key(self.address.key))
+        except SignerKeyNotFoundError:
+            pass
+        else:
+            raise self.error(SignerKeyExistsError, "create_key", "the key exists")
+        made = client.create_ec_key(
+            self.address.key, curve=KeyCurveName.p_384, key_operations=[KeyOperation.sign, KeyOperation.verify]
+        )
+        return self._key_in("create_key", await self._call("create_key", made))
+
+    async def disable_key(self) -> None:
+        client = await self._connect("disable_key")
+        await self._call(
+            "disable_key", client.update_key_properties(self.address.key, self.address.version, enabled=False)
+        )
+
+    async def schedule_deletion(self) -> datetime | None:
+        client = await self._connect("schedule_deletion")
+        deleted = await self._call("schedule_deletion", client.delete_key(self.address.key))
+        date = deleted.scheduled_purge_date
+        return date if isinstance(date, datetime) else None
+
+    async def list_keys(self, label: str = "") -> list[str]:
+        client = await self._connect("list_keys")
+
+        async def names() -> list[str]:
+            return [str(each.name) async for each in client.list_properties_of_keys()]
+
+        found = await self._call("list_keys", names())
+        return sorted(self.address.uri_of(name) for name in found if name.startswith(label))
+
+    # --- one request ------------------------------------------------------------------------------------------------
+
+    async def _connect(self, operation: str) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            vault, stack = self.address.vault, AsyncExitStack()
+            options: dict[str, Any] = {}
+            if vault.authority is not None:
+                options["authority"] = vault.authority
+            if vault.identity is not None:
+                options["managed_identity_client_id"] = vault.identity
+            try:
+                transport = AioHttpTransport(session=new_session(vault.ca))
+            except ConfigurationError as error:
+                raise self.error(SignerConfigurationError, operation, str(error), hint=error.hint) from None
+            credential = self._given or await stack.enter_async_context(DefaultAzureCredential(**options))
+            client = KeyClient(
+                vault.url,
+                credential,
+                verify_challenge_resource=vault.check_challenge,
+                logging_enable=False,
+                http_logging_level=logging.DEBUG,
+                retry_total=0,
+                connection_timeout=TIMEOUT,
+                read_timeout=TIMEOUT,
+                transport=transport,
+            )
+            self._client = await stack.enter_async_context(client)
+            self._signing = client.get_cryptography_client(self.address.key, key_version=self.address.version)
+            self._stack, self._loop = stack, loop
+        return self._client
+
+    async def _call(self, operation: str, work: Awaitable[Any]) -> Any:
+        try:
+            return await work
+        except Exception as error:  # noqa: BLE001 - the SDK lets out JSON errors, aiohttp's and its own
+            problem = self._translate_error(operation, error)
+        raise problem  # out here, where the SDK's error is not its context
+
+    def _translate_error(self, operation: str, error: Exception) -> SignerError:
+        url = self.address.vault.url
+        if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
+            return self._refusal(operation, error)
+        if isinstance(error, sdk.ClientAuthenticationError):
+            return self.error(
+                SignerAccessDeniedError,
+                operation,
+                "no credential of Azure's default chain gave a token",
+                hint="Give the machine a managed identity, set AZURE_CLIENT_ID and others, or run `az login`.",
+            )
+        if isinstance(error, sdk.ServiceRequestError | sdk.ServiceResponseError | aiohttp.ClientError | OSError):
+            return self.error(SignerUnavailableError, operation, f"no answer from {url}: {cause_of(error)}")
+        if isinstance(error, ValueError) and "challenge" in str(error):
+            return self.error(
+                SignerConfigurationError,
+                operation,
+                f"{url} demands a token for another domain than its own",
+                hint="Check the address. If a proxy of your own is in front of the vault, add challenge=unchecked.",
+            )
+        # Not JSON, cut JSON, JSON of another shape: json's, azure.core's and attribute errors.
+        return self._damaged(operation, type(error).__name__)
+
+    def _refusal(self, operation: str, error: sdk.HttpResponseError) -> SignerError:
+        status = error.status_code or 0
+        code, inner, message = error_codes(error)
+        told = f"{status} {inner or code}".rstrip()
+        if status == 403 and inner == "KeyDisabled":
+            return self.error(
+                SignerKeyDisabledError,
+                operation,
+                "the key is disabled",
+                hint="`az keyvault key set-attributes --enabled true` enables it.",
+            )
+        if status in (401, 403):
+            return self.error(SignerAccessDeniedError, operation, f"{told}: {first_line(message)}")
+        if status == 404:
+            if code == "KeyNotFound":
+                return self.error(SignerKeyNotFoundError, operation, "the vault has no such key or version")
+            problem = f"{self.address.vault.url} answers 404, but not as a key vault does"
+            return self.error(SignerUnavailableError, operation, problem, final=True)
+        if status == 409 and inner == "ObjectIsDeletedButRecoverable":
+            problem = "the key is deleted but can be recovered; its name stays taken"
+            return self.error(
+                SignerKeyDisabledError, operation, problem, hint="`az keyvault key recover` restores the key."
+            )
+        if status == 429:
+            return self.error(
+                SignerThrottledError,
+                operation,
+                f"the vault limits the rate of requests ({told})",
+                retry_after=retry_after_of(error),
+            )
+        if status in (408, 409, 423) or status >= 500:
+            return self.error(SignerUnavailableError, operation, f"the vault reports an error ({told})")
+        return self.error(SignerConfigurationError, operation, f"the vault rejected the request ({told})")
+
+    # --- one answer -------------------------------------------------------------------------------------------------
+
+    def _key_in(self, operation: str, found: Any) -> SignerKey:
+        try:
+            name, kind, jwk = found.name, _word(found.key_type), found.key
+            curve, x, y = _word(jwk.crv), jwk.x, jwk.y
+            is_exportable, version = found.properties.exportable, found.properties.version
+        except (AttributeError, TypeError, ValueError):
+            raise self._damaged(operation, "a member is missing") from None
+        if name != self.address.key or self.address.version not in (None, version):
+            raise self._damaged(operation, "it is about another key")
+        if kind not in ("EC", "EC-HSM") or curve != "P-384":
+            raise self.error(
+                UnsupportedKeyError, operation, f"the key must be EC over P-384; it is {kind:.20} over {curve:.20}"
+            )
+        if is_exportable:
+            raise self.error(
+                SignerConfigurationError,
+                operation,
+                "the key can be exported",
+                hint="Create a key that is not exportable.",
+            )
+        if not isinstance(x, bytes) or not isinstance(y, bytes) or max(len(x), len(y)) > _COORDINATE:
+            raise self._damaged(operation, "it has no public key")
+        try:
+            key = PublicKey(x.rjust(_COORDINATE, b"\x00") + y.rjust(_COORDINATE, b"\x00"))
+            key.check()
+        except DecodeError as error:
+            raise self._damaged(operation, str(error)) from None
+        return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
+
+    def _damaged(self, operation: str, why: str) -> SignerUnavailableError:
+        return self.error(SignerUnavailableError, operation, f"the answer is damaged: {why}")
+
+
+def _word(value: object) -> str:
+    """Return the text of a member that the SDK reads as an enumeration, or as a string if it does not know the word."""
+    return str(getattr(value, "value", value))

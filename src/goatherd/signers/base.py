@@ -1,0 +1,284 @@
+"""The interface of a signer, which signs bytes with one key. Plugins implement it.
+
+A plugin makes one attempt and reports what happened. `goatherd.signers.verified` adds what all signers need: the check
+of each signature, a deadline, retries and counts.
+
+Rules:
+- A plugin raises `goatherd.errors.SignerError` only, made with `Signer.error`. It never retries, and never creates a
+  key unless `KeyCreator.create_key` is called.
+- A signer gets the whole text, not a digest, because plain Ed25519 cannot sign a digest. A plugin may hash the text
+  itself.
+- PINs and tokens come from files, the environment or the platform's own credential chain, never from a URI.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from types import TracebackType
+from typing import ClassVar, Final, Protocol, Self, TypeVar, runtime_checkable
+
+from goatherd.crypto import PublicKey
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    ProviderError,
+    ProviderMisuseError,
+    SecretDeletedError,
+    SecretExistsError,
+    SecretNotFoundError,
+    SignerAccessDeniedError,
+    SignerConfigurationError,
+    SignerError,
+    SignerKeyDisabledError,
+    SignerKeyExistsError,
+    SignerKeyNotFoundError,
+    SignerMisuseError,
+    SignerThrottledError,
+    SignerUnavailableError,
+    ThrottledError,
+    UnavailableError,
+    VersionDisabledError,
+)
+
+ErrorKind = TypeVar("ErrorKind", bound=SignerError)
+
+
+class KeyKind(StrEnum):
+    """The kinds of keys that GoatDB's sessions can have."""
+
+    ECDSA_P384 = "ECDSA P-384, SHA-384"
+    """The only kind of GoatDB 0.5.1; a raw signature is ``r || s``, 96 bytes."""
+
+
+class Latency(StrEnum):
+    """What a signature costs in time."""
+
+    MEMORY = "memory"
+    """Below a millisecond: the key is in this process."""
+    DEVICE = "device"
+    """Some milliseconds: the key is in a device of this machine or its network."""
+    SERVICE = "service"
+    """Tens of milliseconds: a request to a service."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignerFacts:
+    """What a signer declares about itself.
+
+    Attributes:
+        exportable: Whether any process can read the private key in a usable form.
+        latency: See `Latency`.
+        max_text_bytes: The longest text that can be signed; None for no limit.
+        region: Where the service is, or None.
+        signatures_per_second: The rate that the platform documents, often shared by a whole account; None for none.
+    """
+
+    exportable: bool
+    latency: Latency
+    max_text_bytes: int | None = None
+    region: str | None = None
+    signatures_per_second: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignerKey:
+    """A public key and its kind."""
+
+    kind: KeyKind
+    public_key: PublicKey
+
+
+class Signer(ABC):
+    """One key of one platform. A plugin derives its signer from this class and sets `scheme`.
+
+    An instance is an async context manager; leaving it calls `aclose`. Construction connects to nothing.
+
+    Attributes:
+        scheme: The URI scheme, which is also the entry point's name.
+        name: The key's name on its platform, for errors and reports. It holds no secret.
+        credential_variables: Environment variables that hold credentials for the platform; ``*`` at the end matches any
+            suffix.
+    """
+
+    scheme: ClassVar[str]
+    credential_variables: ClassVar[tuple[str, ...]] = ()
+    name: str
+
+    @classmethod
+    @abstractmethod
+    def from_uri(cls, uri: str) -> Self:
+        """Return the signer that `uri` names. Connects to nothing.
+
+        Raises:
+            ConfigurationError: The URI does not have the form that this scheme requires.
+        """
+
+    @property
+    @abstractmethod
+    def facts(self) -> SignerFacts:
+        """What this signer declares about itself, such as whether its key can be exported."""
+
+    @abstractmethod
+    async def public_key(self) -> SignerKey:
+        """Return the public key, as the platform reports it now.
+
+        Raises:
+            SignerError: The platform refused or did not answer.
+            UnsupportedKeyError: The key is of another kind than `KeyKind` has.
+        """
+
+    @abstractmethod
+    async def sign(self, text: bytes) -> bytes:
+        """Return the raw signature over `text`, unverified. One attempt.
+
+        Raises:
+            SignerError: The platform refused or did not answer.
+        """
+
+    async def aclose(self) -> None:  # noqa: B027 - some signers own nothing
+        """Close connections, sessions and threads. May be called twice."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def error(
+        self,
+        kind: type[ErrorKind],
+        operation: str,
+        message: str,
+        *,
+        hint: str | None = None,
+        final: bool = False,
+        retry_after: float | None = None,
+    ) -> ErrorKind:
+        """Make an error that names the signer, the key and the operation.
+
+        Args:
+            kind: The class of the error.
+            operation: The method that failed.
+            message: What went wrong. SECURITY: never with a PIN or a token (tests/unit/signers guards it).
+            hint: What to do next, if the class's own hint is not the best one.
+            final: Whether another attempt is pointless although the class is retryable.
+            retry_after: The pause in seconds that the platform asks for, with `SignerThrottledError`.
+        """
+        error = kind(message, signer=self.scheme, key=self.name, operation=operation, hint=hint)
+        if final:
+            error.retryable = False
+        if isinstance(error, SignerThrottledError):
+            error.retry_after = retry_after
+        return error
+
+    def error_of_provider(self, operation: str, error: ProviderError, message: str | None = None) -> SignerError:
+        """Return the signer's error for one that the client of the platform's secret store has made."""
+        kind = signer_error_kind(type(error))
+        told = message or str(error).partition(f"{error.secret_id!r}: ")[2] or str(error)
+        # A hint of the class names commands for stores; one of the error itself is about what happened.
+        hint = error.hint if "hint" in vars(error) and "policy" not in error.hint else None
+        return self.error(
+            kind,
+            operation,
+            told,
+            hint=hint,
+            final=not error.retryable,
+            retry_after=error.retry_after if isinstance(error, ThrottledError) else None,
+        )
+
+
+_KINDS: tuple[tuple[type[ProviderError], type[SignerError]], ...] = (
+    (SecretNotFoundError, SignerKeyNotFoundError),
+    (SecretExistsError, SignerKeyExistsError),
+    (ConflictError, SignerKeyExistsError),
+    (SecretDeletedError, SignerKeyDisabledError),
+    (VersionDisabledError, SignerKeyDisabledError),
+    (ProviderAccessDeniedError, SignerAccessDeniedError),
+    (ThrottledError, SignerThrottledError),
+    (UnavailableError, SignerUnavailableError),
+    (ProviderMisuseError, SignerMisuseError),
+    (ProviderConfigurationError, SignerConfigurationError),
+)
+
+
+def signer_error_kind(kind: type[ProviderError]) -> type[SignerError]:
+    """Return the signer's error that has the meaning of an error of the platform's secret store."""
+    return next((ours for theirs, ours in _KINDS if issubclass(kind, theirs)), SignerError)
+
+
+# --- optional interfaces ----------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class KeyCreator(Protocol):
+    """A signer that can create the key that its URI names. Nothing else creates a key."""
+
+    async def create_key(self) -> SignerKey:
+        """Create a key that cannot be exported, if the platform has such keys; return its public half.
+
+        Raises:
+            SignerKeyExistsError: The key exists; nothing was changed.
+        """
+        ...
+
+
+@runtime_checkable
+class KeyDisabler(Protocol):
+    """A signer that can disable its key, which an administrator of the platform can undo."""
+
+    async def disable_key(self) -> None:
+        """Disable the key: from now on it does not sign. Disabling a disabled key does nothing."""
+        ...
+
+
+@runtime_checkable
+class KeyDeleter(Protocol):
+    """A signer that can have its key deleted after a waiting period, in which the deletion can be cancelled."""
+
+    async def schedule_deletion(self) -> datetime | None:
+        """Schedule the deletion of the key; return when it takes effect, or None if the platform does not say."""
+        ...
+
+
+@runtime_checkable
+class KeyDestroyer(Protocol):
+    """A signer that can destroy its key at once, on a platform without a waiting period. Nothing can undo it."""
+
+    async def destroy_key(self, expected: PublicKey) -> None:
+        """Destroy the key if its public half is `expected`.
+
+        Raises:
+            SignerWrongKeyError: The key has another public half. Nothing was destroyed.
+        """
+        ...
+
+
+@runtime_checkable
+class KeyLister(Protocol):
+    """A signer that can list other keys of its platform in the same place as its own."""
+
+    async def list_keys(self, label: str = "") -> list[str]:
+        """Return the URIs of the keys in the same place whose labels begin with `label`, sorted."""
+        ...
+
+
+SIGNER: Final = "signer"
+
+
+def check_role(role: str) -> None:
+    """Check the name of a role.
+
+    Raises:
+        ConfigurationError: The role is not ``signer``.
+    """
+    if role != SIGNER:
+        raise ConfigurationError(
+            f"a signer has no role {role!r}", hint="Give --role signer, the role that may only sign with this one key."
+        )

@@ -1,0 +1,17 @@
+"""A key in a PKCS#11 token, such as a hardware security module, as a signer. Needs the extra ``pkcs11``.
+
+- `signer`: `PKCS11Signer`. `library`: the token's library, its one thread and its sessions.
+- `address`: ``pkcs11:token=…;object=…`` (RFC 7512), and the policy.
+"""
+
+from typing import TYPE_CHECKING
+
+from goatherd.lazy_imports import lazy_attributes
+from goatherd.signers.pkcs11.address import policy
+
+if TYPE_CHECKING:
+    from goatherd.signers.pkcs11.signer import PKCS11Signer
+
+__all__ = ["PKCS11Signer", "policy"]
+
+__getattr__ = lazy_attributes(__name__, PKCS11Signer="signer")

@@ -1,0 +1,324 @@
+"""Sign with a key in a PKCS#11 token. The SHA-384 of the text is computed here, since not all tokens can compute it.
+
+A key that can be exported from the token is rejected. Every error of the library is translated here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, TypeVar
+
+from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11 import exceptions as sdk
+from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
+
+from goatherd.crypto import SIGNATURE_BYTES, PublicKey, raw_from_der
+from goatherd.errors import (
+    DecodeError,
+    InvalidSignatureError,
+    SignerAccessDeniedError,
+    SignerConfigurationError,
+    SignerError,
+    SignerKeyDisabledError,
+    SignerKeyExistsError,
+    SignerKeyNotFoundError,
+    SignerMisuseError,
+    SignerUnavailableError,
+    SignerWrongKeyError,
+    UnsupportedKeyError,
+)
+from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
+from goatherd.signers.pkcs11.address import MODULE_VARIABLE, PIN_VARIABLE, PKCS11Address, parse_uri
+from goatherd.signers.pkcs11.library import LOST, Library, RefusedPINError, TokenNotFoundError
+
+Result = TypeVar("Result")
+
+_P384: Final = bytes.fromhex("06052b81040022")
+"""The DER of the object identifier of P-384 (secp384r1), as tokens have it in CKA_EC_PARAMS."""
+_WRONG_PIN: Final = (sdk.PinIncorrect, sdk.PinInvalid, sdk.PinLenRange)
+_PIN_TROUBLE: Final = {
+    sdk.PinLocked: "the token has locked the PIN",
+    sdk.PinExpired: "the PIN has expired",
+    sdk.UserPinNotInitialized: "the token has no user PIN yet",
+}
+
+
+class PKCS11Signer(Signer):
+    """A key in a PKCS#11 token: a hardware security module, a smart card, or SoftHSM.
+
+    Address: ``pkcs11:token=LABEL;object=LABEL?module-path=/path/to/library.so&pin-source=file:/PATH`` (RFC 7512). Also
+    ``serial``, ``slot-id``, ``manufacturer``, ``model`` and ``id=%01``. Without ``module-path``,
+    `GOATHERD_PKCS11_MODULE` names the library; without ``pin-source``, `GOATHERD_PKCS11_PIN` holds the PIN.
+    Credentials: the user's PIN.
+    Permissions: those of the token's user.
+    Facts: not exportable; a signature takes some milliseconds; texts of any length.
+    """
+
+    scheme: ClassVar[str] = "pkcs11"
+    credential_variables: ClassVar[tuple[str, ...]] = (PIN_VARIABLE,)
+
+    def __init__(self, address: PKCS11Address, *, environment: Mapping[str, str] | None = None) -> None:
+        self.address = address
+        self.name = address.name
+        self._environment = os.environ if environment is None else environment
+        self._key: tuple[Any, Any] | None = None
+        self._is_open = False
+
+    @classmethod
+    def from_uri(cls, uri: str) -> PKCS11Signer:
+        return cls(parse_uri(uri))
+
+    @property
+    def facts(self) -> SignerFacts:
+        return SignerFacts(exportable=False, latency=Latency.DEVICE)
+
+    async def public_key(self) -> SignerKey:
+        return await self._run("public_key", self._read_public)
+
+    async def sign(self, text: bytes) -> bytes:
+        digest = hashlib.sha384(text).digest()
+        signature = await self._run("sign", lambda session: self._sign_digest(session, digest))
+        if len(signature) == SIGNATURE_BYTES:
+            return signature
+        try:
+            return raw_from_der(signature)  # some tokens' libraries return DER
+        except DecodeError:
+            raise self.error(
+                SignerUnavailableError, "sign", f"the token's answer is damaged: {len(signature)} bytes"
+            ) from None
+
+    async def aclose(self) -> None:
+        self._key = None
+        if self.address.module is not None and self._is_open:
+            self._is_open = False
+            await Library.at(self.address.module).close_session(self.address, id(self))
+
+    # --- optional interfaces ----------------------------------------------------------------------------------------
+
+    async def create_key(self) -> SignerKey:
+        return await self._run("create_key", self._generate)
+
+    async def disable_key(self) -> None:
+        await self._run("disable_key", self._forbid_signing)
+
+    async def destroy_key(self, expected: PublicKey) -> None:
+        await self._run("destroy_key", lambda session: self._destroy(session, expected))
+
+    async def list_keys(self, label: str = "") -> list[str]:
+        return await self._run("list_keys", lambda session: self._list(session, label))
+
+    # --- in the library's thread --------------------------------------------------------------------------------------
+
+    def _sign_digest(self, session: Any, digest: bytes) -> bytes:
+        key = self._private_key(session, "sign")
+        try:
+            return bytes(key.sign(digest, mechanism=Mechanism.ECDSA))
+        except LOST:
+            raise
+        except sdk.PKCS11Error:
+            self._check_private(key, "sign")  # it may have been disabled since it was looked up
+            raise
+
+    def _private_key(self, session: Any, operation: str) -> Any:
+        """Return the handle of the private key; it is looked up once for each session."""
+        if self._key is None or self._key[0] is not session:
+            key = self._find(session, ObjectClass.PRIVATE_KEY, operation)
+            self._check_private(key, operation)
+            self._key = (session, key)
+        return self._key[1]
+
+    def _check_private(self, key: Any, operation: str) -> None:
+        if key[Attribute.KEY_TYPE] is not KeyType.EC:
+            kind = getattr(key[Attribute.KEY_TYPE], "name", "another one")
+            raise self.error(UnsupportedKeyError, operation, f"the key's type must be EC; it is {kind}")
+        # SECURITY: the fact "not exportable" is checked, not believed
+        # (tests/contract/signers/test_token.py::test_a_key_that_can_leave_the_token_is_refused).
+        if key[Attribute.EXTRACTABLE] or not key[Attribute.SENSITIVE]:
+            raise self.error(
+                SignerConfigurationError,
+                operation,
+                "the key can leave the token (CKA_EXTRACTABLE is true, or CKA_SENSITIVE is false)",
+                hint="Generate a key in the token that is sensitive and not extractable.",
+            )
+        if not key[Attribute.SIGN]:
+            raise self.error(SignerKeyDisabledError, operation, "the key's attribute CKA_SIGN is false")
+
+    def _find(self, session: Any, kind: ObjectClass, operation: str) -> Any:
+        wanted: dict[Attribute, object] = {Attribute.CLASS: kind}
+        if self.address.object is not None:
+            wanted[Attribute.LABEL] = self.address.object
+        if self.address.id is not None:
+            wanted[Attribute.ID] = self.address.id
+        found = list(session.get_objects(wanted))
+        if not found:
+            raise self.error(SignerKeyNotFoundError, operation, f"the token has no such {_words(kind)}")
+        if len(found) > 1:
+            raise self.error(
+                SignerConfigurationError,
+                operation,
+                f"the token has {len(found)} such objects",
+                hint="Name the key's id in the URI, such as id=%01, besides its label.",
+            )
+        return found[0]
+
+    def _read_public(self, session: Any) -> SignerKey:
+        self._private_key(session, "public_key")
+        public = self._find(session, ObjectClass.PUBLIC_KEY, "public_key")
+        return SignerKey(kind=KeyKind.ECDSA_P384, public_key=self._decode_public(public, "public_key"))
+
+    def _decode_public(self, public: Any, operation: str) -> PublicKey:
+        if bytes(public[Attribute.EC_PARAMS]) != _P384:
+            raise self.error(UnsupportedKeyError, operation, "the key's curve must be P-384")
+        try:
+            return PublicKey.from_der(encode_ec_public_key(public))
+        except (DecodeError, ValueError) as error:
+            raise self.error(
+                SignerUnavailableError, operation, f"the token's answer is damaged: {type(error).__name__}"
+            ) from None
+
+    def _generate(self, session: Any) -> SignerKey:
+        for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+            try:
+                self._find(session, kind, "create_key")
+            except SignerKeyNotFoundError:
+                continue
+            raise self.error(SignerKeyExistsError, "create_key", "the token already has a key with this label and id")
+        domain = session.create_domain_parameters(
+            KeyType.EC, {Attribute.EC_PARAMS: encode_named_curve_parameters("secp384r1")}, local=True
+        )
+        common: dict[Attribute, object] = {} if self.address.id is None else {Attribute.ID: self.address.id}
+        domain.generate_keypair(
+            store=True,
+            label=self.address.object,
+            public_template={**common, Attribute.VERIFY: True, Attribute.DERIVE: False},
+            private_template={
+                **common,
+                Attribute.SIGN: True,
+                Attribute.DERIVE: False,
+                Attribute.SENSITIVE: True,
+                Attribute.EXTRACTABLE: False,
+            },
+        )
+        return self._read_public(session)
+
+    def _forbid_signing(self, session: Any) -> None:
+        key = self._find(session, ObjectClass.PRIVATE_KEY, "disable_key")
+        if key[Attribute.SIGN]:
+            key[Attribute.SIGN] = False
+        if key[Attribute.SIGN]:
+            raise self.error(SignerMisuseError, "disable_key", "the token ignored the change of CKA_SIGN")
+        self._key = None
+
+    def _destroy(self, session: Any, expected: PublicKey) -> None:
+        public = self._find(session, ObjectClass.PUBLIC_KEY, "destroy_key")
+        if self._decode_public(public, "destroy_key") != expected:
+            raise self.error(SignerWrongKeyError, "destroy_key", "the key is not the expected one")
+        self._key = None
+        try:
+            private = self._find(session, ObjectClass.PRIVATE_KEY, "destroy_key")
+        except SignerKeyNotFoundError:
+            pass  # an interrupted call has destroyed it
+        else:
+            # SECURITY: label and id do not bind the two objects to each other, so the private key must prove that it is
+            # the expected one; one that may not sign cannot (tests/contract/signers/test_token.py).
+            self._check_pair(session, private, expected)
+            private.destroy()
+        public.destroy()
+
+    def _check_pair(self, session: Any, private: Any, expected: PublicKey) -> None:
+        text, is_disabled = b"goatherd destroys this key", not private[Attribute.SIGN]
+        if is_disabled:
+            private[Attribute.SIGN] = True
+            # An object that was looked up while it could not sign has no method `sign`.
+            private = self._find(session, ObjectClass.PRIVATE_KEY, "destroy_key")
+        try:
+            expected.verify(private.sign(hashlib.sha384(text).digest(), mechanism=Mechanism.ECDSA), text)
+        except InvalidSignatureError:
+            raise self.error(SignerWrongKeyError, "destroy_key", "the private key is not the expected one") from None
+        finally:
+            if is_disabled:
+                private[Attribute.SIGN] = False
+
+    def _list(self, session: Any, label: str) -> list[str]:
+        wanted = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.KEY_TYPE: KeyType.EC}
+        labels = {str(key[Attribute.LABEL]) for key in session.get_objects(wanted)}
+        return sorted(self.address.uri_of(each) for each in labels if each and each.startswith(label))
+
+    # --- one call ---------------------------------------------------------------------------------------------------
+
+    async def _run(self, operation: str, work: Callable[[Any], Result]) -> Result:
+        if self.address.module is None:
+            raise self.error(
+                SignerConfigurationError,
+                operation,
+                "no PKCS#11 library is named",
+                hint=f"Add module-path=/path/to/library.so to the URI, or set {MODULE_VARIABLE}.",
+            )
+        pin = self.address.pin.read_bytes(self._environment).strip()
+        library = Library.at(self.address.module)
+
+        def call() -> Result:
+            try:
+                session = library.session_of(self.address, pin, id(self))
+                self._is_open = True
+                return work(session)
+            except LOST:
+                library.drop(self.address)
+                self._key = None
+                raise
+
+        try:
+            return await library.run(call)
+        except SignerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the library may raise anything, such as AttributeError
+            problem = self._translate_error(operation, error)
+        raise problem  # out here, where the library's error is not its context
+
+    def _translate_error(self, operation: str, error: Exception) -> SignerError:
+        name = type(error).__name__
+        if isinstance(error, TokenNotFoundError):
+            return self.error(
+                SignerKeyNotFoundError,
+                operation,
+                f"the library has {error}",
+                hint="Check that the token is inserted, and the token's label in the URI.",
+            )
+        if isinstance(error, RefusedPINError):
+            return self.error(
+                SignerAccessDeniedError,
+                operation,
+                "the token has refused this PIN before, or is logged in with another one; it was not tried again",
+                hint=f"Correct {self.address.pin}.",
+            )
+        if isinstance(error, _WRONG_PIN):
+            told = "the token refuses the PIN"
+            hint = f"Correct {self.address.pin}. A token locks itself after a few wrong PINs."
+            return self.error(SignerAccessDeniedError, operation, told, hint=hint)
+        if type(error) in _PIN_TROUBLE:
+            told = _PIN_TROUBLE[type(error)]
+            return self.error(
+                SignerAccessDeniedError, operation, told, hint="Use the token's own tool, as its security officer."
+            )
+        if isinstance(error, sdk.AttributeReadOnly):
+            return self.error(SignerMisuseError, operation, f"the token does not allow it: {name}")
+        if isinstance(error, sdk.AttributeTypeInvalid | sdk.MechanismInvalid | sdk.KeyTypeInconsistent):
+            return self.error(SignerConfigurationError, operation, f"the token cannot sign with ECDSA: {name}")
+        if isinstance(error, LOST):
+            return self.error(SignerUnavailableError, operation, f"the token or its session is gone: {name}")
+        if isinstance(error, sdk.PKCS11Error) and "loading" in str(error):
+            return self.error(
+                SignerConfigurationError,
+                operation,
+                f"the library {self.address.module} cannot be loaded",
+                hint="Check module-path: the file must exist, and be a PKCS#11 library for this machine.",
+            )
+        if isinstance(error, sdk.PKCS11Error):
+            return self.error(SignerUnavailableError, operation, f"the token failed: {name}")
+        return self.error(SignerError, operation, f"the token's library failed with {name}")
+
+
+def _words(kind: ObjectClass) -> str:
+    return str(kind.name).lower().replace("_", " ")

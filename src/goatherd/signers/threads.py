@@ -1,0 +1,79 @@
+"""Run a blocking library in separate threads, so that the event loop continues and a caller can be cancelled.
+
+A thread cannot be stopped: the call of a cancelled caller continues until the library returns, and its result is
+dropped. The threads are daemon threads, so a library that hangs does not keep the process from ending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from goatherd.providers.cancellation import retrieve_outcome
+
+Result = TypeVar("Result")
+_Job = tuple["Future[Any]", Callable[[], Any]]
+
+
+class Threads:
+    """Threads for blocking calls of a signer, started when needed. `close` ends them; a later call starts new ones.
+
+    Args:
+        name: The name that each of the threads gets.
+        most: How many calls run at the same time.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self._most = most
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the threads without ending them: after a fork, they do not exist in this process."""
+        self._lock = threading.Lock()
+        self._started = 0
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Run the blocking call `work` in a thread and return its result. A cancelled call that has not begun is never
+        made.
+        """
+        waiting = asyncio.wrap_future(self.submit(work))
+        waiting.add_done_callback(retrieve_outcome)
+        return await waiting
+
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """Run `work` in a thread, whether or not the caller waits for it."""
+        job: Future[Result] = Future()
+        with self._lock:
+            if self._started < self._most:
+                self._started += 1
+                thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
+                thread.start()
+            self._jobs.put((job, work))
+        return job
+
+    def close(self) -> None:
+        """End each thread after the calls that were made before. Does not wait for them."""
+        with self._lock:
+            for _ in range(self._started):
+                self._jobs.put(None)
+            self._started, self._jobs = 0, SimpleQueue()
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        future, work = job
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+        del job, future, work  # nothing of a call stays until the next one

@@ -1,0 +1,265 @@
+"""Sign with a key of the transit engine of Vault or OpenBao.
+
+Each request has the digest of the text, never the text, and names the version of the key, which each answer must
+confirm. Follows https://openbao.org/api-docs/secret/transit/ (sign data, read key, create key, list keys); checked
+against a real OpenBao 2.7.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.crypto import SIGNATURE_BYTES, PublicKey
+from goatherd.errors import (
+    ConfigurationError,
+    DecodeError,
+    SignerAccessDeniedError,
+    SignerConfigurationError,
+    SignerError,
+    SignerKeyDisabledError,
+    SignerKeyExistsError,
+    SignerKeyNotFoundError,
+    SignerUnavailableError,
+    SignerWrongKeyError,
+    UnsupportedKeyError,
+)
+from goatherd.providers.base import PlatformError
+from goatherd.providers.vault.client import VaultClient
+from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey, signer_error_kind
+from goatherd.signers.transit.address import TransitAddress, parse_uri
+
+KEY_TYPE: Final = "ecdsa-p384"
+REQUEST_TIMEOUT: Final = 10.0
+_BELOW_MINIMUM: Final = "less than the minimum"
+_ABOVE_LATEST: Final = "higher than the latest"
+
+
+class TransitSigner(Signer):
+    """A key of the transit engine of Vault or OpenBao, which signs in the server.
+
+    Address: ``transit://host:port/mount/key``; without a host, `VAULT_ADDR` or `BAO_ADDR`. Options: ``version``
+    (default: 1), and those of ``vault://``: ``auth``, ``namespace``, ``ca``, ``token-file`` and others.
+    Credentials: those of the provider ``vault``: a token, AppRole or Kubernetes.
+    Permissions: ``update`` on ``mount/sign/key`` and ``read`` on ``mount/keys/key``.
+    Facts: not exportable; a request takes some milliseconds; texts of any length.
+    """
+
+    scheme: ClassVar[str] = "transit"
+    credential_variables: ClassVar[tuple[str, ...]] = (
+        *("VAULT_TOKEN", "VAULT_SECRET_ID", "VAULT_ROLE_ID"),
+        *("BAO_TOKEN", "BAO_SECRET_ID", "BAO_ROLE_ID"),
+    )
+
+    def __init__(
+        self, address: TransitAddress, *, clock: Clock | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.address = address
+        self.name = address.name
+        self._clock: Clock = clock or SystemClock()
+        self._environment = environment
+        self._client: VaultClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def from_uri(cls, uri: str) -> TransitSigner:
+        return cls(parse_uri(uri))
+
+    @property
+    def facts(self) -> SignerFacts:
+        return SignerFacts(exportable=False, latency=Latency.SERVICE)
+
+    async def public_key(self) -> SignerKey:
+        _, answer = await self._call("public_key", "GET", self._path("keys"))
+        return self._key_in("public_key", answer)
+
+    async def sign(self, text: bytes) -> bytes:
+        body = {
+            "input": base64.b64encode(hashlib.sha384(text).digest()).decode("ascii"),
+            "prehashed": True,
+            "hash_algorithm": "sha2-384",  # the engine's default is sha2-256, whatever the curve
+            "marshaling_algorithm": "jws",
+            "key_version": self.address.version,
+        }
+        _, answer = await self._call("sign", "POST", self._path("sign"), body=body)
+        return self._signature_in(answer)
+
+    async def aclose(self) -> None:
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.close()
+
+    # --- optional interfaces ----------------------------------------------------------------------------------------
+
+    async def create_key(self) -> SignerKey:
+        # The engine answers success for a key that exists, so it is asked first.
+        try:
+            await self._call("create_key", "GET", self._path("keys"))
+        except SignerKeyNotFoundError:
+            pass
+        else:
+            raise self.error(SignerKeyExistsError, "create_key", "the key exists")
+        body = {"type": KEY_TYPE, "exportable": False, "allow_plaintext_backup": False}
+        await self._call("create_key", "POST", self._path("keys"), body=body)
+        return await self.public_key()
+
+    async def disable_key(self) -> None:
+        # The engine has no switch: signing with a version ends if the key's minimum is a later version.
+        await self._raise_minimum("disable_key", "min_encryption_version")
+
+    async def destroy_key(self, expected: PublicKey) -> None:
+        operation, path = "destroy_key", self._path("keys")
+        _, answer = await self._call(operation, "GET", path)
+        if self._key_in(operation, answer).public_key != expected:
+            raise self.error(SignerWrongKeyError, operation, "the key is not the expected one")
+        if self._latest_version(operation, answer) == self.address.version:
+            await self._call(operation, "POST", f"{path}/config", body={"deletion_allowed": True})
+            await self._call(operation, "DELETE", path)
+            return
+        # SECURITY: a later version may be the next anchor; deleting the key would destroy it as well
+        # (tests/contract/signers/test_transit.py).
+        await self._raise_minimum(operation, "min_encryption_version", "min_decryption_version")
+        await self._call(operation, "POST", f"{path}/trim", body={"min_available_version": self.address.version + 1})
+
+    async def _raise_minimum(self, operation: str, *names: str) -> None:
+        """Raise these minimum versions of the key above this version, which needs a later version."""
+        path = self._path("keys")
+        _, answer = await self._call(operation, "GET", path)
+        if self._latest_version(operation, answer) == self.address.version:
+            await self._call(operation, "POST", f"{path}/rotate", body={})
+        data, least = self._object(answer, "data", operation), self.address.version + 1
+        raised = {name: least for name in names if not isinstance(data.get(name), int) or data[name] < least}
+        for name, value in raised.items():  # the minimum for encryption must not be the lower one at any time
+            await self._call(operation, "POST", f"{path}/config", body={name: value})
+
+    def _latest_version(self, operation: str, answer: Mapping[str, Any]) -> int:
+        latest = self._object(answer, "data", operation).get("latest_version")
+        if isinstance(latest, bool) or not isinstance(latest, int):
+            raise self._damaged(operation, "it has no latest_version")
+        if latest < self.address.version:
+            raise self.error(SignerKeyNotFoundError, operation, "the key has no such version")
+        return latest
+
+    async def list_keys(self, label: str = "") -> list[str]:
+        path = f"{self.address.server.mount}/keys"
+        _, answer = await self._call("list_keys", "GET", path, params={"list": "true"})
+        found = self._object(answer, "data", "list_keys").get("keys")
+        if not isinstance(found, list):
+            raise self._damaged("list_keys", "it has no keys")
+        return sorted(self.address.uri_of(key) for key in found if isinstance(key, str) and key.startswith(label))
+
+    # --- one request ------------------------------------------------------------------------------------------------
+
+    def _path(self, kind: str) -> str:
+        return f"{self.address.server.mount}/{kind}/{self.address.key}"
+
+    async def _call(
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, object] | None = None,
+        params: Mapping[str, str] = {},
+    ) -> tuple[int, Mapping[str, Any]]:
+        try:
+            status, answer = await self._open_client().call_api(method, path, body=body, params=params)
+        except PlatformError as problem:
+            error = self._translate_error(operation, problem)
+        except ConfigurationError as problem:
+            error = self.error(SignerConfigurationError, operation, str(problem), hint=problem.hint)
+        else:
+            if status == 404:
+                raise self.error(SignerKeyNotFoundError, operation, f"{path} does not exist")
+            return status, answer
+        raise error  # out here, where the client's error is not its context
+
+    def _translate_error(self, operation: str, problem: PlatformError) -> SignerError:
+        told = str(problem)
+        if "signing key not found" in told:
+            return self.error(SignerKeyNotFoundError, operation, "the server has no such key")
+        if _BELOW_MINIMUM in told:
+            return self.error(
+                SignerKeyDisabledError,
+                operation,
+                "this version of the key is below the key's minimum version",
+                hint="Name a later version in the URI, or lower min_encryption_version and min_decryption_version.",
+            )
+        if _ABOVE_LATEST in told:
+            return self.error(SignerKeyNotFoundError, operation, "the key has no such version")
+        kind = signer_error_kind(problem.kind)
+        if kind is SignerAccessDeniedError:
+            return self.error(kind, operation, told)
+        hint = problem.hint
+        if "nothing is mounted" in told:
+            hint = "The address begins with the mount of a transit engine. See `vault secrets list`."
+        return self.error(kind, operation, told, hint=hint, final=problem.final, retry_after=problem.retry_after)
+
+    def _open_client(self) -> VaultClient:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            client = VaultClient(
+                self.address.server, timeout=REQUEST_TIMEOUT, clock=self._clock, environment=self._environment
+            )
+            client.open()
+            self._client, self._loop = client, loop
+        return self._client
+
+    # --- one answer -------------------------------------------------------------------------------------------------
+
+    def _key_in(self, operation: str, answer: Mapping[str, Any]) -> SignerKey:
+        data = self._object(answer, "data", operation)
+        if data.get("type") != KEY_TYPE:
+            kind = data.get("type")
+            raise self.error(UnsupportedKeyError, operation, f"the key's type must be {KEY_TYPE}; it is {kind!r:.60}")
+        if data.get("exportable") is not False or data.get("derived") is True:
+            raise self.error(
+                SignerConfigurationError,
+                operation,
+                "the key can be exported" if data.get("exportable") else "the key is a derived one",
+                hint="Create a key with exportable=false, and name it in the URI.",
+            )
+        version = self._object(data, "keys", operation).get(str(self.address.version))
+        if version is None:
+            latest = data.get("latest_version")
+            if isinstance(latest, int) and latest >= self.address.version:
+                raise self.error(
+                    SignerKeyDisabledError,
+                    operation,
+                    "this version of the key is below the key's minimum version",
+                    hint="Name a later version in the URI, or lower min_decryption_version.",
+                )
+            raise self.error(SignerKeyNotFoundError, operation, "the key has no such version")
+        pem = version.get("public_key") if isinstance(version, Mapping) else None
+        try:
+            return SignerKey(kind=KeyKind.ECDSA_P384, public_key=PublicKey.from_pem(str(pem)))
+        except DecodeError as error:
+            raise self._damaged(operation, str(error)) from None
+
+    def _signature_in(self, answer: Mapping[str, Any]) -> bytes:
+        text = self._object(answer, "data", "sign").get("signature")
+        prefix = f"vault:v{self.address.version}:"
+        if not isinstance(text, str) or not text.startswith(prefix):
+            raise self._damaged("sign", "it has no signature of this version of the key")
+        try:
+            raw = text.removeprefix(prefix).encode("ascii")
+            signature = base64.b64decode(raw + b"=" * (-len(raw) % 4), altchars=b"-_", validate=True)
+        except (ValueError, binascii.Error):
+            raise self._damaged("sign", "the signature is not base64") from None
+        if len(signature) != SIGNATURE_BYTES:
+            raise self._damaged("sign", f"the signature has {len(signature)} bytes")
+        return signature
+
+    def _object(self, answer: Mapping[str, Any], name: str, operation: str) -> Mapping[str, Any]:
+        found = answer.get(name)
+        if not isinstance(found, Mapping):
+            raise self._damaged(operation, f"it has no {name!r}")
+        return found
+
+    def _damaged(self, operation: str, why: str) -> SignerUnavailableError:
+        return self.error(SignerUnavailableError, operation, f"the server's answer is damaged: {why}")

@@ -1,0 +1,306 @@
+"""Open a signer, and verify each of its signatures before it is used.
+
+All signatures are made by a `VerifiedSigner`: it adds the check of the signature, a deadline, retries and counts to the
+one attempt that a plugin makes. Hardware and cloud services have returned invalid signatures, so a signature is used
+only after this machine has verified it with the text and the pinned public key.
+
+Rules:
+- Only this module retries: after `SignerThrottledError` and `SignerUnavailableError`, with jittered backoff, within one
+  deadline for the whole call. After an invalid signature it tries again as often as `SigningPolicy` allows; each
+  invalid signature is counted and logged, even if a later attempt succeeds.
+- Only `goatherd.errors` are raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import PurePath
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.crypto import PublicKey
+from goatherd.errors import (
+    GoatherdError,
+    InvalidSignatureError,
+    SignerConfigurationError,
+    SignerError,
+    SignerInvalidSignatureError,
+    SignerMisuseError,
+    SignerThrottledError,
+    SignerUnavailableError,
+    SignerWrongKeyError,
+)
+from goatherd.plugins import open_signer_plugin
+from goatherd.providers.base import RetryPolicy
+from goatherd.providers.call_metrics import CallCounts
+from goatherd.signers.base import KeyKind, Signer, SignerFacts, SignerKey
+from goatherd.telemetry import Event, event_text
+
+Result = TypeVar("Result")
+
+_LOG: Final = logging.getLogger("goatherd.signers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningPolicy:
+    """How long and how often a call is tried.
+
+    Attributes:
+        timeout: The deadline of one call, retries included.
+        retry: How often and how fast to retry after a throttled or unanswered attempt.
+        invalid_signatures: How many invalid signatures of one call are followed by another attempt. With the default,
+            the second one ends the call.
+    """
+
+    timeout: timedelta = timedelta(seconds=15)
+    retry: RetryPolicy = RetryPolicy()  # noqa: RUF009 - immutable
+    invalid_signatures: int = 1
+
+
+class SignerCounts(CallCounts):
+    """Counts of one signer's calls, and of the invalid signatures that the signer has returned."""
+
+    def __init__(self, scheme: str) -> None:
+        super().__init__(scheme, SignerError)
+        self.invalid_signatures = 0
+
+
+def open_signer(
+    uri: str, *, pinned: PublicKey | None = None, policy: SigningPolicy | None = None, clock: Clock | None = None
+) -> VerifiedSigner:
+    """Return the signer that `uri` names; close it with `aclose`, or use it in ``async with``. Connects to nothing.
+
+    Args:
+        uri: Such as ``awskms://eu-west-1/alias/goatdb-anchor`` or ``pkcs11:token=goatdb;object=anchor``.
+        pinned: The public key that every signature must match. Without it, the key that the signer reports at the first
+            call is pinned.
+        policy: The deadline and the retries.
+        clock: Measures calls, and waits between attempts.
+
+    Raises:
+        ConfigurationError: The string is not the URI of a signer, or the plugin rejects it.
+        PluginNotFoundError: No plugin has the scheme; the message lists those that exist.
+        MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
+    """
+    return VerifiedSigner(open_signer_plugin(uri), uri=uri, pinned=pinned, policy=policy, clock=clock)
+
+
+class VerifiedSigner:
+    """A signer whose signatures have been verified on this machine. `open_signer` makes it.
+
+    Every method may raise a `SignerError`; see `goatherd.errors`.
+
+    Attributes:
+        plugin: The platform's signer. Use it for the optional interfaces, such as `KeyCreator`; a signature that it
+            makes is not verified.
+        uri: The URI by which the signer was opened; None if it was not opened by a URI.
+        call_counts: The number of calls, their outcomes, and the invalid signatures.
+    """
+
+    def __init__(
+        self,
+        plugin: Signer,
+        *,
+        uri: str | None = None,
+        pinned: PublicKey | None = None,
+        policy: SigningPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.plugin = plugin
+        self.uri = uri
+        self.call_counts = SignerCounts(plugin.scheme)
+        self._pinned = pinned
+        self._policy = policy or SigningPolicy()
+        self._clock: Clock = clock or SystemClock()
+        self._is_closed = False
+        self._is_lent = False
+
+    @property
+    def scheme(self) -> str:
+        """The URI scheme."""
+        return self.plugin.scheme
+
+    @property
+    def name(self) -> str:
+        """The key's name on its platform."""
+        return self.plugin.name
+
+    @property
+    def facts(self) -> SignerFacts:
+        """What the signer declares about itself."""
+        return self.plugin.facts
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def lend(self, pinned: PublicKey | None) -> VerifiedSigner:
+        """Return this signer for another owner, whose signatures must match `pinned`. Closing it closes nothing here.
+
+        Args:
+            pinned: The public key; None for the one that this signer has pinned.
+        """
+        lent = VerifiedSigner(
+            self.plugin, uri=self.uri, pinned=pinned or self._pinned, policy=self._policy, clock=self._clock
+        )
+        lent.call_counts = self.call_counts
+        lent._is_lent = True
+        return lent
+
+    async def aclose(self) -> None:
+        """Close what the signer owns. Calls after this are rejected. May be called twice."""
+        self._is_closed = True
+        if not self._is_lent:
+            await self.plugin.aclose()
+
+    async def public_key(self) -> SignerKey:
+        """Return the pinned public key. Asks the signer only if no key is pinned yet.
+
+        Raises:
+            UnsupportedKeyError: The signer's key is of another kind than GoatDB has.
+        """
+        if self._pinned is None:
+            key = (await self._run_call("public_key", self._read_key)).public_key
+            if self._pinned is None:
+                self._pinned = key
+        return SignerKey(kind=KeyKind.ECDSA_P384, public_key=self._pinned)
+
+    async def check_key(self) -> SignerKey:
+        """Ask the signer for its public key, compare it with the pinned one, and return it.
+
+        Raises:
+            SignerWrongKeyError: The signer has another key.
+        """
+        found = await self._run_call("public_key", self._read_key)
+        if self._pinned is None:
+            self._pinned = found.public_key
+        elif found.public_key != self._pinned:
+            raise self._wrong_key("public_key")
+        return found
+
+    async def sign(self, text: bytes) -> bytes:
+        """Return a raw signature over `text` that was verified against the pinned public key.
+
+        Raises:
+            SignerInvalidSignatureError: The signer returned more invalid signatures than `SigningPolicy` allows.
+            SignerWrongKeyError: The signatures are invalid because the signer has another key.
+            SignerThrottledError, SignerUnavailableError: All attempts failed.
+        """
+        longest = self.facts.max_text_bytes
+        if longest is not None and len(text) > longest:
+            raise self.plugin.error(
+                SignerConfigurationError, "sign", f"the text has {len(text)} bytes; the signer takes {longest}"
+            )
+        pinned = (await self.public_key()).public_key
+        return await self._run_call("sign", lambda: self._sign_verified(text, pinned))
+
+    async def _read_key(self) -> SignerKey:
+        found = await self.plugin.public_key()
+        found.public_key.check()
+        return found
+
+    async def _sign_verified(self, text: bytes, pinned: PublicKey) -> bytes:
+        """Request one signature from the signer, verify it against the pinned key, and return it.
+
+        SECURITY: nothing is returned that the pinned key does not verify
+        (tests/unit/signers/test_verified.py::test_an_invalid_signature_is_never_returned).
+        """
+        signature = await self.plugin.sign(text)
+        try:
+            pinned.verify(signature, text)
+        except InvalidSignatureError:
+            self.call_counts.invalid_signatures += 1
+            _LOG.error(event_text(Event.SIGNER_INVALID_SIGNATURE, signer=self.scheme, key=self.name))
+            raise self.plugin.error(
+                SignerInvalidSignatureError,
+                "sign",
+                "the signature that came back does not match the text and the public key; it was not used",
+            ) from None
+        return signature
+
+    # --- around each call -------------------------------------------------------------------------------------------
+
+    async def _run_call(self, operation: str, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        if self._is_closed:
+            raise self.plugin.error(SignerMisuseError, operation, "the signer is closed")
+        with self.call_counts.count_call(operation, self._clock.monotonic):
+            return await self._run_attempts(operation, attempt)
+
+    async def _run_attempts(self, operation: str, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        policy, made, invalid = self._policy, 1, 0
+        scope = asyncio.timeout(policy.timeout.total_seconds())
+        last: SignerError | None = None
+        try:
+            async with scope:
+                while True:
+                    try:
+                        return await self._run_guarded(operation, attempt)
+                    except SignerInvalidSignatureError as error:
+                        invalid += 1
+                        if invalid > policy.invalid_signatures:
+                            await self._explain_invalid(error)
+                            raise
+                        last = error
+                    except (SignerThrottledError, SignerUnavailableError) as error:
+                        last = error
+                        if not error.retryable or made >= policy.retry.attempts:
+                            raise
+                    pause = policy.retry.delay(made)
+                    if isinstance(last, SignerThrottledError) and last.retry_after is not None:
+                        # Past the deadline, more makes no difference; and a service may ask for any number.
+                        wish = min(policy.timeout.total_seconds(), max(0.0, last.retry_after))
+                        pause = max(pause, timedelta(seconds=wish))
+                    if pause.total_seconds() >= (scope.when() or 0) - asyncio.get_running_loop().time():
+                        raise last
+                    await self._clock.sleep(pause)
+                    made += 1
+                    self.call_counts.count_retry(operation)
+        except TimeoutError:
+            waited = f"no answer within {policy.timeout.total_seconds():g} s"
+            told = f"{waited}; before: {last}" if last else waited
+            raise self.plugin.error(SignerUnavailableError, operation, told) from last
+
+    async def _explain_invalid(self, error: SignerInvalidSignatureError) -> None:
+        """Raise `SignerWrongKeyError` if the signer has another key; do nothing if it cannot be asked."""
+        try:
+            found = (await self._run_guarded("public_key", self._read_key)).public_key
+        except SignerError:
+            return
+        if found != self._pinned:
+            raise self._wrong_key(error.operation) from error
+
+    def _wrong_key(self, operation: str) -> SignerWrongKeyError:
+        return self.plugin.error(
+            SignerWrongKeyError, operation, "the signer's public key is not the one that signatures must match"
+        )
+
+    async def _run_guarded(self, operation: str, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        try:
+            return await attempt()
+        except GoatherdError as error:
+            if isinstance(error, SignerError):
+                raise
+            raise self.plugin.error(SignerConfigurationError, operation, str(error), hint=error.hint) from None
+        except TimeoutError:
+            raise self.plugin.error(SignerUnavailableError, operation, "the signer did not answer in time") from None
+        except Exception as error:  # noqa: BLE001 - the guarantee: nothing but our errors leaves a plugin
+            # SECURITY: the message of a plugin's exception may quote a PIN or a token, so neither it nor the chain is
+            # shown (tests/unit/signers/test_verified.py::test_a_plugin_s_own_exception_is_named_and_not_quoted).
+            frames = traceback.extract_tb(error.__traceback__)
+            place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+            raise self.plugin.error(
+                SignerError,
+                operation,
+                f"the plugin failed with {type(error).__name__} at {place}",
+                hint="This is a bug in the plugin: it must raise goatherd.errors only.",
+            ) from None

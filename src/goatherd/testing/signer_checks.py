@@ -1,0 +1,397 @@
+"""Run the checks of the signer contract over any signer, from pytest (`SignerContract`) or a program.
+
+A check gets a `SignerWorld`, the platform under test: it opens signers of one key and, if it can, simulates faults of
+the platform. A check that needs a fault that cannot be simulated is skipped with the reason, and does not count as
+passed. Checks sign through `VerifiedSigner`, as every caller does. Only `SignerContract` imports pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Final
+
+from goatherd.crypto import PrivateKey, PublicKey
+from goatherd.errors import (
+    SignerAccessDeniedError,
+    SignerError,
+    SignerInvalidSignatureError,
+    SignerKeyDisabledError,
+    SignerKeyExistsError,
+    SignerKeyNotFoundError,
+    SignerMisuseError,
+    SignerThrottledError,
+    SignerUnavailableError,
+    SignerWrongKeyError,
+)
+from goatherd.plugins import open_signer_plugin
+from goatherd.providers.base import RetryPolicy
+from goatherd.signers.base import KeyCreator, KeyDestroyer, KeyDisabler, KeyKind, KeyLister, Signer
+from goatherd.signers.verified import SigningPolicy, VerifiedSigner
+from goatherd.testing.subject import SkippedError, must
+
+TEXTS: Final = (b"", b"a", b"goatherd" * 12, bytes(range(256)) * 40)
+QUICK: Final = SigningPolicy(timeout=timedelta(seconds=20), retry=RetryPolicy(attempts=1), invalid_signatures=0)
+"""One attempt, so that a check sees what the plugin raised."""
+
+
+class SignerWorld:
+    """The platform under test, with one usable key. A test derives its own, and overrides what its platform can do.
+
+    A method that is not overridden skips the checks that need it. Those that return a context manager cause a fault
+    until it is left.
+    """
+
+    def signer(self) -> Signer:
+        """Return a new signer of the usable key; each call makes another one."""
+        raise NotImplementedError("a world must override signer()")
+
+    def administrator(self) -> Signer:
+        """Return a signer of the usable key whose credentials may also create and list keys."""
+        return self.signer()
+
+    def missing_key(self) -> Signer:
+        """Return a signer of a key that does not exist."""
+        raise SkippedError("this test environment has no name of a missing key")
+
+    def disposable(self) -> Signer:
+        """Return a signer of a key that does not exist, and which a check may create, disable and destroy.
+
+        Each call names another key.
+        """
+        raise SkippedError("this test environment has no name of a key that a check may create and destroy")
+
+    def disabled(self) -> AbstractContextManager[Signer]:
+        """Disable a key; yield a signer of it."""
+        raise SkippedError("this test environment cannot disable a key")
+
+    def denied(self) -> AbstractContextManager[Signer]:
+        """Yield a signer whose credentials do not permit the use of its key."""
+        raise SkippedError("this test environment cannot deny access to a key")
+
+    def throttled(self) -> AbstractContextManager[float | None]:
+        """Make the platform reject requests as too frequent; yield the delay that its answers state, or None."""
+        raise SkippedError("this test environment cannot make the platform reject requests for their rate")
+
+    def unavailable(self) -> AbstractContextManager[Signer | None]:
+        """Make the platform unreachable; yield a signer to use instead of a new one, or None."""
+        raise SkippedError("this test environment cannot make the platform unreachable")
+
+    def slow(self) -> AbstractContextManager[Signer | None]:
+        """Make the platform answer after a minute or never; yield a signer to use, or None."""
+        raise SkippedError("this test environment cannot make the platform slow")
+
+    def cut(self) -> AbstractContextManager[Signer | None]:
+        """Make the platform's answers end half-way; yield a signer to use, or None."""
+        raise SkippedError("this test environment cannot cut an answer short")
+
+    def wrong_signature(self) -> AbstractContextManager[Signer | None]:
+        """Make the platform return well-formed signatures that do not match the text; yield a signer, or None."""
+        return _Lying(self.signer)
+
+
+class _Lying:
+    """The default of `SignerWorld.wrong_signature`: a plugin that signs another text than it was given."""
+
+    def __init__(self, make: Callable[[], Signer]) -> None:
+        self._make = make
+
+    def __enter__(self) -> Signer:
+        signer = self._make()
+        honest = signer.sign
+
+        async def sign(text: bytes) -> bytes:
+            return await honest(text + b"!")
+
+        signer.sign = sign  # type: ignore[method-assign]
+        return signer
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+SignerCheck = Callable[[SignerWorld], Awaitable[None]]
+
+
+async def _raises(kind: type[SignerError], doing: Awaitable[object], signer: VerifiedSigner) -> SignerError:
+    """Await a call that must fail with exactly this error, well formed; return the error."""
+    try:
+        await doing
+    except SignerError as error:
+        must(type(error) is kind, f"{kind.__name__} was expected, but {type(error).__name__} was raised: {error}")
+        must(error.signer == signer.scheme, f"the error does not name the signer: {error}")
+        must(signer.name in str(error), f"the error does not name the key: {error}")
+        return error
+    except Exception as error:
+        raise AssertionError(f"{kind.__name__} was expected, but {type(error).__name__} was raised") from error
+    raise AssertionError(f"{kind.__name__} was expected, but nothing was raised")
+
+
+def _quick(signer: Signer, *, pinned: PublicKey | None = None, timeout: float = 20.0) -> VerifiedSigner:
+    policy = SigningPolicy(timeout=timedelta(seconds=timeout), retry=QUICK.retry, invalid_signatures=0)
+    return VerifiedSigner(signer, pinned=pinned, policy=policy)
+
+
+async def _key_of(world: SignerWorld) -> PublicKey:
+    async with _quick(world.signer()) as signer:
+        return (await signer.public_key()).public_key
+
+
+async def a_signature_is_right(world: SignerWorld) -> None:
+    """Signatures over texts of several lengths match the public key, and have the raw form."""
+    async with _quick(world.signer()) as signer:
+        key = await signer.check_key()
+        must(key.kind is KeyKind.ECDSA_P384, f"the kind is {key.kind}")
+        for text in TEXTS:
+            signature = await signer.sign(text)
+            must(len(signature) == 96, f"a raw signature has 96 bytes, this one {len(signature)}")
+            key.public_key.verify(signature, text)
+
+
+async def two_signers_of_one_key_have_one_public_key(world: SignerWorld) -> None:
+    """The public key belongs to the key and not to the connection."""
+    must(await _key_of(world) == await _key_of(world), "two signers report different public keys")
+
+
+async def another_pinned_key_is_reported(world: SignerWorld) -> None:
+    """A signer whose key is not the pinned one signs nothing."""
+    async with _quick(world.signer(), pinned=PrivateKey.generate().public_key) as signer:
+        await _raises(SignerWrongKeyError, signer.check_key(), signer)
+        await _raises(SignerWrongKeyError, signer.sign(b"text"), signer)
+
+
+async def a_missing_key_is_not_found_and_not_created(world: SignerWorld) -> None:
+    """Neither reading nor signing creates a key."""
+    async with _quick(world.missing_key()) as signer:
+        for _ in range(2):
+            await _raises(SignerKeyNotFoundError, signer.check_key(), signer)
+        pinned = _quick(world.missing_key(), pinned=await _key_of(world))
+        async with pinned:
+            await _raises(SignerKeyNotFoundError, pinned.sign(b"text"), pinned)
+
+
+async def a_disabled_key_does_not_sign(world: SignerWorld) -> None:
+    """A disabled key is reported as disabled, and not as missing or as a missing right."""
+    pinned = await _key_of(world)
+    with world.disabled() as plugin:
+        async with _quick(plugin, pinned=pinned) as signer:
+            await _raises(SignerKeyDisabledError, signer.sign(b"text"), signer)
+
+
+async def denied_access_is_reported(world: SignerWorld) -> None:
+    """A missing right is final: it is not retried and not taken for a missing key."""
+    pinned = await _key_of(world)
+    with world.denied() as plugin:
+        async with _quick(plugin, pinned=pinned) as signer:
+            error = await _raises(SignerAccessDeniedError, signer.sign(b"text"), signer)
+            must(not error.retryable, "a missing right is reported as retryable")
+
+
+async def throttling_is_reported_with_its_hint(world: SignerWorld) -> None:
+    """The delay that the platform asks for reaches the caller."""
+    pinned = await _key_of(world)
+    with world.throttled() as wanted:
+        async with _quick(world.signer(), pinned=pinned) as signer:
+            error = await _raises(SignerThrottledError, signer.sign(b"text"), signer)
+            must(error.retryable, "throttling is not reported as retryable")
+            told = getattr(error, "retry_after", None)
+            # The delay may count down while the request is on its way.
+            is_told = told == wanted if told is None or wanted is None else wanted - 2 <= told <= wanted
+            must(is_told, f"the platform asks for {wanted} s, the error says {told} s")
+
+
+async def an_unreachable_platform_is_unavailable_and_recovers(world: SignerWorld) -> None:
+    """The same signer signs again once the platform answers again."""
+    pinned = await _key_of(world)
+    plugin = world.signer()
+    async with _quick(plugin, pinned=pinned) as signer:
+        await signer.sign(b"before")
+        with world.unavailable() as other:
+            if other is None:
+                await _raises(SignerUnavailableError, signer.sign(b"text"), signer)
+            else:
+                async with _quick(other, pinned=pinned) as unreachable:
+                    await _raises(SignerUnavailableError, unreachable.sign(b"text"), unreachable)
+        patient = VerifiedSigner(plugin, pinned=pinned)
+        pinned.verify(await patient.sign(b"after"), b"after")
+
+
+async def a_slow_platform_ends_with_the_deadline(world: SignerWorld) -> None:
+    """The call ends as unavailable when its deadline has passed."""
+    pinned = await _key_of(world)
+    with world.slow() as plugin:
+        async with _quick(plugin or world.signer(), pinned=pinned, timeout=0.3) as signer:
+            await _raises(SignerUnavailableError, signer.sign(b"text"), signer)
+
+
+async def a_cut_answer_is_no_signature(world: SignerWorld) -> None:
+    """An answer that ends half-way is unavailable, and never a signature or a missing key."""
+    pinned = await _key_of(world)
+    with world.cut() as plugin:
+        async with _quick(plugin or world.signer(), pinned=pinned) as signer:
+            await _raises(SignerUnavailableError, signer.sign(b"text"), signer)
+
+
+async def a_wrong_signature_is_never_returned(world: SignerWorld) -> None:
+    """A well-formed signature over another text is an error, and counted."""
+    pinned = await _key_of(world)
+    with world.wrong_signature() as plugin:
+        async with _quick(plugin or world.signer(), pinned=pinned) as signer:
+            await _raises(SignerInvalidSignatureError, signer.sign(b"text"), signer)
+            must(signer.call_counts.invalid_signatures == 1, "the invalid signature is not counted")
+
+
+async def many_signatures_at_once_are_right(world: SignerWorld) -> None:
+    """Concurrent callers get signatures over their own texts."""
+    async with _quick(world.signer()) as signer:
+        key = (await signer.public_key()).public_key
+        texts = [f"text {number}".encode() for number in range(24)]
+        for text, signature in zip(texts, await asyncio.gather(*map(signer.sign, texts)), strict=True):
+            key.verify(signature, text)
+
+
+async def a_cancelled_call_leaves_the_signer_usable(world: SignerWorld) -> None:
+    """A caller that is cancelled at any moment does not disturb the next call."""
+    async with _quick(world.signer()) as signer:
+        key = (await signer.public_key()).public_key
+        for yields in range(6):
+            task = asyncio.ensure_future(signer.sign(b"cancelled"))
+            for _ in range(yields):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait({task})
+        key.verify(await signer.sign(b"next"), b"next")
+
+
+async def a_closed_signer_rejects_calls(world: SignerWorld) -> None:
+    """Closing twice is allowed; a call after it is an error of the caller."""
+    signer = _quick(world.signer())
+    await signer.public_key()
+    await signer.aclose()
+    await signer.aclose()
+    await _raises(SignerMisuseError, signer.sign(b"text"), signer)
+
+
+async def creating_twice_is_refused(world: SignerWorld) -> None:
+    """A key that exists is not replaced by creating it again."""
+    plugin = world.administrator()
+    if not isinstance(plugin, KeyCreator):
+        await plugin.aclose()
+        raise SkippedError(f"{plugin.scheme} creates no keys")
+    before = await _key_of(world)
+    async with VerifiedSigner(plugin) as signer:
+        await _raises(SignerKeyExistsError, plugin.create_key(), signer)
+    must(await _key_of(world) == before, "creating the key again has replaced it")
+
+
+async def _create(plugin: Signer) -> None:
+    if not isinstance(plugin, KeyCreator):
+        raise SkippedError(f"{plugin.scheme} creates no keys")
+    await plugin.create_key()
+
+
+async def a_key_that_is_disabled_does_not_sign(world: SignerWorld) -> None:
+    """After `disable_key` the key does not sign, also for a signer that has used it; disabling again does nothing."""
+    plugin = world.disposable()
+    async with VerifiedSigner(plugin, policy=QUICK) as signer:
+        if not isinstance(plugin, KeyDisabler):
+            raise SkippedError(f"{plugin.scheme} disables no keys")
+        await _create(plugin)
+        await signer.sign(b"before")
+        await plugin.disable_key()
+        await plugin.disable_key()
+        await _raises(SignerKeyDisabledError, signer.sign(b"after"), signer)
+
+
+async def a_destroyed_key_is_gone_and_no_other_is_destroyed(world: SignerWorld) -> None:
+    """`destroy_key` destroys the expected key only, even a disabled one; then the key is not found."""
+    for is_disabled in (False, True):
+        plugin = world.disposable()
+        async with VerifiedSigner(plugin, policy=QUICK) as signer:
+            if not isinstance(plugin, KeyDestroyer):
+                raise SkippedError(f"{plugin.scheme} destroys no keys")
+            await _create(plugin)
+            key = (await signer.public_key()).public_key
+            if is_disabled and isinstance(plugin, KeyDisabler):
+                await plugin.disable_key()
+            await _raises(SignerWrongKeyError, plugin.destroy_key(PrivateKey.generate().public_key), signer)
+            if not is_disabled:
+                key.verify(await signer.sign(b"it is still there"), b"it is still there")
+            await plugin.destroy_key(key)
+            try:
+                await signer.sign(b"after")
+            except (SignerKeyNotFoundError, SignerKeyDisabledError):
+                pass
+            else:
+                must(False, "the key still signs")
+
+
+async def a_listed_key_opens(world: SignerWorld) -> None:
+    """The signer's own key is among the listed ones, and each listed URI is one of this scheme."""
+    plugin = world.administrator()
+    async with plugin:
+        if not isinstance(plugin, KeyLister):
+            raise SkippedError(f"{plugin.scheme} lists no keys")
+        found = await plugin.list_keys()
+        must(bool(found) and found == sorted(found), f"the list is empty or not sorted: {found}")
+        names = [open_signer_plugin(uri).name for uri in found]
+        must(plugin.name in names, f"{plugin.name} is not among {names}")
+
+
+SIGNER_CHECKS: Final[tuple[SignerCheck, ...]] = (
+    a_signature_is_right,
+    two_signers_of_one_key_have_one_public_key,
+    another_pinned_key_is_reported,
+    a_missing_key_is_not_found_and_not_created,
+    a_disabled_key_does_not_sign,
+    denied_access_is_reported,
+    throttling_is_reported_with_its_hint,
+    an_unreachable_platform_is_unavailable_and_recovers,
+    a_slow_platform_ends_with_the_deadline,
+    a_cut_answer_is_no_signature,
+    a_wrong_signature_is_never_returned,
+    many_signatures_at_once_are_right,
+    a_cancelled_call_leaves_the_signer_usable,
+    a_closed_signer_rejects_calls,
+    creating_twice_is_refused,
+    a_key_that_is_disabled_does_not_sign,
+    a_destroyed_key_is_gone_and_no_other_is_destroyed,
+    a_listed_key_opens,
+)
+
+
+class SignerContract:
+    """The checks as pytest tests: derive a class named Test… and override `world`.
+
+    ::
+
+        class TestMySigner(SignerContract):
+            def world(self) -> SignerWorld:
+                return MyWorld(self.server)
+    """
+
+    def world(self) -> SignerWorld:
+        """Return the platform under test."""
+        raise NotImplementedError("a contract class must override world()")
+
+
+def _method(check: SignerCheck) -> Callable[[SignerContract], None]:
+    def test(self: SignerContract) -> None:
+        async def run() -> None:
+            await check(self.world())
+
+        try:
+            asyncio.run(run())
+        except SkippedError as reason:
+            import pytest  # only where a test that pytest runs is to be skipped
+
+            pytest.skip(str(reason))
+
+    test.__doc__ = check.__doc__
+    return test
+
+
+for _check in SIGNER_CHECKS:
+    setattr(SignerContract, f"test_{getattr(_check, '__name__', '')}", _method(_check))

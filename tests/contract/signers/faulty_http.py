@@ -1,0 +1,53 @@
+"""Servers that fail on purpose, for signers that speak HTTP: cut, slow and unreachable, on a port of this machine.
+
+A world runs its checks in an event loop of its own, so these servers run in threads.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def unreachable() -> Iterator[int]:
+    """Yield a port that refuses connections."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
+
+
+@contextmanager
+def answering(answer: bytes | None) -> Iterator[int]:
+    """Yield the port of a server that gives the same bytes to every request, then closes; with None it says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        held: list[socket.socket] = []
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    held.append(client)
+                    if answer is not None:
+                        client.recv(65536)
+                        client.sendall(answer)
+                        client.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+            for client in held:
+                client.close()
+            thread.join()
+
+
+CUT_JSON = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 400\r\n\r\n{"data": {"signature": "va'

@@ -1,0 +1,188 @@
+"""The AWS KMS signer keeps the contract, through the real SDK: over a fake for every fault, and over moto."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
+
+import pytest
+
+from goatherd.errors import (
+    SignerConfigurationError,
+    SignerKeyDisabledError,
+    SignerKeyExistsError,
+    SignerUnavailableError,
+    UnsupportedKeyError,
+)
+from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer, VerifiedSigner
+from goatherd.signers.awskms import AWSKMSSigner
+from goatherd.testing.signer_checks import SignerContract, SignerWorld
+from tests.contract.signers.faulty_http import unreachable
+from tests.fakes.awskms_fake import ACCESS_KEY, DENIED_KEY, FakeKMS, RefusedError
+from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
+
+REGION = "eu-west-1"
+MOTO = find_moto()
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/no/such/file")
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeKMS]:
+    with FakeKMS() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[MotoServer]:
+    if MOTO is None:
+        pytest.skip(WHY_SKIPPED)
+    with MotoServer(MOTO) as running:
+        yield running
+
+
+def opened(url: str, key: str = "alias/anchor") -> AWSKMSSigner:
+    return AWSKMSSigner.from_uri(f"awskms://{REGION}/{key}?endpoint={quote(url, safe='')}")
+
+
+def key_at(url: str) -> str:
+    """Return the alias of a new key."""
+    import asyncio
+
+    alias = f"alias/key-{secrets.token_hex(4)}"
+
+    async def make() -> None:
+        async with opened(url, alias) as plugin:
+            await plugin.create_key()
+
+    asyncio.run(make())
+    return alias
+
+
+class KMSWorld(SignerWorld):
+    def __init__(self, fake: FakeKMS, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._fake = fake
+        self._patch = monkeypatch
+        self._alias = key_at(fake.url)
+
+    def signer(self) -> Signer:
+        return opened(self._fake.url, self._alias)
+
+    def disposable(self) -> Signer:
+        return opened(self._fake.url, f"alias/disposable-{secrets.token_hex(4)}")
+
+    def missing_key(self) -> Signer:
+        return opened(self._fake.url, "alias/missing")
+
+    @contextmanager
+    def disabled(self) -> Iterator[Signer]:
+        self._fake.set_state(self._alias, "Disabled")
+        yield self.signer()
+        self._fake.set_state(self._alias, "Enabled")
+
+    @contextmanager
+    def denied(self) -> Iterator[Signer]:
+        self._patch.setenv("AWS_ACCESS_KEY_ID", DENIED_KEY)
+        yield self.signer()
+        self._patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+
+    @contextmanager
+    def throttled(self) -> Iterator[float | None]:
+        self._fake.refusal = RefusedError("ThrottlingException", headers={"Retry-After": "7"})
+        yield 7
+        self._fake.refusal = None
+
+    @contextmanager
+    def unavailable(self) -> Iterator[Signer | None]:
+        with unreachable() as port:
+            yield opened(f"http://127.0.0.1:{port}", self._alias)
+
+    @contextmanager
+    def slow(self) -> Iterator[Signer | None]:
+        self._fake.delay = 1.0
+        yield None
+        self._fake.delay = 0.0
+
+    @contextmanager
+    def cut(self) -> Iterator[Signer | None]:
+        self._fake.is_cut = True
+        yield None
+        self._fake.is_cut = False
+
+
+class TestKMSContract(SignerContract):
+    @pytest.fixture(autouse=True)
+    def _world(self, fake: FakeKMS, monkeypatch: pytest.MonkeyPatch, credentials: None) -> None:
+        self._made = KMSWorld(fake, monkeypatch)
+
+    def world(self) -> SignerWorld:
+        return self._made
+
+
+async def test_moto_s_signatures_are_right_too(moto: MotoServer) -> None:
+    async with opened(moto.url, "alias/of-moto") as plugin:
+        await plugin.create_key()
+        with pytest.raises(SignerKeyExistsError):
+            await plugin.create_key()
+        async with VerifiedSigner(plugin) as signer:
+            key = (await signer.check_key()).public_key
+            for text in (b"a", b"b" * 4096):  # moto hashes a digest once more, so longer texts are the fake's
+                key.verify(await signer.sign(text), text)
+
+
+async def test_it_has_every_optional_interface(fake: FakeKMS) -> None:
+    async with opened(fake.url, "alias/whole") as plugin:
+        for kind in (KeyCreator, KeyDisabler, KeyDeleter, KeyLister):
+            assert isinstance(plugin, kind)
+        await plugin.create_key()
+        assert await plugin.list_keys("whole") == [plugin.address.uri_of("alias/whole")]
+        assert "aws%2Fsecretsmanager" not in "".join(await plugin.list_keys())
+        await plugin.disable_key()
+        await plugin.disable_key()
+        assert fake.state_of("alias/whole") == "Disabled"
+        date = await plugin.schedule_deletion()
+        assert date is not None
+        assert timedelta(days=29) < date - datetime.now(UTC) < timedelta(days=31)
+        with pytest.raises(SignerKeyDisabledError):
+            await plugin.sign(b"text")
+
+
+async def test_a_key_whose_alias_was_taken_meanwhile_is_given_up(fake: FakeKMS) -> None:
+    async with opened(fake.url, "alias/taken") as plugin:
+        fake._aliases["alias/taken"] = "gone"  # found by no description, as in a race
+        with pytest.raises(SignerKeyExistsError):
+            await plugin.create_key()
+        made = [key for key in fake._keys.values() if key.state == "PendingDeletion"]
+        assert made
+        del fake._aliases["alias/taken"]
+
+
+async def test_other_kinds_of_keys_are_refused_and_key_ids_cannot_be_chosen(fake: FakeKMS) -> None:
+    made = fake._do_CreateKey({"KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY"})
+    async with opened(fake.url, made["KeyMetadata"]["KeyId"]) as plugin:
+        with pytest.raises(UnsupportedKeyError, match="the key must be ECC_NIST_P384"):
+            await plugin.public_key()
+        with pytest.raises(UnsupportedKeyError, match="cannot sign with ECDSA_SHA_384"):
+            await plugin.sign(b"text")
+        with pytest.raises(SignerConfigurationError, match="KMS chooses key ids"):
+            await plugin.create_key()
+
+
+@pytest.mark.parametrize("code", ["KMSInternalException", "KeyUnavailableException", "DependencyTimeoutException"])
+async def test_an_error_of_the_service_is_unavailable(fake: FakeKMS, code: str) -> None:
+    fake.refusal = RefusedError(code, 500)
+    try:
+        async with opened(fake.url) as plugin:
+            with pytest.raises(SignerUnavailableError, match=code):
+                await plugin.sign(b"text")
+    finally:
+        fake.refusal = None

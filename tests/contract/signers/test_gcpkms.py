@@ -1,0 +1,163 @@
+"""The signer of Google Cloud KMS keeps the contract, through the official client over a gRPC server of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from goatherd.errors import SignerKeyDisabledError, SignerUnavailableError, UnsupportedKeyError
+from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer
+from goatherd.testing.signer_checks import SignerContract, SignerWorld
+from tests.contract.signers.faulty_http import unreachable
+
+pytest.importorskip("google.cloud.kms_v1", reason="NO GOOGLE-CLOUD-KMS, SO ITS SIGNER IS NOT TESTED: make .venv/.dev")
+from google.auth.credentials import AnonymousCredentials
+
+from goatherd.signers.gcpkms import GCPKMSSigner
+from goatherd.signers.gcpkms.address import parse_uri
+from tests.fakes.gcp_fake.server import Failure
+from tests.fakes.gcpkms_fake import ENABLED, FakeKeyManagement
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeKeyManagement]:
+    with FakeKeyManagement() as running:
+        yield running
+
+
+@pytest.fixture
+def fake(server: FakeKeyManagement) -> Iterator[FakeKeyManagement]:
+    yield server
+    server.failure, server.damage, server.delay, server.algorithm = None, None, 0.0, "EC_SIGN_P384_SHA384"
+
+
+def opened(endpoint: str, key: str) -> GCPKMSSigner:
+    address = parse_uri(f"gcpkms://goatherd-testing/europe-west1/ring/{key}/1?endpoint={endpoint}")
+    return GCPKMSSigner(address, credentials=AnonymousCredentials())
+
+
+class KMSWorld(SignerWorld):
+    def __init__(self, fake: FakeKeyManagement) -> None:
+        self._fake = fake
+        self._key = f"key-{secrets.token_hex(4)}"
+
+        async def make() -> None:
+            async with opened(fake.endpoint, self._key) as plugin:
+                await plugin.create_key()
+
+        asyncio.run(make())
+
+    def signer(self) -> Signer:
+        return opened(self._fake.endpoint, self._key)
+
+    def disposable(self) -> Signer:
+        return opened(self._fake.endpoint, f"disposable-{secrets.token_hex(4)}")
+
+    def missing_key(self) -> Signer:
+        return opened(self._fake.endpoint, "missing")
+
+    @contextmanager
+    def disabled(self) -> Iterator[Signer]:
+        name = self.signer().name
+        self._fake.states[name] = "DISABLED"
+        yield self.signer()
+        self._fake.states[name] = ENABLED
+
+    @contextmanager
+    def failing(self, failure: Failure) -> Iterator[None]:
+        self._fake.failure = failure
+        yield
+        self._fake.failure = None
+
+    @contextmanager
+    def denied(self) -> Iterator[Signer]:
+        with self.failing(Failure("PERMISSION_DENIED")):
+            yield self.signer()
+
+    @contextmanager
+    def throttled(self) -> Iterator[float | None]:
+        with self.failing(Failure("RESOURCE_EXHAUSTED", retry_after=7)):
+            yield 7
+
+    @contextmanager
+    def unavailable(self) -> Iterator[Signer | None]:
+        with unreachable() as port:
+            yield opened(f"127.0.0.1:{port}", self._key)
+
+    @contextmanager
+    def slow(self) -> Iterator[Signer | None]:
+        self._fake.delay = 1.0
+        yield None
+        self._fake.delay = 0.0
+
+    @contextmanager
+    def cut(self) -> Iterator[Signer | None]:
+        self._fake.damage = lambda name, answer: type(answer).serialize(answer)[:-9]
+        yield None
+        self._fake.damage = None
+
+
+class TestKMSContract(SignerContract):
+    @pytest.fixture(autouse=True)
+    def _world(self, fake: FakeKeyManagement) -> None:
+        self._made = KMSWorld(fake)
+
+    def world(self) -> SignerWorld:
+        return self._made
+
+
+async def test_it_has_every_optional_interface(fake: FakeKeyManagement) -> None:
+    async with opened(fake.endpoint, "whole") as plugin:
+        for kind in (KeyCreator, KeyDisabler, KeyDeleter, KeyLister):
+            assert isinstance(plugin, kind)
+        await plugin.create_key()
+        assert await plugin.list_keys("whole") == [plugin.address.uri_of("whole")]
+        await plugin.disable_key()
+        assert fake.states[plugin.name] == "DISABLED"
+        date = await plugin.schedule_deletion()
+        assert date is not None
+        assert timedelta(days=29) < date - datetime.now(UTC) < timedelta(days=31)
+        with pytest.raises(SignerKeyDisabledError):
+            await plugin.sign(b"text")
+
+
+@pytest.mark.parametrize(
+    "field", ["name", "signature_crc32c", "verified_digest_crc32c", "signature", "pem", "pem_crc32c", "everything"]
+)
+async def test_an_answer_without_its_checksums_or_about_another_key_is_damaged(
+    fake: FakeKeyManagement, field: str
+) -> None:
+    def damage(name: str, answer: Any) -> Any:
+        if field == "everything":
+            return b""
+        if field in answer:
+            setattr(answer, field, type(getattr(answer, field))())
+        return answer
+
+    async with opened(fake.endpoint, f"damaged-{field.replace('_', '-')}") as plugin:
+        await plugin.create_key()
+        fake.damage = damage
+        with pytest.raises(SignerUnavailableError, match="the answer is damaged"):
+            await (plugin.public_key() if field.startswith("pem") else plugin.sign(b"text"))
+
+
+async def test_other_kinds_of_keys_are_refused(fake: FakeKeyManagement) -> None:
+    async with opened(fake.endpoint, "other-kind") as plugin:
+        await plugin.create_key()
+        fake.algorithm = "EC_SIGN_ED25519"
+        with pytest.raises(UnsupportedKeyError, match="must be EC_SIGN_P384_SHA384; it is EC_SIGN_ED25519"):
+            await plugin.public_key()
+
+
+async def test_a_key_that_is_still_being_generated_is_unavailable(fake: FakeKeyManagement) -> None:
+    async with opened(fake.endpoint, "pending") as plugin:
+        await plugin.create_key()
+        fake.states[plugin.name] = "PENDING_GENERATION"
+        with pytest.raises(SignerUnavailableError, match="still being generated"):
+            await plugin.sign(b"text")

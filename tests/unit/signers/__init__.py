@@ -1,0 +1,1 @@
+"""Signers: the verifying wrapper, the addresses, and the signer in a file."""

@@ -1,0 +1,52 @@
+"""The address and the role of a key in Azure Key Vault."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from goatherd.errors import ConfigurationError
+from goatherd.plugins import policy_text
+from goatherd.signers.azurekms.address import parse_uri
+
+VERSION = "0123456789abcdef0123456789abcdef"
+
+
+def test_an_address_names_vault_key_and_version() -> None:
+    address = parse_uri(f"azurekms://my-vault/anchor/{VERSION}?identity=client")
+    assert (address.vault.url, address.key, address.version) == ("https://my-vault.vault.azure.net", "anchor", VERSION)
+    assert address.name == f"my-vault/anchor/{VERSION}"
+    assert address.uri_of("b") == "azurekms://my-vault/b?identity=client"
+    hsm = parse_uri("azurekms://my-hsm/anchor?suffix=managedhsm.azure.net")
+    assert (hsm.vault.url, hsm.version) == ("https://my-hsm.managedhsm.azure.net", None)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "azurekms://my-vault/",
+        "azurekms://my-vault/a/latest",
+        f"azurekms://my-vault/a/{VERSION}/sign",
+        "azurekms://my-vault/a'b",
+        "azurekms://my-vault/a_b",
+        "azurekms://m/anchor",
+        "azurekms://my-vault/anchor?secret=x",
+        "azurekms://my-vault/anchor?endpoint=http://localhost",
+    ],
+)
+def test_an_address_that_is_not_one_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_uri(uri)
+
+
+def test_the_role_signs_and_reads_and_is_assigned_for_one_key() -> None:
+    text = policy_text("azurekms", "signer", "azurekms://my-vault/anchor")
+    definition = re.search(r"--role-definition '(.*?)'\n", text.replace("""'"$GROUP"'""", "/group"), re.DOTALL)
+    assert definition is not None
+    assert json.loads(definition[1])["DataActions"] == [
+        "Microsoft.KeyVault/vaults/keys/read",
+        "Microsoft.KeyVault/vaults/keys/sign/action",
+    ]
+    assert '--scope "$VAULT/keys/anchor"\n' in text
