@@ -1,0 +1,405 @@
+"""The stores of several regions: show them, bring followers forward, and make a follower the primary store.
+
+`read_regions` changes nothing. `sync_stores` writes followers only, and never over a later identity. `promote_store`
+writes one new version to the promoted store, whose generation is higher than any that was seen; the configuration of
+the commands that write has to be changed by the operator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.errors import (
+    ConfigurationError,
+    GoatherdError,
+    IdentityError,
+    NodeError,
+    PromotionRefusedError,
+    ProviderError,
+)
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.transitions import PROMOTED, record_promotion
+from goatherd.operations.identity_store import Store
+from goatherd.operations.runs import AuditLog, record_run
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.capabilities import ReplicatingSecretProvider
+from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
+from goatherd.stores import (
+    DocumentMark,
+    FollowerView,
+    RegionalReader,
+    ReplicatedStore,
+    Replication,
+    Standing,
+    StoreMember,
+    compare_documents,
+)
+from goatherd.stores.members import find_secret_id
+from goatherd.stores.promotion import Objection, find_objections
+
+TIMEOUT = timedelta(seconds=10)
+_MOST_READ = 32
+"""How many versions are read at most to find the first change that a store lacks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionState:
+    """The state of one region's store.
+
+    Attributes:
+        region: The region.
+        scheme: URI scheme of the store.
+        replication: How the store is written; None for the primary store.
+        generation: The generation of its identity; None if it is not known.
+        standing: How the identity stands to the latest one that a store holds; None if it is not known.
+        labels: For each label, the id of the version that it points at.
+        lag_since_ms: When the first change was written that it lacks; None if it lacks none, or if that is not known.
+        problem: Why it cannot be read or cannot follow; None if there is no problem.
+        hint: What to do about the problem.
+    """
+
+    region: str
+    scheme: str
+    replication: Replication | None
+    generation: int | None = None
+    standing: Standing | None = None
+    labels: Mapping[Label, VersionId]
+    lag_since_ms: int | None = None
+    problem: str | None = None
+    hint: str = ""
+    document: IdentityDocument | None = None
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether its identity could be read."""
+        return self.document is not None
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether it holds the latest identity that a store holds, and nothing is wrong with it."""
+        return self.standing is Standing.SAME and self.problem is None
+
+
+def writer_of(store: Store) -> ReplicatedStore:
+    """Return the stores of several regions, to compare and to write them; they must be open already.
+
+    Raises:
+        ConfigurationError: The store is a single one.
+    """
+    provider = store.provider
+    if isinstance(provider, ReplicatedStore):
+        return provider
+    if isinstance(provider, RegionalReader):
+        return ReplicatedStore(provider.listed)
+    raise ConfigurationError(
+        "there is only one store",
+        hint="Write [stores] with `primary` and `followers` into goatherd.toml, and give no --provider.",
+    )
+
+
+async def read_regions(store: Store) -> tuple[RegionState, ...]:
+    """Read the store of every region, and compare each with the one that holds the latest identity. Changes nothing.
+
+    Args:
+        store: The open stores.
+
+    Raises:
+        ConfigurationError: The store is a single one.
+    """
+    stores = writer_of(store)
+    states = await asyncio.gather(*(_read_region(one, stores, store.secret_id) for one in stores.members))
+    marks = [DocumentMark.from_document(one.document) for one in states if one.document is not None]
+    if not marks:
+        return tuple(states)
+    primary = states[0].document
+    latest = DocumentMark.from_document(primary) if primary is not None else max(marks, key=lambda it: it.generation)
+    for mark in marks:
+        if compare_documents(mark, latest) is Standing.AHEAD:
+            latest = mark
+    newest = next(one for one in states if one.document and DocumentMark.from_document(one.document) == latest)
+    views: dict[str, FollowerView] = {}
+    with suppress(ProviderError, IdentityError):  # the primary store cannot be read, as its own row shows
+        views = {view.region: view for view in await stores.observe(store.secret_id)}
+    compared = [_compare(one, latest, newest, views.get(one.region)) for one in states]
+    member = next(one for one in stores.members if one.region == newest.region)
+    inner = find_secret_id(member, stores.primary, store.secret_id)
+    return tuple(await asyncio.gather(*(_add_lag(one, newest, member, inner) for one in compared)))
+
+
+async def _read_region(member: StoreMember, stores: ReplicatedStore, secret_id: str) -> RegionState:
+    state = RegionState(region=member.region, scheme=member.provider.scheme, replication=member.replication, labels={})
+    inner = find_secret_id(member, stores.primary, secret_id)
+    try:
+        async with asyncio.timeout(TIMEOUT.total_seconds()):
+            found = await member.provider.read(inner, attempts=1)
+            document = decode_document(found.value.reveal())
+            labels = await _read_labels(member.provider, inner, found.version.id)
+    except TimeoutError:
+        return replace(state, problem=f"no answer within {TIMEOUT.total_seconds():g} s")
+    except (ProviderError, IdentityError) as error:
+        return replace(state, problem=str(error), hint=error.hint)
+    return replace(state, generation=document.generation, document=document, labels=labels)
+
+
+async def _read_labels(provider: SecretProvider, secret_id: str, current: VersionId) -> dict[Label, VersionId]:
+    labels = {CURRENT: current}
+    with suppress(ProviderError):  # there is no such label, or a server's credentials may not read it
+        labels[STABLE] = (await provider.read(secret_id, STABLE, attempts=1)).version.id
+    return labels
+
+
+def _compare(state: RegionState, latest: DocumentMark, newest: RegionState, view: FollowerView | None) -> RegionState:
+    if state.document is None:
+        return state
+    standing = compare_documents(DocumentMark.from_document(state.document), latest)
+    state = replace(state, standing=standing)
+    if standing is Standing.BEHIND and newest.document is not None:
+        problem = f"behind region {newest.region}, which holds generation {latest.generation}"
+        return replace(state, problem=problem, hint=_hint_for(state, newest))
+    if standing is Standing.SPLIT:
+        return replace(state, problem=f"another history than region {newest.region}", hint=_SPLIT_HINT)
+    if view is not None and not view.is_in_step and not view.is_later:
+        return replace(state, problem=view.problem, hint=view.hint)
+    return state
+
+
+async def _add_lag(state: RegionState, newest: RegionState, member: StoreMember, secret_id: str) -> RegionState:
+    """Add since when a store is behind: when the first change was written that it lacks.
+
+    Args:
+        state: The store that may be behind.
+        newest: The store that holds the latest identity, whose earlier versions are read if needed.
+        member: That store.
+        secret_id: The secret's id there.
+    """
+    if state.standing is not Standing.BEHIND or state.document is None or newest.document is None:
+        return state
+    held = DocumentMark.from_document(state.document)
+    if _is_next(newest.document, held):
+        return replace(state, lag_since_ms=newest.document.last_updated)
+    with suppress(ProviderError, IdentityError, TimeoutError):  # a server's credentials may not list the versions
+        async with asyncio.timeout(TIMEOUT.total_seconds()):
+            for version in (await member.provider.versions(secret_id))[:_MOST_READ]:
+                if version.state is not VersionState.ENABLED:
+                    continue
+                found = await member.provider.read(secret_id, version.id, attempts=1)
+                document = decode_document(found.value.reveal())
+                if document.generation <= held.generation:
+                    break
+                if _is_next(document, held):
+                    return replace(state, lag_since_ms=document.last_updated)
+    return state
+
+
+def _is_next(document: IdentityDocument, held: DocumentMark) -> bool:
+    """Return whether an identity document was made from the one that `held` describes."""
+    if document.lineage is None or not document.lineage.entries:
+        return document.generation == held.generation + 1
+    generation, digest = document.lineage.entries[-1]
+    return generation == held.generation and held.digest.startswith(digest)
+
+
+_SPLIT_HINT = (
+    "Both stores were changed independently. `goatherd doctor` shows both histories and the ways out (how-to page: More"
+    " than one region)."
+)
+
+
+def _hint_for(state: RegionState, newest: RegionState) -> str:
+    if newest.replication is not None:
+        return (
+            f"Region {newest.region} was promoted, or region {state.region} went back. Make {newest.region} the primary"
+            " store in [stores]; `goatherd stores sync` then brings the others forward."
+        )
+    if state.replication is Replication.PLATFORM:
+        return "The platform replicates it: check the replication there."
+    return "`goatherd stores sync` brings it forward."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport:
+    """What `sync_stores` has done.
+
+    Attributes:
+        followers: Each follower afterwards.
+        before: The generation of each follower before; None if it had none, or if it is not known.
+        added: Regions to which the platform was asked to replicate.
+    """
+
+    followers: tuple[FollowerView, ...]
+    before: Mapping[str, int | None]
+    added: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every follower shows what the primary store holds."""
+        return all(one.is_in_step for one in self.followers)
+
+
+async def sync_stores(
+    store: Store, *, audit_log: AuditLog | None = None, patience: timedelta = timedelta(seconds=30)
+) -> SyncReport:
+    """Bring every follower forward to what the primary store holds. A later identity there stays as it is.
+
+    Args:
+        store: The open stores.
+        audit_log: The file of the audit trail; None to write only the log.
+        patience: How long to wait for the platform's replication.
+
+    Raises:
+        ConfigurationError: The store is a single one.
+        ProviderError: The primary store cannot be read.
+    """
+    stores = writer_of(store)
+    clock = stores.clock
+    async with record_run(store, "stores", {"action": "sync"}, audit_log):
+        before = await stores.observe(store.secret_id)
+        # AWS does not replicate over a secret of its own, and reports the replication as failed from then on.
+        differing = {one.region for one in before if one.is_later or one.is_split}
+        added = await stores.add_replicas(store.secret_id, without=differing)
+        until = clock.monotonic() + patience.total_seconds()
+        while True:
+            views = await stores.observe(store.secret_id, catch_up=True)
+            waiting = [one for one in views if not one.is_in_step and one.is_reachable and not one.is_lasting]
+            if not waiting or clock.monotonic() >= until:
+                break
+            await clock.sleep(timedelta(milliseconds=500))
+    return SyncReport(followers=views, before={one.region: one.generation for one in before}, added=added)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromotionReport:
+    """The result of a promotion.
+
+    Attributes:
+        region: The region whose store is the primary store now.
+        before: The generation that the store held.
+        generation: The generation that it holds now.
+        overruled: What the operator has overruled with ``--force-generation``.
+        unseen: Stores and servers that did not answer, so that it is not known what they hold.
+        is_repeated: Whether the store had been promoted before, so that nothing was written.
+    """
+
+    region: str
+    before: int
+    generation: int
+    overruled: tuple[Objection, ...]
+    unseen: tuple[str, ...]
+    is_repeated: bool = False
+
+
+async def promote_store(
+    store: Store,
+    region: str,
+    nodes: NodeDirectory | None = None,
+    *,
+    force: bool = False,
+    audit_log: AuditLog | None = None,
+    clock: Clock | None = None,
+) -> PromotionReport:
+    """Make the store of a region the primary store, by a new version that is later than all that was seen.
+
+    Args:
+        store: The open stores.
+        region: The region of the store.
+        nodes: The servers, which are asked which generation they use; None for none.
+        force: Whether to promote the store although another store or a server has shown a later identity. Servers that
+            use that identity reject the promoted one until they are started with ``--accept-identity``.
+        audit_log: The file of the audit trail; None to write only the log.
+        clock: Supplies the time.
+
+    Raises:
+        ConfigurationError: No follower has this region.
+        PromotionRefusedError: Another store or a server has shown a later identity, or one with another history.
+        ProviderError, IdentityError: The store of the region cannot be read or written.
+    """
+    stores = writer_of(store)
+    time = clock or SystemClock()
+    member = next((one for one in stores.members if one.region == region), None)
+    if member is None:
+        regions = ", ".join(one.region for one in stores.followers)
+        raise ConfigurationError(f"no store has the region {region!r}", hint=f"Followers: {regions}.")
+    if member.is_primary:
+        raise ConfigurationError(f"region {region} is the primary store already", hint="Name a follower.")
+    inner = find_secret_id(member, stores.primary, store.secret_id)
+    found = await member.provider.read(inner)
+    document = decode_document(found.value.reveal())
+    seen, unseen = await _gather_evidence(stores, store.secret_id, region, nodes)
+    mark = DocumentMark.from_document(document)
+    objections = find_objections(mark, seen)
+    if objections and not force:
+        raise PromotionRefusedError(
+            f"region {region} holds generation {mark.generation}, but {'; '.join(one.text for one in objections)}",
+            provider=member.provider.scheme,
+            secret_id=inner,
+            operation="promote",
+            hint="Promote the region that holds the later identity. If it is lost, --force-generation overrules this:"
+            " servers that use the later identity then have to be started once with --accept-identity.",
+        )
+    last = document.history[-1] if document.history else None
+    is_repeated = last is not None and last.event == PROMOTED and region in (last.reason or "").split()
+    if is_repeated and not objections:
+        return PromotionReport(
+            region=region,
+            before=document.generation,
+            generation=document.generation,
+            overruled=(),
+            unseen=unseen,
+            is_repeated=True,
+        )
+    promoted = Store(provider=member.provider, secret_id=inner, org=store.org, name=store.name)
+    asked = {
+        "action": "promote",
+        "region": region,
+        "generation": document.generation,
+        "overruled": [one.text for one in objections],
+        "unseen": list(unseen),
+    }
+    async with record_run(promoted, "stores", asked, audit_log):
+        if member.replication is Replication.PLATFORM and isinstance(member.provider, ReplicatingSecretProvider):
+            await member.provider.promote_replica(inner)
+        labels = await _read_labels(member.provider, inner, found.version.id)
+        above = max([document.generation, *(one.generation for one in seen.values())])
+        changed = record_promotion(
+            document, time.now_ms(), region=region, above=above, stable_version=labels.get(STABLE)
+        )
+        await member.provider.write(inner, encode_document(changed), label=CURRENT, expected=found.version.id)
+    return PromotionReport(
+        region=region,
+        before=document.generation,
+        generation=changed.generation,
+        overruled=objections,
+        unseen=unseen,
+    )
+
+
+async def _gather_evidence(
+    stores: ReplicatedStore, secret_id: str, region: str, nodes: NodeDirectory | None
+) -> tuple[dict[str, DocumentMark], tuple[str, ...]]:
+    """Return what the other stores and the servers hold, by name, and the names of those that did not answer."""
+    others = [one for one in stores.members if one.region != region]
+    states = await asyncio.gather(*(_read_region(one, stores, secret_id) for one in others))
+    seen, unseen = {}, []
+    for state in states:
+        if state.document is None:
+            unseen.append(f"region {state.region}")
+        else:
+            seen[f"region {state.region}"] = DocumentMark.from_document(state.document)
+    if nodes is None:
+        return seen, tuple(unseen)
+    for client in await nodes():
+        try:
+            answer = await client.identity()
+        except (NodeError, GoatherdError):
+            answer = None
+        if answer is None or answer.generation is None or answer.digest is None:
+            unseen.append(client.base_url)
+        else:
+            seen[client.base_url] = DocumentMark(generation=answer.generation, digest=answer.digest)
+    return seen, tuple(unseen)

@@ -1,0 +1,26 @@
+"""One identity in the stores of several regions: a primary store that rotations write, and followers that copy it.
+
+- `members`: a store of one region, its role, and the id of the secret there.
+- `comparison`: which of two identity documents is the later one, or whether their histories differ. Pure.
+- `reader`: what servers and reading commands use: their own region's store first, then the others in order.
+- `writer`: what writing commands use: the primary store, with a check of every follower before each change.
+- `promotion`: which store may become the primary.
+"""
+
+from goatherd.stores.comparison import DocumentMark, Standing, compare_documents
+from goatherd.stores.members import Replication, StoreMember
+from goatherd.stores.reader import RegionalReader, StoreState, make_reader
+from goatherd.stores.writer import FollowerView, ReplicatedStore
+
+__all__ = [
+    "DocumentMark",
+    "FollowerView",
+    "RegionalReader",
+    "ReplicatedStore",
+    "Replication",
+    "Standing",
+    "StoreMember",
+    "StoreState",
+    "compare_documents",
+    "make_reader",
+]

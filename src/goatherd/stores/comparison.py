@@ -1,0 +1,55 @@
+"""Compare two identity documents by generation, digest and the predecessors that they name.
+
+Pure. A higher generation alone does not make a document the later one: if both documents have grown from the same one
+independently (a split), neither may replace the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from goatherd.identity.document import IdentityDocument, source_digest
+from goatherd.identity.lineage import DIGEST_CHARACTERS, Lineage
+
+
+class Standing(StrEnum):
+    """How one identity document stands to another one."""
+
+    SAME = "same"
+    BEHIND = "behind"
+    AHEAD = "ahead"
+    SPLIT = "another history"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentMark:
+    """What tells identity documents apart: generation, digest, and the predecessors that the document names.
+
+    Attributes:
+        digest: SHA-256 of the document's text, hexadecimal.
+        lineage: The latest predecessors; None if they are not known.
+    """
+
+    generation: int
+    digest: str
+    lineage: Lineage | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_document(cls, document: IdentityDocument) -> DocumentMark:
+        return cls(generation=document.generation, digest=source_digest(document), lineage=document.lineage)
+
+
+def compare_documents(one: DocumentMark, other: DocumentMark) -> Standing:
+    """Return how the document `one` stands to `other`. Predecessors that neither names count as equal."""
+    if one.generation == other.generation:
+        return Standing.SAME if one.digest == other.digest else Standing.SPLIT
+    earlier, later = (one, other) if one.generation < other.generation else (other, one)
+    if later.lineage is not None and later.lineage.contradicts(earlier.generation, earlier.digest):
+        return Standing.SPLIT
+    if earlier.lineage is not None and later.lineage is not None:
+        for generation, digest in earlier.lineage.entries:
+            known = later.lineage.digest_of(generation)
+            if known is not None and known[:DIGEST_CHARACTERS] != digest[:DIGEST_CHARACTERS]:
+                return Standing.SPLIT
+    return Standing.BEHIND if earlier is one else Standing.AHEAD

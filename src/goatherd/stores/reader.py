@@ -1,0 +1,377 @@
+"""Read an identity from the stores of several regions: the own region's store first, then the others in order.
+
+This is the only place that decides which store is read. Rules:
+
+- A store whose identity is earlier than the one in use, or has another history, is reported and not followed.
+- A store that fails costs one timeout; after that, its circuit breaker skips it until the next probe is due.
+- Nothing is written here.
+
+The versions of a follower are named ``REGION:ID``, so that no command can use them for a change of the primary store.
+"""
+
+# ruff: noqa: ARG002 (the methods that refuse a change have the arguments that the interface gives them)
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final, NoReturn
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    IdentityError,
+    ProviderConfigurationError,
+    ProviderError,
+    SecretNotFoundError,
+    StoreLagError,
+)
+from goatherd.identity.document import decode_document
+from goatherd.providers.base import Call, ReadConsistency, RetryPolicy
+from goatherd.providers.breaker import Breaker, new_breaker
+from goatherd.providers.capabilities import WatchableSecretProvider
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.stores.comparison import DocumentMark, Standing, compare_documents
+from goatherd.stores.members import StoreGroup, StoreMember, check_members, find_secret_id
+from goatherd.telemetry import Event, event_text
+
+_log = logging.getLogger("goatherd.stores")
+
+_INTERVAL: Final = timedelta(seconds=30)
+_BETWEEN: Final = ":"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreState:
+    """What the last reads have shown of one region's store.
+
+    Attributes:
+        region: The region.
+        is_primary: Whether rotations write this store.
+        is_reachable: Whether the last call was answered; None before the first one.
+        generation: The generation of the identity that it returned last; None if it is not known.
+        standing: How that identity stands to the one in use; None if either is not known.
+        problem: Why the last call failed, or why the answer cannot be used; None if it could be used.
+    """
+
+    region: str
+    is_primary: bool
+    is_reachable: bool | None = None
+    generation: int | None = None
+    standing: Standing | None = None
+    problem: str | None = None
+
+    @property
+    def is_followed(self) -> bool | None:
+        """Whether a server may use what this store holds; None if that is not known."""
+        if self.is_reachable is None:
+            return None
+        return self.problem is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRead:
+    """From which region's store the identity was read last, and which version it was."""
+
+    region: str
+    version: str
+    generation: int | None
+
+
+class _Secret:
+    """What the reader knows of one secret: the identity in use, and the state of each store."""
+
+    def __init__(self, members: Sequence[StoreMember], interval: timedelta) -> None:
+        self.used: DocumentMark | None = None
+        self.last: StoreRead | None = None
+        self.breakers = [new_breaker(interval) for _ in members]
+        self.states = [StoreState(region=one.region, is_primary=one.is_primary) for one in members]
+        self.marks: dict[bytes, DocumentMark] = {}
+
+
+class RegionalReader(StoreGroup):
+    """Reads one identity from the stores of several regions.
+
+    Address: none; the section ``[stores]`` of goatherd.toml names the stores.
+    Credentials: those of each store.
+    Permissions: those of a server, in each store.
+    Guarantees: reads are eventually consistent; nothing can be written.
+
+    Args:
+        members: The primary store, then the followers, in the order in which they are read.
+        region: The own region, whose store is read first; None to read the primary store first.
+        interval: How often the caller reads; a failing store is probed again after about this time.
+        clock: Supplies the time.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[StoreMember],
+        *,
+        region: str | None = None,
+        interval: timedelta = _INTERVAL,
+        clock: Clock | None = None,
+    ) -> None:
+        check_members(members)
+        # Each store has its own deadline and its own retries.
+        timeout = sum((one.provider.timeout for one in members), timedelta(seconds=1))
+        super().__init__(timeout=timeout, retry=RetryPolicy(attempts=1), clock=clock)
+        if region is not None and region not in {one.region for one in members}:
+            raise ConfigurationError(
+                f"stores: no store has the region {region!r}",
+                hint=f"Regions with a store: {', '.join(one.region for one in members)}.",
+            )
+        self.region = region
+        self.primary = members[0]
+        self.listed = tuple(members)
+        self.members = tuple(sorted(members, key=lambda one: one.region != region))
+        self.store_clock = self.members[0].provider.store_clock
+        self._interval = interval
+        self._secrets: dict[str, _Secret] = {}
+        promised = [one.provider.guarantees for one in members]
+        self._guarantees = replace(
+            self.primary.provider.guarantees,
+            read_consistency=ReadConsistency.EVENTUAL,
+            max_value_bytes=min(one.max_value_bytes for one in promised),
+            push=False,
+            custom_labels=False,
+        )
+
+    # --- what the caller uses -------------------------------------------------------------------------------------
+
+    def note_used(self, secret_id: str, mark: DocumentMark) -> None:
+        """Record the identity that the caller uses now: no store with an earlier one is followed from here on."""
+        known = self._secret(secret_id)
+        known.used = mark
+        known.states = [state if state.standing is None else replace(state, standing=None) for state in known.states]
+
+    def states(self, secret_id: str) -> tuple[StoreState, ...]:
+        """Return what the last reads have shown of each store, in the order in which they are read."""
+        return tuple(self._secret(secret_id).states)
+
+    def last_read(self, secret_id: str) -> StoreRead | None:
+        """Return from which store the identity was read last; None before the first read."""
+        return self._secret(secret_id).last
+
+    def primary_error(self, secret_id: str) -> ProviderError | None:
+        """Return why the last read of the primary store failed; None if it was answered, or there was none."""
+        index = next(at for at, one in enumerate(self.members) if one.is_primary)
+        return self._secret(secret_id).breakers[index].error
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def read(
+        self, secret_id: str, at: Label | VersionId | str = CURRENT, *, attempts: int | None = None
+    ) -> SecretValue:
+        call = self._start_call("read", secret_id)
+        place = at if isinstance(at, VersionId) else self._check_label(call, at)
+        return await self._run_call(call, lambda now: self._read_in_order(now, place, attempts))
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        return await self._read_in_order(call, at, None)
+
+    async def _read_in_order(self, call: Call, at: Label | VersionId, attempts: int | None) -> SecretValue:
+        if isinstance(at, VersionId):
+            member, inner = self._locate(at)
+            found = await member.provider.read(self._id_in(member, call), inner)
+            return replace(found, version=self._named(member, found.version))
+        known = self._secret(call.secret_id)
+        failure: ProviderError | None = None
+        unfit: SecretValue | None = None
+        lagging: list[str] = []
+        now = self.clock.monotonic()
+        # If every store fails, a caller that asks again soon is answered by those that may be asked already.
+        is_any_due = any(not breaker.time_to_probe(now) for breaker in known.breakers)
+        for index, member in enumerate(self.members):
+            breaker = known.breakers[index]
+            if breaker.time_to_probe(now) and (is_any_due or not breaker.admits_call(now)):
+                failure = failure or breaker.error
+                continue
+            tries = 1 if breaker.is_open else attempts
+            try:
+                found = await self._ask(breaker, member, call, at, tries)
+            except SecretNotFoundError as error:
+                if at != CURRENT:
+                    raise
+                self._report(known, index, problem=str(error), error=error)
+                failure = failure or error
+                continue
+            except ProviderError as error:
+                self._report(known, index, problem=str(error), error=error)
+                failure = error if failure is None or isinstance(failure, SecretNotFoundError) else failure
+                continue
+            found = replace(found, version=self._named(member, found.version))
+            if at != CURRENT:
+                return found
+            standing, mark = self._judge(known, index, found.value)
+            if standing in (Standing.SAME, Standing.AHEAD):
+                generation = None if mark is None else mark.generation
+                known.last = StoreRead(region=member.region, version=found.version.id, generation=generation)
+                return found
+            if standing is Standing.BEHIND:
+                lagging.append(f"region {member.region} holds generation {mark.generation if mark else '?'}")
+            else:
+                unfit = unfit or found
+        if unfit is not None:
+            return unfit  # the caller refuses it, and says which rule it breaks
+        if lagging and known.used is not None:
+            raise call.error(
+                StoreLagError,
+                f"no store that answers holds generation {known.used.generation}, which is in use: "
+                f"{'; '.join(lagging)}",
+            )
+        assert failure is not None
+        raise failure.with_traceback(None)
+
+    async def _ask(
+        self, breaker: Breaker, member: StoreMember, call: Call, at: Label, attempts: int | None
+    ) -> SecretValue:
+        breaker.record_call(self.clock.monotonic())
+        try:
+            found = await member.provider.read(self._id_in(member, call), at, attempts=attempts)
+        except ProviderError as error:
+            if not (isinstance(error, SecretNotFoundError) and at != CURRENT):
+                breaker.record_failure(self.clock.monotonic(), error)
+            raise
+        breaker.record_success()
+        return found
+
+    def _judge(self, known: _Secret, index: int, value: SecretBytes) -> tuple[Standing, DocumentMark | None]:
+        """Return how the identity of one store stands to the one in use, and record it."""
+        digest = hashlib.sha256(value.reveal()).digest()
+        mark = known.marks.get(digest)
+        if mark is None:
+            try:
+                mark = DocumentMark.from_document(decode_document(value.reveal()))
+            except IdentityError as error:
+                self._report(known, index, problem=f"the value is no identity document: {error}", is_reachable=True)
+                return Standing.SPLIT, None
+            while len(known.marks) >= 2 * len(self.members):
+                del known.marks[next(iter(known.marks))]
+            known.marks[digest] = mark
+        standing = Standing.SAME if known.used is None else compare_documents(mark, known.used)
+        # SECURITY: no store can lead a server back, or over to another history (tests/unit/stores/test_reader.py).
+        problem = {
+            Standing.BEHIND: f"holds generation {mark.generation}, earlier than the one in use",
+            Standing.SPLIT: f"holds generation {mark.generation}, which has another history than the one in use",
+        }.get(standing)
+        self._report(known, index, problem=problem, mark=mark, standing=standing, is_reachable=True)
+        return standing, mark
+
+    def _report(
+        self,
+        known: _Secret,
+        index: int,
+        *,
+        problem: str | None,
+        error: ProviderError | None = None,
+        mark: DocumentMark | None = None,
+        standing: Standing | None = None,
+        is_reachable: bool = False,
+    ) -> None:
+        before = known.states[index]
+        after = replace(
+            before,
+            is_reachable=is_reachable,
+            generation=before.generation if mark is None else mark.generation,
+            standing=standing,
+            problem=problem,
+        )
+        known.states[index] = after
+        used = None if known.used is None else known.used.generation
+        if problem is not None and (before.problem is None or before.is_reachable is not is_reachable):
+            event = Event.STORES_BEHIND if is_reachable else Event.STORES_UNREACHABLE
+            code = None if error is None else error.code
+            _log.warning(event_text(event, region=after.region, generation=used, code=code, message=problem))
+        elif problem is None and before.problem is not None:
+            _log.warning(event_text(Event.STORES_RECOVERED, region=after.region, generation=after.generation))
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        failure: ProviderError | None = None
+        last = self._secret(call.secret_id).last
+        # The list belongs to the store from which the identity was read.
+        for member in sorted(self.members, key=lambda one: last is not None and one.region != last.region):
+            try:
+                found = await member.provider.versions(self._id_in(member, call))
+            except ProviderError as error:
+                failure = failure or error
+                continue
+            return [self._named(member, version) for version in found]
+        assert failure is not None
+        raise failure.with_traceback(None)
+
+    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
+        return {label: version.id for version in await self._versions(call) for label in version.labels}
+
+    # --- names ----------------------------------------------------------------------------------------------------
+
+    def _secret(self, secret_id: str) -> _Secret:
+        found = self._secrets.get(secret_id)
+        if found is None:
+            found = self._secrets[secret_id] = _Secret(self.members, self._interval)
+        return found
+
+    def _id_in(self, member: StoreMember, call: Call) -> str:
+        return find_secret_id(member, self.primary, call.secret_id)
+
+    def _named(self, member: StoreMember, version: SecretVersion) -> SecretVersion:
+        if member.is_primary:
+            return version
+        return replace(version, id=VersionId(f"{member.region}{_BETWEEN}{version.id}"))
+
+    def _locate(self, version: VersionId) -> tuple[StoreMember, VersionId]:
+        region, between, inner = version.partition(_BETWEEN)
+        for member in self.members:
+            if between and not member.is_primary and member.region == region:
+                return member, VersionId(inner)
+        return self.primary, version
+
+    # --- no changes -----------------------------------------------------------------------------------------------
+
+    def _refuse_change(self, call: Call) -> NoReturn:
+        raise call.error(ProviderConfigurationError, "the stores of several regions are only read here")
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        self._refuse_change(call)
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        self._refuse_change(call)
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        self._refuse_change(call)
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        self._refuse_change(call)
+
+    async def _delete(self, call: Call) -> None:
+        self._refuse_change(call)
+
+
+class WatchingRegionalReader(RegionalReader):
+    """A `RegionalReader` whose own region's store reports changes."""
+
+    def watch(self, secret_id: str) -> AsyncIterator[None]:
+        """Watch the secret in the own region's store, as `WatchableSecretProvider.watch` does."""
+        own = self.members[0]
+        assert isinstance(own.provider, WatchableSecretProvider)
+        return own.provider.watch(find_secret_id(own, self.primary, secret_id))
+
+
+def make_reader(
+    members: Sequence[StoreMember],
+    *,
+    region: str | None = None,
+    interval: timedelta = _INTERVAL,
+    clock: Clock | None = None,
+) -> RegionalReader:
+    """Return a reader of several regions' stores, which also reports changes if the own region's store does.
+
+    The arguments are those of `RegionalReader`.
+    """
+    reader = RegionalReader(members, region=region, interval=interval, clock=clock)
+    if isinstance(reader.members[0].provider, WatchableSecretProvider):
+        return WatchingRegionalReader(members, region=region, interval=interval, clock=clock)
+    return reader

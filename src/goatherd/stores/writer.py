@@ -1,0 +1,585 @@
+"""Write an identity to the primary store, and check before each change that every follower shows the one before.
+
+`ReplicatedStore` is what writing commands use in place of a single store. Rules:
+
+- Reads and changes go to the primary store only.
+- Before a value is written, a label moved or a version destroyed, every follower must show the primary store's present
+  `current` and `stable` (`observe`). So no change is made on top of one that a region has not seen.
+- A follower of the way ``goatherd`` is written after the primary store, in the fixed order of the configuration, by
+  compare-and-swap. It is only ever brought forward: a later identity there, or one with another history, stays.
+- A follower of the way ``platform`` is read, and the platform's own report is taken into account.
+- A process that is killed between the primary store and a follower leaves a follower that is behind; the next command
+  brings it forward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    IdentityError,
+    ProviderError,
+    ReplicationFailedError,
+    SecretExistsError,
+    SecretNotFoundError,
+    StoreLagError,
+    StoresDifferError,
+    VersionDisabledError,
+)
+from goatherd.identity.document import decode_document
+from goatherd.providers.base import Call, RetryPolicy, SecretProvider
+from goatherd.providers.breaker import Breaker, new_breaker
+from goatherd.providers.capabilities import ReplicaState, ReplicatingSecretProvider, reserve_room
+from goatherd.providers.values import (
+    CURRENT,
+    STABLE,
+    Label,
+    SecretBytes,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+    VersionState,
+)
+from goatherd.stores.comparison import DocumentMark, Standing, compare_documents
+from goatherd.stores.members import Replication, StoreGroup, StoreMember, check_members, find_secret_id
+from goatherd.stores.reader import RegionalReader
+from goatherd.telemetry import Event, event_text
+
+_log = logging.getLogger("goatherd.stores")
+
+PATIENCE: Final = timedelta(seconds=30)
+FOLLOWER_TIMEOUT: Final = timedelta(seconds=5)
+_POLL: Final = timedelta(milliseconds=250)
+_LABELS: Final = (CURRENT, STABLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowerView:
+    """What a follower shows, compared with the primary store.
+
+    Attributes:
+        region: The region of the follower.
+        scheme: URI scheme of its store.
+        replication: How it is written.
+        is_in_step: Whether it shows the primary store's `current` and `stable`.
+        is_allowed: Whether the operator lets it lag (``--allow-lagging``).
+        is_lasting: Whether waiting cannot help: its replication has failed, or it holds a later or another history.
+        is_reachable: Whether it answered.
+        generation: The generation of its identity; None if it is not known.
+        standing: How its identity stands to that of the primary store; None if it is not known.
+        labels: For each label, the id of the version there that it points at.
+        problem: Why it is not in step, as a phrase; empty if it is.
+        hint: What the operator can do.
+    """
+
+    region: str
+    scheme: str
+    replication: Replication
+    is_in_step: bool
+    is_allowed: bool = False
+    is_lasting: bool = False
+    is_reachable: bool = True
+    generation: int | None = None
+    standing: Standing | None = None
+    labels: Mapping[Label, VersionId]
+    problem: str = ""
+    hint: str = ""
+
+    @property
+    def is_later(self) -> bool:
+        """Whether the follower holds a later identity than the primary store."""
+        return self.standing is Standing.AHEAD
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the follower and the primary store were changed independently."""
+        return self.standing is Standing.SPLIT
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether no change may be made because of this follower.
+
+        The operator can let it lag, but not be ignored: a later identity there means that this store must not change.
+        """
+        if self.is_later or self.is_split:
+            return True
+        return not self.is_in_step and not self.is_allowed
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """The values that a store has under `current` and `stable`; None where no version has the label."""
+
+    held: Mapping[Label, SecretValue]
+
+    def value_of(self, label: Label) -> SecretBytes | None:
+        return self.held[label].value if label in self.held else None
+
+    @property
+    def values(self) -> dict[Label, SecretBytes]:
+        return {label: found.value for label, found in self.held.items()}
+
+    @property
+    def mark(self) -> DocumentMark | None:
+        if CURRENT not in self.held:
+            return None
+        return DocumentMark.from_document(decode_document(self.held[CURRENT].value.reveal()))
+
+    @property
+    def labels(self) -> dict[Label, VersionId]:
+        return {label: found.version.id for label, found in self.held.items()}
+
+
+class ReplicatedStore(StoreGroup):
+    """Writes one identity to the primary store, and sees that the followers in other regions show it.
+
+    Address: none; the section ``[stores]`` of goatherd.toml names the stores.
+    Credentials: those of each store.
+    Permissions: those of a rotator in the primary store and in each follower of the way ``goatherd``; those of a server
+        in the others.
+    Guarantees: those of the primary store. A value is at most as long as every store allows.
+
+    Args:
+        members: The primary store, then the followers in the order in which they are written.
+        allowed: Regions whose store may lag (``--allow-lagging``).
+        patience: How long a change waits until every follower shows the one before.
+        clock: Supplies the time, and waits.
+    """
+
+    confirms_labels = False
+
+    def __init__(
+        self,
+        members: Sequence[StoreMember],
+        *,
+        allowed: Sequence[str] = (),
+        patience: timedelta = PATIENCE,
+        clock: Clock | None = None,
+    ) -> None:
+        check_members(members)
+        timeout = sum((3 * one.provider.timeout for one in members), patience)
+        super().__init__(timeout=timeout, retry=RetryPolicy(attempts=1), clock=clock)
+        self.members = tuple(members)
+        self.primary, *followers = members
+        self.followers = tuple(followers)
+        regions = {one.region for one in self.followers}
+        if unknown := sorted(set(allowed) - regions):
+            raise ConfigurationError(
+                f"--allow-lagging: no follower has the region {unknown[0]!r}",
+                hint=f"Followers: {', '.join(sorted(regions)) or 'none'}.",
+            )
+        self.allowed = frozenset(allowed)
+        self.patience = patience
+        self.store_clock = self.primary.provider.store_clock
+        self._breakers: dict[tuple[str, str], Breaker] = {}
+        self._in_step: set[str] = set()
+        self._is_gated = True
+        self._guarantees = replace(
+            self.primary.provider.guarantees,
+            max_value_bytes=min(one.provider.guarantees.max_value_bytes for one in members),
+            push=False,
+        )
+        self._tolerate(self.allowed)
+
+    def open_reader(self, interval: timedelta) -> RegionalReader:
+        """Return a reader of the same stores, which must be open already. It reads the primary store first.
+
+        Args:
+            interval: How often the caller reads.
+        """
+        return RegionalReader(self.members, interval=interval, clock=self.clock)
+
+    # --- the followers --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def going_back(self) -> Iterator[None]:
+        """Let changes be made although followers lag: to cancel a rotation or roll it back, which must always work."""
+        before, self._is_gated = self._is_gated, False
+        self._tolerate(frozenset(one.region for one in self.followers))
+        try:
+            yield
+        finally:
+            self._is_gated = before
+            self._tolerate(self.allowed)
+
+    def _tolerate(self, regions: frozenset[str]) -> None:
+        """Tell the primary store's provider which replicas may lag when it moves a label."""
+        if isinstance(self.primary.provider, ReplicatingSecretProvider):
+            places = {
+                one.provider.replica_place
+                for one in self.followers
+                if one.region in regions and isinstance(one.provider, ReplicatingSecretProvider)
+            }
+            self.primary.provider.tolerated_replicas = frozenset(place for place in places if place is not None)
+
+    async def observe(self, secret_id: str, *, catch_up: bool = False) -> tuple[FollowerView, ...]:
+        """Compare every follower with the primary store, and return one view for each.
+
+        Args:
+            secret_id: The secret's id in the primary store.
+            catch_up: Whether to bring followers of the way ``goatherd`` forward first.
+
+        Raises:
+            ProviderError: The primary store cannot be read.
+        """
+        primary = await self._read_contents(self.primary, secret_id)
+        replicas = await self._replica_states(secret_id)
+        views: list[FollowerView]
+        if catch_up:  # in the fixed order, one after the other
+            views = [await self._view(one, secret_id, primary, replicas, catch_up=True) for one in self.followers]
+        else:
+            looks = (self._view(one, secret_id, primary, replicas, catch_up=False) for one in self.followers)
+            views = list(await asyncio.gather(*looks))
+        if all(not view.is_holding for view in views):
+            self._in_step.add(secret_id)
+        else:
+            self._in_step.discard(secret_id)
+        return tuple(views)
+
+    async def _replica_states(self, secret_id: str) -> Mapping[str, ReplicaState]:
+        provider = self.primary.provider
+        has_replicas = any(one.replication is Replication.PLATFORM for one in self.followers)
+        if not has_replicas or not isinstance(provider, ReplicatingSecretProvider):
+            return {}
+        return await provider.replica_states(secret_id)
+
+    async def _view(
+        self,
+        member: StoreMember,
+        secret_id: str,
+        primary: _Contents,
+        replicas: Mapping[str, ReplicaState],
+        *,
+        catch_up: bool,
+    ) -> FollowerView:
+        assert member.replication is not None
+        view = FollowerView(
+            region=member.region,
+            scheme=member.provider.scheme,
+            replication=member.replication,
+            is_in_step=False,
+            is_allowed=member.region in self.allowed,
+            labels={},
+        )
+        breaker = self._breakers.setdefault((member.region, secret_id), new_breaker(timedelta(seconds=5)))
+        now = self.clock.monotonic()
+        if breaker.error is not None and not breaker.admits_call(now):
+            return replace(view, is_reachable=False, problem=str(breaker.error), hint=breaker.error.hint)
+        breaker.record_call(now)
+        try:
+            async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds() * (3 if catch_up else 1)):
+                found = await self._read_contents(member, secret_id)
+                if catch_up and member.replication is Replication.GOATHERD:
+                    found = await self._bring_forward(member, secret_id, primary, found)
+        except (ProviderError, TimeoutError, IdentityError) as error:
+            return self._failed_view(view, breaker, member, secret_id, error)
+        breaker.record_success()
+        return _judge(view, primary, found, _state_of(member, replicas))
+
+    def _failed_view(
+        self,
+        view: FollowerView,
+        breaker: Breaker,
+        member: StoreMember,
+        secret_id: str,
+        error: ProviderError | TimeoutError | IdentityError,
+    ) -> FollowerView:
+        if isinstance(error, IdentityError):
+            return replace(
+                view, is_lasting=True, problem=f"its value is no identity document: {error}", hint=error.hint
+            )
+        if isinstance(error, TimeoutError):
+            error = StoreLagError(
+                f"no answer within {FOLLOWER_TIMEOUT.total_seconds():g} s",
+                provider=member.provider.scheme,
+                secret_id=secret_id,
+                operation="read",
+            )
+        if breaker.error is None:
+            _log.warning(event_text(Event.STORES_UNREACHABLE, region=member.region, code=error.code, message=error))
+        breaker.record_failure(self.clock.monotonic(), error)
+        return replace(view, is_reachable=False, problem=str(error), hint=error.hint)
+
+    async def _read_contents(self, member: StoreMember, secret_id: str) -> _Contents:
+        """Read `current` and `stable` of one store. A secret or label that is missing there is left out."""
+        inner = find_secret_id(member, self.primary, secret_id)
+        attempts = None if member.is_primary else 1
+        held: dict[Label, SecretValue] = {}
+        for label in _LABELS:
+            try:
+                held[label] = await member.provider.read(inner, label, attempts=attempts)
+            except SecretNotFoundError:
+                if member.is_primary and label == CURRENT:
+                    raise
+        if STABLE in held and CURRENT in held and held[STABLE].version.id == held[CURRENT].version.id:
+            held[STABLE] = held[CURRENT]
+        return _Contents(held)
+
+    async def _bring_forward(
+        self, member: StoreMember, secret_id: str, primary: _Contents, found: _Contents
+    ) -> _Contents:
+        """Write what a follower lacks of the primary store's `current` and `stable`, by compare-and-swap.
+
+        A follower that holds a later identity, or one with another history, is not changed.
+
+        Raises:
+            ConflictError: Another process writes the follower now.
+        """
+        inner, provider = find_secret_id(member, self.primary, secret_id), member.provider
+        if found.values == primary.values:
+            return found
+        ours, theirs = primary.mark, found.mark
+        assert ours is not None
+        if theirs is None:
+            created = await provider.create(inner, primary.held[CURRENT].value)
+            first = SecretValue(version=created, value=primary.held[CURRENT].value)
+            found = _Contents({**found.held, CURRENT: first})
+        elif compare_documents(theirs, ours) in (Standing.AHEAD, Standing.SPLIT):
+            # SECURITY: a later identity is never overwritten (tests/unit/stores/test_writer.py).
+            return found
+        stable = primary.value_of(STABLE)
+        if stable is not None and stable != primary.value_of(CURRENT):
+            await self._put_stable(member, inner, stable, found)
+        before = found.held[CURRENT]
+        if before.value != primary.held[CURRENT].value:
+            value = primary.held[CURRENT].value
+            written = await provider.write(inner, value, label=CURRENT, expected=before.version.id)
+            found = _Contents({**found.held, CURRENT: SecretValue(version=written, value=value)})
+        if stable is not None and stable == primary.value_of(CURRENT):
+            await self._put_stable(member, inner, stable, found)
+        return await self._read_contents(member, secret_id)
+
+    async def _put_stable(self, member: StoreMember, inner: str, stable: SecretBytes, found: _Contents) -> None:
+        if found.value_of(STABLE) == stable:
+            return
+        holder = found.labels.get(STABLE)
+        if found.value_of(CURRENT) == stable:
+            await member.provider.label(inner, STABLE, found.held[CURRENT].version.id, expected=holder)
+            return
+        version = await _find_value(member.provider, inner, stable)
+        if version is not None:
+            await member.provider.label(inner, STABLE, version, expected=holder)
+        else:
+            await member.provider.write(inner, stable, label=STABLE, expected=holder)
+
+    async def _hold(self, call: Call) -> None:
+        """Wait until every follower shows what the primary store holds; then the caller may change it.
+
+        Raises:
+            StoreLagError: A follower did not show it in time. Nothing was changed.
+            StoresDifferError, ReplicationFailedError: Waiting does not help. Nothing was changed.
+        """
+        if not self._is_gated or call.secret_id in self._in_step or not self.followers:
+            return
+        until = self.clock.monotonic() + self.patience.total_seconds()
+        while True:
+            views = await self.observe(call.secret_id, catch_up=True)
+            holding = [view for view in views if view.is_holding]
+            if not holding:
+                return
+            lasting = [view for view in holding if view.is_lasting]
+            if lasting or self.clock.monotonic() >= until:
+                raise holding_error(call, lasting or holding)
+            await self.clock.sleep(_POLL)
+
+    async def _spread(self, call: Call) -> None:
+        """Bring the followers of the way ``goatherd`` forward after a change; one that fails stays behind."""
+        self._in_step.discard(call.secret_id)
+        if not any(one.replication is Replication.GOATHERD for one in self.followers):
+            return
+        try:
+            await self.observe(call.secret_id, catch_up=True)
+        except ProviderError as error:
+            _log.warning(event_text(Event.STORES_UNREACHABLE, region=self.primary.region, code=error.code))
+
+    # --- the primary store ----------------------------------------------------------------------------------------
+
+    def _id_in(self, member: StoreMember, call: Call) -> str:
+        return find_secret_id(member, self.primary, call.secret_id)
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        return await self.primary.provider.read(call.secret_id, at)
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        return await self.primary.provider.versions(call.secret_id)
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        for member in self.followers:
+            if member.replication is not Replication.GOATHERD:
+                continue
+            inner = self._id_in(member, call)
+            try:
+                found = await member.provider.read(inner)
+            except SecretNotFoundError:
+                continue
+            if found.value != value:
+                raise call.error(
+                    SecretExistsError, f"the store of region {member.region} holds the secret {inner!r} already"
+                )
+        version = await self.primary.provider.create(call.secret_id, value, label)
+        await self.add_replicas(call.secret_id)
+        await self._spread(call)
+        return version
+
+    async def add_replicas(self, secret_id: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
+        """Ask the platform to replicate the secret to the followers of the way ``platform`` that it does not list yet.
+
+        Args:
+            secret_id: The secret's id in the primary store.
+            without: Regions to leave out, because their store holds a later identity or another history.
+
+        Returns:
+            The regions that were added; empty if the platform cannot be asked.
+
+        Raises:
+            ProviderError: The platform refused.
+        """
+        provider = self.primary.provider
+        if not isinstance(provider, ReplicatingSecretProvider):
+            return ()
+        listed = await provider.replica_states(secret_id)
+        missing = {
+            one.provider.replica_place: one.region
+            for one in self.followers
+            if one.replication is Replication.PLATFORM
+            and one.region not in without
+            and isinstance(one.provider, ReplicatingSecretProvider)
+            and one.provider.replica_place not in listed
+        }
+        places = [place for place in missing if place is not None]
+        if places:
+            await provider.add_replicas(secret_id, places)
+        return tuple(missing[place] for place in places)
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        await self._hold(call)
+        version = await self.primary.provider.write(call.secret_id, value, label=label, expected=expected)
+        await self._spread(call)
+        return version
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        await self._hold(call)
+        await self.primary.provider.label(call.secret_id, label, version, expected=expected)
+        await self._spread(call)
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        await self._hold(call)
+        await self.primary.provider.unlabel(call.secret_id, label, expected=expected)
+        await self._spread(call)
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        await self._hold(call)
+        # The copies first: once the primary store has destroyed the value, no copy can be recognized by it.
+        try:
+            value = (await self.primary.provider.read(call.secret_id, version)).value
+        except (VersionDisabledError, SecretNotFoundError):
+            value = None
+        for member in self.followers:
+            if value is None or member.replication is not Replication.GOATHERD:
+                continue
+            inner = self._id_in(member, call)
+            for copy in [one async for one in _find_copies(member.provider, inner, value)]:
+                await member.provider.destroy(inner, copy)
+        await self.primary.provider.destroy(call.secret_id, version)
+
+    async def _delete(self, call: Call) -> None:
+        for member in self.followers:
+            if member.replication is Replication.GOATHERD:
+                await member.provider.delete(self._id_in(member, call))
+        await self.primary.provider.delete(call.secret_id)
+
+    async def reserve(self, secret_id: str) -> None:
+        """Reserve disk space in the primary store, as `ReservingSecretProvider.reserve` does."""
+        await reserve_room(self.primary.provider, secret_id)
+
+    def takes_label(self, label: str) -> bool:
+        return all(one.provider.takes_label(label) for one in self.members)
+
+
+def _judge(view: FollowerView, primary: _Contents, found: _Contents, state: ReplicaState | None) -> FollowerView:
+    """Return the view of a follower that answered, with what it lacks."""
+    ours, theirs = primary.mark, found.mark
+    assert ours is not None
+    view = replace(view, labels=found.labels)
+    if theirs is None:
+        return replace(view, problem="it does not hold the secret yet")
+    standing = compare_documents(theirs, ours)
+    view = replace(view, generation=theirs.generation, standing=standing)
+    if standing in (Standing.AHEAD, Standing.SPLIT):
+        text, hint = _describe_difference(view.region, standing, theirs, ours)
+        return replace(view, is_lasting=True, problem=text, hint=hint)
+    if state is not None and state.has_failed:
+        return replace(
+            view,
+            is_lasting=True,
+            problem=f"the platform reports that the replication has failed: {state.message or 'no reason given'}",
+            hint=f"Remove the replica in {state.place} and add it again (how-to page: More than one region).",
+        )
+    if standing is Standing.BEHIND:
+        return replace(view, problem=f"it shows generation {theirs.generation}, the primary store {ours.generation}")
+    if found.value_of(STABLE) != primary.value_of(STABLE):
+        return replace(view, problem="its label stable does not point at the primary store's stable version")
+    if state is not None and not state.is_in_sync:
+        return replace(view, problem=f"the platform reports that the replication to {state.place} is in progress")
+    return replace(view, is_in_step=True)
+
+
+def _state_of(member: StoreMember, replicas: Mapping[str, ReplicaState]) -> ReplicaState | None:
+    if member.replication is not Replication.PLATFORM or not isinstance(member.provider, ReplicatingSecretProvider):
+        return None
+    return replicas.get(member.provider.replica_place or "")
+
+
+def _describe_difference(region: str, standing: Standing, theirs: DocumentMark, ours: DocumentMark) -> tuple[str, str]:
+    if standing is Standing.AHEAD:
+        text = f"it holds generation {theirs.generation}, later than generation {ours.generation} of the primary store"
+        hint = (
+            f"Region {region} was promoted, or the primary store went back. Make {region} the primary store in"
+            " [stores]; `goatherd stores sync` then brings the others forward."
+        )
+        return text, hint
+    text = (
+        f"it holds generation {theirs.generation} with another history than generation {ours.generation} of the"
+        " primary store"
+    )
+    return text, "Both stores were changed independently. `goatherd doctor` shows both histories and the ways out."
+
+
+def holding_error(call: Call, holding: Sequence[FollowerView]) -> ProviderError:
+    """Return the error for a change that was not made because of followers that do not show the one before."""
+    text = "; ".join(f"region {view.region}: {view.problem}" for view in holding)
+    kind: type[ProviderError] = StoreLagError
+    if any(view.is_later or view.is_split for view in holding):
+        kind = StoresDifferError
+    elif any(view.is_lasting for view in holding):
+        kind = ReplicationFailedError
+    hint = " ".join(dict.fromkeys(view.hint for view in holding if view.hint))
+    if kind is StoreLagError:
+        regions = " ".join(f"--allow-lagging {view.region}" for view in holding)
+        hint = (
+            f"{hint} `goatherd stores status` shows each region. If the region is lost, `{regions}` leaves it out."
+        ).strip()
+    return call.error(kind, f"nothing was changed: {text}", hint=hint or None, final=kind is not StoreLagError)
+
+
+async def _find_copies(provider: SecretProvider, secret_id: str, value: SecretBytes) -> AsyncGenerator[VersionId]:
+    """Yield the versions of a secret that hold a value, newest first."""
+    for version in await provider.versions(secret_id):
+        if version.state is not VersionState.ENABLED:
+            continue
+        with suppress(SecretNotFoundError, VersionDisabledError):
+            if (await provider.read(secret_id, version.id)).value == value:
+                yield version.id
+
+
+async def _find_value(provider: SecretProvider, secret_id: str, value: SecretBytes) -> VersionId | None:
+    async with aclosing(_find_copies(provider, secret_id, value)) as copies:
+        return await anext(copies, None)

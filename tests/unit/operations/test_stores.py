@@ -1,0 +1,156 @@
+"""The commands about several stores: what `status` and `doctor` tell, what `sync` writes, who may be promoted."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.errors import ConfigurationError, PromotionRefusedError
+from goatherd.identity.document import encode_document, source_digest
+from goatherd.operations.doctor import CheckScope, run_checks
+from goatherd.operations.identity_store import Store
+from goatherd.operations.runs import AuditLog
+from goatherd.operations.store_checks import FAILED, OK, WARNING
+from goatherd.operations.stores import promote_store, read_regions, sync_stores
+from goatherd.rotation.policy import Policy
+from goatherd.stores import Standing
+from tests.fakes.herd import FakeClock
+from tests.unit.stores.regions import SECRET, Regions
+from tests.unit.stores.test_reader import FIRST, OTHER_SECOND, OTHER_THIRD, SECOND, THIRD, write
+
+
+@pytest.fixture
+async def regions() -> Regions:
+    made = Regions(FakeClock())
+    await made.writer().create(SECRET, encode_document(FIRST))
+    return made
+
+
+def stores_of(regions: Regions, primary: str = "eu", **options: Any) -> Store:
+    return Store(provider=regions.writer(primary, **options), secret_id=SECRET, org="localhost", name="stores")
+
+
+class Answering:
+    """A server that reports which identity it uses."""
+
+    base_url = "http://a"
+
+    def __init__(self, document: Any) -> None:
+        self._document = document
+
+    async def identity(self) -> ServerIdentity:
+        return ServerIdentity(generation=self._document.generation, digest=source_digest(self._document))
+
+
+def nodes_with(document: Any) -> Any:
+    async def nodes() -> list[Answering]:
+        return [Answering(document)]
+
+    return nodes
+
+
+async def test_each_region_is_compared_with_the_latest_identity(regions: Regions) -> None:
+    regions.us.lag = 1
+    await write(regions, "eu", SECOND)
+    regions.ap.is_cut_off = True
+    eu, us, ap = await read_regions(stores_of(regions))
+    assert (eu.standing, us.standing, ap.standing) == (Standing.SAME, Standing.BEHIND, None)
+    assert us.problem == "behind region eu, which holds generation 2"
+    assert us.lag_since_ms == SECOND.last_updated
+    assert not ap.is_reachable
+    assert "cut off" in (ap.problem or "")
+
+
+async def test_a_region_lags_since_the_first_change_that_it_lacks(regions: Regions) -> None:
+    regions.us.lag = 2
+    held = (await regions.eu.read(SECRET)).version.id
+    for document in (SECOND, THIRD):
+        held = (await regions.eu.write(SECRET, encode_document(document), expected=held)).id
+    _, us, ap = await read_regions(stores_of(regions))
+    assert (us.generation, ap.generation) == (1, 1)
+    assert us.lag_since_ms == ap.lag_since_ms == SECOND.last_updated
+    regions.us.lag = 3
+    await regions.eu.destroy(SECRET, "2")
+    _, us, ap = await read_regions(stores_of(regions))
+    assert us.lag_since_ms is ap.lag_since_ms is None, "the change itself can no longer be read"
+
+
+async def test_sync_brings_forward_what_it_may_and_says_what_it_may_not(regions: Regions) -> None:
+    await write(regions, "eu", SECOND)
+    report = await sync_stores(stores_of(regions))
+    assert report.is_complete
+    assert report.before == {"us": 2, "ap": 1}
+    await write(regions, "ap", THIRD)
+    report = await sync_stores(stores_of(regions))
+    assert [one.is_in_step for one in report.followers] == [True, False]
+    assert (await regions.ap.read(SECRET)).value.reveal() == encode_document(THIRD)
+
+
+async def test_a_region_is_promoted_only_with_the_highest_generation_that_anything_has_shown(regions: Regions) -> None:
+    regions.us.lag = 1
+    await write(regions, "eu", SECOND)
+    with pytest.raises(PromotionRefusedError, match="holds generation 1, but region eu has generation 2"):
+        await promote_store(stores_of(regions), "us")
+    regions.us.lag = 0
+    with pytest.raises(PromotionRefusedError, match="but http://a has generation 3"):
+        await promote_store(stores_of(regions), "us", nodes_with(THIRD))
+    with pytest.raises(PromotionRefusedError, match="with another history"):
+        await promote_store(stores_of(regions), "us", nodes_with(OTHER_SECOND))
+    assert regions.us.document().generation == 2
+    for region, message in (("mars", "no store has the region"), ("eu", "is the primary store already")):
+        with pytest.raises(ConfigurationError, match=message):
+            await promote_store(stores_of(regions), region)
+    report = await promote_store(stores_of(regions), "us", nodes_with(SECOND))
+    assert (report.before, report.generation, report.unseen) == (2, 3, ())
+    assert regions.us.document().history[-1].event == "promoted"
+    assert regions.us.document().is_signed
+    again = await promote_store(stores_of(regions), "us", nodes_with(SECOND))
+    assert again.is_repeated
+    assert regions.us.document().generation == 3
+
+
+async def test_the_operator_s_word_overrules_is_above_what_was_seen_and_is_on_record(
+    regions: Regions, tmp_path: Path
+) -> None:
+    trail = tmp_path / "audit.jsonl"
+    log = AuditLog(trail, lambda *_: None)
+    report = await promote_store(stores_of(regions), "ap", nodes_with(THIRD), force=True, audit_log=log)
+    assert report.generation == 4
+    assert [one.text for one in report.overruled] == ["http://a has generation 3"]
+    assert "http://a has generation 3" in trail.read_text()
+
+
+async def test_a_lagging_region_that_is_allowed_is_on_record(regions: Regions, tmp_path: Path) -> None:
+    trail = tmp_path / "audit.jsonl"
+    await sync_stores(stores_of(regions, allowed=["us"]), audit_log=AuditLog(trail, lambda *_: None))
+    assert '"allowLagging":["us"]' in trail.read_text().replace(" ", "")
+
+
+async def findings(regions: Regions) -> list[tuple[str, str]]:
+    @asynccontextmanager
+    async def opening() -> Any:
+        yield stores_of(regions)
+
+    scope = CheckScope(org="localhost", policy=Policy(), refresh_interval=timedelta(seconds=30))
+    return [(one.level, one.text) for one in await run_checks(opening(), scope) if one.name == "stores"]
+
+
+async def test_doctor_tells_an_old_primary_that_is_behind_from_one_that_went_on_alone(regions: Regions) -> None:
+    assert {level for level, _ in await findings(regions)} == {OK}
+    await write(regions, "ap", SECOND)
+    found = await findings(regions)
+    assert (FAILED, "region eu (primary): behind region ap, which holds generation 2") in found
+    await write(regions, "eu", OTHER_SECOND)
+    await write(regions, "eu", OTHER_THIRD)
+    found = await findings(regions)
+    assert (FAILED, "region ap (follower, goatherd): another history than region eu") in found
+    histories = [text for level, text in found if level == WARNING and text.startswith("history of region")]
+    assert [text.split(",")[0] for text in histories] == [
+        "history of region eu: generation 3",
+        "history of region ap: generation 2",
+    ]
