@@ -1,0 +1,134 @@
+"""`goatherd web`: serve a read-only page with the status, live."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import click
+
+from goatherd.cli.main import App, PathType, command
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.config.build import build_policy, build_schedule, listed_nodes, open_nodes, open_store
+from goatherd.config.options import Options
+from goatherd.operations.identity_store import Store
+from goatherd.serving.signals import watch_stop_signals
+from goatherd.web.access import PageAddress, check_address
+from goatherd.web.collector import Collector
+from goatherd.web.publisher import publish_views
+
+
+@command(
+    example="goatherd web --port 8090 --node http://10.0.0.1:8080 --node http://10.0.0.2:8080\n"
+    "goatherd web --host 0.0.0.0 --token file:/etc/goatherd/token --certificate web.pem --certificate-key web.key",
+    nodes=True,
+)
+@click.option("--host", "web_host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
+@click.option("--port", "web_port", metavar="N", help="Port to listen on; 0 takes a free one (default: 8090).")
+@click.option(
+    "--interval", "web_interval", metavar="TIME", help="How often to read the store and the servers (default: 10s)."
+)
+@click.option(
+    "--token",
+    "web_token",
+    metavar="SOURCE",
+    help="Source of the token that a reader must give: file:/PATH, env:NAME or credential:NAME.",
+)
+@click.option(
+    "--certificate",
+    "web_certificate",
+    type=PathType(path_type=Path, dir_okay=False),
+    help="PEM file with the TLS certificate and its chain.",
+)
+@click.option(
+    "--certificate-key",
+    "web_certificate_key",
+    type=PathType(path_type=Path, dir_okay=False),
+    help="PEM file with the private key of the certificate.",
+)
+@click.option(
+    "--behind",
+    "web_proxies",
+    multiple=True,
+    metavar="NETWORK",
+    help="Network of a reverse proxy that signs readers in; only it may connect. Can be given more than once.",
+)
+@click.option(
+    "--audit-log",
+    "audit_log",
+    type=PathType(path_type=Path, dir_okay=False),
+    help="Audit trail to verify and to show.",
+)
+def web(app: App) -> None:
+    """Serve a read-only page with the status of a cluster, live.
+
+    It shows the store, the identity and every server. The page is served to this machine only, unless a token and TLS
+    are given, or a reverse proxy that signs readers in. Each server and the store are read once in an interval, however
+    many pages are open. The process that answers readers is a process of its own and holds no key. No request changes
+    anything in the cluster.
+
+    The command prints one line when the page is served. SIGTERM or Ctrl-C stops it.
+    """
+    asyncio.run(_serve(app))
+
+
+def page_address(options: Options, host: str, port: int) -> PageAddress:
+    """Return an address of the page with the token, the certificate and the proxies that the options name.
+
+    Args:
+        options: The options.
+        host, port: Address to listen on.
+
+    Raises:
+        ConfigurationError: Other machines could see the page without signing in, or a file cannot be used.
+    """
+    return check_address(
+        host,
+        port,
+        token=options.web_token,
+        certificate=options.web_certificate,
+        key=options.web_certificate_key,
+        proxies=options.web_proxies,
+    )
+
+
+def make_collector(
+    options: Options, store: Store, nodes: NodeDirectory | None, *, may_write: bool = False
+) -> Collector:
+    """Return what builds the views of a cluster.
+
+    Args:
+        options: The policy, the schedule and the audit trail.
+        store: The open store.
+        nodes: The servers; None for the store alone.
+        may_write: Whether the process rotates too, so that its rights to write are no excess.
+    """
+    return Collector(
+        store=store,
+        nodes=nodes,
+        policy=build_policy(options),
+        schedule=build_schedule(options),
+        grace=options.rotation_grace,
+        interval=options.web_interval,
+        hidden=set(options.rotation_bare) - set(options.nodes),
+        audit_log=options.audit_log,
+        may_write=may_write,
+    )
+
+
+async def _serve(app: App) -> None:
+    options = app.options
+    address = page_address(options, options.web_host, options.web_port)
+
+    def print_ready(url: str) -> None:
+        data = {"ready": True, "url": url, "org": options.org}
+        app.out.line(json.dumps(data) if app.out.as_json else f"ready at {url}: organization {options.org}")
+
+    async with AsyncExitStack() as stack:
+        store: Store = await stack.enter_async_context(open_store(options, is_reader=True))
+        nodes = await stack.enter_async_context(open_nodes(options)) if listed_nodes(options) else None
+        collector = make_collector(options, store, nodes)
+        signals = stack.enter_context(watch_stop_signals())
+        await publish_views(collector, address, interval=options.web_interval, stop=signals.stop, on_ready=print_ready)

@@ -1,0 +1,397 @@
+"""Answer requests for the page, as an ASGI application. It holds the newest view, and no key, store or server.
+
+Rules:
+1. No request changes anything but the sessions of readers: signing in and out.
+2. SECURITY: every page has the same strict headers; nothing is loaded from elsewhere, no script or style is inline,
+   and no other site may show the page in a frame (tests/unit/web/test_app.py).
+3. SECURITY: on a loopback address the ``Host`` header must name loopback, or another site could read the page through a
+   name that it lets point here (tests/unit/web/test_app.py).
+4. A view is rendered once, however many pages are open, and each page is sent only the sections that have changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from goatherd.clock import Clock
+from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, parse_networks, send_refusal
+from goatherd.serving.caller_limits import RefusedError
+from goatherd.web.access import PageAddress
+from goatherd.web.render import ASSETS, Choice, Data, Renderer, page_title, read_asset
+
+POLICY: Final = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+COOKIE: Final = "goatherd_page"
+SESSION_SECONDS: Final = 12 * 3600
+MOST_SESSIONS: Final = 1000
+MOST_PAGES: Final = 500
+"""How many pages may be open at a time."""
+BEAT_SECONDS: Final = 15.0
+"""After how long without a view a comment is sent, so that proxies keep the connection open."""
+_BODY_BYTES: Final = 4096
+_MOST_CHOICES: Final = 16
+_HEADERS: Final = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+    (b"cache-control", b"no-store"),
+)
+_WAITING: Final = "The store and the servers are being read."
+
+
+class Sessions:
+    """The readers who have signed in. Kept in memory only, so a restart ends them.
+
+    Args:
+        clock: Tells when a session ends.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ends: OrderedDict[bytes, float] = OrderedDict()
+
+    def create(self) -> str:
+        """Create a session, and return its secret name. Beyond `MOST_SESSIONS`, the oldest one ends."""
+        name = secrets.token_urlsafe(32)
+        self._ends[_digest(name)] = self._clock.monotonic() + SESSION_SECONDS
+        while len(self._ends) > MOST_SESSIONS:
+            self._ends.popitem(last=False)
+        return name
+
+    def is_valid(self, name: str) -> bool:
+        """Whether a session of this name exists and has not ended."""
+        return self._ends.get(_digest(name), -1.0) > self._clock.monotonic()
+
+    def end(self, name: str) -> None:
+        """End a session."""
+        self._ends.pop(_digest(name), None)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+@dataclass(slots=True)
+class Broadcast:
+    """The newest view, and what wakes the open pages when there is a newer one.
+
+    Attributes:
+        view: The view; None before the first one.
+        problem: Why the store could not be read last time; None if it could.
+        number: Rises with each view.
+        pages: How many pages are open.
+    """
+
+    view: Data | None = None
+    problem: Data | None = None
+    number: int = 0
+    pages: int = 0
+    _newer: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def publish(self, view: Data | None, problem: Data | None) -> None:
+        """Make a view, or a problem, what every page shows."""
+        self.view, self.problem, self.number = view if view is not None else self.view, problem, self.number + 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake every open page, which looks whether its reader has left."""
+        newer, self._newer = self._newer, asyncio.Event()
+        newer.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for the next view, or at most this long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._newer.wait()
+        except TimeoutError:
+            pass
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """The sections of the page for one view and one choice.
+
+    Attributes:
+        number: `Broadcast.number` of the view.
+        html: Each section's HTML, by its name.
+        as_json: The same as JSON strings, so that they are not encoded again for each open page.
+    """
+
+    number: int
+    html: Mapping[str, str]
+    as_json: Mapping[str, bytes]
+
+
+class PageApp:
+    """The ASGI application of the page.
+
+    Args:
+        address: Where the page is served, and to which readers.
+        limiter: Limits what each caller may use.
+        clock: Tells the time.
+        interval_ms: Time between two views, in milliseconds; shown until there is a view.
+    """
+
+    def __init__(self, address: PageAddress, limiter: CallerLimiter, *, clock: Clock, interval_ms: int) -> None:
+        self.broadcast = Broadcast()
+        self._address = address
+        self._is_secure = address.certificate is not None or bool(address.proxies)
+        self._proxies = parse_networks(address.proxies)
+        self._limiter = limiter
+        self._clock = clock
+        self._interval_ms = interval_ms
+        self._renderer = Renderer()
+        self._sessions = Sessions(clock)
+        self._assets = {path: read_asset(path) for path in ASSETS}
+        self._rendered: OrderedDict[Choice, Sections] = OrderedDict()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End the answers to open pages, which would otherwise not end."""
+        self._stopping.set()
+        self.broadcast.wake()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        is_head = scope["method"] == "HEAD"
+        try:
+            address = self._limiter.take_request(scope)
+            await self._answer(scope, receive, send, address)
+        except RefusedError as refused:
+            await send_refusal(refused, receive, send, is_head=is_head)
+        except GoneError:
+            return
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        path, method = scope["path"], scope["method"]
+        problem = self._find_refusal(scope, headers)
+        if problem is not None:
+            await _send(send, problem[0], problem[1].encode(), b"text/plain; charset=utf-8")
+            return
+        if method not in ("GET", "HEAD", "POST") or (method == "POST") != (path in ("/login", "/logout")):
+            is_known = path in ("/", "/events", "/login", "/logout") or path in ASSETS
+            status, text = (405, b"method not allowed") if is_known else (404, b"not found")
+            await _send(send, status, text, b"text/plain; charset=utf-8")
+        elif path in ASSETS:
+            await _send(
+                send, 200, self._assets[path], f"{ASSETS[path]}; charset=utf-8".encode(), is_head=method == "HEAD"
+            )
+        elif path == "/login":
+            await self._sign_in(headers, receive, send, address)
+        elif path == "/logout":
+            self._sessions.end(_session_name(headers))
+            await _redirect(send, _cookie("", 0, is_secure=self._is_secure))
+        elif self._address.token_digest is not None and not self._sessions.is_valid(_session_name(headers)):
+            if path == "/events":
+                await _send(send, 401, b"sign in first", b"text/plain; charset=utf-8")
+            else:
+                await self._send_page(send, 401, self._renderer.render_login(), is_head=method == "HEAD")
+        elif path == "/":
+            choice = self._read_choice(scope)
+            await self._send_page(send, 200, self._render(choice), is_head=method == "HEAD")
+        elif path == "/events" and method == "GET":
+            await self._send_events(scope, receive, send)
+        else:
+            await _send(send, 404, b"not found", b"text/plain; charset=utf-8")
+
+    def _find_refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str] | None:
+        """Return the status and the text with which a request is refused before anything else; None if it is not."""
+        client = scope.get("client")
+        direct = client[0] if client else ""
+        if self._proxies and not any(ip_address(direct) in network for network in self._proxies):
+            return 403, "this page is reached through its reverse proxy only"
+        if self._address.is_loopback and not self._proxies and not _is_loopback_host(headers.get(b"host", b"")):
+            return 421, "this page is served to this machine only, at http://localhost or http://127.0.0.1"
+        return None
+
+    # --- the page -----------------------------------------------------------------------------------------------------
+
+    def _read_choice(self, scope: Scope) -> Choice:
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"), max_num_fields=10)
+        event = query.get("event", [""])[0]
+        view = self.broadcast.view
+        known = {one["event"] for one in view["history"]} if view is not None else ()
+        return Choice(event=event if event in known else "", is_all="all" in query)
+
+    def _sections(self, choice: Choice) -> Sections:
+        """Return the sections of the page, rendered once for each view and choice."""
+        found = self._rendered.get(choice)
+        if found is None or found.number != self.broadcast.number:
+            view = self.broadcast.view
+            problem = self.broadcast.problem
+            html = self._renderer.render_sections(
+                self._view() if view is None else view,
+                choice,
+                is_live=True,
+                problem={"text": _WAITING, "advice": ""} if view is None and problem is None else problem,
+            )
+            as_json = {name: json.dumps(each).encode() for name, each in html.items()}
+            self._rendered[choice] = found = Sections(self.broadcast.number, html, as_json)
+            self._rendered.move_to_end(choice)
+            while len(self._rendered) > _MOST_CHOICES:
+                self._rendered.popitem(last=False)
+        return found
+
+    def _view(self) -> Data:
+        """Return the view, or an empty one if there is none yet."""
+        if self.broadcast.view is not None:
+            return self.broadcast.view
+        return {
+            **dict.fromkeys(("org", "store", "sentence", "advice", "signer"), ""),
+            **dict.fromkeys(("remarks", "servers", "roots", "stores", "history"), ()),
+            **dict.fromkeys(("next_step", "rotation", "trail")),
+            "sentence": "Nothing has been read yet.",
+            "state": "warning",
+            "pruned_roots": 0,
+            "at_ms": self._clock.now_ms(),
+            "interval_ms": self._interval_ms,
+        }
+
+    def _render(self, choice: Choice) -> str:
+        return self._renderer.render_page(
+            self._view(),
+            self._sections(choice).html,
+            choice,
+            now_ms=self._clock.now_ms(),
+            has_session=self._address.token_digest is not None,
+            is_stale=self.broadcast.problem is not None,
+        )
+
+    async def _send_page(self, send: Send, status: int, html: str, *, is_head: bool = False) -> None:
+        await _send(send, status, html.encode(), b"text/html; charset=utf-8", is_head=is_head)
+
+    # --- live ---------------------------------------------------------------------------------------------------------
+
+    async def _send_events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send each view as it comes, until the reader leaves, its session ends, or the process stops."""
+        if self.broadcast.pages >= MOST_PAGES:
+            await _send(send, 503, b"too many pages are open", b"text/plain; charset=utf-8")
+            return
+        name = _session_name(dict(scope["headers"]))
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no"), *_HEADERS]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        choice = self._read_choice(scope)
+        sent: Mapping[str, str] = {}
+        seen = -1
+        async with self._reader(receive) as gone:
+            while not gone.done() and not self._stopping.is_set():
+                if self._address.token_digest is not None and not self._sessions.is_valid(name):
+                    break
+                if seen == self.broadcast.number:
+                    event = b": still here\n\n"
+                else:
+                    seen = self.broadcast.number
+                    sections = self._sections(choice)
+                    changed = [name for name, html in sections.html.items() if sent.get(name) != html]
+                    sent = sections.html
+                    event = self._view_event({name: sections.as_json[name] for name in changed})
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                if seen == self.broadcast.number:
+                    await self.broadcast.wait(BEAT_SECONDS)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @asynccontextmanager
+    async def _reader(self, receive: Receive) -> AsyncIterator[asyncio.Task[None]]:
+        """Count an open page while the block runs, and yield a task that ends when the reader has left."""
+
+        async def wait_until_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.broadcast.wake()
+
+        self.broadcast.pages += 1
+        gone = asyncio.create_task(wait_until_gone())
+        try:
+            yield gone
+        finally:
+            self.broadcast.pages -= 1
+            gone.cancel()
+
+    def _view_event(self, sections: Mapping[str, bytes]) -> bytes:
+        """Return the event of a view, with the given sections, which are JSON strings."""
+        view = self._view()
+        data = {
+            "read": view["at_ms"],
+            "now": self._clock.now_ms(),
+            "title": page_title(view, is_stale=self.broadcast.problem is not None),
+            "state": view["state"],
+        }
+        parts = b", ".join([b'"%s": %s' % (name.encode(), text) for name, text in sections.items()])
+        start = json.dumps(data).encode().removesuffix(b"}")
+        return b'event: view\nretry: 2000\ndata: %s, "parts": {%s}}\n\n' % (start, parts)
+
+    # --- signing in ---------------------------------------------------------------------------------------------------
+
+    async def _sign_in(self, headers: Mapping[bytes, bytes], receive: Receive, send: Send, address: str) -> None:
+        if self._address.token_digest is None:
+            await _redirect(send)
+            return
+        self._limiter.take_session(address)
+        share = self._limiter.open_share(address)
+        try:
+            body = await self._limiter.read_body(receive, headers, share, _BODY_BYTES)
+        finally:
+            share.give_back()
+        given = parse_qs(body.decode("latin-1"), max_num_fields=10).get("token", [""])[0].strip()
+        # SECURITY: the digests are compared, so the time tells nothing about the token (tests/unit/web/test_app.py).
+        if not hmac.compare_digest(_digest(given), self._address.token_digest):
+            await self._send_page(send, 403, self._renderer.render_login("This is not the token."))
+            return
+        await _redirect(send, _cookie(self._sessions.create(), SESSION_SECONDS, is_secure=self._is_secure))
+
+
+def _session_name(headers: Mapping[bytes, bytes]) -> str:
+    try:
+        found = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value
+
+
+def _cookie(value: str, seconds: int, *, is_secure: bool) -> tuple[bytes, bytes]:
+    secure = "; Secure" if is_secure else ""
+    text = f"{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
+    return b"set-cookie", text.encode()
+
+
+def _is_loopback_host(raw: bytes) -> bool:
+    host = raw.decode("latin-1").lower()
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name == "localhost":
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+async def _redirect(send: Send, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"location", b"/"), (b"content-length", b"0"), *_HEADERS, *more]
+    await send({"type": "http.response.start", "status": 303, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _send(send: Send, status: int, body: bytes, kind: bytes, *, is_head: bool = False) -> None:
+    headers: list[Any] = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *_HEADERS]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if is_head else body})

@@ -1,0 +1,93 @@
+"""The process that serves the page (``python -m goatherd page-process``): views in by standard input, answers out.
+
+SECURITY: it is started with an empty environment and holds no store, no server and no key of a root, so that an
+attacker who takes it over finds none (tests/unit/web/test_publisher.py). It ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from goatherd.clock import SystemClock
+from goatherd.errors import GoatherdError
+from goatherd.serving.caller_limiter import CallerLimiter
+from goatherd.serving.caller_limits import CallerLimits, Rate
+from goatherd.serving.listener import HTTPListener
+from goatherd.web.access import PageAddress, open_tls
+from goatherd.web.app import PageApp
+
+LONGEST_LINE: Final = 64 * 1024 * 1024
+GRACE: Final = timedelta(seconds=2)
+LIMITS: Final = CallerLimits(
+    body_bytes=4096,
+    header_bytes=16 * 1024,
+    connections=1000,
+    connections_per_address=600,
+    requests=Rate(per_second=50, burst=1000),
+    new_sessions=Rate(per_second=0.2, burst=20),
+)
+"""`new_sessions` limits how often an address may try a token."""
+
+
+def read_address(data: dict[str, Any]) -> PageAddress:
+    """Return the address in the first line of standard input."""
+    return PageAddress(
+        host=data["host"],
+        port=data["port"],
+        token_digest=None if data["token"] is None else bytes.fromhex(data["token"]),
+        certificate=None if data["certificate"] is None else Path(data["certificate"]),
+        key=None if data["key"] is None else Path(data["key"]),
+        proxies=tuple(data["proxies"]),
+    )
+
+
+async def serve_page(lines: asyncio.StreamReader) -> None:
+    """Serve the page at the address that the first line names, and show the views of the lines after it.
+
+    Raises:
+        GoatherdError: The address cannot be bound, or the certificate cannot be used.
+    """
+    first = json.loads(await lines.readline())
+    address = read_address(first)
+    clock = SystemClock()
+    limiter = CallerLimiter(LIMITS, clock=clock, forwarded_by=address.proxies)
+    app = PageApp(address, limiter, clock=clock, interval_ms=first["interval_ms"])
+    listener = HTTPListener(app, address.host, address.port, limiter=limiter, tls=open_tls(address))
+    await listener.start()
+    try:
+        _tell({"ready": listener.url})
+        while line := await lines.readline():
+            message = json.loads(line)
+            app.broadcast.publish(message["view"], message["problem"])
+    finally:
+        app.stop()
+        await listener.stop(GRACE)
+
+
+def main() -> int:
+    """Run the process until its standard input ends; return its exit code."""
+    return asyncio.run(_run())
+
+
+async def _run() -> int:
+    # Ctrl-C reaches the whole process group; the parent decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lines = asyncio.StreamReader(limit=LONGEST_LINE)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    try:
+        await serve_page(lines)
+    except GoatherdError as error:
+        _tell({"code": error.code, "message": str(error), "hint": error.hint})
+        return 1
+    return 0
+
+
+def _tell(message: dict[str, str]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,274 @@
+"""Read the cluster at intervals, and hand each view to the process that serves the page.
+
+Two processes: this one reads the store, which holds the private key of the root, and listens on no port. The other one
+(`goatherd.web.page_process`) answers readers, and is given views only. SECURITY: no request reaches a process that
+holds a key (tests/unit/web/test_publisher.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Final, Protocol
+
+from goatherd.errors import GoatherdError, NodeError
+from goatherd.telemetry import Event, event_text
+from goatherd.times import milliseconds
+from goatherd.web.access import PageAddress
+from goatherd.web.render import Renderer, view_data
+from goatherd.web.view import View, clean_text
+
+START_TIMEOUT: Final = timedelta(seconds=60)
+STOP_TIMEOUT: Final = timedelta(seconds=5)
+RETRY_PAUSE: Final = timedelta(seconds=5)
+_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
+"""The environment variables that the process gets; those of the store's credentials are not among them."""
+_LOADER: Final = "_PYI_"
+"""The executable of one file sets such variables, so that a process of it finds the files that are already unpacked."""
+
+_log = logging.getLogger("goatherd.web")
+
+
+class ViewSource(Protocol):
+    """What makes views; `goatherd.web.collector.Collector` implements it."""
+
+    async def collect(self) -> View: ...
+
+
+class PageProcess:
+    """The process that serves the page.
+
+    Attributes:
+        url: Where the page is.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
+        self._process = process
+        self.url = url
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def show(self, view: View | None, problem: GoatherdError | None = None) -> None:
+        """Show a view; None to keep the last one, with the error for which there is no new one.
+
+        Raises:
+            NodeError: The process has ended.
+        """
+        told = None
+        if problem is not None:
+            text = f"The identity cannot be read: {clean_text(str(problem))}."
+            told = {"text": text, "advice": clean_text(problem.hint)}
+        await self._send({"view": None if view is None else view_data(view), "problem": told})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            await self._process.stdin.drain()
+        except OSError as error:
+            raise _ended_error() from error
+
+    async def wait(self) -> None:
+        """Wait until the process ends."""
+        await self._process.wait()
+
+
+def _ended_error() -> NodeError:
+    return NodeError("the process that serves the page has ended", hint="Its last lines are on standard error.")
+
+
+@asynccontextmanager
+async def start_page_process(address: PageAddress, interval: timedelta) -> AsyncIterator[PageProcess]:
+    """Run the process that serves the page, until the block ends.
+
+    Args:
+        address: Where the page is served, and to which readers.
+        interval: Time between two views.
+
+    Raises:
+        MissingExtraError: A library of the extra ``web`` is not installed.
+        GoatherdError: The address cannot be bound, or the certificate cannot be used.
+    """
+    Renderer()  # says what to install
+    environment = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_LOADER)}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "goatherd",
+        "page-process",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        page = PageProcess(process, "")
+        await page._send(
+            {
+                "host": address.host,
+                "port": address.port,
+                "token": None if address.token_digest is None else address.token_digest.hex(),
+                "certificate": None if address.certificate is None else str(address.certificate.absolute()),
+                "key": None if address.key is None else str(address.key.absolute()),
+                "proxies": list(address.proxies),
+                "interval_ms": milliseconds(interval),
+            }
+        )
+        try:
+            async with asyncio.timeout(START_TIMEOUT.total_seconds()):
+                answer = json.loads(await process.stdout.readline() or b"{}")
+        except TimeoutError:
+            raise NodeError("the process that serves the page did not start in time", hint="Try again.") from None
+        if "ready" not in answer:
+            if "code" not in answer:
+                raise _ended_error()
+            raise _failed_error(answer)
+        page.url = answer["ready"]
+        yield page
+    finally:
+        await _stop(process)
+
+
+def _failed_error(answer: dict[str, str]) -> GoatherdError:
+    from goatherd.errors import ConfigurationError
+
+    kind = ConfigurationError if answer["code"].startswith("configuration") else NodeError
+    return kind(answer["message"], hint=answer["hint"])
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """End the process by closing its standard input; after `STOP_TIMEOUT` it is killed."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT.total_seconds()):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def publish_views(
+    source: ViewSource,
+    address: PageAddress,
+    *,
+    interval: timedelta,
+    stop: asyncio.Event,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve the page, with a new view in each interval, until `stop` is set.
+
+    Args:
+        source: Makes the views.
+        address: Where the page is served, and to which readers.
+        interval: Time between two views.
+        stop: Ends the page.
+        on_ready: Called with the page's URL once it is served and has its first view.
+
+    Raises:
+        MissingExtraError: A library of the extra ``web`` is not installed.
+        ConfigurationError, ProviderError, IdentityError: The first view cannot be made, and a retry would not help.
+        NodeError: The address cannot be bound, or the process that serves the page has ended.
+    """
+    async with start_page_process(address, interval) as page:
+        await _show_first_view(source, page)
+        on_ready(page.url)
+        await _show_views(source, page, interval=interval, stop=stop, is_shown=True)
+
+
+@asynccontextmanager
+async def publish_beside(source: ViewSource, address: PageAddress, *, interval: timedelta) -> AsyncIterator[str]:
+    """Serve the page while the block runs, and yield its URL.
+
+    The block comes first: if the page fails later, that is logged, and the page is served again after `RETRY_PAUSE`.
+
+    Args:
+        source: Makes the views.
+        address: Where the page is served, and to which readers.
+        interval: Time between two views.
+
+    Raises:
+        MissingExtraError: A library of the extra ``web`` is not installed.
+        GoatherdError: The address cannot be bound, or the certificate cannot be used.
+    """
+    stop = asyncio.Event()
+    url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def serve_repeatedly() -> None:
+        while not stop.is_set():
+            try:
+                async with start_page_process(address, interval) as page:
+                    _log.info(event_text(Event.PAGE_OPENED, url=page.url))
+                    if not url.done():
+                        url.set_result(page.url)
+                    await _show_views(source, page, interval=interval, stop=stop)
+            except GoatherdError as error:
+                if not url.done():
+                    url.set_exception(error)
+                    return
+                _log.warning(event_text(Event.PAGE_LOST, reason=str(error)))
+                await asyncio.sleep(RETRY_PAUSE.total_seconds())
+
+    serving = asyncio.create_task(serve_repeatedly())
+    try:
+        yield await url
+    finally:
+        stop.set()
+        await asyncio.wait({serving}, timeout=2 * STOP_TIMEOUT.total_seconds())
+        serving.cancel()
+        await asyncio.wait({serving})
+
+
+async def _show_first_view(source: ViewSource, page: PageProcess) -> None:
+    """Show the first view, or why the store cannot be read now.
+
+    Raises:
+        GoatherdError: The store cannot be read, and a retry would not help.
+    """
+    try:
+        await page.show(await source.collect())
+    except GoatherdError as error:
+        if not error.retryable:
+            raise
+        await page.show(None, error)
+
+
+async def _show_views(
+    source: ViewSource, page: PageProcess, *, interval: timedelta, stop: asyncio.Event, is_shown: bool = False
+) -> None:
+    """Show a view in each interval until `stop` is set; with `is_shown`, the first one after an interval.
+
+    Raises:
+        NodeError: The process that serves the page has ended.
+    """
+    ended = asyncio.create_task(page.wait())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        while not stop.is_set():
+            if not is_shown:
+                try:
+                    view: View | None = await source.collect()
+                    problem: GoatherdError | None = None
+                except GoatherdError as error:
+                    view, problem = None, error
+                await page.show(view, problem)
+            is_shown = False
+            pause = asyncio.create_task(asyncio.sleep(interval.total_seconds()))
+            await asyncio.wait({pause, ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            pause.cancel()
+            if ended.done():
+                raise _ended_error()
+    finally:
+        ended.cancel()
+        stopping.cancel()

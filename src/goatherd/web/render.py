@@ -1,0 +1,231 @@
+"""Turn a `View` into HTML, with templates that escape every text.
+
+`Renderer` renders the sections of the page one by one, so that an open page is sent only those that have changed. The
+page as one file (`render_file`) has the same sections, with its stylesheet and script inside.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from goatherd.errors import MissingExtraError
+from goatherd.times import iso
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from goatherd.web.view import View
+
+SECTIONS: Final = ("problem", "state", "rotation", "servers", "roots", "stores", "history")
+FIRST_EVENTS: Final = 50
+"""How many events of the history the page shows unless all are asked for."""
+ASSETS: Final = {"/page.css": "text/css", "/page.js": "text/javascript", "/icon.svg": "image/svg+xml"}
+_SHORT: Final = 8
+
+Data = Mapping[str, Any]
+"""A `View` as plain data: the result of `view_data`, or that of parsing its JSON."""
+
+
+def view_data(view: View) -> dict[str, Any]:
+    """Return a view as plain data, which can be written as JSON."""
+    data: dict[str, Any] = json.loads(json.dumps(asdict(view)))
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which events of the history a reader has chosen.
+
+    Attributes:
+        event: Only events of this name; empty for all.
+        is_all: Whether to show all of them, and not only the newest.
+    """
+
+    event: str = ""
+    is_all: bool = False
+
+    @property
+    def query(self) -> str:
+        """The query of the page's URL that makes this choice; empty for the default."""
+        from urllib.parse import urlencode
+
+        pairs = {name: value for name, value in (("event", self.event), ("all", "1" if self.is_all else "")) if value}
+        return f"?{urlencode(pairs)}" if pairs else ""
+
+
+class Renderer:
+    """Renders the page from templates in this package.
+
+    Raises:
+        MissingExtraError: ``jinja2`` is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import jinja2
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"the page needs a library that is not installed: {error.name}",
+                hint="Install it: pip install 'goatherd[web]'",
+            ) from error
+        self._environment: Environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("goatherd.web"),
+            # SECURITY: names come from servers and stores (tests/unit/web/test_view.py).
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        filters: dict[str, Callable[..., Any]] = {
+            "iso": iso,
+            "utc": format_utc,
+            "age": format_age,
+            "span": _format_span,
+            "clock": format_clock,
+            "short": lambda text: text if len(text) <= _SHORT + 4 else f"{text[:_SHORT]}…",
+            "code": self._mark_commands,
+            "by_due": _group_by_due,
+        }
+        self._environment.filters |= filters
+
+    def render_sections(self, view: Data, choice: Choice, *, is_live: bool, problem: Data | None) -> dict[str, str]:
+        """Return the HTML of each section of the page, by its name in `SECTIONS`."""
+        matching = [one for one in view["history"] if choice.event in ("", one["event"])]
+        context = {
+            "view": view,
+            "problem": problem,
+            "is_live": is_live,
+            "events": sorted({one["event"] for one in view["history"]}),
+            "chosen": choice.event,
+            "matching": len(matching),
+            # A link to an event must show it later, too, when it is not among the newest any more.
+            "link": "" if choice.is_all or not is_live else "/?all=1",
+            "history": matching if choice.is_all or not is_live else matching[:FIRST_EVENTS],
+        }
+        return {name: self._environment.get_template(f"{name}.html").render(context).strip() for name in SECTIONS}
+
+    def render_page(
+        self,
+        view: Data,
+        sections: Mapping[str, str],
+        choice: Choice,
+        *,
+        now_ms: int,
+        has_session: bool,
+        is_stale: bool = False,
+    ) -> str:
+        """Return the whole page, which updates itself.
+
+        Args:
+            view: The view.
+            sections: The HTML of its sections.
+            choice: The reader's choice.
+            now_ms: The time, in milliseconds since 1970.
+            has_session: Whether the reader has signed in, so that the page offers to sign out.
+            is_stale: Whether the store could not be read since the view.
+        """
+        return self._environment.get_template("page.html").render(
+            view=view,
+            parts=sections,
+            is_live=True,
+            title=page_title(view, is_stale=is_stale),
+            query=choice.query,
+            now_ms=now_ms,
+            reload_seconds=max(5, round((view["interval_ms"] or 0) / 1000)),
+            has_session=has_session,
+        )
+
+    def render_login(self, message: str = "") -> str:
+        """Return the page that asks for the token."""
+        return self._environment.get_template("login.html").render(message=message)
+
+    def render_file(self, view: Data) -> str:
+        """Return the page as one file that needs no other, and loads none."""
+        css, script = read_asset("/page.css").decode(), read_asset("/page.js").decode()
+        policy = f"default-src 'none'; style-src {_hash_source(css)}; script-src {_hash_source(script)}"
+        return self._environment.get_template("page.html").render(
+            view=view,
+            parts=self.render_sections(view, Choice(is_all=True), is_live=False, problem=None),
+            is_live=False,
+            title=page_title(view),
+            css=css,
+            script=script,
+            policy=f"{policy}; base-uri 'none'; form-action 'none'",
+            now_ms=view["at_ms"],
+            has_session=False,
+        )
+
+    @cached_property
+    def _markup(self) -> Any:
+        import markupsafe
+
+        return markupsafe.Markup
+
+    def _mark_commands(self, text: str) -> Any:
+        """Return a text in which what stands between backquotes is marked as code. Everything is escaped."""
+        parts = text.split("`")
+        if len(parts) % 2 == 0:
+            return text
+        code = self._markup("<code>{}</code>")
+        return self._markup("").join(code.format(part) if at % 2 else part for at, part in enumerate(parts))
+
+
+def _group_by_due(places: Sequence[Data]) -> list[tuple[int | None, list[Data]]]:
+    """Return the places of a private key in groups of the same time of destruction; first those that are kept."""
+    groups: dict[int | None, list[Data]] = {}
+    for one in places:
+        groups.setdefault(one["due_ms"], []).append(one)
+    return sorted(groups.items(), key=lambda group: group[0] or 0)
+
+
+def page_title(view: Data, *, is_stale: bool = False) -> str:
+    """Return the title of the page: what a tab shows. With `is_stale`, the state now is unknown."""
+    sign = "?" if is_stale else {"fine": "✓", "busy": "↻", "warning": "!", "bad": "✕"}[view["state"]]
+    return f"{sign} {view['org']} · Goatherd"
+
+
+def read_asset(path: str) -> bytes:
+    """Return one of the files in `ASSETS`."""
+    from importlib.resources import files
+
+    return (files("goatherd.web") / "static" / path.removeprefix("/")).read_bytes()
+
+
+def format_utc(ms: int) -> str:
+    """Return a time as ``2027-01-12 02:00:00 UTC``."""
+    text = iso(ms)
+    return f"{text[:10]} {text[11:19]} UTC" if len(text) == 24 else text
+
+
+def format_age(ms: int) -> str:
+    """Return how long ago a time was, such as ``3 s ago`` or ``in 5 d``, in one unit, rounded down."""
+    seconds = abs(ms) / 1000
+    if seconds < 1:
+        return "now"
+    for size, unit, least in ((86_400, "d", 2 * 86_400), (3600, "h", 3600), (60, "min", 60), (1, "s", 1)):
+        if seconds >= least:
+            text = f"{int(seconds // size)} {unit}"
+            return f"in {text}" if ms < 0 else f"{text} ago"
+    raise AssertionError
+
+
+def _format_span(ms: int) -> str:
+    return format_age(ms).removesuffix(" ago") if ms >= 1000 else f"{ms} ms"
+
+
+def format_clock(ms: int) -> str:
+    """Return how far a clock is ahead (``+``) or behind (``−``); below a second it cannot be told from none."""
+    if abs(ms) < 1000:
+        return "±0 s"
+    sign, seconds = ("+" if ms > 0 else "−"), abs(ms) / 1000
+    return f"{sign}{seconds:.0f} s" if seconds < 120 else f"{sign}{seconds / 60:.0f} min"
+
+
+def _hash_source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,1 @@
+"""Tests of the page: what it shows, and how it is served."""

@@ -1,0 +1,229 @@
+"""The page's answers: headers, who may see it, sessions, and one rendering for all open pages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from goatherd.clock import SystemClock
+from goatherd.serving.caller_limiter import CallerLimiter
+from goatherd.serving.caller_limits import CallerLimits, Rate
+from goatherd.web.access import PageAddress
+from goatherd.web.app import POLICY, PageApp
+from goatherd.web.render import Renderer, view_data
+from tests.deadlines import ANSWER
+from tests.fakes.page_scenes import scenes, view_of
+from tests.fakes.shifting_clock import ShiftingClock
+
+TOKEN = "correct horse battery staple"
+DIGEST = hashlib.sha256(TOKEN.encode()).digest()
+SCENES = scenes()
+
+
+def make_app(**address: Any) -> PageApp:
+    given = {"host": "127.0.0.1", "port": 0, **address}
+    limits = CallerLimits(new_sessions=Rate(per_second=0.001, burst=3))
+    app = PageApp(
+        PageAddress(**given), CallerLimiter(limits, clock=SystemClock()), clock=SystemClock(), interval_ms=2000
+    )
+    app.broadcast.publish(view_data(view_of(SCENES["steady"])), None)
+    return app
+
+
+class Answer:
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.events: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            self.body += message["body"]
+            await self.events.put(message["body"])
+
+
+def scope_of(method: str, target: str, headers: dict[str, str], client: str) -> dict[str, Any]:
+    path, _, query = target.partition("?")
+    given = {"host": "localhost:8090", **headers}
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "client": (client, 4711),
+        "scheme": "http",
+    }
+
+
+async def request(
+    app: PageApp, method: str, target: str, body: bytes = b"", *, client: str = "127.0.0.1", **headers: str
+) -> Answer:
+    answer = Answer()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    await app(scope_of(method, target, headers, client), receive, answer.send)
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def open_page(app: PageApp, target: str = "/events", **headers: str) -> AsyncIterator[Answer]:
+    """Open the stream of events, as a browser does, and close it at the end."""
+    answer, gone = Answer(), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    task = asyncio.create_task(app(scope_of("GET", target, headers, "127.0.0.1"), receive, answer.send))
+    try:
+        yield answer
+    finally:
+        gone.set()
+        async with asyncio.timeout(ANSWER.total_seconds()):
+            await task
+
+
+async def next_view(answer: Answer) -> dict[str, Any]:
+    async with asyncio.timeout(ANSWER.total_seconds()):
+        while True:
+            event = await answer.events.get()
+            if b"data: " in event:
+                found: dict[str, Any] = json.loads(event.partition(b"data: ")[2])
+                return found
+
+
+async def test_every_answer_is_strict_and_nothing_can_be_changed() -> None:
+    app = make_app()
+    for target in ("/", "/page.css", "/page.js", "/icon.svg", "/nothing", "/?event=rotated&all=1"):
+        answer = await request(app, "GET", target)
+        assert answer.status == (404 if target == "/nothing" else 200), target
+        assert answer.headers["content-security-policy"] == POLICY
+        assert answer.headers["cache-control"] == "no-store"
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        assert (await request(app, method, "/")).status == 405
+    assert (await request(app, "POST", "/nothing")).status == 404
+    assert (await request(app, "HEAD", "/")).body == b""
+    html = (await request(app, "GET", "/")).body.decode()
+    assert "<style" not in html
+    assert "style=" not in html
+    assert "onclick" not in html
+    assert "<script src=" in html
+    assert html.count("<script") == 1
+
+
+async def test_the_script_is_small() -> None:
+    assert len((await request(make_app(), "GET", "/page.js")).body) < 10_000
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:8090", "", "10.0.0.1", "localhost.evil.example"]
+)
+async def test_another_name_of_loopback_is_refused(host: str) -> None:
+    answer = await request(make_app(), "GET", "/", host=host)
+    assert answer.status == 421
+    assert b"Root" not in answer.body
+    for own in ("localhost", "127.0.0.1:8090", "[::1]:8090"):
+        assert (await request(make_app(), "GET", "/", host=own)).status == 200
+
+
+async def test_behind_a_proxy_only_the_proxy_may_connect() -> None:
+    app = make_app(host="0.0.0.0", proxies=("10.1.0.0/16",))
+    assert (await request(app, "GET", "/", client="10.2.0.1", host="status.example")).status == 403
+    assert (await request(app, "GET", "/events", client="127.0.0.1", host="status.example")).status == 403
+    assert (await request(app, "GET", "/", client="10.1.0.1", host="status.example")).status == 200
+
+
+async def test_a_token_is_asked_for_and_gives_a_session() -> None:
+    app = make_app(host="0.0.0.0", token_digest=DIGEST, certificate="c", key="k")
+    page = await request(app, "GET", "/")
+    assert (page.status, b"Token" in page.body, b"Root" in page.body) == (401, True, False)
+    assert (await request(app, "GET", "/events")).status == 401
+    wrong = await request(app, "POST", "/login", b"token=wrong")
+    assert (wrong.status, "set-cookie" in wrong.headers) == (403, False)
+    right = await request(app, "POST", "/login", f"token={TOKEN.replace(' ', '+')}".encode())
+    assert right.status == 303
+    cookie = right.headers["set-cookie"]
+    assert cookie.endswith("; HttpOnly; SameSite=Strict; Secure")
+    mine = {"cookie": cookie.partition(";")[0]}
+    assert TOKEN.split()[0] not in cookie
+    assert (await request(app, "GET", "/", **mine)).status == 200
+    forged = {"cookie": mine["cookie"][:-1] + ("A" if mine["cookie"][-1] != "A" else "B")}
+    assert (await request(app, "GET", "/", **forged)).status == 401
+    async with open_page(app, **mine) as answer:
+        await next_view(answer)
+        assert (await request(app, "POST", "/logout", **mine)).status == 303
+        app.broadcast.publish(None, None)
+        async with asyncio.timeout(ANSWER.total_seconds()):
+            while await answer.events.get():
+                pass  # the stream ends with the session
+    assert (await request(app, "GET", "/", **mine)).status == 401
+
+
+async def test_tokens_cannot_be_tried_without_end() -> None:
+    app = make_app(host="0.0.0.0", token_digest=DIGEST, certificate="c", key="k")
+    statuses = [(await request(app, "POST", "/login", b"token=wrong")).status for _ in range(5)]
+    assert statuses == [403, 403, 403, 429, 429]
+
+
+async def test_a_session_ends_after_twelve_hours() -> None:
+    clock = ShiftingClock()
+    address = PageAddress(host="0.0.0.0", port=0, token_digest=DIGEST, certificate=None, key=None)
+    app = PageApp(address, CallerLimiter(CallerLimits(), clock=SystemClock()), clock=clock, interval_ms=2000)
+    answer = await request(app, "POST", "/login", f"token={TOKEN.replace(' ', '%20')}".encode())
+    mine = {"cookie": answer.headers["set-cookie"].partition(";")[0]}
+    clock.seconds += 12 * 3600 - 60
+    assert (await request(app, "GET", "/", **mine)).status == 200
+    clock.seconds += 120
+    assert (await request(app, "GET", "/", **mine)).status == 401
+
+
+async def test_open_pages_get_what_has_changed_and_one_rendering_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = []
+    original = Renderer.render_sections
+
+    def counted(self: Renderer, *arguments: Any, **options: Any) -> dict[str, str]:
+        rendered.append(1)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Renderer, "render_sections", counted)
+    app = make_app()
+    async with contextlib.AsyncExitStack() as stack:
+        pages = [await stack.enter_async_context(open_page(app)) for _ in range(100)]
+        firsts = [await next_view(page) for page in pages]
+        assert set(firsts[0]["parts"]) == {"problem", "state", "rotation", "servers", "roots", "stores", "history"}
+        assert app.broadcast.pages == 100
+        app.broadcast.publish(view_data(view_of(SCENES["server-away"])), None)
+        seconds = [await next_view(page) for page in pages]
+        assert {tuple(sorted(one["parts"])) for one in seconds} == {("servers", "state")}
+        assert seconds[0]["state"] == "bad"
+        app.broadcast.publish(None, {"text": "The store did not answer.", "advice": ""})
+        third = await next_view(pages[0])
+        assert set(third["parts"]) == {"problem", "state"}
+        assert "The store did not answer." in third["parts"]["problem"]
+        assert "Unknown; before: Trouble" in third["parts"]["state"]
+        assert third["title"].startswith("? ")
+        assert len(rendered) == 3
+    assert app.broadcast.pages == 0
+
+
+async def test_a_page_can_be_opened_before_the_first_view() -> None:
+    address = PageAddress(host="127.0.0.1", port=0)
+    app = PageApp(address, CallerLimiter(CallerLimits(), clock=SystemClock()), clock=SystemClock(), interval_ms=2000)
+    assert b"Nothing has been read yet." in (await request(app, "GET", "/")).body
+    app.broadcast.publish(None, {"text": "The store did not answer.", "advice": "Check the network."})
+    answer = await request(app, "GET", "/")
+    assert b"The store did not answer." in answer.body
+    assert b"Check the network." in answer.body

@@ -1,0 +1,248 @@
+"""The process that serves the page holds no key, and `goatherd web` runs, serves, and stops as it should."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd.cli.main import run
+from goatherd.errors import NodeError, UnavailableError
+from goatherd.web import publisher
+from goatherd.web.access import PageAddress
+from goatherd.web.publisher import publish_views
+from goatherd.web.view import View
+from tests.deadlines import HANG
+from tests.fakes.page_scenes import scenes, view_of
+from tests.ports import free_ports
+from tests.unit.cli.conftest import secrets_in
+from tests.unit.cli.test_no_keys_in_output import forms
+
+ADDRESS = PageAddress(host="127.0.0.1", port=0)
+CANARY = "canary-credential-0123456789"
+pytestmark = pytest.mark.slow
+
+
+def fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=HANG) as answer:
+        found: bytes = answer.read()
+    return found
+
+
+def first_event(url: str) -> bytes:
+    with urllib.request.urlopen(f"{url}/events", timeout=HANG) as answer:
+        lines = [answer.readline() for _ in range(3)]
+    return b"".join(lines)
+
+
+@contextmanager
+def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `goatherd web` on a free port with a credential in its environment; yield the process and the URL."""
+    line = [sys.executable, "-m", "goatherd", "web", "--json", "--port", "0", *arguments]
+    environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": CANARY, "VAULT_TOKEN": CANARY}
+    process = subprocess.Popen(
+        line, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        ready = process.stdout.readline()
+        assert ready, process.stderr and process.stderr.read()
+        yield process, json.loads(ready)["url"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def child_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0])
+
+
+def memory_of(pid: int) -> bytes:
+    """Return the memory of a process that it may write to."""
+    found = []
+    with Path(f"/proc/{pid}/mem").open("rb") as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+            if match is not None:
+                start, end = (int(text, 16) for text in match.groups())
+                memory.seek(start)
+                try:
+                    found.append(memory.read(end - start))
+                except OSError:
+                    continue
+    return b"".join(found)
+
+
+def test_no_byte_that_is_served_and_none_in_the_serving_process_is_a_key(tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/keys/root"
+    assert run(["init", "--provider", store]) == 0
+    assert run(["rotate", "--to", "prepared", "--unsafe-without-nodes", "--provider", store]) == 0
+    secrets = secrets_in(tmp_path)
+    assert len(secrets) == 2
+    with serving("--provider", store, "--interval", "1s", cwd=tmp_path) as (process, url):
+        served = b"".join(fetch(url + path) for path in ("/", "/page.css", "/page.js", "/icon.svg", "/?all=1"))
+        served += first_event(url)
+        assert b"Rotation from" in served
+        assert b"more rights than it needs" in served
+        child = child_of(process.pid)
+        assert CANARY.encode() not in Path(f"/proc/{child}/environ").read_bytes()
+        opened = [str(one.readlink()) for one in Path(f"/proc/{child}/fd").iterdir()]
+        assert not [one for one in opened if str(tmp_path) in one]
+        memory = memory_of(child)
+        assert b"more rights than it needs" in memory  # so that what is looked for would be found
+        for secret in secrets:
+            for form in forms(secret):
+                assert form.encode() not in served
+                assert form.encode() not in memory
+        assert CANARY.encode() not in memory
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        with pytest.raises(urllib.error.URLError):
+            fetch(url)
+        assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.deep
+def test_the_serving_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/keys/root"
+    assert run(["init", "--provider", store]) == 0
+    with serving("--provider", store, cwd=tmp_path) as (process, _):
+        child = child_of(process.pid)
+        descriptor = os.pidfd_open(child)
+        process.kill()
+        with os.fdopen(descriptor):
+            import select
+
+            readable, _, _ = select.select([descriptor], [], [], HANG)
+            assert readable, "the process that serves the page still runs"
+
+
+def test_a_mistake_is_an_error_before_anything_is_served(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/keys/root"
+    assert run(["web", "--port", "0", "--provider", store]) == 7
+    assert "goatherd init" in capsys.readouterr().err
+    assert run(["init", "--provider", store]) == 0
+    assert run(["web", "--host", "0.0.0.0", "--provider", store]) == 2
+    assert "--behind NETWORK" in capsys.readouterr().err
+    assert run(["web", "--interval", "1ms", "--provider", store]) == 2
+    assert "at least 1s" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(["web", "--port", str(taken.getsockname()[1]), "--provider", store]) == 9
+    assert "Another process listens on this port" in capsys.readouterr().err
+
+
+async def test_the_executable_of_one_file_starts_the_serving_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, entry = tmp_path / "goatherd", Path(__file__).parents[3] / "deploy/onefile/entry.py"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{entry}" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setenv("_PYI_APPLICATION_HOME_DIR", str(tmp_path))
+    monkeypatch.setenv("VAULT_TOKEN", CANARY)
+    async with publisher.start_page_process(ADDRESS, timedelta(hours=1)) as page:
+        await page.show(view_of(scenes()["steady"]))
+        assert "5 of 5 servers" in (await asyncio.to_thread(first_event, page.url)).decode()
+        environment = Path(f"/proc/{page.pid}/environ").read_bytes()
+        assert f"_PYI_APPLICATION_HOME_DIR={tmp_path}".encode() in environment
+        assert CANARY.encode() not in environment
+
+
+class Source:
+    """Gives a view, then an error, then another view; the second and third when they are asked for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.go = asyncio.Semaphore(1)
+
+    async def collect(self) -> View:
+        await self.go.acquire()
+        self.count += 1
+        if self.count == 2:
+            raise UnavailableError("the store did not answer", provider="file", secret_id="root", operation="read")
+        return view_of(scenes()["steady" if self.count == 1 else "server-away"])
+
+
+async def test_a_store_that_is_away_leaves_the_last_view_with_the_reason() -> None:
+    stop, urls, source = asyncio.Event(), asyncio.Queue[str](), Source()
+    interval = timedelta(milliseconds=10)
+    publishing = asyncio.create_task(
+        publish_views(source, ADDRESS, interval=interval, stop=stop, on_ready=urls.put_nowait)
+    )
+    url = await urls.get()
+    answer = await asyncio.to_thread(urllib.request.urlopen, f"{url}/events", timeout=HANG)
+
+    def next_view() -> str:
+        while not (line := answer.readline()).startswith(b"data: "):
+            pass
+        return json.dumps(json.loads(line[6:])["parts"])
+
+    with answer:
+        assert "5 of 5 servers" in await asyncio.to_thread(next_view)
+        source.go.release()
+        lost = await asyncio.to_thread(next_view)
+        assert "the store did not answer." in lost
+        assert "The page shows what was read at" in lost
+        source.go.release()
+        back = await asyncio.to_thread(next_view)
+        assert "4 of 5 servers" in back
+        assert "the store did not answer." not in back
+        stop.set()
+        source.go.release()
+        await publishing
+
+
+async def test_a_serving_process_that_dies_is_an_error() -> None:
+    stop, urls = asyncio.Event(), asyncio.Queue[str]()
+    interval = timedelta(hours=1)
+    publishing = asyncio.create_task(
+        publish_views(Source(), ADDRESS, interval=interval, stop=stop, on_ready=urls.put_nowait)
+    )
+    await urls.get()
+    os.kill(child_of(os.getpid()), signal.SIGKILL)
+    with pytest.raises(NodeError, match="has ended"):
+        await publishing
+
+
+async def test_beside_a_controller_a_page_that_dies_is_served_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "RETRY_PAUSE", timedelta(0))
+    (port,) = free_ports(1)
+    source = Source()
+    source.go = asyncio.Semaphore(1000)
+    interval = timedelta(milliseconds=50)
+    address = PageAddress(host="127.0.0.1", port=port)
+    async with publisher.publish_beside(source, address, interval=interval) as url:
+        first = child_of(os.getpid())
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(HANG):
+            while b"4 of 5 servers" not in await asyncio.to_thread(fetch_or_nothing, url):
+                await asyncio.sleep(0.05)
+        second = child_of(os.getpid())
+        assert second != first
+    assert not Path(f"/proc/{second}").exists()
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(NodeError, match="cannot listen"):
+        async with publisher.publish_beside(source, address, interval=interval):
+            pytest.fail("the address is taken")
+
+
+def fetch_or_nothing(url: str) -> bytes:
+    try:
+        return fetch(url)
+    except OSError:
+        return b""
