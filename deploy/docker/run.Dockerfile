@@ -8,13 +8,14 @@ ARG GOATHERD=goatherd:latest
 FROM ${GOATHERD} AS goatherd
 
 # Replace this by the image of your GoatDB server; it needs Python 3.13 for Goatherd.
-FROM python:3.13-slim
+FROM python:3.13-slim@sha256:6771159cd4fa5d9bba1258caf0b82e6b73458c694d178ad97c5e925c2d0e1a91
 COPY --from=goatherd /opt/goatherd /opt/goatherd
 RUN useradd --uid 10001 --create-home goatdb && install -d -o goatdb -g goatdb -m 0700 /srv/goatdb
 ENV PATH=/opt/goatherd/bin:$PATH PORT=8081
 USER 10001:10001
 VOLUME /srv/goatdb
 EXPOSE 8080
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python", "-c", "import urllib.request as http; http.urlopen('http://127.0.0.1:8080/healthy', timeout=4)"]
 # /dev/shm is memory in every container, and where the key lies while the server runs.
 ENTRYPOINT ["goatherd", "run", "--data", "/srv/goatdb", "--url", "http://127.0.0.1:8081", "--door", "8080", "--door-host", "0.0.0.0", "--"]
 CMD ["deno", "run", "-A", "server.ts"]

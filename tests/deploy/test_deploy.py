@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -15,14 +16,17 @@ import click
 import pytest
 import yaml
 
+import goatherd
 from goatherd.cli.main import EXIT_CODES, cli
+from tests.deadlines import HANG
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 LINTERS = ROOT / "build/tools/linters/bin"
 DOCKERFILES = sorted(DEPLOY.rglob("*Dockerfile"))
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
-UNITS = sorted((DEPLOY / "systemd").glob("*.*"))
+UNITS = sorted(path for path in (DEPLOY / "systemd").glob("*.*") if path.is_file())
+DROP_INS = sorted((DEPLOY / "systemd").glob("*/*.conf"))
 
 
 def named(path: Path) -> str:
@@ -36,6 +40,58 @@ def linted(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
+def check_manifests(*paths: Path) -> None:
+    done = linted("kubernetes-validate", "--strict", *map(str, paths))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def check_command_line(line: list[str]) -> None:
+    """Parse a command line with the command that it names."""
+    assert line, "a container of Goatherd needs arguments"
+    name, found, words = cli.resolve_command(click.Context(cli), list(line))
+    assert found is not None, f"there is no goatherd {line[0]}"
+    with found.make_context(name, words) as context:
+        assert context.command is found
+
+
+def check_confinement(path: Path) -> None:
+    for pod in pods(path):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            confined = container["securityContext"]
+            assert confined["allowPrivilegeEscalation"] is False
+            assert confined["readOnlyRootFilesystem"] is True
+            assert confined["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+
+
+def check_keys_are_in_memory(path: Path) -> None:
+    for pod in pods(path):
+        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
+            for argument in container.get("args", []):
+                if argument.startswith("--memory="):
+                    volume = volumes[mounts[argument.removeprefix("--memory=")]]
+                    assert volume["emptyDir"]["medium"] == "Memory"
+                assert argument != "--plain-file"
+
+
+def run_as_kubernetes(words: list[str], replace: dict[str, str]) -> int:
+    """Run a container's command line as a container would get it, and return its process id.
+
+    Of two dollar signs Kubernetes leaves one: https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/.
+    """
+    line = [word.replace("$$", "$") for word in words]
+    for old, new in replace.items():
+        assert any(old in word for word in line), f"no {old} in {line}"
+        line = [word.replace(old, new) for word in line]
+    with subprocess.Popen(line) as process:
+        assert process.wait(HANG) == 0
+        return process.pid
+
+
+@functools.cache
 def documents(path: Path) -> list[dict[str, Any]]:
     return [each for each in yaml.safe_load_all(path.read_text()) if each]
 
@@ -69,7 +125,7 @@ def command_lines() -> Iterator[Any]:
             line = [*container.get("command", []), *container.get("args", [])]
             if container["image"].startswith("goatherd"):
                 yield pytest.param(line, id=f"{named(path)}-{container['name']}")
-    for path in UNITS:
+    for path in [*UNITS, *DROP_INS]:
         for line in re.findall(r"^Exec\w+=\S*/goatherd (.*)$", path.read_text(), re.MULTILINE):
             yield pytest.param(shlex.split(line), id=named(path))
     for path in [*DOCKERFILES, *MANIFESTS, *UNITS]:
@@ -83,10 +139,27 @@ def test_a_dockerfile_passes_hadolint(path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_an_image_has_a_fixed_base_a_numeric_user_and_a_health_check(path: Path) -> None:
+    """CI runs the entry point and the health check of the image (scripts/build-image-folder)."""
+    text = path.read_text()
+    bases = [line for line in re.findall(r"^FROM (\S+)", text, re.MULTILINE) if "$" not in line]
+    assert bases
+    assert {re.sub(r"[0-9a-f]{64}", "…", base) for base in bases} == {"python:3.13-slim@sha256:…"}
+    assert len(set(re.findall(r"@sha256:([0-9a-f]{64})", text))) == 1
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["10001:10001"]
+    (check,) = re.findall(r"^HEALTHCHECK .*CMD (.*)$", text, re.MULTILINE)
+    assert json.loads(check)[0] == "python", "no shell is needed"
+
+
+def test_the_image_s_version_is_the_project_s() -> None:
+    (image,) = [path for path in DOCKERFILES if path.name == "Dockerfile"]
+    assert f'org.opencontainers.image.version="{goatherd.__version__}"' in image.read_text()
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=named)
 def test_a_manifest_is_what_kubernetes_takes(path: Path) -> None:
-    done = linted("kubernetes-validate", "--strict", str(path))
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_manifests(path)
 
 
 @pytest.mark.parametrize("path", UNITS, ids=named)
@@ -111,17 +184,15 @@ def test_a_unit_is_what_systemd_takes(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_that_gives_its_key_away_is_not_started_over_and_over() -> None:
-    text = next(path for path in UNITS if path.name == "goatherd-run.service").read_text()
-    assert f"RestartPreventExitStatus={EXIT_CODES['agent']}\n" in text
+    for path in (DEPLOY / "systemd/goatherd-run.service", *DROP_INS):
+        (never,) = re.findall(r"^RestartPreventExitStatus=(.*)$", path.read_text(), re.MULTILINE)
+        assert str(EXIT_CODES["agent"]) in never.split()
+        assert str(EXIT_CODES["provider"]) not in never.split(), "a store that is down comes back"
 
 
 @pytest.mark.parametrize("line", list(command_lines()))
 def test_goatherd_takes_the_command_lines(line: list[str]) -> None:
-    assert line, "a container of Goatherd needs arguments"
-    name, found, words = cli.resolve_command(click.Context(cli), list(line))
-    assert found is not None, f"there is no goatherd {line[0]}"
-    with found.make_context(name, words) as context:
-        assert context.command is found
+    check_command_line(line)
 
 
 def test_callers_of_an_unmodified_server_come_to_its_door() -> None:
@@ -130,13 +201,13 @@ def test_callers_of_an_unmodified_server_come_to_its_door() -> None:
     (image,) = [path for path in DOCKERFILES if path.name == "run.Dockerfile"]
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", image.read_text(), re.MULTILINE)
     (start,) = re.findall(r"^ExecStart=(.*)$", unit.read_text(), re.MULTILINE)
+    assert shlex.split(start)[-4:] == ["--path", "/var/lib/goatdb", "--port", "8081"]
     for line in (shlex.split(start), json.loads(entry)):
         options = line[line.index("run") + 1 : line.index("--")]
         given = dict(zip(options[::2], options[1::2], strict=True))
         assert (given["--door"], given["--door-host"], given["--url"]) == ("8080", "0.0.0.0", "http://127.0.0.1:8081")
         with cli.get_command(click.Context(cli), "run").make_context("run", [*options, "--", "true"]):  # type: ignore[union-attr]
             pass
-    assert "PORT=8081" in unit.read_text()
     assert "PORT=8081" in image.read_text()
     assert "EXPOSE 8080\n" in image.read_text()
 
@@ -169,24 +240,15 @@ def test_there_are_command_lines_to_look_at() -> None:
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=named)
 def test_no_container_may_do_more_than_it_needs(path: Path) -> None:
-    for pod in pods(path):
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        for container in [*pod.get("initContainers", []), *pod["containers"]]:
-            confined = container["securityContext"]
-            assert confined["allowPrivilegeEscalation"] is False
-            assert confined["readOnlyRootFilesystem"] is True
-            assert confined["capabilities"] == {"drop": ["ALL"]}
-            assert container["resources"]["limits"]["memory"]
+    check_confinement(path)
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=named)
 def test_a_key_lies_in_memory_only(path: Path) -> None:
-    for pod in pods(path):
-        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
-        for container in [*pod.get("initContainers", []), *pod["containers"]]:
-            mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
-            for argument in container.get("args", []):
-                if argument.startswith("--memory="):
-                    volume = volumes[mounts[argument.removeprefix("--memory=")]]
-                    assert volume["emptyDir"]["medium"] == "Memory"
-                assert argument != "--plain-file"
+    check_keys_are_in_memory(path)
+
+
+def test_the_sidecar_finds_the_server_by_the_process_id_that_the_server_s_container_writes(tmp_path: Path) -> None:
+    (server,) = [each for each in containers(DEPLOY / "kubernetes/sidecar.yaml") if each["name"] == "goatdb"]
+    pid = run_as_kubernetes(server["command"], {"/srv/goatdb": str(tmp_path), "deno run -A server.ts": "true"})
+    assert int((tmp_path / "server.pid").read_text()) == pid

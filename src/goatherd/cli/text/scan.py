@@ -1,0 +1,92 @@
+"""Format the output of `goatherd scan`: as lines, and as a SARIF document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePath
+from typing import Any, Final
+
+from goatherd import __version__
+from goatherd.operations.scan import KeyFinding, ScanReport
+from goatherd.telemetry import describe_count
+
+_SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
+_RULE: Final = "goatdb-private-key"
+
+
+def scan_lines(report: ScanReport) -> list[str]:
+    """Return what a scan found, as lines."""
+    lines = [f"{_place_of(one)}: {_describe(one)}" for one in report.findings]
+    lines += [f"not searched: {reason}" for reason in report.unsearched]
+    lines += [f"note: {note}" for note in report.notes]
+    searched = f"searched {describe_count(report.files, 'file')} and {describe_count(report.objects, 'git object')}"
+    if not report.findings:
+        return [*lines, f"{searched}: no private key" + (" in what was searched" if report.unsearched else "")]
+    keys = {one.fingerprint for one in report.findings}
+    lines.append(
+        f"{searched}: {describe_count(len(keys), 'private key')} in {describe_count(len(report.findings), 'place')}"
+    )
+    live = sorted({one.root or one.fingerprint for one in report.findings if one.is_live})
+    if live:
+        lines.append(f"LIVE: {' '.join(live)}. Others may have read the key: goatherd revoke {live[0]}")
+    elif any(one.is_live is None for one in report.findings):
+        lines.append("Whether a key is live is not known: --provider URI compares with the store.")
+    return lines
+
+
+def _place_of(one: KeyFinding) -> str:
+    if one.repository is None:
+        return f"{one.path}:{one.line}"
+    commit = f"commit {one.commit[:12]}" if one.commit is not None else "no commit"
+    return f"{one.repository} ({commit}): {one.path}:{one.line}"
+
+
+def _describe(one: KeyFinding) -> str:
+    owner = f"root {one.root}" if one.is_root else f"session {one.root}"
+    named = f"private key of {owner}" if one.root is not None else "private key"
+    within = ", in a GoatDB settings file" if one.is_settings else ""
+    state = "" if one.in_store is None else f", {one.in_store}{' (LIVE)' if one.is_live else ''}"
+    return f"{named}, fingerprint {one.fingerprint}{within}{state}"
+
+
+def sarif_document(report: ScanReport) -> str:
+    """Return the findings as a SARIF 2.1.0 document."""
+    rule = {
+        "id": _RULE,
+        "name": "GoatDBPrivateKey",
+        "shortDescription": {"text": "Private key of a GoatDB session"},
+        "fullDescription": {"text": "A file, an image or a git history holds a private key that signs for a cluster."},
+        "help": {"text": "Revoke the root with goatherd revoke. To delete the file is not enough."},
+        "defaultConfiguration": {"level": "error"},
+    }
+    run: dict[str, Any] = {
+        "tool": {"driver": {"name": "goatherd", "version": __version__, "rules": [rule]}},
+        "results": [_sarif_result(one) for one in report.findings],
+        "invocations": [
+            {
+                "executionSuccessful": not report.unsearched,
+                "toolExecutionNotifications": [
+                    {"level": "error", "message": {"text": f"not searched: {reason}"}} for reason in report.unsearched
+                ],
+            }
+        ],
+    }
+    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
+
+
+def _sarif_result(one: KeyFinding) -> dict[str, Any]:
+    return {
+        "ruleId": _RULE,
+        "level": "warning" if one.is_live is False else "error",
+        "message": {"text": _describe(one)},
+        "locations": [
+            {
+                "physicalLocation": {
+                    "artifactLocation": {"uri": PurePath(one.path).as_posix()},
+                    "region": {"startLine": one.line},
+                }
+            }
+        ],
+        "partialFingerprints": {"goatherdKey/v1": f"{one.fingerprint}:{one.path}"},
+        "properties": {name: value for name, value in one.to_json().items() if name in ("commit", "object", "live")},
+    }

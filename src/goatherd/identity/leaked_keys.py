@@ -1,0 +1,122 @@
+"""Find private keys of GoatDB sessions in bytes of any kind: a settings.json, a log, a manifest, a shell script.
+
+Pure. A key is found as JSON, as JSON within a string of JSON, and in base64, as in a Kubernetes Secret. A candidate
+counts only if its public key stands beside it, or the name of its curve, so that a random string is no finding.
+What is found is described by its public key; the private key is not kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from goatherd.crypto import PrivateKey
+from goatherd.crypto.keys import fingerprint
+from goatherd.errors import DecodeError
+from goatherd.identity.session import ROOT_OWNER
+
+LONGEST: Final = 1 << 16
+"""Number of bytes that a key, with what identifies it, takes up at most: 48 KB in base64."""
+_SCALARS: Final = tuple(
+    re.compile(quote + rb"d\\*" + quote + rb"\s*:\s*\\*" + quote + rb"([A-Za-z0-9_-]{64})(?![A-Za-z0-9_-])")
+    for quote in (b'"', b"'")
+)
+_AROUND: Final = 2048
+_ID: Final = re.compile(rb"""["']id\\*["']\s*:\s*\\*["']([^"'\\\s]{1,64})""")
+_OWNER: Final = re.compile(rb"""["']owner\\*["']\s*:\s*\\*["']([^"'\\]{1,64})""")
+_SETTINGS: Final = b"currentSession"
+_NAMED: Final = b"privateKey"
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-](?:[A-Za-z0-9+/_-]|\s{1,99}(?=[A-Za-z0-9+/_-]{16}))*={0,2}")
+"""A run of base64 digits, which may be wrapped into lines of at least 16."""
+
+
+def _encodings_of(text: bytes) -> tuple[bytes, ...]:
+    """Return what base64 has for `text` at each of the three positions, without what depends on its neighbours."""
+    found = []
+    for before in range(3):
+        encoded = base64.b64encode(bytes(before) + text)
+        end = (before + len(text)) * 8 // 6
+        found.append(encoded[-(-before * 8 // 6) : end])
+    return tuple(found)
+
+
+_ENCODED_NAMES: Final = _encodings_of(_NAMED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakedKey:
+    """A private key that was found.
+
+    Attributes:
+        offset: Where it is in the bytes that were searched.
+        fingerprint: Fingerprint of its public key, as ``goatherd show`` prints it.
+        session_id: Id of its session; None if no id stands beside it.
+        is_root: Whether it is said to be a root's.
+        is_settings: Whether it is in a settings file of GoatDB, or in an identity document.
+    """
+
+    offset: int
+    fingerprint: str
+    session_id: str | None
+    is_root: bool
+    is_settings: bool
+
+
+def find_private_keys(content: bytes) -> list[LeakedKey]:
+    """Return the private keys in `content`, in the order of their offsets. Never raises for what the bytes hold."""
+    found = {(key.offset, key.fingerprint): key for key in _find_in_text(content)}
+    for start, decoded in _decode_base64(content):
+        for key in _find_in_text(decoded):
+            at = (start, key.fingerprint)
+            found[at] = LeakedKey(
+                offset=start,
+                fingerprint=key.fingerprint,
+                session_id=key.session_id,
+                is_root=key.is_root,
+                is_settings=key.is_settings,
+            )
+    return [found[at] for at in sorted(found)]
+
+
+def _find_in_text(content: bytes) -> Iterator[LeakedKey]:
+    for pattern in _SCALARS:
+        for match in pattern.finditer(content):
+            before = content[max(0, match.start() - _AROUND) : match.start()]
+            after = content[match.end() : match.end() + _AROUND]
+            try:
+                public = PrivateKey.from_scalar(match[1].decode()).public_key
+            except DecodeError:
+                continue
+            is_named = public.to_jwk()["x"].encode() in before + after or b"P-384" in before + after
+            if not is_named:
+                continue
+            ids, owner = _ID.findall(before), _OWNER.search(after)
+            is_settings = _SETTINGS in before
+            yield LeakedKey(
+                offset=match.start(),
+                fingerprint=fingerprint(public),
+                session_id=ids[-1].decode(errors="replace") if ids else None,
+                is_root=is_settings or (owner is not None and owner[1] == ROOT_OWNER.encode()),
+                is_settings=is_settings,
+            )
+
+
+def _decode_base64(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the offset and the decoded bytes of each base64 string that names a private key."""
+    squeezed = content.translate(None, b" \t\r\n")  # base64 is often wrapped, and the name cut in two
+    if not any(name in squeezed for name in _ENCODED_NAMES):
+        return
+    for run in _BASE64.finditer(content):
+        joined = b"".join(run[0].split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+        if not any(name in joined for name in _ENCODED_NAMES):
+            continue
+        for skipped in range(4):
+            # A string of other letters may stand before it without a gap.
+            part = joined[skipped:]
+            decoded = base64.b64decode(part[: len(part) // 4 * 4])
+            if _NAMED in decoded:
+                yield run.start(), decoded
+                break

@@ -1,0 +1,302 @@
+"""Search files, image layers and git histories for private keys, and compare what is found with a store.
+
+Every file is searched, whatever its name: a file that is a tar archive or compressed with gzip is unpacked in memory,
+as are the archives in it, so a saved image is searched layer by layer. Nothing is written, no link is followed, and no
+result holds a key. What could not be searched is listed and never counts as clean.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from goatherd.crypto.keys import fingerprint
+from goatherd.errors import ConfigurationError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.leaked_keys import LONGEST, LeakedKey, find_private_keys
+from goatherd.operations.git_history import GitUnreadableError, is_shallow, locate_objects, read_objects
+
+CURRENT, NEXT, TRUSTED, REVOKED, UNKNOWN = "current root", "next root", "trusted root", "revoked root", "not trusted"
+"""What a store can say of a key that was found. The first three are live: servers accept what is signed with them."""
+LIVE: Final = frozenset({CURRENT, NEXT, TRUSTED})
+
+_WINDOW: Final = 1 << 22
+_DEEPEST: Final = 8
+_GZIP: Final = b"\x1f\x8b"
+_ZSTANDARD: Final = b"\x28\xb5\x2f\xfd"
+
+
+class Readable(Protocol):
+    """What bytes are read from: a file, a member of an archive, an object of git."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFinding:
+    """A private key, and one place where it is.
+
+    Attributes:
+        path: The file; for a member of an archive, the archive, ``!`` and the member's name; for a git object, the path
+            in the repository, or words in its place.
+        line: Line in it, from 1.
+        repository: The git repository whose history has it; None for a file on the disk.
+        commit: Oldest commit that has it; None for a file on the disk, and for an object of no commit.
+        blob: Id of the git object.
+        root: Id of the session; None if unknown.
+        fingerprint: Fingerprint of its public key.
+        is_root: Whether it is a root's, by what stands beside it or by the store.
+        is_settings: Whether it is in a settings file of GoatDB.
+        in_store: What the store says of it, such as `CURRENT`; None if no store was given.
+    """
+
+    path: str
+    line: int
+    root: str | None
+    fingerprint: str
+    is_root: bool
+    is_settings: bool
+    repository: str | None = None
+    commit: str | None = None
+    blob: str | None = None
+    in_store: str | None = None
+
+    @property
+    def is_live(self) -> bool | None:
+        """Whether servers accept what the key signs; None if no store was given."""
+        return None if self.in_store is None else self.in_store in LIVE
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "line": self.line,
+            "repository": self.repository,
+            "commit": self.commit,
+            "object": self.blob,
+            "root": self.root,
+            "fingerprint": self.fingerprint,
+            "isRoot": self.is_root,
+            "isSettings": self.is_settings,
+            "inStore": self.in_store,
+            "live": self.is_live,
+        }
+
+
+@dataclass(slots=True)
+class ScanReport:
+    """What a scan found.
+
+    Attributes:
+        findings: The keys, in the order of the paths.
+        unsearched: What could not be searched, and why.
+        notes: What limits the result although nothing failed.
+        files: How many files and members of archives were searched.
+        objects: How many git objects were searched.
+    """
+
+    findings: list[KeyFinding] = field(default_factory=list)
+    unsearched: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    files: int = 0
+    objects: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "findings": [one.to_json() for one in self.findings],
+            "unsearched": self.unsearched,
+            "notes": self.notes,
+            "files": self.files,
+            "objects": self.objects,
+        }
+
+
+def scan_paths(paths: Sequence[Path], *, with_history: bool) -> ScanReport:
+    """Search files and directories, and the history of each git repository among the directories.
+
+    Args:
+        paths: Files, directories, bare git repositories.
+        with_history: Whether to search the histories of git repositories, too.
+
+    Raises:
+        ConfigurationError: A path does not exist.
+    """
+    report = ScanReport()
+    for path in paths:
+        if not path.exists():
+            raise ConfigurationError(f"{path} does not exist", hint="Name a file, a directory or a git repository.")
+    for path in paths:
+        if path.is_dir():
+            _scan_directory(report, path, with_history=with_history)
+        else:
+            _scan_file(report, path)
+    return report
+
+
+def compare_with_identity(report: ScanReport, document: IdentityDocument) -> None:
+    """Write into each finding what the identity in the store says of the key."""
+    states = _states_of(document)
+    report.findings = [
+        replace(
+            one,
+            in_store=states.get(one.fingerprint, UNKNOWN),
+            is_root=one.is_root or one.fingerprint in states,
+        )
+        for one in report.findings
+    ]
+
+
+def _states_of(document: IdentityDocument) -> dict[str, str]:
+    states = {
+        fingerprint(root.public_key): REVOKED if root.id in document.revoked_ids else TRUSTED for root in document.roots
+    }
+    if document.next is not None:
+        states[fingerprint(document.next.session.public_key)] = NEXT
+    states[fingerprint(document.current.session.public_key)] = CURRENT
+    return states
+
+
+def _scan_directory(report: ScanReport, top: Path, *, with_history: bool) -> None:
+    def note(error: OSError) -> None:
+        report.unsearched.append(f"{error.filename}: {error.strerror}")
+
+    for name, directories, files in os.walk(top, onerror=note):
+        directory = Path(name)
+        directories.sort()
+        if ".git" in directories or ".git" in files:
+            if ".git" in directories:
+                directories.remove(".git")
+            if with_history:
+                _scan_history(report, directory)
+        elif _is_bare_repository(directory, directories, files):
+            directories.clear()
+            if with_history:
+                _scan_history(report, directory)
+            continue
+        for file in sorted(files):
+            _scan_file(report, directory / file)
+
+
+def _is_bare_repository(directory: Path, directories: Sequence[str], files: Sequence[str]) -> bool:
+    return {"objects", "refs"} <= set(directories) and "HEAD" in files and (directory / "HEAD").is_file()
+
+
+def _scan_file(report: ScanReport, path: Path) -> None:
+    try:
+        about = path.lstat()
+        if path.is_symlink() or not stat.S_ISREG(about.st_mode):
+            return
+        with path.open("rb") as file:
+            _scan_stream(report, str(path), file)
+    except OSError as error:
+        report.unsearched.append(f"{path}: {error.strerror or error}")
+
+
+def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0) -> None:
+    """Search one file, or the files in it if it is an archive."""
+    reader = _Peekable(stream)
+    head = reader.peek(512)
+    try:
+        if depth > _DEEPEST:
+            report.unsearched.append(f"{name}: archives within archives, more than {_DEEPEST}")
+        elif head.startswith(_GZIP):
+            _scan_stream(report, name, gzip.GzipFile(fileobj=reader), depth + 1)
+        elif head[257:262] == b"ustar":
+            with tarfile.open(fileobj=reader, mode="r|") as archive:
+                for member in archive:
+                    content = archive.extractfile(member) if member.isreg() else None
+                    if content is not None:
+                        _scan_stream(report, f"{name}!{member.name}", content, depth + 1)
+        elif head.startswith(_ZSTANDARD):
+            report.unsearched.append(f"{name}: compressed with Zstandard; unpack it and scan the result")
+        else:
+            report.files += 1
+            for key, line in _find_keys(reader):
+                report.findings.append(_describe(key, line, path=name))
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        report.unsearched.append(f"{name}: damaged archive: {error}")
+
+
+class _Peekable(io.RawIOBase):
+    """Reads from a stream, and can show its first bytes before they are read."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self._ahead = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def peek(self, size: int) -> bytes:
+        while len(self._ahead) < size and (more := self._stream.read(size - len(self._ahead))):
+            self._ahead += more
+        return self._ahead[:size]
+
+    def read(self, size: int = -1, /) -> bytes:
+        found, self._ahead = (self._ahead, b"") if size < 0 else (self._ahead[:size], self._ahead[size:])
+        if size < 0 or len(found) < size:
+            found += self._stream.read(-1 if size < 0 else size - len(found))
+        return found
+
+
+def _find_keys(stream: Readable) -> Iterator[tuple[LeakedKey, int]]:
+    """Yield each key of a stream with its line, however long the stream is. A key twice in a line is one."""
+    kept, lines, seen = b"", 1, set[tuple[str, int]]()
+    while True:
+        more = stream.read(_WINDOW)
+        window = kept + more
+        # What identifies a key may be in the next window, which begins before this one ends.
+        end = len(window) - LONGEST // 2 if more else len(window)
+        for key in find_private_keys(window):
+            line = lines + window.count(b"\n", 0, key.offset)
+            if key.offset < end and (key.fingerprint, line) not in seen:
+                seen.add((key.fingerprint, line))
+                yield key, line
+        if not more:
+            return
+        kept = window[-LONGEST:]
+        lines += window.count(b"\n", 0, len(window) - len(kept))
+
+
+def _describe(key: LeakedKey, line: int, *, path: str, repository: str | None = None) -> KeyFinding:
+    return KeyFinding(
+        path=path,
+        line=line,
+        repository=repository,
+        root=key.session_id,
+        fingerprint=key.fingerprint,
+        is_root=key.is_root,
+        is_settings=key.is_settings,
+    )
+
+
+def _scan_history(report: ScanReport, repository: Path) -> None:
+    found: dict[str, ScanReport] = {}
+    try:
+        for name, reader in read_objects(repository):
+            report.objects += 1
+            inner = ScanReport()
+            _scan_stream(inner, "", reader)
+            if inner.findings or inner.unsearched:
+                found[name] = inner
+        if is_shallow(repository):
+            report.notes.append(f"{repository} is a shallow clone: only its part of the history was searched")
+        places = locate_objects(repository, found)
+    except GitUnreadableError as error:
+        report.unsearched.append(f"{repository}: its git history: {error}")
+        return
+    for name, inner in found.items():
+        place = places[name]
+        path = place.path or ("(commit message)" if place.commit == name else f"object {name}")
+        for one in inner.findings:
+            report.findings.append(
+                replace(one, path=path + one.path, repository=str(repository), commit=place.commit, blob=name)
+            )
+        report.unsearched += [f"{repository}: {path} of its git history{reason}" for reason in inner.unsearched]

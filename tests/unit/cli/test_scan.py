@@ -1,0 +1,235 @@
+"""`goatherd scan` finds keys in trees, images and git histories, and never prints one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.cli.main import EXIT_FINDINGS, EXIT_KEY_FOUND, EXIT_USAGE
+from goatherd.operations import scan as scan_operation
+
+from .conftest import Goatherd, Result, secrets_in
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+
+
+@pytest.fixture
+def settings(goatherd: Goatherd, store: str, tmp_path: Path) -> bytes:
+    """Return a settings.json with the current root's key; the store and nothing else has it."""
+    assert goatherd("init", "--provider", store).code == 0
+    assert goatherd("export", "settings.json", "--provider", store).code == 0
+    content = (tmp_path / "settings.json").read_bytes()
+    (tmp_path / "settings.json").unlink()
+    return content
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "tree/deep").mkdir(parents=True)
+    (tmp_path / "tree/README").write_text("nothing\n")
+    return tmp_path / "tree"
+
+
+def scan(goatherd: Goatherd, tree: Path, *more: str) -> Result:
+    """Scan, and look for key material in all that is printed."""
+    result = goatherd("scan", str(tree), *more)
+    keys = secrets_in(tree.parent)
+    assert keys
+    assert not [key for key in keys if key in result.out + result.err]
+    return result
+
+
+def pack(members: dict[str, bytes], *, compressed: bool) -> bytes:
+    """Return a tar archive."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz" if compressed else "w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def git(directory: Path, *words: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
+    command = ["git", *who, "-C", str(directory), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_tree_without_a_key_is_clean(goatherd: Goatherd, tree: Path, settings: bytes) -> None:
+    result = scan(goatherd, tree)
+    assert (result.code, result.out) == (0, "searched 1 file and 0 git objects: no private key\n")
+
+
+def test_a_key_in_a_file_is_found_and_known_to_be_live(
+    goatherd: Goatherd, tree: Path, settings: bytes, store: str
+) -> None:
+    (tree / "deep/notes.txt").write_bytes(b"# kept\n\n" + settings)
+    result = scan(goatherd, tree)
+    assert result.code == EXIT_KEY_FOUND
+    assert "deep/notes.txt:" in result.out
+    assert "Whether a key is live is not known" in result.out
+    found = scan(goatherd, tree, "--provider", store, "--json").json
+    (one,) = found["findings"]
+    shown = goatherd("show", "--provider", store, "--json").json["current"]
+    assert (one["inStore"], one["live"]) == ("current root", True)
+    assert (one["root"], one["fingerprint"]) == (shown["id"], shown["fingerprint"])
+
+
+def test_a_key_of_another_cluster_is_not_live(goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path) -> None:
+    (tree / "settings.json").write_bytes(settings)
+    other = f"file://{tmp_path}/other/root"
+    assert goatherd("init", "--provider", other).code == 0
+    result = scan(goatherd, tree, "--provider", other)
+    assert (result.code, "not trusted\n" in result.out, "LIVE" in result.out) == (EXIT_KEY_FOUND, True, False)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_layers_of_a_saved_image_are_searched(
+    goatherd: Goatherd, tree: Path, settings: bytes, compressed: bool
+) -> None:
+    layer = pack({"srv/goatdb/localhost/settings.json": settings}, compressed=compressed)
+    image = pack({"manifest.json": b"[]", "blobs/sha256/1f": layer}, compressed=False)
+    (tree / "image.tar").write_bytes(image)
+    (tree / "blobs").write_bytes(gzip.compress(layer))
+    result = scan(goatherd, tree)
+    assert result.code == EXIT_KEY_FOUND
+    assert "image.tar!blobs/sha256/1f!srv/goatdb/localhost/settings.json:" in result.out
+    assert "tree/blobs!srv/goatdb/localhost/settings.json:" in result.out
+    assert "1 private key in 2 places" in result.out
+
+
+def test_what_cannot_be_searched_is_not_clean(goatherd: Goatherd, tree: Path, settings: bytes) -> None:
+    (tree / "layer.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(60))
+    (tree / "cut.tar.gz").write_bytes(pack({"a": settings * 20}, compressed=True)[:-200])
+    result = scan(goatherd, tree)
+    assert result.code in (EXIT_FINDINGS, EXIT_KEY_FOUND)
+    assert "cut.tar.gz" in result.out
+    assert "layer.zst: compressed with Zstandard" in result.out
+    (tree / "cut.tar.gz").unlink()
+    assert scan(goatherd, tree).code == EXIT_FINDINGS
+
+
+def test_a_key_that_lies_across_two_windows_is_found_once(
+    goatherd: Goatherd, tree: Path, settings: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_operation, "_WINDOW", 70_000)
+    before = b"a line of a long log\n" * 10_000
+    for cut in (69_000, 70_000 - len(settings) // 2, 139_990):
+        (tree / "log").write_bytes(before[:cut] + settings + before)
+        (one,) = scan(goatherd, tree, "--json").json["findings"]
+        assert one["isSettings"]
+        where = settings.index(b'"d"')
+        assert one["line"] == (before[:cut] + settings[:where]).count(b"\n") + 1
+
+
+@needs_git
+def test_a_key_is_found_in_a_git_history_also_when_no_branch_has_it(
+    goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path
+) -> None:
+    git(tree, "init")
+    (tree / "deep/settings.json").write_bytes(settings)
+    git(tree, "add", ".")
+    git(tree, "commit", "-m", "first")
+    first = git(tree, "rev-parse", "HEAD")
+    git(tree, "rm", "deep/settings.json")
+    git(tree, "commit", "-m", "second")
+    (one,) = scan(goatherd, tree, "--json").json["findings"]
+    assert (one["commit"], one["path"]) == (first, "deep/settings.json")
+    assert one["object"] == git(tree, "rev-parse", f"{first}:deep/settings.json")
+    assert scan(goatherd, tree, "--no-history").code == 0
+
+    bare = tmp_path / "bare"
+    git(tmp_path, "clone", "--bare", str(tree), str(bare))
+    assert [each["commit"] for each in scan(goatherd, bare, "--json").json["findings"]] == [first]
+
+    git(tree, "checkout", "--orphan", "clean")
+    git(tree, "commit", "-m", "anew")
+    git(tree, "branch", "-D", "main")
+    git(tree, "reflog", "expire", "--expire=now", "--all")
+    (left,) = scan(goatherd, tree, "--json").json["findings"]
+    assert (left["commit"], left["path"]) == (None, f"object {left['object']}")
+
+
+@needs_git
+def test_a_key_that_is_only_staged_or_in_a_message_is_found(goatherd: Goatherd, tree: Path, settings: bytes) -> None:
+    git(tree, "init")
+    git(tree, "add", ".")
+    git(tree, "commit", "-m", settings.decode())
+    assert "(commit message):" in scan(goatherd, tree).out
+    commit = git(tree, "rev-parse", "HEAD")
+    (one,) = scan(goatherd, tree, "--json").json["findings"]
+    assert (one["commit"], one["object"]) == (commit, commit)
+    (tree / "staged.json").write_bytes(settings)
+    git(tree, "add", "staged.json")
+    (tree / "staged.json").unlink()
+    paths = {each["path"] for each in scan(goatherd, tree, "--json").json["findings"]}
+    assert "staged.json" in paths
+
+
+@needs_git
+def test_a_repository_that_git_cannot_read_is_not_clean(goatherd: Goatherd, tree: Path, settings: bytes) -> None:
+    git(tree, "init")
+    (tree / ".git/HEAD").write_text("broken\n")
+    result = scan(goatherd, tree)
+    assert (result.code, "its git history: git reported:" in result.out) == (EXIT_FINDINGS, True)
+
+
+@needs_git
+def test_a_repository_s_configuration_starts_no_program(
+    goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path
+) -> None:
+    """SECURITY: a repository to be scanned may come from anywhere."""
+    trap = tmp_path / "trap"
+    trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\nexit 0\n")
+    trap.chmod(0o755)
+    git(tree, "init")
+    (tree / "settings.json").write_bytes(settings)
+    (tree / ".gitattributes").write_text("* diff=trap filter=trap\n")
+    git(tree, "add", ".")
+    git(tree, "commit", "-m", "first")
+    for name in ("core.fsmonitor", "gpg.program", "diff.trap.textconv", "diff.trap.command", "filter.trap.smudge"):
+        git(tree, "config", name, str(trap))
+    for name, value in (("log.showSignature", "true"), ("diff.external", str(trap)), ("core.pager", str(trap))):
+        git(tree, "config", name, value)
+    assert scan(goatherd, tree).code == EXIT_KEY_FOUND
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_sarif_document_names_the_file_and_the_line(
+    goatherd: Goatherd, tree: Path, settings: bytes, store: str
+) -> None:
+    (tree / "settings.json").write_bytes(settings)
+    result = scan(goatherd, tree, "--sarif", "--provider", store)
+    document: dict[str, Any] = json.loads(result.out)
+    (run,) = document["runs"]
+    (one,) = run["results"]
+    place = one["locations"][0]["physicalLocation"]
+    assert (document["version"], result.code) == ("2.1.0", EXIT_KEY_FOUND)
+    assert one["ruleId"] == run["tool"]["driver"]["rules"][0]["id"]
+    assert place["artifactLocation"]["uri"].endswith("tree/settings.json")
+    assert place["region"]["startLine"] >= 1
+    assert (one["level"], "current root (LIVE)" in one["message"]["text"]) == ("error", True)
+    assert goatherd("scan", str(tree), "--sarif", "--json").code == EXIT_USAGE
+
+
+def test_links_and_pipes_are_not_followed(goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(settings)
+    (tree / "link").symlink_to(tmp_path / "elsewhere")
+    (tree / "loop").symlink_to(tree)
+    os.mkfifo(tree / "pipe")
+    assert scan(goatherd, tree).code == 0
+
+
+def test_a_path_that_does_not_exist_is_an_error(goatherd: Goatherd, tmp_path: Path) -> None:
+    result = goatherd("scan", str(tmp_path / "nowhere"))
+    assert (result.code, "does not exist" in result.err) == (EXIT_USAGE, True)

@@ -1,0 +1,1 @@
+"""What 0.1.0 has written works with this version."""
