@@ -1,6 +1,7 @@
 """How Sphinx makes the documentation: `make docs`."""
 
 import re
+import tomllib
 from pathlib import Path
 
 from docutils import nodes
@@ -10,7 +11,8 @@ author = "The Goatherd authors"
 copyright = author  # noqa: A001 - the name that Sphinx reads
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
-html_title = "Goatherd"
+release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+html_title = f"Goatherd {release}"  # beside each page: the version that it is for
 html_static_path = ["static"]
 html_css_files = ["goatherd.css"]
 exclude_patterns = ["build"]

@@ -1,8 +1,7 @@
 """Cloud-native key management for GoatDB server clusters.
 
-The names below are the public API; each is imported when it is first used, so that ``import goatherd`` costs nothing
-and a store needs no web server. Everything else may change with any version. Reference with an example of each:
-docs/reference/python.md.
+The names below are the public API; everything else may change with any version. docs/reference/python.md describes each
+name with an example. A name is imported when it is first used, so ``import goatherd`` is fast.
 
 - Operations: `init`, `migrate`, `status`, `rotate`, `resume`, `cancel`, `roll_back`, `plan_rotation`, `restore`,
   `retire`, `revoke`, `read_identity`, `open_store`, `Store`, `Policy`. From synchronous code:
@@ -11,9 +10,10 @@ docs/reference/python.md.
   `settings_from_options`.
 - Stores: `open_provider`, `CloudSecretProvider`, `AWSSecretProvider`, `GCPSecretProvider`, `AzureSecretProvider`,
   `FileSecretProvider`, `MemorySecretProvider`, `SecretVersion`, `SecretValue`, `SecretBytes`, `Label`, `VersionId`.
+- `open_signer` opens a key in an HSM or a KMS, for `init`, `rotate` and `revoke`.
 - Sessions and identities: `generate_session`, `create_session_commit`, `encode_session`, `decode_session`, `Session`,
   `OwnedSession`, `create_identity`, `encode_document`, `decode_document`, `IdentityDocument`, `TrustPool`.
-- Servers seen from outside: `NodeClient`, `Rotator`. `GoatherdError` is the base of every error.
+- `NodeClient` sends requests to a server, `Rotator` rotates a root, and `GoatherdError` is the base of every error.
 
 `SecretProvider` and `DBSettingsProvider` are other names of `CloudSecretProvider` and `SettingsProvider`.
 """
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         SettingsProvider,
         settings_from_options,
     )
+    from goatherd.signers.verified import open_signer
     from goatherd.trust import TrustPool
 
 __version__ = "0.1.0"
@@ -114,6 +115,7 @@ __all__ = [
     "init",
     "migrate",
     "open_provider",
+    "open_signer",
     "open_store",
     "plan_rotation",
     "read_identity",
@@ -175,6 +177,7 @@ _HOMES = {
         "SettingsProvider",
         "settings_from_options",
     ),
+    "signers.verified": ("open_signer",),
     "trust": ("TrustPool",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -192,7 +195,7 @@ def __getattr__(name: str) -> object:
     """Import a public name when it is first used (docs/adr/0001-layers.md).
 
     Raises:
-        MissingExtraError: Its libraries are not installed; the hint is the install command.
+        MissingExtraError: The name needs libraries that are not installed; the hint is the install command.
     """
     if name not in _HOME_OF:
         # With the object, the interpreter suggests a name that was meant.

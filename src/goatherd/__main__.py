@@ -19,6 +19,11 @@ def main() -> None:
         except OSError:
             pass  # no reader, or a full disk: `run` writes it once more and reports that
     _leave_no_core()
+    if sys.argv[1:] == ["page-process"]:
+        # How `goatherd.web.publisher` starts it: no command for people, and the same with the executable of one file.
+        from goatherd.web.page_process import main as serve_page
+
+        sys.exit(serve_page())
     from goatherd.cli.main import run
     from goatherd.cli.output import settle
 
@@ -28,7 +33,7 @@ def main() -> None:
 
 
 def _help() -> None:
-    """Show the menu, without what only a command needs (tests/unit/cli/test_start_up.py)."""
+    """Print the command line's help, and import nothing that only a command needs (tests/unit/cli/test_start_up.py)."""
     from goatherd.cli.menu import help_text
 
     # `goatherd.cli.output` is what only a command needs.
@@ -37,9 +42,9 @@ def _help() -> None:
 
 
 def _leave_no_core() -> None:
-    """Let no crash of this process, or of one that it starts, write its memory to the disk.
+    """Turn off core dumps of this process and of the processes that it starts.
 
-    SECURITY: private keys are in it (tests/unit/cli/test_errors.py).
+    SECURITY: a core dump would contain private keys (tests/unit/cli/test_errors.py).
     """
     try:
         import resource

@@ -1,14 +1,15 @@
 """Read this machine's clock, and compare other machines' clocks with it. No other module reads the time.
 
-Pure modules take the time as an argument; other modules take a `Clock`, which tests replace.
+Pure modules get the time as an argument; other modules get a `Clock`, which tests can replace.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, timedelta
 from typing import Final, Protocol
+
+from goatherd.event_loop import find_running_loop
 
 _SECOND_MS: Final = 1000
 
@@ -30,7 +31,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The clock of this machine's operating system."""
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
@@ -39,6 +40,11 @@ class SystemClock:
         return time.monotonic()
 
     async def sleep(self, duration: timedelta) -> None:
+        if find_running_loop() is None:
+            time.sleep(duration.total_seconds())  # noqa: ASYNC251 - without a loop, nothing else can run meanwhile
+            return
+        import asyncio  # here, since a short command has no event loop and does not import it
+
         await asyncio.sleep(duration.total_seconds())
 
 
@@ -87,7 +93,9 @@ class RemoteClock:
             self._seen = told_ms, began, self._clock.monotonic()
 
     def ahead_ms(self, now_ms: int) -> int | None:
-        """Return how far that clock is certainly ahead of `now_ms`, given the rounding and the duration of the request.
+        """Return how far the other machine's clock is certainly ahead of `now_ms`.
+
+        Rounding of the header and the duration of the request are subtracted.
 
         Args:
             now_ms: This machine's time, in milliseconds since 1970.

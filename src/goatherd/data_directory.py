@@ -1,9 +1,9 @@
 """Inspect a GoatDB data directory: which organizations it holds, and whether this version can read their files.
 
 A data directory holds one directory for each organization, with its logs (``<type>/<repository>.jsonl``) and, for a
-GoatDB server, ``settings.json``. This module changes nothing. Its checks read the names of files, their first
-bytes, and the type of the cryptographic keys in them. Every command that starts on a data directory calls them first,
-so that files of another GoatDB version and mistyped paths are errors instead of empty databases. Calls block.
+GoatDB server, ``settings.json``. This module changes nothing. It reads the names of files, their first bytes, and the
+type of the cryptographic keys in them. Every command that uses a data directory makes these checks first. So files of
+another GoatDB version, or a mistyped path, cause an error and not an empty database. Calls block.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, Final
 import orjson
 
 from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
+from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import read_lines, scan_log
 from goatherd.wire.json import parse_json
 
 LOG_SUFFIX: Final = ".jsonl"
 DAMAGED_SUFFIX: Final = ".damaged"
-SETTINGS_NAME: Final = "settings.json"
 REMAINS: Final = "settings.json.migrated"
 """The note, without the key, that replaces a settings.json whose key `goatherd migrate` has removed."""
 SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
@@ -186,7 +186,8 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
     if not data.exists():
         raise ConfigurationError(
             f"the data directory {data} does not exist",
-            hint="Check the path, and that its volume is mounted. To create an empty database there, add --create.",
+            hint="Check the path, and check that the volume is mounted. To create an empty database there, add"
+            " --create.",
         )
     present = _list_entries(data)
     for org in orgs:
@@ -313,21 +314,18 @@ def _check_settings(path: Path) -> None:
 
 
 def _check_sessions(path: Path) -> None:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        return
-    if _NEWER_KEY.encode() not in raw:
+    if not path.exists():
         return
     position = 0
-    for line in raw.split(b"\n"):
-        if _NEWER_KEY.encode() in line and _is_newer_session(_parse_object(line)):
-            raise NewerFormatError(
-                f"{path} holds, at byte {position}, a session with an Ed25519 key, which is a newer GoatDB's key;"
-                f" {_SUPPORTED}, whose keys are P-384",
-                hint=_NEWER_HINT,
-            )
-        position += len(line) + 1
+    with path.open("rb") as file:
+        for line in file:
+            if _NEWER_KEY.encode() in line and _is_newer_session(_parse_object(line)):
+                raise NewerFormatError(
+                    f"{path} holds, at byte {position}, a session with an Ed25519 key, which is a newer GoatDB's key;"
+                    f" {_SUPPORTED}, whose keys are P-384",
+                    hint=_NEWER_HINT,
+                )
+            position += len(line)
 
 
 def _is_newer_session(commit: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
-"""Identifiers that are derived from a string, so that every process derives the same one.
+"""Derive identifiers from strings, so that every process derives the same identifier from the same string.
 
-Pure. They look like GoatDB's random ones, which `goatherd.ids` draws.
+Pure. They have the form of GoatDB's random identifiers, which `goatherd.ids` generates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def derived_id(kind: str, text: str) -> str:
 
 
 def id_of_digest(digest: bytes) -> str:
-    """Return the identifier of a digest: its remainders by 36, the lowest first."""
+    """Convert a digest to an id in base 36, the lowest digit first."""
     number = int.from_bytes(digest, "big")
     letters = []
     for _ in range(LENGTH):

@@ -14,17 +14,20 @@ class GoatherdError(Exception):
     Attributes:
         code: Stable dotted string, family first.
         hint: What the reader can do next. Every class has one.
+        command_hint: The same in terms of the command line, if `hint` is in terms of a Python call; else empty.
         retryable: Whether the same call may succeed later although no operator has changed anything.
     """
 
     code = "goatherd"
     hint = ""
+    command_hint = ""
     retryable = False
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, command_hint: str | None = None) -> None:
         super().__init__(message)
         if hint:
             self.hint = hint
+            self.command_hint = command_hint or ""
 
 
 # --- configuration and plugins ------------------------------------------------------------------------------------
@@ -51,7 +54,8 @@ class UnconfirmedError(ConfigurationError):
     """An operation that cannot be undone was called without a confirmation."""
 
     code = "configuration.unconfirmed"
-    hint = "Give --yes, or answer the question on a terminal. From Python: confirmed=True."
+    hint = "Call the function with confirmed=True."
+    command_hint = "Give --yes, or answer the question on a terminal."
 
 
 class PluginNotFoundError(GoatherdError):
@@ -264,6 +268,16 @@ class UnsignedIdentityError(SuccessionError):
     )
 
 
+class UnanchoredIdentityError(SuccessionError):
+    """The identity document names a root, a revocation or another anchor that the anchor in use has not signed."""
+
+    code = "identity.not_anchored"
+    hint = (
+        "Find out which user wrote the secret: the working root's key may be stolen (`goatherd revoke`). If the anchor"
+        " is lost and you removed it, start each server once with --accept-identity."
+    )
+
+
 class ForkedIdentityError(SuccessionError):
     """The identity document and the one in use have a common origin, but different later histories."""
 
@@ -355,6 +369,34 @@ class UnavailableError(ProviderError):
     retryable = True
 
 
+class StoreLagError(UnavailableError):
+    """The store of a region does not show yet what the primary store holds, or what servers use already."""
+
+    code = "provider.lagging"
+    hint = "`goatherd stores status` shows each region. Wait until the region has caught up, then repeat the command."
+
+
+class StoresDifferError(ProviderError):
+    """The store of a region holds a later identity than the primary store, or one with another history."""
+
+    code = "provider.stores_differ"
+    hint = "`goatherd doctor` shows both histories and the ways out."
+
+
+class ReplicationFailedError(ProviderError):
+    """The platform reports that its replication of a secret to a region has failed; nothing was written."""
+
+    code = "provider.replication_failed"
+    hint = "Repair the replica (how-to page: More than one region), then repeat the command."
+
+
+class PromotionRefusedError(ProviderError):
+    """The store of a region cannot become the primary store: another store or a server has shown a later identity."""
+
+    code = "provider.not_promotable"
+    hint = "Promote the region that holds the later identity."
+
+
 class SecretTooLargeError(ProviderError):
     """The value exceeds the size limit of the store."""
 
@@ -382,11 +424,127 @@ class ProviderMisuseError(ProviderError):
     hint = "Make the call inside the provider's `async with` block."
 
 
+# --- signers --------------------------------------------------------------------------------------------------------
+
+
+_SIGNER_OPERATIONS = {
+    "public_key": "read the public key of",
+    "sign": "sign with",
+    "create_key": "create",
+    "disable_key": "disable",
+    "schedule_deletion": "delete",
+    "destroy_key": "destroy",
+    "list_keys": "list the keys beside",
+}
+
+
+class SignerError(GoatherdError):
+    """An operation of a signer failed. Base class of more specific errors.
+
+    Attributes:
+        signer: The signer's URI scheme, such as ``pkcs11``.
+        key: The key's name there.
+        operation: The method that failed, such as ``sign``.
+    """
+
+    code = "signer.failed"
+    hint = "Run `goatherd doctor --signer URI` to check the signer."
+
+    def __init__(self, message: str, *, signer: str, key: str, operation: str, hint: str | None = None) -> None:
+        doing = _SIGNER_OPERATIONS.get(operation, f"{operation} with")
+        super().__init__(f"{signer}: cannot {doing} {key!r}: {message}", hint=hint)
+        self.signer = signer
+        self.key = key
+        self.operation = operation
+
+
+class SignerKeyNotFoundError(SignerError):
+    """The key, the key's version, or the token that holds the key does not exist. No key was created."""
+
+    code = "signer.not_found"
+    hint = "Check the signer's URI. Create the key with the platform's own tool; Goatherd creates none automatically."
+
+
+class SignerKeyExistsError(SignerError):
+    """The key exists already, so none was created."""
+
+    code = "signer.already_exists"
+    hint = "Nothing was changed. Choose another name."
+
+
+class SignerKeyDisabledError(SignerError):
+    """The key exists but is disabled, scheduled for deletion or destroyed, so it does not sign."""
+
+    code = "signer.disabled_key"
+    hint = "Enable the key with the platform's own tool, if it was disabled by mistake."
+
+
+class SignerAccessDeniedError(SignerError):
+    """The platform refuses access to the key: missing rights, wrong credentials or a wrong PIN."""
+
+    code = "signer.access_denied"
+    hint = "Grant the permissions that `goatherd policy SCHEME --role signer URI` prints, and check the credentials."
+
+
+class SignerThrottledError(SignerError):
+    """The platform limits the rate of requests. `retry_after` is the delay in seconds that it requests, if any."""
+
+    code = "signer.throttled"
+    hint = "Wait a minute, then run the command again."
+    retryable = True
+    retry_after: float | None = None
+
+
+class SignerUnavailableError(SignerError):
+    """The platform or the device did not answer, or its answer was damaged."""
+
+    code = "signer.unavailable"
+    hint = "Check the network or the device. Run the command again when the signer answers."
+    retryable = True
+
+
+class SignerInvalidSignatureError(SignerError):
+    """The signer returned a signature that does not match the text and the pinned public key. It was not used."""
+
+    code = "signer.invalid_signature"
+    hint = (
+        "The device or the service is faulty, or something on the way changes its answers. Do not use this signer until"
+        " the cause is known."
+    )
+
+
+class SignerWrongKeyError(SignerError):
+    """The signer has another public key than the pinned one: the key was replaced, or the URI names another key."""
+
+    code = "signer.wrong_key"
+    hint = "Check that the signer's URI names the key, and the version of the key, that the identity has."
+
+
+class UnsupportedKeyError(SignerError):
+    """The key is not of the kind that GoatDB requires: ECDSA over P-384, with SHA-384."""
+
+    code = "signer.unsupported_key"
+    hint = "GoatDB 0.5.1 requires an ECDSA key over P-384 (ES384). Create one, and name it in the signer's URI."
+
+
+class SignerConfigurationError(SignerError):
+    """The signer's URI, its configuration or the set-up of the key cannot work."""
+
+    code = "signer.invalid_configuration"
+
+
+class SignerMisuseError(SignerError):
+    """A program calls a signer that it has closed."""
+
+    code = "signer.misuse"
+    hint = "Make the call before `aclose`, or inside the signer's `async with` block."
+
+
 # --- settings, nodes, rotation --------------------------------------------------------------------------------------
 
 
 class SettingsError(GoatherdError):
-    """The settings could not be read or written; no default replaces them."""
+    """The settings could not be read or written. Goatherd never replaces them by default settings."""
 
     code = "settings.unreadable"
     hint = "Check the file, its permissions, its directory and the disk."

@@ -1,11 +1,11 @@
-"""Private files: read, create, replace atomically, remove, lock.
+"""Read, create, atomically replace, remove and lock private files.
 
-The module does not interpret the contents. Rules: files have mode 0600 from their creation. A reader sees the old file
-or the new one. After a crash at any system call the old or the new file is complete, and at most a file named like
-``.settings.json.….new`` is left over, which a later write or the removal deletes. Calls block.
+The module does not interpret the contents. Rules: files have mode 0600 from their creation. A reader sees the complete
+old file or the complete new one, also after a crash at any system call. Such a crash can leave a file named like
+``.settings.json.….new``, which the next write or removal of the file deletes. Calls block.
 
-`System` is the file store's interface to the operating system; tests replace it to stop the process after any call or
-let any call fail (`goatherd.providers.file.layout` has the order of writes). Names are relative to a directory
+`System` is the file store's interface to the operating system; tests replace it, to stop the process after any call or
+to make any call fail (`goatherd.providers.file.layout` has the order of writes). Names are relative to a directory
 descriptor where a path could be replaced. Below the base directory, no symbolic link is followed.
 """
 
@@ -222,11 +222,11 @@ class System:
         return True
 
     def file_status(self, descriptor: int) -> os.stat_result:
-        """Return the status of an open file."""
+        """Return the status of an open file (fstat)."""
         return self.run_call(os.fstat, descriptor)
 
     def status_of(self, name: str, directory: int) -> os.stat_result:
-        """Return the status of a name; of a symbolic link, not of its target."""
+        """Return the status of a name in a directory (lstat); of a symbolic link, not of its target."""
         return self.run_call(os.stat, name, dir_fd=directory, follow_symlinks=False)
 
     def list_names(self, directory: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Generate random identifiers. No other module generates any.
+"""Generate random identifiers; no other module does.
 
 Pure modules take ids as arguments; their callers generate them here. The ids have the form of those that GoatDB takes
 from ``Math.random``, but come from the operating system's random source. `goatherd.derived_ids` derives ids from a

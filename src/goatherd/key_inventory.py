@@ -1,9 +1,9 @@
 """Find out which stored version holds which private keys.
 
-``goatherd retire`` uses the result to destroy keys; ``goatherd status`` shows it.
+``goatherd status`` shows the result; ``goatherd retire`` uses it to choose the versions to destroy.
 
-The value of every version is read, which needs a rotator's permissions; nothing is destroyed. A version that cannot be
-read is listed with the reason, and never counts as a version without keys. Results hold ids and no keys.
+This module reads the value of every version, which needs a rotator's permissions, and destroys nothing. A version that
+cannot be read is listed with the reason, and never counts as a version without keys. Results hold ids and no keys.
 
 The store's list of versions also contains leftovers of interrupted changes, which another process may be about to use.
 It is safe to destroy them: each provider records the destruction before it destroys the value, so the other process
@@ -12,8 +12,8 @@ gets a conflict and writes its value again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import takewhile
 from typing import Final
@@ -103,7 +103,7 @@ def _with_retirement_time(
     """Return a holding with its time of retirement; if the history does not record it, it is derived from the versions.
 
     The history drops the oldest rotations. For a root that it does not name only the last rotation would be known, and
-    if rotations follow each other within the grace period, its key would be kept forever. But the root had stopped
+    if rotations follow each other within the grace period, its key would be kept permanently. But the root had stopped
     signing when the first version without its key was written.
     """
     if holding.is_unknown_leftover:
@@ -256,6 +256,7 @@ class KeyInventory:
         grace: How long a key is kept after its root was replaced.
         copies: Where a value can still be read after it was destroyed; None if nowhere.
         problem: The code of the error for which the store could not be read.
+        anchors: The URI of the signer that holds the key of each anchor, by id; None for a former anchor.
     """
 
     holdings: tuple[Holding, ...]
@@ -266,6 +267,7 @@ class KeyInventory:
     grace: timedelta
     copies: str | None
     problem: str | None = None
+    anchors: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -309,7 +311,7 @@ class KeyInventory:
         return [one for one in self.retired_holdings() if not one.foreign_labels]
 
     def due_ms(self, one: Holding) -> int:
-        """Return when a retired version may be destroyed."""
+        """Return when a stored version with retired private keys may be destroyed, in milliseconds since 1970."""
         # Versions of a cancelled rotation need no grace period, since their next root has signed nothing.
         return one.retired_ms + (0 if one.is_of_cancelled else milliseconds(self.grace))
 
@@ -335,6 +337,10 @@ async def take_key_inventory(
         holdings=holdings,
         signing=frozenset([document.current.id, *([document.next.id] if document.next else [])]),
         roots=tuple(root.id for root in document.roots),
+        anchors={
+            **dict.fromkeys(document.anchor_ids),
+            **{one.id: one.signer for one in (document.anchor, document.next_anchor) if one is not None},
+        },
         recorded=document.retired_ids,
         unretired=roots_with_keys(document) if document.rotation is None else (),
         grace=grace,

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are asked for (PEP 562), so that importing the package stays cheap."""
+"""Import the names of a package when they are first used (PEP 562), so that importing the package itself is fast."""
 
 from __future__ import annotations
 

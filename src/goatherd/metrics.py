@@ -2,13 +2,13 @@
 
 Pure functions compute samples from an identity document, a settings' status and a provider's counts. `RotationMetrics`
 collects the metrics of a process that rotates. Samples are exported as text, by an HTTP endpoint, or in a file for
-node_exporter. Except for some values of the last run, counting is done by the code that does the work, not here.
+node_exporter. Most events are counted by the code in which they happen, not here.
 
 Rules:
 - Names are in `goatherd.telemetry`, everything else about a metric in `FAMILIES`. Units are seconds. Points in time are
-  exported as timestamps, not as ages, because an age in a file or a late scrape would be too low.
-- Label values come from short lists: phases, error codes, URI schemes. The one exception is the id of the current root;
-  there is one at a time.
+  exported as timestamps, not as ages, because an age in a file is too low when the file is read later.
+- Label values come from short lists: phases, error codes, URI schemes. The one exception is the id of the current root,
+  of which there is only one at a time.
 - SECURITY: samples contain only ids, codes and numbers; a document's keys are not read (tests/unit/test_metrics.py).
 - ``prometheus_client`` writes the format. It is imported only when metrics are exported.
 """
@@ -27,11 +27,13 @@ import goatherd
 from goatherd.clock import Clock
 from goatherd.errors import GoatherdError, MissingExtraError, RotationError
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.key_age import working_life
 from goatherd.identity.transitions import ROTATED, SUCCESSES
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, Durations
 from goatherd.rotation.events import Event, NodesSeen, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Outcome, Phase
 from goatherd.settings.base import Origin, SettingsStatus
+from goatherd.signers.verified import SignerCounts
 from goatherd.telemetry import Metric
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Exporter(StrEnum):
     FRONT = "a node, a door"
     AGENT = "an agent"
     ROTATOR = "what rotates"
+    SIGNER = "what signs with a signer"
     BOTH = "both"
 
 
@@ -95,6 +98,12 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
         MetricKind.GAUGE,
         Exporter.BOTH,
         "When the current root expires, in seconds since 1970. This value minus time() is the remaining lifetime.",
+    ),
+    Metric.WORKING_ROOT_LIFETIME: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.BOTH,
+        "Lifetime of the current root from its endorsement to its expiration; only if an anchor has endorsed it. It is"
+        " renewed when a third is left.",
     ),
     Metric.ROTATION_PHASE: MetricFamily(
         MetricKind.GAUGE, Exporter.BOTH, "1 for the current phase of the rotation, 0 for the others.", ("phase",)
@@ -135,6 +144,12 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
     ),
     Metric.SETTINGS_WATCHING: MetricFamily(
         MetricKind.GAUGE, Exporter.NODE, "1 while the store notifies the server of changes."
+    ),
+    Metric.STORE_FOLLOWED: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.NODE,
+        "1 if the store of a region answers and holds the identity in use or a later one, else 0, by region.",
+        ("region",),
     ),
     Metric.DOCUMENTS_REFUSED: MetricFamily(
         MetricKind.COUNTER,
@@ -226,6 +241,27 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
         "Duration of calls to the store in seconds, including retries and pauses.",
         ("provider", "operation"),
     ),
+    Metric.SIGNER_CALLS: MetricFamily(
+        MetricKind.COUNTER,
+        Exporter.SIGNER,
+        "Number of calls to the signer by operation and outcome: ok, cancelled, or an error code. Excludes retries.",
+        ("signer", "operation", "outcome"),
+    ),
+    Metric.SIGNER_RETRIES: MetricFamily(
+        MetricKind.COUNTER, Exporter.SIGNER, "Number of retries of calls to the signer.", ("signer", "operation")
+    ),
+    Metric.SIGNER_CALL_DURATION: MetricFamily(
+        MetricKind.HISTOGRAM,
+        Exporter.SIGNER,
+        "Duration of calls to the signer in seconds, including retries and pauses.",
+        ("signer", "operation"),
+    ),
+    Metric.SIGNER_INVALID_SIGNATURES: MetricFamily(
+        MetricKind.COUNTER,
+        Exporter.SIGNER,
+        "Number of signatures that the signer returned and that do not match its public key; none of them was used.",
+        ("signer",),
+    ),
     Metric.RUNS: MetricFamily(
         MetricKind.COUNTER,
         Exporter.ROTATOR,
@@ -250,6 +286,12 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
         "Number of servers that were reachable or unreachable at the last check.",
         ("state",),
     ),
+    Metric.ANCHOR_REACHABLE: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.ROTATOR,
+        "1 if the signer of the anchor signed a test text at the controller's last check, else 0; absent without an"
+        " anchor. It is checked every hour, and every five minutes after a failure.",
+    ),
     Metric.NEXT_ROTATION: MetricFamily(
         MetricKind.GAUGE,
         Exporter.ROTATOR,
@@ -272,7 +314,7 @@ class MetricSample:
 
 
 def build_samples() -> Iterator[MetricSample]:
-    """Return the metric with the version of Goatherd."""
+    """Return the metric that states the version of Goatherd."""
     yield MetricSample(Metric.BUILD_INFO, 1, (goatherd.__version__,))
 
 
@@ -287,6 +329,8 @@ def identity_samples(document: IdentityDocument) -> Iterator[MetricSample]:
     if since is not None:
         yield MetricSample(Metric.ROOT_SIGNING_SINCE, since / 1000)
     yield MetricSample(Metric.ROOT_EXPIRES, document.current.session.expiration_ms / 1000)
+    if (life := working_life(document)) is not None:
+        yield MetricSample(Metric.WORKING_ROOT_LIFETIME, life.total_seconds())
     for each in Phase:
         yield MetricSample(Metric.ROTATION_PHASE, each is phase, (each.value,))
     if entered is not None:
@@ -332,6 +376,9 @@ def settings_samples(status: SettingsStatus) -> Iterator[MetricSample]:
     yield MetricSample(Metric.SETTINGS_LAST_KNOWN_GOOD, status.origin is Origin.LAST_KNOWN_GOOD)
     yield MetricSample(Metric.SETTINGS_BREAKER_OPEN, status.is_backing_off)
     yield MetricSample(Metric.SETTINGS_WATCHING, status.is_watching)
+    for store in status.stores:
+        if store.is_followed is not None:
+            yield MetricSample(Metric.STORE_FOLLOWED, store.is_followed, (store.region,))
     for code, count in status.refused.items():
         yield MetricSample(Metric.DOCUMENTS_REFUSED, count, (code,))
 
@@ -346,6 +393,17 @@ def call_samples(calls: CallCounts) -> Iterator[MetricSample]:
         yield MetricSample(Metric.PROVIDER_CALL_DURATION, durations, (calls.provider, operation))
 
 
+def signer_samples(calls: SignerCounts) -> Iterator[MetricSample]:
+    """Return the metrics of a signer's calls, and how many invalid signatures it has returned."""
+    for (operation, outcome), count in calls.ended.items():
+        yield MetricSample(Metric.SIGNER_CALLS, count, (calls.provider, operation, outcome))
+    for operation, count in calls.retries.items():
+        yield MetricSample(Metric.SIGNER_RETRIES, count, (calls.provider, operation))
+    for operation, durations in calls.durations.items():
+        yield MetricSample(Metric.SIGNER_CALL_DURATION, durations, (calls.provider, operation))
+    yield MetricSample(Metric.SIGNER_INVALID_SIGNATURES, calls.invalid_signatures, (calls.provider,))
+
+
 class RotationMetrics:
     """Metrics of a process that rotates: pass `record_event` to the `Rotator`, and run that inside `count_run`.
 
@@ -353,12 +411,16 @@ class RotationMetrics:
         calls: The call counts of the store; None to export none.
         document: The identity document as the process last read it; the process sets this attribute.
         next_ms: When the next rotation is planned, in milliseconds since 1970.
+        signer_calls: The call counts of signers that this process has used, by scheme.
+        is_anchor_reachable: Returns whether the anchor signed at the last check; None if it was not checked.
     """
 
     def __init__(self, calls: CallCounts | None = None) -> None:
         self.calls = calls
         self.document: IdentityDocument | None = None
         self.next_ms: int | None = None
+        self.signer_calls: dict[str, SignerCounts] = {}
+        self.is_anchor_reachable: Callable[[], bool | None] = lambda: None
         # Every outcome begins at 0, or its first occurrence would be no increase that a query could see.
         self._runs = dict.fromkeys((*(each.name.lower() for each in Outcome), INTERRUPTED, *rotation_codes()), 0)
         self._ended_ms: int | None = None
@@ -411,8 +473,12 @@ class RotationMetrics:
                 yield MetricSample(Metric.NODES, count, (state,))
         if self.next_ms is not None:
             yield MetricSample(Metric.NEXT_ROTATION, self.next_ms / 1000)
+        if (is_reachable := self.is_anchor_reachable()) is not None:
+            yield MetricSample(Metric.ANCHOR_REACHABLE, is_reachable)
         if self.calls is not None:
             yield from call_samples(self.calls)
+        for counts in list(self.signer_calls.values()):
+            yield from signer_samples(counts)
 
     def _enter_phase(self, event: PhaseEntered) -> None:
         if event.rotation_id is not None and event.rotation_id != self._rotation_id:

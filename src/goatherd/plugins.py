@@ -1,9 +1,9 @@
-"""Find plugins by URI scheme, and import only the one that is needed.
+"""Find providers and signers by URI scheme, and import only the one that is needed.
 
 The module reads the entry points of installed packages, reports which of them cannot be used and why, and selects one.
-It imports no provider itself, not even the built-in ones. Rules: the entry point's name is the scheme. The order does
-not depend on the file system. If two packages register the same scheme, the error names both. Error messages quote the
-scheme of a URI, never the whole URI, which may hold a password.
+The built-in providers and signers are found in the same way. Rules: the entry point's name is the scheme. The order
+does not depend on the file system. If two packages register the same scheme, the error names both. Error messages quote
+the scheme of a URI, never the whole URI, which may hold a password.
 """
 
 from __future__ import annotations
@@ -14,23 +14,28 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, PluginNotFoundError
 from goatherd.server_url import masked
 
 if TYPE_CHECKING:
     from goatherd.providers.base import SecretProvider
+    from goatherd.providers.capabilities import ServiceReader, ServiceReadingProvider
+    from goatherd.signers.base import Signer
 
 PROVIDERS: Final = "goatherd.providers"
+SIGNERS: Final = "goatherd.signers"
 POLICIES: Final = "goatherd.policies"
 
 Policy = Callable[[str, str], str]
-"""What an entry point of `POLICIES` is: a role (``server``, ``rotator``, ``admin``) and an address in, the text of
-exactly the rights that the role needs out. Pure, and without the platform's SDK. It raises `ConfigurationError`."""
+"""What an entry point of `POLICIES` is: a role (``server``, ``rotator``, ``admin``; ``signer`` for signers) and an
+address in, the text of exactly the rights that the role needs out. Pure, and without the platform's SDK. It raises
+`ConfigurationError`."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _BRACED = re.compile(r"[{}][^{}/]*\}?")
@@ -38,7 +43,14 @@ _OURS = "goatherd"
 # What GoatDB's cloudConfig calls a provider, where that is not the scheme.
 _NAMES: Final[Mapping[str, str]] = {"kubernetes": "k8s"}
 # The extra that brings a scheme's libraries, where that is not the scheme.
-_EXTRAS: Final[Mapping[str, str]] = {"k8s": "kubernetes", "k8s-volume": "kubernetes", "openbao": "vault"}
+_EXTRAS: Final[Mapping[str, str]] = {
+    "k8s": "kubernetes",
+    "k8s-volume": "kubernetes",
+    "openbao": "vault",
+    "awskms": "aws",
+    "gcpkms": "gcp",
+    "azurekms": "azure",
+}
 
 
 class _Distribution(NamedTuple):
@@ -78,18 +90,19 @@ def entry_points(group: str) -> list[_EntryPoint]:
         except OSError:
             continue
         for name in names:
-            directory = Path(place, name)
-            section = _read_section(directory / "entry_points.txt", f"[{group}]")
+            directory = os.path.join(place, name)  # noqa: PTH118 - pathlib is slower
+            section = _read_section(os.path.join(directory, "entry_points.txt"), f"[{group}]")  # noqa: PTH118
             if section:
                 dist = _read_distribution(directory)
                 found += [_EntryPoint(key.strip(), value.strip(), dist) for key, value in section]
     return found
 
 
-def _read_section(path: Path, head: str) -> list[tuple[str, str]]:
+def _read_section(path: str, head: str) -> list[tuple[str, str]]:
     """Return the pairs of one section of an INI file; none if there is no such file or section."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is slower
+            lines = file.read().splitlines()
     except (OSError, ValueError):
         return []
     if head not in lines:
@@ -99,10 +112,10 @@ def _read_section(path: Path, head: str) -> list[tuple[str, str]]:
     return [(key, value) for key, separator, value in pairs if separator]
 
 
-def _read_distribution(directory: Path) -> _Distribution | None:
+def _read_distribution(directory: str) -> _Distribution | None:
     for name in ("METADATA", "PKG-INFO"):
         try:
-            text = (directory / name).read_text("utf-8", "replace")
+            text = Path(directory, name).read_text("utf-8", "replace")
         except OSError:
             continue
         fields = dict(line.split(": ", 1) for line in takewhile(bool, text.splitlines()) if ": " in line)
@@ -183,6 +196,51 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
     return provider, secret_id
 
 
+def signer_schemes() -> tuple[str, ...]:
+    """Return the URI schemes of signers that some installed distribution registers, sorted. Imports none of them."""
+    return tuple(sorted({point.name for point in _entry_points(SIGNERS)}))
+
+
+def open_signer_plugin(uri: str) -> Signer:
+    """Return the signer that `uri` names, unverified: use `goatherd.signers.open_signer`, which verifies signatures.
+
+    Args:
+        uri: Such as ``pkcs11:token=goatdb;object=anchor`` or ``transit://localhost:8200/transit/goatdb-anchor``.
+
+    Raises:
+        ConfigurationError: The string is not the URI of a signer, or the plugin rejects it, or it contains a password.
+        PluginNotFoundError: No plugin has the scheme; the message lists those that exist.
+        MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
+    """
+    scheme, separator, rest = uri.partition(":")
+    scheme = scheme.lower()
+    known = ", ".join(signer_schemes())
+    if not separator or not _SCHEME.fullmatch(scheme):
+        # SECURITY: the string is not quoted, since it may be a key or a PIN that was given by mistake
+        # (tests/unit/signers/test_opening.py::test_what_is_no_uri_is_not_quoted).
+        raise ConfigurationError(
+            "the signer must be given as a URI",
+            hint=f"Write SCHEME:…, such as pkcs11:token=goatdb;object=anchor. Known schemes: {known}.",
+        )
+    if rest.startswith("//") and "@" in rest[2:].partition("/")[0]:
+        raise ConfigurationError(
+            f"a {scheme} URI must not contain a user or a password",
+            hint="Remove the part before the @. The signer finds the platform's own credentials.",
+        )
+    points = [point for point in _entry_points(SIGNERS) if point.name == scheme]
+    if not points:
+        raise PluginNotFoundError(f"no signer for the scheme {scheme!r}; known schemes: {known}")
+    if len(points) > 1:
+        raise _claimed_twice(scheme, points)
+    plugin: type[Signer] = _load_plugin(points[0], scheme, "signer")
+    if not (isinstance(plugin, type) and hasattr(plugin, "from_uri") and hasattr(plugin, "sign")):
+        raise ConfigurationError(
+            f"the {scheme} signer of {_distribution_name(points[0])} is not a Signer: {points[0].value}"
+        )
+    with _address_of(scheme, "signer"):
+        return plugin.from_uri(f"{scheme}:{rest}")
+
+
 def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProvider, str]:
     """Return provider and secret id of a ``cloudConfig``: ``{"provider": "aws", "secretId": "…", "region": "…"}``.
 
@@ -193,7 +251,8 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
     name = cloud_config.get("provider")
     if not isinstance(name, str) or not _SCHEME.fullmatch(name):
         raise ConfigurationError(
-            "cloudConfig: provider must be the name of a provider", hint=f"Known: {', '.join(provider_schemes())}."
+            "cloudConfig: provider must be the name of a provider",
+            hint=f"Known schemes: {', '.join(provider_schemes())}.",
         )
     try:
         plugin = _provider_class(_NAMES.get(name, name))
@@ -204,6 +263,22 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
             _check_placeholders(value)
     with _address_of(name):
         return plugin.from_config(cloud_config)
+
+
+def open_service_reader(scheme: str, options: Mapping[str, str], *, timeout: timedelta) -> ServiceReader:
+    """Return a reader of the Services of the platform that a provider stores its secrets in.
+
+    Args:
+        scheme: The provider's scheme, such as ``k8s``.
+        options: The options of the provider that say how to reach the platform, such as ``kubeconfig``.
+        timeout: Timeout of one request.
+
+    Raises:
+        PluginNotFoundError: No installed provider has the scheme.
+        MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
+    """
+    plugin = cast("type[ServiceReadingProvider]", _provider_class(scheme))
+    return plugin.service_reader(options, timeout=timeout)
 
 
 def credential_variables(name: str) -> tuple[str, ...]:
@@ -254,7 +329,7 @@ def _check_placeholders(text: str) -> None:
 
 
 @contextmanager
-def _address_of(scheme: str) -> Iterator[None]:
+def _address_of(scheme: str, kind: str = "provider") -> Iterator[None]:
     """Convert other exceptions that a plugin raises for an address, such as `ValueError`, into Goatherd's errors."""
     try:
         yield
@@ -264,7 +339,7 @@ def _address_of(scheme: str) -> Iterator[None]:
         # SECURITY: neither its text nor the chain is shown, which may quote the address
         # (tests/unit/test_plugins.py::test_what_a_plugin_raises_over_an_address_is_named_and_not_quoted).
         raise ConfigurationError(
-            f"the {scheme} provider rejected the address ({type(error).__name__})",
+            f"the {scheme} {kind} rejected the address ({type(error).__name__})",
             hint="Check the address. If it is correct, report a bug to the authors of the plugin.",
         ) from None
 
@@ -299,19 +374,19 @@ def _claimed_twice(scheme: str, points: list[_EntryPoint]) -> ConfigurationError
     )
 
 
-def _load_plugin(point: _EntryPoint, scheme: str) -> Any:
+def _load_plugin(point: _EntryPoint, scheme: str, kind: str = "provider") -> Any:
     distribution = _distribution_name(point)
     try:
         return point.load()
     except ImportError as error:
         wanted = f"'goatherd[{_EXTRAS.get(scheme, scheme)}]'" if distribution == _OURS else distribution
         raise MissingExtraError(
-            f"the {scheme} provider needs a library that is not installed: {error.name or error}",
+            f"the {scheme} {kind} needs a library that is not installed: {error.name or error}",
             hint=f"Install it: pip install {wanted}",
         ) from error
     except (Exception, SystemExit) as error:  # a third-party module may exit, for example in a licence check
         raise ConfigurationError(
-            f"the {scheme} provider of {distribution} is broken: {type(error).__name__}: {error}",
+            f"the {scheme} {kind} of {distribution} is broken: {type(error).__name__}: {error}",
             hint=f"Report this error to the authors of {distribution}.",
         ) from error
 

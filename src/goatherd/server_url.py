@@ -1,7 +1,7 @@
-"""Addresses that an operator types: the URL of a server, the URL of a health probe, and where to listen.
+"""Parse the addresses that an operator gives: the URL of a server or a health probe, or an address to listen on.
 
-The one parser of them, for flags, environment variables, the configuration file and Python programs. Pure: it resolves
-no name. Addresses that stand for any number of servers (``dns://…``, ``k8s-service://…``) belong to
+All of them are parsed here: those in flags, environment variables, the configuration file and Python programs. Pure: no
+name is resolved. Addresses that stand for any number of servers (``dns://…``, ``k8s-service://…``) belong to
 `goatherd.cluster.discovery`.
 
 SECURITY: a message never repeats a user name, a password or a query (tests/unit/test_server_url.py).
@@ -27,7 +27,7 @@ _MOST_NAME_CHARS: Final = 253
 
 @dataclass(frozen=True, slots=True)
 class ServerURL:
-    """Where one server answers. Its text is the URL, without a slash at the end.
+    """The URL of one server. Its string form has no slash at the end.
 
     Attributes:
         scheme: ``http`` or ``https``.
@@ -47,7 +47,7 @@ class ServerURL:
 
     @property
     def connect_port(self) -> int:
-        """Return the port to connect to."""
+        """Return the port to connect to: the URL's port, or else the default port of its scheme."""
         return self.port or (443 if self.scheme == "https" else 80)
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ def parse_server_url(text: str, *, hint: str = FORM) -> ServerURL:
         hint: What the error's hint says, unless the error knows a better one.
 
     Raises:
-        ConfigurationError: It has another form. The message names the part that is wrong.
+        ConfigurationError: The text is not such a URL. The message names the part that is wrong.
     """
     scheme, authority, rest = _split(text, hint)
     # In the whole text: a password may hold a slash or a question mark, which end the authority.
@@ -79,7 +79,7 @@ def check_http_url(text: str, *, hint: str) -> str:
     """Return `text` if it is an http or https URL; path, query and credentials are allowed.
 
     Raises:
-        ConfigurationError: It is not.
+        ConfigurationError: `text` is not such a URL.
     """
     scheme, authority, _ = _split(text, hint)
     _server(text, scheme, authority.rpartition("@")[2], hint)
@@ -90,7 +90,7 @@ def parse_listen_host(text: str) -> str:
     """Read the address of this machine to listen on: a numeric address, or a name; IPv6 with or without brackets.
 
     Raises:
-        ConfigurationError: It is a URL, has a port, or is no host.
+        ConfigurationError: The text is a URL, contains a port, or is not a host.
     """
     hint = "Give an address that this machine has, such as 127.0.0.1; 0.0.0.0 is all of them. The port is --port."
     host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
@@ -133,7 +133,7 @@ def masked(text: str) -> str:
 
 
 def _split(text: str, hint: str) -> tuple[str, str, str]:
-    """Return scheme, authority and what follows it."""
+    """Split a URL into its scheme, its authority and the rest."""
     if not text.strip():
         raise ConfigurationError("the URL is empty", hint=hint)
     match = _URL.fullmatch(text)

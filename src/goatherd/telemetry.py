@@ -1,7 +1,7 @@
 """The name of every log event and every metric, so that dashboards, tests and documentation use the same names.
 
-The module neither logs nor exports. Rules: event names are stable and dotted, family first. Fields of events contain
-ids, generations, times and codes, never a value from a store.
+Rules: the names of events are stable and consist of a family and a name with a dot between them. Fields of events
+contain ids, generations, times and codes, never a secret's value.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class Event(StrEnum):
     """The server rejected the identity in the store or the file; the identity in use stays in use."""
     SETTINGS_UNREACHABLE = "settings.unreachable"
     """The store did not answer; the identity in use stays in use."""
+    SIGNER_INVALID_SIGNATURE = "signer.invalid_signature"
+    """A signer returned a signature that does not match its public key. It was not used."""
     SETTINGS_RECOVERED = "settings.recovered"
     """The store gave its first good answer after rejections or failures."""
     SETTINGS_WRITTEN = "settings.written"
@@ -47,6 +49,12 @@ class Event(StrEnum):
     """The store reports changes automatically from now on; the server polls it less often."""
     SETTINGS_WATCH_LOST = "settings.watch_lost"
     """The store no longer reports changes; the server polls it at the usual interval until it does."""
+    STORES_BEHIND = "stores.behind"
+    """The store of a region holds an earlier identity than the one in use, or another history; it is not followed."""
+    STORES_UNREACHABLE = "stores.unreachable"
+    """The store of a region did not answer; the stores of the other regions are read instead."""
+    STORES_RECOVERED = "stores.recovered"
+    """The store of a region answers again, and holds the identity in use or a later one."""
     SETTINGS_SUBSCRIBER_FAILED = "settings.subscriber_failed"
     """A settings subscriber raised an exception."""
     IDENTITY_EXPIRING = "identity.expiring"
@@ -156,6 +164,10 @@ class Event(StrEnum):
     minute."""
     DATA_WRITABLE = "data.writable"
     """All logs can be written again."""
+    PAGE_OPENED = "page.opened"
+    """The controller serves the page."""
+    PAGE_LOST = "page.lost"
+    """The process that serves the controller's page has ended; another one is started."""
     DOOR_OPENED = "door.opened"
     """A door listens in front of a server."""
     DOOR_STOPPED = "door.stopped"
@@ -200,12 +212,14 @@ class Metric(StrEnum):
     SETTINGS_LAST_KNOWN_GOOD = "goatherd_settings_last_known_good"
     SETTINGS_BREAKER_OPEN = "goatherd_settings_breaker_open"
     SETTINGS_WATCHING = "goatherd_settings_watching"
+    STORE_FOLLOWED = "goatherd_store_followed"
     DOCUMENTS_REFUSED = "goatherd_documents_refused_total"
 
     IDENTITY_GENERATION = "goatherd_identity_generation"
     IDENTITY_INFO = "goatherd_identity_info"
     ROOT_SIGNING_SINCE = "goatherd_root_signing_since_timestamp_seconds"
     ROOT_EXPIRES = "goatherd_root_expires_timestamp_seconds"
+    WORKING_ROOT_LIFETIME = "goatherd_working_root_lifetime_seconds"
     ROTATION_PHASE = "goatherd_rotation_phase"
     ROTATION_PHASE_ENTERED = "goatherd_rotation_phase_entered_timestamp_seconds"
     ROTATION_LAST_SUCCESS = "goatherd_rotation_last_success_timestamp_seconds"
@@ -216,6 +230,7 @@ class Metric(StrEnum):
     RUN_SUCCEEDED = "goatherd_rotation_last_run_success"
     PHASE_DURATION = "goatherd_rotation_phase_duration_seconds"
     NODES = "goatherd_rotation_nodes"
+    ANCHOR_REACHABLE = "goatherd_anchor_reachable"
     NEXT_ROTATION = "goatherd_rotation_next_timestamp_seconds"
 
     DATA_CHECKED = "goatherd_data_checked"
@@ -226,6 +241,11 @@ class Metric(StrEnum):
     PROVIDER_CALLS = "goatherd_provider_calls_total"
     PROVIDER_RETRIES = "goatherd_provider_retries_total"
     PROVIDER_CALL_DURATION = "goatherd_provider_call_duration_seconds"
+
+    SIGNER_CALLS = "goatherd_signer_calls_total"
+    SIGNER_RETRIES = "goatherd_signer_retries_total"
+    SIGNER_CALL_DURATION = "goatherd_signer_call_duration_seconds"
+    SIGNER_INVALID_SIGNATURES = "goatherd_signer_invalid_signatures_total"
 
 
 def event_text(event: Event, **fields: object) -> str:
@@ -239,6 +259,19 @@ def event_text(event: Event, **fields: object) -> str:
 
 # Controls (C0 without tab and line feed, DEL, C1) command a terminal; the others reorder what it shows.
 _COMMANDS_TERMINAL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
+
+
+def describe_count(number: int, noun: str, one: str = "", many: str = "") -> str:
+    """Return a number with its noun, such as ``1 root`` or ``2 roots``, and the verb that fits, if there is one.
+
+    Args:
+        number: The number.
+        noun: The noun in the singular; its plural ends in ``s``.
+        one: The verb after one thing, such as ``is``.
+        many: The verb after any other number of things, such as ``are``.
+    """
+    noun, verb = (noun, one) if number == 1 else (f"{noun}s", many)
+    return f"{number} {noun} {verb}" if verb else f"{number} {noun}"
 
 
 def make_visible(text: str) -> str:

@@ -52,5 +52,5 @@ def read_iso(text: str) -> int:
     """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
-        raise ValueError("the timestamp has no time zone")
+        raise ValueError("the timestamp must have a time zone")
     return milliseconds(moment - _EPOCH)

@@ -1,4 +1,4 @@
-"""Decide which sessions may sign what: GoatDB's rules (docs/reference/goatdb-protocol.md#trust), made stricter.
+"""Decide which sessions may sign what. Stricter than GoatDB's rules (docs/reference/goatdb-protocol.md#trust).
 
 Each organization has one pool. A session can come from three sources; a source earlier in this list wins:
 
@@ -6,8 +6,8 @@ Each organization has one pool. A session can come from three sources; a source 
    (COMPAT: in GoatDB a root that is only in the list of roots can sign session commits only).
 2. `trusted` sessions of a GoatDB ``settings.json``. They are accepted without a check, as GoatDB does, because the
    operator controls the file.
-3. ``/sys/sessions``: a session commit counts once a root's signature over it has been verified, also at the start. The
-   session is read from that commit, and the commit's key must be the session's id.
+3. ``/sys/sessions``: a session is accepted once a root's signature over its commit has been verified, even if the
+   commit comes from the server's own log. The commit's key must be the session's id.
 
 A commit is checked in this order; the first broken rule is raised:
 
@@ -21,27 +21,28 @@ A commit is checked in this order; the first broken rule is raised:
   commit. Only a revocation prevents this;
 * the signature matches: `InvalidSignatureError`.
 
-Results are cached for session commits only, together with the key, and never by signature string: one signature can be
+Results are cached for session commits only. They are never cached by signature string, since one signature can be
 written in many ways, and the result for a request depends on the time.
 
-Revocation. New commits by a revoked root are rejected. Its older commits count if they are in this server's own log or
-in the list of frozen commits (`set_frozen_commits`), which a server that was offline or is new may still accept. Its
-session commits still count for user sessions, so that users stay signed in, until the identity document records that
-these sessions were reissued. They never count for roots: a root that only a revoked root introduced is not trusted, nor
-are the roots that this root introduced.
+Revocation. New commits by a revoked root are rejected. Its older commits are accepted if they are in this server's own
+log or in the list of frozen commits (`set_frozen_commits`), by which a server that is new or was offline can still
+accept them. Its session commits still introduce user sessions, so that users stay signed in, until the identity
+document records that these sessions were reissued. They never introduce roots: a root that only a revoked root has
+introduced is not trusted, nor are the roots that this root has introduced.
 
-Laziness. `offer_session_commits` only indexes commits. A session is verified when it is first needed; `verify_pending`
-verifies the others. Roots are verified at once, repeatedly until nothing changes, so that the order in the log does not
-matter.
+Lazy verification. `offer_session_commits` only indexes commits. A session is verified when it is first needed;
+`verify_pending` verifies the others. Roots are verified at once, repeatedly until nothing changes, so that the order in
+the log does not matter.
 
-Threads. A pool belongs to one thread. Only `Verification.run` may run in another: it works on its own snapshot.
+Threads. A pool belongs to one thread. Only `Verification.run` may run in another thread, because it works on its own
+snapshot.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -54,11 +55,21 @@ from goatherd.errors import (
     UntrustedRootError,
     VerificationError,
 )
+from goatherd.identity.anchor import AnchoredTrust
 from goatherd.identity.revocations import FrozenList, commit_digest
-from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope, parse_signature, verify_request
+from goatherd.identity.session import (
+    OwnedSession,
+    Session,
+    SignatureEnvelope,
+    check_request_unsafe,
+    parse_signature,
+    verify_request,
+)
 from goatherd.identity.session_commits import (
     SESSIONS_NAMESPACE,
     claims_root,
+    earlier_introduction_id,
+    introduction_id,
     preferred_session,
     session_from_commit,
     verify_commit_by,
@@ -89,6 +100,8 @@ class TrustSource(Protocol):
     def roots(self) -> Sequence[Session]: ...
     @property
     def revoked(self) -> Sequence[_Revocation]: ...
+    @property
+    def anchored_trust(self) -> AnchoredTrust | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +139,7 @@ class Verification:
     results in the pool. `run` can be called in any thread while the pool is in use: it reads only its own snapshot.
     """
 
-    __slots__ = ("_commits", "_jobs", "_signers", "verdicts")
+    __slots__ = ("_commits", "_jobs", "_running", "_signers", "verdicts")
 
     verdicts: list[VerificationError | None]
     """One verdict per commit after `run`: None for a good one, otherwise the error."""
@@ -140,13 +153,22 @@ class Verification:
         self._commits = commits
         self._signers = signers
         self._jobs = jobs
+        self._running: Iterator[Sequence[VerificationError | None]] = iter(())
         self.verdicts = []
 
     def run(self, executor: Executor | None = None) -> None:
         """Verify every commit. OpenSSL releases the GIL, so the executor's threads run in parallel.
 
         Args:
-            executor: Threads for the signatures; not the executor whose thread runs this call.
+            executor: Verifies the signatures in parallel. It must not be the executor that runs this call.
+        """
+        self.start(executor)
+        self.finish()
+
+    def start(self, executor: Executor | None = None) -> None:
+        """Begin to verify the commits in the executor's threads, and return before they have ended.
+
+        `finish` must be called afterwards. The argument is that of `run`. Without an executor, `finish` does the work.
         """
         map_in_threads(_SessionCommitCheck.verify, self._jobs, executor)
         found: dict[str, Session] = {}
@@ -168,7 +190,11 @@ class Verification:
                 return error
             return None
 
-        self.verdicts = map_in_threads(judge, pairs, executor)
+        self._running = _start_in_threads(judge, pairs, executor)
+
+    def finish(self, _: object = None) -> None:
+        """Wait until the verification that `start` has begun has ended."""
+        self.verdicts = list(chain.from_iterable(self._running))
 
 
 class TrustPool:
@@ -180,6 +206,7 @@ class TrustPool:
         roots: The document's roots.
         trusted: Sessions to trust without a check (``trustedSessions`` of a GoatDB ``settings.json``).
         revoked: Ids of revoked sessions.
+        anchored: Which roots may introduce other roots, if the identity has an anchor; None if every root may.
     """
 
     def __init__(
@@ -190,6 +217,7 @@ class TrustPool:
         roots: Iterable[Session],
         trusted: Iterable[Session] = (),
         revoked: Iterable[str] = (),
+        anchored: AnchoredTrust | None = None,
     ) -> None:
         self.org = org
         self._given: dict[str, Session] = {}
@@ -209,7 +237,29 @@ class TrustPool:
         for session in trusted:
             self._given[session.id] = preferred_session(self._given.get(session.id), session)
             self._learn_session(self._given[session.id])
-        self.replace_roots(current=current, roots=roots, revoked=revoked)
+        self._anchored: AnchoredTrust | None = None
+        self.replace_roots(current=current, roots=roots, revoked=revoked, anchored=anchored)
+
+    @classmethod
+    def from_identity(cls, identity: TrustSource, *, org: str, trusted: Iterable[Session] = ()) -> TrustPool:
+        """Return the trust pool of an identity: its roots, its revocations, and its anchor's rule.
+
+        SECURITY: a pool that is made without it must be given `anchored` too, or a working root could introduce roots
+        there (tests/unit/operations/test_data.py).
+
+        Args:
+            identity: An identity document.
+            org: The organization's id.
+            trusted: Sessions to trust without a check (``trustedSessions`` of a GoatDB ``settings.json``).
+        """
+        return cls(
+            org=org,
+            current=identity.current,
+            roots=identity.roots,
+            trusted=trusted,
+            revoked=[revocation.id for revocation in identity.revoked],
+            anchored=identity.anchored_trust,
+        )
 
     # --- what it knows ---------------------------------------------------------------------------------------------
 
@@ -227,18 +277,23 @@ class TrustPool:
 
     @property
     def root_ids(self) -> tuple[str, ...]:
-        """The ids of `roots`."""
+        """The ids of every trusted root."""
         return tuple([session.id for session in self.roots])
 
     @property
     def document_root_ids(self) -> tuple[str, ...]:
-        """The ids of the document's own roots, revoked ones left out."""
+        """The ids of the roots that the identity document lists, without revoked ones."""
         return tuple([id_ for id_, root in self._document.items() if root.is_root and id_ not in self._revoked])
 
     @property
     def revoked(self) -> frozenset[str]:
         """The ids of revoked sessions."""
         return self._revoked
+
+    @property
+    def anchor_ids(self) -> frozenset[str]:
+        """The ids of the roots that are, were, or will be the identity's anchor."""
+        return frozenset() if self._anchored is None else self._anchored.anchors
 
     @property
     def known_count(self) -> int:
@@ -287,9 +342,17 @@ class TrustPool:
             current=document.current,
             roots=document.roots,
             revoked=[revocation.id for revocation in document.revoked],
+            anchored=document.anchored_trust,
         )
 
-    def replace_roots(self, *, current: OwnedSession, roots: Iterable[Session], revoked: Iterable[str] = ()) -> None:
+    def replace_roots(
+        self,
+        *,
+        current: OwnedSession,
+        roots: Iterable[Session],
+        revoked: Iterable[str] = (),
+        anchored: AnchoredTrust | None = None,
+    ) -> None:
         """Replace current root, roots and revocations; see `adopt_document`.
 
         A root with a known id is updated; a root that is missing is no longer a root of the document.
@@ -306,6 +369,7 @@ class TrustPool:
         self._document[current.id] = current.session
         self._vouchers.update(self._document)
         self._current = current
+        self._anchored = anchored
         changed = revoked_ids != self._revoked
         self._revoked = revoked_ids
         if changed:
@@ -348,7 +412,7 @@ class TrustPool:
         return self.add_verified_session_commit_unsafe(commit)
 
     def add_verified_session_commit_unsafe(self, commit: Commit) -> bool:
-        """As `add_session_commit`, for a commit whose signature by `commit.session` this pool has just verified."""
+        """Learn a session from a commit whose signature by `commit.session` this pool has just verified."""
         root = self._find_introducer(commit)
         if root is None:
             return False
@@ -362,7 +426,7 @@ class TrustPool:
         return True
 
     def get_root(self, session_id: str) -> Session:
-        """Return a trusted root.
+        """Return a trusted root session by its id.
 
         Raises:
             RevokedSessionError: The root has been revoked.
@@ -372,6 +436,20 @@ class TrustPool:
         if session is None or not session.is_root:
             raise UntrustedRootError(f"session {session_id!r} is not a trusted root")
         return session
+
+    def may_introduce(self, commit: Commit) -> bool:
+        """Return whether the author of a commit may introduce the session in it, if the identity has an anchor.
+
+        SECURITY: a working root introduces no root. It may repeat what the anchor has introduced, so that clients that
+        know only a working root can follow (tests/unit/rotation/test_anchor.py).
+        """
+        if self._anchored is None or not claims_root(commit) or not self._is_working_root(commit.session):
+            return True
+        known = self._document.get(commit.key) or self._learnt.get(commit.key)
+        try:
+            return known is not None and session_from_commit(commit) == known
+        except DecodeError:
+            return False
 
     # --- verifying ---------------------------------------------------------------------------------------------------
 
@@ -422,6 +500,10 @@ class TrustPool:
                 # (tests/unit/test_trust_frozen.py).
                 is_held = held or self._is_frozen(commit)
                 signer = (self._vouchers.get(commit.session) if is_held else None) or error
+            if self._anchored is not None and not held and not self.may_introduce(commit):
+                signer = UntrustedRootError(
+                    f"root {commit.session!r} is a working root and cannot introduce root {commit.key!r}"
+                )
             if signer is None and commit.session in self._pending and commit.session not in jobs:
                 jobs[commit.session] = self._checks_for(commit.session)
             signers.append(signer)
@@ -432,7 +514,7 @@ class TrustPool:
         settled = False
         for job in verification._jobs:
             if job.outcome is None:
-                raise RuntimeError("a verification must be run before it is concluded")
+                raise RuntimeError("call run() before conclude()")
             commits = self._pending.get(job.session_id, ())
             position = next((index for index, commit in enumerate(commits) if commit is job.commit), None)
             if position is None:
@@ -448,13 +530,22 @@ class TrustPool:
             self._settle_roots()
         return verification.verdicts
 
-    def verify_request(self, header: str | SignatureEnvelope, now_ms: int, *, unused: Session | None = None) -> Session:
+    def verify_request(
+        self,
+        header: str | SignatureEnvelope,
+        now_ms: int,
+        *,
+        unused: Session | None = None,
+        verified_by: Session | None = None,
+    ) -> Session:
         """Verify an ``x-goat-sig`` header, without a cache, and return the session that signed it.
 
         Args:
             header: The header.
             now_ms: The current time in milliseconds since 1970.
             unused: The session that the header names, if this server has created it and no commit introduces it yet.
+            verified_by: The session that an earlier call returned for the same header. If the session still has the
+                same key, everything but the signature is checked again.
 
         Raises:
             InvalidSignatureError: The header is malformed, forged, or no request signature (such as a login token).
@@ -466,11 +557,14 @@ class TrustPool:
         if not isinstance(envelope.data, Mapping) or not isinstance(envelope.data.get("id"), str):
             # SECURITY: a login token in a user's mailbox is signed by the root and must not authenticate requests as
             # the root (tests/unit/test_trust.py).
-            raise InvalidSignatureError("this is not a request signature: its data must be an object with an id")
+            raise InvalidSignatureError("this is not a request signature: the signed data must be an object with an id")
         ts = envelope.ts
         if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
             raise InvalidSignatureError("a request signature must have a timestamp")
-        verify_request(session, envelope, now_ms=now_ms)
+        if verified_by is not None and verified_by.public_key == session.public_key:
+            check_request_unsafe(session, envelope, now_ms=now_ms)
+        else:
+            verify_request(session, envelope, now_ms=now_ms)
         return session
 
     def prepare_pending(self, limit: int) -> Verification:
@@ -485,7 +579,7 @@ class TrustPool:
         return Verification((), (), list(chain.from_iterable(taken)))
 
     def requeue(self, verification: Verification) -> None:
-        """Put the sessions of a verification that could not run back at the end of the queue."""
+        """Put the sessions of a verification that could not run back at the end of the queue of pending sessions."""
         again = {job.session_id: None for job in verification._jobs if job.session_id in self._pending}
         self._queue = {**again, **self._queue}
 
@@ -512,9 +606,20 @@ class TrustPool:
         frozen = self._frozen.get(commit.session)
         return frozen is not None and commit.session in self._vouchers and commit_digest(commit) in frozen.digests
 
+    def _is_working_root(self, session_id: str) -> bool:
+        """Return whether an anchor has introduced a root as a new one, and not as one from before the anchor."""
+        anchored = self._anchored
+        if anchored is None or session_id in anchored.anchors:
+            return False
+        by_anchor = {one.commit.id for one in self._accepted.get(session_id, ()) if one.signer_id in anchored.anchors}
+        earlier = {earlier_introduction_id(session_id, anchor) for anchor in anchored.anchors}
+        return (session_id in anchored.working or introduction_id(session_id) in by_anchor) and not earlier & by_anchor
+
     def _find_introducer(self, commit: Commit) -> Session | None:
-        """Return the root that may have signed a session commit of this server's log, or None."""
+        """Return the root that signed a session commit of this server's log; None if it may not introduce sessions."""
         signer = commit.session
+        if not self.may_introduce(commit):
+            return None
         if signer in self._revoked:
             return None if claims_root(commit) or signer in self._settled else self._vouchers.get(signer)
         session = self._document.get(signer) or self._learnt.get(signer) or self._vouchers.get(signer)
@@ -573,6 +678,8 @@ class TrustPool:
                     is_accepted = True
             if is_accepted:
                 todo.extend(signed_by.get(session_id, ()))
+                if self._anchored is not None and session_id in self._pending_roots:
+                    todo.append(session_id)  # a working root may repeat what the anchor has introduced
         self._queue.update(dict.fromkeys(self._waiting))
         self._waiting.clear()
 
@@ -603,20 +710,19 @@ class TrustPool:
         tainted = self._revoked | self._find_ungrounded()
         counting = self._revoked - self._settled
         for session_id, introductions in list(self._accepted.items()):
-            good = [
-                one
-                for one in introductions
-                if one.signer_id not in tainted or (one.signer_id in counting and not one.session.is_root)
-            ]
-            if len(good) == len(introductions):
-                continue
+            good: list[_Introduction] = []
+            bad: list[_Introduction] = []
             for one in introductions:
-                if one not in good:
-                    # Kept for the day on which the operator takes the revocation back.
-                    self._pending.setdefault(session_id, []).append(one.commit)
-                    self._waiting.add(session_id)
-                    if one.session.is_root:
-                        self._pending_roots.add(session_id)
+                is_good = one.signer_id not in tainted or (one.signer_id in counting and not one.session.is_root)
+                (good if is_good else bad).append(one)
+            if not bad:
+                continue
+            for one in bad:
+                # Kept for the day on which the operator takes the revocation back.
+                self._pending.setdefault(session_id, []).append(one.commit)
+                self._waiting.add(session_id)
+                if one.session.is_root:
+                    self._pending_roots.add(session_id)
             best = self._given.get(session_id)
             for one in good:
                 best = preferred_session(best, one.session)
@@ -634,10 +740,17 @@ class TrustPool:
 
 def map_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
     """Call `function` for all items, in the executor's threads if one is given; return the results in order."""
+    return list(chain.from_iterable(_start_in_threads(function, items, executor)))
+
+
+def _start_in_threads(
+    function: Callable[[T], R], items: Sequence[T], executor: Executor | None
+) -> Iterator[Sequence[R]]:
+    """Begin to call `function` for all items; return the results in order, part by part.
+
+    Few items, or those without an executor, are processed when the iterator is used.
+    """
     if executor is None or len(items) <= _CHUNK:
-        return [function(item) for item in items]
+        return (each for each in ([function(item) for item in items],))
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-    results: list[R] = []
-    for part in executor.map(lambda chunk: [function(item) for item in chunk], chunks):
-        results.extend(part)
-    return results
+    return executor.map(lambda chunk: [function(item) for item in chunk], chunks)

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 
 from goatherd.rotation.machine import Goal
 
+from .anchors import Choice
 from .settings import Options
-from .store import Alteration
+from .store import Alteration, Theft
 
 BACK = (Goal.ROTATE, Goal.RESTORE, Goal.RESUME, Goal.ABANDON)
 EVERYTHING = (Goal.ROTATE, Goal.RESUME, Goal.ABANDON, Goal.RETIRE)
 UNATTENDED = (Goal.ROTATE, Goal.RESUME)
+CHOICES = tuple(Choice)
+THEFTS = tuple(one for one in Theft if one is not Theft.ABANDONED)
+EMERGENCY = frozenset({"trust", "introduced", "restarts"})
+"""What a revocation breaks: it waits for no server."""
 RESTORED = frozenset({"kept", "known", "adopted", "cross-signed", "lost write", "way back"})
 """What a restore itself breaks: what it takes away, labels too, and what is written over an id that is given again."""
 
@@ -166,7 +171,7 @@ CONFIGURATIONS = (
     ),
     Configuration(
         name="a node dies, no operator is there",
-        about="one node goes away for good, and no operator gives up by hand: deadlines alone must lead to steady",
+        about="one node goes away permanently, and no operator gives up by hand: deadlines alone must lead to steady",
         options=Options(nodes=3, operators=1, deaths=1, refusals=False, goals=UNATTENDED),
         is_slow=True,
     ),
@@ -183,7 +188,7 @@ CONFIGURATIONS = (
     ),
     Configuration(
         name="wrong clocks, no operator is there",
-        about="the same, and one node goes away for good: deadlines alone must lead to steady",
+        about="the same, and one node goes away permanently: deadlines alone must lead to steady",
         options=Options(nodes=2, operators=1, deaths=1, refusals=False, clocks=True, goals=UNATTENDED),
     ),
     Configuration(
@@ -208,6 +213,54 @@ CONFIGURATIONS = (
         name="a root that has left signs again",
         about="after two rotations A has left the document; one of the earlier roots shall sign again",
         options=Options(nodes=2, operators=1, rotations=3, prunes=True, has_left=True, goals=BACK),
+        is_slow=True,
+    ),
+    Configuration(
+        name="an anchor",
+        about="the working root is renewed, or the anchor replaced or removed; signers fail, also permanently",
+        options=Options(nodes=1, operators=1, choices=CHOICES, has_anchor=True, mutes=True),
+    ),
+    Configuration(
+        name="an anchor is added",
+        about="the identity has no anchor, and may get one; signers fail, also permanently",
+        options=Options(nodes=1, operators=1, choices=CHOICES, mutes=True),
+    ),
+    Configuration(
+        name="an anchor, two nodes",
+        about="the working root is renewed, or the anchor replaced or removed; signers fail, also permanently",
+        options=Options(nodes=2, operators=1, choices=CHOICES, has_anchor=True, mutes=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="an anchor, two operators",
+        about="two operators at once renew the working root, replace the anchor or remove it",
+        options=Options(nodes=1, operators=2, choices=CHOICES, has_anchor=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="an anchor, stale reads",
+        about="the same, one operator, and every read may show anything that was ever there",
+        options=Options(nodes=1, operators=1, choices=CHOICES, has_anchor=True, stale_reads=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="an anchor, two rotations",
+        about="an anchor is added, and then replaced or removed, whatever became of the first rotation",
+        options=Options(nodes=1, operators=1, rotations=2, choices=CHOICES, mutes=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="an anchor revokes",
+        about="once, the anchor revokes the root that signs, at any time",
+        options=Options(nodes=1, operators=1, choices=CHOICES, has_anchor=True, revokes=True, mutes=True),
+        allowed=EMERGENCY,
+        is_slow=True,
+    ),
+    Configuration(
+        name="a thief of a working root",
+        about="once, a thief of the root that signs writes to the store; nodes must follow no root that it names",
+        options=Options(nodes=1, operators=1, choices=CHOICES, has_anchor=True, thefts=THEFTS, liveness=False),
+        allowed=frozenset({"trust"}),
         is_slow=True,
     ),
     Configuration(

@@ -38,7 +38,7 @@ from goatherd.rotation.machine import (
 
 from .settings import Options, Removed
 from .state import Run
-from .store import NAMES, NOBODY, Document, Signature, Store, bits, may_leave
+from .store import NAMES, NONE, Document, Signature, Store, bits, may_leave
 
 EARLY, LATE = 1, 10**10
 DIGESTS = {False: "a" * 64, True: "b" * 64}
@@ -97,20 +97,20 @@ class Decisions:
                     doc.private,
                     bool(store.aged >> number & 1),
                     bool(store.labelled >> number & 1),
-                    doc.rotation if doc.next != NOBODY else 0,
+                    doc.rotation if doc.next != NONE else 0,
                 )
                 for number, doc in enumerate(store.docs)
                 if not store.gone >> number & 1
             )
             if run.goal is not Goal.RETIRE:
                 versions = tuple(one for one in versions if one[4] == run.bound)
-        labelled = None if stable == NOBODY else "current" if stable == version else "stable"
+        labelled = None if stable == NONE else "current" if stable == version else "stable"
         if document.phase is not Phase.STEADY:
-            labelled = None  # nobody lists the versions then
+            labelled = None  # no command lists the versions then
         place = (version, stable) if versions else ()
         leaving = may_leave(document) if self._prunes and run.bound else 0
-        about = document._replace(roots=0, private=0, ended=0, endorsed=(), base=0, rollback=0, before=NOBODY, pruned=0)
-        about = about._replace(revoked=0, signature=Signature.VALID, altered=None)
+        about = document._replace(roots=0, private=0, ended=0, endorsed=(), base=0, rollback=0, before=NONE, pruned=0)
+        about = about._replace(revoked=0, signature=Signature.VALID, altered=None, anchored=None, stolen=None)
         aim = store.target_of(run.bound) if run.bound else run.aim
         key = (about, labelled, sights, versions, place, run.goal, run.origin, run.bound, aim, leaving)
         found = self._known.get(key)
@@ -134,9 +134,9 @@ class Decisions:
         intent = Intent(
             goal=run.goal,
             began_ms=0,
-            from_id=NAMES[run.origin] if run.origin != NOBODY else "",
+            from_id=NAMES[run.origin] if run.origin != NONE else "",
             rotation_id=_rotation_id(run.bound),
-            to_id=NAMES[aim] if aim != NOBODY else None,
+            to_id=NAMES[aim] if aim != NONE else None,
         )
         known: dict[Any, None] = {}
         clocks = tuple(product(self._skews, self._recorded))
@@ -214,7 +214,7 @@ def _node_view(at: int, sight: Sight, how: str, generation: int) -> NodeView:
     return NodeView(
         url=url,
         reachable=True,
-        answers=True,
+        trusts_current=True,
         trusts_next=sight.trusts,
         holds_introduction=sight.holds,
         signs_with=NAMES[sight.signer],

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from goatherd.rotation.machine import Phase
 
 from .state import GROUP_BITS, GROUP_MASK, NODES_AT, SIGNED_BITS, SIGNED_MASK, STORE_AT, Node
-from .store import INTRUDER, NOBODY, Alteration, Document, Store, bits
+from .store import INTRUDER, NONE, Alteration, Document, Store, bits
 from .world import World
 
 RULES = {
@@ -29,6 +29,8 @@ RULES = {
     "lost root": "a node goes on to no document that lacks a root which has signed, as it knows, unless it was pruned",
     "unaltered": "a node that has used a signed document goes on to none that its root has not signed as it is",
     "bounded": "a node goes on to no generation that no rotation can have led to",
+    "anchored": "a node that knows an anchor follows no root, anchor or revocation that a working root alone has named",
+    "signed first": "no run begins a rotation without every signature of the anchor that it needs",
     "signed over": "no run signs what was altered without the key, once a signed document was stored",
     "went back": "no run begins while a listed node has used a later state than the store holds, or another one",
     "lost write": "a committed write is never lost",
@@ -85,9 +87,9 @@ class Judge:
         if len({head.current for head in heads}) > 1:
             yield "one signer"
         for head in heads:
-            if head.private != 1 << head.current | (0 if head.next == NOBODY else 1 << head.next):
+            if head.private != 1 << head.current | (0 if head.next == NONE else 1 << head.next):
                 yield "private keys"
-            if head.base != NOBODY and head.generation <= _last_possible(store, head.base):
+            if head.base != NONE and head.generation <= _last_possible(store, head.base):
                 yield "generation"
             if not self._has_way_back(store, head):
                 yield "way back"
@@ -102,7 +104,7 @@ class Judge:
         """
         changes: Counter[int] = Counter()
         at = head
-        while at.base != NOBODY:
+        while at.base != NONE:
             before = store.docs[at.base]
             changes[at.rotation or before.rotation] += at.current != before.current
             at = before
@@ -115,7 +117,7 @@ class Judge:
     @staticmethod
     def _has_way_back(store: Store, head: Document) -> bool:
         if head.phase is Phase.STEADY:
-            return not any(store.gone >> version & 1 for version in (*store.heads, store.stable) if version != NOBODY)
+            return not any(store.gone >> version & 1 for version in (*store.heads, store.stable) if version != NONE)
         earlier = store.docs[head.rollback]
         return (
             # Where two writers may win, the label may go to what one of them wrote in vain; the version stays readable.
@@ -126,10 +128,11 @@ class Judge:
 
     def _of_nodes(self, store: Store, group: tuple[Node, ...], signed: int) -> Iterator[str]:
         listed = [node for node in group if node.is_listed]
+        revoked = store.head.revoked if self.world.options.revokes else 0
         for node in listed:
-            if signed & ~self.world.trusted(store, node):
+            if signed & ~revoked & ~self.world.trusted(store, node):
                 yield "trust"
-            # Bit 0 is A, that nobody has introduced; the intruder's root has no introduction either.
+            # Bit 0 is A, that no root has introduced; the intruder's root has no introduction either.
             if signed & ~_introduced(store, node) & ~1 & ~(1 << INTRUDER):
                 yield "introduced"
         if store.is_invaded or any(store.docs[at].altered for at in store.heads):
@@ -151,7 +154,7 @@ class Judge:
             if not all(node.crosses >> rotation & 1 for node in listed):
                 yield "cross-signed"
         since = head
-        while since.base != NOBODY and store.docs[since.base].current == head.current:
+        while since.base != NONE and store.docs[since.base].current == head.current:
             since = store.docs[since.base]
         is_verified = bool(since.rotation and verified >> since.rotation & 1)
         is_expected = is_verified and not self.world.options.forgets and not store.is_forked

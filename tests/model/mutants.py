@@ -15,11 +15,11 @@ from unittest.mock import patch
 from goatherd.rotation import machine
 from goatherd.rotation.machine import Evidence, Goal, Intent, NodeView, Observation, Phase, Step
 
-from .configurations import BACK, EVERYTHING, RESTORED, UNATTENDED
+from .configurations import BACK, CHOICES, EMERGENCY, EVERYTHING, RESTORED, UNATTENDED
 from .decisions import NEVER
 from .explorer import Exploration, explore
 from .settings import Options, Removed
-from .store import Alteration
+from .store import Alteration, Theft
 
 Asked = tuple[Observation, Intent, int]
 
@@ -63,6 +63,8 @@ LEFT_OUT = Options(
     goals=(Goal.ROTATE,),
 )
 ALTERED = Options(nodes=1, operators=1, alters=tuple(Alteration))
+ANCHORED = Options(nodes=1, operators=1, choices=CHOICES, has_anchor=True, mutes=True)
+THIEF = replace(ANCHORED, mutes=False, liveness=False)
 RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
 
 
@@ -104,7 +106,7 @@ def stable_is_never_moved(observation: Observation, intent: Intent, now_ms: int)
 
 
 def every_rotation_is_mine(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Whoever comes drives what he finds."""
+    """Every operator continues what he finds."""
     store = observation.store
     if store.phase is Phase.STEADY or intent.goal is Goal.RETIRE:
         return observation, intent, now_ms
@@ -117,7 +119,7 @@ def any_root_will_do(observation: Observation, intent: Intent, now_ms: int) -> A
 
 
 def it_was_finished(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Nobody remembers how rotations ended; a run looks at who signs now."""
+    """No document records how rotations ended; a run looks at who signs now."""
     is_current = intent.rotation_id is not None and intent.to_id == observation.store.current_id
     finished = frozenset({intent.rotation_id} if is_current else ())
     return replace(observation, store=replace(observation.store, finished=finished)), intent, now_ms
@@ -486,6 +488,69 @@ MUTANTS = (
         allowed=frozenset({"introduced"}),
     ),
     Mutant(
+        name="writing before every signature of the anchor is there",
+        breaks="signed first",
+        options=ANCHORED,
+        removed=Removed(parts=frozenset({"signed first"})),
+    ),
+    Mutant(
+        name="using a signature of the anchor that was not verified",
+        breaks="signed first",
+        options=ANCHORED,
+        removed=Removed(parts=frozenset({"signature check"})),
+    ),
+    Mutant(
+        name="asking the anchor again at a later step",
+        breaks="steady",
+        options=ANCHORED,
+        removed=Removed(parts=frozenset({"no later signature"})),
+        allowed=frozenset({"ends"}),
+    ),
+    Mutant(
+        name="a new anchor that signs no way back",
+        breaks="steady",
+        options=ANCHORED,
+        removed=Removed(parts=frozenset({"way back of the anchor"})),
+    ),
+    Mutant(
+        name="an anchor that is replaced and does not sign the next root",
+        breaks="steady",
+        options=ANCHORED,
+        removed=Removed(parts=frozenset({"word of the old anchor"})),
+    ),
+    Mutant(
+        name="a revocation by a new anchor that leaves out the word of the one before it",
+        breaks="steady",
+        options=replace(ANCHORED, revokes=True),
+        removed=Removed(parts=frozenset({"lasting word"})),
+        allowed=EMERGENCY,
+    ),
+    Mutant(
+        name="a node that follows without the anchor's word",
+        breaks="anchored",
+        options=replace(THIEF, thefts=(Theft.ANCHOR, Theft.REMOVAL)),
+        removed=Removed(parts=frozenset({"anchor"})),
+    ),
+    Mutant(
+        name="a node for which the word of a working root counts",
+        breaks="anchored",
+        options=replace(THIEF, thefts=(Theft.ROOT,)),
+        removed=Removed(parts=frozenset({"word of working roots"})),
+    ),
+    Mutant(
+        name="a node that takes a revocation without the anchor's signature",
+        breaks="anchored",
+        options=replace(THIEF, thefts=(Theft.REVOCATION,), has_anchor=False, rotations=2),
+        removed=Removed(parts=frozenset({"signed revocations"})),
+        allowed=frozenset({"trust"}),
+    ),
+    Mutant(
+        name="a node for which the way back of a new anchor never ends",
+        breaks="anchored",
+        options=replace(THIEF, thefts=(Theft.WAY_BACK,)),
+        removed=Removed(parts=frozenset({"end of the way back"})),
+    ),
+    Mutant(
         name="retiring with a clock that is days ahead of the store's",
         breaks="last key",
         options=replace(RETIRING, clocks=True),
@@ -539,7 +604,19 @@ PRICES = (
     Mutant(
         name="an identity of 0.1.0: a server that has read no signed document yet follows an altered one",
         breaks="trust",
-        options=replace(ALTERED, alters=(Alteration.REVOCATION,), unsigned=True, liveness=False),
+        options=replace(ALTERED, nodes=2, alters=(Alteration.REVOCATION,), unsigned=True, liveness=False),
+        removed=Removed(),
+    ),
+    Mutant(
+        name="an anchor whose replacement or removal was cancelled or rolled back: what it signed for it still counts",
+        breaks="anchored",
+        options=replace(THIEF, thefts=(Theft.ABANDONED,)),
+        removed=Removed(),
+    ),
+    Mutant(
+        name="a stolen working root that a server does not know yet: it can revoke another root at that server",
+        breaks="trust",
+        options=replace(THIEF, thefts=(Theft.REVOCATION,)),
         removed=Removed(),
     ),
     Mutant(
@@ -556,7 +633,7 @@ PRICES = (
         allowed=frozenset({"one signer"}),
     ),
 )
-"""Nothing is taken away here: what somebody gives up who chooses this, and the story of it."""
+"""Nothing is taken away here: what an operator gives up who chooses this, and the story of it."""
 
 
 @contextmanager

@@ -21,7 +21,8 @@ TOLD = "asking one node only"
 _PART = re.compile(r"(<!-- generated: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a table for a page."""
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -30,9 +31,9 @@ def parts() -> dict[str, str]:
     """Return what can be said without exploring large worlds."""
     (told,) = [one for one in MUTANTS if one.name.startswith(TOLD)]
     return {
-        "rules": _table(("rule", "in words"), [(f"*{name}*", rule) for name, rule in RULES.items()]),
-        "mutants": _table(("taken away", "breaks"), [(one.name, f"*{one.breaks}*") for one in MUTANTS]),
-        "prices": _table(("chosen", "breaks"), [(one.name, f"*{one.breaks}*") for one in PRICES]),
+        "rules": table(("rule", "in words"), [(f"*{name}*", rule) for name, rule in RULES.items()]),
+        "mutants": table(("taken away", "breaks"), [(one.name, f"*{one.breaks}*") for one in MUTANTS]),
+        "prices": table(("chosen", "breaks"), [(one.name, f"*{one.breaks}*") for one in PRICES]),
         "redundant": "".join(f"- {one.name}\n" for one in REDUNDANT),
         "story": f"```text\n{tell(explore_mutant(told))}\n```\n",
     }
@@ -57,7 +58,7 @@ def figures(found: Mapping[str, Exploration]) -> str:
         size = f"{options.nodes + options.unlisted} / {options.operators} / {options.rotations}"
         rows.append((one.name, one.about, size, *numbers))
     heads = ("world", "what it is", "nodes / operators / rotations", "states", "transitions", "schedules", "depth")
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def written(page: str, new: Mapping[str, str]) -> str:

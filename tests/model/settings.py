@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from goatherd.rotation.machine import Evidence, Goal, Intent, Observation, Step
 
-from .store import Alteration
+from .anchors import Choice
+from .store import Alteration, Theft
 
 Lie = Callable[[Observation, Intent, int], tuple[Observation, Intent, int]]
 
@@ -36,11 +37,16 @@ class Options:
         left_out: It begins when a first rotation was rolled back that a quorum had led on without the last node: that
             one lacks the introduction of B, which has signed.
         has_left: It begins after two rotations, when A has left the document: only its introductions are left of it.
-        alters: What somebody may do, once, who may write the secret but holds no root's key: he alters what no chain
+        alters: What a writer without a root's key may do once: he alters what no chain
             covers, with or without the signature that it bears; operators may take it back.
-        unsigned: It begins with an identity of Goatherd 0.1.0, which nobody has signed.
-        intruder: Somebody who may write the secret, but holds no root's key, writes once.
+        unsigned: It begins with an identity of Goatherd 0.1.0, which no root has signed.
+        intruder: A writer without a root's key writes once.
         restores: Once, the store goes back to what it held at any earlier time, and gives version ids again.
+        choices: What operators who rotate may do about the anchor; nothing where no document has one.
+        has_anchor: It begins with an identity that has an anchor.
+        mutes: The signers of anchors may cease to answer, for good. Each call of them may fail anyhow.
+        revokes: Once, the anchor revokes the working root.
+        thefts: What a thief of the working root may do, once, who can also write to the store.
         liveness: Whether from every state there must be a way to steady.
     """
 
@@ -66,6 +72,11 @@ class Options:
     unsigned: bool = False
     intruder: bool = False
     restores: bool = False
+    choices: tuple[Choice, ...] = (Choice.KEEP,)
+    has_anchor: bool = False
+    mutes: bool = False
+    revokes: bool = False
+    thefts: tuple[Theft, ...] = ()
     liveness: bool = True
 
 
@@ -112,4 +123,14 @@ PARTS = {
     "label guard": "the store destroys nothing that a label points at",
     "recorded times": "a phase counts from when it is seen first, whatever was recorded",
     "published first": "published is written before the introduction is pushed",
+    "signed first": "a rotation collects every signature of the anchor before it writes",
+    "signature check": "a rotation uses no signature of the anchor that it has not verified",
+    "no later signature": "no step after the first one asks the anchor to sign",
+    "way back of the anchor": "a new anchor signs at once that its predecessor may take its place again",
+    "word of the old anchor": "an anchor that is replaced signs the next root, too, which stays listed whatever comes",
+    "lasting word": "a revocation by a new anchor keeps the word of the one before it",
+    "end of the way back": "what a new anchor has signed for a roll-back is worthless once the rotation has ended",
+    "anchor": "a node that knows an anchor follows its word only",
+    "word of working roots": "to a node that knows an anchor, the word of a working root counts for no other root",
+    "signed revocations": "a node that knows an anchor takes no revocation that the anchor has not signed",
 }

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from goatherd.rotation.machine import Goal
 
+from .anchors import Choice
+
 
 class Node(NamedTuple):
     """One server.
@@ -37,7 +39,8 @@ class Run(NamedTuple):
         own: The rotation that it has begun itself, until it is bound to it; or 0.
         highest: The highest generation that it has seen, where that matters.
         pending: What it has decided and not done yet.
-        aim: The earlier root that it was asked to restore, until it is bound to the rotation; or `NOBODY`.
+        aim: The earlier root that it was asked to restore, until it is bound to the rotation; or `NONE`.
+        choice: What it does about the anchor, until it is bound to the rotation.
     """
 
     goal: Goal
@@ -47,6 +50,7 @@ class Run(NamedTuple):
     highest: int = 0
     pending: tuple[Any, ...] | None = None
     aim: int = -1
+    choice: Choice = Choice.KEEP
 
 
 class Move(NamedTuple):

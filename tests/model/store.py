@@ -14,9 +14,11 @@ from typing import NamedTuple
 from goatherd.identity.succession import MAX_JUMP
 from goatherd.rotation.machine import Phase, Step, after
 
-NOBODY = -1
+from .anchors import NO_ANCHOR, THIEFS, Anchoring, Change, Choice, K, find_anchors, with_word
+
+NONE = -1
 INTRUDER = 4
-NAMES = ("A", "B", "C", "D", "X")
+NAMES = ("A", "B", "C", "D", "X", "K", "L", "Y")
 
 
 class Signature(StrEnum):
@@ -36,24 +38,38 @@ class Alteration(StrEnum):
     GENERATION = "raises the generation"
 
 
+class Theft(StrEnum):
+    """What a thief of the working root does who can also write to the store, in an identity with an anchor."""
+
+    ROOT = "lists a root of the thief's"
+    ANCHOR = "names an anchor of the thief's, and a root of the thief's signs"
+    REMOVAL = "names no anchor, and a root of the thief's signs"
+    REVOCATION = "revokes another root"
+    WAY_BACK = "goes back to the anchor of before, or to the root without one, on what was signed for a roll-back"
+    ABANDONED = "names the anchor, or the root without one, of a rotation that was cancelled or rolled back"
+    NOTHING = "names no other root"
+
+
 class Document(NamedTuple):
     """What one version of the secret says.
 
     Attributes:
-        next: The next root, or `NOBODY`.
+        next: The next root, or `NONE`.
         roots, private: Bits: the roots that it lists, and those whose private key it holds.
         rotation: The number of the rotation in progress, or 0; it leads from `origin` to `target`.
         target: The root of the same number, which the rotation makes; or an earlier root, which it restores.
-        rollback: The version to go back to, or `NOBODY`.
+        rollback: The version to go back to, or `NONE`.
         ended, finished, cancelled: Bits by rotation: over, whatever the outcome; over because the next root took its
             place; and over before it did.
         endorsed: Pairs (by, of).
         base: The version that it was made from.
-        before: The root that signed before the current one, or `NOBODY`.
+        before: The root that signed before the current one, or `NONE`.
         pruned: Bits: the roots that have left it.
-        revoked: Bits: the roots that nobody trusts any more.
+        revoked: Bits: the roots that no node trusts any more.
         signature: What the current root's signature over it is worth.
         altered: What was done to it without the key; None for what a rotation has written.
+        anchored: What it says of the anchor; None where no document has one.
+        stolen: What the thief of its root did; None for what an operator has written.
     """
 
     generation: int
@@ -69,13 +85,20 @@ class Document(NamedTuple):
     finished: int
     endorsed: tuple[tuple[int, int], ...]
     base: int
-    target: int = NOBODY
+    target: int = NONE
     cancelled: int = 0
-    before: int = NOBODY
+    before: int = NONE
     pruned: int = 0
     revoked: int = 0
     signature: Signature = Signature.VALID
     altered: Alteration | None = None
+    anchored: Anchoring | None = None
+    stolen: Theft | None = None
+
+    @property
+    def anchor(self) -> int:
+        """The anchor, or `NO_ANCHOR`."""
+        return NO_ANCHOR if self.anchored is None else self.anchored.anchor
 
 
 class Store(NamedTuple):
@@ -84,16 +107,17 @@ class Store(NamedTuple):
     Attributes:
         docs: Every version ever written, destroyed ones too.
         heads: The version that ``current`` points at; two where a store without compare-and-swap has not decided yet.
-        stable: The version that label ``stable`` points at, or `NOBODY`.
+        stable: The version that label ``stable`` points at, or `NONE`.
         gone: Bits: destroyed versions.
-        labelled: Bits: versions that a label of somebody else points at.
+        labelled: Bits: versions that another client's label points at.
         aged: Bits: versions whose retired keys have outlived the grace period.
         past: Earlier positions of (current, stable), oldest first; only where reads may be stale.
-        is_settled: Whether a change has come after the last write, so that nobody can win against it any more.
+        is_settled: Whether a change has come after the last write, so that no other change can win against it any more.
         is_forked: Whether the store has once let two writers win.
-        is_invaded: Whether somebody who holds no root's key has written to it.
-        is_altered: Whether somebody without a key has once altered the document.
+        is_invaded: Whether a writer without a root's key has written to it.
+        is_altered: Whether a writer without a key has once altered the document.
         is_restored: Whether it was once restored from a backup. From then on it gives version ids again.
+        is_mute: Whether no signer of an anchor ever answers again.
     """
 
     docs: tuple[Document, ...]
@@ -108,11 +132,12 @@ class Store(NamedTuple):
     is_invaded: bool = False
     is_restored: bool = False
     is_altered: bool = False
+    is_mute: bool = False
 
     def ancestors(self, version: int) -> tuple[int, ...]:
         """Return the versions from which this one has grown, latest first, itself included."""
         found = [version]
-        while self.docs[found[-1]].base != NOBODY:
+        while self.docs[found[-1]].base != NONE:
             found.append(self.docs[found[-1]].base)
         return tuple(found)
 
@@ -142,29 +167,54 @@ class Store(NamedTuple):
 
     @property
     def prepared(self) -> int:
-        """How many rotations have ever been prepared."""
-        return max(doc.rotation for doc in self.docs)
+        """How many rotations have ever been prepared, or roots made by revocations."""
+        return max(max(doc.rotation, doc.current if doc.current < INTRUDER else 0) for doc in self.docs)
 
     def origin_of(self, rotation: int) -> int:
-        """The root that a rotation replaces, which signs the introduction."""
-        return next(doc.origin for doc in self.docs if doc.rotation == rotation)
+        """The root that a rotation replaces; `NONE` for the root of a revocation."""
+        return next((doc.origin for doc in self.docs if doc.rotation == rotation), NONE)
+
+    def introductions_of(self, rotation: int) -> tuple[tuple[int, int], ...]:
+        """Return the introductions (by, of) that are made with the next root's (`make_introductions`), in order."""
+        made = next((doc for doc in self.docs if doc.rotation == rotation), None)
+        if made is None:  # a revocation made the root
+            return ((next(doc.anchor for doc in self.docs if doc.current == rotation), rotation),)
+        if made.anchored is None or made.anchored.next == made.anchored.anchor == NO_ANCHOR:
+            return ((made.origin, made.target),)
+        old, new = made.anchored.anchor, made.anchored.next
+        if new in (old, NO_ANCHOR):
+            return ((old, made.target),)
+        before = made.origin if old == NO_ANCHOR else old
+        return ((before, new), (new, made.target), (new, before))
 
     def target_of(self, rotation: int) -> int:
-        """The root that a rotation leads to; `NOBODY` where there was no such rotation."""
-        return next((doc.target for doc in self.docs if doc.rotation == rotation), NOBODY)
+        """The root that a rotation leads to, or that a revocation made; `NONE` where there was neither."""
+        made = next((doc.target for doc in self.docs if doc.rotation == rotation), NONE)
+        if made == NONE and any(doc.current == rotation for doc in self.docs):
+            return rotation
+        return made
 
 
-FIRST = Document(1, Phase.STEADY, 0, NOBODY, 1, 1, 0, NOBODY, NOBODY, 0, 0, (), NOBODY)
+FIRST = Document(1, Phase.STEADY, 0, NONE, 1, 1, 0, NONE, NONE, 0, 0, (), NONE)
 
 
 def first_store() -> Store:
-    """A store in which nobody has rotated yet, and nobody has labelled anything stable."""
-    return Store(docs=(FIRST,), heads=(0,), stable=NOBODY)
+    """A store before the first rotation, without the label ``stable``."""
+    return Store(docs=(FIRST,), heads=(0,), stable=NONE)
+
+
+ANCHORED = FIRST._replace(roots=1 | 1 << K, endorsed=((K, 0),), anchored=Anchoring(K, K))
+
+
+def anchored_store(*, has_anchor: bool) -> Store:
+    """A store with an identity that has the anchor K, or may get it."""
+    first = ANCHORED if has_anchor else FIRST._replace(anchored=Anchoring())
+    return Store(docs=(first,), heads=(0,), stable=NONE)
 
 
 def unsigned_store() -> Store:
-    """A store with an identity of Goatherd 0.1.0, which nobody has signed."""
-    return Store(docs=(FIRST._replace(signature=Signature.MISSING),), heads=(0,), stable=NOBODY)
+    """A store with an identity of Goatherd 0.1.0, which no root has signed."""
+    return Store(docs=(FIRST._replace(signature=Signature.MISSING),), heads=(0,), stable=NONE)
 
 
 def rolled_back_store() -> Store:
@@ -187,7 +237,9 @@ def store_after_a_root_has_left() -> Store:
     return Store(docs=tuple(docs), heads=(len(docs) - 1,), stable=len(docs) - 1)
 
 
-def prepared(document: Document, version: int, rotation: int, restored: int = NOBODY) -> Document:
+def prepared(
+    document: Document, version: int, rotation: int, restored: int = NONE, choice: Choice = Choice.KEEP
+) -> Document:
     """Return the document that begins a rotation; `version` is what it follows and would go back to.
 
     Args:
@@ -195,20 +247,34 @@ def prepared(document: Document, version: int, rotation: int, restored: int = NO
         version: Its version.
         rotation: The number of the rotation, and of the root that it makes.
         restored: The earlier root that it leads to instead.
+        choice: What it does about the anchor.
     """
-    target = rotation if restored == NOBODY else restored
+    target = rotation if restored == NONE else restored
     pair = (document.current, target)
+    endorsed = document.endorsed if pair in document.endorsed else (*document.endorsed, pair)
+    anchored, new = document.anchored, 0
+    if anchored is not None and (anchored.anchor, choice) != (NO_ANCHOR, Choice.KEEP):
+        anchored, endorsed = with_word(
+            anchored,
+            document.endorsed,
+            current=document.current,
+            target=target,
+            choice=choice,
+            generation=document.generation + 1,
+        )
+        new = 0 if anchored.next == NO_ANCHOR else 1 << anchored.next
     return document._replace(
         generation=document.generation + 1,
         phase=after(document.phase, Step.PREPARE),
         next=target,
-        roots=document.roots | 1 << target,
+        roots=document.roots | 1 << target | new,
         private=document.private | 1 << target,
         rotation=rotation,
         target=target,
         origin=document.current,
         rollback=version,
-        endorsed=document.endorsed if pair in document.endorsed else (*document.endorsed, pair),
+        endorsed=endorsed,
+        anchored=anchored,
         base=version,
         pruned=document.pruned & ~(1 << target),
     )
@@ -227,16 +293,18 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
     changed = document._replace(
         generation=document.generation + 1, phase=after(document.phase, step), base=version, next=document.next
     )
+    if document.anchored is not None:
+        changed = changed._replace(anchored=_anchored_after(document.anchored, document, step, rolled_back_to))
     if step is Step.ACTIVATE:
-        return changed._replace(current=document.next, next=NOBODY, private=1 << document.next, before=document.current)
+        return changed._replace(current=document.next, next=NONE, private=1 << document.next, before=document.current)
     if changed.phase is not Phase.STEADY:
         return changed
     over = changed._replace(
         rotation=0,
-        target=NOBODY,
-        origin=NOBODY,
-        rollback=NOBODY,
-        next=NOBODY,
+        target=NONE,
+        origin=NONE,
+        rollback=NONE,
+        next=NONE,
         ended=document.ended | 1 << rotation,
     )
     if step is Step.FINALIZE:
@@ -255,9 +323,118 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
     )
 
 
+def _anchored_after(anchored: Anchoring, document: Document, step: Step, rolled_back_to: Document | None) -> Anchoring:
+    """Return what the document after a later step says of the anchor."""
+    if step is Step.ACTIVATE:
+        anchored = anchored._replace(anchor=anchored.next)
+    elif step is Step.FINALIZE:
+        anchored = anchored.finalized()
+    elif step is Step.CANCEL:
+        anchored = anchored.cancelled(document.target)
+    elif step is Step.ROLL_BACK:
+        assert rolled_back_to is not None
+        assert rolled_back_to.anchored is not None
+        anchored = anchored.rolled_back(rolled_back_to.anchored)
+    return anchored.at(document.generation + 1)
+
+
+def revoked(document: Document, version: int, fresh: int) -> Document:
+    """Return the document in which the anchor has replaced the stolen working root by a fresh one (`revoke_root`)."""
+    assert document.anchored is not None
+    stolen = 1 << document.current | (0 if document.next == NONE else 1 << document.next)
+    gone = document.revoked | stolen
+    is_over = document.phase in (Phase.ACTIVATED, Phase.VERIFIED)
+    anchored = document.anchored.finalized() if is_over else document.anchored.cancelled(document.target)
+    return document._replace(
+        generation=document.generation + 1,
+        phase=Phase.STEADY,
+        current=fresh,
+        next=NONE,
+        roots=document.roots | 1 << fresh,
+        private=1 << fresh,
+        rotation=0,
+        target=NONE,
+        origin=NONE,
+        rollback=NONE,
+        endorsed=(*(one for one in document.endorsed if not gone >> one[0] & 1), (document.anchor, fresh)),
+        base=version,
+        before=document.current,
+        revoked=gone,
+        anchored=anchored.at(document.generation + 1),
+    )
+
+
+def stolen(store: Store, how: Theft) -> Document | None:
+    """Return what the thief of the current working root writes; None where the document gives no occasion for that."""
+    document, version = store.head, store.heads[-1]
+    anchored, current = document.anchored, document.current
+    assert anchored is not None
+    if anchored.anchor == NO_ANCHOR:
+        return None
+    after = document._replace(generation=document.generation + 1, base=version, stolen=how)
+    over = after._replace(
+        phase=Phase.STEADY,
+        next=NONE,
+        rotation=0,
+        target=NONE,
+        origin=NONE,
+        rollback=NONE,
+        before=current,
+        ended=document.ended | (1 << document.rotation if document.rotation else 0),
+    )
+    believed = document.roots | 1 << INTRUDER
+    match how:
+        case Theft.NOTHING:
+            return after
+        case Theft.ROOT:
+            return after._replace(roots=believed, endorsed=(*document.endorsed, (current, INTRUDER)))
+        case Theft.REMOVAL:
+            pairs = (*document.endorsed, (current, INTRUDER))
+            return over._replace(
+                current=INTRUDER, roots=believed, private=1 << INTRUDER, endorsed=pairs, anchored=Anchoring()
+            )
+        case Theft.ANCHOR:
+            pairs = (*document.endorsed, (current, INTRUDER), (current, THIEFS), (THIEFS, INTRUDER))
+            return over._replace(
+                current=INTRUDER,
+                roots=believed | 1 << THIEFS,
+                private=1 << INTRUDER,
+                endorsed=pairs,
+                anchored=Anchoring(THIEFS, THIEFS, (*anchored.changes, Change(by=THIEFS, to=anchored.anchor))),
+            )
+        case Theft.REVOCATION:
+            others = [one for one in bits(document.roots) if one < INTRUDER and one not in (current, document.next)]
+            others = [one for one in others if not document.revoked >> one & 1]
+            return after._replace(revoked=document.revoked | 1 << others[-1]) if others else None
+        case Theft.WAY_BACK | Theft.ABANDONED:
+            return _replayed(store, over, is_limited=how is Theft.WAY_BACK)
+
+
+def _replayed(store: Store, over: Document, *, is_limited: bool) -> Document | None:
+    """Return the thief's document that names what a statement of an earlier rotation names; None if there is none.
+
+    The thief has the key of each root that has signed, as a reader of the store had it.
+    """
+    assert over.anchored is not None
+    if store.head.rotation:
+        return None  # until it has ended, the anchor's word for it counts
+    for at in store.ancestors(over.base):
+        document = store.docs[at]
+        for one in document.anchored.changes if document.anchored is not None else ():
+            if one.by != over.anchor or (one.until is not None) != is_limited:
+                continue
+            target = one.root if one.root != NO_ANCHOR else next(of for by, of in document.endorsed if by == one.to)
+            anchored = Anchoring(one.to, one.to, (*over.anchored.changes, one))
+            roots = over.roots | 1 << target | (1 << one.to if one.to != NO_ANCHOR else 0)
+            pairs = tuple(dict.fromkeys((*over.endorsed, *document.endorsed)))
+            pairs = tuple(pair for pair in pairs if roots >> pair[0] & 1 and roots >> pair[1] & 1)
+            return over._replace(current=target, private=1 << target, roots=roots, endorsed=pairs, anchored=anchored)
+    return None
+
+
 def may_leave(document: Document) -> int:
     """Return the roots that may leave the document (`goatherd.identity.transitions`)."""
-    staying = 1 << document.current | (1 << document.before if document.before != NOBODY else 0)
+    staying = 1 << document.current | (1 << document.before if document.before != NONE else 0)
     return document.roots & ~staying if document.phase is Phase.STEADY else 0
 
 
@@ -273,14 +450,14 @@ def pruned(document: Document, version: int, leaving: int) -> Document:
 
 
 def altered(document: Document, version: int, how: Alteration, signature: Signature) -> Document | None:
-    """Return the document as somebody without the key writes it; None where it gives no occasion for that."""
+    """Return the document as a writer without the key writes it; None where it gives no occasion for that."""
     after = document._replace(
         generation=document.generation + (MAX_JUMP + 1 if how is Alteration.GENERATION else 1),
         base=version,
         signature=signature,
         altered=how,
     )
-    others = bits(document.roots & ~(1 << document.current) & ~(0 if document.next == NOBODY else 1 << document.next))
+    others = bits(document.roots & ~(1 << document.current) & ~(0 if document.next == NONE else 1 << document.next))
     if how in (Alteration.EXPIRATION, Alteration.GENERATION):
         return after
     if not others:
@@ -313,15 +490,67 @@ def follows(new: Document, held: Document, links: tuple[tuple[int, int], ...] = 
         held: The one in use.
         links: Introductions (by, of), beside the document's endorsements.
     """
-    believed = held.roots
+    if held.anchor != NO_ANCHOR:
+        return follows_anchor(new, held, links)
+    believed = _reachable(new, held.roots, links)
+    return not new.roots & ~believed & ~new.revoked and bool((believed & ~new.revoked) >> new.current & 1)
+
+
+def follows_anchor(
+    new: Document,
+    held: Document,
+    links: tuple[tuple[int, int], ...] = (),
+    *,
+    anchors_only: bool = True,
+    limits: bool = True,
+) -> bool:
+    """The same for a node that knows an anchor, whose word alone counts.
+
+    Args:
+        new, held, links: As above.
+        anchors_only: Whether the word of a working root counts for no other root.
+        limits: Whether a statement that ends the anchor's role counts only as long as it says.
+    """
+    anchored = new.anchored or Anchoring()
+    if not anchored.is_whole:
+        return False
+    generation = new.generation if limits else 0
+    anchors, released = find_anchors(anchored, held.anchor, new.roots & ~new.revoked, generation)
+    by_anchor = _reachable(new, held.roots, links, leaders=anchors if anchors_only else -1)
+    if new.anchor != NO_ANCHOR:
+        if not anchors >> new.anchor & 1:
+            return False
+        believed = by_anchor & ~new.revoked
+    else:
+        by_release = _reachable(new, released, links) & ~new.revoked
+        if not by_release >> new.current & 1:
+            return False
+        believed = by_anchor & ~new.revoked | by_release
+    return not new.roots & ~believed & ~new.revoked and bool(believed >> new.current & 1)
+
+
+def _reachable(new: Document, known: int, links: tuple[tuple[int, int], ...], leaders: int = -1) -> int:
+    """Return the known roots, and those to which endorsements and introductions lead (`_reachable_roots`)."""
+    leaders &= ~new.revoked
+    believed = known
     while True:
         more = believed
         for by, of in (*new.endorsed, *links):
-            if more >> by & 1:
+            if (more & leaders) >> by & 1:
                 more |= 1 << of
         if more == believed:
-            return not new.roots & ~believed and bool(believed >> new.current & 1)
+            return believed
         believed = more
+
+
+def is_revocation_signed(new: Document, held: Document) -> bool:
+    """Whether the anchor has signed what a document newly revokes (`check_revocations`).
+
+    In the model it never signs a revocation by itself: it endorses the root that takes the stolen one's place.
+    """
+    if held.anchor == NO_ANCHOR or not held.roots >> new.current & 1:
+        return True
+    return not new.revoked & ~held.revoked & held.roots
 
 
 def lost_roots(new: Document, held: Document, outlived: tuple[tuple[int, int], ...] = ()) -> int:

@@ -1,4 +1,4 @@
-"""The way to a broken state, told so that somebody who knows rotations and not this model can follow it.
+"""The way to a broken state, told so that a reader who knows rotations and not this model can follow it.
 
 What it is: numbered lines of plain words. States keep nodes and operators sorted; a story gives them numbers again.
 """
@@ -26,10 +26,11 @@ from goatherd.rotation.machine import (
     Wait,
 )
 
+from .anchors import NO_ANCHOR, Choice
 from .explorer import Exploration
 from .invariants import RULES
 from .state import Node, Run
-from .store import NAMES, NOBODY, Store, bits, names
+from .store import NAMES, NONE, Store, bits, names
 from .world import World
 
 
@@ -67,9 +68,9 @@ class _Teller:
         elif what[0] == "outsider":
             at, verb = (bits(what[2]), "on") if what[2] else (bits(what[1]), "off")
             said = (
-                f"Somebody else takes a label {verb} version {at[0]}."
+                f"Another client takes a label {verb} version {at[0]}."
                 if verb == "off"
-                else (f"Somebody else puts a label on version {at[0]}.")
+                else (f"Another client puts a label on version {at[0]}.")
             )
         elif what[0] == "altered":
             document = after.docs[what[1]]
@@ -77,10 +78,17 @@ class _Teller:
         elif what[0] == "taken back":
             content = _content(after, what[1])
             said = f"An operator takes that back by `goatherd restore --signature`: version {what[1]} ({content})."
+        elif what[0] == "mute":
+            said = "From now on, no signer of an anchor answers any more."
+        elif what[0] == "revoked":
+            said = f"The anchor revokes the root that signs: version {what[1]} ({_content(after, what[1])})."
+        elif what[0] == "stolen":
+            how = after.docs[what[1]].stolen
+            said = f"The thief of the root that signs writes version {what[1]} ({_content(after, what[1])}): it {how}."
         elif what[0] == "restored":
             said = f"The store is restored from a backup: version {what[1]} ({_content(before, what[1])}) is current."
         else:
-            said = f"An intruder writes version {what[1]}: X signs, endorsed by nobody."
+            said = f"An intruder writes version {what[1]}: X signs, endorsed by no root."
         for at, run in enumerate(self.runs):
             self.runs[at] = self.world.alive(after, run)
             if self.runs[at] != run:
@@ -91,12 +99,14 @@ class _Teller:
         at = self.nodes.index(old)
         self.nodes[at] = new
         who = self._name(at)
-        target = store.target_of(about[0]) if kind in ("introduced", "stores", "crossed") else NOBODY
+        target = store.target_of(about[0]) if kind in ("introduced", "stores", "crossed") else NONE
         match kind:
             case "takes":
                 return f"{who} reads version {about[0]} ({_content(store, about[0])}) and takes it."
             case "restarts":
                 return f"{who} restarts with version {about[0]} ({_content(store, about[0])})."
+            case "accepts":
+                return f"An operator starts {who.lower()} with --accept-identity: it takes version {about[0]}."
             case "introduced":
                 return f"The introduction of {NAMES[target]} reaches {who.lower()}, which takes it."
             case "stores":
@@ -159,13 +169,14 @@ class _Teller:
 def _content(store: Store, version: int) -> str:
     document = store.docs[version]
     words = f"{document.phase}, generation {document.generation}, {NAMES[document.current]} signs"
-    return words if document.next == NOBODY else f"{words}, {NAMES[document.next]} next"
+    words += f", {NAMES[document.anchor]} is the anchor" if document.anchor != NO_ANCHOR else ""
+    return words if document.next == NONE else f"{words}, {NAMES[document.next]} next"
 
 
 def _labels(store: Store) -> str:
     heads = [f"version {at} ({_content(store, at)}, roots {names(store.docs[at].roots)})" for at in store.heads]
     parts = [f"Current is {' or '.join(heads)}"]
-    parts.append("nothing is stable" if store.stable == NOBODY else f"stable is version {store.stable}")
+    parts.append("nothing is stable" if store.stable == NONE else f"stable is version {store.stable}")
     if store.head.phase is not Phase.STEADY:
         parts.append(f"version {store.head.rollback} is the one to go back to")
     if store.gone:
@@ -176,9 +187,11 @@ def _labels(store: Store) -> str:
 def _goal(run: Run) -> str:
     if run.bound:
         return f"{run.goal} rotation {run.bound}"
-    if run.aim != NOBODY:
+    if run.aim != NONE:
         return f"restore {NAMES[run.aim]} in place of {NAMES[run.origin]}"
-    return f"rotate away from {NAMES[run.origin]}" if run.origin != NOBODY else str(run.goal)
+    if run.choice is not Choice.KEEP:
+        return f"rotate away from {NAMES[run.origin]}, to {run.choice}"
+    return f"rotate away from {NAMES[run.origin]}" if run.origin != NONE else str(run.goal)
 
 
 def _decision(action: Action) -> str:
@@ -208,7 +221,7 @@ def _decision(action: Action) -> str:
         case Done(outcome=outcome):
             return f"the end: {outcome}"
         case Busy():
-            return "the end: somebody else is at it"
+            return "the end: another operator is at it"
         case Illegal(why=why):
             return f"the end: {why}"
     return str(action)

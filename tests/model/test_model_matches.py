@@ -41,7 +41,7 @@ from .state import Node
 from .store import (
     FIRST,
     NAMES,
-    NOBODY,
+    NONE,
     Alteration,
     Document,
     Signature,
@@ -195,9 +195,9 @@ def compare_documents(real: IdentityDocument, abstract: Document) -> None:
     assert real.generation == abstract.generation
     assert Phase(real.phase or Phase.STEADY) is abstract.phase
     assert real.current.id == NAMES[abstract.current]
-    assert (None if real.next is None else real.next.id) == (None if abstract.next == NOBODY else NAMES[abstract.next])
+    assert (None if real.next is None else real.next.id) == (None if abstract.next == NONE else NAMES[abstract.next])
     assert {one.id for one in real.roots} == named(abstract.roots)
-    assert real.rotated_from == (None if abstract.before == NOBODY else NAMES[abstract.before])
+    assert real.rotated_from == (None if abstract.before == NONE else NAMES[abstract.before])
     assert real.pruned == len(bits(abstract.pruned))
     assert private_keys(real) == named(abstract.private)
     assert (record is None) == (abstract.rotation == 0)
@@ -220,7 +220,7 @@ def test_a_run_recognizes_its_rotation_as_the_real_one_does() -> None:
         real, abstract = history[-1]
         for number in (1, 2):
             begun = transitions.has_begun(real, f"rotation-{number}")
-            # A rotation under way hides the one before it; a run of that one is told that somebody else is at it.
+            # A rotation under way hides the one before it; a run of that one is told that another operator is at it.
             is_over = abstract.rotation == 0 and bool(abstract.ended >> number & 1)
             assert begun is (abstract.rotation == number or is_over)
 
@@ -244,7 +244,7 @@ def test_a_node_takes_what_the_real_one_takes() -> None:
     assert answers == {True, False}
 
 
-def test_a_document_whose_root_nobody_endorsed_is_followed_by_neither() -> None:
+def test_neither_follows_a_document_whose_root_no_trusted_root_endorsed() -> None:
     real, abstract = histories(1)[0][-1]
     stranger = root("X")
     new = replace(real, generation=2, current=stranger, roots=(*real.roots, stranger.session))
@@ -256,7 +256,7 @@ def test_a_document_whose_root_nobody_endorsed_is_followed_by_neither() -> None:
 @pytest.mark.parametrize("how", list(Alteration))
 @pytest.mark.parametrize("signature", [Signature.INVALID, Signature.MISSING])
 @pytest.mark.parametrize("was_signed", [True, False])
-def test_what_somebody_without_the_key_alters_is_taken_by_both_or_by_neither(
+def test_both_or_neither_accept_a_change_by_a_writer_without_the_key(
     how: Alteration, signature: Signature, was_signed: bool
 ) -> None:
     """Also by a run, which reads what was signed before in the store."""
@@ -300,7 +300,7 @@ async def checked(new: IdentityDocument, before: IdentityDocument) -> None:
 
 
 def altered_document(real: IdentityDocument, how: Alteration, signature: Signature) -> IdentityDocument:
-    """Return what somebody writes who holds no root's key."""
+    """Return what a writer without a root's key writes."""
     tree = {**document_tree(real), "generation": real.generation + 1}
     other = next(root for root in real.roots if root.id != real.current.id)
     match how:
@@ -332,7 +332,7 @@ def test_a_node_trusts_whom_the_real_pool_trusts() -> None:
         documents = tuple(document for _, document in history)
         if not any(document.rotation for document in documents):
             continue
-        store = Store(docs=documents, heads=(len(documents) - 1,), stable=NOBODY)
+        store = Store(docs=documents, heads=(len(documents) - 1,), stable=NONE)
         real = history[-1][0]
         for has_introduction in (False, True):
             for has_cross in (False, True):

@@ -10,7 +10,7 @@ The adversary, in one place:
 - A node looks at the store when it likes, and is shown whatever the store's guarantee allows.
 - What was pushed once may reach any node, at any time, never, or again: from the operator, or from another node.
 - At a look at the nodes, any of them may give no answer; one may answer half. The deadline may have passed or not.
-- Somebody who can write to the store, but holds no root's key, alters the document once, signature or not.
+- A writer without a root's key alters the document once, signature or not.
 - A label that is not the rotator's may be put on any version, and taken off, at any time.
 - Between looking and acting anything may happen; an action may fail before or after its effect, and the run may crash
   before and after it. A run that is gone may be followed by another one with any goal.
@@ -46,6 +46,7 @@ from goatherd.rotation.machine import (
     Wait,
 )
 
+from .anchors import NO_ANCHOR, Choice, asked_to_sign
 from .decisions import Decisions, Sight, unanswered
 from .settings import Options, Removed
 from .state import (
@@ -72,19 +73,25 @@ from .state import (
 from .store import (
     INTRUDER,
     NAMES,
-    NOBODY,
+    NONE,
     Document,
     Signature,
     Store,
+    Theft,
     advanced,
     altered,
+    anchored_store,
     bits,
     first_store,
     follows,
+    follows_anchor,
+    is_revocation_signed,
     lost_roots,
     prepared,
     pruned,
+    revoked,
     rolled_back_store,
+    stolen,
     store_after_a_root_has_left,
     taken_back,
     unsigned_store,
@@ -111,12 +118,14 @@ class World:
         self.decisions = Decisions(self.removed, options)
 
     def first(self) -> int:
-        """Return the state of the beginning: A signs everywhere, and nobody does anything."""
+        """Return the state of the beginning: A signs everywhere, and no command runs."""
         options = self.options
         store, sent, signed = first_store(), 0, 1
         group = [Node(version=0)] * options.nodes + [Node(version=0, is_listed=False)] * options.unlisted
         if options.unsigned:
             store = unsigned_store()
+        if options.has_anchor or options.choices != (Choice.KEEP,):
+            store = anchored_store(has_anchor=options.has_anchor)
         if options.left_out:
             store, sent, signed = rolled_back_store(), introduced(1), 3
             at = store.heads[0]
@@ -169,7 +178,7 @@ class World:
             others = self._of_store[store] = tuple(self._store_moves(self.stores.values[store]))
         for move in others:
             group = self._settled(move.store, operators)
-            yield pack(move.store, group, nodes, sent, signed), move
+            yield pack(move.store, group, nodes, sent | move.sent, signed), move
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 
@@ -204,12 +213,15 @@ class World:
                 yield node._replace(version=version), broken, ("takes", version)
             if self.options.forgets and (version != node.version or node.unbelieved):
                 yield node._replace(version=version, unbelieved=0), None, ("restarts", version)
+        if missed_roll_back(store, node):
+            yield node._replace(version=store.heads[0]), None, ("accepts", store.heads[0])
         if node.unbelieved and not self.options.forgets:
             yield node._replace(unbelieved=0), None, ("restarts", node.version)
         trusted = self.trusted(store, node)
         for rotation in range(1, store.prepared + 1):
-            bit, origin = 1 << rotation, store.origin_of(rotation)
-            if sent & introduced(rotation) and not node.introductions & bit and trusted >> origin & 1:
+            bit, by = 1 << rotation, store.introductions_of(rotation)[0][0]
+            is_sent = sent & introduced(rotation) and not node.introductions & bit and trusted >> by & 1
+            if is_sent and knows_introducer(store, held, rotation):
                 yield node._replace(introductions=node.introductions | bit), None, ("introduced", rotation)
                 if self.options.unmodified:
                     deaf = node._replace(introductions=node.introductions | bit, unbelieved=node.unbelieved | bit)
@@ -230,7 +242,7 @@ class World:
         """Return the introductions (by, of) that a node finds in its own log."""
         if not self.options.prunes:
             return ()
-        there = [(store.origin_of(one), store.target_of(one)) for one in bits(node.introductions)]
+        there = [link for one in bits(node.introductions) for link in store.introductions_of(one)]
         back = [(store.target_of(one), store.origin_of(one)) for one in bits(node.crosses)]
         return (*there, *back, *((signer, root) for root, signer in pairs(node.earlier)))
 
@@ -246,6 +258,13 @@ class World:
         signed = sum({1 << store.docs[at].current for at in store.ancestors(version)})
         if held.roots & signed & ~new.roots & ~new.pruned:
             return "lost root"
+        if held.anchor != NO_ANCHOR and store.is_invaded and new.generation > held.generation:
+            below = [store.docs[at] for at in store.ancestors(store.docs.index(new))]
+            # A root that is new to the node may revoke others, and every writer those that the node does not know.
+            is_open = not held.roots >> new.current & 1 or not new.revoked & ~held.revoked & held.roots
+            harmless = (None, Theft.NOTHING, *([Theft.REVOCATION] if is_open else []))
+            if any(one.stolen not in harmless for one in below):
+                return "anchored"
         return None if is_grown or self.options.forks or store.is_invaded else "grown"
 
     def takes(
@@ -276,7 +295,12 @@ class World:
             return False
         if "lost roots" not in removed and lost_roots(new, held, outlived):
             return False
-        return "succession" in removed or follows(new, held, links)
+        if new.anchored is not None and held.anchor != NO_ANCHOR and "anchor" not in removed:
+            if "signed revocations" not in removed and not is_revocation_signed(new, held):
+                return False
+            is_strict, is_limited = "word of working roots" not in removed, "end of the way back" not in removed
+            return follows_anchor(new, held, links, anchors_only=is_strict, limits=is_limited)
+        return "succession" in removed or follows(new._replace(anchored=None), held._replace(anchored=None), links)
 
     def trusted(self, store: Store, node: Node) -> int:
         """Return the roots that a node trusts: its document's, and what its log says on the word of those."""
@@ -285,12 +309,12 @@ class World:
         while True:
             before = trusted
             for rotation in range(1, store.prepared + 1):
-                origin = store.origin_of(rotation)
-                target = store.target_of(rotation)
-                if believed >> rotation & 1 and trusted >> origin & 1:
-                    trusted |= 1 << target
-                if node.crosses >> rotation & 1 and trusted >> target & 1:
-                    trusted |= 1 << origin
+                if believed >> rotation & 1:
+                    for by, of in store.introductions_of(rotation):
+                        if trusted >> by & 1:
+                            trusted |= 1 << of
+                if node.crosses >> rotation & 1 and trusted >> store.target_of(rotation) & 1:
+                    trusted |= 1 << store.origin_of(rotation)
             for root, signer in pairs(node.earlier):
                 if trusted >> signer & 1:
                     trusted |= 1 << root
@@ -327,7 +351,7 @@ class World:
             return run
         kind, target = run.pending[:2]
         if kind == "label":
-            is_lost = run.pending[2] == NOBODY != store.stable
+            is_lost = run.pending[2] == NONE != store.stable
         else:
             is_lost = kind != "destroy" and not self._wins(store, kind, target)
         return run._replace(pending=None) if is_lost else run
@@ -387,7 +411,9 @@ class World:
             highest = document.generation if self.is_past_noted else 0
             for goal in self.options.goals:
                 if goal is Goal.ROTATE:
-                    yield Run(goal, document.current, highest=highest), version
+                    for choice in self.options.choices:
+                        if choice is not Choice.REMOVE or document.anchor != NO_ANCHOR:
+                            yield Run(goal, document.current, highest=highest, choice=choice), version
                 elif goal is Goal.RESTORE:
                     others = document.roots | document.pruned if document.phase is Phase.STEADY else 0
                     others &= ~(1 << document.current)
@@ -395,7 +421,7 @@ class World:
                         yield Run(goal, document.current, highest=highest, aim=root), version
                 else:
                     bound = 0 if goal is Goal.RETIRE else document.rotation
-                    yield Run(goal, NOBODY, bound, highest=highest), version
+                    yield Run(goal, NONE, bound, highest=highest), version
 
     def _glances(self, store: Store) -> Iterator[tuple[int, int]]:
         """Yield each (current, stable) that one look at the store may find."""
@@ -427,7 +453,7 @@ class World:
             if run.own and not run.bound and self._recognizes(document, run.own):
                 # From here on a run that rotates and one that resumes are told apart by nothing
                 # (test_model_matches.py).
-                seen = run._replace(bound=run.own, own=0, goal=Goal.RESUME, origin=NOBODY, aim=NOBODY)
+                seen = run._replace(bound=run.own, own=0, goal=Goal.RESUME, origin=NONE, aim=NONE, choice=Choice.KEEP)
             if self.is_past_noted:
                 seen = seen._replace(highest=max(run.highest, document.generation))
             sights: tuple[Sight, ...] = ()
@@ -447,7 +473,7 @@ class World:
         what = ("looks", version, sights, action)
         late = "ends" if sights[-1] == "late" else None
         rotation = store.docs[version].rotation
-        places = {"current": version, "stable": stable, None: NOBODY}
+        places = {"current": version, "stable": stable, None: NONE}
         match action:
             case Wait():
                 yield number, run, 0, late, what
@@ -513,10 +539,11 @@ class World:
     def _untrue(store: Store, run: Run, outcome: Outcome) -> str | None:
         finished = any(doc.finished >> run.bound & 1 for doc in store.docs)
         ended = any(doc.ended >> run.bound & 1 and not doc.finished >> run.bound & 1 for doc in store.docs)
+        ended = ended or bool(store.head.revoked >> max(0, store.target_of(run.bound)) & 1)
         if (outcome is Outcome.ROTATED and not finished) or (outcome is Outcome.ABANDONED and not ended):
             return "report"
         left = (doc for version, doc in enumerate(store.docs) if not (store.gone | store.labelled) >> version & 1)
-        is_left = any(doc.rotation == run.bound and doc.next != NOBODY for doc in left)
+        is_left = any(doc.rotation == run.bound and doc.next != NONE for doc in left)
         if outcome is Outcome.ABANDONED and is_left and store.head.cancelled >> run.bound & 1 and not store.is_forked:
             return "cancelled key"
         return None
@@ -546,19 +573,33 @@ class World:
         document = store.docs[expected]
         if kind in ("prepare", "restore"):
             rotation = store.prepared + 1
-            restored = NOBODY if kind == "prepare" else run.pending[2]
+            restored = NONE if kind == "prepare" else run.pending[2]
             if kind == "restore" and not self._holds_key(store, restored):
                 yield store, None, None  # it says so, and ends
                 return
             if rotation <= self.options.rotations:
                 broken = "once" if run.own or run.bound else "asked" if run.origin != document.current else None
-                after = prepared(document, expected, rotation, restored)
+                after = prepared(document, expected, rotation, restored, run.choice)
                 if "listed again" in self.removed.parts:
                     after = after._replace(roots=document.roots)
+                if document.anchored is not None and asked_to_sign(document.anchored, run.choice):
+                    after, fails = self._signed(after), store.is_mute
+                    yield store, None, None  # a signer refuses, does not answer, or returns wrong signatures
+                    if self.removed.parts & {"signed first", "signature check"}:
+                        assert after.anchored is not None
+                        partly = after._replace(anchored=after.anchored._replace(is_whole=False))
+                        yield from self._written(
+                            store, kind, partly, looking._replace(own=rotation), broken or "signed first"
+                        )
+                    if fails:
+                        return
                 yield from self._written(store, kind, after, looking._replace(own=rotation), broken)
             return
         if kind == "prune":
             yield from self._written(store, kind, pruned(document, expected, run.pending[2]), looking, None)
+            return
+        is_anchored = document.anchored is not None and document.anchored.anchor != NO_ANCHOR
+        if is_anchored and store.is_mute and "no later signature" in self.removed.parts:
             return
         broken = None if document.rotation == run.bound else "stranger"
         earlier = None
@@ -568,6 +609,18 @@ class World:
             earlier = store.docs[document.rollback]
         after = self._spoilt(advanced(document, expected, run.pending[2], earlier), document, run.pending[2])
         yield from self._written(store, kind, after, looking, broken)
+
+    def _signed(self, after: Document) -> Document:
+        """What a prepared document becomes where an anchor does not sign what it should."""
+        anchored = after.anchored
+        assert anchored is not None
+        if "word of the old anchor" in self.removed.parts and NO_ANCHOR not in (anchored.anchor, anchored.next):
+            kept = tuple(one for one in after.endorsed if one != (anchored.anchor, after.target))
+            after = after._replace(endorsed=kept if anchored.next != anchored.anchor else after.endorsed)
+        if "way back of the anchor" in self.removed.parts:
+            lasting = tuple(one for one in anchored.changes if one.until is None)
+            after = after._replace(anchored=anchored._replace(changes=lasting))
+        return after
 
     @staticmethod
     def _holds_key(store: Store, root: int) -> bool:
@@ -650,18 +703,39 @@ class World:
             docs = (*store.docs, taken_back(store))
             after = self._noted(store)._replace(docs=docs, heads=(len(store.docs),))
             yield Move(self.stores.number(after), 0, 0, 0, None, ("taken back", len(store.docs)))
+        if self.options.mutes and not store.is_mute:
+            yield Move(self.stores.number(store._replace(is_mute=True)), 0, 0, 0, None, ("mute",))
+        if self.options.revokes and head.anchor != NO_ANCHOR and not head.revoked and not store.is_mute:
+            fresh = store.prepared + 1
+            changed = revoked(head, store.heads[-1], fresh)
+            if "lasting word" in self.removed.parts:
+                changed = changed._replace(anchored=head.anchored and head.anchored.cancelled(head.target))
+            docs = (*store.docs, changed)
+            after = self._noted(store)._replace(docs=docs, heads=(len(store.docs),))
+            yield Move(self.stores.number(after), 0, introduced(fresh), 0, None, ("revoked", len(store.docs)))
+        if not store.is_altered and head.anchored is not None:
+            for how in self.options.thefts:
+                document = stolen(store, how)
+                if document is not None:
+                    after = self._noted(store)._replace(
+                        docs=(*store.docs, document),
+                        heads=(len(store.docs),),
+                        is_altered=True,
+                        is_invaded=how is not Theft.NOTHING,
+                    )
+                    yield Move(self.stores.number(after), 0, 0, 0, None, ("stolen", len(store.docs)))
         if self.options.intruder and not store.is_invaded:
             document = head._replace(
                 generation=head.generation + 1,
                 phase=Phase.STEADY,
                 current=INTRUDER,
-                next=NOBODY,
+                next=NONE,
                 roots=head.roots | 1 << INTRUDER,
                 private=1 << INTRUDER,
                 rotation=0,
-                target=NOBODY,
-                origin=NOBODY,
-                rollback=NOBODY,
+                target=NONE,
+                origin=NONE,
+                rollback=NONE,
                 ended=head.ended | (1 << head.rotation if head.rotation else 0),
                 base=store.heads[-1],
             )
@@ -680,7 +754,7 @@ class World:
                     yield Move(self.stores.number(after), 0, 0, 0, None, ("altered", at))
 
     def sight(self, store: Store, document: Document, node: Node) -> Sight:
-        """Return what a node would truthfully show to whoever has just read `document`."""
+        """Return what a node would truthfully show to a command that has just read `document`."""
         held, rotation = store.docs[node.version], document.rotation
         at = next((version for version in store.heads if store.docs[version] == document), store.docs.index(document))
         return Sight(
@@ -690,7 +764,8 @@ class World:
             crossed=bool(rotation and node.crosses >> rotation & 1),
             rejects=document.generation > held.generation
             and not (
-                follows(document, held, self.links(store, node))
+                is_revocation_signed(document, held)
+                and follows(document, held, self.links(store, node))
                 and not lost_roots(document, held, tuple(pairs(node.earlier)))
             ),
             is_ahead=self.options.restores and document.generation < held.generation,
@@ -714,7 +789,34 @@ class World:
         )
 
 
+def knows_introducer(store: Store, held: Document, rotation: int) -> bool:
+    """Whether a node that uses `held` takes the introduction of a rotation's next root by a new anchor.
+
+    A node that knows an anchor takes no introduction of a root by any other root, until it has read of the next anchor.
+    """
+    if held.anchored is None or held.anchored.anchor == held.anchored.next == NO_ANCHOR:
+        return True
+    anchors = {held.anchored.anchor, held.anchored.next, *(one.to for one in held.anchored.changes)}
+    anchors |= {one.by for one in held.anchored.changes}
+    return store.introductions_of(rotation)[-1][0] in anchors
+
+
+def missed_roll_back(store: Store, node: Node) -> bool:
+    """Whether a node uses a new anchor, and missed that its rotation was rolled back, until the way back had ended.
+
+    An operator then starts it with ``--accept-identity`` (docs/explanation/anchor.md).
+    """
+    held, head = store.docs[node.version], store.docs[store.heads[0]]
+    if held.anchored is None or not held.anchored.is_changing or held.phase not in (Phase.ACTIVATED, Phase.VERIFIED):
+        return False
+    is_rolled_back = bool(head.ended >> held.rotation & 1 and not head.finished >> held.rotation & 1)
+    ways_back = [one for one in held.anchored.changes if one.until is not None]
+    is_over = bool(ways_back) and not any(one.counts_at(head.generation) for one in ways_back)
+    return is_rolled_back and is_over
+
+
 def _order(run: Run | None) -> tuple[Any, ...]:
     if run is None:
         return ()
-    return (str(run.goal), run.origin, run.bound, run.own, run.highest, run.aim, *map(str, run.pending or ()))
+    about = (str(run.goal), run.origin, run.bound, run.own, run.highest, run.aim, str(run.choice))
+    return (*about, *map(str, run.pending or ()))

@@ -27,6 +27,7 @@ from tests.simulation.people import Goal, Operator, SimulatedClient
 from tests.simulation.restored_store import Restoration, StoreHistory
 from tests.simulation.revocations import Order, loot, thiefs_session, uncounted
 from tests.simulation.scenario import Command, Fate, Fault, Ill, Scenario
+from tests.simulation.signers import Trouble, first_word
 from tests.simulation.store import NOTICED
 from tests.simulation.world import FIRST_ROOT, NOTES, SECRET, SESSIONS, World
 
@@ -77,18 +78,19 @@ class Herd:
             )
             self.restoration = Restoration(self, scenario.went_back, world.history)
 
-    def found(self) -> None:
-        """Make the identity and put it in the store, before anybody is there to see it."""
+    async def found(self) -> None:
+        """Make the identity and put it in the store, before any server or client is there to see it."""
         platform, now_ms = self.world.platform, self.world.clock.now_ms()
         root = OwnedSession.generate(session_id=FIRST_ROOT, owner=ROOT_OWNER, now_ms=now_ms, lifetime=_LIFETIME)
-        value = SecretBytes(encode_document(create_document(root, now_ms)))
+        word = await first_word(self.world, root, now_ms) if self.scenario.has_anchor else None
+        value = SecretBytes(encode_document(create_document(root, now_ms, word=word)))
         entry = RecordedVersion(created_ms=now_ms, request="", digest="", size=value.size)
         platform.values[1] = value
         platform.become(VersionedRecord(versions=MappingProxyType({1: entry}), labels=MappingProxyType({CURRENT: 1})))
 
     async def live(self) -> None:
         """Start everything, and let happen what the scenario says until every command has ended."""
-        self.found()
+        await self.found()
         for node in self.nodes[: self.scenario.nodes]:
             node.start()
         for client in self.clients:
@@ -118,6 +120,7 @@ class Herd:
         world.platform.trouble = type(world.platform.trouble)(lag=min(0.3, self.scenario.lag))
         world.network.trouble = type(world.network.trouble)()
         world.network.mended()
+        world.signers.trouble = None
         for node in self.nodes:
             node.clock.skew = timedelta(0)
             if node.process is None:
@@ -186,7 +189,7 @@ class Herd:
             node.start()
 
     async def _alter(self, at: float) -> None:
-        """Be somebody who can write to the store, but holds no root's key, and rewrites history."""
+        """Write to the store without a root's key, and rewrite history."""
         await asyncio.sleep(at)
         async with self.world.store(self.world.clock) as store:
             for _ in range(20):
@@ -238,7 +241,7 @@ class Herd:
             elif command.fate is Fate.INTERRUPTED:
                 operator.cancel_at(command.step)
             known = self.nodes if self._knows_joiner() else self.nodes[: self.scenario.nodes]
-            order = Order(quorum=self.scenario.quorum)
+            order = Order(quorum=self.scenario.quorum, anchor=command.anchor)
             await self._ended(operator, operator.begin(command.goal, [node.url for node in known], order))
             self._judge(operator, command)
         finally:
@@ -251,7 +254,7 @@ class Herd:
         operator.kill_at(operator.process.steps + _STEPS_OF_A_WRITE)
 
     def _judge(self, operator: Operator, command: Command) -> None:
-        """See that a lie ends no command but as that server's failure. Where there is other trouble nobody can tell."""
+        """See that a lie ends no command but as that server's failure. With other trouble, nothing is checked."""
         scenario, liar = self.scenario, self.liar
         if liar is None or scenario.faults or any(one.fate is not None or one.skew for one in scenario.commands):
             return
@@ -294,7 +297,9 @@ class Herd:
 
     async def _suffer(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at)
-        who = "store" if fault.ill.startswith("store") else self.nodes[fault.machine].name
+        who = self.nodes[fault.machine].name
+        if fault.ill.startswith(("store", "signer")):
+            who = fault.ill.partition(" ")[0]
         self.world.trace.tell(who, f"fault: {fault.ill}")
         mend = await self._strike(fault)
         await asyncio.sleep(fault.lasts)
@@ -332,6 +337,10 @@ class Herd:
             case Ill.CLOCK:
                 before, node.clock.skew = node.clock.skew, timedelta(seconds=160 * (fault.degree - 0.5))
                 return self._mending(lambda: setattr(node.clock, "skew", before))
+            case Ill.SIGNER_DOWN | Ill.SIGNER_DENIED | Ill.SIGNER_SLOW | Ill.SIGNER_WRONG:
+                signers = self.world.signers
+                signers.trouble, signers.degree = Trouble(fault.ill.removeprefix("signer ")), fault.degree
+                return lambda: setattr(signers, "trouble", None)
         return self._strike_store(fault)
 
     def _strike_store(self, fault: Fault) -> Callable[[], Awaitable[None] | None]:

@@ -16,8 +16,8 @@ from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, Verifica
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.session import OwnedSession
+from goatherd.identity.session_commits import introduction_id
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, VersionState
-from goatherd.rotation.cross_signing import introduction_id
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from tests.simulation.herd import Herd
@@ -36,7 +36,7 @@ _MAY_HOLD: Final = frozenset({"currentSession", "nextSession"})
 
 
 def at_rest(herd: Herd) -> list[str]:
-    """Return what is wrong with a herd of which nobody asks anything and which has had time."""
+    """Return what is wrong with a herd that gets no requests and has had time."""
     document = herd.world.promises.documents[-1][1]
     return [*_store(herd, document), *_nodes(herd, document), *_commits(herd)]
 
@@ -51,6 +51,8 @@ def restorable_root(herd: Herd) -> str | None:
     previous = document.rotated_from
     if previous in document.revoked_ids:
         return None
+    if document.anchor is not None and not document.is_endorsed_to_sign(previous or "", document.anchor):
+        return None
     if previous is None or (last is not None and last.event == "rolled-back" and last.to_id == previous):
         return None
     for number, value in platform.values.items():
@@ -62,7 +64,7 @@ def restorable_root(herd: Herd) -> str | None:
 
 
 def no_time_in_the_future(herd: Herd) -> list[str]:
-    """Return what is wrong with the times that the identity records, once somebody with a right clock has retired."""
+    """Return what is wrong with the times that the identity records, once an operator with a right clock retired."""
     document = herd.world.promises.documents[-1][1]
     ahead_ms = recorded_ahead_ms(document, herd.world.clock.now_ms())
     is_tolerated = timedelta(milliseconds=ahead_ms) <= herd.world.policy.clock_tolerance
@@ -99,8 +101,9 @@ async def new_client(herd: Herd) -> list[str]:
     sessions = [commit for commit in sessions if commit.session not in revoked]
     notes = [commit for commit in notes if commit.session not in revoked]
     wrong = [f"a new client cannot verify {what}" for what in _unverifiable(pool, [*sessions, *notes])]
-    # Once the others have expired, the root that signs is the only one that new clients learn.
-    later = TrustPool(org=ORG, current=owned, roots=[root for root in roots if root.id == _signer(herd)])
+    # Once the others have expired, the root that signs and the anchors are the only ones that new clients learn.
+    lasting = {_signer(herd), *herd.world.promises.documents[-1][1].anchor_ids}
+    later = TrustPool(org=ORG, current=owned, roots=[root for root in roots if root.id in lasting])
     later.offer_session_commits(sessions)
     wrong += [f"a client of later cannot verify {what}" for what in _unverifiable(later, [*sessions, *notes])]
     return wrong + [f"a new client does not get note {commit_id}" for commit_id in sorted(missing)]
@@ -122,7 +125,7 @@ async def after_revoking(herd: Herd) -> list[str]:
 
 
 async def _try_to_steal(herd: Herd, stolen: OwnedSession) -> list[str]:
-    """Be the thief: ask as the stolen root, and bring what it has signed as anybody's."""
+    """Be the thief: ask as the stolen root, and bring what it has signed under any session."""
     forged, wrong = thiefs_session(stolen), []
     for node in herd.nodes:
         client = herd.world.client(node.url, herd.world.clock)
@@ -130,8 +133,8 @@ async def _try_to_steal(herd: Herd, stolen: OwnedSession) -> list[str]:
             await client.push(SESSIONS, [forged.to_json()], stolen)
             wrong.append(f"{node.name} answers {stolen.id}, which is revoked")
         with contextlib.suppress(NodeRefusedError):
-            anybody, _ = await client.create_session()
-            await client.push(SESSIONS, [forged.to_json()], anybody)
+            author, _ = await client.create_session()
+            await client.push(SESSIONS, [forged.to_json()], author)
         assert node.database is not None
         if forged.id in node.database.engine.get_repository(SESSIONS):
             wrong.append(f"{node.name} took a session of a thief, signed by {stolen.id} after its revocation")
@@ -146,7 +149,7 @@ def keys_left(herd: Herd, operator: Operator) -> list[str]:
     truth = holders(herd.world, report.revoked_id)
     wrong = []
     labels, record = herd.world.platform.ledger.labels, herd.world.promises.documents[-1][1].rotation
-    # Somebody else's rotation in progress may have to go back to where it has left `stable`.
+    # Another operator's rotation in progress may have to go back to where it has left `stable`.
     stable = str(labels.get(CURRENT)) if record is None else record.stable_version
     if str(labels.get(STABLE)) != stable:
         wrong.append(f"{operator.name} left stable on version {labels.get(STABLE)}, not on {stable}")
@@ -246,7 +249,7 @@ def _signers(herd: Herd) -> set[str]:
 def _heirs(herd: Herd) -> frozenset[str]:
     """Return the roots that took a stolen one's place while servers may have been out of reach.
 
-    Only the stolen root can introduce them, and nobody listens to it afterwards: who was away then follows by the
+    Only the stolen root can introduce them, and no server listens to it afterwards: who was away then follows by the
     proof in the identity, and the introduction, if one server alone got it, does not count.
     """
     scenario, documents = herd.scenario, [document for _, document in herd.world.promises.documents]

@@ -2,7 +2,7 @@
 
 What it is: one lie, told until the server is repaired, over the answers of a real one. What it is not: a thief of keys;
 it signs nothing that counts. Clients and peers get honest answers, since they verify what they are sent; what a server
-says of itself and of what it holds nobody can verify, so that is what it lies about.
+says of itself and of what it holds cannot be verified, so that is what it lies about.
 
 Rule: whatever is invented bears `MARK`, so that it can be found wherever it must not get to.
 """

@@ -10,7 +10,7 @@ Rules:
 - Everything that runs belongs to the `Process` whose context it was started in, or to the world, which has none.
 - A step is one callback of the loop. A process counts its own, so that a run can say "at the 117th step".
 - A killed process has no further effect: whatever reaches out of it (network, store, disk) asks `check_alive` first.
-  Its tasks are unwound so that nothing of them is left; what they do in that is seen by nobody.
+  Its tasks are unwound so that nothing of them is left; what they do in that is not seen.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("simul
 
 
 class DeadlockError(AssertionError):
-    """Everybody waits, and nothing is left that could wake anybody."""
+    """Every task waits, and nothing is left that could wake one."""
 
 
 class _Future(asyncio.Future[Any]):
@@ -193,7 +193,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             heapq.heappop(scheduled)._scheduled = False
         if not ready:
             if not scheduled:
-                raise DeadlockError("nobody will ever do anything again")
+                raise DeadlockError("no task will ever run again")
             self._now = max(self._now, scheduled[0].when())
         while scheduled and scheduled[0].when() <= self._now:
             handle = heapq.heappop(scheduled)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+from goatherd.wire.json import parse_json, to_json_bytes
 from tests.simulation.dice import Dice
 from tests.simulation.loop import VirtualLoop, check_alive
 
@@ -83,8 +84,11 @@ class _Log:
     def read_records(self) -> Sequence[Mapping[str, Any]]:
         return list(self._kept)
 
-    def append_record(self, record: Mapping[str, Any]) -> None:
-        self._pending.append(record)
+    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
+        yield from [to_json_bytes(record) for record in self._kept]
+
+    def append_record(self, record: Mapping[str, Any] | bytes) -> None:
+        self._pending.append(parse_json(record) if isinstance(record, bytes) else record)
 
     def flush(self) -> None:
         self._kept += self._pending

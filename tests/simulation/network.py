@@ -1,11 +1,11 @@
-"""The network between simulated machines: HTTP requests that take time, get lost, or find nobody.
+"""The network between simulated machines: HTTP requests that take time, get lost, or find no server.
 
 What it is: `Network`, and `Line`, which a real `goatherd.NodeClient` takes for its connection pool, so that its
 own deadline, signing and parsing are what is tested. What it is not: TCP; a request arrives once or not at all.
 
 What can go wrong: a machine is cut off (what is sent waits in vain until the cut is mended, then the connection is
-reset, or it is refused at once), a machine is slow, an answer is lost after its request took effect, nobody listens, a
-process dies while it answers.
+reset, or it is refused at once), a machine is slow, an answer is lost after its request took effect, no process
+listens, a process dies while it answers.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from tests.simulation.liar import Liar
 from tests.simulation.loop import Process
 from tests.simulation.machine import MachineClock, MachineDisk
 from tests.simulation.network import Answer
+from tests.simulation.signers import THIEF
 from tests.simulation.world import NOTES, ORG, REFRESH, SECRET, World
 
 _FROZEN: Final = "/goatherd/v1/frozen/"
@@ -230,7 +231,14 @@ class _Watch:
             self._world.promises.broken.append(f"{self._name} went back in generation")
         # SECURITY: who has seen a signed document takes no other (tests/simulation, mutant "unsuspecting").
         if before.document.is_signed and not settings.document.is_signed:
-            self._world.promises.broken.append(f"{self._name} follows what somebody without the key wrote")
+            self._world.promises.broken.append(f"{self._name} follows what a writer without the key wrote")
+        # SECURITY: a server that knows an anchor follows no root that the anchor has not signed (mutant "unanchored").
+        if before.document.anchor is not None and (
+            not self._world.signers.have_named(settings.document) or settings.document.find_root(THIEF) is not None
+        ):
+            self._world.promises.broken.append(
+                f"{self._name} follows generation {settings.document.generation}, which its anchor has not signed"
+            )
         if self._world.history is not None:
             self._world.history.uses(self._name, settings.document)
         self._tell("follows")

@@ -23,15 +23,15 @@ from goatherd.rotation.events import (
     ConflictMet,
     Decided,
     Event,
+    NodeNotified,
     NodesSeen,
-    NodeTold,
     PhaseEntered,
     Report,
     RevocationStepped,
     RunEnded,
     StoreTroubled,
 )
-from goatherd.rotation.machine import Advance, Step
+from goatherd.rotation.machine import Advance, IntroduceEarlier, Prepare, Step
 from goatherd.wire.commit import Commit, new_commit
 from tests.simulation.dice import Dice
 from tests.simulation.loop import Process
@@ -68,7 +68,7 @@ class SimulatedClient:
 
     @property
     def waiting(self) -> int:
-        """How many of its notes nobody has acknowledged yet."""
+        """How many of its notes no server has acknowledged yet."""
         return len(self._pending)
 
     def start(self) -> None:
@@ -145,7 +145,7 @@ class Goal(StrEnum):
 
 
 class Operator:
-    """Somebody at a shell of his own, on a machine with a clock of its own, who runs one command.
+    """An operator at a shell of his own, on a machine with a clock of its own, who runs one command.
 
     Args:
         world: Where.
@@ -173,6 +173,7 @@ class Operator:
         self._clock = MachineClock(world.loop, skew)
         self._task: asyncio.Task[None] | None = None
         self._leap: tuple[Step, timedelta, Callable[[], None]] | None = None
+        self._decided: object = None
 
     @property
     def is_running(self) -> bool:
@@ -261,10 +262,11 @@ class Operator:
                 clock=self._clock,
                 started_by=self.name,
                 on_event=self._on_event,
+                open_signer=self._world.signers.opener(self._clock, self._on_signer),
             )
             match goal:
                 case Goal.ROTATE:
-                    return await rotator.rotate()
+                    return await rotator.rotate(anchor=order.anchor)
                 case Goal.RESTORE:
                     return await rotator.restore()
                 case Goal.RESUME:
@@ -295,6 +297,12 @@ class Operator:
                 heard=self._on_event,
             )
 
+    def _on_signer(self, call: str) -> None:
+        """SECURITY: only the first step of a rotation needs an anchor, so that a roll-back needs none."""
+        self._world.trace.detail(self.name, f"asks a signer: {call}")
+        if not isinstance(self._decided, Prepare | IntroduceEarlier):
+            self._world.promises.broken.append(f"{self.name} asks a signer after it has decided: {self._decided}")
+
     def _on_event(self, event: Event) -> None:
         if self.process.is_dead:
             return
@@ -304,8 +312,9 @@ class Operator:
                 trace.tell(self.name, f"sees generation {event.generation}, {event.phase}")
             case Decided():
                 trace.detail(self.name, f"decides {event.action}")
+                self._decided = event.action
                 self._leap_before(event.action)
-            case NodeTold(heard=False):
+            case NodeNotified(is_reached=False):
                 trace.detail(self.name, f"could not tell {event.url}: {event.problem}")
             case ConflictMet():
                 trace.tell(self.name, "meets a conflict")
@@ -315,5 +324,5 @@ class Operator:
                 trace.tell(self.name, f"revokes {event.revoked_id[:8]}: {event.step}, generation {event.generation}")
             case NodesSeen():
                 trace.detail(self.name, f"sees {'; '.join(str(node) for node in event.nodes)}")
-            case RunEnded() | NodeTold():
+            case RunEnded() | NodeNotified():
                 pass

@@ -1,6 +1,6 @@
 """A store that goes back to an earlier state, what servers and operators may do then, and the operator's way out.
 
-What it is: the backup and its restore, somebody who writes on from there, a record of which document has grown from
+What it is: the backup and its restore, an operator who writes on from there, a record of which document has grown from
 which by what its writer had read, and the two ways out of docs/how-to/restored-store.md. What it is not: it trusts
 nothing that the documents say of their own past; that is what is tested.
 
@@ -60,7 +60,7 @@ class WentBack:
         is_after: Whether it goes back after the first command has ended.
         forks: How many operators then write on from there, in turn, who overrule every server.
         is_unlisted: These operators know of no server instead.
-        goal: What an operator wants who knows the servers and overrules none; None for nobody.
+        goal: What an operator wants who knows the servers and overrules none; None for no operator.
         asks_at: When, in seconds after the store went back.
         way_out: What is decided, where both ways are open.
         is_loss_theft: Whether a root that is lost with the later state is then treated as stolen.
@@ -126,7 +126,7 @@ class StoreHistory:
             self._broken(f"{node} goes on to generation {document.generation}, in which {sorted(lost)} are gone")
 
     def written(self, document: IdentityDocument) -> None:
-        """Note that somebody has written. SECURITY: what servers know is not overwritten (tests/simulation)."""
+        """Note that a client has written. SECURITY: what servers know is not overwritten (tests/simulation)."""
         process = current_process()
         name = "" if process is None else process.name.partition("/")[0]
         if name not in self._begun or not self.is_strict:
@@ -243,7 +243,7 @@ class Restoration:
         return bool(lost) or not self._world.promises.stolen.keys().isdisjoint(root.id for root in current.roots)
 
     def _forget_unknown_roots(self) -> None:
-        """Let nobody revoke a root that only a fork has known."""
+        """Let no operator revoke a root that only a fork has known."""
         _, current = self._world.promises.documents[-1]
         known = {root.id for root in current.roots} | current.revoked_ids | self._history.signers
         stolen = self._world.promises.stolen

@@ -2,8 +2,8 @@
 
 What is real: `goatherd.revocation.revoker.Revoker`. What it is not: it says nothing of a rotation (`invariants`).
 
-What a revoked root has signed itself counts as far as it is in the frozen list, so a server's own note that nobody else
-held when the list was closed is lost, by design. What user sessions have signed counts always: their sessions are
+What a revoked root has signed itself counts as far as it is in the frozen list, so a server's own note that no other
+server held when the list was closed is lost, by design. What user sessions have signed counts always: they are
 introduced again, and an operator who is told that a server alone holds some of it asks for that.
 """
 
@@ -22,6 +22,7 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.values import CURRENT, VersionState
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import NEW, Revoker
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.events import Event
 from goatherd.wire.commit import Commit
@@ -48,6 +49,7 @@ class Order:
         reopen: Whether the list is closed anew.
         destroy: Whether the stored keys are destroyed.
         distrust: Servers whose word on the store's history does not count for a rotation.
+        anchor: What a rotation changes about the anchor.
     """
 
     quorum: int | None = None
@@ -56,6 +58,7 @@ class Order:
     reopen: bool = False
     destroy: bool = False
     distrust: Sequence[str] = ()
+    anchor: AnchorChoice = UNCHANGED
 
 
 async def revoke(
@@ -85,13 +88,22 @@ async def revoke(
         root_id = _chosen(decode_document(found.value.reveal()), earlier=earlier)
     world.promises.stolen[root_id] = None
     revoker = Revoker(
-        store, SECRET, nodes, org=ORG, policy=_POLICY, trust_alone=order.trust_alone, clock=clock, on_event=heard
+        store,
+        SECRET,
+        nodes,
+        org=ORG,
+        policy=_POLICY,
+        trust_alone=order.trust_alone,
+        clock=clock,
+        on_event=heard,
+        open_signer=world.signers.opener(clock, lambda call: world.trace.detail("signer", call)),
     )
     return await revoker.revoke(root_id, reason="stolen", successor=NEW, reopen=order.reopen, destroy=order.destroy)
 
 
 def _chosen(document: IdentityDocument, *, earlier: bool) -> str:
-    others = [root.id for root in document.roots if root.id not in {document.current.id, *document.revoked_ids}]
+    staying = {document.current.id, *document.revoked_ids, *document.anchor_ids}
+    others = [root.id for root in document.roots if root.id not in staying]
     return others[-1] if earlier and others else document.current.id
 
 
@@ -141,7 +153,7 @@ def holders(world: World, root_id: str) -> tuple[str, ...]:
 
 
 def loot(world: World, root_id: str) -> OwnedSession | None:
-    """Return a root with its private key, as somebody has it who has read the store while it signed."""
+    """Return a root with its private key, as a thief has it who has read the store while it signed."""
     return next((one.current for _, one in world.promises.documents if one.current.id == root_id), None)
 
 

@@ -19,7 +19,8 @@ from tests.simulation.loop import VirtualLoop
 from tests.simulation.people import Goal
 from tests.simulation.revocations import Order
 from tests.simulation.scenario import MOST_SKEW, Scenario, draw
-from tests.simulation.world import POLICY, WRONG_CLOCKS_POLICY, World
+from tests.simulation.signers import steal
+from tests.simulation.world import POLICY, REFRESH, SECRET, WRONG_CLOCKS_POLICY, World
 
 _THREAD = (0.0, 0.004)
 """Seconds that work in a thread waits for its turn, and again for the loop to hear of its end."""
@@ -101,7 +102,7 @@ def run(seed: int, scenario: Scenario | None = None, *, steps: bool = False, rea
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Leave garbage to whoever makes many runs: collecting it takes a good part of the time of one."""
+    """Leave garbage to the caller, who makes many runs: collecting it takes a good part of the time of one."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -121,6 +122,8 @@ async def _whole(herd: Herd) -> None:
     broken += invariants.at_rest(herd)
     broken += await invariants.new_client(herd)
     broken += await invariants.after_revoking(herd)
+    if herd.scenario.is_robbed:
+        broken += await steal(herd, SECRET, REFRESH)
     if herd.scenario.is_restored:
         broken += await _restore(herd)
     if herd.scenario.is_rotated_again:

@@ -12,12 +12,14 @@ from enum import StrEnum
 from typing import Final
 
 from goatherd.providers.base import ReadConsistency
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
 from goatherd.rotation.machine import Step
 from tests.simulation.dice import Dice
 from tests.simulation.liar import Lie
 from tests.simulation.people import Goal
 from tests.simulation.restored_store import Kind as WentBackKind
 from tests.simulation.restored_store import WayOut, WentBack
+from tests.simulation.signers import SECOND
 from tests.simulation.store import Kind
 
 FAULTS_WITHIN: Final = 5.0
@@ -47,6 +49,10 @@ class Ill(StrEnum):
     STORE_LOSES_ANSWERS = "store loses answers"
     STORE_SLOW = "store slow"
     STORE_BLIPS = "store blips"
+    SIGNER_DOWN = "signer down"
+    SIGNER_DENIED = "signer denied"
+    SIGNER_SLOW = "signer slow"
+    SIGNER_WRONG = "signer wrong signature"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,7 @@ class Command:
         fate: What befalls him; None for nothing.
         step: At which of his steps.
         skew: How wrong his clock is.
+        anchor: What a rotation changes about the anchor.
     """
 
     goal: Goal
@@ -96,6 +103,7 @@ class Command:
     fate: Fate | None = None
     step: int = 0
     skew: timedelta = timedelta(0)
+    anchor: AnchorChoice = UNCHANGED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +142,14 @@ class Scenario:
         faults: What goes wrong.
         commands: What operators do.
         wrong_clocks: Which operators' clocks are days wrong; mended with everything else.
-        altered_at: When somebody who can write to the store, but holds no key, alters the document, in seconds; None
+        altered_at: When a writer without a key alters the document, in seconds; None
             for never.
         lie: What one server answers falsely, from the beginning until all is mended; None where all are honest.
         quorum: How many servers must follow the operators' rotations; None for all.
         went_back: How the store goes back to an earlier state; None where it does not.
-        is_resumed_first: Whether, once all is mended, somebody carries on with a rotation before somebody else does
+        has_anchor: Whether the identity has an anchor from the beginning.
+        is_robbed: Whether, once all is mended, a thief of the working root writes to the store.
+        is_resumed_first: Whether, once all is mended, one operator resumes a rotation before another one does
             with a revocation.
         is_restored: Whether, once all is mended, the previous root must come to sign again where its key is stored.
         is_rotated_again: Whether, once all is mended, a second rotation must come to a good end.
@@ -159,6 +169,8 @@ class Scenario:
     lie: Lie | None = None
     quorum: int | None = None
     went_back: WentBack | None = None
+    has_anchor: bool = False
+    is_robbed: bool = False
     is_resumed_first: bool = False
     is_restored: bool = False
     is_rotated_again: bool = True
@@ -166,6 +178,8 @@ class Scenario:
     def lines(self) -> list[str]:
         """Return what it is, for people."""
         lines = [f"{self.nodes} nodes, {self.clients} clients; the store {self.kind}, {self.lag:.1f} s behind"]
+        if self.has_anchor:
+            lines.append("the identity has an anchor")
         if self.joins_at is not None:
             lines.append(f"one more joins at {self.joins_at:.1f} s, {'listed' if self.joiner_listed else 'unlisted'}")
         if self.altered_at is not None:
@@ -174,7 +188,9 @@ class Scenario:
         for number, command in enumerate(self.commands):
             after = "" if command.after is None else f" after ops-{command.after} has ended"
             fate = "" if command.fate is None else f", {command.fate} at step {command.step}"
-            lines.append(f"ops-{number}: {command.goal} at {command.at:.1f} s{after}{fate}")
+            anchor = f" with anchor {command.anchor.signer}" if command.anchor.signer else ""
+            anchor += " without an anchor" if command.anchor.is_removed else ""
+            lines.append(f"ops-{number}: {command.goal}{anchor} at {command.at:.1f} s{after}{fate}")
         for wrong in self.wrong_clocks:
             days = wrong.skew / timedelta(days=1)
             more = ", compared with no other" if wrong.is_credulous else ""
@@ -216,7 +232,7 @@ def draw(seed: int) -> Scenario:
     if clocks.chance(0.2):
         leaps = Dice(seed, "leaps")
         return _with_leap(scenario, leaps) if leaps.chance(0.2) else _with_wrong_clocks(scenario, clocks)
-    return _with_restored_store(seed, _with_liar(seed, _with_theft(seed, scenario)))
+    return _with_anchor(seed, _with_restored_store(seed, _with_liar(seed, _with_theft(seed, scenario))))
 
 
 def _with_blips(scenario: Scenario, dice: Dice) -> Scenario:
@@ -255,7 +271,7 @@ def _with_wrong_clocks(scenario: Scenario, dice: Dice) -> Scenario:
 
 
 def _with_leap(scenario: Scenario, dice: Dice) -> Scenario:
-    """Return the scenario with a rotation whose clock leaps ahead in the middle of it, and somebody who carries it on.
+    """Return the scenario with a rotation whose clock leaps ahead in the middle of it, and an operator who resumes it.
 
     The servers refuse what is signed with a time days off, so a clock that is wrong for longer than one look gets no
     further than that.
@@ -278,7 +294,7 @@ def _with_leap(scenario: Scenario, dice: Dice) -> Scenario:
 
 
 def _with_theft(seed: int, scenario: Scenario) -> Scenario:
-    """Have a root be revoked in every eighth run, mostly while somebody else is at work."""
+    """Have a root be revoked in every eighth run, mostly while another operator is at work."""
     dice = Dice(seed, "thefts")
     if not dice.chance(0.125):
         return scenario
@@ -288,7 +304,7 @@ def _with_theft(seed: int, scenario: Scenario) -> Scenario:
         commands.append(_command(dice, first, at=dice.uniform(0.1, 7), dies=0.5))
     else:
         commands.append(_command(dice, first, at=dice.uniform(0, 2), after=0, dies=0.5))
-    if dice.chance(0.3):  # nobody else is
+    if dice.chance(0.3):  # no other operator is
         commands = [replace(commands[-1], after=None)]
         others = 0
     if dice.chance(0.3):  # another one, at the same time or when the first has ended
@@ -348,6 +364,35 @@ def _with_restored_store(seed: int, scenario: Scenario) -> Scenario:
     return scenario
 
 
+def _with_anchor(seed: int, scenario: Scenario) -> Scenario:
+    """Have an anchor in every tenth run whose servers are honest and whose store does not go back.
+
+    In some, the identity has none at the beginning, and may get one.
+    """
+    dice = Dice(seed, "the anchor")
+    if not dice.chance(0.1) or scenario.lie is not None or scenario.went_back is not None:
+        return scenario
+    choices = [UNCHANGED, UNCHANGED, AnchorChoice(signer=SECOND), AnchorChoice(is_removed=True)]
+    has_anchor = dice.chance(0.7)
+    commands = tuple(
+        replace(one, anchor=dice.choice(choices if has_anchor else [UNCHANGED, AnchorChoice(signer=SECOND)]))
+        for one in scenario.commands
+    )
+    ills = [ill for ill in Ill if ill.startswith("signer")]
+    faults = tuple(
+        Fault(ill=dice.choice(ills), at=dice.uniform(0.0, 3), lasts=dice.uniform(0.5, 8), degree=dice.random())
+        for _ in range(dice.choices([0, 1, 2], [4, 4, 2])[0])
+    )
+    return replace(
+        scenario,
+        has_anchor=has_anchor,
+        commands=commands,
+        faults=(*scenario.faults, *faults),
+        is_robbed=True,
+        is_rotated_again=True,
+    )
+
+
 def _skew(dice: Dice) -> timedelta:
     return timedelta(seconds=dice.choice([0.0, dice.uniform(-1, 1), dice.uniform(-MOST_SKEW, MOST_SKEW)]))
 
@@ -355,7 +400,7 @@ def _skew(dice: Dice) -> timedelta:
 def _fault(dice: Dice, nodes: int) -> Fault:
     machine = dice.randrange(nodes)
     return Fault(
-        ill=dice.choice([ill for ill in Ill if ill is not Ill.STORE_BLIPS]),
+        ill=dice.choice([ill for ill in Ill if ill is not Ill.STORE_BLIPS and not ill.startswith("signer")]),
         at=dice.uniform(0.1, FAULTS_WITHIN),
         lasts=dice.uniform(0.1, LONGEST_FAULT),
         machine=machine,

@@ -7,7 +7,7 @@ platform: what a guarantee leaves open happens here.
 What can go wrong: a call takes long, hangs, is throttled or refused with "unavailable" before it has an effect, or has
 its effect and loses its answer; a machine is cut off from the store; a read shows what was true a while ago, as far as
 `Guarantees.read_consistency` allows; a write is two calls to the platform, and a process that dies in between leaves a
-version that nobody points at; a store that keeps no request ids meets its own write with a conflict.
+version that no label points at; a store that keeps no request ids meets its own write with a conflict.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Kind:
         in_two: Whether a write is two calls.
         forgets: Whether it keeps no request ids, so that a repeated write meets its own first attempt.
         is_timeless: Whether it has no clock, as a directory of files: its answers bear no date, and versions have the
-            time of whoever wrote them.
+            time of their writers.
         is_best_effort: Whether it promises compare-and-swap only while it is well, as it is here.
     """
 
@@ -69,7 +69,7 @@ class Trouble:
     """What is wrong with the store now.
 
     Attributes:
-        down: It answers nobody.
+        down: It answers no request.
         hangs: While `down`, it does not even say no.
         cut: Machines that it does not answer.
         throttles: The chance that a call is throttled.
@@ -254,7 +254,7 @@ class SimulatedStore(SecretProvider):
         await self._call(call, version, work)
 
     async def _delete(self, call: Call) -> None:
-        raise call.error(SecretNotFoundError, "nobody deletes the secret of a run")
+        raise call.error(SecretNotFoundError, "no command deletes the secret of a run")
 
     # --- effects ----------------------------------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class SimulatedStore(SecretProvider):
         end = self._platform.loop.time() + PATIENCE.total_seconds()
         while self._platform.trouble.hangs and self._platform.loop.time() < end:
             await asyncio.sleep(NOTICED)
-        raise call.error(UnavailableError, "nobody answers")
+        raise call.error(UnavailableError, "the store does not answer")
 
     async def _travel(self) -> None:
         await asyncio.sleep(self._platform.dice.uniform(*FAST) * self._platform.trouble.slow)

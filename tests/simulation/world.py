@@ -18,6 +18,7 @@ from tests.simulation.liar import MARK
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.machine import MachineClock
 from tests.simulation.network import Network
+from tests.simulation.signers import SimulatedSigners
 from tests.simulation.store import Kind, Platform, SimulatedStore
 from tests.simulation.trace import Trace
 
@@ -46,7 +47,7 @@ WRONG_CLOCKS_POLICY: Final = replace(
 )
 """Where clocks are days wrong: a grace period that is longer than what tolerated clocks differ by."""
 CLOCKS_DIFFER: Final = timedelta(seconds=160)
-"""By so much the clocks of whoever recorded a time and of whoever counts from it may differ."""
+"""By so much the clocks of the process that recorded a time and of one that counts from it may differ."""
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ class Promises:
     Attributes:
         written: Ids of commits that a node has acknowledged, in order, each with the node.
         wanted: Ids of notes that a client has signed; it goes on offering them until they are acknowledged.
-        stolen: Roots that somebody has begun to revoke, in order.
+        stolen: Roots whose revocation has begun, in order.
         documents: What label ``current`` was moved to, in order, each with its version.
         signed_until: When each root was seen to be the current one last, in seconds of the true time.
         broken: What was seen to be wrong while the run went on.
@@ -100,12 +101,15 @@ class World:
             on_current=self._on_current,
             on_destroyed=self._on_destroyed,
         )
+        self.signers = SimulatedSigners(Dice(seed, "signers"))
         self.history: StoreHistory | None = None
         """Kept where the store goes back; servers then remember over a restart what they have used."""
         self.is_calm = False
-        """Nobody writes anything new any more."""
+        """No client writes anything new any more."""
         self.is_mending = False
         """An operator has looked at what changed in the store, and may sign it or take it back."""
+        self.is_stealing = False
+        """A thief of the working root writes to the store."""
 
     def client(self, url: str, clock: MachineClock, *, timeout: timedelta = PEER_TIMEOUT) -> NodeClient:
         """Return a client of the node at `url`, for the process that calls it."""
@@ -128,11 +132,14 @@ class World:
         # SECURITY: no command signs what was altered without the key (tests/simulation, mutant "obliging").
         if documents and document.is_signed and not documents[-1][1].is_signed and not self.is_mending:
             self.promises.broken.append(f"generation {document.generation} goes on from an altered one, and is signed")
-        # SECURITY: nobody's change makes a revoked root count again (tests/simulation, mutant "forgiving").
+        # SECURITY: no change makes a revoked root count again (tests/simulation, mutant "forgiving").
         if document.current.id in document.revoked_ids:
             self.promises.broken.append(f"generation {document.generation}: the root that signs is revoked")
         if documents and (forgiven := documents[-1][1].revoked_ids - document.revoked_ids):
             self.promises.broken.append(f"generation {document.generation} forgives {sorted(forgiven)}")
+        # SECURITY: nothing is written before each anchor has signed (tests/simulation, mutant "trusting").
+        for what in () if self.is_stealing else self.signers.unsigned(document):
+            self.promises.broken.append(f"generation {document.generation}: no signer has made {what}")
         if document.generation >= _BELIEVABLE:
             self.promises.broken.append(f"generation {document.generation} is one that a server has invented")
         # SECURITY: what a server says gets into the identity only where it can be verified (tests/simulation).

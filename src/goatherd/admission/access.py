@@ -1,15 +1,16 @@
 """Decide who may read and write which repository (docs/reference/goatdb-protocol.md#authorization).
 
-The first of these rules that concerns the repository decides; if none does, everything is allowed:
+The first of these rules that concerns the repository decides. If no rule concerns it, everything is allowed:
 
-1. enforced: ``/sys/sessions`` may only be read; ``/sys/stats`` is closed;
+1. always: ``/sys/sessions`` may only be read, and ``/sys/stats`` may be neither read nor written;
 2. the application's rules, in order: a string is compared with the repository's path, a pattern is searched in it;
 3. defaults: only roots may use ``/sys/*``, only the owner may use ``/user/<id>``. (COMPAT: GoatDB has both defaults but
    never applies them. An application that lets signed-in users read ``/sys/users`` adds a rule.)
 
 Roots, and the session with which this server signs, may do everything. A write is judged by the session that signed the
-commit, a read by the session that sent the request. The node applies all three; the door does not know the
-application's rules and applies only the defaults, to commits.
+commit, a read by the session that sent the request. Goatherd's own server applies all three rules. The door (the proxy
+in front of an unmodified server) does not know the application's rules; it applies only the defaults, and only to
+commits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Operation = Literal["read", "write"]
 
 
 def is_allowed_by_default(path: str, owner: str | None) -> bool:
-    """Return whether GoatDB's documentation allows a session of `owner` that is not a root to use a repository."""
+    """Return whether GoatDB's documentation lets a session of `owner`, which is not a root, use a repository."""
     if path.startswith("/user/"):
         return owner is not None and path == f"/user/{owner}"
     return not path.startswith("/sys/")
@@ -36,12 +37,12 @@ def is_allowed_by_default(path: str, owner: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """One read or write, about which a rule decides.
+    """One read or write of an item, about which an access rule decides.
 
     Attributes:
         repository: The repository's path.
         key: The item's key.
-        session: The session that reads, or that signed the commit.
+        session: The session that reads the item, or that has signed the commit to be written.
         operation: ``read`` or ``write``.
     """
 
@@ -56,12 +57,12 @@ Allow = Callable[[Access], bool]
 
 @dataclass(frozen=True, slots=True)
 class AccessRule:
-    """An access rule of the application.
+    """An access rule of the application for some repositories.
 
     Attributes:
-        repository: A repository's path, or a pattern that is searched in it.
-        allow: Returns whether an access is allowed. For reads it is called once per key and owner between two changes
-            of a repository, so the result must depend only on the access and the repositories.
+        repository: A repository's path, or a regular expression that is searched in the path.
+        allow: Returns whether an access is allowed. For reads, the function is called once per key and owner between
+            two changes of a repository, so the result must depend only on the access and the repositories.
     """
 
     repository: str | re.Pattern[str]
@@ -74,13 +75,13 @@ class AccessRule:
 
 
 class Rulebook:
-    """The access rules of one organization."""
+    """The application's access rules for one organization."""
 
     def __init__(self, rules: Sequence[AccessRule] = ()) -> None:
         self._rules = tuple(rules)
 
     def rule_for(self, path: str) -> Allow | None:
-        """Return the rule that decides about a repository; None if everything is allowed."""
+        """Return the access rule that decides about a repository; None if every access is allowed."""
         if path == SESSIONS_PATH:
             return _allow_reading
         if path == STATS_PATH:
@@ -92,7 +93,10 @@ class Rulebook:
         return _allow_default if path.startswith(("/sys/", "/user/")) else None
 
     def reads_whole(self, path: str, session: Session) -> bool | None:
-        """Return whether a session may read everything in a repository, or nothing; None if that depends on the key."""
+        """Return whether a session may read everything in a repository (True) or nothing (False).
+
+        None means that this depends on the item's key.
+        """
         rule = self.rule_for(path)
         if rule is None or session.is_root:
             return True
@@ -101,7 +105,7 @@ class Rulebook:
         return None
 
     def allows(self, access: Access) -> bool:
-        """Return whether an access is allowed. A rule that raises an exception denies the access."""
+        """Return whether the rules allow an access. A rule that raises an exception denies the access."""
         if access.session.is_root:
             return True
         rule = self.rule_for(access.repository)
@@ -109,7 +113,10 @@ class Rulebook:
 
 
 def apply_rule(rule: Allow, access: Access) -> bool:
-    """Return a rule's answer; False if the rule raises an exception, so that other requests continue."""
+    """Return whether an access rule allows an access;
+
+    False if the rule raises an exception, so that other requests continue.
+    """
     try:
         return bool(rule(access))
     except Exception:  # noqa: BLE001 - application code

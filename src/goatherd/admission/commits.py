@@ -1,4 +1,4 @@
-"""Decode a commit and check everything that needs neither its signer nor other commits.
+"""Decode a commit and make every check that needs neither the session that signed it nor other commits.
 
 GoatDB stores anything that it can decode, and some commits crash servers or clients that merge them. The checks accept
 everything that GoatDB's own clients and servers write. As in GoatDB, the sender is not told that a commit was rejected;
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
-from goatherd.admission.limits import RequestLimits
+from goatherd.admission.requests import RequestLimits
 from goatherd.errors import DecodeError, EncodeError, WireError
 from goatherd.identity.session_commits import session_from_commit
 from goatherd.wire.commit import Commit
@@ -27,7 +27,7 @@ _KEY = re.compile(r"[a-z0-9_-]{1,200}")
 
 
 class CommitFault(StrEnum):
-    """The part of a commit that is wrong. The door has a rule of the same name for each."""
+    """The part of a commit that is wrong. The door (reverse proxy) has a rule of the same name for each."""
 
     COMMIT = "commit"
     TIME = "time"
@@ -37,10 +37,10 @@ class CommitFault(StrEnum):
 
 
 class NotAdmittedError(DecodeError):
-    """A well-formed commit that Goatherd's servers reject.
+    """A commit is well-formed, but Goatherd's servers reject it.
 
     Args:
-        text: The reason.
+        text: The reason for the rejection.
         fault: The part that is wrong.
     """
 
@@ -52,7 +52,7 @@ class NotAdmittedError(DecodeError):
 
 
 def is_nested_deeper(value: Any, depth: int, forbidden: Sequence[str] = ()) -> bool:
-    """Return whether JSON is nested deeper than `depth`, or contains a member with a forbidden name."""
+    """Return whether parsed JSON is nested deeper than `depth`, or contains a member with a forbidden name."""
     for index, level in enumerate(nesting_depth(value)):
         if index == depth or any(name in item for item in level if type(item) is dict for name in forbidden):
             return True
@@ -62,19 +62,20 @@ def is_nested_deeper(value: Any, depth: int, forbidden: Sequence[str] = ()) -> b
 def decode_commit(
     raw: Any, path: str, *, org: str, limits: RequestLimits, now_ms: int, registry: Registry = BUILTIN
 ) -> Commit:
-    """Decode a commit, and check its form.
+    """Decode a received commit, and check everything in it that needs no other commit and no signature.
 
     Args:
-        raw: The commit as received. The caller checks its nesting (`is_nested_deeper`).
-        path: The repository.
+        raw: The commit as received. The caller must check how deeply it is nested (`is_nested_deeper`).
+        path: Path of the commit's repository.
         org: The organization's id; signatures of commits cover it.
         limits: The limits on one commit.
-        now_ms: The server's clock.
-        registry: The known schemas.
+        now_ms: The time of the server's clock in milliseconds.
+        registry: The schemas that the server knows.
 
     Raises:
         WireError: The value is not a commit.
-        NotAdmittedError: The commit could crash a server or a client, or would win every later conflict.
+        NotAdmittedError: The commit could crash a server or a client, or has a timestamp with which it would win every
+            later conflict.
     """
     commit = Commit.from_json(raw, org=org, registry=registry)
     if _ID.fullmatch(commit.id) is None or _KEY.fullmatch(commit.key) is None:
@@ -107,7 +108,7 @@ def _check_ancestors(commit: Commit, limits: RequestLimits) -> None:
 
 
 def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
-    """Reject contents on which GoatDB's servers or clients crash when they open or merge them."""
+    """Reject a commit with contents on which GoatDB's servers or clients crash when they open or merge them."""
     if path == SESSIONS_PATH:
         try:
             # SECURITY: any other value there keeps GoatDB from ever starting again; the key must be the session's id

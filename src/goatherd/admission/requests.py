@@ -1,20 +1,52 @@
-"""Check the parts of a request that Goatherd's server (node) and reverse proxy (door) read alike.
+"""Check the parts of a request that Goatherd's server (the node) and reverse proxy (the door) read in the same way.
 
-Both answer a malformed request in their own way: the node with GoatDB's own error, the door with the name of its rule.
+They answer a malformed request differently: the node with GoatDB's own error, the door with the name of its rule.
 """
 
 from __future__ import annotations
 
-from goatherd.admission.limits import NAME_LENGTH, RequestLimits
+from dataclasses import dataclass
+from datetime import timedelta
+
 from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError, PathError
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.json import parse_json
 from goatherd.wire.paths import check_repository_path
 
+NAME_LENGTH = 100
+"""Maximum length of each of the two names in a repository's path."""
+
+
+# No slots: the door's limits inherit from this class and from those of every caller.
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """Limits on one ``/batch-sync`` request and its commits. The defaults are far above what GoatDB's clients send.
+
+    Attributes:
+        elements: Maximum number of elements in one request; real clients and servers send up to 19.
+        seeds: Maximum number of hash functions of one Bloom filter; GoatDB needs 31 for 50 000 commits at its
+            strictest.
+        filter_bytes: Maximum size of one Bloom filter in bytes; 4 MiB is enough for 800 000 commits at GoatDB's
+            strictest.
+        parents: Maximum number of parents of one commit.
+        ancestor_bytes: Maximum size of a commit's filter over its ancestors, in bytes.
+        depth: Maximum number of levels of nested JSON. Goatherd's server counts the levels in a commit's contents, the
+            door (reverse proxy) those in the whole element or commit.
+        ahead: How far the timestamp of a commit may be in the future.
+    """
+
+    elements: int = 1000
+    seeds: int = 64
+    filter_bytes: int = 4 * 1024 * 1024
+    parents: int = 1000
+    ancestor_bytes: int = 1024 * 1024
+    depth: int = 64
+    ahead: timedelta = timedelta(days=1)
+
 
 def read_repository_path(given: str) -> str:
-    """Return the repository of an element, in the form ``/kind/name``.
+    """Check the repository path in an element of a request, and return it in the form ``/kind/name``.
 
     Raises:
         PathError: The path is not a repository path, or a name in it is too long.
@@ -27,7 +59,7 @@ def read_repository_path(given: str) -> str:
 
 
 def check_filter_size(held: BloomFilter, limits: RequestLimits) -> None:
-    """Reject a filter of an element that is larger than any filter of GoatDB.
+    """Reject a sync message whose Bloom filter is larger than any filter that GoatDB makes.
 
     Raises:
         DecodeError: The filter is too large.
@@ -37,7 +69,7 @@ def check_filter_size(held: BloomFilter, limits: RequestLimits) -> None:
 
 
 def decode_session_request(body: bytes) -> PublicKey:
-    """Decode the public key in the body of ``POST /auth/session``.
+    """Decode the public key in the body of ``POST /auth/session``, which requests a session for this key.
 
     Raises:
         DecodeError: The body or the key is malformed; the message is GoatDB's answer. Keys of other curves and points

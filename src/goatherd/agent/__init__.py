@@ -1,4 +1,4 @@
-"""Run an unmodified GoatDB server with keys from a secret store: the agent.
+"""The agent: runs an unmodified GoatDB server with keys from a secret store.
 
 Read the modules in this order: `restart_rules` (which changes of the identity require a restart; pure),
 `memory_directory` and `settings_file` (where the private key is stored while the server runs), `data_directory_lock`

@@ -1,13 +1,13 @@
 """Run one GoatDB server: start it, restart it when the identity changes, stop it if it exposes a key.
 
-The agent runs the server itself (`run`), or works beside a server that another program runs (`watch`; `Supervisor` is
-None). It never writes the identity to the store, and decides nothing about rotation. Rules:
+The agent runs the server itself (`run`), or keeps the settings.json of a server that another program runs up to date
+(`watch`; `Supervisor` is None). It never writes the identity to the store, and decides nothing about rotation. Rules:
 
-- The file is written while the server is stopped, or the server is notified at once (signal, command).
-- A change is prepared while the server serves, and applied only while this node holds the restart lease, which lets one
-  node restart at a time.
-- When it ends, the agent stops the server first, then removes the files. After a crash the server is started again with
-  a growing delay, and no file is written.
+- settings.json is written while the server is stopped; `watch` instead notifies the server at once (signal, command).
+- A change is prepared while the server serves, and applied only while this agent holds the restart lease, which lets
+  one server of the cluster restart at a time.
+- When the agent ends, it stops the server first, then removes the files. When the server has crashed, the agent starts
+  it again after a growing delay, and writes no file.
 - After every start the agent requests a session without authentication. If the answer holds a private key, the agent
   stops the server.
 """
@@ -32,11 +32,12 @@ from goatherd.agent.organization import ManagedOrganization, problem_of
 from goatherd.agent.own_api import OwnAPI
 from goatherd.agent.restart_lease import Lease, NoLease
 from goatherd.agent.restart_rules import OnChange, restart_delay
-from goatherd.agent.server_checks import Standing
 from goatherd.clock import Clock, SystemClock
-from goatherd.data_directory import SETTINGS_NAME, organization_directories
+from goatherd.data_directory import organization_directories
 from goatherd.errors import AgentError, GoatherdError, KeyLeakedError
+from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.ids import new_id
+from goatherd.serving.service_manager import ServiceManager
 from goatherd.serving.signals import handle_signals
 from goatherd.telemetry import Event, event_text
 
@@ -57,7 +58,7 @@ Front = Callable[[Sequence[ManagedOrganization], OwnAPI], contextlib.AbstractAsy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Options of the agent.
+    """Options of the agent that runs a GoatDB server.
 
     Attributes:
         on_change: What to do when the identity changes.
@@ -105,6 +106,7 @@ class Agent:
         notify: Notifies the server that its file has changed: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
         front: Returns what listens in front of the server, a `goatherd.door.Door` or an
             `goatherd.agent.own_address.OwnAddress`, given the agent's own answers; open as long as the agent runs.
+        service: Reports to systemd that the server is ready, or stops.
         clock: Supplies the current time.
 
     Attributes:
@@ -122,6 +124,7 @@ class Agent:
         rules: Rules | None = None,
         notify: Notify | None = None,
         front: Front | None = None,
+        service: ServiceManager | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._organizations = tuple(organizations)
@@ -131,6 +134,7 @@ class Agent:
         self._rules = rules or Rules()
         self._notify = notify
         self._front = front
+        self._service = service or ServiceManager({})
         self._clock: Clock = clock or SystemClock()
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
@@ -158,7 +162,8 @@ class Agent:
             AgentError: The server does not read its file, or cannot be started.
         """
         with self._handle_signals():
-            code = await self._run_to_end()
+            async with self._service.feed_watchdog(self._clock):
+                code = await self._run_to_end()
         if self._stop_number is not None and self._supervisor is not None and self._supervisor.has_stopped(code):
             return 0
         return code
@@ -175,12 +180,13 @@ class Agent:
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop the agent: send this signal to the server and wait for its end. A later call sends another signal."""
         self._stop_number = number if self._stop_number is None else self._stop_number
+        self._service.report_stopping()
         if self._supervisor is not None:
             self._supervisor.send_signal(number)
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
-        """Return what the agent currently does with its server, for `goatherd.agent.own_api.OwnAPI`."""
+        """Return what the agent currently does with its server, for the answers of the management endpoints."""
         return {"instance": self._instance, "state": self._state.value, "restarts": max(0, self._starts - 1)}
 
     def _pass_on(self, number: int) -> None:
@@ -191,7 +197,7 @@ class Agent:
     # --- begin and end ----------------------------------------------------------------------------------------------
 
     async def _load_or_stop(self, stack: contextlib.AsyncExitStack) -> bool:
-        """Load every identity; return whether that was done before a stop was requested."""
+        """Load the identity of every organization; return False if a stop was requested before all were loaded."""
         beginning = asyncio.create_task(self._load_identities(stack), name="begin")
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -211,7 +217,7 @@ class Agent:
         await self._take_place()
 
     async def _take_place(self) -> None:
-        """Check that writing the settings files overwrites no other identity, and record the files to be written."""
+        """Check that writing settings.json overwrites no other identity, and record which files will be written."""
         before = self._lock.before
         for organization in self._organizations:
             await organization.check_place(is_left_over=organization.org in before.orgs)
@@ -245,7 +251,7 @@ class Agent:
             return None
         number = self._stop_number if self._stop_number is not None else self._rules.stop_signal
         code = await self._supervisor.stop(number, grace=grace)
-        self._tell_killed()
+        self._log_forced_stop()
         if self._ended is not None:
             self._ended.cancel()
         for organization in self._organizations:
@@ -292,7 +298,7 @@ class Agent:
             await self._clock.sleep(pause)
 
     async def _run_beside(self) -> int:
-        """Keep the file up to date beside a server that another program runs."""
+        """Keep the settings.json files up to date for a server that another program runs."""
         stale = [organization for organization in self._organizations if not await organization.adopt_file()]
         behind = [
             organization for organization in stale if await asyncio.to_thread(organization.file.stamp) is not None
@@ -308,6 +314,7 @@ class Agent:
             # The server may run with what the file holds: it is notified as of any other change.
             async with self._wait_for_turn(lambda: True):
                 await self._switch_identity()
+        self._service.report_ready("settings.json follows the store")
         while True:
             await self._follow_until_end()
 
@@ -348,7 +355,7 @@ class Agent:
             if organization.running is None:
                 continue
             must_ask = await organization.check_file()
-            if not organization.is_exposure_checked and await organization.check_standing() is Standing.READY:
+            if not organization.is_exposure_checked and await organization.is_root_trusted():
                 organization.mark_ready()
                 self._up_since = self._clock.monotonic() if self._up_since is None else self._up_since
                 self._state = ServerState.SERVING
@@ -363,7 +370,7 @@ class Agent:
     # --- a change ---------------------------------------------------------------------------------------------------
 
     async def _follow_store(self) -> None:
-        """Apply the store's present identity to the server, while this node holds the restart lease."""
+        """Apply changes of the identity in the store to the server, while this node holds the restart lease."""
         reasons = self._reasons_to_restart()
         if not reasons:
             return
@@ -398,7 +405,7 @@ class Agent:
 
     @contextlib.asynccontextmanager
     async def _wait_for_turn(self, is_wanted: Callable[[], bool]) -> AsyncIterator[bool]:
-        """Wait for the restart lease; yield False if the server has ended meanwhile, or nothing is left to do."""
+        """Wait for the restart lease; yield False if no restart is needed any more or the server has ended."""
         async with contextlib.AsyncExitStack() as stack:
             entering = asyncio.create_task(stack.enter_async_context(self._lease.hold()))
             waits: set[asyncio.Task[Any]] = {entering, *([self._ended] if self._ended is not None else [])}
@@ -446,7 +453,7 @@ class Agent:
                 return _Readiness.ENDED
             self._state = ServerState.RESTARTING
             await self._supervisor.stop(self._rules.stop_signal)
-            self._tell_killed()
+            self._log_forced_stop()
             try:
                 for organization in self._organizations:
                     await organization.write_file()
@@ -480,7 +487,7 @@ class Agent:
         _log.info(event_text(Event.AGENT_STARTED, pid=self._supervisor.pid))
 
     def _refuse_invented(self) -> None:
-        """Check that the server has not created a root of its own for an organization that is not named.
+        """Check that the server has not created a root for an organization that is not named with ``--org``.
 
         Raises:
             AgentError: The server has created one. The caller stops the server.
@@ -517,9 +524,9 @@ class Agent:
             if self._ended is not None and self._ended.done():
                 return _Readiness.ENDED
             await asyncio.to_thread(self._refuse_invented)
-            standings = [await organization.check_standing() for organization in self._organizations]
-            up = _Readiness.UNKNOWN_ROOT if Standing.UNKNOWN_ROOT in standings else _Readiness.NOT_READY
-            if all(one is Standing.READY for one in standings):
+            trusted = [await organization.is_root_trusted() for organization in self._organizations]
+            up = _Readiness.UNKNOWN_ROOT if False in trusted else _Readiness.NOT_READY
+            if all(trusted):
                 if not sees_signer or all([await organization.check_signer() for organization in self._organizations]):
                     await self._is_up()
                     return _Readiness.READY
@@ -545,8 +552,10 @@ class Agent:
         for organization in self._organizations:
             if not organization.is_exposure_checked:
                 await organization.check_key_exposure()
+        signing = ", ".join(f"{one.org} by {one.running.current.id}" for one in self._organizations if one.running)
+        self._service.report_ready(f"the server serves, signed {signing}")
 
-    def _tell_killed(self) -> None:
+    def _log_forced_stop(self) -> None:
         """Log that the server had to be killed, or (once) that it does not handle SIGTERM."""
         if self._supervisor is None:
             return

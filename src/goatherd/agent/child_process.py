@@ -1,11 +1,12 @@
 """Start the server as a child process, pass signals on, stop it, and read its exit code.
 
-`goatherd.agent.agent` decides when. Rules: the child inherits the agent's input, output, environment and working
-directory. Its arguments and environment contain no key material. It leads its own process group, so that a signal from
-a terminal reaches it only once (from the agent), and so that all its descendants can be stopped with it.
+`goatherd.agent.agent` decides when to start and stop it. Rules: the child inherits the agent's input, output,
+environment and working directory. Its arguments and environment contain no key material. The child leads its own
+process group. So a signal from a terminal reaches it only once, from the agent, and its descendants can be stopped with
+it.
 
-If the agent is killed, the kernel sends the child a signal to stop (Linux): otherwise the child would keep the port and
-the data directory, and the next agent could not start. `end_leftover` stops a child that ignored that signal.
+If the agent is killed, the kernel sends the child a signal to stop (on Linux). Otherwise the child would keep the port
+and the data directory, and the next agent could not start. `end_leftover` stops a child that ignored that signal.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def find_command(command: Sequence[str]) -> str:
 
 
 class Supervisor:
-    """Runs one command as a child process, one at a time.
+    """Run a command as a child process; only one child runs at a time.
 
     Args:
         command: Program and arguments.
@@ -96,7 +97,7 @@ class Supervisor:
 
     @property
     def is_running(self) -> bool:
-        """Whether a child was started and has not ended."""
+        """Whether a child process was started and has not ended."""
         return self._process is not None and self._process.returncode is None
 
     @property
@@ -106,11 +107,11 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The PID of the running child."""
+        """The PID of the running child process; None if none is running."""
         return self._process.pid if self._process is not None and self.is_running else None
 
     async def start(self) -> None:
-        """Start the child.
+        """Start the child process.
 
         Raises:
             AgentError: The operating system cannot start the program.

@@ -1,8 +1,8 @@
 """Lock a data directory for one agent, and save the agent's state for the next agent in case this one is killed.
 
-The lock ends with the process. The state file beside it names the agent's files, their directory in memory and the
-server process. The module stops no process. Rules: the state is saved before the action that it describes, and removed
-last. It contains no key material. Every call blocks, so call it in a thread.
+The lock ends with the process. The state file beside the lock names the agent's files, their directory in memory and
+the server process. The module stops no process. Rules: the state is saved before the action that it describes, and
+removed last. The state contains no key material. Every call blocks, so call it in a thread.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ class DataDirectoryLock:
     def save(
         self, *, orgs: Iterable[str] | None = None, memory: Path | None = None, child: Process | None = None
     ) -> None:
-        """Save the state. `child` always replaces the stored process; the other fields change only if given.
+        """Save the agent's state in the data directory.
+
+        `child` always replaces the stored process; the other fields change only if they are given.
 
         Raises:
             SettingsError: The state cannot be written.
@@ -169,7 +171,7 @@ class DataDirectoryLock:
             self._state = state
 
     def clear(self) -> None:
-        """Remove the saved state."""
+        """Remove the agent's saved state from the data directory."""
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         self._state = AgentState()

@@ -1,8 +1,8 @@
 """Find a file system in memory, and create a private directory on it for the settings files.
 
-Rules: the kernel (``/proc/self/mountinfo``) must list the file system as ``tmpfs`` or ``ramfs``; its path proves
-nothing. The directory belongs to this user alone (owner, mode 0700, not a symbolic link), since every user can write to
-most file systems in memory.
+Rules: the kernel (``/proc/self/mountinfo``) must list the file system as ``tmpfs`` or ``ramfs``, because its path alone
+proves nothing. The directory belongs to this user alone (owner, mode 0700, not a symbolic link), since every user can
+write to most file systems in memory.
 """
 
 from __future__ import annotations

@@ -28,11 +28,12 @@ from goatherd.agent.restart_rules import (
     verify_safe,
     with_previous_root,
 )
-from goatherd.agent.server_checks import LeakCheck, Standing, check_key_exposure, check_standing
+from goatherd.agent.server_checks import LeakCheck, check_key_exposure
 from goatherd.agent.session_log import SessionLogContents, SessionLogReader
 from goatherd.agent.settings_file import FileState, SettingsFile, Stamp
 from goatherd.clock import Clock
 from goatherd.cluster.client import NodeClient
+from goatherd.cluster.observer import observe_trust
 from goatherd.data_directory import REMAINS, SESSIONS_LOG
 from goatherd.errors import (
     GoatherdError,
@@ -70,7 +71,7 @@ class _Seen:
 
 
 @dataclass(slots=True)
-class _Asking:
+class _SignerCheckTimes:
     """When the server was last asked which root signs, and how long to wait before asking again."""
 
     at: float = 0
@@ -106,7 +107,7 @@ class ManagedOrganization:
         self.org = org
         self.file = file
         self.check: LeakCheck | None = None
-        self._asking = _Asking()
+        self._signer_check_times = _SignerCheckTimes()
         self._settings = settings
         self._client = client
         self._clock = clock
@@ -133,10 +134,10 @@ class ManagedOrganization:
             await self._settings.__aexit__(kind, error, trace)
 
     async def load_identity(self, changed: asyncio.Event) -> None:
-        """Read the identity for the first time, and set the event `changed` whenever the identity changes.
+        """Read the identity from the store for the first time. From then on, `changed` is set on each change.
 
         Raises:
-            GoatherdError: As `goatherd.settings.Settings.load`. No new identity is created.
+            GoatherdError: The identity cannot be loaded. No new identity is created.
         """
         try:
             await self._settings.load()
@@ -182,7 +183,7 @@ class ManagedOrganization:
         self._good = self._running
 
     def step_back(self) -> bool:
-        """Record that the server did not become ready; return whether there is another root to try."""
+        """Record that the server did not become ready; return whether it can be tried with the previous root."""
         if self._running is None or self._good is None or not reasons_to_restart(self._good, self._running):
             return False
         self._refused = self.document.generation
@@ -241,7 +242,7 @@ class ManagedOrganization:
         return next((root for root in recalled if root.id == root_id), None)
 
     def _find_unknown_root(self, raw: bytes) -> str | None:
-        """Return the root that a settings.json holds, if the store has never had it."""
+        """Return the id of the root in a settings.json if the store has never had this root; otherwise None."""
         view = read_file_view(raw)
         if view is None or view.current_id is None or self._knows_root(view.current_id):
             return None
@@ -263,7 +264,9 @@ class ManagedOrganization:
         await self._make_file(self.wanted)
 
     async def write_file(self) -> None:
-        """Write the wanted identity for the server to read. Stop the server before, or notify it right afterwards.
+        """Write the settings.json with the wanted identity for the server to read.
+
+        Stop the server before, or notify it right afterwards.
 
         Raises:
             IdentityError: A server cannot be started with this identity.
@@ -273,12 +276,12 @@ class ManagedOrganization:
         text, _ = await self._make_file(wanted)
         stamp = await asyncio.to_thread(self.file.write, text)
         self.check = None
-        self._asking = _Asking(at=self._clock.monotonic())
+        self._signer_check_times = _SignerCheckTimes(at=self._clock.monotonic())
         self._running = wanted
         self._seen = _Seen(stamp=stamp, view=read_file_view(text))
 
     async def adopt_file(self) -> bool:
-        """Use the existing file if it holds the wanted identity; return whether it does."""
+        """Use the existing settings.json if it holds the wanted identity; return whether it does."""
         raw, stamp = await asyncio.to_thread(self.file.read), await asyncio.to_thread(self.file.stamp)
         view = None if raw is None else read_file_view(raw)
         mine = self.wanted.current.session
@@ -319,7 +322,7 @@ class ManagedOrganization:
             _log.error(event_text(Event.AGENT_LOG_DAMAGED, org=self.org, message=found.damage))
 
     async def remove_file(self) -> bool:
-        """Remove the file unless it holds a root that the store does not know; return whether it is gone."""
+        """Remove settings.json, unless it holds a root that the store does not know; return whether it is gone."""
         try:
             raw = await asyncio.to_thread(self.file.read)
         except SettingsError:
@@ -335,7 +338,10 @@ class ManagedOrganization:
     # --- looking ----------------------------------------------------------------------------------------------------
 
     async def check_file(self) -> bool:
-        """Log edits that the server made to the file, and repair the link; return whether to check for key exposure."""
+        """Log edits that the server made to settings.json, and repair the link to it.
+
+        Return whether to check for key exposure.
+        """
         now = self._clock.monotonic()
         if self._running is None or now < self._seen.not_before:
             return False
@@ -394,7 +400,7 @@ class ManagedOrganization:
         return must_ask
 
     def warn_of_age(self) -> None:
-        """Warn at intervals that the root will soon be too old for a start."""
+        """Log a warning at intervals if a server can soon not be started with the current root any more."""
         now, now_ms = self._clock.monotonic(), self._clock.now_ms()
         is_expired = self.document.current.session.is_expired(now_ms)
         is_news = is_expired and not self._warned_of_end
@@ -416,15 +422,18 @@ class ManagedOrganization:
         """Whether the key exposure check has passed since the current settings.json was written."""
         return self.check is not None
 
-    async def check_standing(self) -> Standing:
-        """Check whether the server answers requests that its configured root has signed."""
+    async def is_root_trusted(self) -> bool | None:
+        """Return whether the server accepts requests that its configured root has signed; None if it did not answer.
+
+        If it does not, it has not read the settings.json that the agent wrote.
+        """
         assert self._running is not None
-        found = await check_standing(self._client, self._running)
-        self._asking.was_away |= found is Standing.UNREACHABLE
-        return found
+        found = await observe_trust(self._client, self._running.current)
+        self._signer_check_times.was_away |= found.trusts_current is None
+        return found.trusts_current
 
     async def check_signer(self) -> bool:
-        """Return whether the server is seen to sign with the root that it was given.
+        """Return whether the server was seen to sign with the root in the settings.json that the agent wrote.
 
         Each check creates a session, which GoatDB stores permanently. So it is made after the server was unreachable,
         since a GoatDB server changes its root only at a restart, and otherwise at growing intervals.
@@ -433,7 +442,7 @@ class ManagedOrganization:
             KeyLeakedError: The answer held a private key.
         """
         assert self._running is not None
-        asking, now = self._asking, self._clock.monotonic()
+        asking, now = self._signer_check_times, self._clock.monotonic()
         if asking.was_away or now - asking.at >= asking.pause:
             asking.at, asking.was_away, asking.pause = now, False, min(2 * asking.pause, _LONGEST_PAUSE)
             await self.check_key_exposure()
@@ -456,16 +465,16 @@ class ManagedOrganization:
     # --- telling ----------------------------------------------------------------------------------------------------
 
     async def refresh_identity(self) -> bool:
-        """Read the store now; return whether the identity has changed."""
+        """Read the identity from the store now; return whether it has changed."""
         return await self._settings.refresh()
 
     @property
     def status(self) -> SettingsStatus:
-        """The freshness of the identity."""
+        """The freshness of the organization's identity."""
         return self._settings.status
 
     def describe(self) -> dict[str, Any]:
-        """Describe the server in the form of ``GET /goatherd/v1/identity``: ids and numbers only.
+        """Describe the organization's server in the form of ``GET /goatherd/v1/identity``: ids and numbers only.
 
         SECURITY: the answer contains no key (tests/unit/agent/test_own_api.py).
         """

@@ -1,7 +1,7 @@
-"""Listen on an address of the agent itself, for a server without a door (reverse proxy).
+"""Listen on the agent's own address (`--agent-port`), for a server that runs without Goatherd's reverse proxy.
 
-The agent answers the requests for its own status, and passes on to the server what ``goatherd status``, ``doctor`` and
-``rotate`` request of any GoatDB server. It judges none of these requests. Any other path is 404.
+The agent answers the requests for its own status. It passes the requests that ``goatherd status``, ``doctor`` and
+``rotate`` send to any GoatDB server on to the server, without checking them. The answer to any other path is 404.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from goatherd.door.binding import (
 )
 from goatherd.door.exchange import Exchange, HeaderRewriter
 from goatherd.door.proxy import OWN_PREFIX, Answerer
-from goatherd.door.request_checks import Rule, check_headers, check_method, check_target
+from goatherd.door.request_checks import DoorRule, check_headers, check_method, check_target
 from goatherd.door.server_connections import LostError, ServerConnections
 from goatherd.errors import ConfigurationError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestGuard
@@ -115,7 +115,7 @@ class OwnAddress:
             except RefusedError as refused:
                 await self._answer_refusal(exchange, refused)
             except (LostError, NodeUnreachableError, TimeoutError) as error:
-                await self._answer_refusal(exchange, RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
+                await self._answer_refusal(exchange, RefusedError(DoorRule.CHILD, 503, str(error), retry_after=1))
             finally:
                 exchange.release_caller()
 

@@ -1,8 +1,8 @@
-"""Answer Goatherd's management endpoints for an unmodified GoatDB server, which has none.
+"""Answer requests to Goatherd's management endpoints, which an unmodified GoatDB server does not have.
 
-The module does not listen: the door (reverse proxy) or `goatherd.agent.own_address` passes requests to it. Rules:
-answers contain only ids, numbers and short words, each chosen by name, never a whole identity document. Requests to
-these endpoints never reach the server.
+The module opens no socket: the door (Goatherd's reverse proxy) or `goatherd.agent.own_address` passes requests to it.
+Rules: answers contain only ids, numbers and short words from a fixed list of fields, never a whole identity document.
+Requests to these endpoints never reach the server.
 """
 
 from __future__ import annotations
@@ -94,12 +94,7 @@ class OwnAPI:
     ) -> tuple[int, bytes]:
         """Read the store now, if a root requests it."""
         document = organization.document
-        pool = TrustPool(
-            org=organization.org,
-            current=document.current,
-            roots=document.roots,
-            revoked=[one.id for one in document.revoked],
-        )
+        pool = TrustPool.from_identity(document, org=organization.org)
         now_ms = self._clock.now_ms()
         try:
             envelope = parse_signature(signature)

@@ -1,12 +1,12 @@
 """Let one node restart at a time: a lease in the store, taken by compare-and-swap, that expires automatically.
 
-The lease is a small value without key material (holder, deadline), in a secret of its own beside the identity. No data
-depends on it: if two nodes restart at the same time, nothing is lost, but fewer nodes serve meanwhile.
+The lease names its holder and its deadline, and is stored in a secret of its own in the same store as the identity. No
+data depends on it: if two nodes restart at the same time, nothing is lost, but fewer nodes serve meanwhile.
 
-Rules: a node takes the lease only if it is free, already its own, or expired. The lease has expired when its deadline
-is past by more than `skew` on the node's clock, or when no node has written it for longer than its term on the node's
-monotonic clock, whatever other clocks show. The holder renews the lease and releases it afterwards. A value that is not
-a lease is never overwritten. Only a change of the identity needs the lease; a restart after a crash does not.
+Rules: a node takes the lease only if the lease is free, expired, or already held by this node. The lease has expired
+when its deadline is past by more than `skew` on the node's clock, or when no node has written it for longer than its
+term on the node's monotonic clock. The holder renews the lease and releases it afterwards. A value that is not a lease
+is never overwritten. Only a change of the identity needs the lease; a restart after a crash does not.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def lease_id_for(secret_id: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRecord:
-    """The lease in the form in which the store holds it.
+    """The restart lease in the form in which the store holds it.
 
     Attributes:
         holder: Human-readable name of the holder; None while the lease is free.
@@ -101,8 +101,8 @@ class Lease:
         provider: The store; entered by the caller.
         secret_id: The secret that stores the lease; created on first use.
         holder: Human-readable name of this node: ``host:pid``.
-        token: Identifies this node. A lease with this token is its own, from before a crash or a lost answer (default:
-            random).
+        token: Identifies this node (default: random). After a crash or a lost answer, the node recognizes its own lease
+            by this token.
         term: Duration of the lease without renewal.
         skew: Largest difference between the clocks of nodes.
         poll: How often to read the lease while another node holds it.
@@ -169,7 +169,7 @@ class Lease:
             await self._clock.sleep(pause * _RANDOM.uniform(0.5, 1))
 
     async def _try_to_take(self) -> str | None:
-        """Try to take the lease once; return None on success, else the name of its holder."""
+        """Try once to take the restart lease; return None on success, otherwise the name of its holder."""
         try:
             found = await self._provider.read(self._secret_id, CURRENT)
         except SecretNotFoundError:

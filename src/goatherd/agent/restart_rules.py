@@ -1,7 +1,7 @@
 """Decide whether a change of identity requires a restart, and classify edits that the server made to settings.json.
 
 Pure: the module writes no file and stops no process. Rules: reports contain ids, times and counts, never key material.
-A file that cannot be read is "unknown", never "empty".
+A settings.json that cannot be read counts as "unknown", never as "empty".
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import EXPIRED_HINT, REPLACE_EXPIRED, SHORT_LIFE
 from goatherd.identity.redaction import days_left
+from goatherd.telemetry import describe_count
 from goatherd.times import milliseconds
 
 START_MARGIN: Final = timedelta(hours=1)
@@ -219,9 +220,9 @@ def find_differences(before: FileView, after: FileView, *, is_known: Callable[[s
     found += [Difference(text=f"the server removed root {one}") for one in sorted(before.roots - after.roots)]
     learnt, dropped = len(after.trusted - before.trusted), len(before.trusted - after.trusted)
     if learnt:
-        found.append(Difference(text=f"the server added {learnt} sessions", is_common=True))
+        found.append(Difference(text=f"the server added {describe_count(learnt, 'session')}", is_common=True))
     if dropped:
-        found.append(Difference(text=f"the server removed {dropped} sessions"))
+        found.append(Difference(text=f"the server removed {describe_count(dropped, 'session')}"))
     return tuple(found)
 
 
@@ -230,9 +231,9 @@ def _sessions_of(value: Any) -> list[Mapping[str, Any]]:
 
 
 def _short_id(session: Mapping[str, Any]) -> str | None:
-    """Return the session's id if it is valid.
+    """Return a session's id, or None if it is not a valid id of at most 63 characters.
 
-    SECURITY: a string as long as a private key is never returned; ids have at most 63 characters.
+    SECURITY: so a private key that was written in place of an id is never returned.
     """
     found = session.get("id")
     return found if isinstance(found, str) and 0 < len(found) < 64 and found.isprintable() else None

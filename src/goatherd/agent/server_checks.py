@@ -1,14 +1,13 @@
-"""Check a GoatDB server from outside: whether it is ready, which root signs, and whether it exposes its private key.
+"""Check a GoatDB server from outside: which root signs, and whether it exposes its private key.
 
 The caller decides what to do about a result. Rules: the checks send only requests that any client can send. A private
-key in an answer is recognized by its root's id and dropped at once (`goatherd.cluster.client`). If the server does not
-answer, the check never counts as passed.
+key in an answer is reported by its root's id, and the key itself is dropped at once (`goatherd.cluster.client`). A
+check of a server that does not answer never counts as passed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 from goatherd.clock import Clock
@@ -20,26 +19,9 @@ from goatherd.identity.document import IdentityDocument
 _ATTEMPTS: Final = 3
 
 
-class Standing(StrEnum):
-    """Whether a server answers requests that one root has signed."""
-
-    READY = "ready"
-    UNKNOWN_ROOT = "unknown root"
-    """The server answers and does not trust the root: it has not read the settings.json that the agent wrote."""
-    UNREACHABLE = "unreachable"
-
-
-async def check_standing(client: NodeClient, document: IdentityDocument) -> Standing:
-    """Check whether the server accepts a request that the document's current root has signed."""
-    try:
-        return Standing.READY if await client.answers(document.current) else Standing.UNKNOWN_ROOT
-    except NodeError:
-        return Standing.UNREACHABLE
-
-
 @dataclass(frozen=True, slots=True)
 class LeakCheck:
-    """Result of a key exposure check in which the server returned no private key.
+    """Result of a check for key exposure in which the server returned no private key.
 
     Attributes:
         at_ms: When the request was sent, in milliseconds since 1970.

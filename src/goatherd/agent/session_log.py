@@ -1,15 +1,16 @@
 """Read the sessions in a GoatDB server's own ``/sys/sessions`` log again and again while the server runs.
 
-The module never writes to the log. Rules: a session is reported only when a root that the identity trusts has signed
-it. A record is read and verified only once, so that before a restart of the server only new
-records remain to be read. Verification runs in threads.
+The agent lists these sessions in the server's ``trustedSessions`` setting. The module never writes to the log. Rules: a
+session is reported only when a root that the identity trusts has signed it. Each record is read and verified once,
+while the server runs, so that a restart is not delayed. Verification runs in threads.
 
-Records behind a damaged line count as well. At its next start GoatDB cuts the log off at that line, and then knows
-these sessions only from its ``trustedSessions`` setting. (`goatherd.data_directory.read_commits` reads a log once,
-without a server, and rejects such a log.)
+Sessions in records after a damaged line are reported, too: GoatDB cuts the log off at that line at its next start, and
+then knows these sessions only from ``trustedSessions``.
 
-COMPAT: if ``trustedSessions`` lacks the sessions of the log, GoatDB's start takes quadratic time. GoatDB trusts
-whatever its log holds, verified or not: `SessionLogContents.unvouched` lists the sessions that no trusted root signed.
+COMPAT: GoatDB's start takes quadratic time for sessions of the log that ``trustedSessions`` lacks.
+
+COMPAT: GoatDB trusts every session in its log without verifying it. So `SessionLogContents.unvouched` lists the
+sessions that no trusted root has signed.
 """
 
 from __future__ import annotations
@@ -80,9 +81,7 @@ class SessionLogReader:
         async with self._reading:
             found, fresh = await asyncio.to_thread(self._read_new_commits)
             if self._pool is None:
-                self._pool = TrustPool(
-                    org=self._org, current=document.current, roots=document.roots, revoked=document.revoked_ids
-                )
+                self._pool = TrustPool.from_identity(document, org=self._org)
             else:
                 self._pool.adopt_document(document)
             self._offered |= {commit.id for commit in fresh}

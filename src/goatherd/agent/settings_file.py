@@ -1,8 +1,8 @@
 """Store the ``settings.json`` of one organization for a GoatDB server to read.
 
-The file is stored in memory, with a symbolic link at the path that GoatDB reads (the default), or as a plain file at
-that path (only if the operator allows it). The module does not interpret the content. Rules: mode 0600; a reader sees
-the old bytes or the new ones; every call blocks, so call it in a thread.
+By default the file is in memory, and the path that GoatDB reads is a symbolic link to it. If the operator allows it, a
+plain file is written at that path instead. The module does not interpret the content. Rules: the file has mode 0600; a
+reader sees the complete old file or the complete new one; every call blocks, so call it in a thread.
 
 COMPAT: GoatDB rewrites its file in place, so it writes through the link to memory. A server that replaces the file by
 rename (Goatherd's own does) replaces the link by a plain file: `check_state` detects this, and `repair_link` moves the
@@ -24,7 +24,7 @@ from goatherd.files import replace_file
 
 
 class FileState(StrEnum):
-    """What is stored at the path that GoatDB reads."""
+    """What is stored at the path from which GoatDB reads its settings.json."""
 
     OURS = "ours"
     REPLACED = "replaced"
@@ -34,7 +34,7 @@ class FileState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Identifies one state of a file: inode, size and time of change."""
+    """Identifies one state of a file by its inode, size and time of change."""
 
     inode: int
     size: int
@@ -89,7 +89,7 @@ class SettingsFile:
             raise SettingsError(f"cannot read {self.link}: {error.strerror}") from error
 
     def stamp(self) -> Stamp | None:
-        """Return the stamp of the file that GoatDB would read now, or None if there is no file."""
+        """Return the inode, size and change time of the file that GoatDB would read now, or None without a file."""
         try:
             status = self.link.stat()
         except OSError:
@@ -143,7 +143,7 @@ class SettingsFile:
         return before.parent
 
     def remove(self) -> None:
-        """Remove the file in memory and the link, if they exist."""
+        """Remove the settings.json in memory and the link to it, if they exist."""
         for path in filter(None, (self.link, self.target)):
             with contextlib.suppress(OSError):
                 path.unlink()

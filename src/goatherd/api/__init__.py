@@ -3,5 +3,6 @@
 - `sessions`: make, encode and introduce sessions.
 - `operations`: open a store and servers, and call `goatherd.operations`.
 
-There is no logic here: a function opens what its arguments name, calls one operation, and closes what it opened.
+There is no logic here: each function opens the store and the servers that its arguments name, calls one operation, and
+closes them.
 """

@@ -1,9 +1,9 @@
 """Operations on an identity in a store, for Python programs that give the store and the servers as URLs.
 
-A Python program can do here what the command line does, with data as arguments and results. The operations themselves
-(`goatherd.operations`) take opened objects. Each function here opens what its arguments name and closes it before it
-returns, so a synchronous program needs only ``asyncio.run`` of one call. No function makes a decision of its own: the
-operation that it calls decides.
+These functions do what the commands do, with Python values as arguments and results. The operations themselves
+(`goatherd.operations`) take opened stores and clients. Each function here opens the store and the servers that its
+arguments name, calls one operation, and closes them before it returns. So a synchronous program needs only
+``asyncio.run`` of one call.
 """
 
 from __future__ import annotations
@@ -27,23 +27,28 @@ from goatherd.operations import retire as retire_operations
 from goatherd.operations import revoke as revoke_operations
 from goatherd.operations import rotate as rotate_operations
 from goatherd.operations import status as status_operations
-from goatherd.operations.identity_store import DEFAULT_ORG, Store, check_address_has_org
+from goatherd.operations.anchor_key import create_anchor_key
+from goatherd.operations.identity_store import Store, check_address_has_org
 from goatherd.operations.runs import AuditLog, EventListener
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, Label, VersionId, secret_id_for
+from goatherd.rotation.anchor_keys import AnchorChoice, AnchorSigner, SignerOpener, open_pinned_signer
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.machine import Phase
 from goatherd.rotation.policy import Policy, unlisted_for
 from goatherd.settings.store import REFRESH_INTERVAL
+from goatherd.wire.paths import DEFAULT_ORG
 
 if TYPE_CHECKING:
+    from goatherd.crypto import PublicKey
     from goatherd.operations.migrate import Migration
     from goatherd.operations.retire import Retirement
     from goatherd.operations.status import ClusterStatus
     from goatherd.revocation.report import RevocationReport
     from goatherd.rotation.events import Report
     from goatherd.rotation.plan import Plan
+    from goatherd.signers.verified import VerifiedSigner
 
 StoreName = str | Mapping[str, object] | tuple[SecretProvider, str] | Store
 """What an operation takes as its store: the URI of a secret; a ``cloudConfig``; a provider and the id of a secret, as
@@ -56,6 +61,9 @@ _STORE_HINT: Final = (
     "Give the URI of a secret, such as file:///srv/keys/root, a cloudConfig, or what open_provider returns."
 )
 _ORG_HINT: Final = f"Is org right? Write {ORG_FIELD} into the address, such as file:///srv/keys/{ORG_FIELD}/root."
+_SIGNER_HINT: Final = (
+    "Give the URI of a signer, such as transit://vault.internal/transit/goatdb, or what goatherd.open_signer returns."
+)
 _SERVERS_HINT: Final = (
     "Give the URL of every server, such as http://10.0.0.1:8080, or an address such as dns://name:port."
 )
@@ -137,22 +145,42 @@ async def read_identity(
         return (await opened.read(at))[1]
 
 
-async def init(store: StoreName, *, org: str | None = None, policy: Policy | None = None) -> IdentityDocument:
+async def init(
+    store: StoreName,
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    anchor: str | VerifiedSigner | None = None,
+    create_key: bool = False,
+) -> IdentityDocument:
     """Create the first identity of a cluster in a store that has none, and return it.
 
     Args:
         store: See `open_store`.
         org: The organization.
-        policy: How long the root is valid (`Policy.lifetime`).
+        policy: How long the root is valid: `Policy.lifetime`, or `Policy.working_lifetime` if there is an anchor.
+        anchor: The signer that holds the key of the identity's anchor: its URI, or what `open_signer` returns, which
+            stays open. None for an identity without an anchor.
+        create_key: Create that key first. It must not exist.
 
     Raises:
         LifetimeError: The lifetime of the root would be too short.
         WrongClockError: This machine's clock differs from the store's.
         IdentityExistsError: The store holds an identity. Nothing was changed.
         ProviderError: The store could not be written.
+        SignerError: The signer refused, did not answer, or holds the key already. Nothing was written.
     """
+    uri = _signer_uri(anchor)
+    _check_key_is_named(uri, create_key=create_key)
     async with open_store(store, org=org) as opened:
-        return (await init_operations.init_identity(opened, _policy_for(policy, ())))[1]
+        _, document = await init_operations.init_identity(
+            opened,
+            _policy_for(policy, ()),
+            anchor=uri,
+            create_key=create_key,
+            open_signer=_signer_opener(anchor, None),
+        )
+        return document
 
 
 async def migrate(
@@ -214,8 +242,8 @@ async def migrate(
         is_only_server=is_only_server,
         root_id=root_id,
     )
-    if remove_key and not dry_run:
-        await migrate_operations.remove_keys(target, migration)
+    if remove_key:
+        await migrate_operations.remove_keys(target, migration, confirmed=True)
     return migration
 
 
@@ -243,17 +271,28 @@ async def plan_rotation(
     *,
     org: str | None = None,
     policy: Policy | None = None,
+    anchor: str | VerifiedSigner | None = None,
+    remove_anchor: bool = False,
+    signer: str | VerifiedSigner | None = None,
     health: Sequence[HealthSignal] = (),
 ) -> Plan:
     """Return the steps, the servers and the obstacles of `rotate`, or of `resume` if a rotation is in progress.
 
-    Nothing is written, and no health command is run. Args are those of `rotate`.
+    Nothing is written, and no health command is run. If the identity has an anchor, its signer signs a test text. Args
+    are those of `rotate`.
 
     Raises:
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
-        return await rotate_operations.plan_rotation(opened, servers, policy, health=health)
+        return await rotate_operations.plan_rotation(
+            opened,
+            servers,
+            policy,
+            health=health,
+            anchor=_anchor_choice(anchor, is_removed=remove_anchor),
+            open_signer=_signer_opener(anchor, signer),
+        )
 
 
 async def rotate(
@@ -263,6 +302,10 @@ async def rotate(
     org: str | None = None,
     policy: Policy | None = None,
     to_phase: Phase | str | None = None,
+    anchor: str | VerifiedSigner | None = None,
+    remove_anchor: bool = False,
+    create_key: bool = False,
+    signer: str | VerifiedSigner | None = None,
     unsafe_without_nodes: bool = False,
     **options: Unpack[RotationOptions],
 ) -> Report:
@@ -275,6 +318,11 @@ async def rotate(
         org: The organization.
         policy: How long to wait for servers, and the lifetime of the new root.
         to_phase: Stop when this phase is reached, such as ``"published"``; `resume` continues.
+        anchor: The signer that holds the key of a new anchor, which is added or replaces the present one: its URI, or
+            what `open_signer` returns, which stays open.
+        remove_anchor: Rotate to a root without an anchor; the anchor must sign that.
+        create_key: Create the key of the new anchor first. It must not exist.
+        signer: The signer of the present anchor, if it is not to be opened by the URI that the identity names.
         unsafe_without_nodes: Rotate although no server is listed.
         options: ``audit_log``, ``on_event``, ``health``, ``clock``; see `goatherd.operations.rotate.rotate`.
 
@@ -282,14 +330,21 @@ async def rotate(
         ConfigurationError: No server is listed, or an argument is wrong. Nothing was written.
         RotationBusyError: A rotation is in progress: `resume`, `cancel` or `roll_back` ends it.
         NotAdoptedError: A server did not follow in time. The rotation was cancelled or rolled back.
+        SignerError: The signer of an anchor refused or did not answer. Nothing was written.
         RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.rotate`.
     """
+    choice = _anchor_choice(anchor, is_removed=remove_anchor)
+    _check_key_is_named(choice.signer, create_key=create_key)
+    if create_key and choice.signer is not None:
+        await create_anchor_key(choice.signer, _signer_opener(anchor, None))
     async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         return await rotate_operations.rotate(
             opened,
             servers,
             policy,
             to_phase=_phase(to_phase),
+            anchor=choice,
+            open_signer=_signer_opener(anchor, signer),
             unsafe_without_nodes=unsafe_without_nodes,
             **_prepared(options),
         )
@@ -434,6 +489,7 @@ async def revoke(
     reopen: bool = False,
     distrust: Sequence[str] = (),
     trust_alone: Sequence[str] = (),
+    signer: str | VerifiedSigner | None = None,
     unsafe_without_nodes: bool = False,
     **options: Unpack[RunOptions],
 ) -> RevocationReport:
@@ -451,6 +507,7 @@ async def revoke(
         reopen: Rebuild the list of frozen commits, including servers that were unreachable.
         distrust: URLs of compromised servers, whose lists of commits are ignored.
         trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
+        signer: As for `rotate`; the anchor signs the revocation.
         unsafe_without_nodes: Only write the identity: no commits are frozen, no sessions reissued.
 
     Raises:
@@ -473,6 +530,7 @@ async def revoke(
             reopen=reopen,
             distrust=distrust,
             trust_alone=trust_alone,
+            open_signer=_signer_opener(None, signer),
             unsafe_without_nodes=unsafe_without_nodes,
             **_prepared(options),
         )
@@ -485,7 +543,7 @@ def _named_store(store: StoreName) -> tuple[SecretProvider, str, str]:
     if isinstance(store, Mapping):
         config = store.get("cloudConfig", store)
         if not isinstance(config, Mapping):
-            raise ConfigurationError("cloudConfig is not a mapping", hint=_STORE_HINT)
+            raise ConfigurationError("cloudConfig must be a mapping", hint=_STORE_HINT)
         provider, secret_id = provider_from_config(config)
         return provider, secret_id, f"{config['provider']}: {secret_id}"
     if isinstance(store, tuple) and len(store) == 2 and isinstance(store[0], SecretProvider):
@@ -494,6 +552,44 @@ def _named_store(store: StoreName) -> tuple[SecretProvider, str, str]:
     if isinstance(store, AbstractAsyncContextManager):
         hint = "Use `async with goatherd.open_store(…) as store`, or give (provider, secret_id)."
     raise ConfigurationError(f"a {type(store).__name__} cannot be used as a store", hint=hint)
+
+
+def _signer_uri(signer: str | VerifiedSigner | None) -> str | None:
+    """Return the URI by which an identity names a signer; None if there is no signer."""
+    uri = signer if signer is None or isinstance(signer, str) else getattr(signer, "uri", None)
+    if signer is not None and not isinstance(uri, str):
+        raise ConfigurationError(f"a {type(signer).__name__} cannot be used as an anchor", hint=_SIGNER_HINT)
+    return uri
+
+
+def _check_key_is_named(uri: str | None, *, create_key: bool) -> None:
+    if create_key and uri is None:
+        raise ConfigurationError("create_key needs an anchor", hint=_SIGNER_HINT)
+
+
+def _anchor_choice(anchor: str | VerifiedSigner | None, *, is_removed: bool) -> AnchorChoice:
+    uri = _signer_uri(anchor)
+    if uri is not None and is_removed:
+        raise ConfigurationError("anchor and remove_anchor cannot be combined", hint=_SIGNER_HINT)
+    return AnchorChoice(signer=uri, is_removed=is_removed)
+
+
+def _signer_opener(new: str | VerifiedSigner | None, present: str | VerifiedSigner | None) -> SignerOpener:
+    """Return a function that opens signers, and uses those that the caller has opened without closing them.
+
+    Args:
+        new: The signer of a new anchor, whose key is not known yet.
+        present: The signer of the present anchor; None for the one that the identity names.
+    """
+    _signer_uri(present)
+
+    def open_or_lend(uri: str, pinned: PublicKey | None) -> AnchorSigner:
+        given = new if pinned is None else present
+        if given is None or isinstance(given, str):
+            return open_pinned_signer(given or uri, pinned)
+        return given.lend(pinned)
+
+    return open_or_lend
 
 
 def _addresses(nodes: Servers) -> tuple[str, ...]:
@@ -511,7 +607,8 @@ def _policy_for(policy: Policy | None, nodes: Servers) -> Policy:
     if policy is not None:
         if not isinstance(policy, Policy):
             raise ConfigurationError(
-                f"a {type(policy).__name__} is not a policy", hint="Such as Policy(lifetime=timedelta(days=90))."
+                f"a {type(policy).__name__} is not a policy",
+                hint="Write, for example, Policy(lifetime=timedelta(days=90)).",
             )
         return policy
     directory = NodeDirectory(_addresses(nodes), timeout=Policy().node_timeout)

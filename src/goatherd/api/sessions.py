@@ -1,7 +1,8 @@
 """Make sessions and a first identity, encode sessions as GoatDB does, and introduce a root.
 
-These functions do not rotate: running servers do not trust a root that a program writes into the store by hand.
-`goatherd.rotate` introduces a new root first. A private key is encoded only if the caller passes `include_private_key`.
+These functions do not rotate a root. Running servers do not trust a root that a program merely writes into the store;
+`goatherd.rotate` introduces the new root to them first. A private key is encoded only if the caller passes
+`include_private_key`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import ROOT_OWNER, SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
-from goatherd.operations.identity_store import DEFAULT_ORG
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.policy import Policy, check_lifetime
 from goatherd.wire.commit import Commit
+from goatherd.wire.paths import DEFAULT_ORG
 
 
 def generate_session(owner: str | None = ROOT_OWNER, *, lifetime: timedelta | None = None) -> OwnedSession:
@@ -95,7 +96,7 @@ def encode_session(session: Session | OwnedSession, *, include_private_key: bool
     if not isinstance(session, Session | OwnedSession):
         raise ConfigurationError(
             f"a {type(session).__name__} is not a session",
-            hint="`generate_session` makes one, `decode_session` reads one.",
+            hint="`generate_session` makes a session, and `decode_session` reads one.",
         )
     if not include_private_key:
         return (session.session if isinstance(session, OwnedSession) else session).to_json()
@@ -126,5 +127,5 @@ def decode_session(encoded: Mapping[str, Any] | str | bytes) -> Session | OwnedS
 def _check_root(root: OwnedSession, what: str) -> None:
     if not isinstance(root, OwnedSession) or not root.session.is_root:
         raise ConfigurationError(
-            f"{what} needs a root session with its private key", hint='`generate_session("root")` makes one.'
+            f"{what} needs a root session with its private key", hint='`generate_session("root")` makes a root session.'
         )

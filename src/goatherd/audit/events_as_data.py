@@ -1,8 +1,8 @@
-"""The events of a run as JSON data: for the audit trail and for the log.
+"""Turn the events of a rotation or revocation into JSON data, for the audit trail and for the log.
 
-This module turns events and actions into names and JSON values, and chooses which of them to keep. Values are ids,
-versions, times, addresses and texts; a value of another type is an error. An event that a rotation repeats every time
-it checks the cluster is kept once per phase.
+This module gives each event and action a name and JSON values, and chooses which events to keep. Values are ids,
+versions, times, addresses and texts; a value of another type is an error. Some events are repeated every time a
+rotation checks the cluster; each of these is kept once per phase.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any, Final
 
-from goatherd.rotation.events import Decided, Event, NodeTold, PhaseEntered, RunEnded, StoreTroubled
+from goatherd.rotation.events import Decided, Event, NodeNotified, PhaseEntered, RunEnded, StoreTroubled
 from goatherd.telemetry import hide_key_material, make_visible
 
-_REPEATED: Final = (Decided, NodeTold, StoreTroubled)
+_REPEATED: Final = (Decided, NodeNotified, StoreTroubled)
+_RECORDED_AS: Final[dict[str, str | None]] = {
+    "NodeView.trusts_current": "answers",
+    "NodeView.report": None,
+    "NodeNotified": "node-told",
+    "NodeNotified.is_reached": "heard",
+}
+"""Events and attributes with another name in a record, because records keep their names; None for those left out."""
 _MODULES: Final = ("goatherd.rotation.", "goatherd.cluster.node")
 
 
@@ -68,11 +75,17 @@ def to_json_value(value: object) -> Any:
 
 
 def _list_members(value: Any) -> dict[str, Any]:
-    return {_to_camel_case(field.name): to_json_value(getattr(value, field.name)) for field in fields(value)}
+    members = {}
+    for field in fields(value):
+        name = _RECORDED_AS.get(f"{type(value).__name__}.{field.name}", _to_camel_case(field.name))
+        if name is not None:
+            members[name] = to_json_value(getattr(value, field.name))
+    return members
 
 
 def _event_name(value: object) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(value).__name__).lower()
+    name = type(value).__name__
+    return _RECORDED_AS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
 
 
 def _to_camel_case(name: str) -> str:
@@ -82,5 +95,5 @@ def _to_camel_case(name: str) -> str:
 
 def _to_text(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError("a member's name must be a string")
+        raise TypeError("the name of a member must be a string")
     return name

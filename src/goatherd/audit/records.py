@@ -1,17 +1,18 @@
-"""The records of an audit trail: hash-chained, each signed by a root of the identity that the trail is about. Pure.
+"""The records of an audit trail: hash-chained, each signed by a root of the identity whose changes it records. Pure.
 
 This module encodes one record as a line of bytes, and verifies a whole file line by line. `goatherd.audit.trail` opens
 the file.
 
-A record is a JSON object on one line: number, time, actor, event, data, the SHA-256 of the previous line, the id of
-the root that signs, and the signature over all of that. Its format version is ``"v":1``. Two kinds of records are
-special: ``signer`` has the public key of a root that has not signed the previous record; and a record that follows a
-line cut short by a crash has a member ``torn`` with the length and the hash of those bytes.
+A record is a JSON object on one line: number, time, actor, event, data, the SHA-256 of the previous line, the id of the
+root that signs, and the signature over all of that. Its format version is ``"v":1``. When another root starts to sign,
+a record ``signer`` with its public key comes first. If a crash has cut the previous line short, the record has a member
+``torn`` with the length and the hash of that line.
 
 Rules:
 1. The signature covers the bytes of the line as they are in the file, so there is only one way to read them.
-2. A failed check names the number of the first line that is not as it was written.
-3. A missing end cannot be seen in the file itself. `Chain` accepts a checkpoint that was kept in another place.
+2. A failed check names the number of the first line that was altered.
+3. The file itself cannot show that its last records were removed. To detect this, `Chain` accepts a checkpoint that was
+   stored elsewhere.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Torn:
-    """The length and SHA-256 (without newline) of a line that is no record because a crash has cut it short."""
+    """A line of an audit trail that a crash has cut short, given by its length and SHA-256 (without newline)."""
 
     size: int
     digest: str
@@ -61,7 +62,7 @@ class Torn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The end of a trail: the number of its last record, and the SHA-256 of that line.
+    """The end of an audit trail: the number of its last record, and the SHA-256 of that record's line.
 
     A head that is kept in another place is a checkpoint.
     """
@@ -74,7 +75,7 @@ class Head:
 
     @classmethod
     def from_text(cls, text: str) -> Head:
-        """Parse the string form of a head.
+        """Parse the string form of the end of an audit trail (a checkpoint).
 
         Raises:
             DecodeError: The string has another form.
@@ -126,7 +127,7 @@ def write_record(
     lost: int = 0,
     torn: Sequence[Torn] = (),
 ) -> Record:
-    """Make and sign the record that follows `after`.
+    """Make and sign the audit record that follows the record `after`.
 
     Args:
         data: Plain JSON values; never key material.
@@ -157,7 +158,7 @@ def write_record(
 
 
 def read_record(line: bytes) -> Record:
-    """Parse one line, without checking its signature and its place in the chain.
+    """Parse one line of an audit trail, without checking its signature and its place in the chain.
 
     Raises:
         DecodeError: The line is no record; the message has the reason.
@@ -224,7 +225,7 @@ def signer_data(document: IdentityDocument) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchors:
-    """The roots that may sign a trail, and when each revoked one was revoked (milliseconds since 1970)."""
+    """The roots that may sign an audit trail, and when each revoked root was revoked (milliseconds since 1970)."""
 
     roots: Mapping[str, Session]
     revoked: Mapping[str, int] = field(default_factory=dict)
@@ -261,7 +262,7 @@ class Checked:
 
 
 class Chain:
-    """Verifies a trail line by line: call `feed` for each line, then `finish`.
+    """Verifies an audit trail line by line: call `feed` for each line, then `finish`.
 
     Args:
         anchors: The roots whose signatures are valid. A signer that the identity no longer lists is accepted only if it
@@ -309,7 +310,7 @@ class Chain:
         return record
 
     def finish(self) -> Checked:
-        """Return the result after the last line.
+        """Return the result of verifying the audit trail, after its last line.
 
         Raises:
             AuditBrokenError: The last line is cut off, there is no record at all, or the file ends before the
@@ -470,7 +471,7 @@ def _read_endorsements(value: Any) -> list[Endorsement]:
 
 
 def verify(lines: Iterable[bytes], *, anchors: Anchors | None = None, checkpoint: Head | None = None) -> Checked:
-    """Verify a whole trail.
+    """Verify a whole audit trail: the signature of each record, and that no record was changed or removed.
 
     Args:
         lines: The lines, each with its newline.

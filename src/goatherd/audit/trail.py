@@ -1,15 +1,16 @@
 """The audit trail of an identity: a file to which every decision is added, with its evidence.
 
-This module is the only writer of that file, and its reader. `records` encodes and verifies the records.
+Only this module writes and reads that file. `records` encodes and verifies the records.
 
 Rules:
 1. Records are only ever added. A record is on the disk when `record` returns. A lock ensures that one process at a time
    writes.
-2. A trail that cannot be written stops a run before it begins (`record` raises), but not a rotation in progress: then
-   the failed records are logged and counted, and the next record that can be written reports their number.
-3. A last line that a crash has cut short is kept as it is. The next record states its length and hash, and is signed.
-   So no change by an attacker can pass for a crash.
-4. The file has mode 0600. A file that others may write, a link, or a file that is no trail is refused.
+2. If the trail cannot be written, no run begins (`record` raises). A rotation in progress continues: the failed records
+   are logged and counted, and the next record that can be written states their number.
+3. A last line that a crash has cut short is kept as it is. The next record, which is signed, states the length and the
+   hash of that line. So an attacker cannot pass off a change of the file as damage from a crash.
+4. The file has mode 0600. A file that other users may write, a symbolic link, and a file that is not an audit trail are
+   rejected.
 """
 
 from __future__ import annotations
@@ -94,8 +95,11 @@ class AuditTrail:
         self._lost = 0
         self._is_failing = False
 
-    def use(self, document: IdentityDocument) -> None:
-        """Sign from now on with the current root of `document`. Call it whenever the document was read again."""
+    def use_identity(self, document: IdentityDocument) -> None:
+        """Sign audit records from now on with the current root of `document`.
+
+        Call it whenever the document was read again.
+        """
         if self._signer is None or self._signer.id != document.current.id:
             self._introduction = signer_data(document)
         self._signer = document.current
@@ -105,7 +109,7 @@ class AuditTrail:
         return self._clock.now_ms()
 
     def record(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> None:
-        """Add one record, and return when it is on the disk.
+        """Add one record to the audit trail, and return when it is on the disk.
 
         Args:
             event: The name of the event.
@@ -130,8 +134,11 @@ class AuditTrail:
         self._lost += 1
         self.missing += 1
 
-    def note(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> bool:
-        """Add one record if possible, else log the failure; the next record reports that one is missing."""
+    def add_if_possible(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> bool:
+        """Add one record to the audit trail if possible, else log the failure.
+
+        The next record reports the missing one.
+        """
         try:
             self.record(event, data, at_ms=at_ms)
         except AuditError as error:
@@ -143,7 +150,7 @@ class AuditTrail:
         return True
 
     def log_head(self) -> None:
-        """Log the end of the file, so that the log contains a checkpoint of the trail."""
+        """Log the end of the audit trail, so that the log contains a checkpoint of it."""
         if self.head is not None:
             _log.info(event_text(LogEvent.AUDIT_HEAD, file=self.path, seq=self.head.seq, sha256=self.head.digest))
 
@@ -194,7 +201,7 @@ class AuditTrail:
             self._system.close_file(descriptor)
 
     def _open(self) -> int:
-        """Open the file at the path; create it durably if it is missing."""
+        """Open the audit trail's file; create it durably if it is missing."""
         for _ in range(_OPEN_TRIES):
             try:
                 descriptor = self._system.run_call(os.open, self.path, _FLAGS)
@@ -227,7 +234,7 @@ class AuditTrail:
         if status.st_mode & 0o022 or status.st_uid not in (self._system.effective_user(), 0):
             raise AuditError(
                 f"audit trail {self.path} is writable by other users",
-                hint="Only the user that rotates may write it: `chown` it, and `chmod 0600`.",
+                hint="Only the user that rotates may write the file: change it with `chown` and `chmod 0600`.",
             )
 
     def _tail(self, descriptor: int) -> _Tail:
@@ -235,7 +242,7 @@ class AuditTrail:
         if size == 0:
             return _Tail(head=Head(), by=None, torn=(), is_whole=True)
         if not _FIRST.startswith(os.pread(descriptor, len(_FIRST), 0).partition(b"\n")[0]):
-            raise AuditError(f"{self.path} is not an audit trail", hint="Name another file, or move this one away.")
+            raise AuditError(f"{self.path} is not an audit trail", hint="Name another file, or move this file away.")
         torn: list[Torn] = []
         is_whole = os.pread(descriptor, 1, size - 1) == b"\n"
         for line in _lines_backwards(descriptor, size):
@@ -251,8 +258,8 @@ class AuditTrail:
         else:
             return _Tail(head=Head(), by=None, torn=tuple(torn), is_whole=is_whole)
         raise AuditError(
-            f"audit trail {self.path} does not end with a record",
-            hint="`goatherd audit verify` says where it is broken. Keep it, and name another file.",
+            f"the last line of audit trail {self.path} is not a complete record",
+            hint="`goatherd audit verify` names the first broken line. Keep this file, and name another one.",
         )
 
 
@@ -293,11 +300,11 @@ class Journal:
         self._given = 0
         self._evidence = EventData()
 
-    def mark(self) -> int:
-        """Return a mark for the events reported so far."""
+    def mark_position(self) -> int:
+        """Return a mark for the number of events reported to the journal so far."""
         return self._given + len(self._held)
 
-    def use(self, document: IdentityDocument, *, up_to: int | None = None) -> None:
+    def use_identity(self, document: IdentityDocument, *, up_to: int | None = None) -> None:
         """Sign the trail from now on with the current root of `document`, and add the records that were held back.
 
         Args:
@@ -305,8 +312,8 @@ class Journal:
             up_to: A mark from before the identity was read; later records are held until the next call.
         """
         if self.trail is not None:
-            self.trail.use(document)
-        self._release(self.mark() if up_to is None else up_to)
+            self.trail.use_identity(document)
+        self._release(self.mark_position() if up_to is None else up_to)
 
     def begin(self, event: str, data: Mapping[str, object]) -> None:
         """Record that an operation is about to begin.
@@ -318,27 +325,27 @@ class Journal:
         if self.trail is not None:
             self.trail.record(event, data)
 
-    def told(self, event: Event) -> None:
+    def record_event(self, event: Event) -> None:
         """Record one event. Never raises, even if the file cannot be written."""
         found = self._evidence.of(event)
         if found is None:
             return
-        self.note(*found)
+        self.record_decision(*found)
         if isinstance(event, RevocationStepped) and self.on_step is not None:
             self.on_step()
 
-    def note(self, event: str, data: Mapping[str, object]) -> None:
-        """Record another decision."""
+    def record_decision(self, event: str, data: Mapping[str, object]) -> None:
+        """Record a decision that is not an event of a rotation."""
         self._log(event, data)
         if self.trail is not None:
             self._held.append((self.trail.now_ms(), event, data))
             if not self._holds:
-                self._release(self.mark())
+                self._release(self.mark_position())
 
     def end(self, event: str, data: Mapping[str, object]) -> None:
         """Record how the operation ended, and log the end of the trail as a checkpoint."""
-        self.note(event, data)
-        self._release(self.mark())
+        self.record_decision(event, data)
+        self._release(self.mark_position())
         if self.trail is not None:
             self.trail.log_head()
 
@@ -347,7 +354,7 @@ class Journal:
             at_ms, event, data = self._held.pop(0)
             self._given += 1
             if self.trail is not None:
-                self.trail.note(event, data, at_ms=at_ms)
+                self.trail.add_if_possible(event, data, at_ms=at_ms)
 
     def _log(self, event: str, data: Mapping[str, object]) -> None:
         if _log.isEnabledFor(logging.INFO):

@@ -1,6 +1,6 @@
 """The command line.
 
-`main` finds the command, reads the options and turns errors into exit codes. The module of a command reads its
+`main` finds the command, reads the options and turns errors into exit codes. Each command has a module that reads its
 arguments and calls `goatherd.operations`; `text` formats the results, and `output` writes them. A command's module is
-imported only when the command is typed, so that ``goatherd --help`` is fast.
+imported only when that command is run, so ``goatherd --help`` is fast.
 """

@@ -10,9 +10,10 @@ import click
 from goatherd.audit.records import Anchors, Head
 from goatherd.cli.main import App, PathType, command
 from goatherd.cli.text.audit import checked_json, checked_lines, record_json, record_line
-from goatherd.config.build import open_store
+from goatherd.config.build import is_store_named, open_store
 from goatherd.errors import ConfigurationError, DecodeError
 from goatherd.operations.audit import read_trail, read_trail_anchors, verify_trail
+from goatherd.telemetry import describe_count
 
 
 @command(
@@ -22,7 +23,9 @@ from goatherd.operations.audit import read_trail, read_trail_anchors, verify_tra
 @click.argument("action", type=click.Choice(["verify", "show"]), metavar="verify|show")
 @click.argument("file", type=PathType(path_type=Path, dir_okay=False))
 @click.option(
-    "--offline", is_flag=True, help="Do not read the store; trust the first signer in the file. Only with verify."
+    "--offline",
+    is_flag=True,
+    help="Do not read the store; trust the root that signed the first record. Only with verify.",
 )
 @click.option(
     "--checkpoint",
@@ -62,7 +65,7 @@ def _verify(app: App, file: Path, *, offline: bool, checkpoint: str | None) -> i
     except DecodeError as error:
         raise click.UsageError(str(error)) from None
     options = app.options
-    if not offline and options.provider is None and options.cloud_config is None:
+    if not offline and not is_store_named(options):
         raise ConfigurationError(
             "no store is named, so the roots that may sign the trail are not known",
             hint="Give --provider URI, or --offline to trust the file's first signer.",
@@ -74,7 +77,7 @@ def _verify(app: App, file: Path, *, offline: bool, checkpoint: str | None) -> i
 
 
 async def _read_anchors(app: App) -> Anchors:
-    async with open_store(app.options) as store:
+    async with open_store(app.options, is_reader=True) as store:
         return await read_trail_anchors(store)
 
 
@@ -83,7 +86,6 @@ def _show(app: App, file: Path, last: int | None) -> int:
     shape = {"records": [record_json(record) for record in found.records], "unreadable": found.unreadable}
     app.out.result(shape, [record_line(record) for record in found.records] or ["no records"])
     if found.unreadable:
-        app.out.note(
-            f"note: {found.unreadable} lines are no records and were left out; `goatherd audit verify` says which"
-        )
+        lines = describe_count(found.unreadable, "line", "is no record and was", "are no records and were")
+        app.out.write_note(f"note: {lines} left out; `goatherd audit verify` says which")
     return 0

@@ -19,8 +19,8 @@ from goatherd.cli.output import Output
 def completion(shell: str) -> None:
     """Print the script that completes commands in a shell.
 
-    The script completes commands and options when you press Tab. Put the line of the example into the start-up file of
-    your shell, such as ~/.bashrc. For fish: goatherd completion fish | source
+    The script completes commands and options when you press Tab. Put the command of the example below into the start-up
+    file of your shell, such as ~/.bashrc. For fish: goatherd completion fish | source
     """
     kind = get_completion_class(shell)
     assert kind is not None

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import App, PathType, checked, command
+from goatherd.cli.main import App, PathType, audit_option, checked, command, distrust_option
 from goatherd.cli.process import log_level_option, log_to_stderr
-from goatherd.cli.shared_options import audit_option, distrust_option
 from goatherd.cli.text.rotation import warn_of_short_life
 from goatherd.cli.text.schedule import explanation_data, explanation_lines, turn_data, turn_lines
 from goatherd.clock import SystemClock
 from goatherd.config.build import build_health_signals, build_schedule, open_nodes, open_store, store_name
 from goatherd.metrics import serve_metrics
 from goatherd.operations.controller import explain_schedule, run_controller
-from goatherd.operations.metrics_file import write_metrics_file
+from goatherd.operations.runs import write_metrics_file
 from goatherd.schedule.due import Missed
 from goatherd.server_url import parse_listen_address
 from goatherd.serving.signals import watch_stop_signals
@@ -60,6 +59,14 @@ from goatherd.serving.sockets import cannot_listen
     help="Address on which the controller serves GET /metrics.",
 )
 @click.option(
+    "--web",
+    "web_address",
+    metavar="ADDRESS:PORT",
+    callback=checked(parse_listen_address),
+    help="Address on which the controller serves the page of `goatherd web`; its other options are in the section"
+    " [web] of goatherd.toml.",
+)
+@click.option(
     "--metrics-file",
     type=PathType(path_type=Path, dir_okay=False),
     help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom, and needs"
@@ -68,7 +75,9 @@ from goatherd.serving.sockets import cannot_listen
 @audit_option()
 @distrust_option()
 @click.option(
-    "--unsafe-without-nodes", is_flag=True, help="Do not wait for any server: rotate although none is listed."
+    "--unsafe-without-nodes",
+    is_flag=True,
+    help="Allow a run without a list of servers: it waits for no server.",
 )
 @log_level_option("info")
 def controller(
@@ -76,6 +85,7 @@ def controller(
     explain: bool,
     once: bool,
     metrics: str | None,
+    web_address: str | None,
     metrics_file: Path | None,
     unsafe_without_nodes: bool,
     log_level: str,
@@ -93,9 +103,11 @@ def controller(
         return asyncio.run(_explain(app))
     if metrics_file is not None and not once:
         raise click.UsageError("--metrics-file needs --once; without --once, use --metrics ADDRESS:PORT")
+    if web_address is not None and once:
+        raise click.UsageError("--web needs a controller that keeps running: leave out --once")
     log_to_stderr(log_level)
     warn_of_short_life(app.out, app.options.rotation_lifetime)
-    return asyncio.run(_run(app, once, metrics, metrics_file, unsafe_without_nodes))
+    return asyncio.run(_run(app, once, metrics, web_address, metrics_file, unsafe_without_nodes))
 
 
 async def _explain(app: App) -> int:
@@ -106,12 +118,19 @@ async def _explain(app: App) -> int:
     return 0
 
 
-async def _run(app: App, once: bool, metrics: str | None, metrics_file: Path | None, unsafe_without_nodes: bool) -> int:
+async def _run(
+    app: App,
+    once: bool,
+    metrics: str | None,
+    web_address: str | None,
+    metrics_file: Path | None,
+    unsafe_without_nodes: bool,
+) -> int:
     options, schedule = app.options, build_schedule(app.options)
     async with AsyncExitStack() as until_the_end, AsyncExitStack() as stack:
         # The metrics file counts everything inside this block as one run.
         seen = stack.enter_context(
-            write_metrics_file(metrics_file, store_name(options), lambda text: app.out.note(f"note: {text}"))
+            write_metrics_file(metrics_file, store_name(options), lambda text: app.out.write_note(f"note: {text}"))
         )
         store = await stack.enter_async_context(open_store(options))
         nodes = await stack.enter_async_context(open_nodes(options))
@@ -122,6 +141,13 @@ async def _run(app: App, once: bool, metrics: str | None, metrics_file: Path | N
             except OSError as error:
                 raise cannot_listen(metrics, error) from error
         signals = until_the_end.enter_context(watch_stop_signals())
+        if web_address is not None:
+            from goatherd.cli.web import make_collector, page_address
+            from goatherd.web.publisher import publish_beside
+
+            collector = make_collector(options, store, nodes, may_write=True)
+            address = page_address(options, *parse_listen_address(web_address))
+            await stack.enter_async_context(publish_beside(collector, address, interval=options.web_interval))
         turn = await run_controller(
             store,
             nodes,

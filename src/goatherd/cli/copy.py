@@ -7,7 +7,7 @@ import asyncio
 import click
 
 from goatherd.cli.main import App, command
-from goatherd.cli.text.copy import copy_json, copy_lines
+from goatherd.cli.text.migration import copy_json, copy_lines
 from goatherd.config.build import open_two_stores
 from goatherd.operations.copy import CopyReport, check_durable, copy_secret
 

@@ -1,18 +1,30 @@
-"""`goatherd doctor`: check the store, the identity and every server."""
+"""`goatherd doctor`: check the store, the identity and every server.
+
+With --signer the command checks a signer, with --data a server's data directory; with --options it shows every option.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
-from goatherd.cli.main import EXIT_FINDINGS, App, command
-from goatherd.cli.text.checks import check_lines
-from goatherd.config.build import build_health_signals, build_policy, open_store
+import click
+
+from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
+from goatherd.cli.text.doctor import check_lines, data_check_lines, data_repair_lines
+from goatherd.config.build import build_health_signals, build_policy, build_store_opener, open_peers, open_store
+from goatherd.config.options import effective_settings
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.store_checks import FAILED
 
 
-@command(example="goatherd doctor --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
-def doctor(app: App) -> int:
+@command(
+    example="goatherd doctor --provider file:///srv/keys/root --node http://10.0.0.1:8080\n"
+    "goatherd doctor --signer 'pkcs11:token=goatdb;object=anchor'",
+    nodes=True,
+)
+@click.option("--signer", metavar="URI", help="URI of a signer to check, instead of the store and the servers.")
+def doctor(app: App, signer: str | None) -> int:
     """Check the store, the identity and every server.
 
     The command checks the store: access, latency, labels, clock, and the permissions of these credentials, where the
@@ -25,8 +37,13 @@ def doctor(app: App) -> int:
     lists sessions that were created twice with different contents: GoatDB servers and clients crash when they merge
     these.
 
+    With --signer, the command checks a signer only: it reads the signer's public key, signs a short test text, verifies
+    the signature, and shows what the signer declares. It creates no key.
+
     The exit code is 11 if a check has failed; warnings do not change it.
     """
+    if signer is not None:
+        return _check_signer(app, signer)
     options = app.options
     scope = CheckScope(
         addresses=options.nodes,
@@ -36,7 +53,103 @@ def doctor(app: App) -> int:
         refresh_interval=options.settings_refresh_interval,
         health=build_health_signals(options),
     )
-    checks = asyncio.run(run_checks(open_store(options), scope))
+    checks = asyncio.run(run_checks(open_store(options, is_reader=True), scope))
     is_healthy = not any(check.level == FAILED for check in checks)
     app.out.result({"healthy": is_healthy, "checks": [check.to_json() for check in checks]}, check_lines(checks))
     return 0 if is_healthy else EXIT_FINDINGS
+
+
+def _check_signer(app: App, uri: str) -> int:
+    # Imported here, since a check of a store needs no signers.
+    from goatherd.cli.text.doctor import signer_lines
+    from goatherd.operations.check_signer import check_signer
+
+    report = asyncio.run(check_signer(uri))
+    is_healthy = not any(check.level == FAILED for check in report.checks)
+    found = {
+        "healthy": is_healthy,
+        "signer": report.to_json(),
+        "checks": [check.to_json() for check in report.checks],
+    }
+    app.out.result(found, signer_lines(report))
+    return 0 if is_healthy else EXIT_FINDINGS
+
+
+@command(
+    example="goatherd doctor --data check /srv/goatdb --provider file:///srv/keys/root\n"
+    "goatherd doctor --data repair /srv/goatdb --provider file:///srv/keys/root --peer http://10.0.0.2:8080",
+)
+@click.argument("action", type=click.Choice(["check", "repair"]), metavar="check|repair")
+@click.argument("directory", type=PathType(path_type=Path, file_okay=False))
+@click.option(
+    "--peer",
+    "serve_peers",
+    multiple=True,
+    metavar="URL",
+    help="URL of another server of the cluster. Can be given more than once.",
+)
+@click.option(
+    "--offline",
+    is_flag=True,
+    help="Do not read the store; verify with the roots in the data directory. Without roots nothing is verified.",
+)
+@click.option("--timeout", metavar="TIME", help="Timeout of one request to a server; at least 2m.")
+def data(app: App, action: str, directory: Path, offline: bool) -> int:
+    """Check a server's data directory, or repair it.
+
+    `check` reads every log and changes nothing. It lists, with file and offset, each record that is damaged, is no
+    commit, or has a signature that cannot be verified. It also lists conflicts: sessions that two commits in
+    /sys/sessions, here or on a --peer, create with different contents. GoatDB crashes when it merges such commits.
+
+    `repair` moves damaged lines to a file beside the log, whose name ends in .damaged, and fetches the commits again
+    from the peers. It resolves a conflict with a merge commit, which it writes to the log and to each --peer. It
+    deletes nothing, and does not write to a log in which check finds nothing. An interrupted repair is completed by the
+    next.
+
+    DIRECTORY is the data directory of a server, or the directory of one organization in it; the server can be
+    Goatherd's or an unmodified GoatDB server. Stop it first. Signatures are verified with the identity in the store. If
+    no store is given, the roots in the server's own files are used; if there are none, no signature is verified, and
+    the command says so.
+
+    The exit code is 11 if `check` finds something, if `repair` leaves something, or if a peer does not answer.
+    """
+    return asyncio.run(_data(app, action, directory, offline=offline))
+
+
+async def _data(app: App, action: str, directory: Path, *, offline: bool) -> int:
+    # Imported here, since only this form needs what the extra `node` brings.
+    from goatherd.operations.data import check_data, repair_data
+
+    options = app.options
+    org = options.org if "org" in options.origin else None
+    opening = build_store_opener(options, offline=offline)
+    async with open_peers(options, repairs=action == "repair") as peers:
+        if action == "check":
+            reports = await check_data(directory, org=org, open_store=opening, peers=peers)
+            app.out.result({"organizations": [one.to_json() for one in reports]}, data_check_lines(reports, directory))
+            return 0 if all(one.is_clean for one in reports) else EXIT_FINDINGS
+        repairs = await repair_data(directory, org=org, open_store=opening, peers=peers)
+        app.out.result({"organizations": [one.to_json() for one in repairs]}, data_repair_lines(repairs))
+        return 0 if all(one.is_complete for one in repairs) else EXIT_FINDINGS
+
+
+@command(example="goatherd doctor --options\ngoatherd config --config /etc/goatherd.toml --json")
+def config(app: App) -> None:
+    """Show every option with its value and where the value comes from.
+
+    The source is a flag, an environment variable, the configuration file with its line, or the default. A flag takes
+    precedence over the environment, and the environment over the file. Passwords, tokens and the arguments of commands
+    are hidden. The command contacts no store and no server.
+    """
+    settings = effective_settings(app.options)
+    file = None if app.options.file is None else str(app.options.file)
+    data = {
+        "file": file,
+        "options": [
+            {"key": each.key, "value": each.value, "source": each.source, "variable": each.variable}
+            for each in settings
+        ],
+    }
+    rows = [(each.key, "-" if each.value is None else each.value, each.source) for each in settings]
+    table = app.out.table(("KEY", "VALUE", "SOURCE"), rows)
+    app.out.result(data, [f"configuration file: {file or 'none'}", "", *table])

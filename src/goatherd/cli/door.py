@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from goatherd.cli.main import PORT, App, checked, command
+from goatherd.cli.main import PORT, App, checked, command, region_option
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build_servers import build_door, build_store_settings
 from goatherd.operations.serve import require_node_extra
@@ -15,6 +16,36 @@ from goatherd.server_url import parse_listen_host, parse_server_url
 
 if TYPE_CHECKING:
     from goatherd.door import Door
+
+
+def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a door that `goatherd run --door` has, too."""
+    for option in reversed(
+        [
+            click.option(
+                "--public-url",
+                metavar="URL",
+                callback=checked(parse_server_url),
+                help="URL at which clients reach the door. The door writes it into answers in place of the server's"
+                " own address.",
+            ),
+            click.option(
+                "--private",
+                is_flag=True,
+                help="Through the door, let only roots write to /sys/*, and only roots and that user to /user/ID.",
+            ),
+            click.option(
+                "--forwarded-by",
+                "limits_forwarded_by",
+                multiple=True,
+                metavar="NETWORK",
+                help="Network of a proxy in front, whose X-Forwarded-For header is trusted. Can be given more than"
+                " once.",
+            ),
+        ]
+    ):
+        function = option(function)
+    return function
 
 
 @command(
@@ -46,24 +77,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Port to listen on; 0 takes a free one.",
 )
-@click.option(
-    "--public-url",
-    metavar="URL",
-    callback=checked(parse_server_url),
-    help="URL at which clients reach the door. The door writes it into answers in place of the server's own address.",
-)
-@click.option(
-    "--private",
-    is_flag=True,
-    help="Reject writes through the door to /sys/* unless by a root, and to /user/ID unless by a root or that user.",
-)
-@click.option(
-    "--forwarded-by",
-    "limits_forwarded_by",
-    multiple=True,
-    metavar="NETWORK",
-    help="Network of a proxy in front, whose X-Forwarded-For header is used. Can be given more than once.",
-)
+@door_options
+@region_option()
 @log_level_option("warning")
 def door(
     app: App,

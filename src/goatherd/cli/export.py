@@ -10,6 +10,7 @@ import click
 from goatherd.cli.main import App, PathType, command
 from goatherd.config.build import open_store
 from goatherd.operations.export import export_settings
+from goatherd.telemetry import describe_count
 
 
 @command(example="goatherd export settings.json --provider file:///srv/keys/root --data /srv/goatdb/localhost")
@@ -32,7 +33,7 @@ def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_
 
 
 async def _export(app: App, file: Path, data: Path | None, *, replace: bool, unsafe_short_life: bool) -> None:
-    async with open_store(app.options) as store:
+    async with open_store(app.options, is_reader=True) as store:
         done = await export_settings(store, file, data=data, replace=replace, unsafe_short_life=unsafe_short_life)
     shape = {
         "file": str(done.file),
@@ -41,4 +42,5 @@ async def _export(app: App, file: Path, data: Path | None, *, replace: bool, uns
         "roots": done.roots,
         "trustedSessions": done.sessions,
     }
-    app.out.result(shape, [f"wrote {file}: root {done.current_id}, {done.roots} roots, {done.sessions} user sessions"])
+    roots, sessions = describe_count(done.roots, "root"), describe_count(done.sessions, "user session")
+    app.out.result(shape, [f"wrote {file}: root {done.current_id}, {roots}, {sessions}"])

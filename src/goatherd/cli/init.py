@@ -14,31 +14,51 @@ from goatherd.times import format_duration, iso
 
 @command(example="goatherd init --provider file:///srv/keys/root")
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
-def init(app: App) -> None:
+@click.option(
+    "--working-lifetime",
+    "rotation_working_lifetime",
+    metavar="TIME",
+    help="How long a new working root is valid; only with --anchor (default: 30d).",
+)
+@click.option(
+    "--anchor",
+    metavar="URI",
+    help="Signer that holds the key of the anchor, such as transit://vault.internal/transit/goatdb.",
+)
+@click.option("--create-key", is_flag=True, help="Create that key first. It must not exist; only with --anchor.")
+def init(app: App, anchor: str | None, create_key: bool) -> None:
     """Create an identity in a store that has none.
 
     The command creates a root session with a new key and writes the first identity document. If the store already holds
     an identity, the command fails and changes nothing.
+
+    With --anchor, a key in an HSM or a KMS is the anchor of the identity: it endorses each root that signs, and cannot
+    be copied. The root in the store is then a working root with a short life.
     """
-    asyncio.run(_init(app))
+    if create_key and anchor is None:
+        raise click.UsageError("--create-key needs --anchor URI")
+    asyncio.run(_init(app, anchor, create_key=create_key))
 
 
-async def _init(app: App) -> None:
+async def _init(app: App, anchor: str | None, *, create_key: bool) -> None:
     # Imported here, because importing the rotation package takes long.
     from goatherd.cli.text.rotation import warn_of_short_life
     from goatherd.operations.init import init_identity
     from goatherd.rotation.policy import check_lifetime
 
     policy = build_policy(app.options)
-    check_lifetime(policy)
-    warn_of_short_life(app.out, policy.lifetime)
+    new = policy.for_identity(has_anchor=anchor is not None)
+    check_lifetime(new)
+    if anchor is None:
+        warn_of_short_life(app.out, policy.lifetime)
     async with open_store(app.options) as store:
-        version, document = await init_identity(store, policy)
+        version, document = await init_identity(store, policy, anchor=anchor, create_key=create_key)
     data = {"store": store.name, "storeVersion": version.id, "created": True, **redact_document(document)}
-    app.out.result(
-        data,
-        [
-            f"created root {document.current.id} in {store.name} (version {version.id})",
-            f"valid for {format_duration(policy.lifetime)}, until {iso(document.current.session.expiration_ms)}",
-        ],
-    )
+    kind = "root" if document.anchor is None else "working root"
+    lines = [
+        f"created {kind} {document.current.id} in {store.name} (version {version.id})",
+        f"valid for {format_duration(new.lifetime)}, until {iso(document.current.session.expiration_ms)}",
+    ]
+    if document.anchor is not None:
+        lines.append(f"endorsed by the anchor {document.anchor.id}, whose key is in {document.anchor.signer}")
+    app.out.result(data, lines)

@@ -1,31 +1,35 @@
 """Run one command line: find the command, read its options, and turn errors into exit codes.
 
-This module defines the click group `goatherd` and the options that every command has. It opens no store and contacts
-no server. Rules: a command's module is imported only when that command is typed (tests/unit/cli/test_help.py); errors
-are mapped to exit codes only here.
+This module defines the click group `goatherd` and the options that every command has. It opens no store and contacts no
+server. Rules: a command's module is imported only when that command is run (tests/unit/cli/test_help.py); only this
+module maps errors to exit codes.
 """
 
 # ruff: noqa: ARG002 (click's methods have the arguments that click gives them)
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from goatherd.cli.menu import ALIASES, COMMANDS, FIRST_STEPS, FORMS, GROUPS, help_text
 from goatherd.cli.output import Output, abandon
 from goatherd.config.options import Options, load_options, option_keys
 from goatherd.config.values import parse_port
 from goatherd.errors import ConfigurationError, GoatherdError
+from goatherd.telemetry import describe_count
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from goatherd.operations.runs import AuditLog
 
 EXIT_CODES = {
     "configuration": 2,
@@ -39,11 +43,13 @@ EXIT_CODES = {
     "rotation": 10,
     "agent": 12,
     "audit": 13,
+    "signer": 14,
 }
 """Exit code for each family of errors, which is the first part of an error's code."""
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
 EXIT_FINDINGS = 11
+EXIT_KEY_FOUND = 15
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 COMPLETION_VARIABLE = "_GOATHERD_COMPLETE"
@@ -63,8 +69,11 @@ EXIT_MEANINGS = {
     10: "the rotation cannot start or continue, or was cancelled or rolled back because a server did not follow",
     12: "the agent cannot run a server, or has stopped one that exposed its private key",
     13: "the audit trail is broken, or cannot be written",
+    14: "the signer refused or failed, or has another key than the expected one",
     EXIT_FINDINGS: "`doctor`, `status`, `migrate`, `restore --signature` or `demo` found something wrong, `revoke` or "
-    "`rotate --replace-expired` is not finished, or `retire` has kept a version that a label points at",
+    "`rotate --replace-expired` is not finished, `retire` has kept a version that a label points at, or `scan` could "
+    "not search everything",
+    EXIT_KEY_FOUND: "`scan` found a private key",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "ended by SIGTERM",
 }
@@ -125,7 +134,8 @@ class Menu(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"goatherd.cli.{cmd_name}")
+        # A hidden alias is in the module of the command that replaces it: `versions` in `show`, for `show --versions`.
+        module = importlib.import_module(f"goatherd.cli.{ALIASES.get(cmd_name, cmd_name).partition(' ')[0]}")
         found = getattr(module, cmd_name)
         assert isinstance(found, click.Command)
         return found
@@ -142,6 +152,8 @@ class Menu(click.Group):
         if name in ALIASES and is_at_terminal():
             click.echo(f"note: `goatherd {name}` is now `goatherd {ALIASES[name]}`; both work", err=True)
         if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
             close = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise click.UsageError(f"No such command {name!r}.{hint}", ctx=ctx)
@@ -152,6 +164,8 @@ class Menu(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete a command's name without importing any command."""
+        from click.shell_completion import CompletionItem
+
         shown = [name for names in GROUPS.values() for name in names if name.startswith(incomplete)]
         items = [CompletionItem(name, help=COMMANDS[name]) for name in shown]
         return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
@@ -231,7 +245,7 @@ def command(
                 return function(app, **given)
             except BrokenPipeError as error:
                 # Not raised by `Output`. click would take it for a closed standard output, and so for success.
-                raise RuntimeError(f"a pipe or a connection broke: {error}") from error
+                raise RuntimeError(f"a pipe or a connection was closed: {error}") from error
 
         entry.__doc__ = function.__doc__
         entry.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
@@ -279,6 +293,60 @@ def command(
     return decorate
 
 
+def audit_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--audit-log``."""
+    return click.option(
+        "--audit-log",
+        "audit_log",
+        type=PathType(path_type=Path, dir_okay=False),
+        help="File to which the command appends every decision with its evidence: an audit trail, chained and signed.",
+    )
+
+
+def audit_log(app: App) -> AuditLog | None:
+    """Return the audit trail that ``--audit-log`` names; None if the option is not given."""
+
+    from goatherd.operations.runs import AuditLog
+
+    def warn(path: Path, count: int) -> None:
+        text = f"the audit trail {path} lacks {describe_count(count, 'record')} that could not be written"
+        app.out.event("audit", {"missing": count, "file": str(path)}, text)
+
+    return None if app.options.audit_log is None else AuditLog(app.options.audit_log, warn)
+
+
+def distrust_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--distrust``, for commands that compare the store with what servers report."""
+    return click.option(
+        "--distrust",
+        "rotation_distrust",
+        multiple=True,
+        metavar="URL",
+        help="URL of a server whose report about the store's history is ignored. Can be given more than once.",
+    )
+
+
+def region_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--region``, for commands that run where a server stands."""
+    return click.option(
+        "--region",
+        "stores_region",
+        metavar="NAME",
+        help="Region of this machine, with [stores] in goatherd.toml: its store is read first.",
+    )
+
+
+def allow_lagging_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--allow-lagging``, for commands that change the identity."""
+    return click.option(
+        "--allow-lagging",
+        "stores_allow_lagging",
+        multiple=True,
+        metavar="REGION",
+        help="Region whose store may lag. Its servers then follow late, or not at all. Can be given more than once.",
+    )
+
+
 def forms_of(name: str) -> str:
     """Return the part of a command's help that lists its other forms, such as `show --versions` for `show`."""
     forms = FORMS.get(name)
@@ -319,7 +387,7 @@ def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
     flags = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
     out, debug = Output(as_json="--json" in flags), "--debug" in flags
     if not arguments and COMPLETION_VARIABLE not in os.environ:
-        out.note(FIRST_STEPS)
+        out.write_note(FIRST_STEPS)
         return EXIT_USAGE
     try:
         done = cli.main(list(arguments), prog_name="goatherd", standalone_mode=False, obj=owns_process)

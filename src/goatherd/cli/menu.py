@@ -10,7 +10,7 @@ GROUPS = {
     "Identity": ("init", "migrate", "export", "show", "copy"),
     "Servers": ("serve", "run", "door"),
     "Rotation": ("rotate", "revoke", "retire", "restore", "controller"),
-    "Look": ("status", "doctor", "audit", "policy", "completion"),
+    "Look": ("status", "web", "history", "doctor", "stores", "scan", "audit", "policy", "completion"),
 }
 """The commands that the help shows, by group. All other commands are hidden."""
 
@@ -29,7 +29,11 @@ COMMANDS = {
     "restore": "Make a previous root the current root again.",
     "controller": "Rotate on a schedule, resume rotations, destroy old keys.",
     "status": "Show the store, the identity, and the state of every server.",
+    "web": "Serve a read-only page with the status of a cluster, live.",
+    "history": "Show past rotations with their outcome, as a list or a timeline.",
     "doctor": "Check the store, the identity and every server.",
+    "scan": "Search files, images and git histories for private keys.",
+    "stores": "Show the stores of several regions, or promote one.",
     "audit": "Check an audit trail, or show it.",
     "policy": "Print the store permissions that a server or a rotator needs.",
     "completion": "Print the script that completes commands in a shell.",
@@ -42,7 +46,8 @@ COMMANDS = {
     "lease": "Show which server holds the restart lease, or create the lease.",
     "demo": "Run three servers with one identity, and rotate twice under traffic.",
 }
-"""The help line of each command. The command's module in `goatherd.cli` has the command's name."""
+"""The help line of each command. The module of a command in `goatherd.cli` has the command's name; that of a hidden
+alias has the name of the command that replaces it."""
 
 FORMS = {
     "show": {"--versions": "versions"},

@@ -109,7 +109,7 @@ async def _migrate(
         files = ", ".join(str(source.settings) for source, _ in done.removable)
         remove = click.confirm(f"Remove {files} from the disk now? The key is in the store.", default=False)
     if remove and not dry_run:
-        removed = await remove_keys(target, done)
+        removed = await remove_keys(target, done, confirmed=remove)
         lines += removed or ["no file was removed, since a server rejects the root"]
     kept = done.find_kept_settings()
     app.out.result(migration_json(done, removed, kept), [*lines, *kept_lines(kept)])

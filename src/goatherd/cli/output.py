@@ -5,10 +5,10 @@ Commands write to the terminal only through `Output`. Rules:
 2. With ``--json``, standard output holds exactly one JSON document, also for an error; progress is JSON lines on
    standard error.
 3. Colour, and lines that are updated in place, appear only on a terminal; ``NO_COLOR`` is honoured.
-4. Errors pass through `hide_key_material`, so that no key is printed, and every line passes through `make_visible`, so
-   that no terminal control sequence is.
-5. A closed pipe, or a full disk under standard error, stops no rotation and changes no exit code. Only a result that
-   cannot be written is an error.
+4. Errors pass through `hide_key_material`, so that no key is printed. Every line passes through `make_visible`, so that
+   no terminal control sequence is printed.
+5. If progress, notes or errors cannot be written (closed pipe, full disk), the command continues and its exit code
+   stays the same. Only a result that cannot be written is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
@@ -67,7 +66,7 @@ class Output:
         widths = [max(len(row[i]) for row in grid) for i in range(len(heads))]
         return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in grid]
 
-    def note(self, text: str) -> None:
+    def write_note(self, text: str) -> None:
         """Write a note for a human reader; with JSON output, write nothing."""
         if not self.as_json:
             self._line(self.stderr, text)
@@ -82,10 +81,12 @@ class Output:
     def error(self, error: BaseException, *, debug: bool = False) -> None:
         """Write an error with its code and hint; with `debug`, after its traceback, in which keys are hidden."""
         if debug:
+            import traceback  # here, since most commands print none
+
             trace = "".join(traceback.format_exception(error))
             self._line(self.stderr, hide_key_material(trace).rstrip())
         if isinstance(error, GoatherdError):
-            code, message, hint = error.code, str(error), error.hint
+            code, message, hint = error.code, str(error), error.command_hint or error.hint
         elif isinstance(error, OSError) and error.strerror:
             where = f": {error.filename}" if error.filename else ""
             code, message = "system", f"the operating system refused: {error.strerror}{where}"

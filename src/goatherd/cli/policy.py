@@ -10,24 +10,28 @@ from goatherd.plugins import policy_text
 
 @command(
     example="goatherd policy aws --role server aws://eu-west-1/goatdb/prod/root\n"
-    "goatherd policy vault --role rotator secret/goatdb/root | vault policy write goatherd-rotator -"
+    "goatherd policy vault --role rotator secret/goatdb/root | vault policy write goatherd-rotator -\n"
+    "goatherd policy awskms --role signer awskms://eu-west-1/alias/goatdb-anchor"
 )
 @click.argument("platform", metavar="PROVIDER")
 @click.argument("secret", required=False)
 @click.option(
     "--role",
-    type=click.Choice(["server", "rotator", "admin"]),
+    type=click.Choice(["server", "rotator", "admin", "signer"]),
     required=True,
-    help="Role to print rights for: a server reads, a rotator rotates, an admin also creates and deletes.",
+    help="Role to print rights for: a server reads, a rotator rotates, an admin also creates and deletes; "
+    "a signer signs with one key.",
 )
 def policy(app: App, platform: str, secret: str | None, role: str) -> None:
     """Print the store permissions that a server or a rotator needs.
 
     PROVIDER is the scheme of a store's URI, such as aws, gcp, azure, vault, k8s or file. SECRET is the address of the
-    secret (default: the configured store). The command prints exactly the permissions that the role needs. It contacts
-    no store, changes nothing and needs no SDK.
+    secret (default: the configured store). With --role signer, PROVIDER is the scheme of a signer, such as awskms,
+    pkcs11 or transit, and SECRET is the signer's URI. The command prints exactly the permissions that the role needs.
+    It contacts no store, changes nothing and needs no SDK.
     """
-    address = secret or app.options.provider
+    primary = app.options.stores_primary
+    address = secret or app.options.provider or (None if primary is None else primary.provider)
     if not address:
         raise click.UsageError("no secret is named; give its address, such as aws://eu-west-1/goatdb/prod/root")
     text = policy_text(platform, role, address)

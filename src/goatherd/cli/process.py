@@ -1,4 +1,4 @@
-"""Logging, the event loop, and stopping by a signal, for commands that run for a long time."""
+"""Set up logging and the event loop, and stop on a signal, for commands that run for a long time."""
 
 from __future__ import annotations
 
@@ -102,5 +102,5 @@ def run_interruptible(app: App, work: Coroutine[Any, Any, T], *, note: str) -> T
             raise
     except (KeyboardInterrupt, Terminated):
         if note:
-            app.out.note(f"note: {note}")
+            app.out.write_note(f"note: {note}")
         raise

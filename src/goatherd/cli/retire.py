@@ -6,17 +6,30 @@ import asyncio
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.main import (
+    EXIT_FINDINGS,
+    App,
+    allow_lagging_option,
+    audit_log,
+    audit_option,
+    command,
+    distrust_option,
+)
 from goatherd.cli.process import run_interruptible
-from goatherd.cli.shared_options import audit_log, audit_option, distrust_option
-from goatherd.cli.text.key_inventory import due_lines, inventory_data, inventory_lines
-from goatherd.cli.text.retirement import retirement_lines, would_retire_lines
+from goatherd.cli.text.key_inventory import (
+    due_lines,
+    inventory_data,
+    inventory_lines,
+    retirement_lines,
+    would_retire_lines,
+)
 from goatherd.cli.text.rotation import report_data
 from goatherd.clock import SystemClock
 from goatherd.config.build import build_policy, open_nodes, open_store
 from goatherd.key_inventory import KeyInventory
 from goatherd.operations.retire import read_key_inventory
 from goatherd.operations.retire import retire as operation
+from goatherd.telemetry import describe_count
 
 
 @command(
@@ -24,6 +37,7 @@ from goatherd.operations.retire import retire as operation
     nodes=True,
 )
 @distrust_option()
+@allow_lagging_option()
 @click.option(
     "--grace",
     "rotation_grace",
@@ -60,7 +74,7 @@ def _confirm(app: App) -> None:
     due = [f"  {line}" for line in due_lines(asyncio.run(_read_keys(app)), SystemClock().now_ms())]
     if due:
         click.echo("\n".join(due), err=True)
-        versions = "1 version" if len(due) == 1 else f"{len(due)} versions"
+        versions = describe_count(len(due), "version")
         click.confirm(f"Permanently destroy {versions}?", abort=True, err=True)
 
 

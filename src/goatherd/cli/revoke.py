@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.main import EXIT_FINDINGS, App, allow_lagging_option, audit_log, audit_option, command
 from goatherd.cli.process import run_interruptible
-from goatherd.cli.shared_options import audit_log, audit_option
 from goatherd.cli.text.revocation import (
     revocation_data,
     revocation_event,
@@ -55,7 +54,7 @@ from goatherd.revocation.revoker import NEW
 @click.option(
     "--reopen",
     is_flag=True,
-    help="Rebuild the list of frozen commits, now with those of servers that were unreachable before.",
+    help="Make the list of the root's valid (frozen) commits again, to add commits of servers that were unreachable.",
 )
 @click.option(
     "--distrust",
@@ -67,8 +66,8 @@ from goatherd.revocation.revoker import NEW
     "--trust-alone",
     multiple=True,
     metavar="URL",
-    help="URL of a server that is surely not compromised: its commits count even if no other server holds them."
-    " Can be given more than once.",
+    help="URL of a server that is surely not compromised: the root's commits that it holds stay valid even if no other"
+    " server holds them. Can be given more than once.",
 )
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
 @click.option(
@@ -80,8 +79,10 @@ from goatherd.revocation.revoker import NEW
 @click.option(
     "--unsafe-without-nodes",
     is_flag=True,
-    help="Do not wait for any server: only write the identity; freeze no commits, reissue no sessions.",
+    help="Allow a run without a list of servers: it only writes the identity, records no valid commits of the root and"
+    " reissues no sessions.",
 )
+@allow_lagging_option()
 @audit_option()
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def revoke(

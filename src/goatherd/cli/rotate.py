@@ -1,27 +1,48 @@
-"""`goatherd rotate`: replace the root key while the cluster serves."""
+"""`goatherd rotate`: replace the root key while the cluster serves. `run_rotation` also runs `goatherd restore`."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
+from goatherd.cli.main import (
+    EXIT_FINDINGS,
+    App,
+    PathType,
+    allow_lagging_option,
+    audit_log,
+    audit_option,
+    command,
+    distrust_option,
+)
 from goatherd.cli.process import give_way, run_interruptible
-from goatherd.cli.rotation_run import HOW_TO_RESUME, run_rotation
-from goatherd.cli.shared_options import audit_log, audit_option, distrust_option
+from goatherd.cli.text.progress import RotationProgress
 from goatherd.cli.text.replacement import replaced_event, replacement_data, replacement_lines
 from goatherd.cli.text.rotation import (
     add_unrun_command,
+    bare_lines,
     plan_data,
     plan_lines,
+    report_data,
+    report_lines,
+    restart_lines,
+    restarts_data,
     warn_of_short_life,
 )
-from goatherd.config.build import build_health_signals, build_policy, open_nodes, open_store
+from goatherd.config.build import build_health_signals, build_policy, open_nodes, open_store, store_name
+from goatherd.errors import NotAdoptedError
+from goatherd.key_inventory import retained_copies
 from goatherd.operations import rotate as operations
+from goatherd.operations.anchor_key import create_anchor_key
+from goatherd.operations.runs import notify_each, read_identity_at_end, write_metrics_file
+from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Phase
 
@@ -41,7 +62,7 @@ from goatherd.rotation.machine import Phase
 @click.option(
     "--replace-expired",
     is_flag=True,
-    help="Replace a root that has expired. What it has signed stays valid. Lists the servers that cannot follow.",
+    help="Replace an expired root; what it has signed stays valid. The output lists servers that have not followed.",
 )
 @click.option(
     "--to",
@@ -53,6 +74,24 @@ from goatherd.rotation.machine import Phase
     "--reason", metavar="TEXT", help="Reason, recorded in the identity's history; only with --rollback or --cancel."
 )
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
+@click.option(
+    "--working-lifetime",
+    "rotation_working_lifetime",
+    metavar="TIME",
+    help="How long a new working root is valid; only if the identity has an anchor (default: 30d).",
+)
+@click.option(
+    "--anchor",
+    metavar="URI",
+    help="Signer that holds the key of the anchor. A new anchor is added, or replaces the present one.",
+)
+@click.option("--create-key", is_flag=True, help="Create that key first. It must not exist; only with --anchor.")
+@click.option("--remove-anchor", is_flag=True, help="Rotate to a root without an anchor; the anchor must sign that.")
+@click.option(
+    "--drop-lost-anchor",
+    is_flag=True,
+    help="Remove an anchor whose key is lost. Every server rejects that until you start it with --accept-identity.",
+)
 @click.option(
     "--adoption",
     "rotation_adoption",
@@ -79,6 +118,7 @@ from goatherd.rotation.machine import Phase
     help="Unmodified GoatDB server that you restart by hand. Can be given more than once.",
 )
 @distrust_option()
+@allow_lagging_option()
 @click.option(
     "--health-url",
     "rotation_health_url",
@@ -98,7 +138,9 @@ from goatherd.rotation.machine import Phase
 )
 @audit_option()
 @click.option(
-    "--unsafe-without-nodes", is_flag=True, help="Do not wait for any server: rotate although none is listed."
+    "--unsafe-without-nodes",
+    is_flag=True,
+    help="Allow a run without a list of servers: it waits for no server.",
 )
 def rotate(
     app: App,
@@ -111,6 +153,10 @@ def rotate(
     reason: str | None,
     metrics_file: Path | None,
     unsafe_without_nodes: bool,
+    anchor: str | None,
+    create_key: bool,
+    remove_anchor: bool,
+    drop_lost_anchor: bool,
 ) -> int:
     """Replace the root key while the cluster serves.
 
@@ -121,6 +167,9 @@ def rotate(
     The store keeps the previous private key for the grace period, so that `goatherd restore` can return to that root.
     Afterwards, `goatherd retire` destroys the key.
 
+    In an identity with an anchor, the command renews the working root, and the anchor signs once. --anchor and
+    --remove-anchor change the anchor in the same way, while the cluster serves.
+
     An expired root cannot endorse a next root, so replace it with --replace-expired. If a listed server has not
     followed the new root, the exit code is 11; run the same command again.
     """
@@ -130,28 +179,41 @@ def rotate(
         "rollback": rollback,
         "cancel": cancel,
         "replace-expired": replace_expired,
+        "drop-lost-anchor": drop_lost_anchor,
     }
     chosen = [name for name, is_asked in asked.items() if is_asked]
     if len(chosen) > 1:
-        raise click.UsageError("--plan, --resume, --rollback, --cancel and --replace-expired cannot be combined")
+        names = "--plan, --resume, --rollback, --cancel, --replace-expired and --drop-lost-anchor"
+        raise click.UsageError(f"{names} cannot be combined")
     what = chosen[0] if chosen else ""
-    if reason is not None and what not in ("rollback", "cancel"):
-        raise click.UsageError("--reason needs --rollback or --cancel")
-    if to_phase is not None and what in ("rollback", "cancel", "replace-expired"):
-        raise click.UsageError(f"--to does not go with --{what}")
-    if metrics_file is not None and what == "replace-expired":
-        raise click.UsageError("--metrics-file cannot be combined with --replace-expired")
+    if reason is not None and what not in ("rollback", "cancel", "drop-lost-anchor"):
+        raise click.UsageError("--reason needs --rollback, --cancel or --drop-lost-anchor")
+    if (anchor is not None or remove_anchor) and what not in ("", "plan"):
+        raise click.UsageError(f"--anchor and --remove-anchor cannot be combined with --{what}")
+    if anchor is not None and remove_anchor:
+        raise click.UsageError("--anchor and --remove-anchor cannot be combined")
+    if create_key and (anchor is None or what == "plan"):
+        raise click.UsageError("--create-key needs --anchor URI, without --plan")
+    if to_phase is not None and what in ("rollback", "cancel", "replace-expired", "drop-lost-anchor"):
+        raise click.UsageError(f"--to cannot be combined with --{what}")
+    if metrics_file is not None and what in ("replace-expired", "drop-lost-anchor"):
+        raise click.UsageError(f"--metrics-file cannot be combined with --{what}")
     if what in ("", "replace-expired"):
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     stop_at = Phase(to_phase) if to_phase else None
+    choice = AnchorChoice(signer=anchor, is_removed=remove_anchor)
     if what == "plan":
-        return asyncio.run(_plan(app, stop_at))
+        return asyncio.run(_plan(app, stop_at, choice))
+    if what == "drop-lost-anchor":
+        return asyncio.run(_drop_lost_anchor(app, reason or operations.LOST))
+    if create_key and anchor is not None:
+        asyncio.run(create_anchor_key(anchor))
     if what == "replace-expired":
         replacing = _replace_expired(app, unsafe_without_nodes=unsafe_without_nodes)
         return run_interruptible(app, replacing, note="run the same command again to resume")
     why = reason or operations.ASKED
     work: dict[str, Callable[..., Awaitable[Report]]] = {
-        "": partial(operations.rotate, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes),
+        "": partial(operations.rotate, to_phase=stop_at, anchor=choice, unsafe_without_nodes=unsafe_without_nodes),
         "resume": partial(operations.resume, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes),
         "cancel": partial(operations.cancel, reason=why),
         "rollback": partial(operations.roll_back, reason=why),
@@ -162,13 +224,26 @@ def rotate(
     return run_interruptible(app, run_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
 
 
-async def _plan(app: App, to_phase: Phase | None) -> int:
+async def _plan(app: App, to_phase: Phase | None, choice: AnchorChoice) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options) as nodes:
         health = build_health_signals(options)
-        plan = await operations.plan_rotation(store, nodes, build_policy(options), health=health)
+        plan = await operations.plan_rotation(store, nodes, build_policy(options), health=health, anchor=choice)
     plan = add_unrun_command(plan, health, options.origin.get("rotation.health_command"))
     app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
+    return 0
+
+
+async def _drop_lost_anchor(app: App, reason: str) -> int:
+    async with open_store(app.options) as store:
+        document = await operations.drop_lost_anchor(store, reason, audit_log=audit_log(app))
+    app.out.result(
+        {"current": document.current.id, "generation": document.generation},
+        [
+            f"the identity has no anchor any more; root {document.current.id} signs on",
+            "start every server once with --accept-identity; until then it rejects this generation",
+        ],
+    )
     return 0
 
 
@@ -185,3 +260,49 @@ async def _replace_expired(app: App, *, unsafe_without_nodes: bool) -> int:
         )
     app.out.result(replacement_data(report), replacement_lines(report))
     return 0 if report.is_complete else EXIT_FINDINGS
+
+
+HOW_TO_RESUME: Final = (
+    "a rotation that has started is not lost: `goatherd rotate --resume` continues it, `--cancel` or `--rollback` "
+    "ends it"
+)
+
+
+async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics_file: Path | None) -> int:
+    """Run a rotation or a restore, show its progress, and print its report.
+
+    Args:
+        app: The context of the command.
+        work: The operation; it is called with the store, the servers and the policy.
+        metrics_file: File to write metrics to; None for no metrics.
+    """
+    options = app.options
+    # No log lines: `RotationProgress` shows the same events.
+    logging.getLogger("goatherd.rotation").addHandler(logging.NullHandler())
+    async with AsyncExitStack() as stack:
+        seen = stack.enter_context(
+            write_metrics_file(metrics_file, store_name(options), lambda text: app.out.write_note(f"note: {text}"))
+        )
+        store = await stack.enter_async_context(open_store(options))
+        if metrics_file is not None:
+            await stack.enter_async_context(read_identity_at_end(store, seen))
+        nodes = await stack.enter_async_context(open_nodes(options))
+        progress = stack.enter_context(RotationProgress(app.out))
+        try:
+            report = await work(
+                store,
+                nodes,
+                build_policy(options),
+                health=build_health_signals(options),
+                audit_log=audit_log(app),
+                on_event=notify_each(progress.show, seen.record_event),
+            )
+        except NotAdoptedError as error:
+            if isinstance(error.report, Report):
+                restarts = {"restarts": restarts_data(error.report)}
+                app.out.event("restarts", restarts, "\n".join(restart_lines(error.report)))
+            raise
+        copies = retained_copies(store.provider.guarantees)
+    lines = report_lines(report, options.rotation_grace, copies=copies)
+    app.out.result(report_data(report), [*lines, *bare_lines(report, options.rotation_bare)])
+    return 0

@@ -1,25 +1,179 @@
-"""`goatherd run`: run an unmodified GoatDB server with its identity from a store."""
+"""`goatherd run`: run an unmodified GoatDB server with its identity from a store.
+
+With --once the command only writes the server's settings.json; with --watch it keeps the file up to date for a server
+that another program runs.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.agent_options import change_options, directory_options, run_for_server
-from goatherd.cli.main import PORT, App, command
-from goatherd.cli.process import log_to_stderr
+from goatherd.cli.door import door_options
+from goatherd.cli.main import PORT, App, PathType, command, region_option
+from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.config.build_servers import (
+    build_agent_rules,
     build_child_environment,
-    build_door,
-    build_own_address,
+    build_front,
+    build_notifier,
+    build_organizations,
+    build_server_files,
     chosen_organizations,
 )
-from goatherd.operations.serve import require_node_extra
 from goatherd.providers.values import ORG_FIELD
 
 if TYPE_CHECKING:
+    from goatherd.agent import Supervisor
     from goatherd.agent.agent import Front
+
+
+Decorator = Callable[[Callable[..., int | None]], Callable[..., int | None]]
+
+
+def directory_options(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Add the options about the data directory and the settings.json in it."""
+    for option in reversed(
+        [
+            click.option(
+                "--data",
+                "agent_data",
+                type=PathType(path_type=Path, file_okay=False),
+                help="Data directory of the server.",
+            ),
+            click.option(
+                "--create",
+                is_flag=True,
+                help="Create the data directory, and each organization's directory in it, if missing.",
+            ),
+            click.option(
+                "--url",
+                "agent_url",
+                metavar="URL",
+                help="URL at which the server answers (default: http://127.0.0.1:8080).",
+            ),
+            click.option(
+                "--memory",
+                "agent_memory",
+                type=PathType(path_type=Path),
+                help="Directory on a tmpfs for settings.json (default: found automatically).",
+            ),
+            click.option(
+                "--plain-file",
+                is_flag=True,
+                help="Write settings.json, including the private key, to the disk instead of a tmpfs.",
+            ),
+            click.option(
+                "--accept-identity",
+                is_flag=True,
+                help="Accept, a single time, an identity from the store that no trusted root has endorsed, or that is"
+                " older than the one in use.",
+            ),
+            log_level_option("info"),
+        ]
+    ):
+        function = option(function)
+    where: Decorator = region_option()
+    return where(function)
+
+
+def change_options(ways: Sequence[str]) -> Decorator:
+    """Return the options that say how the server learns of a changed identity.
+
+    Args:
+        ways: The accepted values of --on-change.
+    """
+
+    def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
+        for option in reversed(
+            [
+                click.option(
+                    "--on-change",
+                    "agent_on_change",
+                    type=click.Choice(ways),
+                    help="How to notify the server when the identity changes.",
+                ),
+                click.option(
+                    "--signal",
+                    "agent_signal",
+                    metavar="NAME",
+                    help="Signal to send to the server if --on-change is `signal` (default: HUP).",
+                ),
+                click.option(
+                    "--command",
+                    "agent_command",
+                    metavar="TEXT",
+                    help="Command to run when the identity changes, if --on-change is `command`.",
+                ),
+                click.option(
+                    "--lease",
+                    "agent_lease",
+                    metavar="URI",
+                    help="URI of the secret that holds the restart lease (default: `<secret>-lease`); `none` for a"
+                    " single server.",
+                ),
+                click.option(
+                    "--ready-timeout",
+                    "agent_ready_timeout",
+                    metavar="TIME",
+                    help="Timeout for a started server to become ready (default: 1m).",
+                ),
+                click.option(
+                    "--refresh-interval",
+                    "settings_refresh_interval",
+                    metavar="TIME",
+                    help="How often to read the store (default: 30s).",
+                ),
+            ]
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def run_for_server(
+    app: App,
+    orgs: Sequence[str],
+    *,
+    supervisor: Supervisor | None,
+    pid_file: Path | None = None,
+    front: Front | None = None,
+    create: bool,
+    plain_file: bool,
+    accept_identity: bool,
+) -> int:
+    """Run an agent for a server, and return the exit code.
+
+    Args:
+        app: The context of the command.
+        orgs: The organizations of the server.
+        supervisor: Starts and stops the server; None if another program does.
+        pid_file: File with the process id of a server that another program runs.
+        front: Opens the door, or the agent's own address; None for neither.
+        create: The flag --create.
+        plain_file: The flag --plain-file.
+        accept_identity: The flag --accept-identity.
+    """
+    from goatherd.operations.run_agent import run_agent
+
+    files = build_server_files(app.options, orgs, creates=create, plain_file=plain_file)
+    organizations, lease_secret = build_organizations(app.options, files, accept_identity=accept_identity)
+    running = run_agent(
+        files,
+        organizations,
+        supervisor=supervisor,
+        lease_secret=lease_secret,
+        rules=build_agent_rules(app.options),
+        notify=build_notifier(app.options, supervisor=supervisor, pid_file=pid_file),
+        front=front,
+        grace=app.options.agent_grace,
+    )
+    return asyncio.run(running)
 
 
 @command(
@@ -61,21 +215,13 @@ if TYPE_CHECKING:
     help="Port on which to start a door (a verifying proxy) in front of the server.",
 )
 @click.option(
-    "--door-host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address on which the door listens."
+    "--door-host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address on which the door (Goatherd's reverse proxy) listens.",
 )
-@click.option("--public-url", metavar="URL", help="URL at which clients reach the door.")
-@click.option(
-    "--private",
-    is_flag=True,
-    help="Reject writes through the door to /sys/* unless by a root, and to /user/ID unless by a root or that user.",
-)
-@click.option(
-    "--forwarded-by",
-    "limits_forwarded_by",
-    multiple=True,
-    metavar="NETWORK",
-    help="Network of a proxy in front, whose X-Forwarded-For header is used. Can be given more than once.",
-)
+@door_options
 @click.option(
     "--agent-port",
     metavar="PORT",
@@ -124,20 +270,20 @@ def run(
     options, named = app.options, chosen_organizations(app.options, orgs)
     supervisor = Supervisor(child, environ=build_child_environment(options), grace=options.agent_grace)
     url = options.agent_url.replace(ORG_FIELD, named[0])
-    front: Front | None = None
-    if agent_port is not None:
-        if door is not None:
-            raise click.UsageError("--agent-port does not go with --door: the door's address is the agent's, too")
-        require_node_extra()
-        front = build_own_address(url, host=agent_host, port=agent_port)
-    if door is not None:
-        require_node_extra()
-        from goatherd.operations.run_door import door_of_agent
-
-        setup = build_door(options, url, host=door_host, port=door, public_url=public_url, private=private)
-        front = door_of_agent(setup)
-    elif public_url is not None or private or options.origin.get("limits.forwarded_by") == "flag":
+    if agent_port is not None and door is not None:
+        raise click.UsageError(
+            "--agent-port cannot be combined with --door, because the agent then listens on the door's address"
+        )
+    if door is None and (public_url is not None or private or options.origin.get("limits.forwarded_by") == "flag"):
         raise click.UsageError("--public-url, --private and --forwarded-by need --door PORT")
+    front = build_front(
+        options,
+        url,
+        door=None if door is None else (door_host, door),
+        own_address=None if agent_port is None else (agent_host, agent_port),
+        public_url=public_url,
+        private=private,
+    )
     return run_for_server(
         app,
         named,
@@ -150,3 +296,72 @@ def run(
 
 
 run.allow_interspersed_args = False  # what follows COMMAND are COMMAND's own arguments
+
+
+@command(
+    example="goatherd run --once --provider k8s://prod/goatdb-root --data /srv/goatdb --memory /run/goatdb-keys\n"
+    "goatherd run --once --provider file:///srv/keys/{org}/root --data /srv/goatdb --org a --org b",
+    orgs=True,
+)
+@directory_options
+def fetch(
+    app: App, orgs: tuple[str, ...], create: bool, plain_file: bool, accept_identity: bool, log_level: str
+) -> None:
+    """Write a GoatDB server's settings.json once, then exit.
+
+    Use this command in an init container, or before another program starts the server. Stop the server first: a running
+    server would overwrite the file. The file stays until you remove it or its tmpfs is unmounted.
+    """
+    from goatherd.operations.run_agent import fetch_settings
+
+    log_to_stderr(log_level)
+    named = chosen_organizations(app.options, orgs)
+    files = build_server_files(app.options, named, creates=create, plain_file=plain_file)
+    organizations, _ = build_organizations(app.options, files, accept_identity=accept_identity)
+    written = asyncio.run(fetch_settings(files, organizations))
+    data = {"organizations": [{"org": one.org, "file": str(one.file), "current": one.current_id} for one in written]}
+    app.out.result(data, [f"wrote {one.file}: root {one.current_id}" for one in written])
+
+
+@command(
+    example="goatherd run --watch --data /srv/goatdb --memory /run/goatdb-keys --on-change signal --signal TERM"
+    " --pid-file /run/goatdb.pid\n"
+    'goatherd run --watch --data /srv/goatdb --on-change command --command "systemctl restart goatdb"',
+    orgs=True,
+)
+@directory_options
+@change_options(["signal", "command", "ignore"])
+@click.option(
+    "--pid-file", type=PathType(path_type=Path), help="File with the server's process id, for --on-change signal."
+)
+def watch(
+    app: App,
+    orgs: tuple[str, ...],
+    pid_file: Path | None,
+    create: bool,
+    plain_file: bool,
+    accept_identity: bool,
+    log_level: str,
+) -> int:
+    """Keep settings.json up to date for a server that another program runs.
+
+    Run this command as a sidecar. The agent writes settings.json when it starts and when the identity changes; the
+    agents of a cluster do so one at a time. After a change, the agent restarts the server with a signal or a command,
+    and waits until the server signs with the new root. If the server does not, the agent writes the previous root
+    again. The file stays when the agent exits, because the server may need it for its next start.
+    """
+    log_to_stderr(log_level)
+    options, named = app.options, chosen_organizations(app.options, orgs)
+    if "agent.on_change" not in options.origin or options.agent_on_change == "restart":
+        raise click.UsageError("--on-change is missing: how to notify the server (signal, command or ignore)")
+    if options.agent_on_change == "signal" and pid_file is None:
+        raise click.UsageError("--on-change signal needs --pid-file FILE")
+    return run_for_server(
+        app,
+        named,
+        supervisor=None,
+        pid_file=pid_file,
+        create=create,
+        plain_file=plain_file,
+        accept_identity=accept_identity,
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import App, PathType, command
+from goatherd.cli.main import App, PathType, command, region_option
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build_servers import build_server, served_directory
 from goatherd.operations.serve import ServerReady, require_node_extra, serve_organization
@@ -55,8 +55,9 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     "limits_forwarded_by",
     multiple=True,
     metavar="NETWORK",
-    help="Network of a proxy in front, whose X-Forwarded-For header is used. Can be given more than once.",
+    help="Network of a proxy in front, whose X-Forwarded-For header is trusted. Can be given more than once.",
 )
+@region_option()
 @log_level_option("info")
 def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:
     """Run a GoatDB server that takes its identity from a store.

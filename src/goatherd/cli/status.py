@@ -1,18 +1,31 @@
-"""`goatherd status`: show the store, the identity, and the state of every server."""
+"""`goatherd status`: show the store, the identity, and every server; with --restart-lease, the restart lease."""
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 
-from goatherd.cli.main import EXIT_FINDINGS, App, command
+import click
+
+from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.text.status import status_data, status_lines
-from goatherd.config.build import build_policy, listed_nodes, open_nodes, open_store
+from goatherd.config.build import build_policy, build_schedule, listed_nodes, open_nodes, open_store
+from goatherd.event_loop import run_reader
 from goatherd.operations.status import read_status
+from goatherd.times import iso
 
 
-@command(example="goatherd status --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
-def status(app: App) -> int:
+@command(
+    example="goatherd status --provider file:///srv/keys/root --node http://10.0.0.1:8080\n"
+    "goatherd status --html status.html",
+    nodes=True,
+)
+@click.option(
+    "--html",
+    type=PathType(path_type=Path, dir_okay=False),
+    help="File to write the status to as a page for a browser; an existing file is replaced.",
+)
+def status(app: App, html: Path | None) -> int:
     """Show the store, the identity, and the state of every server.
 
     The report lists every stored version with the private keys in it, and when `goatherd retire` may destroy them. It
@@ -21,19 +34,64 @@ def status(app: App) -> int:
 
     The exit code is 11 if a server does not answer, does not trust the current root, or signs with another root.
     """
-    return asyncio.run(_status(app))
+    if not listed_nodes(app.options) and html is None:
+        return run_reader(lambda: _status(app, html))
+    import asyncio  # here, since the status of a file store alone needs no event loop
+
+    return asyncio.run(_status(app, html))
 
 
-async def _status(app: App) -> int:
+async def _status(app: App, html: Path | None) -> int:
     options = app.options
     grace = options.rotation_grace
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(options))
+        store = await stack.enter_async_context(open_store(options, is_reader=True))
         if listed_nodes(options):
             nodes = await stack.enter_async_context(open_nodes(options))
             hidden = set(options.rotation_bare) - set(options.nodes)
             found = await read_status(store, nodes, build_policy(options), grace=grace, hidden=hidden)
         else:
             found = await read_status(store, grace=grace)
+        if html is not None:
+            from goatherd.web.file import write_status_file
+
+            write_status_file(
+                html,
+                found,
+                org=store.org,
+                guarantees=store.provider.guarantees,
+                schedule=build_schedule(options),
+                audit_log=options.audit_log,
+            )
     app.out.result(status_data(found), status_lines(found, app.out))
     return 0 if found.is_in_step else EXIT_FINDINGS
+
+
+@command(example="goatherd status --restart-lease --provider k8s://prod/goatdb-root --make")
+@click.option(
+    "--lease",
+    "agent_lease",
+    metavar="URI",
+    help="URI of the secret that holds the restart lease (default: `<secret>-lease`).",
+)
+@click.option("--make", is_flag=True, help="Create the lease if there is none.")
+def lease(app: App, make: bool) -> None:
+    """Show which server holds the restart lease, or create the lease.
+
+    The agents of `goatherd run` and `goatherd run --watch` restart their servers one at a time: an agent restarts its
+    server only while it holds the restart lease, a small secret that is stored beside the identity and holds no key.
+    The first agent creates the lease if its credentials allow that. Otherwise, create it with --make and credentials
+    that do.
+    """
+    # Imported here, because the status of a file store alone needs neither an agent nor an event loop.
+    import asyncio
+
+    from goatherd.config.build_servers import build_lease_secret
+    from goatherd.operations.run_agent import open_and_read_lease
+
+    provider, name = build_lease_secret(app.options)
+    record, is_new = asyncio.run(open_and_read_lease(provider, name, make=make))
+    until = None if record.holder is None else iso(record.until_ms)
+    data = {"lease": name, "made": is_new, "holder": record.holder, "until": until}
+    state = "free" if record.holder is None else f"held by {record.holder} until {until}"
+    app.out.result(data, [f"{name} {'was created, and ' if is_new else ''}is {state}"])

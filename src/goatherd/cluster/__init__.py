@@ -1,7 +1,7 @@
 """The servers of a cluster, as Goatherd sees them over the network.
 
 - `goatherd.cluster.client`: sends requests to one server; `goatherd.cluster.server_answers`: checks its answers.
-- `goatherd.cluster.node`: the requests that Goatherd makes to a server, and what a server has shown.
+- `goatherd.cluster.node`: the requests that Goatherd makes to a server, and what its answers have shown.
 - `goatherd.cluster.discovery`: finds the servers by URL, DNS name or Kubernetes Service.
 - `goatherd.cluster.observer`: finds out which roots each server trusts, which commits it holds, which root it signs
   with.

@@ -1,13 +1,13 @@
 """A client of one GoatDB server: get a session, synchronize commits, and send the requests that only Goatherd answers.
 
-The client is not a replica: it keeps nothing and merges nothing. It works with unmodified GoatDB servers and with
-Goatherd's. It trusts neither: answers are parsed here, and the caller verifies signatures. One timeout covers
-connecting, sending and the whole answer, which may have at most `MAX_ANSWER_BYTES`. Nothing is retried here; callers
-retry. A signed request names the server process, the endpoint and the body that it is for
-(`goatherd.identity.request_binding`). It is signed a second time only if another server process answers.
+The client works with unmodified GoatDB servers and with Goatherd's. It is not a replica: it stores and merges no
+commits. It parses answers and does not trust them; the caller verifies signatures. One timeout covers connecting,
+sending and the whole answer, which may have at most `MAX_ANSWER_BYTES`. The client does not retry; callers do. The
+signature of a request covers the server process, the endpoint and the body (`goatherd.identity.request_binding`). A
+request is signed a second time only if another server process answers.
 
 Errors: `NodeUnreachableError` (no connection, no answer in time, no HTTP) and `NodeRefusedError` (a refusal, or an
-answer that no GoatDB server would give). Both name the URL.
+answer that no GoatDB server would give). Their messages contain the URL.
 """
 
 from __future__ import annotations
@@ -323,7 +323,9 @@ class NodeClient:
     # --- Goatherd's own ---------------------------------------------------------------------------------------------
 
     async def identity(self) -> ServerIdentity | None:
-        """Return ``GET /goatherd/v1/identity``: ids only, unsigned. None if there is no such endpoint.
+        """Read the server's report on its identity (``GET /goatherd/v1/identity``); None if there is no such endpoint.
+
+        The report is unsigned, and contains ids but no keys.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
@@ -408,7 +410,9 @@ class NodeClient:
     async def lacking(
         self, path: str, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int | None = None
     ) -> list[str]:
-        """Return which of the commits the server does not hold. Unlike a Bloom filter, it is exact. `signer` is a root.
+        """Return which of the given commits the server does not hold. `signer` is a root.
+
+        Unlike the answer of a Bloom filter, the result is exact.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
@@ -423,7 +427,7 @@ class NodeClient:
         except DecodeError as error:
             raise self._nonsense("POST", url, str(error)) from None
 
-    async def hand_unused(
+    async def send_unused_sessions(
         self,
         sessions: Sequence[Mapping[str, Any]],
         recipients: Sequence[str],
@@ -453,7 +457,7 @@ class NodeClient:
         return instance
 
     async def unused(self, after: str, signer: OwnedSession, now_ms: int | None = None) -> list[Any]:
-        """Return some of the server's sessions that have signed nothing yet, ordered by id, after the id `after`.
+        """Return some of the server's sessions that have signed nothing yet, ordered by id, that follow the id `after`.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
@@ -473,7 +477,7 @@ class NodeClient:
         return answer
 
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
-        """Send the server the frozen list: which commits of a revoked root the cluster held. `signer` is a root.
+        """Send the server the list of a revoked root's commits that stay valid (frozen commits). `signer` is a root.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
@@ -483,7 +487,7 @@ class NodeClient:
         self._check("POST", path, response)
 
     async def frozen(self, digest: str) -> bytes | None:
-        """Return the frozen list with this SHA-256, unverified; None if the server does not have it.
+        """Read from the server the list of frozen commits with this SHA-256, unverified; None if the server lacks it.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
@@ -643,12 +647,12 @@ class NodeClient:
         return InvalidAnswerError(
             f"{method} {self.base_url}{path}: answered 200, but the content is invalid: {what}",
             status=200,
-            hint="Is this a GoatDB server?",
+            hint="Check that this URL is that of a GoatDB server.",
         )
 
 
 def _connection_problem(error: Exception) -> str:
-    """Return in a few words why the connection failed."""
+    """Return in a few words why a connection to a server failed."""
     text = str(error) or type(error).__name__
     if "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text or "RECORD_LAYER_FAILURE" in text:
         return "the port does not speak TLS; is the URL http:// and not https://?"

@@ -1,17 +1,17 @@
 """Discover the servers of a cluster from URLs, DNS names or a Kubernetes Service, again for each observation.
 
 - ``http://host:port``, ``https://…``: one server.
-- ``dns://host:port``: one for each A and AAAA record, from the platform's resolver (so ``/etc/hosts`` counts).
+- ``dns://host:port``: one for each A and AAAA record from the platform's resolver, which also reads ``/etc/hosts``.
 - ``dns://_service._tcp.domain``: one for each SRV record (RFC 2782) and address of its target.
 - ``k8s-service://namespace/name:port``: one for each pod behind a Service, from its EndpointSlices.
 
 The result is one open client for each server; `goatherd.cluster.observer` observes the servers.
 
 Rules:
-- SECURITY: a failed discovery is an error, and so is an answer that names no server. A rotation that took either for
-  "there are no servers" would wait for none and lose commits (tests/unit/cluster/test_discovery.py).
-- A partial answer is an error, too: one source of several that fails, a record type that times out, a truncated list.
-- A server is identified by its URL. The client connects to the address that was found; TLS and ``Host`` use the name.
+- SECURITY: a failed discovery, or an answer that names no server, is an error. If it counted as "there are no servers",
+  a rotation would wait for no server and lose commits (tests/unit/cluster/test_discovery.py).
+- A partial answer is an error, too: one of several sources fails, one record type times out, or a list is truncated.
+- The client connects to the address that was found, but TLS and the ``Host`` header use the name in the URL.
 - DNS may return only some of its records, and omits servers that are not ready. So a server that DNS has named stays
   listed for `LINGER`. A Service's list is complete and includes pods that are not ready, which may hold the old key.
 """
@@ -43,7 +43,7 @@ from goatherd.server_url import masked, parse_server_url
 if TYPE_CHECKING:
     from dns.asyncresolver import Resolver
 
-    from goatherd.providers.kubernetes.access import ClusterAccess
+    from goatherd.providers.capabilities import ServiceReader
 
 LINGER: Final = timedelta(seconds=30)
 """How long a server stays listed after DNS last named it."""
@@ -61,7 +61,7 @@ _FORMS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The URL of a server, and its name for TLS and ``Host`` if that differs from the URL's host."""
+    """The address of a server: its URL, and its name for TLS and ``Host`` if that differs from the URL's host."""
 
     url: str
     server_name: str | None = None
@@ -78,7 +78,7 @@ class Source(Protocol):
     def linger(self) -> timedelta: ...
 
     async def find(self) -> Sequence[Place]:
-        """Return the places of the servers, at least one.
+        """Return the addresses of the servers that the source finds, at least one.
 
         Raises:
             DiscoveryError: The servers cannot be found out now.
@@ -137,7 +137,7 @@ class NodeDirectory:
         self._org = org
         self.is_discovered = any(is_discovered(address) for address in addresses)
         self._sources = [source_of(address, timeout=timeout) for address in addresses]
-        self._timeout = timeout
+        self.timeout = timeout
         self._clock: Clock = clock or SystemClock()
         self._connect = connect or self._over_http
         self._seen: list[dict[Place, float]] = [{} for _ in self._sources]
@@ -184,7 +184,7 @@ class NodeDirectory:
 
     def _over_http(self, place: Place) -> NodeClient:
         return NodeClient(
-            place.url, timeout=self._timeout, clock=self._clock, server_name=place.server_name, org=self._org
+            place.url, timeout=self.timeout, clock=self._clock, server_name=place.server_name, org=self._org
         )
 
     async def _close(self, places: Sequence[Place]) -> None:
@@ -303,27 +303,18 @@ class ServiceEndpoints:
         timeout: timedelta,
     ) -> None:
         self._cluster, self._namespace, self._name, self._port = cluster, namespace, name, port
-        self._scheme, self._server_name, self._timeout = scheme, server_name, timeout
-        self._access: ClusterAccess | None = None
+        self._scheme, self._server_name, self.timeout = scheme, server_name, timeout
+        self._reader: ServiceReader | None = None
 
     async def find(self) -> Sequence[Place]:
+        from goatherd.plugins import open_service_reader
         from goatherd.providers.base import PlatformError
-        from goatherd.providers.kubernetes.access import load_access
-        from goatherd.providers.kubernetes.address import KubernetesAddress
-        from goatherd.providers.kubernetes.client import KubernetesClient
 
         where = f"k8s-service://{self._namespace}/{self._name}"
-        address = KubernetesAddress(kubeconfig=self._cluster.get("kubeconfig"), context=self._cluster.get("context"))
         try:
-            # Kept, because otherwise a credential plugin would run for each request.
-            if self._access is None:
-                self._access = await asyncio.to_thread(load_access, address)
-            client = KubernetesClient(self._access, timeout=self._timeout.total_seconds(), clock=SystemClock())
-            client.open()
-            try:
-                slices = await client.endpoint_slices(self._namespace, self._name)
-            finally:
-                await client.close()
+            if self._reader is None:
+                self._reader = open_service_reader("k8s", self._cluster, timeout=self.timeout)
+            slices = await self._reader.endpoint_slices(self._namespace, self._name)
         except PlatformError as problem:
             hint = _RIGHTS if issubclass(problem.kind, ProviderAccessDeniedError) else None
             raise DiscoveryError(f"{where}: {problem}", hint=hint) from problem
@@ -376,7 +367,7 @@ def _counts(endpoint: Mapping[str, Any]) -> bool:
 
 def _places(addresses: Sequence[str], port: int, scheme: str, server_name: str) -> list[Place]:
     if not addresses:
-        raise DiscoveryError(f"{server_name}: it has no addresses", hint=_NO_SERVER_NAMED)
+        raise DiscoveryError(f"{server_name} has no addresses", hint=_NO_SERVER_NAMED)
     # DNS servers rotate their answers; a fixed order is easier to follow in logs.
     return [Place(f"{scheme}://{_bracketed(address)}:{port}", server_name) for address in sorted(set(addresses))]
 
@@ -493,7 +484,7 @@ def _scheme(address: str, options: Mapping[str, str]) -> str:
 
 def _number(address: str, port: str) -> int:
     if not port.isascii() or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65_536:
-        raise ConfigurationError(f"{address}: {port!r} is not a port; a port is 1 to 65535")
+        raise ConfigurationError(f"{address}: {port!r} is not a port; a port must be a number from 1 to 65535")
     return int(port)
 
 

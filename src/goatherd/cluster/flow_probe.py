@@ -122,7 +122,7 @@ async def _find_recent(
 async def _find_missing(
     nodes: Mapping[str, Node], url: str, commit_ids: Sequence[str], asker: OwnedSession, clock: Clock, timeout: float
 ) -> list[str]:
-    """Return which of the commits a server does not send; all of them if the server does not answer."""
+    """Return which of the given commits a server does not send; all of them if the server does not answer."""
     try:
         async with asyncio.timeout(timeout):
             held = await read_held(nodes[url], commit_ids, asker, clock.now_ms())

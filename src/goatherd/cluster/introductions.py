@@ -1,12 +1,12 @@
 """Get root introductions from a server's own log and from its peers, for a server that was offline for many rotations.
 
 A root introduction is a session commit by which one root declares another root trusted. This module only collects them;
-`goatherd.identity.succession` verifies the chain, so a lying peer can at most send commits that do not fit. The
-server's own log is read first, then one peer after the other, and only while the chain is incomplete. A source that
-fails reports why.
+`goatherd.identity.succession` verifies the chain, so a lying peer can at most send commits that do not verify. The
+server's own log is read first, then one peer after the other, and only while the chain is incomplete. If a source
+fails, its error is reported.
 
-Requests are signed with the current root of the new identity document, which the server does not trust yet but its
-peers do. They are plain ``/batch-sync`` requests, so unmodified GoatDB servers answer them, too.
+Requests are signed with the current root of the new identity document. The server itself does not trust this root yet,
+but its peers do. The requests are ordinary ``/batch-sync`` requests, which unmodified GoatDB servers answer, too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""One server: the requests that Goatherd makes to it (`Node`), and what its answers have shown (`NodeView`)."""
+"""One server: the requests that Goatherd makes to it (`Node`), and all that is known about it (`NodeView`)."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol
 
 from goatherd.cluster.server_answers import ServerIdentity
@@ -43,15 +44,19 @@ NodeSource = Callable[[], Awaitable[Sequence[Node]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """What one server has shown when it was observed. None means not known (not asked, or no answer).
+    """Everything that is known of one server: what it reports about itself, and what its answers prove.
+
+    None means not known (not asked, or no answer). `goatherd.cluster.observer` makes the views. Two views are equal if
+    nothing has changed that a rotation decides by.
 
     Attributes:
         reachable: The server answered, possibly with a refusal.
+        report: What the server, or its agent, reports about itself; empty if it reports nothing.
         rejects: Error code with which the server reports that it rejects the identity document; else None.
         without_store: The server reports that it cannot reach the store and uses its last known good identity.
         is_bare: It is a manual-restart server: no rotation waits for it to sign with the next root (`Policy.bare`).
-        is_unmodified: The server runs unmodified GoatDB, as far as earlier answers have shown.
-        answers: Whether the server accepted a request signed by the current root.
+        is_unmodified: The server runs unmodified GoatDB, as far as its answers have shown.
+        trusts_current: Whether the server accepted a request signed by the current root.
         roots: Ids of the roots that the server reports as trusted.
         revoked: Ids of the sessions that the server reports as revoked.
         generation: Generation of the identity that the server uses, as it reports; None at an unmodified server.
@@ -61,6 +66,7 @@ class NodeView:
         instance: The id of the server process that answered.
         partners: Ids of the server processes with which the server has recently synchronized, as it reports.
         is_partner_unknown: The server has a peer whose process id or reachability it does not know.
+        signs_with: The root that signs there: as a Goatherd server reports it, and as an unmodified server proves it.
         holds_earlier: Ids of previous roots that are to be removed from the document, and whose introduction by the
             current root the server holds.
         activity: What the server's agent does with it, as a phrase such as "is being restarted by its agent".
@@ -70,7 +76,8 @@ class NodeView:
     url: str
     reachable: bool
     is_unmodified: bool = False
-    answers: bool | None = None
+    report: ServerIdentity = field(default_factory=ServerIdentity, compare=False, repr=False)
+    trusts_current: bool | None = None
     roots: tuple[str, ...] | None = None
     revoked: tuple[str, ...] = field(default=(), repr=False)
     generation: int | None = None
@@ -90,14 +97,73 @@ class NodeView:
     activity: str | None = None
     problem: str | None = None
 
+    @property
+    def region(self) -> str | None:
+        """The region in which the server stands, as it reports; None if it reports none."""
+        return self.report.region
+
+    @property
+    def version(self) -> str | None:
+        """Version of Goatherd that the server or its agent reports; empty if neither is Goatherd, None if unknown."""
+        is_without_goatherd = self.is_unmodified and self.report.agent is None
+        return self.report.version or ("" if is_without_goatherd else None)
+
+    def is_in_step(self, current_id: str) -> bool:
+        """Whether the server trusts the current root and, as far as it is known, signs with it."""
+        is_silent = self.is_unmodified and self.signs_with is None
+        return self.trusts_current is True and (is_silent or self.signs_with == current_id)
+
+    def is_of_another_identity(self, root_ids: Set[str]) -> bool:
+        """Whether the server knows none of the given roots, as far as it reports.
+
+        A root that it rejects as revoked counts as known: in a backup from before a revocation, the revoked root may be
+        the only one.
+
+        Args:
+            root_ids: The roots that the identity in the store lists.
+        """
+        known = (*(self.roots or ()), *self.revoked)
+        return self.roots is not None and bool(known and root_ids) and root_ids.isdisjoint(known)
+
+    def is_stale(self, usual: timedelta) -> bool:
+        """Whether the server has not read the store for three of its intervals, as it reports.
+
+        Args:
+            usual: The interval of a server that does not report one.
+        """
+        age, interval = self.report.view_age, self.report.view_interval if self.report.says_interval else usual
+        return age is not None and interval is not None and age > 3 * interval
+
+    def find_problem(self) -> str | None:
+        """Return why the server does not answer, or that it rejects the store's identity; None if neither is so."""
+        code = self.report.refusal or ""
+        return self.problem or (f"rejects the store's identity: {code}" if code.startswith("identity.") else None)
+
+
+def group_by_region(nodes: Iterable[NodeView]) -> dict[str | None, list[NodeView]]:
+    """Return the servers by the region that they report, in the order of their first server."""
+    return _group(nodes, lambda node: node.region)
+
+
+def group_by_version(nodes: Iterable[NodeView]) -> dict[str | None, list[NodeView]]:
+    """Return the Goatherd servers and agents that answered, by the version that they report."""
+    return _group((node for node in nodes if node.report != ServerIdentity()), lambda node: node.version)
+
+
+def _group(nodes: Iterable[NodeView], key: Callable[[NodeView], str | None]) -> dict[str | None, list[NodeView]]:
+    groups: dict[str | None, list[NodeView]] = {}
+    for node in nodes:
+        groups.setdefault(key(node), []).append(node)
+    return groups
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowProbe:
-    """Result of creating an anonymous session at one server and checking that the other servers know it.
+    """Result of checking that a session created at one server reaches the other servers.
 
     Attributes:
         at: URL of the server that created the session.
-        unreached: URLs of the servers that did not know it in time.
+        unreached: URLs of the servers that the session did not reach in time.
         problem: Why no session could be created.
     """
 

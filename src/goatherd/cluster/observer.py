@@ -1,20 +1,21 @@
 """Observe every server of a cluster: which roots it trusts, which commits it holds, which root signs.
 
-The observer decides nothing. It changes nothing either, except that it must create one anonymous session to find out
-which root an unmodified server signs with.
+The observer makes no decisions. It changes nothing on a server, with one exception: to find out which root an
+unmodified server signs with, it must create one anonymous session.
 
-An unmodified GoatDB 0.5.1 answers each question by its ordinary requests:
+How the observer finds the answer to each question:
 
 - *Does the server trust the next root?* A ``/batch-sync`` request signed by that root: 200 or 403.
-- *Does the server hold this commit?* `goatherd.cluster.session_queries`.
+- *Does the server hold this commit?* `goatherd.cluster.session_queries` requests it by ``/batch-sync``.
 - *Which root signs?* A Goatherd server answers ``GET /goatherd/v1/identity``. An agent answers the same request for its
-  unmodified server, and names a commit that proves the answer. Otherwise: create an anonymous session, and read the
-  signature of its commit in ``/sys/sessions``; once per server start, because GoatDB keeps every session permanently.
-- *Has the server restarted?* The last answer also identifies the process, by ``instance`` or by the commit's connection
-  id. In between, a mark in the memory of the process shows that it is the same one (`goatherd.cluster.process_mark`).
+  unmodified server, and names a commit that proves the answer. Otherwise the observer creates an anonymous session, and
+  reads the signature of its commit in ``/sys/sessions``. This is done once per server start, because GoatDB keeps every
+  session.
+- *Has the server restarted?* The answer to the previous question also identifies the process, by ``instance`` or by the
+  commit's connection id. Later, `goatherd.cluster.process_mark` shows whether the process is still the same.
 
-Rules: no answer, or an invalid one, means "not known" (None), never "no" and never "yes". Observing one server takes
-at most `Policy.node_timeout`.
+Rules: if an answer is missing or invalid, the result is "not known" (None), never "no" or "yes". Observing one server
+takes at most `Policy.node_timeout`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from goatherd.clock import Clock
+from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.flow_probe import probe_flow
 from goatherd.cluster.node import FlowProbe, Node, NodeSource, NodeView
 from goatherd.cluster.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
@@ -53,6 +54,10 @@ from goatherd.errors import (
 from goatherd.identity.session import OwnedSession
 from goatherd.settings.base import Origin
 from goatherd.wire.commit import Commit
+from goatherd.wire.paths import DEFAULT_ORG
+
+if TYPE_CHECKING:
+    from goatherd.cluster.client import NodeClient
 
 _REJECTED: Final = "identity."
 _ASK_SIGNER_EVERY: Final = timedelta(seconds=5)
@@ -62,6 +67,7 @@ _COMMITS_A_REQUEST: Final = 200
 _ASK_SIGNER_AT_LEAST: Final = timedelta(minutes=5)
 _STORE_FAILED: Final = "provider."
 _LONGEST_ID: Final = 64
+_NO_REPORT: Final = ServerIdentity()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,17 +77,17 @@ class Question:
     Attributes:
         asker: A root that the servers already trust; it signs the requests to a server that rejects `next_root`.
         next_root: The next root, or None if there is none.
-        introductions: The commits any of which introduces `next_root`.
+        introductions: The commits that introduce `next_root`; a server needs only one of them.
         cross_signature: The introduction of the previous root, signed by the next one.
         is_next_new: Whether no server can sign with `next_root` yet: it is new, and the store does not have it as the
             current root.
-        signer: Whether to find out which root signs. At an unmodified server this creates a session for each of its
-            starts.
+        signer: Whether to find out which root signs. At an unmodified server this creates one session after each
+            start of the server.
         process: Whether to identify the process of an unmodified server, so that a later restart is noticed. At a
             server that accepts no mark (`goatherd.cluster.process_mark`) this creates up to three sessions in a run.
         answers: Whether to check that the server accepts a request signed by `asker`, if there is no `next_root`.
-        earlier: The introductions of roots that are to be removed from the document. They are read in phase steady
-            only.
+        earlier: The introductions of roots that are to be removed from the document. They are read only while no
+            rotation is in progress.
     """
 
     asker: OwnedSession
@@ -127,35 +133,18 @@ class _NodeMemory:
         self.cannot_sign_with = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Report:
-    """A Goatherd server's report about itself. A part that is missing in the report is None or empty."""
-
-    roots: tuple[str, ...] | None
-    revoked: tuple[str, ...]
-    generation: int | None
-    digest: str | None
-    clock_ahead_ms: int | None
-    instance: str | None
-    partners: frozenset[str] | None
-    is_partner_unknown: bool
-
-
 @dataclass(slots=True)
 class _Draft:
     """A `NodeView` that is being filled in."""
 
     reachable: bool = False
+    trusts_current: bool | None = None
     trusts_next: bool | None = None
     holds: dict[str, bool] = field(default_factory=dict)
     signs_with: str | None = None
     holds_earlier: frozenset[str] | None = None
-    rejects: str | None = None
-    without_store: bool = False
-    answers: bool | None = None
-    report: _Report | None = None
-    activity: str | None = None
-    is_down: bool = False
+    report: ServerIdentity = _NO_REPORT
+    clock_ahead_ms: int | None = None
     is_unreachable: bool = False
     is_invalid: bool = False
     problems: list[str] = field(default_factory=list)
@@ -185,7 +174,7 @@ class Observer:
         clock: Clock,
         timeout: timedelta,
         bare: Iterable[str] = (),
-        org: str = "localhost",
+        org: str = DEFAULT_ORG,
         on_failure: Callable[[str, str], None] | None = None,
     ) -> None:
         self._org = org
@@ -351,38 +340,42 @@ class Observer:
         except TimeoutError:
             draft.problems.append(f"no answer within {self._timeout:g} s")
             draft.is_unreachable = True
-        cross, report = question.cross_signature, draft.report
+        cross, report, agent = question.cross_signature, draft.report, draft.report.agent
+        # Only before a rotation does it decide by these parts: they change, and each changed view is an event.
+        told = report if question.answers else _NO_REPORT
         if draft.is_unreachable:
             self._memory.setdefault(url, _NodeMemory()).was_unreachable = True
         if draft.reachable:
             self._processes.setdefault(url, {})
         introduced = [draft.holds.get(one.commit_id) for one in question.introductions]
+        is_down = agent is not None and agent.is_down
         return NodeView(
             url=url,
             # SECURITY: an invalid answer counts as none, so that a quorum can leave out a broken server. A server that
             # rejects the next root cannot be left out (`excused`; tests/unit/rotation/test_quorum.py).
             reachable=draft.reachable and (not draft.is_invalid or draft.trusts_next is False),
             is_unmodified=url in self._memory and self._memory[url].unmodified,
-            answers=draft.answers,
-            roots=None if report is None else report.roots,
-            revoked=() if report is None else report.revoked,
-            generation=None if report is None else report.generation,
-            digest=None if report is None else report.digest,
-            clock_ahead_ms=self._clock_ahead_ms(url) if report is None else report.clock_ahead_ms,
-            instance=None if report is None else report.instance,
-            partners=None if report is None else report.partners,
-            is_partner_unknown=report is not None and report.is_partner_unknown,
+            report=report,
+            trusts_current=draft.trusts_current,
+            roots=told.roots,
+            revoked=told.revoked or (),
+            generation=told.generation,
+            digest=told.digest,
+            clock_ahead_ms=self._clock_ahead_ms(url) if told is _NO_REPORT else draft.clock_ahead_ms,
+            instance=told.instance,
+            partners=None if told.peers is None else frozenset(one for peer in told.peers for one in peer.instances),
+            is_partner_unknown=any(not peer.instances and peer.is_online is not False for peer in told.peers or ()),
             trusts_next=draft.trusts_next,
             holds_introduction=None if not introduced or None in introduced else True in introduced,
             signs_with=draft.signs_with,
             holds_cross_signature=None if cross is None else draft.holds.get(cross.commit_id),
-            rejects=draft.rejects,
-            without_store=draft.without_store,
+            rejects=_rejection(report),
+            without_store=_is_without_store(report),
             is_bare=url in self._bare,
             holds_earlier=draft.holds_earlier,
-            activity=draft.activity,
+            activity=None if agent is None else agent.activity,
             # While its agent restarts it, a server is not expected to answer.
-            problem=None if draft.is_down else "; ".join(dict.fromkeys(draft.problems)) or None,
+            problem=None if is_down else "; ".join(dict.fromkeys(draft.problems)) or None,
         )
 
     def _clock_ahead_ms(self, url: str) -> int | None:
@@ -416,18 +409,12 @@ class Observer:
                 memory.has_agent = answer is not None and answer.agent is not None
                 memory.unmodified = answer is None or memory.has_agent
                 if answer is not None:
-                    draft.rejects = _rejection(answer)
-                    draft.without_store = _is_without_store(answer)
+                    draft.report = answer
+                    draft.clock_ahead_ms = _ahead_ms(answer.now_ms, before_ms=before_ms, after_ms=after_ms)
                     self._record_process(url, answer.instance)
-                    if question.answers:
-                        # Only before a rotation: these parts change, and each changed view is reported as an event.
-                        draft.report = _read_report(answer, before_ms=before_ms, after_ms=after_ms)
                     if not memory.has_agent:
                         draft.signs_with = answer.signer
-                        return
-                    if answer.agent is not None:
-                        draft.activity, draft.is_down = answer.agent.activity, answer.agent.is_down
-                    if question.signer or question.answers:
+                    elif question.signer or question.answers:
                         draft.signs_with = await self._prove_signer(url, answer, question, memory)
                     return
             if question.signer:
@@ -488,12 +475,12 @@ class Observer:
             if error.status != 403:
                 _record_error(draft, error)
                 return
-            draft.answers = False
+            draft.trusts_current = False
         except NodeError as error:
             _record_error(draft, error)
             return
         else:
-            draft.answers = True
+            draft.trusts_current = True
         draft.reachable = True
 
     async def _observe_trust(self, url: str, question: Question, next_root: OwnedSession, draft: _Draft) -> None:
@@ -541,11 +528,12 @@ class Observer:
         return is_it
 
     async def _find_signer(self, url: str, asker: OwnedSession, memory: _NodeMemory) -> str | None:
-        """Return the root that signs at a server which does not report it, by creating a session as rarely as possible.
+        """Return the root that signs at a server which does not report it: create a session and see which root signs.
 
-        GoatDB keeps that session permanently. A server signs with another root only after a restart, so a server whose
-        process has a mark gets one session per start. A server without a mark gets one after it was unreachable, and
-        otherwise after increasing pauses; once the right root signs, after the longest one.
+        GoatDB keeps that session permanently, so sessions are created as rarely as possible. A server signs with
+        another root only after a restart. If its process can be recognized (`goatherd.cluster.process_mark`), one
+        session is created for each start. Otherwise one is created after the server was unreachable, and at
+        increasing intervals; at the longest interval if the expected root signs.
         """
         now = self._clock.monotonic()
         state = None if memory.mark is None or memory.forgets else await find_mark(self.nodes[url], memory.mark)
@@ -646,32 +634,49 @@ def _is_without_store(identity: ServerIdentity) -> bool:
     return identity.is_degraded is True and (identity.refusal or "").startswith(_STORE_FAILED)
 
 
-def _read_report(identity: ServerIdentity, *, before_ms: int, after_ms: int) -> _Report:
-    """Return the part of a server's report that matters before a rotation; unverified.
+def _ahead_ms(now_ms: int | None, *, before_ms: int, after_ms: int) -> int | None:
+    """Return how far a server's clock is certainly ahead of this machine's, negative if behind; None if unknown.
 
     Args:
-        identity: The answer to ``GET /goatherd/v1/identity``.
+        now_ms: The server's time, as it reports it.
         before_ms, after_ms: This machine's time when the request was sent and when the answer arrived.
     """
-    now_ms, ahead_ms = identity.now_ms, None
-    if now_ms is not None:
-        ahead_ms = now_ms - after_ms if now_ms > after_ms else min(0, now_ms - before_ms)
-    peers = identity.peers
-    return _Report(
-        roots=identity.roots,
-        revoked=identity.revoked or (),
-        generation=identity.generation,
-        digest=identity.digest,
-        clock_ahead_ms=ahead_ms,
-        instance=identity.instance,
-        partners=None if peers is None else frozenset(one for peer in peers for one in peer.instances),
-        is_partner_unknown=any(not peer.instances and peer.is_online is not False for peer in peers or ()),
-    )
+    if now_ms is None:
+        return None
+    return now_ms - after_ms if now_ms > after_ms else min(0, now_ms - before_ms)
 
 
 def _record_error(draft: _Draft, error: NodeError) -> None:
     draft.is_invalid |= isinstance(error, InvalidAnswerError)
     draft.reachable = draft.reachable or isinstance(error, NodeRefusedError)
+    if draft.is_unreachable and isinstance(error, NodeUnreachableError):
+        return  # one request without an answer says enough
     # A proxy answers 502 to 504 for a server that is unreachable.
     draft.is_unreachable |= isinstance(error, NodeUnreachableError) or getattr(error, "status", 0) in (502, 503, 504)
     draft.problems.append(str(error))
+
+
+async def observe_servers(
+    nodes: Sequence[Node], current: OwnedSession, *, org: str, timeout: timedelta
+) -> tuple[NodeView, ...]:
+    """Observe each server once: what it reports, whether it trusts the current root, and which root signs.
+
+    No session is created: the root that signs at an unmodified server without an agent is not known.
+
+    Args:
+        nodes: The servers.
+        current: The current root.
+        org: The organization id, which is part of every signed commit.
+        timeout: Timeout of one request; a server needs at most three.
+    """
+    observer = Observer(nodes, clock=SystemClock(), timeout=3 * timeout, org=org)
+    return await observer.observe(Question(asker=current, answers=True))
+
+
+async def observe_trust(client: NodeClient, root: OwnedSession) -> NodeView:
+    """Ask one server only whether it accepts a request signed by `root` (`NodeView.trusts_current`)."""
+    try:
+        is_trusted = await client.answers(root)
+    except NodeError as error:
+        return NodeView(url=client.base_url, reachable=isinstance(error, NodeRefusedError), problem=str(error))
+    return NodeView(url=client.base_url, reachable=True, trusts_current=is_trusted)

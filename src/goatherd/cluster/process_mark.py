@@ -1,13 +1,13 @@
 """Find out whether an unmodified GoatDB server has restarted, without writing to its data.
 
-COMPAT: a GoatDB process caches its verdict on each of the last thousand request signatures, and continues to accept a
-cached signature after its time has run out. So a signature that is about to run out becomes a mark in the memory of one
-process: while the server accepts it, but rejects another signature of the same time, the process is the same.
+COMPAT: a GoatDB process caches the results for the last thousand request signatures, and continues to accept a cached
+signature after it has expired. So a signature that is about to expire marks the process that has cached it: as long as
+the server accepts this signature, but rejects another one with the same timestamp, the process is the same.
 
 A missing mark does not prove a restart: a server that has answered a thousand other requests has lost the mark, too.
 
-SECURITY: a mark is a request signature. Once its time has run out, only the process that has cached it accepts it.
-Goatherd keeps it in memory only. The signature names no server, so no Goatherd server and no door accepts it
+SECURITY: a mark is a request signature. Once it has expired, only the process that has cached it accepts it. Goatherd
+keeps it in memory only. The signature names no server, so no Goatherd server and no door accepts it
 (tests/unit/node/test_bound_requests.py).
 """
 
@@ -30,13 +30,13 @@ TOO_OLD_AFTER: Final = timedelta(seconds=30)
 
 
 class Markable(Protocol):
-    """The interface of a server that can be marked."""
+    """The interface of a server in whose process a mark can be left, to notice a restart."""
 
     async def accepts_signature(self, signature: str) -> bool: ...
 
 
 class MarkState(Enum):
-    """What a server's answer shows about a mark."""
+    """Whether a server's process still has the mark that was left in it, as the server's answer shows."""
 
     FOUND = auto()
     """The server still runs in the process that took the mark."""
@@ -48,7 +48,7 @@ class MarkState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessMark:
-    """A mark: a request signature that one process of a server has accepted."""
+    """A mark to recognize a server's process by: a request signature that the process has accepted and remembers."""
 
     signer: OwnedSession
     time_ms: int
@@ -56,7 +56,7 @@ class ProcessMark:
 
 
 async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> ProcessMark | None:
-    """Leave a mark in the memory of the server's present process; return None if the server does not accept one.
+    """Leave a mark in the memory of a server's present process, to notice a restart; None if it accepts no mark.
 
     Args:
         node: The server.
@@ -75,7 +75,7 @@ async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> Proce
 
 
 async def find_mark(node: Markable, mark: ProcessMark) -> MarkState:
-    """Return whether the server still runs in the process that took the mark.
+    """Return whether a server still runs in the process in which a mark was left.
 
     Raises:
         NodeUnreachableError, NodeRefusedError: The server does not answer, or answers neither yes nor no.

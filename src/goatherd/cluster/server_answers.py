@@ -1,7 +1,6 @@
-"""Parse and check the JSON answers of servers, in one place, into values that need no further check.
+"""Parse the JSON answers of servers, and check their form, so that other code needs no further check.
 
-Only the form of an answer and its limits are checked. Whether an answer is true is not: a server can claim anything,
-and only signatures prove something.
+The module does not check whether an answer is true: a server can claim anything, and only signatures prove something.
 
 Rules:
 1. A missing member means "not known" (None). A member of another type, or out of its limits, makes the whole answer
@@ -48,7 +47,7 @@ def make_printable(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataReport:
+class LogsReport:
     """A server's report on its logs: whether it has read all of them, and how many records it cannot use."""
 
     is_complete: bool
@@ -160,6 +159,11 @@ class ServerIdentity:
         instance: Id of the server process.
         peers: The peers that it synchronizes with; None if it does not report them.
         now_ms: Its time, in milliseconds since 1970.
+        version: Version of Goatherd, of the server or of its agent; None if it does not report it.
+        region: The region in which it stands; None if it reports none.
+        store_region: The region of the store from which it read its identity last; None with a single store.
+        store_version: The store's id of the version that it read last.
+        stores_not_followed: Regions whose store did not answer it, or holds an earlier identity than it uses.
         agent: The report of its agent; None if a Goatherd server answers.
     """
 
@@ -178,10 +182,15 @@ class ServerIdentity:
     is_degraded: bool | None = None
     source: str | None = None
     refusal: str | None = None
-    data: DataReport | None = None
+    data: LogsReport | None = None
     instance: str | None = None
     peers: tuple[PeerReport, ...] | None = None
     now_ms: int | None = None
+    version: str | None = None
+    region: str | None = None
+    store_region: str | None = None
+    store_version: str | None = None
+    stores_not_followed: tuple[str, ...] = ()
     agent: AgentReport | None = None
 
     @classmethod
@@ -217,6 +226,11 @@ class ServerIdentity:
             instance=read.of("instance", _short_id),
             peers=read.of("peers", _peers),
             now_ms=read.of("nowMs", _time),
+            version=read.of("version", _short_id),
+            region=read.of("region", _id),
+            store_region=read.of("storeRegion", _id),
+            store_version=read.of("storeVersion", _id),
+            stores_not_followed=read.of("storesNotFollowed", _ids) or (),
             agent=agent,
         )
 
@@ -239,7 +253,9 @@ class HeldCommit:
 
     @classmethod
     def from_json(cls, found: object) -> HeldCommit:
-        """Parse one entry of an answer. An attacker may have written the commit, so its strings are made printable.
+        """Parse a server's description of one commit that it holds.
+
+        An attacker may have written the commit, so its strings are made printable.
 
         Raises:
             DecodeError: The entry is invalid.
@@ -418,14 +434,14 @@ def _duration(value: object) -> timedelta:
     return timedelta(milliseconds=number)
 
 
-def _data(value: object) -> DataReport:
+def _data(value: object) -> LogsReport:
     read = _Members(_mapping(value))
     records, damaged, unverifiable = (read.of(name, _count) for name in ("records", "damaged", "unverifiable"))
     if records is None or damaged is None or unverifiable is None:
         raise DecodeError("must contain all three counts")
     is_complete = read.of("complete", _bool) is True
     unwritable = read.of("unwritable", _count) or 0  # servers of 0.1.0 do not report it
-    return DataReport(
+    return LogsReport(
         is_complete=is_complete, records=records, damaged=damaged, unverifiable=unverifiable, unwritable=unwritable
     )
 

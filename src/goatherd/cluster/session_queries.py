@@ -1,10 +1,10 @@
 """Read session commits (``/sys/sessions``) from a server that runs unmodified GoatDB 0.5.1.
 
-GoatDB has no request for a single commit: it sends all commits that the Bloom filter in the request lacks. So a filter
-that claims to contain everything but a few ids makes the server send those commits, and one in 8192 of all others. The
-answer is exact, and small even at 50 000 sessions. (The filter that the server sends back has false positives.)
+GoatDB has no request for a single commit: a server sends all commits that the Bloom filter in the request does not
+contain. So the request has a filter that seems to contain everything except a few ids. The server then sends those
+commits, and one in 8192 of all others, so the answer is small even with 50 000 sessions.
 
-What a server sends is unverified, unless `ExpectedCommit.matches` or `prove_signer` has verified it.
+The commits in an answer are unverified until `ExpectedCommit.matches` or `prove_signer` has verified them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """Open the objects that the options describe: the store, the servers of the cluster, a rotation's policy, the schedule.
 
 `goatherd.operations` uses these objects. Servers, agents and doors are built by `goatherd.config.build_servers`. Each
-function imports the SDK or the rotation module that it needs, since most commands need none of them.
+function itself imports the SDK or the rotation module that it needs, since most commands need none of these.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -24,30 +23,41 @@ from goatherd.providers.values import ORG_FIELD, secret_id_for
 if TYPE_CHECKING:
     from goatherd.cluster.client import NodeClient
     from goatherd.cluster.discovery import NodeDirectory
+    from goatherd.operations.data import OpenStore
     from goatherd.operations.migrate import MigrationTarget
     from goatherd.rotation.health_checks import HealthSignal
     from goatherd.rotation.machine import Policy
     from goatherd.schedule.due import Schedule
+    from goatherd.stores import StoreMember
 
 LARGE_ANSWER_TIMEOUT: Final = timedelta(minutes=2)
 """Timeout for one answer that holds about 50 000 sessions."""
 
 
-def configured_provider(options: Options, orgs: Sequence[str] | None = None) -> tuple[SecretProvider, str]:
+def configured_provider(
+    options: Options, orgs: Sequence[str] | None = None, *, is_writer: bool = False
+) -> tuple[SecretProvider, str]:
     """Return the provider that the options name, not open yet, and the secret's id, with ``{org}`` not yet replaced.
+
+    If the options name stores in several regions, the provider reads or writes all of them (`goatherd.stores`).
 
     Args:
         options: The options; they name the store.
         orgs: The organizations whose identity is read; by default the options' own.
+        is_writer: Whether a command may write: it then uses the primary store, and checks the followers.
 
     Raises:
         ConfigurationError: No store is named, or its address is the same for every organization although an
             organization other than the default is given.
         PluginNotFoundError, MissingExtraError: The plugin cannot be loaded.
     """
-    # `provider`, which a flag or variable can set, takes precedence over `cloudConfig`.
+    # `provider`, which a flag or variable can set, takes precedence over `[stores]` and `cloudConfig`.
+    provider: SecretProvider
     if options.provider is not None:
+        _check_one_source(options)
         provider, template = open_provider(options.provider)
+    elif options.stores_primary is not None:
+        provider, template = _open_stores(options, is_writer=is_writer)
     elif options.cloud_config is not None and options.type != "file":
         provider, template = provider_from_config(options.cloud_config)
     else:
@@ -60,6 +70,55 @@ def configured_provider(options: Options, orgs: Sequence[str] | None = None) -> 
             )
             check_address_has_org(template, store_name(options), org, hint=hint)
     return provider, template
+
+
+def _check_one_source(options: Options) -> None:
+    places = {options.origin.get(name, "").rpartition(":")[0] for name in ("provider", "stores.primary")}
+    if options.stores_primary is not None and len(places) == 1 and "" not in places:
+        raise ConfigurationError(
+            f"{options.origin['provider']}: both `provider` and [stores] name a store", hint="Remove one of them."
+        )
+
+
+def is_store_named(options: Options) -> bool:
+    """Return whether the options name a store, or stores in several regions."""
+    return any(one is not None for one in (options.provider, options.cloud_config, options.stores_primary))
+
+
+def store_members(options: Options) -> tuple[StoreMember, ...]:
+    """Return the stores of the section ``[stores]``, not open yet: the primary store, then the followers.
+
+    Raises:
+        ConfigurationError: There is no primary store, or an address is invalid.
+        PluginNotFoundError, MissingExtraError: A plugin cannot be loaded.
+    """
+    from goatherd.stores.members import Replication, StoreMember, check_members
+
+    if options.provider is not None or options.stores_primary is None:
+        raise ConfigurationError(
+            "no stores are named",
+            hint="Write [stores] with `primary` and `followers` into goatherd.toml, and give no --provider.",
+        )
+    members = []
+    for entry in (options.stores_primary, *options.stores_followers):
+        provider, template = open_provider(entry.provider)
+        replication = None if entry.replication is None else Replication(entry.replication)
+        member = StoreMember(region=entry.region, provider=provider, template=template, replication=replication)
+        members.append(member)
+    check_members(members)
+    return tuple(members)
+
+
+def _open_stores(options: Options, *, is_writer: bool) -> tuple[SecretProvider, str]:
+    from goatherd.stores.reader import make_reader
+    from goatherd.stores.writer import ReplicatedStore
+
+    members = store_members(options)
+    template = members[0].template
+    if is_writer:
+        return ReplicatedStore(members, allowed=options.stores_allow_lagging), template
+    reader = make_reader(members, region=options.stores_region, interval=options.settings_refresh_interval)
+    return reader, template
 
 
 def _no_store() -> ConfigurationError:
@@ -75,15 +134,24 @@ def store_name(options: Options, org: str | None = None) -> str:
     chosen = org or options.org
     if options.provider is not None:
         return options.provider.replace(ORG_FIELD, chosen)
+    if options.stores_primary is not None:
+        return options.stores_primary.provider.replace(ORG_FIELD, chosen)
     config = options.cloud_config or {}
     return f"{config.get('provider', '?')}: {config.get('secretId', '?')}".replace(ORG_FIELD, chosen)
 
 
 @asynccontextmanager
-async def open_store(options: Options, *, org: str | None = None) -> AsyncIterator[Store]:
-    """Open the store that the options name, for one organization."""
+async def open_store(options: Options, *, org: str | None = None, is_reader: bool = False) -> AsyncIterator[Store]:
+    """Open the secret store that the options name, for the identity of one organization.
+
+    Args:
+        options: The options; they name the store.
+        org: The organization; by default the options' own.
+        is_reader: Whether the command writes nothing. With stores in several regions, it then reads the store of its
+            own region, or the next one that answers; other commands use the primary store.
+    """
     chosen = org or options.org
-    provider, template = configured_provider(options, [chosen])
+    provider, template = configured_provider(options, [chosen], is_writer=not is_reader)
     async with provider:
         secret_id = secret_id_for(template, chosen)
         named = store_name(options, chosen)
@@ -114,11 +182,25 @@ def open_nodes(
     )
 
 
+def build_store_opener(options: Options, *, offline: bool) -> OpenStore | None:
+    """Return a function that opens the store of an organization; None if no store is named, or it must not be read."""
+    if offline or not is_store_named(options):
+        return None
+    return lambda org: open_store(options, org=org, is_reader=True)
+
+
 @asynccontextmanager
-async def open_peers(options: Options, urls: Sequence[str]) -> AsyncIterator[list[NodeClient]]:
-    """Open clients for servers whose logs are read as a whole; their timeout is at least two minutes."""
+async def open_peers(options: Options, *, repairs: bool) -> AsyncIterator[list[NodeClient]]:
+    """Open clients for the peers with which a data directory is compared; their timeout is at least two minutes.
+
+    Args:
+        options: The peers, and the timeout.
+        repairs: Whether the directory is repaired. A check contacts only peers that the command line names; peers in
+            the configuration file are for a repair and for `goatherd serve`.
+    """
     from goatherd.cluster.client import NodeClient
 
+    urls = options.serve_peers if repairs or options.origin.get("serve.peers") == "flag" else ()
     async with AsyncExitStack() as stack:
         timeout = max(options.timeout, LARGE_ANSWER_TIMEOUT)
         yield [await stack.enter_async_context(NodeClient(url, timeout=timeout)) for url in dict.fromkeys(urls)]
@@ -181,6 +263,7 @@ def build_policy(options: Options) -> Policy:
         poll_max=options.rotation_poll,
         poll_min=min(Policy().poll_min, options.rotation_poll),
         lifetime=options.rotation_lifetime,
+        working_lifetime=options.rotation_working_lifetime,
         grace=options.rotation_grace,
         quorum=Quorum.from_text(options.rotation_quorum),
         unlisted=unlisted,
@@ -212,6 +295,8 @@ def build_schedule(options: Options) -> Schedule:
     Raises:
         ConfigurationError: The options of the schedule are invalid.
     """
+    import socket
+
     from goatherd.operations.runs import current_actor
     from goatherd.schedule.due import Missed, Schedule, make_schedule, read_zone
     from goatherd.schedule.windows import Window
@@ -221,7 +306,7 @@ def build_schedule(options: Options) -> Schedule:
     if options.controller_stale <= options.rotation_adoption + options.rotation_health_soak:
         raise ConfigurationError(
             "controller.stale must be longer than rotation.adoption and rotation.health_soak together",
-            hint="Otherwise a controller takes over rotations that are only waiting for servers.",
+            hint="With a shorter time, a controller would take over rotations that are only waiting for servers.",
         )
     schedule = Schedule(
         controller=name,

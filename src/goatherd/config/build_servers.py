@@ -1,6 +1,6 @@
-"""Build the server, the agent or the door that the options describe, and its settings.
+"""Build the server, the agent or the door (reverse proxy) that the options describe, and its settings.
 
-Nothing is started here; `goatherd.operations` does that. Each function imports the heavy modules that it needs.
+`goatherd.operations` starts what is built here. Each function itself imports the heavy modules that it needs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from goatherd.config.build import configured_provider
 from goatherd.config.options import Options
 from goatherd.config.values import parse_organization
 from goatherd.errors import ConfigurationError
+from goatherd.operations.serve import require_node_extra
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
@@ -139,7 +140,12 @@ def build_last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGoo
             f"settings.last_known_good must contain {ORG_FIELD}, because each organization has its own identity",
             hint=f"Write {ORG_FIELD} into the path.",
         )
-    store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
+    if options.provider is None and options.stores_primary is not None:
+        entries = (options.stores_primary, *options.stores_followers)
+        # Sorted, so that a promotion does not make the copy unusable.
+        store = json.dumps(sorted(entry.provider for entry in entries))
+    else:
+        store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
     max_age = options.settings_last_known_good_max_age
     return LastKnownGood(path, KeySource.from_text(key), max_age=max_age, store=store)
 
@@ -182,10 +188,40 @@ def build_door(
     )
 
 
-def build_own_address(url: str, *, host: str, port: int) -> Front:
-    """Return a function that opens the agent's own HTTP address, for an agent without a door."""
+def build_front(
+    options: Options,
+    url: str,
+    *,
+    door: tuple[str, int] | None = None,
+    own_address: tuple[str, int] | None = None,
+    public_url: str | None = None,
+    private: bool = False,
+) -> Front | None:
+    """Return a function that opens the HTTP address of an agent: its door, or its own; None if neither is named.
+
+    Args:
+        options: The limits of callers, and the proxies in front of the door.
+        url: URL of the server.
+        door: Address and port of the door.
+        own_address: Address and port at which the agent reports its state, if there is no door.
+        public_url: URL at which clients reach the door.
+        private: Whether the door lets only roots and owners write to ``/sys/*`` and ``/user/<id>``.
+
+    Raises:
+        MissingExtraError: The libraries of the extra ``node`` are not installed.
+    """
+    if door is None and own_address is None:
+        return None
+    require_node_extra()
+    if door is not None:
+        from goatherd.operations.run_door import door_of_agent
+
+        host, port = door
+        return door_of_agent(build_door(options, url, host=host, port=port, public_url=public_url, private=private))
+    assert own_address is not None
     from goatherd.agent.own_address import OwnAddress
 
+    host, port = own_address
     return lambda _, own: OwnAddress(upstream=url, answer=own.answer_request, guard=own.guard, host=host, port=port)
 
 
@@ -280,7 +316,7 @@ def build_lease_secret(options: Options) -> tuple[SecretProvider, str]:
     """
     found = _locate_lease(options, None, options.org)
     if found is None:
-        raise ConfigurationError("there is no lease: agent.lease is `none`", hint="Give --lease URI.")
+        raise ConfigurationError("there is no restart lease, because agent.lease is `none`", hint="Give --lease URI.")
     return found
 
 
@@ -294,7 +330,11 @@ def _locate_lease(
         return None
     if options.agent_lease is not None:
         return open_provider(options.agent_lease)
-    provider, template = identity or configured_provider(options)
+    if options.provider is None and options.stores_primary is not None:
+        # One lease for the whole cluster: it is in the primary store only.
+        provider, template = open_provider(options.stores_primary.provider)
+    else:
+        provider, template = identity or configured_provider(options)
     return provider, lease_id_for(secret_id_for(template, org))
 
 
@@ -334,7 +374,15 @@ def build_child_environment(options: Options) -> dict[str, str]:
 
     return hide_credentials(
         os.environ,
-        store=options.provider or (options.cloud_config or {}).get("provider", ""),
+        stores=_store_names(options),
         sealing_key=options.settings_last_known_good_key,
         passed=options.agent_pass_env,
     )
+
+
+def _store_names(options: Options) -> tuple[str, ...]:
+    """Return the URI or scheme of every store that the options name."""
+    if options.provider is None and options.stores_primary is not None:
+        return tuple(entry.provider for entry in (options.stores_primary, *options.stores_followers))
+    named = options.provider or (options.cloud_config or {}).get("provider", "")
+    return (named,) if named else ()

@@ -1,8 +1,8 @@
 """Read goatherd.toml, the environment and the flags into one frozen `Options` value.
 
-The fields of `Options` are the one list of every option. A flag takes precedence over the environment, the environment
-over goatherd.toml, and goatherd.toml over the default. The options of a store are part of its URI, so this module opens
-no store and knows no provider. `goatherd.config.values` parses the values.
+The fields of `Options` are the only list of all options. A flag takes precedence over the environment, the environment
+over goatherd.toml, and goatherd.toml over the default. The options of a store are part of its URI, so this module needs
+no provider. `goatherd.config.values` parses the values.
 
 Rules: a duration is a string with a unit; an unknown key is an error that names the most similar key; the reference
 page docs/reference/configuration.md is generated from this module (tests/docs).
@@ -12,12 +12,10 @@ page docs/reference/configuration.md is generated from this module (tests/docs).
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import signal
 import stat
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -29,6 +27,7 @@ from goatherd.config import values
 from goatherd.config.values import parse_duration
 from goatherd.errors import ConfigurationError
 from goatherd.times import format_duration
+from goatherd.wire.paths import DEFAULT_ORG
 
 __all__ = [
     "Key",
@@ -53,7 +52,7 @@ def _option(name: str, parse: Callable[[object], Any], default: Any, form: str, 
     return field(default=default, metadata={"name": name, "parse": parse, "form": form, "help": text})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)  # both for 80 fields take a quarter of `pass`
 class Options:
     """Every option with its value. A field's metadata holds its key in goatherd.toml, its type and its description.
 
@@ -83,7 +82,7 @@ class Options:
     org: str = _option(
         "org",
         values.parse_organization,
-        "localhost",
+        DEFAULT_ORG,
         "text",
         "Organization, which replaces `{org}` in the secret's name.",
     )
@@ -174,6 +173,38 @@ class Options:
         timedelta(seconds=10),
         "time",
         "How long a stopping server waits for requests in progress.",
+    )
+
+    stores_region: str | None = _option(
+        "stores.region",
+        values.parse_region,
+        None,
+        "text",
+        "Region of this machine: a server first reads the store of its own region, then the others in order.",
+    )
+    stores_primary: values.StoreEntry | None = _option(
+        "stores.primary",
+        values.parse_primary_store,
+        None,
+        "table",
+        "With stores in several regions: `region` and `provider` (a URI) of the store that rotations write. The option "
+        "`provider`, as a flag or a variable, takes precedence over this section.",
+    )
+    stores_followers: tuple[values.StoreEntry, ...] = _option(
+        "stores.followers",
+        values.parse_follower_stores,
+        (),
+        "list of tables",
+        "The stores of the other regions: `region`, `provider`, and `replication`: `platform` if the platform copies "
+        "the secret (AWS replica regions, Vault performance replication), or `goatherd` if Goatherd writes it.",
+    )
+    stores_allow_lagging: tuple[str, ...] = _option(
+        "stores.allow_lagging",
+        values.parse_regions,
+        (),
+        "list of texts",
+        "Regions whose store may lag: changes are made although this store does not show the one before. A server that "
+        "reads only this store then follows late, or not at all.",
     )
 
     limits_forwarded_by: tuple[str, ...] = _option(
@@ -307,6 +338,14 @@ class Options:
         "How long a new root session is valid. At least 1h, and at least 4 x (3 x `rotation.adoption` + "
         "`rotation.unlisted` + `rotation.health_soak` + `rotation.settle`); more than 30d where a server runs "
         "unmodified GoatDB.",
+    )
+    rotation_working_lifetime: timedelta = _option(
+        "rotation.working_lifetime",
+        values.parse_root_lifetime,
+        timedelta(days=30),
+        "time",
+        "How long a new working root is valid, which an anchor endorses. It is renewed when a third is left. Has the "
+        "same lower limits as `rotation.lifetime`, but more than 45d where a server runs unmodified GoatDB.",
     )
     rotation_adoption: timedelta = _option(
         "rotation.adoption",
@@ -535,13 +574,46 @@ class Options:
         "File of the audit trail: `rotate`, `retire`, `revoke` and `controller` append every decision to it, signed.",
     )
 
+    web_host: str = _option(
+        "web.host", values.parse_bind_address, "127.0.0.1", "text", "Address on which `goatherd web` serves the page."
+    )
+    web_port: int = _option("web.port", values.parse_port, 8090, "number", "Port of the page; 0 takes a free one.")
+    web_interval: timedelta = _option(
+        "web.interval",
+        values.parse_page_interval,
+        timedelta(seconds=10),
+        "time",
+        "How often the page's store and servers are read, however many pages are open.",
+    )
+    web_token: str | None = _option(
+        "web.token",
+        values.parse_page_token,
+        None,
+        "text",
+        "Source of the token that a reader of the page must give: `file:/PATH`, `env:NAME` or `credential:NAME` "
+        "(systemd). The option never holds the token itself.",
+    )
+    web_certificate: Path | None = _option(
+        "web.certificate", values.parse_path, None, "path", "PEM file with the page's TLS certificate and its chain."
+    )
+    web_certificate_key: Path | None = _option(
+        "web.certificate_key", values.parse_path, None, "path", "PEM file with the private key of that certificate."
+    )
+    web_proxies: tuple[str, ...] = _option(
+        "web.proxies",
+        values.parse_networks,
+        (),
+        "list of networks",
+        "Networks of the reverse proxies in front of the page. Only they may connect, and they sign readers in.",
+    )
+
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     file: Path | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """One option as the reference page shows it."""
+    """One option of Goatherd as the reference page of the configuration shows it."""
 
     name: str
     attribute: str
@@ -550,6 +622,11 @@ class Key:
     help: str
     default: Any
     parse: Callable[[object], Any]
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the value is a table or a list of tables, which only goatherd.toml can hold."""
+        return self.form in ("table", "list of tables")
 
     @property
     def default_text(self) -> str:
@@ -626,7 +703,7 @@ def load_options(
         if given is not None and given != ():
             flag = flag_names.get(key.attribute, key.name)
             given_values[key.attribute], origin[key.name] = _parse_value(key, given, flag), "flag"
-        elif environ.get(key.variable) and key.form != "table":
+        elif environ.get(key.variable) and not key.is_table:
             given_values[key.attribute] = _parse_value(key, environ[key.variable], key.variable)
             origin[key.name] = key.variable
     return Options(**given_values, origin=origin, file=None if found is None else path)
@@ -649,7 +726,8 @@ def _check_owner(path: Path) -> None:
         return
     if not stat.S_ISREG(found.st_mode):
         raise ConfigurationError(
-            f"{path} is not a regular file, so it is not used", hint="Remove it, or name another: --config FILE."
+            f"{path} is not a regular file, so it is not used",
+            hint="Remove the file, or name another one with --config FILE.",
         )
     hint = f"If you trust it, name it: --config {path}."
     if found.st_uid not in (0, os.geteuid()):
@@ -710,7 +788,7 @@ def _check_variable(name: str, environ: Mapping[str, str]) -> None:
     if any(f"env:{name}" == value for value in environ.values()):
         return  # `settings.last_known_good_key` names this variable
     known = {key.variable: key for key in option_keys()}
-    if name in known and known[name].form == "table":
+    if name in known and known[name].is_table:
         raise ConfigurationError(
             f"{name}: a table cannot be written into an environment variable",
             hint="Set GOATHERD_PROVIDER to the store's URI, or write the table into goatherd.toml.",
@@ -719,12 +797,13 @@ def _check_variable(name: str, environ: Mapping[str, str]) -> None:
         return
     suffix = name.removeprefix(ENVIRONMENT_PREFIX)
     short = {variable.removeprefix(ENVIRONMENT_PREFIX): variable for variable in (*known, FILE_VARIABLE)}
-    close = [short[each] for each in difflib.get_close_matches(suffix, short, n=1, cutoff=_CLOSE)]
+    close = [short[each] for each in _find_close(suffix, short, cutoff=_CLOSE)]
     close = close or [variable for each, variable in short.items() if each.rpartition("_")[2] == suffix]
     if close:
         raise ConfigurationError(
             f"{name} is not a variable that Goatherd reads",
-            hint=f"Did you mean {' or '.join(close[:3])}? If it belongs to another program, give it another prefix.",
+            hint=f"Did you mean {' or '.join(close[:3])}? If the variable belongs to another program, give it"
+            " another prefix.",
         )
 
 
@@ -747,11 +826,16 @@ class _File:
         return f"{self.path}:{self.lines[name]}" if name in self.lines else str(self.path)
 
 
+def _find_close(name: str, known: Iterable[str], *, cutoff: float) -> list[str]:
+    """Return the known name that is most like a misspelt one; none if the likeness is below `cutoff` (0 to 1)."""
+    import difflib  # here, since most commands need no suggestion
+
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+
+
 def _read_file(path: Path, *, must_exist: bool) -> _File | None:
     try:
         text = path.read_text(encoding="utf-8")
-        _check_lines(text, path)
-        document = tomllib.loads(text)
     except FileNotFoundError:
         if must_exist:
             raise ConfigurationError(
@@ -767,6 +851,11 @@ def _read_file(path: Path, *, must_exist: bool) -> _File | None:
     except UnicodeDecodeError as error:
         hint = 'Such as: provider = "file:///srv/keys/root"'
         raise ConfigurationError(f"{path} is not TOML: it is not UTF-8", hint=hint) from error
+    import tomllib  # here, since a command without a file does not need it
+
+    try:
+        _check_lines(text, path)
+        document = tomllib.loads(text)
     except RecursionError:
         raise ConfigurationError(f"{path} is not a configuration: it is nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
@@ -774,11 +863,11 @@ def _read_file(path: Path, *, must_exist: bool) -> _File | None:
         raise ConfigurationError(f"{path} is not TOML: {error}", hint=hint) from error
     known = [key.name for key in option_keys()]
     sections = list(dict.fromkeys(name.partition(".")[0] for name in known if "." in name))
-    tables = [key.name for key in option_keys() if key.form == "table"]
+    tables = [key.name for key in option_keys() if key.form == "table" and "." not in key.name]
     found = _File(path=path, values=dict(_flatten_sections(document, sections)), lines=_find_lines(text, sections))
     for name, value in document.items():
         if isinstance(value, Mapping) and name not in (*sections, *tables):
-            close = difflib.get_close_matches(name, [*sections, *tables], n=1, cutoff=0.5)
+            close = _find_close(name, [*sections, *tables], cutoff=0.5)
             hint = f"Did you mean [{close[0]}]?" if close else ""
             hint = hint or "Sections: " + ", ".join(f"[{each}]" for each in (*sections, *tables)) + "."
             raise ConfigurationError(f"{found.place_of(name)}: unknown section [{name}]", hint=hint)
@@ -818,7 +907,7 @@ def _flatten_sections(document: Mapping[str, object], sections: Sequence[str]) -
 
 
 def _find_lines(text: str, sections: Sequence[str]) -> dict[str, int]:
-    """Return the line number of each key and section. They are matched by form, since `tomllib` reports none."""
+    """Return the line number of each key and section of goatherd.toml, found by a pattern: `tomllib` reports none."""
     found: dict[str, int] = {}
     section = ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -835,9 +924,9 @@ def describe_nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     section, dot, tail = name.rpartition(".")
     own = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    close = [own[each] for each in difflib.get_close_matches(tail, own, n=1, cutoff=0.7)]
+    close = [own[each] for each in _find_close(tail, own, cutoff=0.7)]
     close = close or [key for key in known if key.rpartition(".")[2] == tail]
-    close = close or [own[each] for each in difflib.get_close_matches(tail, own, n=1, cutoff=0.5)]
+    close = close or [own[each] for each in _find_close(tail, own, cutoff=0.5)]
     if close:
         return f"Did you mean {' or '.join(map(repr, close))}?"
     return (f"Keys of [{section}]: " if dot and own else "Known keys: ") + ", ".join(own.values() or known) + "."
@@ -877,7 +966,7 @@ def effective_settings(options: Options) -> tuple[Setting, ...]:
             key=key.name,
             value=_value_text(key, getattr(options, key.attribute)),
             source=options.origin.get(key.name, "default"),
-            variable=None if key.form == "table" else key.variable,
+            variable=None if key.is_table else key.variable,
         )
         for key in option_keys()
     )
@@ -886,6 +975,8 @@ def effective_settings(options: Options) -> tuple[Setting, ...]:
 def _value_text(key: Key, value: Any) -> str | None:
     if value is None or value == ():
         return None
+    if isinstance(value, values.StoreEntry):
+        return _url_text(str(value))
     if key.form == "table":
         return ", ".join(f"{name}={HIDDEN if _SECRET_NAME.search(name) else value[name]}" for name in sorted(value))
     if key.form == "command":

@@ -10,6 +10,7 @@ import ipaddress
 import re
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,11 +49,22 @@ def parse_duration(value: object) -> timedelta:
 
 
 def parse_positive_duration(value: object) -> timedelta:
-    """Parse a duration that must be longer than zero."""
+    """Parse a duration with its unit, such as ``30s``, that must be longer than zero."""
     duration = parse_duration(value)
     if not duration:
         raise ConfigurationError("must be longer than 0s", hint="Give a duration such as 5s.")
     return duration
+
+
+def parse_page_interval(value: object) -> timedelta:
+    """Parse how often the page's store and servers are read, at least a second."""
+    interval = parse_duration(value)
+    if interval < timedelta(seconds=1):
+        raise ConfigurationError(
+            f"{value!r} is too short: the store and each server are read once in this time",
+            hint="Give at least 1s; the default, 10s, suits most clusters.",
+        )
+    return interval
 
 
 def parse_root_lifetime(value: object) -> timedelta:
@@ -68,7 +80,9 @@ def parse_root_lifetime(value: object) -> timedelta:
 
 def parse_string(value: object) -> str:
     if not isinstance(value, str):
-        raise ConfigurationError(f"must be a string, not {type(value).__name__}", hint='Write it as "TEXT".')
+        raise ConfigurationError(
+            f"must be a string, not {type(value).__name__}", hint='Write the value in quotation marks: "TEXT".'
+        )
     if not value.strip():
         raise ConfigurationError("is empty", hint="Give a value, or leave the option out.")
     return value
@@ -89,7 +103,7 @@ def parse_strings(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\s]+", value) if part]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-        raise ConfigurationError(f"must be a list of strings, not {value!r}", hint='Such as ["a", "b"].')
+        raise ConfigurationError(f"must be a list of strings, not {value!r}", hint='Write a list, such as ["a", "b"].')
     return tuple(value)
 
 
@@ -116,21 +130,27 @@ def _parse_whole_number(value: object) -> int | None:
 def parse_count(value: object) -> int:
     number = _parse_whole_number(value)
     if number is None or not 1 <= number <= 1000:
-        raise ConfigurationError(f"{value!r} is not a whole number from 1 to 1000", hint="Write it without a unit.")
+        raise ConfigurationError(
+            f"{value!r} is not a whole number from 1 to 1000", hint="Write the number without a unit."
+        )
     return number
 
 
 def parse_limit(value: object) -> int:
     number = _parse_whole_number(value)
     if number is None or not 1 <= number <= 1_000_000:
-        raise ConfigurationError(f"{value!r} is not a whole number from 1 to 1000000", hint="Write it without a unit.")
+        raise ConfigurationError(
+            f"{value!r} is not a whole number from 1 to 1000000", hint="Write the number without a unit."
+        )
     return number
 
 
 def parse_limit_or_zero(value: object) -> int:
     number = _parse_whole_number(value)
     if number is None or not 0 <= number <= 1_000_000:
-        raise ConfigurationError(f"{value!r} is not a whole number from 0 to 1000000", hint="Write it without a unit.")
+        raise ConfigurationError(
+            f"{value!r} is not a whole number from 0 to 1000000", hint="Write the number without a unit."
+        )
     return number
 
 
@@ -140,7 +160,9 @@ def parse_networks(value: object) -> tuple[str, ...]:
         try:
             ipaddress.ip_network(text)
         except ValueError as error:
-            raise ConfigurationError(f"not a network: {error}", hint="Write it as 10.0.0.0/8 or 127.0.0.1.") from None
+            raise ConfigurationError(
+                f"the value is not a network: {error}", hint="Write the network as 10.0.0.0/8 or 127.0.0.1."
+            ) from None
     return texts
 
 
@@ -156,7 +178,7 @@ def parse_quorum(value: object) -> str:
 
 def parse_http_url(value: object) -> str:
     return check_http_url(
-        parse_string(value), hint="Write it as a URL with a scheme, such as http://127.0.0.1:9000/healthy."
+        parse_string(value), hint="Write the probe as a URL with a scheme, such as http://127.0.0.1:9000/healthy."
     )
 
 
@@ -194,7 +216,7 @@ def parse_urls(value: object) -> tuple[str, ...]:
 
 
 def _split_addresses(value: object) -> tuple[str, ...]:
-    """Return the URLs of a list. An empty string, as from an unset variable, is kept and rejected later."""
+    """Split a list of server addresses. An empty string, as from an unset variable, is kept and rejected later."""
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\s]+", value) if part] or [""]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -206,7 +228,7 @@ def _split_addresses(value: object) -> tuple[str, ...]:
 
 def parse_bind_address(value: object) -> str:
     if not isinstance(value, str):
-        raise ConfigurationError(f"{value!r} is not an address", hint="Such as 127.0.0.1.")
+        raise ConfigurationError(f"{value!r} is not an address", hint="Write an address, such as 127.0.0.1.")
     return parse_listen_host(value)
 
 
@@ -215,7 +237,7 @@ def parse_windows(value: object) -> tuple[str, ...]:
 
     texts = [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise ConfigurationError("must be a list of strings", hint='Such as ["Mon-Fri 02:00-04:00"].')
+        raise ConfigurationError("must be a list of strings", hint='Write a list, such as ["Mon-Fri 02:00-04:00"].')
     for text in texts:
         Window.from_text(text)
     return tuple(texts)
@@ -244,6 +266,14 @@ def parse_key_source(value: object) -> str:
 
     text = parse_string(value)
     KeySource.from_text(text)
+    return text
+
+
+def parse_page_token(value: object) -> str:
+    from goatherd.secret_source import PageToken
+
+    text = parse_string(value)
+    PageToken.from_text(text)
     return text
 
 
@@ -278,7 +308,7 @@ def parse_agent_url(value: object) -> str:
     text = parse_string(value)
     # Check the URL with an example in place of `{org}`.
     parse_server_url(
-        text.replace("{org}", "org"), hint="Write it as a URL with a scheme, such as http://127.0.0.1:8080."
+        text.replace("{org}", "org"), hint="Write the server as a URL with a scheme, such as http://127.0.0.1:8080."
     )
     return text.rstrip("/")
 
@@ -287,7 +317,7 @@ def parse_lease(value: object) -> str:
     text = parse_string(value)
     if text != "none" and "://" not in text:
         raise ConfigurationError(
-            f"must be the URI of a secret or `none`, not {text!r}", hint="Such as file:///srv/lease."
+            f"must be the URI of a secret or `none`, not {text!r}", hint="Write a URI, such as file:///srv/lease."
         )
     return text
 
@@ -302,7 +332,9 @@ def parse_on_change(value: object) -> str:
 def parse_restarts(value: object) -> int:
     number = _parse_whole_number(value)
     if number is None or not 0 <= number <= 1000:
-        raise ConfigurationError(f"{value!r} is not a whole number from 0 to 1000", hint="Write it without a unit.")
+        raise ConfigurationError(
+            f"{value!r} is not a whole number from 0 to 1000", hint="Write the number without a unit."
+        )
     return number
 
 
@@ -311,5 +343,73 @@ def parse_signal_number(value: object) -> int:
     found = {number.name: int(number) for number in signal.Signals}
     number = found.get(text) or found.get(f"SIG{text}") or (int(text) if text.isdecimal() else 0)
     if isinstance(value, bool) or number not in found.values():
-        raise ConfigurationError(f"{value!r} is not the name of a signal", hint="Such as TERM, HUP or USR1.")
+        raise ConfigurationError(
+            f"{value!r} is not the name of a signal", hint="Write the name of a signal, such as TERM, HUP or USR1."
+        )
     return number
+
+
+_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_STORE_FORM = 'Such as {region = "us", provider = "aws://us-east-1/goatdb/prod/root", replication = "platform"}.'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreEntry:
+    """One store of the section ``[stores]``: its region, its URI, and how it is replicated if it is a follower.
+
+    Attributes:
+        replication: ``platform`` or ``goatherd``; None for the primary store.
+    """
+
+    region: str
+    provider: str
+    replication: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.region} {self.provider}"
+
+
+def parse_region(value: object) -> str:
+    text = parse_string(value)
+    if not _REGION.fullmatch(text):
+        raise ConfigurationError(
+            f"{text[:80]!r} is not a valid region",
+            hint="A region is a name of your own, such as eu or us-east-1: up to 63 of A-Z a-z 0-9 _ -.",
+        )
+    return text
+
+
+def parse_regions(value: object) -> tuple[str, ...]:
+    return tuple(parse_region(text) for text in parse_strings(value))
+
+
+def _parse_store(value: object, *, is_follower: bool) -> StoreEntry:
+    names = ("region", "provider", "replication") if is_follower else ("region", "provider")
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"must be a table, not {type(value).__name__}", hint=_STORE_FORM)
+    for name in value:
+        if name not in names:
+            raise ConfigurationError(f"has an unknown member {name!r}", hint=f"Members: {', '.join(names)}.")
+    for name in names:
+        if name not in value:
+            raise ConfigurationError(f"has no {name!r}", hint=_STORE_FORM)
+    replication = value.get("replication")
+    if is_follower and replication not in ("platform", "goatherd"):
+        raise ConfigurationError(
+            f"replication must be `platform` or `goatherd`, not {replication!r}",
+            hint="platform: the platform copies the secret; goatherd: the command that writes the primary store does.",
+        )
+    provider = parse_string(value["provider"])
+    if "://" not in provider:
+        raise ConfigurationError("provider must be the URI of a secret", hint=_STORE_FORM)
+    return StoreEntry(region=parse_region(value["region"]), provider=provider, replication=replication)
+
+
+def parse_primary_store(value: object) -> StoreEntry:
+    return _parse_store(value, is_follower=False)
+
+
+def parse_follower_stores(value: object) -> tuple[StoreEntry, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigurationError(f"must be a list of tables, not {type(value).__name__}", hint=_STORE_FORM)
+    return tuple(_parse_store(each, is_follower=True) for each in value)

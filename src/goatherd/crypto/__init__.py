@@ -1,11 +1,23 @@
-"""Keys, signatures and encryption: the only package that uses the library `cryptography`. Pure, but for random keys.
+"""Keys, signatures and encryption: the only package that uses the library `cryptography`. Pure, except for random keys.
 
 - `keys`: `PublicKey`, `PrivateKey` and `fingerprint`, JWKs, and the raw form of signatures.
 - `sealed`: data encrypted for the disk.
 """
 
-from goatherd.crypto.keys import SIGNATURE_BYTES, PrivateKey, PublicKey, fingerprint, library_versions
-from goatherd.crypto.sealed import SEAL_KEY_BYTES, open_sealed, seal_data
+from typing import TYPE_CHECKING
+
+from goatherd.crypto.keys import (
+    SIGNATURE_BYTES,
+    PrivateKey,
+    PublicKey,
+    fingerprint,
+    library_versions,
+    raw_from_der,
+)
+from goatherd.lazy_imports import lazy_attributes
+
+if TYPE_CHECKING:
+    from goatherd.crypto.sealed import SEAL_KEY_BYTES, open_sealed, seal_data
 
 __all__ = [
     "SEAL_KEY_BYTES",
@@ -15,5 +27,8 @@ __all__ = [
     "fingerprint",
     "library_versions",
     "open_sealed",
+    "raw_from_der",
     "seal_data",
 ]
+
+__getattr__ = lazy_attributes(__name__, SEAL_KEY_BYTES="sealed", open_sealed="sealed", seal_data="sealed")

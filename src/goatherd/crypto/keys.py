@@ -1,8 +1,8 @@
 """P-384 keys: their JWKs (RFC 7518, 6.2), signing and verifying.
 
-A raw signature is ``r || s``, 96 bytes, big-endian (IEEE P1363), with SHA-384. The module does not know GoatDB's
-sessions or signature strings. Verification raises an error or returns nothing. A private key is never shown in ``repr``
-or an error, and cannot be pickled. An error about a JWK names the member and does not quote it.
+A raw signature is ``r || s``, 96 bytes, big-endian (IEEE P1363), with SHA-384. GoatDB's sessions and signature strings
+are in `goatherd.identity.session`. Verification raises an error or returns nothing. A private key is never shown in
+``repr`` or an error, and cannot be pickled. An error about a JWK names the member and does not quote it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import cryptography
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
@@ -29,13 +29,22 @@ SIGN = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)
 
 
 def raw_from_der(der: bytes) -> bytes:
-    """Convert a signature from DER, which OpenSSL makes, to raw ``r || s``."""
-    r, s = decode_dss_signature(der)
-    return r.to_bytes(COORDINATE_BYTES, "big") + s.to_bytes(COORDINATE_BYTES, "big")
+    """Convert an ECDSA signature from DER (RFC 3279), as OpenSSL and most key services make it, to raw ``r || s``.
+
+    A number that is shorter than 48 bytes is padded. A high ``s`` is kept: verifiers of GoatDB accept it.
+
+    Raises:
+        DecodeError: The bytes are not a DER signature, or a number is negative or longer than 48 bytes.
+    """
+    try:
+        r, s = decode_dss_signature(der)
+        return r.to_bytes(COORDINATE_BYTES, "big") + s.to_bytes(COORDINATE_BYTES, "big")
+    except (ValueError, OverflowError):
+        raise DecodeError("not a signature over P-384 in DER") from None
 
 
 def der_from_raw(signature: bytes) -> bytes:
-    """Convert a raw signature to DER, which OpenSSL reads."""
+    """Convert a raw ECDSA signature (``r || s``) to DER, which OpenSSL reads."""
     r = int.from_bytes(signature[:COORDINATE_BYTES], "big")
     s = int.from_bytes(signature[COORDINATE_BYTES:], "big")
     return encode_dss_signature(r, s)
@@ -44,6 +53,8 @@ def der_from_raw(signature: bytes) -> bytes:
 COMPRESSED_BYTES = 49
 """Of a point that is written as x and the half of the curve that it is on."""
 COORDINATE_BYTES = 48
+_SPKI_OF_P384 = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
+"""What precedes x and y in a SubjectPublicKeyInfo. Written here, since the library's encoder takes long to import."""
 _COORDINATE = re.compile("[A-Za-z0-9_-]{64}")
 
 
@@ -51,7 +62,7 @@ def _decode_coordinate(jwk: Mapping[str, Any], member: str) -> bytes:
     """Return a coordinate of a JWK as 48 bytes. An error names the member and never quotes it."""
     text = jwk.get(member)
     if not isinstance(text, str) or _COORDINATE.fullmatch(text) is None:
-        raise DecodeError(f"JWK member {member!r} is not 64 characters of base64url")
+        raise DecodeError(f"JWK member {member!r} must be 64 characters of base64url")
     return base64.urlsafe_b64decode(text)
 
 
@@ -73,7 +84,7 @@ def _check_jwk(jwk: Mapping[str, Any]) -> None:
 
 
 def library_versions() -> tuple[str, str]:
-    """Return the version of the library `cryptography`, and that of the OpenSSL in it."""
+    """Return the version of the library `cryptography`, and the version of OpenSSL that it contains."""
     from cryptography.hazmat.backends.openssl.backend import backend
 
     return cryptography.__version__, backend.openssl_version_text()
@@ -82,7 +93,7 @@ def library_versions() -> tuple[str, str]:
 class PublicKey:
     """A P-384 public key. OpenSSL parses it on first use, so that holding 50 000 keys is cheap.
 
-    Two keys are equal when their coordinates are.
+    Two keys are equal if their coordinates are equal.
     """
 
     __slots__ = ("_key", "raw")
@@ -98,7 +109,7 @@ class PublicKey:
 
     @classmethod
     def from_jwk(cls, jwk: Mapping[str, Any]) -> PublicKey:
-        """Read a JWK; members other than ``kty``, ``crv``, ``x`` and ``y`` are ignored.
+        """Read a public key from a JWK; members other than ``kty``, ``crv``, ``x`` and ``y`` are ignored.
 
         Raises:
             DecodeError: The JWK is not an EC P-384 key, or a coordinate is not 48 bytes. Only `check` finds a point off
@@ -109,7 +120,7 @@ class PublicKey:
 
     @classmethod
     def from_compressed(cls, compressed: bytes) -> PublicKey:
-        """Read the bytes that `compressed` returns.
+        """Read a public key from its compressed point, the 49 bytes that `compressed` returns.
 
         Raises:
             DecodeError: The bytes are not a point of P-384.
@@ -121,13 +132,43 @@ class PublicKey:
         numbers = key.public_numbers()
         return cls(numbers.x.to_bytes(COORDINATE_BYTES) + numbers.y.to_bytes(COORDINATE_BYTES))
 
+    @classmethod
+    def from_der(cls, der: bytes) -> PublicKey:
+        """Read a public key from a SubjectPublicKeyInfo (RFC 5480) in DER.
+
+        Raises:
+            DecodeError: The bytes are not a public key, or the key is not an elliptic-curve key over P-384.
+        """
+        from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+        return cls._from_loaded(load_der_public_key, der)
+
+    @classmethod
+    def from_pem(cls, pem: str) -> PublicKey:
+        """Read a public key from a SubjectPublicKeyInfo (RFC 5480) in PEM. See `from_der`."""
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        return cls._from_loaded(load_pem_public_key, pem.encode("utf-8", "replace"))
+
+    @classmethod
+    def _from_loaded(cls, load: Callable[[bytes], object], data: bytes) -> PublicKey:
+        try:
+            key = load(data)
+        except (ValueError, UnsupportedAlgorithm):
+            raise DecodeError("the bytes are not a public key") from None
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+            kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+            raise DecodeError(f"the key must be an elliptic-curve key over P-384; it is {kind}")
+        numbers = key.public_numbers()
+        return cls(numbers.x.to_bytes(COORDINATE_BYTES) + numbers.y.to_bytes(COORDINATE_BYTES))
+
     @property
     def compressed(self) -> bytes:
-        """The point in 49 bytes: a byte that tells which of two points it is (SEC 1, 2.3.3), then x."""
+        """The public key as a compressed point of 49 bytes (SEC 1, 2.3.3): a byte for the sign of y, then x."""
         return bytes([2 + (self.raw[-1] & 1)]) + self.raw[:COORDINATE_BYTES]
 
     def check(self) -> None:
-        """Parse the key now, and check it.
+        """Parse the public key now, and check that its point is on the curve.
 
         Raises:
             DecodeError: The point is not on the curve.
@@ -135,7 +176,7 @@ class PublicKey:
         self._parse_key()
 
     def to_jwk(self) -> dict[str, Any]:
-        """Return the JWK with its members in the order in which Deno exports them."""
+        """Return the public key as a JWK, with its members in the order in which Deno exports them."""
         x, y = self.raw[:COORDINATE_BYTES], self.raw[COORDINATE_BYTES:]
         return {
             "kty": "EC",
@@ -148,13 +189,13 @@ class PublicKey:
         }
 
     def verify(self, signature: bytes, data: bytes) -> None:
-        """Check a raw 96-byte signature over `data`. Releases the GIL while OpenSSL works.
+        """Verify a raw 96-byte signature over `data` with this public key. Releases the GIL while OpenSSL works.
 
         Raises:
             InvalidSignatureError: The signature has a wrong length or does not match, or the key is not on the curve.
         """
         if len(signature) != SIGNATURE_BYTES:
-            raise InvalidSignatureError(f"a signature has {SIGNATURE_BYTES} bytes, this one {len(signature)}")
+            raise InvalidSignatureError(f"a signature must have {SIGNATURE_BYTES} bytes, not {len(signature)}")
         try:
             key = self._parse_key()
         except DecodeError as error:
@@ -165,15 +206,13 @@ class PublicKey:
             raise InvalidSignatureError("the signature does not match the data and the key") from None
 
     def to_der(self) -> bytes:
-        """Return the SubjectPublicKeyInfo (RFC 5480) in DER, the form in which `openssl` prints a key.
+        """Return the public key as a SubjectPublicKeyInfo (RFC 5480) in DER, the form in which `openssl` writes a key.
 
         Raises:
             DecodeError: The point is not on the curve.
         """
-        # Imported here, since it doubles the time that this module takes to import.
-        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-        return self._parse_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.check()
+        return _SPKI_OF_P384 + self.raw
 
     def _parse_key(self) -> ec.EllipticCurvePublicKey:
         if self._key is None:
@@ -212,30 +251,41 @@ class PrivateKey:
 
     @classmethod
     def generate(cls) -> PrivateKey:
-        """Generate a key from the operating system's random numbers."""
+        """Generate a new private key from the operating system's random numbers."""
         return cls(ec.generate_private_key(CURVE))
 
     @classmethod
     def from_jwk(cls, jwk: Mapping[str, Any]) -> PrivateKey:
-        """Read a private JWK.
+        """Read a private key from a JWK.
 
         Raises:
             DecodeError: The JWK is not a P-384 key, or ``x`` and ``y`` do not belong to ``d``. The error never quotes
                 the key.
         """
         _check_jwk(jwk)
-        d = int.from_bytes(_decode_coordinate(jwk, "d"), "big")
-        try:
-            key = ec.derive_private_key(d, CURVE)
-        except ValueError:
-            raise DecodeError("JWK member 'd' is out of range for P-384") from None
-        private = cls(key)
+        private = cls._from_bytes(_decode_coordinate(jwk, "d"))
         if private.public_key.raw != _decode_coordinate(jwk, "x") + _decode_coordinate(jwk, "y"):
             raise DecodeError("the private JWK's x and y do not belong to its d")
         return private
 
+    @classmethod
+    def from_scalar(cls, encoded: str) -> PrivateKey:
+        """Read a private key from the member ``d`` of a JWK alone.
+
+        Raises:
+            DecodeError: It is not a scalar of P-384. The error never quotes the key.
+        """
+        return cls._from_bytes(_decode_coordinate({"d": encoded}, "d"))
+
+    @classmethod
+    def _from_bytes(cls, scalar: bytes) -> PrivateKey:
+        try:
+            return cls(ec.derive_private_key(int.from_bytes(scalar, "big"), CURVE))
+        except ValueError:
+            raise DecodeError("JWK member 'd' is out of range for P-384") from None
+
     def to_jwk(self) -> dict[str, Any]:
-        """Return the private JWK in Deno's member order. SECURITY: the result is unprotected key material."""
+        """Return the private key as a JWK in Deno's member order. SECURITY: the result is unprotected key material."""
         d = self._key.private_numbers().private_value.to_bytes(COORDINATE_BYTES, "big")
         public = self.public_key.to_jwk()
         return {
@@ -250,7 +300,7 @@ class PrivateKey:
         }
 
     def sign(self, data: bytes) -> bytes:
-        """Return the raw 96-byte signature over `data`, deterministic by RFC 6979."""
+        """Sign `data` with ECDSA; return the raw 96-byte signature, deterministic by RFC 6979."""
         return raw_from_der(self._key.sign(data, SIGN))
 
     def __repr__(self) -> str:
@@ -261,7 +311,7 @@ class PrivateKey:
 
 
 def fingerprint(key: PublicKey) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of the key's SubjectPublicKeyInfo.
+    """Return a public key's fingerprint: the first 16 hexadecimal digits of the SHA-256 of its SubjectPublicKeyInfo.
 
     Raises:
         DecodeError: The point is not on the curve.

@@ -15,12 +15,12 @@ _TAG_BYTES = 16
 def seal_data(data: bytes, *, key: bytes, associated: bytes) -> bytes:
     """Encrypt and authenticate `data` with AES-256-GCM (NIST SP 800-38D), under a fresh random nonce.
 
-    One key may be used about four thousand million times, far more often than any file is written.
+    One key may be used about four thousand million times.
 
     Args:
         data: The data to encrypt.
         key: 32 random bytes.
-        associated: Data that is not encrypted, but must be the same in `open_sealed`.
+        associated: Data that is not encrypted, but must be passed unchanged to `open_sealed`.
 
     Returns:
         The nonce (12 bytes), then the ciphertext with its tag: 28 bytes more than `data`.
@@ -35,14 +35,14 @@ def open_sealed(sealed: bytes, *, key: bytes, associated: bytes) -> bytes:
 
     Raises:
         InvalidSealError: The key or the associated data differ, or `sealed` is not byte for byte what `seal_data`
-            returned. The error cannot say which.
+            returned. The error cannot say which of these it is.
     """
     if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
-        raise InvalidSealError("too short to be sealed data")
+        raise InvalidSealError("the data is too short to be sealed data")
     try:
         return AESGCM(_check_key(key)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated)
     except InvalidTag:
-        raise InvalidSealError("sealed with another key or for another purpose, or damaged") from None
+        raise InvalidSealError("the data was sealed with another key or for another purpose, or is damaged") from None
 
 
 def _check_key(key: bytes) -> bytes:

@@ -9,8 +9,8 @@ crash the server), `server_connections` (HTTP connections to the server), `excha
 
 from goatherd.door.door import Door, DoorStatus
 from goatherd.door.limits import DoorLimits
-from goatherd.door.request_checks import Rule
+from goatherd.door.request_checks import DoorRule
 from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.serving.caller_limits import Rate
 
-__all__ = ["Door", "DoorLimits", "DoorStatus", "Rate", "Rule", "TrustedSessions"]
+__all__ = ["Door", "DoorLimits", "DoorRule", "DoorStatus", "Rate", "TrustedSessions"]

@@ -1,7 +1,7 @@
-"""Check that a request which Goatherd's tools signed for one server process is meant for the server behind this door.
+"""Check that a request that Goatherd's tools have signed for one server is for the server behind this reverse proxy.
 
-The server is an unmodified GoatDB and does not make this check. A request that names no server passes: GoatDB's clients
-and servers send only such requests.
+The server is an unmodified GoatDB and does not make this check. A request that names no server is accepted, because
+GoatDB's clients and servers send only such requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 from goatherd.cluster.client import INSTANCE_HEADER
 from goatherd.door.exchange import Exchange
-from goatherd.door.request_checks import Rule
+from goatherd.door.request_checks import DoorRule
 from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
 from goatherd.identity.session import Session, SignatureEnvelope, parse_signature, verify_request
@@ -64,7 +64,7 @@ async def is_misdirected(
     except OtherServerError:
         return True
     except VerificationError as error:
-        raise RefusedError(Rule.REQUEST_SIGNATURE, 403, str(error)) from None
+        raise RefusedError(DoorRule.REQUEST_SIGNATURE, 403, str(error)) from None
     return False
 
 
@@ -77,7 +77,7 @@ def parse_bound_signature(header: str) -> SignatureEnvelope | None:
 
 
 def instance_headers(guard: RequestGuard, status: int) -> Headers:
-    """Return additional headers for an answer: for a misdirected request, the id of this server's instance."""
+    """Return the header with the server's instance id for the answer to a misdirected request; else none."""
     return [(INSTANCE_HEADER.encode(), guard.instance.encode())] if status == MISDIRECTED else []
 
 

@@ -1,21 +1,21 @@
 """Index the commits of the server's repositories, to detect new commits that would crash the server.
 
-The server, an unmodified GoatDB, ends its process when it merges leaves of a key of which no commit has a child ("empty
-ancestors filter"), and loops forever over deltas that build on each other. It also decodes each id only once: a second
-commit with the same id, in any repository, is read as the first one, whatever the door has judged. These defects are
-described in docs/reference/goatdb-protocol.md#defects. Whether a commit triggers one depends on the commits already
-stored. So for each repository that clients write to, the door knows the ids, which of them are deltas, which keys have
-a commit with a child, and the schema of each key. An id belongs to the repository in which the door saw it first.
+An unmodified GoatDB server has three defects that matter here (docs/reference/goatdb-protocol.md#defects). It crashes
+when it merges several commits of one item key of which none has a child ("empty ancestors filter"). It loops forever
+over deltas that build on each other. It reads a second commit with the same id, in any repository, as the first one.
+Whether a commit triggers a defect depends on the commits already stored. So for each repository that clients write to,
+the door (the proxy in front of the server) knows the ids, which of them are deltas, which keys have a commit with a
+child, and the schema of each key. An id belongs to the repository in which the door saw it first.
 
 Two clients may create one key at the same time. GoatDB can merge the two creations if some commit of the key has a
 child. So before the door passes on a second creation, it gives the first one a child with the same contents, signed by
 the root (`RepositoryIndex._continue_keys`), and waits until it has read that child back.
 
-Rules: the door reads a repository before it judges the first push to it. The server's application and peers write
-without the door, so it reads again when its knowledge is old: in the background, and before it rejects a commit. A
-commit that was passed on counts as stored at once, and permanently when the server has shown it; a rule of the
-application may have rejected it. If the server may have been restarted, the door reads before it judges the next push;
-if commits were lost, it reads everything again. Beyond `capacity` commits, the least used indexes are dropped.
+Rules: the door reads a repository before it checks the first push to it. The server's application and peers write
+without the door, so the door reads the repository again when its index is old: in the background, and before it rejects
+a commit. A commit that was passed on counts as stored at first, but the application may have rejected it; it stays in
+the index only if a later read shows it. If the server may have been restarted, the door reads before it checks the next
+push; if commits were lost, it reads everything again. Beyond `capacity` commits, the least used indexes are dropped.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from goatherd.clock import Clock
-from goatherd.door.repository_reader import Ask, RepositoryReader, SharedRounds
-from goatherd.door.request_checks import DroppedError, Rule
+from goatherd.door.received_commits import ReceivedCommit
+from goatherd.door.repository_reader import SLICE, Ask, RepositoryReader, SharedRounds
+from goatherd.door.request_checks import DoorRule, DroppedError
 from goatherd.errors import NodeUnreachableError, WireError
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id, new_seeds
@@ -38,6 +39,7 @@ from goatherd.telemetry import Event, event_text
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
 from goatherd.wire.messages import VERSION
+from goatherd.wire.paths import DEFAULT_ORG
 
 OLD_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 0.5
@@ -59,7 +61,7 @@ _log = logging.getLogger("goatherd.door")
 
 
 class FirstSeen:
-    """Remember for each commit id the repository that held it first.
+    """Remember for each commit id which repository of the server was the first to contain a commit with it.
 
     Args:
         capacity: Maximum number of ids; the oldest are dropped.
@@ -72,7 +74,7 @@ class FirstSeen:
         self._path_of: dict[str, str] = {}
 
     def record_commit(self, commit_id: str, path: str) -> None:
-        """Record the repository of an id, unless another one is recorded already."""
+        """Record that a repository contains a commit with this id, unless another repository is recorded already."""
         if self._path_of.setdefault(commit_id, path) is path and len(self._path_of) > self._capacity:
             del self._path_of[next(iter(self._path_of))]
 
@@ -82,7 +84,7 @@ class FirstSeen:
 
 
 class RepositoryIndex:
-    """Index the commits of one repository of the server.
+    """Index of the commit ids and item keys in one repository of the server, with which the door checks pushes.
 
     Args:
         path: The repository.
@@ -90,7 +92,7 @@ class RepositoryIndex:
         signer: Returns the root that signs requests.
         clock: Supplies the current time.
         first_seen: The repository that held each id first.
-        server_generation: Returns a number that changes once the server may be another process.
+        server_generation: Returns a number that changes whenever the server may have been restarted.
         org: The organization.
     """
 
@@ -101,7 +103,7 @@ class RepositoryIndex:
         ask: Ask,
         signer: Callable[[], OwnedSession],
         clock: Clock,
-        org: str = "localhost",
+        org: str = DEFAULT_ORG,
         first_seen: FirstSeen | None = None,
         server_generation: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -118,7 +120,7 @@ class RepositoryIndex:
         self._schemas: dict[str, str | None] = {}
         self._pending: dict[str, Commit] = {}
         self._unconfirmed: set[str] = set()
-        self._claims: dict[str, tuple[Any, object]] = {}
+        self._claims: dict[str, tuple[ReceivedCommit, object]] = {}
         self._wanted: set[str] = set()
         self._full_of: dict[str, str] = {}
         self._continued: set[str] = set()
@@ -152,7 +154,7 @@ class RepositoryIndex:
         return math.inf if self._read_at is None else self._clock.monotonic() - self._read_at
 
     async def refresh(self) -> None:
-        """Read the new commits of the repository.
+        """Read the commits from the server that are new in this repository, and add them to the index.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The server cannot be read.
@@ -160,7 +162,7 @@ class RepositoryIndex:
         await self._rounds.run()
 
     async def aclose(self) -> None:
-        """Stop reading."""
+        """Stop reading the repository from the server."""
         await self._rounds.aclose()
 
     async def _read_repository(self) -> None:
@@ -174,7 +176,7 @@ class RepositoryIndex:
         for _ in range(_RENEWALS):
             if not any(self._reader.hides_commit(each) for each in answered):
                 break
-            self._reader.renew_filter()
+            await self._reader.renew_filter()
             await self._index_new_commits()
         answered = {each for each in answered if not self._reader.hides_commit(each)}
         # SECURITY: what the server did not store keeps no key from others (tests/unit/door/test_commit_index.py).
@@ -195,7 +197,9 @@ class RepositoryIndex:
         self._continued.clear()
 
     async def _index_new_commits(self) -> None:
-        for raw in await self._reader.read_new():
+        for number, raw in enumerate(await self._reader.read_new(), start=1):
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
             contents, key = raw.get("c"), raw.get("k")
             record = contents.get("r") if isinstance(contents, dict) else None
             marker = record.get("s") if isinstance(record, dict) else None
@@ -224,7 +228,7 @@ class RepositoryIndex:
 
     @property
     def _is_other(self) -> bool:
-        """Whether the server may be another process than at the last read."""
+        """Whether the server may have been restarted since the last read of the repository."""
         return self._read_in != self._server_generation()
 
     async def read_after_restart(self) -> None:
@@ -236,12 +240,10 @@ class RepositoryIndex:
         if self._is_other:
             await self.refresh()
 
-    def without_held(self, raws: Sequence[Any]) -> list[Any]:
-        """Return the raw commits whose ids the server is not known to hold; it would ignore the others."""
-        held = self._key_of
-        return [
-            raw for raw in raws if not (isinstance(raw, dict) and isinstance(raw.get("id"), str) and raw["id"] in held)
-        ]
+    def without_held(self, commits: Sequence[ReceivedCommit]) -> list[ReceivedCommit]:
+        """Return those commits that the server is not known or assumed to hold; it would ignore the others."""
+        held, unconfirmed = self._key_of, self._unconfirmed
+        return [each for each in commits if each.id not in held and not (each.is_known and each.id in unconfirmed)]
 
     # --- one push -----------------------------------------------------------------------------------------------------
 
@@ -293,26 +295,27 @@ class RepositoryIndex:
                 await self._write_and_read_back([child.to_json() for child in children])
                 _log.info(event_text(Event.DOOR_CREATIONS_JOINED, path=self.path, keys=len(children)))
 
-    def claim_commits(self, raws: Iterable[Any], claimant: object) -> tuple[list[Any], list[Any]]:
+    def claim_commits(
+        self, commits: Iterable[ReceivedCommit], claimant: object
+    ) -> tuple[list[ReceivedCommit], list[ReceivedCommit]]:
         """Return the commits that `claimant` has to deliver from now on, and those that other deliveries have claimed.
 
-        SECURITY: a commit counts as claimed only if both are identical in every member
-        (tests/unit/door/test_commit_index.py).
+        SECURITY: a commit counts as claimed only if both have the same bytes (tests/unit/door/test_commit_index.py).
         """
-        own: list[Any] = []
-        claimed: list[Any] = []
-        for raw in raws:
-            commit_id = raw.get("id") if isinstance(raw, dict) else None
-            if not isinstance(commit_id, str):
-                own.append(raw)
+        own: list[ReceivedCommit] = []
+        claimed: list[ReceivedCommit] = []
+        for commit in commits:
+            if commit.id is None:
+                own.append(commit)
                 continue
-            held, holder = self._claims.setdefault(commit_id, (raw, claimant))
-            (claimed if holder is not claimant and held == raw else own).append(raw)
+            held, holder = self._claims.setdefault(commit.id, (commit, claimant))
+            (claimed if holder is not claimant and held.text == commit.text else own).append(commit)
         return own, claimed
 
-    def find_claimant(self, commit_id: str) -> object:
+    def find_claimant(self, commit_id: str | None) -> object:
         """Return the delivery that has claimed a commit; None if there is none."""
-        return self._claims.get(commit_id, (None, None))[1]
+        claim = self._claims.get(commit_id) if commit_id is not None else None
+        return None if claim is None else claim[1]
 
     def release_claims(self, commit_ids: Iterable[str], claimant: object) -> None:
         """Release claimed commits, after their delivery or its failure."""
@@ -321,14 +324,12 @@ class RepositoryIndex:
                 del self._claims[commit_id]
         self._settled.set()
 
-    async def wait_for_claims(self, raws: Iterable[Any], claimant: object) -> None:
-        """Wait until no other delivery than `claimant` claims these commits."""
-        left = [raw["id"] for raw in raws]
-        while left := [each for each in left if self.find_claimant(each) not in (None, claimant)]:
-            self._settled.clear()
-            await self._settled.wait()
+    async def wait_for_release(self) -> None:
+        """Wait until a delivery has released or settled commits."""
+        self._settled.clear()
+        await self._settled.wait()
 
-    def holds_id(self, commit_id: str) -> bool:
+    def holds_id(self, commit_id: str | None) -> bool:
         """Return whether the server has a commit with this id, or is assumed to have it."""
         return commit_id in self._key_of or commit_id in self._unconfirmed
 
@@ -343,8 +344,7 @@ class RepositoryIndex:
                     each.key in keys and not self._is_settled(each) and each.key not in self._schemas
                     for each in self._pending.values()
                 ):
-                    self._settled.clear()
-                    await self._settled.wait()
+                    await self.wait_for_release()
         except TimeoutError:
             raise NodeUnreachableError(
                 f"{self.path}: the server has not stored the first creation of a key yet"
@@ -354,7 +354,11 @@ class RepositoryIndex:
         return commit.id in self._unconfirmed
 
     def _child_of(self, raw: Mapping[str, Any]) -> Commit | None:
-        """Return a child with the contents of a full commit, signed by the root; None if such a child is impossible."""
+        """Return a new commit that has the given full commit as its parent and the same contents, signed by the root.
+
+        Returns:
+            None if the given commit or the new one is malformed.
+        """
         try:
             original = Commit.from_json(raw, org=self._org)
             now_ms, signer = self._clock.now_ms(), self._signer()
@@ -375,7 +379,9 @@ class RepositoryIndex:
             )
             return sign_commit(signer, child, now_ms=now_ms)
         except WireError as error:
-            _log.warning(event_text(Event.DOOR_STOPPED, rule=Rule.BIRTH.value, count=1, why=f"{self.path}: {error}"))
+            _log.warning(
+                event_text(Event.DOOR_STOPPED, rule=DoorRule.BIRTH.value, count=1, why=f"{self.path}: {error}")
+            )
             return None
 
     async def _write_and_read_back(self, commits: Sequence[Mapping[str, Any]]) -> None:
@@ -383,11 +389,11 @@ class RepositoryIndex:
         await self._reader.write_commits(commits)
         for commit in commits:
             if self._reader.hides_commit(commit["id"]):
-                self._reader.renew_filter()
+                await self._reader.renew_filter()
         await self.refresh()
 
     def settle_commits(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
-        """Record held commits as stored or not. If in doubt, say not stored: the next push then reads again."""
+        """Record whether the server has stored commits that were accepted. If in doubt, record that it has not."""
         self._settled.set()
         for commit in commits:
             if commit.id not in self._pending:
@@ -415,7 +421,7 @@ class RepositoryIndex:
         """Judge commits together: a commit's parent may be among them, in any order, but must itself be accepted."""
         problems: list[DroppedError | None] = [
             DroppedError(
-                Rule.BIRTH, f"commit {commit.id!r} needs an accepted ancestor among the commits of {commit.key!r}"
+                DoorRule.BIRTH, f"commit {commit.id!r} needs an accepted ancestor among the commits of {commit.key!r}"
             )
             for commit in commits
         ]
@@ -450,27 +456,29 @@ class RepositoryIndex:
     def _find_problem(self, commit: Commit, batch: _Batch) -> DroppedError | None:
         key = commit.key
         if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
-            return DroppedError(Rule.COMMIT, f"the id of commit {commit.id!r} occurs more than once")
+            return DroppedError(DoorRule.COMMIT, f"the id of commit {commit.id!r} occurs more than once")
         if self._first_seen.is_elsewhere(commit.id, self.path):
             # SECURITY: the server would take it for the other one (tests/cluster/test_door_commits.py).
-            return DroppedError(Rule.COMMIT, f"commit {commit.id!r} has the same id as a commit in another repository")
+            return DroppedError(
+                DoorRule.COMMIT, f"commit {commit.id!r} has the same id as a commit in another repository"
+            )
         if commit.is_delta:
             base = commit.base or ""
             if base in self._deltas or base in batch.deltas or (base in self._pending and self._pending[base].is_delta):
-                return DroppedError(Rule.DELTA, f"the base of delta commit {commit.id!r} must not be a delta")
+                return DroppedError(DoorRule.DELTA, f"the base of delta commit {commit.id!r} must not be a delta")
             if not self._holds_in_key(base, key) and batch.ids.get(base) != key:
                 return DroppedError(
-                    Rule.DELTA, f"the base of delta commit {commit.id!r} is not among the commits of its item"
+                    DoorRule.DELTA, f"the base of delta commit {commit.id!r} is not among the commits of its item"
                 )
         else:
             known = self._schemas.get(key) or batch.keys.get(key)
             if known is not None and known != commit.namespace:
-                return DroppedError(Rule.SCHEMA, f"commit {commit.id!r} must not change the schema of {key!r}")
+                return DroppedError(DoorRule.SCHEMA, f"commit {commit.id!r} must not change the schema of {key!r}")
         if any(self._holds_in_key(parent, key) or batch.ids.get(parent) == key for parent in commit.parents):
             return None
         if commit.parents:
             # A client offers it again with them: its next message has another filter.
-            return DroppedError(Rule.BIRTH, f"commit {commit.id!r} arrived before its parents")
+            return DroppedError(DoorRule.BIRTH, f"commit {commit.id!r} arrived before its parents")
         is_other_there = key in self._schemas or (key in batch.keys and commit.id not in self._pending)
         if is_other_there and commit.id not in self._wanted:
             if key in self._continued:
@@ -483,7 +491,7 @@ class _ConcurrentCreationError(DroppedError):
     """A second creation of a key of which no stored commit has a child: merging the two would crash the server."""
 
     def __init__(self, commit: Commit) -> None:
-        super().__init__(Rule.BIRTH, f"commit {commit.id!r} is a second creation of {commit.key!r}")
+        super().__init__(DoorRule.BIRTH, f"commit {commit.id!r} is a second creation of {commit.key!r}")
         self.key = commit.key
 
 
@@ -517,7 +525,7 @@ class RepositoryIndexes:
         capacity: Maximum number of commits in all indexes.
         repositories: Maximum number of indexes.
         is_session: Returns whether an id belongs to ``/sys/sessions``.
-        server_generation: Returns a number that changes once the server may be another process.
+        server_generation: Returns a number that changes whenever the server may have been restarted.
         org: The organization.
     """
 
@@ -531,7 +539,7 @@ class RepositoryIndexes:
         repositories: int = 50_000,
         is_session: Callable[[str], bool],
         server_generation: Callable[[], int],
-        org: str = "localhost",
+        org: str = DEFAULT_ORG,
     ) -> None:
         self._server_generation = server_generation
         self._org = org

@@ -1,17 +1,18 @@
-"""Deliver one push to the server: in portions, of which the next is verified while the server works on the last.
+"""Deliver one push to the server in portions. The next portion is verified while the server works on the last one.
 
-`goatherd.door.proxy` decides what is verified and admitted. A small push is one portion, sent in the client's own
+`goatherd.door.proxy` decides what is verified and accepted. A small push is one portion, sent in the client's own
 request.
 
 Rules: commits go in the order of the batch's elements, parents before their children. Portions carry the client's own
-headers, so that the server decides who may write. A commit that another push is already delivering is waited for
-instead of delivered again, if the two are identical in every member. Commits of a large push that the server already
-holds are not even decoded. A delivery continues when the client no longer waits for it.
+headers, so that the server decides who may write. If another push that began earlier is already delivering the same
+commit, identical in every member, this push waits for that delivery and does not send the commit again. Commits of a
+large push that the server already holds are not decoded. A delivery continues even if its client has disconnected.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from goatherd.door.commit_index import RepositoryIndex
-from goatherd.door.request_checks import Element, Rule
+from goatherd.door.received_commits import ReceivedCommit
+from goatherd.door.request_checks import DoorRule, Element
 from goatherd.serving.caller_limits import RefusedError
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
@@ -40,23 +42,24 @@ WINDOW: Final = 4
 
 _HAS_EVERYTHING: Final = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 """A filter that holds every id, so that the server sends no commits back."""
+_NUMBERS: Final = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verified:
-    """One commit with a valid signature, in raw and decoded form."""
+    """One commit whose signature is valid, as received and decoded."""
 
     element: Element
-    raw: Any
+    received: ReceivedCommit
     commit: Commit
 
 
-Judge = Callable[[Element, Sequence[Any]], Awaitable[list[Verified]]]
+Judge = Callable[[Element, Sequence[ReceivedCommit]], Awaitable[list[Verified]]]
 Admit = Callable[[RepositoryIndex, Sequence[Verified]], Awaitable[list[Verified]]]
 
 
 class Delivery:
-    """The delivery of the commits of one push.
+    """The delivery of the commits of one client's push to the server, in portions.
 
     Args:
         elements: The batch's elements.
@@ -87,8 +90,8 @@ class Delivery:
         self._admit = admit
         self._send = send
         self._indexes: dict[str, RepositoryIndex] = {}
-        self._own: list[tuple[Element, list[Any]]] = []
-        self._awaited: list[tuple[Element, list[Any]]] = []
+        self._own: list[tuple[Element, list[ReceivedCommit]]] = []
+        self._awaited: list[tuple[Element, list[ReceivedCommit]]] = []
         self._held: dict[Verified, None] = {}
         self.others: set[Delivery] = set()
         """Other deliveries that have claimed commits of this push."""
@@ -96,11 +99,12 @@ class Delivery:
         self.early_answers = 0
         self.answered_count = 0
         self.is_alone = False
+        self._number = -1
 
     @property
     def own_count(self) -> int:
-        """Number of commits that no other push is delivering."""
-        return sum(len(raws) for _, raws in self._own)
+        """Number of commits of this push that no other push is delivering."""
+        return sum(len(commits) for _, commits in self._own)
 
     @property
     def is_small(self) -> bool:
@@ -120,7 +124,8 @@ class Delivery:
                 self._indexes[element.path] = await self._index_of(element.path)
                 if is_large:
                     await self._indexes[element.path].read_after_restart()
-        # Without a pause between them, so that no two deliveries wait for each other.
+        # Without a pause between them, and with a number by which no two deliveries wait for each other.
+        self._number = next(_NUMBERS)
         for element in brought:
             index = self._indexes.get(element.path)
             if index is None:
@@ -132,7 +137,7 @@ class Delivery:
             if awaited:
                 self._awaited.append((element, awaited))
                 self.others |= {
-                    other for raw in awaited if isinstance(other := index.find_claimant(raw["id"]), Delivery)
+                    other for each in awaited if isinstance(other := index.find_claimant(each.id), Delivery)
                 }
 
     async def run(self) -> list[Verified]:
@@ -164,16 +169,30 @@ class Delivery:
             await _cancel_sending(sending)
 
     async def _wait_for_others(self) -> None:
-        for element, raws in self._awaited:
-            await self._indexes[element.path].wait_for_claims(raws, self)
-        if self.is_alone:
-            return  # the client sends again what is missing
-        for element, raws in self._awaited:
+        """Wait for the commits that earlier deliveries have claimed, and claim those that they have failed to deliver.
+
+        A later delivery may claim such a commit first. It may itself wait for this one, so it is not waited for.
+        """
+        for element, left in self._awaited:
             index = self._indexes[element.path]
-            # Another delivery that has failed leaves its commits to this one.
-            left, _ = index.claim_commits([raw for raw in raws if not index.holds_id(raw["id"])], self)
-            if left:
-                self._own.append((element, left))
+            while True:
+                if not self.is_alone:  # otherwise the client sends again what is missing
+                    free = [one for one in left if not index.find_claimant(one.id) and not index.holds_id(one.id)]
+                    self._add_own(element, index.claim_commits(free, self)[0])
+                left = [each for each in left if self._is_after(index.find_claimant(each.id))]
+                if not left:
+                    break
+                await index.wait_for_release()
+
+    def _is_after(self, other: object) -> bool:
+        """Return whether `other` is a delivery that claimed its commits before this delivery did."""
+        return isinstance(other, Delivery) and other._number < self._number
+
+    def _add_own(self, element: Element, commits: Sequence[ReceivedCommit]) -> None:
+        """Add commits to those that this delivery has claimed, to be put into order together."""
+        for other, own in self._own:
+            if other is element:
+                own.extend(commits)
 
     async def _hold_accepted(self, portion: Sequence[Verified]) -> list[Verified]:
         good: list[Verified] = []
@@ -189,13 +208,13 @@ class Delivery:
         return good
 
     async def _deliver_portion(self, portion: Sequence[Verified]) -> None:
-        status = await self._send(to_json_bytes(_sync_messages(portion)))
+        status = await self._send(await encode_batch(_sync_messages(portion)))
         if status != 200:
-            raise RefusedError(Rule.CHILD, status, f"the server answered {status} to a part of a push")
+            raise RefusedError(DoorRule.CHILD, status, f"the server answered {status} to a part of a push")
         self._settle_portion(portion, is_stored=True)
 
     def settle_held(self, *, is_stored: bool) -> None:
-        """Record all held commits as stored by the server, or as not stored."""
+        """Record all accepted commits that are being delivered as stored by the server, or as not stored."""
         self._settle_portion(list(self._held), is_stored=is_stored)
 
     def _settle_portion(self, portion: Sequence[Verified], *, is_stored: bool) -> None:
@@ -212,10 +231,10 @@ class Delivery:
     def release_commits(self) -> None:
         """Release the claims on all commits that were not delivered. May be called twice."""
         self.settle_held(is_stored=False)
-        for element, raws in self._own:
+        for element, commits in self._own:
             index = self._indexes.get(element.path)
             if index is not None:
-                index.release_claims([raw["id"] for raw in raws if _has_id(raw)], self)
+                index.release_claims([each.id for each in commits if each.id is not None], self)
 
 
 def smallest_portion(held: int) -> int:
@@ -258,14 +277,35 @@ async def _cancel_sending(sending: dict[asyncio.Task[None], list[Verified]]) -> 
         await asyncio.wait(sending)
 
 
-def _sync_messages(portion: Sequence[Verified]) -> list[dict[str, Any]]:
+def _sync_messages(portion: Sequence[Verified]) -> list[tuple[Element, dict[str, Any], list[ReceivedCommit]]]:
     messages = []
     for element in dict.fromkeys(each.element for each in portion):
-        commits = [each.raw for each in portion if each.element is element]
-        version = element.raw["msg"].get("ver")
-        message = {"ver": version, "f": _HAS_EVERYTHING, "s": 0, "c": commits, "ad": []}
-        messages.append({"path": element.raw["path"], "msg": message})
+        commits = [each.received for each in portion if each.element is element]
+        message = {"ver": element.raw["msg"].get("ver"), "f": _HAS_EVERYTHING, "s": 0, "ad": []}
+        messages.append((element, {"path": element.raw["path"], "msg": message}, commits))
     return messages
+
+
+async def encode_batch(parts: Sequence[tuple[Element, Mapping[str, Any], Sequence[ReceivedCommit]]]) -> bytes:
+    """Return the body of a batch; in a thread, if it may be large.
+
+    Args:
+        parts: For each element where it came from, what to send of it, and the commits that take the place of its own.
+    """
+    if any(element.is_large for element, _, _ in parts):
+        return await asyncio.to_thread(_encode_elements, parts)
+    return _encode_elements(parts)
+
+
+def _encode_elements(parts: Sequence[tuple[Element, Mapping[str, Any], Sequence[ReceivedCommit]]]) -> bytes:
+    """Return elements as JSON; the commits are the bytes that were received."""
+    texts = []
+    for _, raw, commits in parts:
+        rest = to_json_bytes({name: value for name, value in raw.items() if name != "msg"})
+        message = to_json_bytes({name: value for name, value in raw["msg"].items() if name != "c"})
+        # Neither object is empty: an element has a path, and a message a filter.
+        texts.append(b'%b,"msg":%b,"c":[%b]}}' % (rest[:-1], message[:-1], b",".join([each.text for each in commits])))
+    return b"[%b]" % b",".join(texts)
 
 
 class _Ahead:
@@ -276,10 +316,10 @@ class _Ahead:
         judge: Returns the good ones of some commits.
     """
 
-    def __init__(self, work: Sequence[tuple[Element, list[Any]]], judge: Judge) -> None:
+    def __init__(self, work: Sequence[tuple[Element, list[ReceivedCommit]]], judge: Judge) -> None:
         self._judge = judge
         self._ready: deque[Verified] = deque()
-        self._left = sum(len(raws) for _, raws in work)
+        self._left = sum(len(commits) for _, commits in work)
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._task = asyncio.create_task(self._verify_all(work), name="verify a push")
@@ -287,10 +327,14 @@ class _Ahead:
         self._task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._task.add_done_callback(lambda _: self._changed.set())
 
-    async def _verify_all(self, work: Sequence[tuple[Element, list[Any]]]) -> None:
+    async def _verify_all(self, work: Sequence[tuple[Element, list[ReceivedCommit]]]) -> None:
         size = FIRST
-        for element, raws in work:
-            ordered = raws if element.path == SESSIONS_PATH else parents_first(raws)
+        for element, commits in work:
+            ordered = commits
+            if element.path != SESSIONS_PATH:
+                ordered = (
+                    await asyncio.to_thread(parents_first, commits) if element.is_large else parents_first(commits)
+                )
             begin = 0
             while begin < len(ordered):
                 end = len(ordered) if element.path == SESSIONS_PATH else begin + size
@@ -326,16 +370,12 @@ class _Ahead:
             await asyncio.wait({self._task})
 
 
-def _has_id(raw: Any) -> bool:
-    return isinstance(raw, dict) and isinstance(raw.get("id"), str)
-
-
-def parents_first(raws: Sequence[Any]) -> list[Any]:
-    """Return raw commits with every commit after those that it builds on; otherwise the order stays."""
-    positions = {raw["id"]: position for position, raw in enumerate(raws) if _has_id(raw)}
-    needed = [_required_positions(raw, positions) if _has_id(raw) else [] for raw in raws]
+def parents_first(commits: Sequence[ReceivedCommit]) -> list[ReceivedCommit]:
+    """Return commits with each one after those that it builds on; otherwise the order stays."""
+    positions = {each.id: position for position, each in enumerate(commits) if each.id is not None}
+    needed = [_required_positions(each, positions) for each in commits]
     if all(other < position for position, others in enumerate(needed) for other in others):
-        return list(raws)
+        return list(commits)
     waiting = [len(others) for others in needed]
     children: dict[int, list[int]] = {}
     for position, others in enumerate(needed):
@@ -352,14 +392,17 @@ def parents_first(raws: Sequence[Any]) -> list[Any]:
                 ready.append(child)
     in_order = set(order)
     # What is left builds on itself; the index takes it out.
-    return [raws[position] for position in [*order, *(each for each in range(len(raws)) if each not in in_order)]]
+    return [commits[position] for position in [*order, *(each for each in range(len(commits)) if each not in in_order)]]
 
 
-def _required_positions(raw: Mapping[str, Any], positions: Mapping[str, int]) -> list[int]:
+def _required_positions(commit: ReceivedCommit, positions: Mapping[str, int]) -> set[int]:
+    if commit.id is None:
+        return set()
+    raw = commit.raw
     parents, contents = raw.get("p"), raw.get("c")
     ids = list(parents) if isinstance(parents, list) else []
     if isinstance(contents, dict):
         ids.append(contents.get("b"))
-    own = positions[raw["id"]]
     found = {positions[each] for each in ids if isinstance(each, str) and each in positions}
-    return [position for position in found if position != own]
+    found.discard(positions[commit.id])
+    return found

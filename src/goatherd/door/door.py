@@ -1,8 +1,8 @@
-"""Open and close the parts of the door, a reverse proxy before a GoatDB server: listener, proxy, trusted sessions.
+"""Open and close the parts of the door, a reverse proxy in front of a GoatDB server: listener, proxy, trusted sessions.
 
-Use `Door` as an async context manager. The server need not answer yet when the door opens; until then the door answers
-503 with Retry-After. Rules: everything that the door rejects is counted, but logged at a limited rate, so that callers
-cannot fill a log. A log line contains no text of a caller except ids.
+Use `Door` as an async context manager. The door can open before its server answers; until then it answers 503 with
+Retry-After. Rules: everything that the door rejects is counted, but logged at a limited rate, so that callers cannot
+fill a log. A log line contains nothing that a caller has sent except ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from goatherd.door.commit_index import RepositoryIndexes
 from goatherd.door.exchange import HeaderRewriter
 from goatherd.door.limits import DoorLimits
 from goatherd.door.proxy import Answerer, Proxy
-from goatherd.door.request_checks import Rule
+from goatherd.door.request_checks import DoorRule
 from goatherd.door.server_connections import ServerConnections
 from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
@@ -48,7 +48,7 @@ LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorStatus:
-    """Counters and state of the door.
+    """Counters and state of the door, a reverse proxy in front of a GoatDB server.
 
     Attributes:
         url: The URL at which the door listens.
@@ -65,7 +65,7 @@ class DoorStatus:
 
     url: str
     handed_on: int
-    stopped: Mapping[Rule, int]
+    stopped: Mapping[DoorRule, int]
     connections: int
     requests: int
     upstream_connections: int
@@ -76,7 +76,7 @@ class DoorStatus:
     @property
     def leaks(self) -> int:
         """How many private keys the server tried to disclose. Each of these keys is exposed and must be revoked."""
-        return self.stopped.get(Rule.PRIVATE_KEY, 0)
+        return self.stopped.get(DoorRule.PRIVATE_KEY, 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as a JSON object that contains only numbers."""
@@ -153,8 +153,8 @@ class Door:
                 f"the server and the door cannot both listen on port {port}",
                 hint="Let the server listen on another port.",
             )
-        self._stopped: Counter[Rule] = Counter()
-        self._logged: dict[Rule, float] = {}
+        self._stopped: Counter[DoorRule] = Counter()
+        self._logged: dict[DoorRule, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._executor: ThreadPoolExecutor | None = None
         self._proxy: Proxy | None = None
@@ -163,11 +163,11 @@ class Door:
             self._limits,
             clock=self._clock,
             forwarded_by=forwarded_by,
-            report=lambda excess, why: self._report_stopped(Rule(excess), why),
+            report=lambda excess, why: self._report_stopped(DoorRule(excess), why),
         )
         self._listener = HTTPListener(self._handle_request, host, port, limiter=self._limiter)
         if public_url is not None:
-            self._public_url = str(parse_server_url(public_url, hint="Write it as https://goats.example."))
+            self._public_url = str(parse_server_url(public_url, hint="Write the URL as https://goats.example."))
 
     @property
     def url(self) -> str:
@@ -181,7 +181,7 @@ class Door:
 
     @property
     def status(self) -> DoorStatus:
-        """Counters and state of the door."""
+        """Counters and state of the door (reverse proxy)."""
         return DoorStatus(
             url=self.url,
             handed_on=self._proxy.handed_on if self._proxy else 0,
@@ -339,7 +339,7 @@ class Door:
         return await self._server.fetch("POST", "/batch-sync", headers, body, limit=limit)
 
     async def _follow_sessions(self, trust: TrustedSessions) -> None:
-        """Read the server's sessions at intervals, so that few pushes have to wait for a read."""
+        """Read the server's sessions at intervals, so that few pushes have to wait for such a read."""
         was_blind = False
         must_check = trust is self.trusts[0]
         while True:
@@ -363,12 +363,12 @@ class Door:
     def _report_away(self, why: str) -> None:
         """Report that a caller must retry because the server did not answer; its agent may be restarting it."""
         is_restarting = self._is_restarting is not None and self._is_restarting()
-        if self._count_stopped(Rule.CHILD):
+        if self._count_stopped(DoorRule.CHILD):
             text = "the server is being restarted by its agent" if is_restarting else why[:300]
             level = logging.INFO if is_restarting else logging.WARNING
-            _log.log(level, event_text(Event.DOOR_SERVER_AWAY, count=self._stopped[Rule.CHILD], why=text))
+            _log.log(level, event_text(Event.DOOR_SERVER_AWAY, count=self._stopped[DoorRule.CHILD], why=text))
 
-    def _count_stopped(self, rule: Rule) -> bool:
+    def _count_stopped(self, rule: DoorRule) -> bool:
         """Count a rejection by a rule; return whether it is time to log the count."""
         self._stopped[rule] += 1
         now = self._clock.monotonic()
@@ -377,10 +377,10 @@ class Door:
         self._logged[rule] = now
         return True
 
-    def _report_stopped(self, rule: Rule, why: str) -> None:
+    def _report_stopped(self, rule: DoorRule, why: str) -> None:
         if not self._count_stopped(rule):
             return
-        is_leak = rule is Rule.PRIVATE_KEY
+        is_leak = rule is DoorRule.PRIVATE_KEY
         event = Event.DOOR_KEY_WITHHELD if is_leak else Event.DOOR_STOPPED
         _log.log(
             logging.CRITICAL if is_leak else logging.WARNING,

@@ -1,8 +1,8 @@
 """Carry one request from a caller to the server, and stream the answer back.
 
 `goatherd.door.proxy` decides what is passed on. Rules: hop-by-hop headers are removed in both directions, and each
-connection has its own framing. When one side disconnects, the other connection is closed. An answer that ends early is
-cut off, never completed. Every wait for a slow caller or a silent server has a timeout.
+connection has its own framing. When the caller or the server disconnects, the other connection is closed. An incomplete
+answer of the server stays incomplete for the caller. Every wait for a slow caller or a silent server has a timeout.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class HeaderRewriter:
 
 
 class Exchange:
-    """One request and its answer.
+    """One HTTP request to the door (reverse proxy) and its answer.
 
     Args:
         method: The method, as the caller sent it.
@@ -143,7 +143,7 @@ class Exchange:
 
     @property
     def has_body(self) -> bool:
-        """Whether a body follows the headers."""
+        """Whether the request has a body after its headers."""
         return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
 
     async def read_body(self, share: Share) -> bytes:
@@ -206,7 +206,7 @@ class Exchange:
             server.release_connection(connection)
 
     async def stream_on(self, server: ServerConnections, timeout: float) -> ServerConnection:
-        """Do the same as `hand_on`, but stream the body as it arrives. The server may answer before the body ends.
+        """Send the request to the server, streaming its body as it arrives, and wait for the answer's headers.
 
         Raises:
             RefusedError: The body is too large or too slow.
@@ -270,18 +270,18 @@ class Exchange:
         return [(name, self.header_rewriter(name, value)) for name, value in headers if name not in dropped]
 
     async def start_answer(self, status: int, headers: Headers) -> None:
-        """Send status and headers."""
+        """Send the status and the headers of the answer to the caller."""
         self.has_started = True
         await self._send_event({"type": "http.response.start", "status": status, "headers": headers})
 
     async def give_answer(self, status: int, body: bytes, more: Headers | None = None) -> None:
-        """Send an answer of the door's own."""
+        """Send the caller an answer that the door itself has made."""
         fields = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *(more or [])]
         await self.start_answer(status, [*fields, *([(b"content-type", content_type_of(self.path))] if body else [])])
         await self.finish_answer(body)
 
     async def finish_answer(self, body: bytes) -> None:
-        """Send the last part of the body."""
+        """Send the last part of the answer's body to the caller."""
         await self._send_event({"type": "http.response.body", "body": body})
 
     async def stream_answer(self, connection: ServerConnection, keys: KeyFilter | None, timeout: float) -> None:

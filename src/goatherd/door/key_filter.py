@@ -1,8 +1,8 @@
-"""Remove private keys from the server's answers before they leave the door. Pure.
+"""Remove private keys from the server's answers before the door (reverse proxy) passes them on. Pure.
 
-The answer to ``POST /auth/session`` is small: `filter_session_answer` parses it and rewrites its list of roots with the
-public halves of trusted roots only. Any other JSON streams through a `KeyFilter`, which overwrites the private part of
-every key with the same number of characters, so that ``Content-Length`` stays valid and nothing has to be buffered.
+The answer to ``POST /auth/session`` is small: `filter_session_answer` parses it and reduces its list of roots to the
+public keys of trusted roots. Any other JSON streams through a `KeyFilter`, which overwrites the private part of every
+key with the same number of characters, so that ``Content-Length`` stays valid and nothing has to be buffered.
 
 Rules: data without keys passes unchanged. A key is a JSON object with the members ``kty`` and ``d``, also where that
 object is serialized inside a JSON string. In answers of ``/batch-sync`` only the keys of roots are overwritten: the
@@ -34,7 +34,7 @@ IsTrusted = Callable[[str, PublicKey], bool]
 
 
 class KeyFilter:
-    """Overwrites private keys in a stream of JSON.
+    """Overwrite private keys in a stream of JSON.
 
     Args:
         only: The ``x`` coordinates (base64url) of the keys to overwrite; None overwrites every key.
@@ -47,7 +47,7 @@ class KeyFilter:
         """How many private keys were overwritten."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """Add a part of the stream, and return what can be sent: all but an object that is not complete yet."""
+        """Filter the next part of the stream; return what can be sent: all but an object that is not complete yet."""
         data = self._held + chunk if self._held else chunk
         # A JWK holds no other object, so only what begins at the last brace can still become one.
         start = data.rfind(b"{")
@@ -58,12 +58,12 @@ class KeyFilter:
         return self._hide_keys(data[:start])
 
     def close(self) -> bytes:
-        """Return the rest of the stream."""
+        """Return the filtered rest of the JSON stream, at its end."""
         data, self._held = self._held, b""
         return self._hide_keys(data)
 
     def _hide_keys(self, data: bytes) -> bytes:
-        if b"kty" not in data:
+        if b"kty" not in data or (self._only is not None and not any(x in data for x in self._only)):
             return data
         return _OBJECT.sub(self._hide_key, data)
 

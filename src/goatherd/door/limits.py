@@ -1,6 +1,7 @@
-"""Limits on the requests that the door passes on, added to those that a Goatherd server has too. Pure.
+"""Limits that only the door (the proxy in front of an unmodified GoatDB server) sets on requests. Pure.
 
-The shared limits are in `goatherd.serving.caller_limits` and `goatherd.admission.limits`.
+The limits that it shares with a Goatherd server are in `goatherd.serving.caller_limits` and
+`goatherd.admission.requests`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from goatherd.admission.limits import RequestLimits
+from goatherd.admission.requests import RequestLimits
 from goatherd.serving.caller_limits import CallerLimits, Rate
 
 
@@ -19,13 +20,15 @@ class DoorLimits(CallerLimits, RequestLimits):
     Attributes:
         answer_timeout: How long a caller may pause in reading an answer, and how long the server may take to answer or
             pause in an answer (504).
-        session_requests: Requests of one session, counted when the server has accepted its signature.
-        mails: Rate of ``POST /auth/send-login-email`` of one address.
-        new_repositories: Rate at which one address may request repositories that no caller has requested since the door
-            opened; the server creates a file for each and never closes it.
+        session_requests: Rate limit for the requests of one session. A request counts when the server has accepted its
+            signature.
+        mails: Rate limit for ``POST /auth/send-login-email`` from one IP address.
+        new_repositories: Rate at which one IP address may request repositories that no caller has requested since the
+            door opened; the server creates a file for each and never closes it.
         repositories: Number of requested repositories that the door remembers; the least recently requested one is
             dropped.
-        size: Maximum of the count ``s`` of one message; the server sizes its answer's filter by it.
+        size: Maximum number of commits that the sender of a sync message may claim to hold (member ``s``). The server
+            makes the Bloom filter in its answer large enough for this number.
         index_commits: Number of commit ids that the door keeps to detect concurrent creations and circular deltas.
         login_age: Maximum age of a login token.
     """

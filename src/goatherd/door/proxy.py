@@ -6,8 +6,8 @@ are in `request_checks`, `trusted_sessions` and `commit_index`; this module appl
 Rules: four kinds of request are read whole and checked (`/batch-sync`, `/auth/session`, `/auth/send-login-email`,
 `/auth/temp-login`); all others stream in both directions, and so do answers. Hop-by-hop headers are removed, and each
 connection has its own framing. If a check needs the server and the server does not answer, the caller gets a 503 with
-Retry-After. A refusal has an empty body and no CORS headers, like GoatDB's own. An answer that ends early is cut off,
-never completed.
+Retry-After. A refusal has an empty body and no CORS headers, like GoatDB's own. An incomplete answer of the server
+stays incomplete for the caller.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from goatherd.admission.access import is_allowed_by_default
 from goatherd.clock import Clock
 from goatherd.door.binding import give_misdirected, instance_headers, is_misdirected
 from goatherd.door.commit_index import RepositoryIndex, RepositoryIndexes
-from goatherd.door.delivery import Delivery, Verified
+from goatherd.door.delivery import Delivery, Verified, encode_batch
 from goatherd.door.exchange import Exchange, HeaderRewriter
 from goatherd.door.key_filter import (
     KeyFilter,
@@ -35,10 +35,11 @@ from goatherd.door.key_filter import (
     script_with_server_url,
 )
 from goatherd.door.limits import DoorLimits
+from goatherd.door.received_commits import NOTHING_KNOWN, KnownCommits, ReceivedCommit
 from goatherd.door.request_checks import (
+    DoorRule,
     DroppedError,
     Element,
-    Rule,
     check_encoding,
     check_headers,
     check_method,
@@ -75,7 +76,6 @@ from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, S
 from goatherd.serving.caller_limits import RefusedError, TokenBuckets
 from goatherd.serving.http_connection import CONNECTION
 from goatherd.wire.commit import Commit
-from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
 
 Answerer = Callable[[str, str, str, str, bytes], Awaitable[tuple[int, bytes]]]
@@ -106,7 +106,7 @@ SCRIPT_BYTES: Final = 64 * 1024 * 1024
 
 
 class Proxy:
-    """Checks requests and passes them on.
+    """Check the requests to a GoatDB server, and pass them on to the server.
 
     Args:
         server: The connections to the server.
@@ -136,7 +136,7 @@ class Proxy:
         executor: Executor | None,
         private: bool,
         header_rewriter: HeaderRewriter,
-        report: Callable[[Rule, str], None],
+        report: Callable[[DoorRule, str], None],
         report_away: Callable[[str], None],
         guard: RequestGuard,
         own: Answerer | None = None,
@@ -174,13 +174,13 @@ class Proxy:
             await asyncio.wait(self._deliveries)
 
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application."""
+        """Answer one ASGI request. This is the door's ASGI application."""
         if scope["type"] != "http":
             return
         try:
             exchange = self._begin_exchange(scope, receive, send)
         except RefusedError as refused:
-            self._report(Rule(refused.rule), str(refused))
+            self._report(DoorRule(refused.rule), str(refused))
             await send_refusal(refused, receive, send)
             return
         with suppress(GoneError):
@@ -193,18 +193,18 @@ class Proxy:
         try:
             await self._route_request(exchange)
         except RefusedError as refused:
-            self._report(Rule(refused.rule), f"{exchange.method} {exchange.path:.100}: {refused}")
+            self._report(DoorRule(refused.rule), f"{exchange.method} {exchange.path:.100}: {refused}")
             await exchange.answer_refusal(refused)
         except (LostError, TimeoutError) as error:
             status = 504 if isinstance(error, TimeoutError) else 502
-            await exchange.answer_refusal(RefusedError(Rule.CHILD, status, str(error), retry_after=1))
+            await exchange.answer_refusal(RefusedError(DoorRule.CHILD, status, str(error), retry_after=1))
         except NodeUnreachableError as error:
             self._report_away(str(error))
-            await exchange.answer_refusal(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
+            await exchange.answer_refusal(RefusedError(DoorRule.CHILD, 503, str(error), retry_after=1))
         except NodeRefusedError as error:
             # The server does not trust the door's signer, so that nothing can be judged.
-            self._report(Rule.CHILD, str(error))
-            await exchange.answer_refusal(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
+            self._report(DoorRule.CHILD, str(error))
+            await exchange.answer_refusal(RefusedError(DoorRule.CHILD, 503, str(error), retry_after=1))
 
     def _begin_exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -229,7 +229,7 @@ class Proxy:
         )
         exchange.answer_by = asyncio.get_running_loop().time() + ANSWER_SECONDS
         if exchange.has_body and b"upgrade" in found:
-            raise RefusedError(Rule.HEADERS, 400, "a request with a body must not ask for another protocol")
+            raise RefusedError(DoorRule.HEADERS, 400, "a request with a body must not ask for another protocol")
         return exchange
 
     async def _route_request(self, exchange: Exchange) -> None:
@@ -294,7 +294,7 @@ class Proxy:
         try:
             if keys is not None and dict(connection.headers).get(b"content-encoding", b"identity") != b"identity":
                 raise RefusedError(
-                    Rule.PRIVATE_KEY, 502, "the server's answer is compressed, so the door cannot check it"
+                    DoorRule.PRIVATE_KEY, 502, "the server's answer is compressed, so the door cannot check it"
                 )
             await exchange.stream_answer(connection, keys, self._timeout)
             self.handed_on += 1
@@ -302,7 +302,7 @@ class Proxy:
             self._server.release_connection(connection)
             if keys is not None and keys.found:
                 self._report(
-                    Rule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys"
+                    DoorRule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys"
                 )
 
     # --- POST /batch-sync ---------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ class Proxy:
     async def _batch_sync(self, exchange: Exchange) -> None:
         header = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
         if not header:
-            raise RefusedError(Rule.REQUEST_SIGNATURE, 400, "a batch must have a request signature")
+            raise RefusedError(DoorRule.REQUEST_SIGNATURE, 400, "a batch must have a request signature")
         check_encoding(exchange.found)
         share = self._limiter.open_share(exchange.address)
         try:
@@ -319,14 +319,15 @@ class Proxy:
             exchange.answer_by = max(exchange.answer_by, asyncio.get_running_loop().time() + JUDGE_SECONDS)
             envelope = self._check_request(header)
             if len(body) > BIG_BODY:
-                elements = await asyncio.to_thread(read_batch, body, self.limits)
+                known = self._known_commits(envelope.session_id)
+                elements = await asyncio.to_thread(read_batch, body, self.limits, known)
             else:
                 elements = read_batch(body, self.limits)
             has_commits = any(element.commits or element.left_out for element in elements)
             may_look_up = has_commits and not has_looked
             trust, session = await self._find_requester(exchange, envelope, share, may_look_up=may_look_up)
             if session is None and has_commits:
-                raise RefusedError(Rule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
+                raise RefusedError(DoorRule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
             if await is_misdirected(self._guard, exchange, body, envelope, session, now_ms=self._clock.now_ms()):
                 await give_misdirected(exchange, self._guard)
                 return
@@ -335,7 +336,7 @@ class Proxy:
             is_counted = session is not None and not session.is_root
             if session is not None and is_counted and (wait := self._session_requests.seconds_until(session.id, now)):
                 raise RefusedError(
-                    Rule.TOO_MANY, 429, f"session {session.id!r} sent too many requests", retry_after=wait
+                    DoorRule.TOO_MANY, 429, f"session {session.id!r} sent too many requests", retry_after=wait
                 )
             fresh = self._fresh_repositories(exchange.address, elements)
             if has_commits and trust is not None and session is not None:
@@ -376,11 +377,13 @@ class Proxy:
             if introductions := find_root_introductions(body):
                 body = replace_introductions(body, await self._make_chooser(exchange, session_id, introductions))
         except (DecodeError, RecursionError) as error:
-            raise RefusedError(Rule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
+            raise RefusedError(DoorRule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
         keys = KeyFilter(only=self._root_coordinates())
         body = keys.feed(body) + keys.close()
         if keys.found:
-            self._report(Rule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys")
+            self._report(
+                DoorRule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys"
+            )
         fields = [(name, value) for name, value in headers if name != b"content-length"]
         await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
         await exchange.finish_answer(body)
@@ -404,7 +407,7 @@ class Proxy:
         return lambda raws: [each for each in raws if each["k"] not in untrusted]
 
     async def _find_untrusted(self, exchange: Exchange, root_ids: set[str]) -> set[str]:
-        """Return the untrusted ones of these roots; if one is new to the door, read the sessions again first."""
+        """Return which of these roots are untrusted. If a root is new to the door, read the sessions again first."""
         untrusted = root_ids - self._trusted_roots()
         revoked = {each for trust in self._trusts for each in trust.pool.revoked}
         if untrusted - revoked - self._left_out.keys():
@@ -419,7 +422,7 @@ class Proxy:
             if len(self._left_out) > LEFT_OUT:
                 del self._left_out[next(iter(self._left_out))]
             self._report(
-                Rule.UNTRUSTED_ROOT,
+                DoorRule.UNTRUSTED_ROOT,
                 f"the door removed the untrusted root {root_id!r:.100} from an answer for {SESSIONS_PATH}",
             )
         return untrusted
@@ -436,16 +439,18 @@ class Proxy:
         try:
             envelope = parse_signature(header)
             if not isinstance(envelope.data, Mapping) or not isinstance(envelope.data.get("id"), str):
-                raise InvalidSignatureError("this is not a request signature: its data must be an object with an id")
+                raise InvalidSignatureError(
+                    "this is not a request signature: the signed data must be an object with an id"
+                )
             ts = envelope.ts
             if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
                 raise InvalidSignatureError("a request signature must have a timestamp")
         except (InvalidSignatureError, RecursionError) as error:
-            raise RefusedError(Rule.REQUEST_SIGNATURE, 403, str(error)) from None
+            raise RefusedError(DoorRule.REQUEST_SIGNATURE, 403, str(error)) from None
         try:
             check_request_time(envelope, now_ms=self._clock.now_ms())
         except VerificationError as error:
-            raise RefusedError(Rule.REQUEST_TIME, 403, str(error)) from None
+            raise RefusedError(DoorRule.REQUEST_TIME, 403, str(error)) from None
         return envelope
 
     async def _look_up_before_the_body(self, exchange: Exchange, header: str) -> bool:
@@ -482,7 +487,7 @@ class Proxy:
                 share.take(size)
                 found = self._find_session(envelope.session_id)
         except RevokedSessionError as error:
-            raise RefusedError(Rule.REVOKED, 403, str(error)) from None
+            raise RefusedError(DoorRule.REVOKED, 403, str(error)) from None
         return found
 
     def _find_session(self, session_id: str) -> tuple[TrustedSessions | None, Session | None]:
@@ -492,11 +497,19 @@ class Proxy:
                 return trust, session
         return None, None
 
+    def _known_commits(self, session_id: str) -> KnownCommits:
+        """Return the commits that were verified before in the organization of a session."""
+        with suppress(RevokedSessionError):
+            trust, _ = self._find_session(session_id)
+            if trust is not None:
+                return trust.known_commits
+        return NOTHING_KNOWN
+
     async def _refresh_sessions(self) -> None:
         await asyncio.gather(*[trust.look_up() for trust in self._trusts])
 
     def _fresh_repositories(self, address: str, elements: Iterable[Element]) -> int:
-        """Count the repositories that are new to the door, and charge them to the address.
+        """Count the requested repositories that are new to the door, and charge them to the caller's address.
 
         Raises:
             RefusedError: The address requests too many new repositories.
@@ -504,11 +517,13 @@ class Proxy:
         fresh = len({element.path for element in elements} - self._repositories.keys())
         wait = self._new_repositories.take(address, self._clock.monotonic(), fresh) if fresh else 0
         if wait:
-            raise RefusedError(Rule.TOO_MANY, 429, f"{address} requested too many new repositories", retry_after=wait)
+            raise RefusedError(
+                DoorRule.TOO_MANY, 429, f"{address} requested too many new repositories", retry_after=wait
+            )
         return fresh
 
     def _count_repositories(self, address: str, elements: Iterable[Element], fresh: int, *, is_accepted: bool) -> None:
-        """Remember which repositories were requested.
+        """Remember which repositories a request has asked for, so that they are no longer new to the door.
 
         SECURITY: only requests whose signature the server accepted count, and the oldest entry makes room for a new
         one, so that no caller can fill the table (tests/cluster/test_door_limits.py).
@@ -523,13 +538,13 @@ class Proxy:
             self._repositories.popitem(last=False)
 
     async def _check_weight(self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element]) -> None:
-        """Check a request's own signature before the many signatures of its commits are checked."""
+        """Verify a request's own signature before the signatures of its commits, if it has many commits."""
         if sum(len(element.commits) for element in elements) <= MANY_COMMITS:
             return
         try:
             verify_request(session, envelope, now_ms=self._clock.now_ms())
         except VerificationError as error:
-            raise RefusedError(Rule.REQUEST_SIGNATURE, 403, str(error)) from None
+            raise RefusedError(DoorRule.REQUEST_SIGNATURE, 403, str(error)) from None
 
     @asynccontextmanager
     async def _in_time(self, exchange: Exchange) -> AsyncIterator[None]:
@@ -559,7 +574,9 @@ class Proxy:
         """
         for element in elements:
             if element.left_out:
-                self._report(Rule.COMMIT, f"{element.path}: {element.left_out} items are not commits, or are too large")
+                self._report(
+                    DoorRule.COMMIT, f"{element.path}: {element.left_out} items are not commits, or are too large"
+                )
         verdicts = _Verdicts(self, trust)
         delivery = Delivery(
             elements,
@@ -586,7 +603,8 @@ class Proxy:
                     self._count_early_answer(delivery)
             is_changed = len(last) < sum(len(element.commits) + element.left_out for element in elements)
             if is_changed:
-                body = _with_commits(elements, last)
+                parts = [(each, each.raw, [one.received for one in last if one.element is each]) for each in elements]
+                body = await encode_batch(parts)
             # A client that waited ten seconds goes and sends everything again; what it has sent is delivered.
             connection = await exchange.hand_on(self._server, body, self._timeout, is_kept=True)
             if is_over:
@@ -626,13 +644,13 @@ class Proxy:
             each.answered_count = each.stored_count
 
     def _keep_delivering(self, delivery: Delivery, running: asyncio.Task[list[Verified]], share: Share) -> None:
-        """Continue a delivery that no request waits for any more."""
+        """Continue the delivery of a push for which no request waits any more."""
 
         async def keep() -> None:
             try:
                 await running
             except (RefusedError, LostError, TimeoutError, NodeUnreachableError, NodeRefusedError) as error:
-                self._report(Rule.CHILD, f"a push failed after the client had received its answer: {error}")
+                self._report(DoorRule.CHILD, f"a push failed after the client had received its answer: {error}")
             finally:
                 delivery.release_commits()
                 share.give_back()
@@ -644,40 +662,38 @@ class Proxy:
         task.add_done_callback(self._deliveries.discard)
 
     def _read_commits(
-        self, trust: TrustedSessions, path: str, raws: Sequence[Any]
-    ) -> tuple[list[tuple[Any, Commit]], list[DroppedError]]:
+        self, trust: TrustedSessions, path: str, received: Sequence[ReceivedCommit]
+    ) -> tuple[list[tuple[ReceivedCommit, Commit]], list[DroppedError]]:
         """Return the well-formed commits, and the errors of the others. May be called in any thread."""
         now_ms = self._clock.now_ms()
         commits, dropped = [], []
-        for raw in raws:
+        for each in received:
             try:
-                commits.append((raw, read_commit(raw, path, org=trust.org, limits=self.limits, now_ms=now_ms)))
+                commits.append((each, read_commit(each.raw, path, org=trust.org, limits=self.limits, now_ms=now_ms)))
             except DroppedError as error:
                 dropped.append(error)
         return commits, dropped
 
     async def _verify_commits(
-        self, trust: TrustedSessions, element: Element, raws: Sequence[Any], *, may_look_up: bool
+        self, trust: TrustedSessions, element: Element, received: Sequence[ReceivedCommit], *, may_look_up: bool
     ) -> tuple[list[Verified], bool]:
         """Return the good commits, and whether a signer is unknown."""
         path = element.path
         if element.is_large:
-            commits, dropped = await asyncio.to_thread(self._read_commits, trust, path, raws)
+            commits, dropped = await asyncio.to_thread(self._read_commits, trust, path, received)
         else:
-            commits, dropped = self._read_commits(trust, path, raws)
+            commits, dropped = self._read_commits(trust, path, received)
         for error in dropped:
             self._report(error.rule, f"{path}: {error}")
-        verdicts = await trust.verify_commits(
-            path, [commit for _, commit in commits], self._executor, may_look_up, are_large=element.is_large
-        )
+        verdicts = await trust.verify_commits(path, commits, self._executor, may_look_up, are_large=element.is_large)
         good = []
-        for (raw, commit), verdict in zip(commits, verdicts, strict=True):
+        for (each, commit), verdict in zip(commits, verdicts, strict=True):
             if verdict is not None:
                 self._report(rule_of(verdict), f"{path}: {verdict}")
             elif self._private and not self._may_write(trust, path, commit):
-                self._report(Rule.PRIVATE, f"{path}: session {commit.session!r} may not write here")
+                self._report(DoorRule.PRIVATE, f"{path}: session {commit.session!r} may not write here")
             else:
-                good.append(Verified(element, raw, commit))
+                good.append(Verified(element, each, commit))
         return good, any(isinstance(verdict, UnknownSignerError) for verdict in verdicts)
 
     def _may_write(self, trust: TrustedSessions, path: str, commit: Commit) -> bool:
@@ -723,7 +739,7 @@ class Proxy:
         try:
             cleaned = await self._clean_session_answer(exchange, answer)
         except (DecodeError, RecursionError) as error:
-            raise RefusedError(Rule.PRIVATE_KEY, 502, f"the server's answer cannot be read: {error}") from None
+            raise RefusedError(DoorRule.PRIVATE_KEY, 502, f"the server's answer cannot be read: {error}") from None
         for trust in self._trusts:
             trust.refresh_soon()
         fields = [(name, value) for name, value in headers if name != b"content-length"]
@@ -747,10 +763,13 @@ class Proxy:
             else:
                 cleaned, leaked, untrusted = filter_session_answer(answer, self._is_root)
         for root_id in leaked:
-            self._report(Rule.PRIVATE_KEY, f"the server's answer contained the private key of root {root_id!r:.100}")
+            self._report(
+                DoorRule.PRIVATE_KEY, f"the server's answer contained the private key of root {root_id!r:.100}"
+            )
         for root_id in untrusted:
             self._report(
-                Rule.UNTRUSTED_ROOT, f"the server's answer names root {root_id!r:.100}, which the door does not trust"
+                DoorRule.UNTRUSTED_ROOT,
+                f"the server's answer names root {root_id!r:.100}, which the door does not trust",
             )
         return cleaned
 
@@ -772,7 +791,7 @@ class Proxy:
                 async with self._in_time(exchange):
                     await self._check_mail(email, parse_signature(signature))
             except (VerificationError, RecursionError) as error:
-                raise RefusedError(Rule.LOGIN_MAIL, 403, str(error), body=b'{"error":"AccessDenied"}') from None
+                raise RefusedError(DoorRule.LOGIN_MAIL, 403, str(error), body=b'{"error":"AccessDenied"}') from None
             connection = await exchange.hand_on(self._server, body, self._timeout)
         finally:
             share.give_back()
@@ -798,7 +817,7 @@ class Proxy:
         try:
             self._check_token(tokens)
         except (GoatherdError, RecursionError) as error:
-            self._report(Rule.LOGIN_TOKEN, str(error))
+            self._report(DoorRule.LOGIN_TOKEN, str(error))
             exchange.target = exchange.target.partition(b"?")[0]
 
     def _check_token(self, tokens: Sequence[str]) -> None:
@@ -829,15 +848,10 @@ class _Verdicts:
         self._trust = trust
         self._may_look_up = True
 
-    async def judge_commits(self, element: Element, raws: Sequence[Any]) -> list[Verified]:
+    async def judge_commits(self, element: Element, received: Sequence[ReceivedCommit]) -> list[Verified]:
         """Return the commits that are well-formed and have a valid signature."""
-        good, is_unknown = await self._proxy._verify_commits(self._trust, element, raws, may_look_up=self._may_look_up)
+        good, is_unknown = await self._proxy._verify_commits(
+            self._trust, element, received, may_look_up=self._may_look_up
+        )
         self._may_look_up = self._may_look_up and not is_unknown
         return good
-
-
-def _with_commits(elements: Sequence[Element], commits: Sequence[Verified]) -> bytes:
-    """Return the body of a batch with only these commits."""
-    for element in elements:
-        element.raw["msg"]["c"] = [each.raw for each in commits if each.element is element]
-    return to_json_bytes([element.raw for element in elements])

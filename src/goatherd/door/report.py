@@ -1,7 +1,7 @@
-"""Answer the health and metrics requests of monitoring, for a door and for the agent of an unmodified server.
+"""Answer the health and metrics requests of monitoring, for a door (reverse proxy) and for the agent of a server.
 
-GoatDB's own ``/healthy`` is passed on to the server. Answers contain only codes, ids and numbers. `goatherd.metrics`
-describes each metric.
+Requests for GoatDB's own ``/healthy`` are passed on to the server. Answers contain only codes, ids and numbers.
+`goatherd.metrics` describes each metric.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from goatherd.door.request_checks import Rule
+from goatherd.door.request_checks import DoorRule
 from goatherd.metrics import (
     TEXT_TYPE,
     MetricSample,
@@ -67,9 +67,9 @@ def health_answer(status: SettingsStatus, door: DoorStatus | None, state: str | 
 
 
 def door_samples(door: DoorStatus) -> Iterator[MetricSample]:
-    """Return the metrics of a door."""
+    """Return the metrics of a door (reverse proxy)."""
     yield MetricSample(Metric.CONNECTIONS, door.connections)
-    for rule in Rule:
+    for rule in DoorRule:
         yield MetricSample(Metric.STOPPED, door.stopped.get(rule, 0), (rule.value,))
     yield MetricSample(Metric.DOOR_REQUESTS, door.handed_on)
     yield MetricSample(Metric.DOOR_SESSIONS, door.sessions)
@@ -125,7 +125,7 @@ class DoorAPI:
     async def answer_request(
         self, method: str, path: str, query: str, signature: str, body: bytes = b""
     ) -> tuple[int, bytes]:
-        """Answer a request."""
+        """Answer a request below ``/goatherd/v1/``."""
         del query, signature, body
         door = None if self.figures is None else self.figures()
         if method == "GET" and path == HEALTH_PATH:

@@ -1,10 +1,11 @@
 """Read the commits of one repository of the server, as a GoatDB peer does.
 
-The reader remembers the ids of commits, not the commits. It parses what the server sends and does not verify it.
+The reader remembers only the ids of commits. It parses the commits that the server sends, and does not verify them.
 
-Rules: one round of reading runs at a time. A caller that arrives during a round waits for the next one, since the
-current round may have begun before the commits that it needs. If the server does not answer, the caller gets an error,
-never an empty repository.
+Rules: ids are added in slices, and large filters are built in a thread, so that the door answers other requests
+meanwhile. One round of reading runs at a time. A caller that arrives during a round waits for the next round, since the
+current one may miss the commits that the caller needs. If the server does not answer, the caller gets an error, never
+an empty repository.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ ROUNDS: Final = 200
 FETCHES: Final = 4
 _SMALLEST: Final = 64
 _BIG_ANSWER: Final = 64 * 1024
+SLICE: Final = 500
+"""Number of commits that are handled before other requests get their turn."""
 
 Ask = Callable[[bytes, str], Awaitable[tuple[int, bytes]]]
 """Sends a ``/batch-sync`` request with a body and a signature, and returns the answer's status and body."""
@@ -62,49 +65,61 @@ class RepositoryReader:
         self._error_rate = error_rate
         self._filter = self._new_filter(_SMALLEST)
         self._room = _SMALLEST
+        self._unreturned: list[dict[str, Any]] = []
         self.is_short = False
         """Whether the server has lost commits: at the last read it had fewer than it has shown before."""
 
     def drop_all(self) -> None:
-        """Forget all known ids."""
+        """Forget all commit ids that are known from earlier reads."""
         self.ids.clear()
+        self._unreturned.clear()
         self._room = _SMALLEST
-        self.renew_filter()
+        self._filter = self._new_filter(self._room)
 
-    def add_id(self, commit_id: str) -> None:
-        """Remember an id, so that the server does not send its commit again."""
-        self.ids.add(commit_id)
-        self._filter.add(commit_id)
+    async def add_ids(self, commit_ids: Sequence[str]) -> None:
+        """Remember commit ids, so that the server does not send these commits again."""
+        for begin in range(0, len(commit_ids), SLICE):
+            if begin:
+                await asyncio.sleep(0)
+            part = commit_ids[begin : begin + SLICE]
+            self.ids.update(part)
+            self._filter.update(part)
         if len(self.ids) > self._room:
             self._room = 2 * len(self.ids)
-            self.renew_filter()
+            await self.renew_filter()
 
     def hides_commit(self, commit_id: str) -> bool:
         """Return whether the filter contains an unknown id by mistake, so that the server would not send its commit."""
-        return commit_id in self._filter and commit_id not in self.ids
+        return commit_id not in self.ids and commit_id in self._filter
 
-    def renew_filter(self) -> None:
+    async def renew_filter(self) -> None:
         """Build the filter again with new seeds, and so with other false positives."""
-        self._filter = self._new_filter(self._room)
-        self._filter.update(self.ids)
+        ids, renewed = list(self.ids), self._new_filter(self._room)
+        if len(ids) <= SLICE:
+            renewed.update(ids)
+        else:
+            await asyncio.to_thread(renewed.update, ids)
+            renewed.update(self.ids.difference(ids))
+        self._filter = renewed
 
     async def read_new(self) -> list[dict[str, Any]]:
         """Return the commits that are new since the last read, in the server's order.
+
+        If a round fails, the next call returns what the rounds before it have read.
 
         Raises:
             NodeUnreachableError: The server did not answer.
             NodeRefusedError: The server does not trust the signer, or its answer is malformed.
         """
-        found: list[dict[str, Any]] = []
         for _ in range(ROUNDS):
             commits, size = await self._run_round()
             fresh = [commit for commit in commits if commit["id"] not in self.ids]
-            for commit in fresh:
-                self.add_id(commit["id"])
-            found += fresh
+            self._unreturned += fresh
+            await self.add_ids([commit["id"] for commit in fresh])
             if not fresh or size <= len(self.ids):
                 break
         self.is_short = size < len(self.ids)
+        found, self._unreturned = self._unreturned, []
         return found
 
     async def write_commits(self, commits: Sequence[Mapping[str, Any]]) -> None:
@@ -192,7 +207,7 @@ class SharedRounds:
         self._next: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Wait for a round that began after this call.
+        """Wait for a round of the shared task that began after this call.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: As `work`.
@@ -201,7 +216,7 @@ class SharedRounds:
         await asyncio.shield(self.start())
 
     def start(self) -> asyncio.Task[None]:
-        """Start a round without waiting for it."""
+        """Start a round of the shared task without waiting for it."""
         if self._active is None or self._active.done():
             self._active = self._start_task(self._work())
             return self._active
@@ -221,7 +236,7 @@ class SharedRounds:
         await self._work()
 
     async def aclose(self) -> None:
-        """Cancel the running round."""
+        """Cancel the running round of the shared task."""
         tasks = [task for task in (self._next, self._active) if task is not None and not task.done()]
         for task in tasks:
             task.cancel()

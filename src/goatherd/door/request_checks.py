@@ -1,16 +1,18 @@
 """Check requests, and commits before their signature is verified, for input that the server cannot handle. Pure.
 
-The server, GoatDB 0.5.1, accepts and stores almost any input, and crashes on some. Each `Rule` names one kind of input
-that the door rejects; ``docs/reference/door.md`` gives the reason for each and the defect of GoatDB behind it.
+The server, GoatDB 0.5.1, accepts and stores almost any input, and crashes on some. Each `DoorRule` names one kind of
+input that the door (the proxy in front of the server) rejects; ``docs/reference/door.md`` gives the reason for each
+rule and GoatDB's defect behind it.
 
 Rules: nothing that GoatDB's own clients and servers write is rejected. Input that the door cannot parse does not reach
-the server. A malformed request is refused whole (`RefusedError`). Otherwise bad commits are taken out (`DroppedError`)
-and the rest goes on, because a client whose whole request is refused repeats it indefinitely and is meanwhile offline
-for all its repositories.
+the server. A malformed request is rejected as a whole (`RefusedError`). From other requests only the bad commits are
+removed (`DroppedError`), because a client whose whole request is rejected repeats it indefinitely and cannot
+synchronize any repository meanwhile.
 """
 
 from __future__ import annotations
 
+import binascii
 import ipaddress
 import re
 import sys
@@ -24,6 +26,7 @@ from unicodedata import category, normalize
 from goatherd.admission.commits import NotAdmittedError, decode_commit, is_nested_deeper
 from goatherd.admission.requests import check_filter_size, decode_session_request, read_repository_path
 from goatherd.door.limits import DoorLimits
+from goatherd.door.received_commits import NOTHING_KNOWN, KnownCommits, ReceivedCommit, ReceivedList
 from goatherd.errors import (
     AuthorMismatchError,
     DecodeError,
@@ -37,7 +40,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session_commits import SESSIONS_NAMESPACE
 from goatherd.serving.caller_limits import RefusedError
-from goatherd.wire.batch import SMALL_BODY, RawCommits, TooManyValuesError, split_batch
+from goatherd.wire.batch import SMALL_BODY, TooManyValuesError, split_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import parse_json
@@ -49,7 +52,7 @@ SESSION_BYTES: Final = 64 * 1024
 """Maximum bytes of a commit in `SESSIONS_PATH`; those of GoatDB have one or two thousand."""
 
 
-class Rule(StrEnum):
+class DoorRule(StrEnum):
     """The kinds of input that the door rejects."""
 
     TARGET = "target"
@@ -88,9 +91,9 @@ class Rule(StrEnum):
 
 
 class DroppedError(Exception):
-    """A commit is not passed on to the server; the rest of its request is."""
+    """The door does not pass a commit on to the server, but passes on the rest of its request."""
 
-    def __init__(self, rule: Rule, why: str) -> None:
+    def __init__(self, rule: DoorRule, why: str) -> None:
         super().__init__(why)
         self.rule = rule
 
@@ -120,7 +123,7 @@ def check_target(path: bytes) -> str:
         RefusedError: The server could read the target as another path.
     """
     if _TARGET.fullmatch(path) is None or any(_DOTS.fullmatch(part) for part in path.split(b"/")):
-        raise RefusedError(Rule.TARGET, 400, "the path must be in canonical form")
+        raise RefusedError(DoorRule.TARGET, 400, "the path must be in canonical form")
     return path.decode("ascii").lower()
 
 
@@ -139,15 +142,15 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     if len(found) < len(headers):
         for name in _ONCE:
             if sum(1 for each, _ in headers if each == name) > 1:
-                raise RefusedError(Rule.HEADERS, 400, f"the header {name.decode()} must occur only once")
+                raise RefusedError(DoorRule.HEADERS, 400, f"the header {name.decode()} must occur only once")
     host = found.get(b"host")
     if host is not None and not (len(host) <= _HOST_LENGTH and _is_host(host)):
-        raise RefusedError(Rule.HEADERS, 400, "the Host header must contain a valid host")
+        raise RefusedError(DoorRule.HEADERS, 400, "the Host header must contain a valid host")
     if b"connection" in found:
         named = connection_tokens(headers)
         if named & _LASTING or any(each.startswith(b"x-forwarded-") for each in named):
             # SECURITY: what is judged here must reach the server (tests/unit/door/test_proxy.py).
-            raise RefusedError(Rule.HEADERS, 400, "the Connection header must not name an end-to-end header")
+            raise RefusedError(DoorRule.HEADERS, 400, "the Connection header must not name an end-to-end header")
     return found
 
 
@@ -164,7 +167,7 @@ def check_method(method: str) -> None:
         RefusedError: The method is CONNECT or TRACE.
     """
     if method in ("CONNECT", "TRACE"):
-        raise RefusedError(Rule.METHOD, 405, f"the method {method} is not allowed")
+        raise RefusedError(DoorRule.METHOD, 405, f"the method {method} is not allowed")
 
 
 @lru_cache(maxsize=256)
@@ -214,7 +217,7 @@ def check_encoding(headers: Mapping[bytes, bytes]) -> None:
     """
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in (b"identity", b""):
-        raise RefusedError(Rule.ENCODING, 415, "the body must not be compressed")
+        raise RefusedError(DoorRule.ENCODING, 415, "the body must not be compressed")
 
 
 # --- POST /batch-sync -------------------------------------------------------------------------------------------------
@@ -222,47 +225,54 @@ def check_encoding(headers: Mapping[bytes, bytes]) -> None:
 
 @dataclass(slots=True, eq=False)
 class Element:
-    """One element of a batch.
+    """One element of a ``/batch-sync`` request: the sync message for one repository.
 
     Attributes:
         raw: The element as sent; of a large body without its commits.
         path: The repository's path in its normal form.
-        commits: The raw commits.
+        commits: The commits as received.
         left_out: How many items in its list of commits are not commits, or are too large.
         is_large: Whether the element came in a large body, so that its commits are checked in a thread.
     """
 
     raw: dict[str, Any]
     path: str
-    commits: list[Any]
+    commits: list[ReceivedCommit]
     left_out: int = 0
     is_large: bool = False
 
 
-def read_batch(body: bytes, limits: DoorLimits) -> list[Element]:
+def read_batch(body: bytes, limits: DoorLimits, known: KnownCommits = NOTHING_KNOWN) -> list[Element]:
     """Decode the body of ``POST /batch-sync``, except the contents of the commits.
+
+    Args:
+        body: The body as received.
+        limits: The limits on one request.
+        known: Commits that need not be parsed again, if the body is large.
 
     Raises:
         RefusedError: The server would answer 500, hang or crash; or an element exceeds a limit.
     """
-    lists: list[RawCommits] | None = None
+    lists: list[ReceivedList] | None = None
     try:
         if len(body) <= SMALL_BODY:
             raw = parse_json(body)
         else:
-            raw, lists = split_batch(body, sys.maxsize)
+            raw, lists = split_batch(body, sys.maxsize, lambda data: ReceivedList(data, known))
     except DecodeError as error:
-        raise RefusedError(Rule.BODY, 400, str(error)) from None
+        raise RefusedError(DoorRule.BODY, 400, str(error)) from None
     if not isinstance(raw, list):
-        raise RefusedError(Rule.BODY, 400, "a batch must be a JSON array")
+        raise RefusedError(DoorRule.BODY, 400, "a batch must be a JSON array")
     if len(raw) > limits.elements:
-        raise RefusedError(Rule.TOO_MANY, 400, f"a batch must have at most {limits.elements} elements, not {len(raw)}")
+        raise RefusedError(
+            DoorRule.TOO_MANY, 400, f"a batch must have at most {limits.elements} elements, not {len(raw)}"
+        )
     if lists is None:
         return [_read_element(each, limits) for each in raw]
     return [_with_commits(_read_element(each, limits), lists) for each in raw]
 
 
-def _with_commits(element: Element, lists: Sequence[RawCommits]) -> Element:
+def _with_commits(element: Element, lists: Sequence[ReceivedList]) -> Element:
     """Return an element of a large body with its commits, which are parsed one by one.
 
     Raises:
@@ -274,25 +284,33 @@ def _with_commits(element: Element, lists: Sequence[RawCommits]) -> Element:
             message[name] = []  # GoatDB does not read it
     if not element.commits:
         return element
-    raws = lists[element.commits[0]]
+    found = lists[element.commits[0].raw]
     message["c"] = []
-    commits: list[Any] = []
-    left_out = raws.other
-    for index in range(len(raws)):
-        if element.path == SESSIONS_PATH and raws.size(index) > SESSION_BYTES:
+    commits: list[ReceivedCommit] = []
+    left_out = found.other
+    for index in range(len(found)):
+        if element.path == SESSIONS_PATH and found.size(index) > SESSION_BYTES:
             left_out += 1
             continue
         try:
-            commits.append(raws[index])
+            commits.append(found.receive(index))
         except TooManyValuesError:
             left_out += 1
         except DecodeError as error:
-            raise RefusedError(Rule.BODY, 400, str(error)) from None
+            raise RefusedError(DoorRule.BODY, 400, str(error)) from None
     return Element(element.raw, element.path, commits, left_out, is_large=True)
 
 
 _MEMBERS: Final = frozenset({"ver", "f", "s", "c", "ad"})
-_BASE64: Final = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+
+
+def _is_base64(text: str) -> bool:
+    """Return whether a string is base64 with its padding; binascii alone accepts too much padding."""
+    try:
+        binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        return False
+    return len(text) % 4 == 0 and not text.endswith("===")
 
 
 def _is_as_always(raw: Any, limits: DoorLimits) -> bool:
@@ -321,7 +339,7 @@ def _is_as_always(raw: Any, limits: DoorLimits) -> bool:
     bits, seeds = held["d"], held["s"]
     if type(bits) is not str or type(seeds) is not list or len(seeds) > limits.seeds:
         return False
-    if len(bits) * 3 // 4 > limits.filter_bytes or _BASE64.fullmatch(bits) is None:
+    if len(bits) * 3 // 4 > limits.filter_bytes or not _is_base64(bits):
         return False
     return all(type(seed) is int and 0 <= seed < 2**53 for seed in seeds)
 
@@ -330,36 +348,36 @@ def _read_element(raw: Any, limits: DoorLimits) -> Element:
     if _is_as_always(raw, limits):
         path = _read_path(raw["path"])
         _check_size(raw["msg"].get("s"), limits)
-        return Element(raw, path, list(raw["msg"]["c"]))
+        return Element(raw, path, [ReceivedCommit(each) for each in raw["msg"]["c"]])
     try:
         given, message = decode_request_element(raw)
         path = _read_path(given)
         check_filter_size(message.filter, limits)
     except DecodeError as error:
-        raise RefusedError(Rule.MESSAGE, 400, str(error)) from None
+        raise RefusedError(DoorRule.MESSAGE, 400, str(error)) from None
     _check_size(raw["msg"].get("s"), limits)
     _check_marks(raw)
     _check_nesting({name: value for name, value in raw["msg"].items() if name != "c"}, limits.depth)
-    return Element(raw, path, list(message.commits))
+    return Element(raw, path, [ReceivedCommit(each) for each in message.commits])
 
 
 def _read_path(given: str) -> str:
     try:
         return read_repository_path(given)
     except PathError as error:
-        raise RefusedError(Rule.PATH, 400, str(error)) from None
+        raise RefusedError(DoorRule.PATH, 400, str(error)) from None
 
 
 def _check_size(size: Any, limits: DoorLimits) -> None:
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size <= limits.size or size % 1:
         # SECURITY: 1e8 here ends the server's process (tests/cluster/test_door_requests.py).
-        raise RefusedError(Rule.MESSAGE, 400, f"the commit count s must be an integer from 0 to {limits.size}")
+        raise RefusedError(DoorRule.MESSAGE, 400, f"the commit count s must be an integer from 0 to {limits.size}")
 
 
 def _check_nesting(value: Any, depth: int) -> None:
     if is_nested_deeper(value, depth, _POISON):
         raise RefusedError(
-            Rule.MESSAGE, 400, "a message is nested too deeply, or has a member that GoatDB cannot decode"
+            DoorRule.MESSAGE, 400, "a message is nested too deeply, or has a member that GoatDB cannot decode"
         )
 
 
@@ -374,7 +392,7 @@ def _check_marks(element: Mapping[str, Any]) -> None:
     if held.get("__t") == "E" and len(held) == 2 and isinstance(held.get("__v"), dict):
         held = held["__v"]
     if any(_is_marked(each) for each in (element, element["msg"], held)):
-        raise RefusedError(Rule.MESSAGE, 400, "a message must not have GoatDB's type markers outside of its filter")
+        raise RefusedError(DoorRule.MESSAGE, 400, "a message must not have GoatDB's type markers outside of its filter")
 
 
 def _is_marked(value: Any) -> bool:
@@ -396,29 +414,31 @@ def read_commit(
         DroppedError: The commit must not be stored.
     """
     if not isinstance(raw, dict):
-        raise DroppedError(Rule.COMMIT, "a commit must be a JSON object")
+        raise DroppedError(DoorRule.COMMIT, "a commit must be a JSON object")
     if is_nested_deeper(raw, limits.depth, _POISON):
-        raise DroppedError(Rule.CONTENTS, "a commit is nested too deeply, or has a member that GoatDB cannot decode")
+        raise DroppedError(
+            DoorRule.CONTENTS, "a commit is nested too deeply, or has a member that GoatDB cannot decode"
+        )
     if _is_marked(raw) or _is_marked(raw.get("c")):
         # SECURITY: as for messages; the signature covers what is judged here, not what the server might unpack.
-        raise DroppedError(Rule.COMMIT, "a commit and its contents must not have GoatDB's type markers")
+        raise DroppedError(DoorRule.COMMIT, "a commit and its contents must not have GoatDB's type markers")
     if "age" in raw:
         # SECURITY: not signed, and the server takes it for its own counter (tests/cluster/test_door_commits.py).
-        raise DroppedError(Rule.COMMIT, "a commit in a request must not have an age")
+        raise DroppedError(DoorRule.COMMIT, "a commit in a request must not have an age")
     try:
         commit = decode_commit(raw, path, org=org, limits=limits, now_ms=now_ms, registry=registry)
     except NotAdmittedError as error:
-        raise DroppedError(Rule(error.fault.value), str(error)) from None
+        raise DroppedError(DoorRule(error.fault.value), str(error)) from None
     except WireError as error:
-        raise DroppedError(Rule.COMMIT, str(error)) from None
+        raise DroppedError(DoorRule.COMMIT, str(error)) from None
     _check_ancestors(commit)
     if path != SESSIONS_PATH and commit.namespace == SESSIONS_NAMESPACE:
         # COMPAT: the server learns sessions from commits of this schema in any repository.
-        raise DroppedError(Rule.SESSION_ITEM, f"commit {commit.id!r} is a session, but is not in {SESSIONS_PATH}")
+        raise DroppedError(DoorRule.SESSION_ITEM, f"commit {commit.id!r} is a session, but is not in {SESSIONS_PATH}")
     if commit.is_delta and commit.base == commit.id:
-        raise DroppedError(Rule.DELTA, f"delta commit {commit.id!r} must not be based on itself")
+        raise DroppedError(DoorRule.DELTA, f"delta commit {commit.id!r} must not be based on itself")
     if not commit.is_delta and commit.schema is None:
-        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r} must not contain the null item")
+        raise DroppedError(DoorRule.CONTENTS, f"commit {commit.id!r} must not contain the null item")
     return commit
 
 
@@ -427,16 +447,16 @@ def _check_ancestors(commit: Commit) -> None:
     held = commit.ancestors_filter
     if held is not None:
         if not held.seeds:
-            raise DroppedError(Rule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must have a seed")
+            raise DroppedError(DoorRule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must have a seed")
         if _is_full(held):
             # SECURITY: a filter that holds everything vetoes merges, or makes them throw.
             raise DroppedError(
-                Rule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must not match every commit"
+                DoorRule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must not match every commit"
             )
     capacity = 0 if held is None else 8 * len(held.bits)
     if commit.ancestors_count > capacity:
         raise DroppedError(
-            Rule.ANCESTORS, f"the ancestor count of commit {commit.id!r} is too large for its ancestors filter"
+            DoorRule.ANCESTORS, f"the ancestor count of commit {commit.id!r} is too large for its ancestors filter"
         )
 
 
@@ -444,18 +464,18 @@ def _is_full(held: BloomFilter) -> bool:
     return bool(held.bits) and held.bits.count(0xFF) == len(held.bits)
 
 
-_VERDICTS: Final[tuple[tuple[type[GoatherdError], Rule], ...]] = (
-    (AuthorMismatchError, Rule.AUTHOR),
-    (RevokedSessionError, Rule.REVOKED),
-    (UnknownSignerError, Rule.UNKNOWN_SIGNER),
-    (ExpiredSessionError, Rule.EXPIRED),
-    (UntrustedRootError, Rule.ROOT_SESSION),
+_VERDICTS: Final[tuple[tuple[type[GoatherdError], DoorRule], ...]] = (
+    (AuthorMismatchError, DoorRule.AUTHOR),
+    (RevokedSessionError, DoorRule.REVOKED),
+    (UnknownSignerError, DoorRule.UNKNOWN_SIGNER),
+    (ExpiredSessionError, DoorRule.EXPIRED),
+    (UntrustedRootError, DoorRule.ROOT_SESSION),
 )
 
 
-def rule_of(error: GoatherdError) -> Rule:
+def rule_of(error: GoatherdError) -> DoorRule:
     """Return the door's rule for an error of the trust pool."""
-    return next((rule for kind, rule in _VERDICTS if isinstance(error, kind)), Rule.SIGNATURE)
+    return next((rule for kind, rule in _VERDICTS if isinstance(error, kind)), DoorRule.SIGNATURE)
 
 
 # --- /auth/* ----------------------------------------------------------------------------------------------------------
@@ -471,7 +491,9 @@ def check_session_request(body: bytes) -> None:
     try:
         decode_session_request(body)
     except DecodeError as error:
-        raise RefusedError(Rule.SESSION_KEY, 400, str(error), body=b'{"error":"%s"}' % str(error).encode()) from None
+        raise RefusedError(
+            DoorRule.SESSION_KEY, 400, str(error), body=b'{"error":"%s"}' % str(error).encode()
+        ) from None
 
 
 def read_mail_request(body: bytes) -> tuple[str, str]:
@@ -485,14 +507,14 @@ def read_mail_request(body: bytes) -> tuple[str, str]:
     except DecodeError:
         request = None
     if not isinstance(request, dict):
-        raise RefusedError(Rule.LOGIN_MAIL, 400, "the body must be a JSON object", body=b'{"error":"MissingEmail"}')
+        raise RefusedError(DoorRule.LOGIN_MAIL, 400, "the body must be a JSON object", body=b'{"error":"MissingEmail"}')
     email, signature = request.get("email"), request.get("signature")
     if not isinstance(email, str) or not email.strip():
         raise RefusedError(
-            Rule.LOGIN_MAIL, 400, "the body must contain an email address", body=b'{"error":"MissingEmail"}'
+            DoorRule.LOGIN_MAIL, 400, "the body must contain an email address", body=b'{"error":"MissingEmail"}'
         )
     if not isinstance(signature, str):
         raise RefusedError(
-            Rule.LOGIN_MAIL, 400, "the body must contain a signature", body=b'{"error":"MissingSignature"}'
+            DoorRule.LOGIN_MAIL, 400, "the body must contain a signature", body=b'{"error":"MissingSignature"}'
         )
     return email.strip().lower(), signature

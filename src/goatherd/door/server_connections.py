@@ -1,12 +1,12 @@
-"""Connect to the server by HTTP/1.1: kept connections, streaming in both directions.
+"""Connect to the server by HTTP/1.1, with reused connections and streaming in both directions.
 
-The client follows no redirects, keeps no cookies and decodes no bodies. httptools parses the answers; it takes a fifth
-of the time of httpx2 (docs/explanation/door.md).
+The client follows no redirects, keeps no cookies and decodes no bodies. httptools parses the answers, in a fifth of the
+time that httpx2 takes (docs/explanation/door.md).
 
 Rules: a connection is used again only after a complete request and a complete answer, and never when the server has
-closed it. A request on a kept connection that closes before the first byte of the answer is sent again once, on a new
-connection, if its whole body is in memory. While a caller does not read its answer, the server is not read either (flow
-control).
+closed it. If a reused connection closes before the first byte of the answer, the request is sent again once, on a new
+connection, provided that its whole body is in memory. While a caller does not read its answer, the module does not read
+from the server (flow control).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LostError(Exception):
 
 
 class ServerConnection(asyncio.Protocol):
-    """One connection to the server, for one exchange at a time.
+    """One HTTP connection from the door to the server, for one request and answer at a time.
 
     Args:
         count: Called with 1 when the connection opens, and with -1 when it has closed.
@@ -134,7 +134,7 @@ class ServerConnection(asyncio.Protocol):
     # --- one exchange -------------------------------------------------------------------------------------------------
 
     def begin_exchange(self, *, is_head: bool) -> None:
-        """Prepare for an answer."""
+        """Prepare the connection for the answer to the next request."""
         self.status, self.headers, self._chunks, self._queued = 0, [], [], 0
         self._has_head = self._is_complete = self._may_stay = False
         self._bytes_in = 0
@@ -142,7 +142,7 @@ class ServerConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def end_exchange(self) -> None:
-        """End the exchange. If more data arrives, the connection is closed."""
+        """End the current request and answer. If more data arrives, the connection is closed."""
         self._parser = None
 
     def write(self, data: bytes) -> None:
@@ -251,7 +251,7 @@ class ServerConnections:
     """
 
     def __init__(self, url: str, *, connect_timeout: timedelta = timedelta(seconds=5)) -> None:
-        server = parse_server_url(url, hint="Write it as http://127.0.0.1:8081.")
+        server = parse_server_url(url, hint="Write the URL as http://127.0.0.1:8081.")
         self.url = str(server)
         self.authority = server.authority.encode("ascii")
         self._host = server.host
@@ -300,14 +300,16 @@ class ServerConnections:
         return len(self._busy) + sum(1 for each in self._idle if each.is_open)
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close every connection to the server."""
         for connection in [*self._idle, *self._busy]:
             connection.close()
         self._idle.clear()
         await asyncio.sleep(0)
 
     async def open_connection(self, *, fresh: bool = False) -> tuple[ServerConnection, bool]:
-        """Return a connection, and whether it was used before. The caller gives it back with `release_connection`.
+        """Return a connection to the server, and whether it was used before.
+
+        The caller gives it back with `release_connection`.
 
         Raises:
             NodeUnreachableError: The server accepts no connection.

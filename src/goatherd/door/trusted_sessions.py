@@ -3,16 +3,15 @@
 `goatherd.trust.TrustPool` decides which sessions are trusted. This module reads the server's ``/sys/sessions`` as a
 peer that signs with the root, gives the sessions to the pool, and reads again when a request has an unknown signer.
 
-Rules: a session is trusted when a trusted root has signed its commit, even if the server disagrees. If the server
-cannot be read, an unknown signer is an error, not a rejection: GoatDB offers a rejected commit only ten times.
+Rules: a session is trusted when a trusted root has signed its commit, even if the server does not trust it. While the
+server cannot be read, a commit by an unknown signer causes an error that the client retries. It is not rejected,
+because GoatDB's clients offer a rejected commit only ten times.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sys
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
@@ -20,10 +19,10 @@ from typing import Any, Final
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey
+from goatherd.door.received_commits import KnownCommits, ReceivedCommit
 from goatherd.door.repository_reader import Ask, RepositoryReader, SharedRounds
 from goatherd.errors import (
     DecodeError,
-    GoatherdError,
     NodeRefusedError,
     NodeUnreachableError,
     RevokedSessionError,
@@ -36,7 +35,6 @@ from goatherd.identity.session import Session
 from goatherd.identity.session_commits import claims_root
 from goatherd.trust import TrustPool, TrustSource
 from goatherd.wire.commit import Commit
-from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
 
 FEW: Final = 2
@@ -57,7 +55,7 @@ _ERROR_RATE: Final = 1e-6
 
 
 class TrustedSessions:
-    """Hold the trust pool of one organization and update it from the server's sessions.
+    """Hold the trusted sessions of one organization, and update them from the sessions that the server stores.
 
     Args:
         org: The organization's id.
@@ -71,19 +69,13 @@ class TrustedSessions:
     ) -> None:
         self.org = org
         self.clock: Clock = clock or SystemClock()
-        self.pool = TrustPool(
-            org=org,
-            current=identity.current,
-            roots=identity.roots,
-            trusted=trusted,
-            revoked=[each.id for each in identity.revoked],
-        )
+        self.pool = TrustPool.from_identity(identity, org=org, trusted=trusted)
         self._reader: RepositoryReader | None = None
         self._rounds = SharedRounds(self._read_sessions, f"sessions of {org}")
         self._read_at: float | None = None
         self._took = self._took_before = timedelta(0)
         self._coordinates: tuple[float, frozenset[bytes]] | None = None
-        self._verdicts: OrderedDict[bytes, None] = OrderedDict()
+        self.known_commits = KnownCommits(VERDICTS)
         self._introductions = RootIntroductions()
         self._raw_introductions: dict[str, dict[str, Any]] = {}
         self._introducers: dict[str, tuple[str, ...]] = {}
@@ -102,7 +94,7 @@ class TrustedSessions:
         )
 
     async def aclose(self) -> None:
-        """Stop reading."""
+        """Stop reading sessions from the server."""
         await self._rounds.aclose()
 
     @property
@@ -127,7 +119,7 @@ class TrustedSessions:
         self._rounds.start()
 
     async def refresh(self) -> None:
-        """Read the server's sessions now.
+        """Read the sessions from the server now, and update the trusted sessions.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The sessions cannot be read.
@@ -196,7 +188,7 @@ class TrustedSessions:
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def find_session(self, session_id: str) -> Session | None:
-        """Return a session if it is known now; reads nothing.
+        """Return the session with this id if it is known now; reads nothing from the server.
 
         Raises:
             RevokedSessionError: The session is revoked.
@@ -236,7 +228,9 @@ class TrustedSessions:
                 self._note_session(commit, raw)
                 missing.append(commit)
         born_under = (self.pool.current.id,) if session is None else self._introducers.get(session.id, ())
-        chosen = self._introductions.for_client(missing, born_under=born_under, counts=self._is_trusted_root)
+        chosen = self._introductions.for_client(
+            missing, born_under=born_under, counts=self._is_trusted_root, anchors=self.pool.anchor_ids
+        )
         return [self._raw_introductions[commit.id] for commit in chosen]
 
     def _is_trusted_root(self, root_id: str) -> bool:
@@ -249,13 +243,13 @@ class TrustedSessions:
     async def verify_commits(
         self,
         path: str,
-        commits: Sequence[Commit],
+        commits: Sequence[tuple[ReceivedCommit, Commit]],
         executor: Executor | None,
         may_look_up: bool = True,
         *,
         are_large: bool = False,
     ) -> list[VerificationError | None]:
-        """Verify commits for one repository; one verdict per commit, None for a good one.
+        """Verify commits, as received and decoded, for one repository; one verdict per commit, None for a good one.
 
         An unknown signer is looked up once, or not at all. Session commits are verified in their order, and each good
         one counts for those after it. If the other commits may be large, even a few of them are verified in a thread.
@@ -273,30 +267,36 @@ class TrustedSessions:
         return verdicts
 
     async def _judge_commits(
-        self, path: str, commits: Sequence[Commit], executor: Executor | None, are_large: bool
+        self, path: str, commits: Sequence[tuple[ReceivedCommit, Commit]], executor: Executor | None, are_large: bool
     ) -> list[VerificationError | None]:
         if path == SESSIONS_PATH:
-            return [self._judge_introduction(commit) for commit in commits]
-        signers = [self._signer_of(commit) for commit in commits]
-        keys = (
-            await asyncio.to_thread(_verdict_keys, commits, signers) if are_large else _verdict_keys(commits, signers)
+            return [self._judge_introduction(commit) for _, commit in commits]
+        signers = [self._signer_of(commit) for _, commit in commits]
+        unknown = (
+            await asyncio.to_thread(self._find_unknown, commits, signers)
+            if are_large
+            else self._find_unknown(commits, signers)
         )
-        unknown = [index for index, key in enumerate(keys) if key is None or key not in self._verdicts]
         verdicts: list[VerificationError | None] = [None] * len(commits)
-        verification = self.pool.prepare_verification([commits[index] for index in unknown])
+        verification = self.pool.prepare_verification([commits[index][1] for index in unknown])
         if not are_large and (len(unknown) <= FEW or executor is None):
             verification.run()
         else:
             # In a thread of its own, which spreads the work over the executor's.
             await asyncio.to_thread(verification.run, executor)
         for index, verdict in zip(unknown, self.pool.conclude_verification(verification), strict=True):
-            verdicts[index] = verdict
-            key = keys[index]
-            if verdict is None and key is not None:
-                self._verdicts[key] = None
-        while len(self._verdicts) > VERDICTS:
-            self._verdicts.popitem(last=False)
+            verdicts[index], signer = verdict, signers[index]
+            if verdict is None and signer is not None:
+                self.known_commits.add(commits[index][0], signer)
         return verdicts
+
+    def _find_unknown(
+        self, commits: Sequence[tuple[ReceivedCommit, Commit]], signers: Sequence[Session | None]
+    ) -> list[int]:
+        """Return the positions of the commits that were not verified before for the session that they name."""
+        is_valid = self.known_commits.is_valid
+        pairs = zip(commits, signers, strict=True)
+        return [index for index, ((received, _), signer) in enumerate(pairs) if not is_valid(received, signer)]
 
     def _signer_of(self, commit: Commit) -> Session | None:
         """Return the session that a commit names as its signer; None if it is unknown or revoked."""
@@ -312,6 +312,9 @@ class TrustedSessions:
             return UntrustedRootError(f"session {commit.session!r} is not a root and cannot introduce sessions")
         try:
             self.pool.verify_commit(commit)
+        except VerificationError as error:
+            return error
+        try:
             self.pool.get_root(commit.session)
         except UntrustedRootError:
             return UntrustedRootError(f"session {commit.session!r} is not a root and cannot introduce sessions")
@@ -319,22 +322,3 @@ class TrustedSessions:
             return error
         self.pool.add_verified_session_commit_unsafe(commit)
         return None
-
-
-def _verdict_keys(commits: Sequence[Commit], signers: Sequence[Session | None]) -> list[bytes | None]:
-    return [_verdict_key(commit, signer) for commit, signer in zip(commits, signers, strict=True)]
-
-
-def _verdict_key(commit: Commit, signer: Session | None) -> bytes | None:
-    """Return everything on which a good verdict depends: the whole commit, and its session's key and expiration.
-
-    None if the session is unknown. SECURITY: a session that is revoked or has another key must not get a cached verdict
-    (tests/unit/door/test_trusted_sessions.py).
-    """
-    if signer is None:
-        return None
-    known = [signer.id, signer.public_key.to_jwk(), signer.expiration_ms]
-    try:
-        return hashlib.sha256(to_json_bytes([commit.to_json(), known])).digest()
-    except (GoatherdError, TypeError, ValueError):
-        return None  # JSON cannot carry it; its verification says why

@@ -1,7 +1,7 @@
-"""The identity of a cluster: its root keys ("roots"), and the document in which a secret store keeps them. Pure.
+"""The identity of a cluster: its root keys ("roots"), and the document that a secret store holds them in. Pure.
 
 - `session`: sessions, and signatures of data, requests and commits.
-- `request_binding`: the server, path and body for which a root's request is signed.
+- `request_binding`: the server, path and body that a signed request is for.
 - `strict_json`: the JSON of the document, read strictly.
 - `root_signatures`: endorsements of one root by another, and the signature over the document.
 - `revocations`: revoked roots, their proofs, and the lists of their frozen commits.
@@ -11,9 +11,9 @@
 - `session_commits`: the commits that introduce sessions.
 - `succession`: which document may replace which.
 - `transitions`: how a rotation or a revocation changes the document, and which roots may leave it.
-- `introductions_for_clients`: which introductions of roots a client is sent.
+- `introductions_for_clients`: which introductions of roots are sent to a client.
 - `key_age`: how soon the current root expires, and when other roots last signed.
-- `recorded_times`: recorded times that are in the future.
+- `recorded_times`: timestamps in a document that are in the future.
 - `settings_json`: GoatDB's ``settings.json``.
 """
 

@@ -1,9 +1,9 @@
 """The identity document, which lists a cluster's roots: its type, its checks and its JSON.
 
-`transitions` changes a document; `succession` decides which document may replace another. User sessions are in
-``settings.json`` only (`settings_json`). Pure. A document is created only if all its checks pass. No error, ``repr`` or
-redaction holds key material; errors name positions (``roots[1]``) and quote nothing. Unchanged members are written back
-byte for byte.
+`transitions` changes a document; `succession` decides which document may replace another. User sessions are only in
+GoatDB's ``settings.json`` (`settings_json`). Pure. An `IdentityDocument` exists only if all checks have passed. No
+error, ``repr`` or redaction holds key material; errors name positions (``roots[1]``) and quote nothing. Members that
+were not changed are written back byte for byte.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from goatherd.errors import (
     NewerKeyError,
     SuccessionError,
 )
+from goatherd.identity.anchor import (
+    MAX_SIGNER_CHARACTERS,
+    AnchorChange,
+    AnchoredTrust,
+    AnchorRecord,
+    verify_change,
+)
 from goatherd.identity.lineage import Lineage
 from goatherd.identity.revocations import Freeze, Revocation, revocation_json, verify_proof
 from goatherd.identity.root_signatures import (
     MEMBER,
     DocumentSignature,
     Endorsement,
+    IntroducedBy,
     is_signed_by,
     sign_tree,
     verify_endorsement,
@@ -50,7 +58,7 @@ _SAFE_INTEGER = 2**53 - 1
 
 
 class Phase(StrEnum):
-    """The progress of a rotation. `STEADY` means that no rotation is in progress, and is never recorded."""
+    """Phase of a root rotation. `STEADY` means that no rotation is in progress, and is never recorded."""
 
     STEADY = "steady"
     PREPARED = "prepared"
@@ -61,19 +69,21 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotationRecord:
-    """The rotation in progress, with what another process needs to resume, cancel or roll it back.
+    """The rotation in progress, with all that another process needs to resume, cancel or roll back this rotation.
 
     Attributes:
-        id: Identifies the rotation.
-        phase: The last phase that was reached.
+        id: Id of the rotation.
+        phase: The last phase that the rotation has reached.
         from_id: Id of the root that is replaced.
         to_id: Id of the next root.
-        started_at: Milliseconds since 1970.
-        started_by: The user and machine that started it; human-readable.
+        started_at: When the rotation was started, in milliseconds since 1970.
+        started_by: The user and machine that started the rotation; human-readable.
         phase_at: When the phase began, in milliseconds since 1970.
         stable_version: The store's version id of the document to roll back to.
         is_restore: Whether `to_id` is a previous root that is restored, and not a new one.
-        extra: Members that this version of Goatherd does not know.
+        anchor: The anchor from the activation on; None if the rotation does not change the anchor.
+        removes_anchor: Whether there is no anchor from the activation on.
+        extra: Members of the JSON that this version of Goatherd does not know.
     """
 
     id: str
@@ -85,15 +95,17 @@ class RotationRecord:
     phase_at: int
     stable_version: str | None = None
     is_restore: bool = False
+    anchor: AnchorRecord | None = None
+    removes_anchor: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
-    """One past event of the identity, such as ``rotated``. `at` is in milliseconds since 1970.
+    """One past event in the history of an identity document, such as ``rotated``. `at` is in milliseconds since 1970.
 
     `rotation_id` names the rotation that the event ended; entries of older versions of Goatherd have none. `extra`
-    holds members that this version does not know.
+    holds members of the JSON that this version does not know.
     """
 
     at: int
@@ -106,7 +118,10 @@ class HistoryEntry:
 
 
 class _DecodedFrom:
-    """The JSON from which a document was decoded, to write unchanged parts back as read. Its repr hides the keys."""
+    """The JSON from which an identity document was decoded, so that unchanged parts are written back as they were read.
+
+    The ``repr`` hides the private keys.
+    """
 
     __slots__ = ("decoded", "tree")
 
@@ -123,23 +138,29 @@ class _DecodedFrom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityDocument:
-    """The identity of a cluster. Only `decode_document`, `settings_json.from_settings` and `transitions` create it.
+    """The identity document of a cluster: its root sessions, their endorsements, and the rotation in progress.
+
+    Only `decode_document`, `settings_json.from_settings` and `transitions` create it.
 
     Attributes:
-        version: The version of the format.
+        version: The version of the document's format.
         generation: Rises by one with every write; 0 if the JSON has none.
         current: The current root, with its private key.
-        roots: The public halves of all trusted roots, including the current one.
+        roots: The public halves of all trusted roots, including the current one and the anchor.
+        anchor: The root that alone says which roots may sign, and the URI of the signer that holds its key; None if
+            the current root itself endorses the next one.
+        anchor_changes: How the role of the anchor passed on, oldest first; their number is limited.
         next: The next root, with its private key; set only during a rotation before activation.
-        last_updated: Milliseconds since 1970.
+        last_updated: When the document was last written, in milliseconds since 1970.
         rotated_from: Id of the previous root.
-        rotated_at: When the current root replaced it, in milliseconds since 1970.
+        rotated_at: When the current root replaced the previous one, in milliseconds since 1970.
         rotation: The rotation in progress, or None.
         endorsements: The signatures by which one root endorses another, oldest first.
         revoked: The revoked roots.
         history: Past events, oldest first. The number is limited, except for one retirement record for each of `roots`.
-        pruned: Number of previous roots that have left the document; ``/sys/sessions`` introduces them.
-        lineage: The digests of the latest predecessors of the document; None if the JSON names none.
+        pruned: Number of previous roots that were removed from the document; commits in ``/sys/sessions`` introduce
+            them.
+        lineage: The digests of the document's latest earlier generations; None if the JSON names none.
         signature: The current root's signature over the document; None in a document that Goatherd 0.1.0 wrote. Not
             compared, because two signatures over one document differ.
         extra: Top-level members that this version of Goatherd does not know.
@@ -149,6 +170,8 @@ class IdentityDocument:
     generation: int
     current: OwnedSession
     roots: tuple[Session, ...]
+    anchor: AnchorRecord | None = None
+    anchor_changes: tuple[AnchorChange, ...] = ()
     next: OwnedSession | None = None
     last_updated: int | None = None
     rotated_from: str | None = None
@@ -165,7 +188,7 @@ class IdentityDocument:
 
     @property
     def phase(self) -> Phase | None:
-        """The phase of the rotation in progress, or None when the document is steady."""
+        """The phase of the rotation that the identity document records as in progress; None if there is no rotation."""
         return self.rotation.phase if self.rotation else None
 
     @property
@@ -173,24 +196,61 @@ class IdentityDocument:
         return frozenset(revocation.id for revocation in self.revoked)
 
     @property
+    def anchor_session(self) -> Session | None:
+        """The anchor's root session; None if the identity has no anchor."""
+        return None if self.anchor is None else self.find_root(self.anchor.id)
+
+    @property
+    def next_anchor(self) -> AnchorRecord | None:
+        """The anchor once the next root signs; the anchor itself if no rotation that changes it is in progress."""
+        if self.rotation is None or (self.rotation.anchor is None and not self.rotation.removes_anchor):
+            return self.anchor
+        return self.rotation.anchor
+
+    @property
+    def anchor_ids(self) -> frozenset[str]:
+        """The ids of the roots that are the anchor, were it, or will be it once the next root signs."""
+        found = {one.id for one in (self.anchor, self.next_anchor) if one is not None}
+        for change in self.anchor_changes:
+            found |= {change.by} if change.to is None else {change.by, change.to}
+        return frozenset(found)
+
+    def is_endorsed_to_sign(self, root_id: str, anchor: AnchorRecord) -> bool:
+        """Return whether an anchor has endorsed a root as a new working root, not only as one that signed before it."""
+        return any(
+            one.by == anchor.id and one.of == root_id and one.commit is not None and not one.commit.is_earlier
+            for one in self.endorsements
+        )
+
+    @property
+    def anchored_trust(self) -> AnchoredTrust | None:
+        """Which of the identity's roots may introduce other roots; None if it has no anchor."""
+        if self.anchor is None and self.next_anchor is None:
+            return None
+        anchors = self.anchor_ids
+        new = {one.of for one in self.endorsements if one.by in anchors and one.commit and not one.commit.is_earlier}
+        earlier = {one.of for one in self.endorsements if one.by in anchors and one.commit and one.commit.is_earlier}
+        return AnchoredTrust(anchors, frozenset(new - earlier - anchors))
+
+    @property
     def retired_ids(self) -> frozenset[str]:
-        """The ids of roots that are recorded as retired: no version in the store holds their private keys any more."""
+        """The ids of roots recorded as retired: no version in the store holds their private keys any more."""
         return frozenset(entry.from_id for entry in self.history if entry.event == "retired" and entry.from_id)
 
     @property
     def is_signed(self) -> bool:
-        """Whether the current root has signed the document in its present state."""
+        """Whether the current root has signed the identity document in its present state."""
         if self.signature is None:
             return False
         tree = document_tree(self)
         return is_signed_by(tree, self.signature, by=self.current.session, generation=self.generation)
 
     def find_root(self, session_id: str) -> Session | None:
-        """Return the root with this id, revoked or not."""
+        """Return the root with this id from the identity document, even a revoked one; None if there is none."""
         return next((root for root in self.roots if root.id == session_id), None)
 
     def check(self) -> None:
-        """Check the whole document.
+        """Check that the identity document follows every rule of its format.
 
         Raises:
             MalformedIdentityError: The document breaks a rule; the message names the rule.
@@ -217,11 +277,11 @@ def decode_document(raw: bytes | str) -> IdentityDocument:
 
 
 def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
-    """Check an identity document that is already parsed, and return it; see `decode_document`."""
+    """Check an identity document that is already parsed into JSON values, and return it; see `decode_document`."""
     if "trustedSessions" in tree:
         raise MalformedIdentityError(
             "user sessions (trustedSessions) do not belong in an identity document",
-            hint="Make a document of a settings.json with `goatherd migrate`.",
+            hint="`goatherd migrate` makes an identity document from a settings.json.",
         )
     if tree.get("version") != VERSION or isinstance(tree.get("version"), bool):
         raise MalformedIdentityError(f"version is not {VERSION}")
@@ -260,12 +320,12 @@ def _refuse_copies(document: IdentityDocument, tree: Mapping[str, Any]) -> None:
         if owned is not None:
             secret = tree[name]["privateKey"]["d"]
             if sum(text.count(secret) for text in all_strings(tree)) != 1:
-                raise MalformedIdentityError(f"the private key of {name} is also somewhere else in the document")
+                raise MalformedIdentityError(f"the private key of {name} must not be anywhere else in the document")
 
 
 def read_text(value: Any, where: str, *, limit: int = _MAX_TEXT) -> str:
     if not isinstance(value, str) or len(value) > limit:
-        raise MalformedIdentityError(f"{where} is not a string of at most {limit} characters")
+        raise MalformedIdentityError(f"{where} must be a string of at most {limit} characters")
     return value
 
 
@@ -276,10 +336,12 @@ def read_id(value: Any, where: str) -> str:
 
 
 def read_session(value: Any, where: str, *, is_key_checked: bool = True) -> Session:
-    """Read the public half of a session and check it; with `is_key_checked`, also that the key is a point on the curve.
+    """Read the public half of a session from its JSON object and check it.
+
+    With `is_key_checked`, also check that the public key is a point on the curve.
 
     Raises:
-        NewerKeyError: The key has a format of a newer GoatDB.
+        NewerKeyError: The key has a format that only a newer GoatDB supports.
         MalformedIdentityError: A member is missing or has the wrong type.
     """
     if not isinstance(value, Mapping):
@@ -295,12 +357,12 @@ def read_session(value: Any, where: str, *, is_key_checked: bool = True) -> Sess
         read_text(value["owner"], f"{where}.owner")
     expiration = value.get("expiration")
     if isinstance(expiration, bool) or not isinstance(expiration, int | float) or not 0 < expiration <= _MAX_MS:
-        raise MalformedIdentityError(f"{where}.expiration is not a date")
+        raise MalformedIdentityError(f"{where}.expiration must be a date")
     session = _session_or_none(value, is_key_checked)
     if session is None:
-        raise MalformedIdentityError(f"{where}.publicKey is not a JWK with a point of P-384")
+        raise MalformedIdentityError(f"{where}.publicKey must be the JWK of a P-384 public key")
     if session.expiration_ms > _MAX_MS:
-        raise MalformedIdentityError(f"{where}.expiration is not a date")
+        raise MalformedIdentityError(f"{where}.expiration must be a date")
     return session
 
 
@@ -315,11 +377,11 @@ def _session_or_none(value: Mapping[str, Any], is_key_checked: bool) -> Session 
 
 
 def read_owned(value: Any, where: str) -> OwnedSession:
-    """Read a session with its private key.
+    """Read a session with its private key from its JSON object.
 
     Raises:
-        MalformedIdentityError: As `read_session`, or the private key is missing or invalid.
-        KeyMismatchError: The private key does not belong to the public one.
+        MalformedIdentityError: As for `read_session`; or the private key is missing or invalid.
+        KeyMismatchError: The private key does not belong to the public key.
     """
     read_session(value, where)
     try:
@@ -331,13 +393,13 @@ def read_owned(value: Any, where: str) -> OwnedSession:
     if mismatch:
         raise KeyMismatchError(f"{where}: the private key does not belong to the public key")
     if owned is None:
-        raise MalformedIdentityError(f"{where}.privateKey is missing or not the JWK of a P-384 private key")
+        raise MalformedIdentityError(f"{where}.privateKey must be the JWK of a P-384 private key")
     return owned
 
 
 def _read_generation(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _SAFE_INTEGER:
-        raise MalformedIdentityError(f"{where} is not a non-negative integer")
+        raise MalformedIdentityError(f"{where} must be a non-negative integer")
     return value
 
 
@@ -345,12 +407,12 @@ def _read_time(value: Any, where: str) -> int:
     if isinstance(value, str) and _ISO.fullmatch(value):
         with contextlib.suppress(ValueError):
             return read_iso(value)
-    raise MalformedIdentityError(f"{where} is not a timestamp as JavaScript writes it")
+    raise MalformedIdentityError(f"{where} must be a timestamp such as 2026-01-31T12:00:00.000Z")
 
 
 def _read_list(value: Any, where: str) -> list[tuple[Any, str]]:
     if not isinstance(value, list):
-        raise MalformedIdentityError(f"{where} is not a list")
+        raise MalformedIdentityError(f"{where} must be a list")
     return [(item, f"{where}[{index}]") for index, item in enumerate(value)]
 
 
@@ -369,12 +431,12 @@ def _read_rotation(value: Any, where: str) -> RotationRecord:
     phase = member.get("phase")
     recorded = [one for one in Phase if one is not Phase.STEADY]
     if phase not in recorded:
-        raise MalformedIdentityError(f"{where}.phase is none of {', '.join(recorded)}")
+        raise MalformedIdentityError(f"{where}.phase must be one of {', '.join(recorded)}")
     started_at = _read_time(member.get("startedAt"), f"{where}.startedAt")
     stable = member.get("stableVersion")
-    restores = member.get("restores", False)
-    if not isinstance(restores, bool):
-        raise MalformedIdentityError(f"{where}.restores is not true or false")
+    restores, removes = member.get("restores", False), member.get("removesAnchor", False)
+    if not isinstance(restores, bool) or not isinstance(removes, bool):
+        raise MalformedIdentityError(f"{where}.restores and {where}.removesAnchor must be true or false")
     return RotationRecord(
         id=read_id(member.get("id"), f"{where}.id"),
         phase=Phase(phase),
@@ -385,6 +447,8 @@ def _read_rotation(value: Any, where: str) -> RotationRecord:
         phase_at=_read_time(member["phaseAt"], f"{where}.phaseAt") if "phaseAt" in member else started_at,
         stable_version=None if stable is None else read_text(stable, f"{where}.stableVersion"),
         is_restore=restores,
+        anchor=_read_anchor(member["anchor"], f"{where}.anchor") if "anchor" in member else None,
+        removes_anchor=removes,
         extra=_unknown_members(member, *_ROTATION_MEMBERS),
     )
 
@@ -395,13 +459,56 @@ def _read_endorsements(value: Any, where: str) -> tuple[Endorsement, ...]:
         member = _read_object(item, position)
         by, of = read_id(member.get("by"), f"{position}.by"), read_id(member.get("of"), f"{position}.of")
         signature = read_text(member.get("signature"), f"{position}.signature", limit=4096)
-        extra = _unknown_members(member, "by", "of", "signature")
-        result.append(Endorsement(by=by, of=of, signature=signature, extra=extra))
+        commit = _read_introduced_by(member["commit"], f"{position}.commit") if "commit" in member else None
+        extra = _unknown_members(member, "by", "of", "signature", "commit")
+        result.append(Endorsement(by=by, of=of, signature=signature, commit=commit, extra=extra))
+    return tuple(result)
+
+
+def _read_introduced_by(value: Any, where: str) -> IntroducedBy:
+    member = _read_object(value, where)
+    earlier = member.get("earlier", False)
+    if not isinstance(earlier, bool) or set(member) - {"ts", "org", "earlier"}:
+        raise MalformedIdentityError(f"{where} must have the members ts, org and earlier, and no others")
+    return IntroducedBy(
+        ts=_read_generation(member.get("ts"), f"{where}.ts"),
+        org=read_text(member.get("org"), f"{where}.org"),
+        is_earlier=earlier,
+    )
+
+
+def _read_anchor(value: Any, where: str) -> AnchorRecord:
+    member = _read_object(value, where)
+    signer = read_text(member.get("signer"), f"{where}.signer", limit=MAX_SIGNER_CHARACTERS)
+    if ":" not in signer or not signer.isprintable():
+        raise MalformedIdentityError(f"{where}.signer must be the URI of a signer")
+    return AnchorRecord(
+        id=read_id(member.get("id"), f"{where}.id"), signer=signer, extra=_unknown_members(member, "id", "signer")
+    )
+
+
+def _read_anchor_changes(value: Any, where: str) -> tuple[AnchorChange, ...]:
+    result = []
+    for item, position in _read_list(value, where):
+        member = _read_object(item, position)
+        to, root, until = member.get("to"), member.get("root"), member.get("until")
+        if (to is None) == (root is None):
+            raise MalformedIdentityError(f"{position} must have either the member to or the member root")
+        result.append(
+            AnchorChange(
+                by=read_id(member.get("by"), f"{position}.by"),
+                to=None if to is None else read_id(to, f"{position}.to"),
+                root=None if root is None else read_id(root, f"{position}.root"),
+                until=None if until is None else _read_generation(until, f"{position}.until"),
+                signature=read_text(member.get("signature"), f"{position}.signature", limit=4096),
+                extra=_unknown_members(member, "by", "to", "root", "until", "signature"),
+            )
+        )
     return tuple(result)
 
 
 def _unknown_members(member: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
-    """Return the members that this version does not know, so that they are written back unchanged."""
+    """Return the members of a JSON object that this version of Goatherd does not know, to write them back unchanged."""
     return {name: value for name, value in member.items() if name not in known}
 
 
@@ -420,6 +527,7 @@ def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
     for item, position in _read_list(value, where):
         member = _read_object(item, position)
         successor, proof, freeze = (member.get(name) for name in ("successor", "proof", "freeze"))
+        by_anchor = member.get("anchorProof")
         result.append(
             Revocation(
                 id=read_id(member.get("id"), f"{position}.id"),
@@ -427,9 +535,10 @@ def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
                 reason=read_text(member.get("reason", ""), f"{position}.reason"),
                 successor=None if successor is None else read_id(successor, f"{position}.successor"),
                 proof=None if proof is None else read_text(proof, f"{position}.proof", limit=4096),
+                anchor_proof=None if by_anchor is None else read_text(by_anchor, f"{position}.anchorProof", limit=4096),
                 freeze=None if freeze is None else _read_freeze(freeze, f"{position}.freeze"),
                 settled_at=_read_time(member["settledAt"], f"{position}.settledAt") if "settledAt" in member else None,
-                extra=_unknown_members(member, "id", "at", "reason", "successor", "proof", "freeze", "settledAt"),
+                extra=_unknown_members(member, *_REVOCATION_MEMBERS),
             )
         )
     return tuple(result)
@@ -439,7 +548,7 @@ def _read_freeze(value: Any, where: str) -> Freeze:
     member = _read_object(value, where)
     digest = member.get("digest")
     if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise MalformedIdentityError(f"{where}.digest is not a SHA-256")
+        raise MalformedIdentityError(f"{where}.digest must be a SHA-256 digest")
     commits = _read_generation(member.get("commits"), f"{where}.commits")
     at, extra = _read_time(member.get("at"), f"{where}.at"), _unknown_members(member, "at", "commits", "digest")
     return Freeze(at=at, commits=commits, digest=digest, extra=extra)
@@ -468,12 +577,27 @@ def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
 _REQUIRED = ("currentSession", "roots")
 _TIMES = frozenset({"last_updated", "rotated_at"})
 _ROTATION_MEMBERS = frozenset(
-    {"id", "phase", "from", "to", "startedAt", "startedBy", "phaseAt", "stableVersion", "restores"}
+    {
+        "id",
+        "phase",
+        "from",
+        "to",
+        "startedAt",
+        "startedBy",
+        "phaseAt",
+        "stableVersion",
+        "restores",
+        "anchor",
+        "removesAnchor",
+    }
 )
+_REVOCATION_MEMBERS = frozenset({"id", "at", "reason", "successor", "proof", "anchorProof", "freeze", "settledAt"})
 _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "generation": ("generation", _read_generation),
     "currentSession": ("current", read_owned),
     "roots": ("roots", _read_roots),
+    "anchor": ("anchor", _read_anchor),
+    "anchorChanges": ("anchor_changes", _read_anchor_changes),
     "lastUpdated": ("last_updated", _read_time),
     "rotatedFrom": ("rotated_from", read_id),
     "rotatedAt": ("rotated_at", _read_time),
@@ -498,7 +622,7 @@ def _check_document(document: IdentityDocument) -> None:
     if len({root.public_key for root in document.roots}) != len(ids):
         raise MalformedIdentityError("two roots have the same public key")
     if any(root.owner != ROOT_OWNER for root in document.roots):
-        raise MalformedIdentityError("the owner of a root is not root")
+        raise MalformedIdentityError("the owner of a root must be `root`")
     for owned, name in ((document.current, "currentSession"), (document.next, "nextSession")):
         if owned is None:
             continue
@@ -507,7 +631,9 @@ def _check_document(document: IdentityDocument) -> None:
         # SECURITY: a GoatDB server publishes the private key when its root is not among the roots with the very same
         # expiration (tests/unit/identity/test_document.py).
         if document.find_root(owned.id) != owned.session:
-            raise MalformedIdentityError(f"{name} is not among the roots with the same key, owner and expiration")
+            raise MalformedIdentityError(
+                f"{name} is not among the roots: it must be there with the same key, owner and expiration"
+            )
     if document.current.id in document.revoked_ids:
         raise MalformedIdentityError("currentSession is revoked")
     if len(document.revoked_ids) != len(document.revoked):
@@ -515,6 +641,7 @@ def _check_document(document: IdentityDocument) -> None:
     _check_rotation(document)
     _check_endorsements(document)
     _check_proofs(document)
+    _check_anchor(document)
 
 
 def _check_rotation(document: IdentityDocument) -> None:
@@ -526,19 +653,19 @@ def _check_rotation(document: IdentityDocument) -> None:
     if rotation.from_id == rotation.to_id:
         raise MalformedIdentityError("the rotation leads from a root to itself")
     if document.find_root(rotation.from_id) is None:
-        raise MalformedIdentityError("the rotation's from is not among the roots")
+        raise MalformedIdentityError("the rotation's member from is not among the roots")
     if rotation.phase in (Phase.PREPARED, Phase.PUBLISHED):
         if following is None:
             raise MalformedIdentityError(f"the rotation is {rotation.phase} but there is no nextSession")
         if rotation.from_id != current or rotation.to_id != following.id:
-            raise MalformedIdentityError("the rotation does not lead from currentSession to nextSession")
+            raise MalformedIdentityError("the rotation must lead from currentSession to nextSession")
         if following.id in document.revoked_ids:
             raise MalformedIdentityError("nextSession is revoked")
     else:
         if following is not None:
             raise MalformedIdentityError(f"the rotation is {rotation.phase} but there still is a nextSession")
         if rotation.to_id != current:
-            raise MalformedIdentityError("the rotation does not lead to currentSession")
+            raise MalformedIdentityError("the rotation must lead to currentSession")
 
 
 def _check_endorsements(document: IdentityDocument) -> None:
@@ -552,7 +679,7 @@ def _check_endorsements(document: IdentityDocument) -> None:
         except SuccessionError:
             broken = True
         if broken:
-            raise MalformedIdentityError(f"endorsements[{index}] does not verify")
+            raise MalformedIdentityError(f"the signature of endorsements[{index}] is invalid")
 
 
 def _check_proofs(document: IdentityDocument) -> None:
@@ -565,14 +692,43 @@ def _check_proofs(document: IdentityDocument) -> None:
                 raise SuccessionError("a session that is not among the roots")
             verify_proof(revocation, revoked=revoked, successor=successor)
         except SuccessionError:
-            raise MalformedIdentityError(f"the proof of revoked[{index}] does not verify") from None
+            raise MalformedIdentityError(f"the proof of revoked[{index}] has an invalid signature") from None
+
+
+def _check_anchor(document: IdentityDocument) -> None:
+    signing = {one.id for one in (document.current, document.next) if one is not None}
+    for record, name in ((document.anchor, "anchor"), (document.next_anchor, "rotation.anchor")):
+        if record is None:
+            continue
+        if document.find_root(record.id) is None:
+            raise MalformedIdentityError(f"{name} is not among the roots")
+        if record.id in document.revoked_ids or record.id in signing:
+            raise MalformedIdentityError(f"{name} must be neither revoked nor a root that signs every day")
+    # SECURITY: without the anchor's signature no root may sign (tests/unit/identity/test_anchor.py).
+    authority = document.next_anchor or document.anchor
+    for owned, anchor, name in (
+        (document.current, document.anchor, "currentSession"),
+        (document.next, authority, "nextSession"),
+    ):
+        if owned is None or anchor is None:
+            continue
+        if not document.is_endorsed_to_sign(owned.id, anchor):
+            raise MalformedIdentityError(f"{name} has no endorsement by the anchor {anchor.id}")
+    for index, change in enumerate(document.anchor_changes):
+        by, subject = document.find_root(change.by), document.find_root(change.to or change.root or "")
+        if by is None or subject is None:
+            raise MalformedIdentityError(f"anchorChanges[{index}] names a session that is not among the roots")
+        try:
+            verify_change(change, by=by, subject=subject)
+        except SuccessionError:
+            raise MalformedIdentityError(f"the signature of anchorChanges[{index}] is invalid") from None
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
 
 
 def encode_document(document: IdentityDocument) -> bytes:
-    """Return the document's JSON, which a GoatDB server also accepts as its ``settings.json``.
+    """Return an identity document as JSON, which a GoatDB server also accepts as its ``settings.json``.
 
     Parts that have not changed since `decode_document` are written as they were read, unknown members included.
 
@@ -582,12 +738,12 @@ def encode_document(document: IdentityDocument) -> bytes:
     """
     raw = to_pretty_json(document_tree(document))
     if len(raw) > SIZE_LIMIT_BYTES:
-        raise MalformedIdentityError(f"the identity has {len(raw)} bytes, more than {SIZE_LIMIT_BYTES}")
+        raise MalformedIdentityError(f"the identity has {len(raw)} bytes; at most {SIZE_LIMIT_BYTES} are allowed")
     return raw
 
 
 def document_digest(document: IdentityDocument) -> str:
-    """Return the SHA-256, hexadecimal, of the document's JSON, which identifies the document.
+    """Return the SHA-256, hexadecimal, of an identity document's JSON, which identifies the document.
 
     SECURITY: the JSON holds a private key of 384 random bits, so that the digest does not reveal it.
     """
@@ -595,14 +751,14 @@ def document_digest(document: IdentityDocument) -> str:
 
 
 def source_digest(document: IdentityDocument) -> str:
-    """Return the digest of the JSON from which the document was decoded, even if the document was changed since."""
+    """Return the SHA-256 of the JSON from which an identity document was decoded, even if it was changed since."""
     if document.source is None:
         return document_digest(document)
     return hashlib.sha256(to_pretty_json(document.source.tree)).hexdigest()
 
 
 def document_tree(document: IdentityDocument) -> dict[str, Any]:
-    """Return the document as plain JSON values, private keys included."""
+    """Return an identity document as plain JSON values, private keys included."""
     tree: Mapping[str, Any] = document.source.tree if document.source else {}
     decoded: Mapping[str, Any] = document.source.decoded if document.source else {}
     sessions = _OriginalSessions(tree)
@@ -621,7 +777,7 @@ def document_tree(document: IdentityDocument) -> dict[str, Any]:
 
 
 class _OriginalSessions:
-    """The sessions as they were read, by id, so that their unknown members are written back."""
+    """The JSON objects of sessions as they were read, by session id, so that their unknown members are written back."""
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
         owned = [tree[name] for name in ("currentSession", "nextSession") if tree.get(name) is not None]
@@ -651,7 +807,7 @@ def _encode_member(value: Any, sessions: _OriginalSessions) -> Any:
         return sessions.encode_public(value)
     if isinstance(value, tuple):
         return [_encode_member(item, sessions) for item in value]
-    if isinstance(value, Endorsement | DocumentSignature):
+    if isinstance(value, Endorsement | DocumentSignature | AnchorRecord | AnchorChange):
         return value.to_json()
     if isinstance(value, RotationRecord):
         return rotation_json(value)
@@ -689,11 +845,15 @@ def rotation_json(record: RotationRecord) -> dict[str, Any]:
         encoded["stableVersion"] = record.stable_version
     if record.is_restore:
         encoded["restores"] = True
+    if record.anchor is not None:
+        encoded["anchor"] = record.anchor.to_json()
+    if record.removes_anchor:
+        encoded["removesAnchor"] = True
     return {**encoded, **record.extra}
 
 
 def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Return the document with its current root's signature over the whole document.
+    """Return an identity document with its current root's signature over the whole document.
 
     Args:
         document: The document to write, complete except for its signature.
@@ -705,5 +865,8 @@ def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:
 
 
 def normalize_document(document: IdentityDocument) -> IdentityDocument:
-    """Encode a document and decode it again. The result is fully checked and keeps none of the earlier JSON."""
+    """Encode an identity document and decode it again.
+
+    The result is fully checked and keeps none of the earlier JSON.
+    """
     return decode_document(encode_document(document))

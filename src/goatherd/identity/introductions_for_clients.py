@@ -1,16 +1,17 @@
-"""Choose which root introductions a GoatDB client is sent, and in which order, so that it comes to trust every root.
+"""Choose which root introductions to send to a GoatDB client, and in which order, so that it trusts every root.
 
-Pure; for `goatherd serve` and for the door (the proxy in front of a server). A server that syncs as a root gets all.
+Pure; used by `goatherd serve` and by the door (the proxy in front of a server). A server, which signs as a root, gets
+all introductions.
 
 COMPAT: a GoatDB client evaluates a commit of ``/sys/sessions`` when the commit arrives, but not if the client already
 holds a child of that commit. If a root that the client trusts has signed the commit, the client trusts the session in
-it; otherwise it tries again at its next start only. The client reports what it holds by a Bloom filter, which can
-falsely claim commits. Hence four rules:
+it; otherwise it tries again only at its next start. The client reports what it holds by a Bloom filter, which can have
+false positives. Hence four rules:
 
-1. Introductions are sent first, each after that of its signer, beginning with the root under which the client was
-   created.
-2. If the client lacks an introduction, it also gets all later ones, whatever its filter claims, and those of `MARGIN`
-   roots before: one that arrives late would be too late for its successors.
+1. Introductions are sent before other commits, each after the introduction of its signer, beginning with the root under
+   which the client was created. A client that was created under a working root has also got the anchor of that root.
+2. If the client lacks an introduction, it also gets those of the `MARGIN` roots before and all later ones, even if its
+   filter contains them: the client ignores an introduction that arrives before that of its signer.
 3. A child of an introduction by which the client learns a root is never sent, because the client would then ignore that
    introduction. The child adds nothing that the client needs. (Cross-signatures of earlier builds of Goatherd are such
    children, see ADR 17.)
@@ -25,7 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from goatherd.identity.session_commits import claims_root
+from goatherd.identity.session_commits import claims_root, introduction_id
 from goatherd.wire.commit import Commit
 
 MARGIN: Final = 16
@@ -35,11 +36,11 @@ root with a chance of 1 in 5 at the worst, where there are ten sessions."""
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The order in which a client learns the roots, starting from one root.
+    """The order in which a client learns a cluster's roots from their introductions, starting from one known root.
 
     Attributes:
-        steps: For each root, the introductions from which the client learns it, all by one signer.
-        rest: The other introductions whose signers the client knows after the steps.
+        steps: For each root, the introductions from which the client learns it, all signed by the same root.
+        rest: The other introductions; after `steps` the client knows their signers.
     """
 
     steps: tuple[tuple[Commit, ...], ...]
@@ -47,28 +48,28 @@ class Route:
 
     @property
     def children(self) -> frozenset[str]:
-        """The ids of introductions whose parent is an introduction in the steps.
+        """The ids of the introductions that have an introduction of `steps` as their parent commit.
 
-        Merges are not included: a client that holds two unequal creations of a key without their merge ends its
-        process.
+        Merge commits are not included. A client crashes if it holds two different commits that create the same item,
+        but not their merge.
         """
         taken = {commit.id for step in self.steps for commit in step}
         return frozenset(one.id for one in self.rest if len(one.parents) == 1 and one.parents[0] in taken)
 
 
 class RootIntroductions:
-    """The introductions of roots in one ``/sys/sessions`` repository; new commits are added with `extend`."""
+    """The commits of one ``/sys/sessions`` repository that introduce roots; new commits are added with `extend`."""
 
     def __init__(self, commits: Iterable[Commit] = ()) -> None:
         self._commits: list[Commit] = []
         self.extend(commits)
 
     def extend(self, commits: Iterable[Commit]) -> None:
-        """Add session commits, in the order of the log."""
+        """Add session commits to this index of root introductions, in the order of the commit log."""
         self._commits += [commit for commit in commits if claims_root(commit)]
 
     def for_peer(self, missing: Sequence[Commit]) -> list[Commit]:
-        """Return the commits that another server lacks: introductions of roots first, ordered by time."""
+        """Return session commits in the order to send them to another server: introductions of roots first, by time."""
         lacking = {commit.id for commit in missing if claims_root(commit)}
         if not lacking:
             return list(missing)
@@ -77,15 +78,22 @@ class RootIntroductions:
         return _with_first(placed, missing)
 
     def for_client(
-        self, missing: Sequence[Commit], *, born_under: Collection[str], counts: Callable[[str], bool]
+        self,
+        missing: Sequence[Commit],
+        *,
+        born_under: Collection[str],
+        counts: Callable[[str], bool],
+        anchors: Collection[str] = (),
     ) -> list[Commit]:
-        """Return the commits of ``/sys/sessions`` to send to a client.
+        """Return the commits of ``/sys/sessions`` to send to a client, with the root introductions to verify them.
 
         Args:
-            missing: The session commits that the client lacks according to its filter, in the order of the log.
+            missing: The session commits that the client lacks according to its Bloom filter, in the order of the commit
+                log.
             born_under: The signers of the commits that introduce the client's session; the client certainly trusts the
                 oldest of them. If empty, the oldest of all roots is used.
-            counts: Returns whether the root with this id is trusted here.
+            counts: Returns whether this server trusts the root with the given id.
+            anchors: The ids of the roots that are or were the identity's anchor.
         """
         lacking = {commit.id for commit in missing if claims_root(commit)}
         if not lacking:
@@ -93,7 +101,8 @@ class RootIntroductions:
         # SECURITY: a client cannot learn that a root was revoked, but need not receive its introduction
         # (tests/cluster/test_clients_through_rotation.py).
         good = [commit for commit in self._commits if counts(commit.key)]
-        route = _build_route(good, _find_oldest(good, born_under))
+        start = _find_oldest(good, born_under)
+        route = _build_route(good, start, *_find_anchors(good, start, [one for one in anchors if counts(one)]))
         first = next((n for n, step in enumerate(route.steps) if any(one.id in lacking for one in step)), None)
         steps = () if first is None else route.steps[max(0, first - MARGIN) :]
         placed: list[Commit] = []
@@ -104,18 +113,18 @@ class RootIntroductions:
         return _with_first(placed, missing, lacking)
 
 
-def _build_route(introductions: Sequence[Commit], start: str) -> Route:
+def _build_route(introductions: Sequence[Commit], *start: str) -> Route:
     by_signer: dict[str, list[Commit]] = {}
     for commit in introductions:
         by_signer.setdefault(commit.session, []).append(commit)
     steps: dict[str, list[Commit]] = {}
     rest: list[Commit] = []
-    known = deque([start])
+    known = deque(start)
     while known:
         signer = known.popleft()
         for commit in by_signer.pop(signer, ()):
             step = steps.get(commit.key)
-            if commit.key != start and step is None:
+            if commit.key not in start and step is None:
                 steps[commit.key] = [commit]
                 known.append(commit.key)
             elif step is not None and step[0].session == signer and not commit.parents:
@@ -125,8 +134,19 @@ def _build_route(introductions: Sequence[Commit], start: str) -> Route:
     return Route(tuple(tuple(step) for step in steps.values()), tuple(rest))
 
 
+def _find_anchors(introductions: Sequence[Commit], root_id: str, anchors: Collection[str]) -> tuple[str, ...]:
+    """Return the anchors that have introduced a root as a new working root, and so were roots before it signed.
+
+    No root introduces the first root of an identity, nor an anchor that the identity has from the beginning.
+    """
+    first, ids = introduction_id(root_id), {one.id for one in introductions}
+    if first not in ids:
+        return tuple(sorted(one for one in anchors if introduction_id(one) not in ids))
+    return tuple({one.session: None for one in introductions if one.id == first and one.session in anchors})
+
+
 def _find_oldest(introductions: Sequence[Commit], among: Collection[str] = ()) -> str:
-    """Return the oldest root among some roots, or among all: the root from which the others were introduced."""
+    """Return the id of the oldest root among `among` (or among all): the root from which the others were introduced."""
     if len(among) == 1:
         return next(iter(among))
     if not introductions:

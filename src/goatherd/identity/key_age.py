@@ -1,8 +1,8 @@
 """Calculate how soon the current root expires, and when each previous root last signed.
 
-Pure. `goatherd.rotation` replaces roots. A cluster whose root has expired accepts no new client, so with the default
-lifetime each stage of urgency leaves the operator weeks to act. The stages are fractions of the root's lifetime, if the
-lifetime is known, so that a short-lived root is not urgent on its first day.
+Pure. A cluster whose root has expired accepts no new client. So the stages of urgency begin early: with the default
+lifetime, each leaves the operator weeks to rotate. If the root's lifetime is known, the stages are fractions of it, so
+that a short-lived root is not urgent on its first day.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXPIRED_HINT: Final = f"`{REPLACE_EXPIRED}` puts a new root in its place; give -
 
 
 def last_valid_ms(session: Session) -> int:
-    """Return the last time at which the session's signatures are valid, in milliseconds since 1970.
+    """Return the last time at which a session's signatures are valid, in milliseconds since 1970.
 
     COMPAT: GoatDB compares the timestamp in a signature with the session's expiration and never with the clock, so a
     signature of an expired root with this timestamp is accepted everywhere. One second is subtracted because GoatDB
@@ -62,13 +62,34 @@ STAGES: Final[tuple[tuple[Urgency, timedelta, float], ...]] = (
 """Each stage: its urgency, the time left below which it starts, and the same as a fraction of the lifetime."""
 
 
+WORKING_STAGES: Final[tuple[tuple[Urgency, float], ...]] = (
+    (Urgency.URGENT, 1 / 6),
+    (Urgency.SOON, 1 / 4),
+    (Urgency.DUE, 1 / 3),
+)
+"""The stages of a working root, which an anchor endorses, as fractions of its lifetime. It is renewed when a third is
+left, so at half of that the renewal has failed for a long time."""
+
+
+def working_life(document: IdentityDocument) -> timedelta | None:
+    """Return the lifetime of the current root if an anchor has endorsed it; None if there is no anchor."""
+    anchor, current = document.anchor, document.current
+    if anchor is None:
+        return None
+    began = next(
+        (one.commit.ts for one in document.endorsements if (one.by, one.of) == (anchor.id, current.id) and one.commit),
+        current.session.expiration_ms,
+    )
+    return timedelta(milliseconds=current.session.expiration_ms - began)
+
+
 def time_left(document: IdentityDocument, now_ms: int) -> timedelta:
-    """Return the time until the current root expires; negative once it has expired."""
+    """Return the time until the current root of an identity expires; negative once it has expired."""
     return timedelta(milliseconds=document.current.session.expiration_ms - now_ms)
 
 
 def is_fresh_and_short(document: IdentityDocument) -> bool:
-    """Return whether the root had at most 30 days left when the identity was created, and none was rotated since.
+    """Return whether an identity had at most 30 days left when it was created, and its root was never rotated since.
 
     This is the case after `goatherd migrate` has converted a GoatDB server's identity.
     """
@@ -79,15 +100,18 @@ def is_fresh_and_short(document: IdentityDocument) -> bool:
 
 
 def assess_urgency(document: IdentityDocument, now_ms: int) -> Urgency:
-    """Return how urgently the current root must be replaced.
+    """Return how urgently the current root of an identity must be replaced.
 
     Args:
-        document: The identity. Its `rotated_at` gives the start of the root's lifetime.
+        document: The identity document. Its `rotated_at` gives the start of the root's lifetime.
         now_ms: Milliseconds since 1970.
     """
     left = time_left(document, now_ms)
     if left < timedelta(0):
         return Urgency.EXPIRED
+    working = working_life(document)
+    if working is not None:
+        return next((stage for stage, part in WORKING_STAGES if left < working * part), Urgency.FINE)
     began = document.rotated_at
     life = None if began is None else timedelta(milliseconds=document.current.session.expiration_ms - began)
     for stage, most, part in STAGES:
@@ -99,8 +123,11 @@ def assess_urgency(document: IdentityDocument, now_ms: int) -> Urgency:
 
 
 def roots_with_keys(document: IdentityDocument) -> tuple[tuple[str, int], ...]:
-    """Return the previous roots that are not recorded as retired, and when each last signed (ms since 1970)."""
-    ended = document.retired_ids | {document.current.id}
+    """Return the previous roots not recorded as retired, each with the time (ms since 1970) at which it last signed.
+
+    The store may still hold the private keys of these roots. The key of an anchor was never in the store.
+    """
+    ended = document.retired_ids | document.anchor_ids | {document.current.id}
     return tuple((root.id, last_signed_ms(document, root.id)) for root in document.roots if root.id not in ended)
 
 

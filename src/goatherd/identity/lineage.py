@@ -1,8 +1,9 @@
-"""Digests of an identity document's predecessors: a bounded list of the latest ones.
+"""A bounded list of digests of an identity document's latest predecessors.
 
-Pure. Two writers that continue from one backup can write different documents of the same generation; the digests tell
-them apart. Each entry names its generation, so if an older release of Goatherd copies the list without adding to
-it, a generation is missing but no entry is wrong. A document that is not in the list counts as unknown, not as wrong.
+Pure. If a store is restored from a backup, a second document with the same generation number can be written; the
+digests tell the two apart. An older release of Goatherd copies the list without adding to it. Each entry names its
+generation, so the list then lacks a generation, but all its entries stay correct. A document that is not in the list
+counts as unknown, not as wrong.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """The latest predecessors of a document, each as a generation and a shortened digest, oldest first."""
+    """The latest predecessors of an identity document, each as a generation and a shortened digest, oldest first."""
 
     entries: tuple[tuple[int, str], ...] = ()
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Lineage:
-        """Read the JSON that `to_json` wrote.
+        """Read a lineage from the JSON value that `to_json` returned.
 
         Raises:
-            MalformedIdentityError: The JSON has another form.
+            MalformedIdentityError: The value is not one that `to_json` returns.
         """
         if not isinstance(value, Mapping) or len(value) > _MOST:
-            raise MalformedIdentityError(f"{where} is not an object of at most {_MOST} digests")
+            raise MalformedIdentityError(f"{where} must be an object of at most {_MOST} digests")
         entries = []
         for generation, digest in value.items():
             if not _GENERATION.fullmatch(generation):
-                raise MalformedIdentityError(f"{where} has a name that is not a generation")
+                raise MalformedIdentityError(f"each name in {where} must be a generation")
             if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-                raise MalformedIdentityError(f"{where} has a member that is not a digest")
+                raise MalformedIdentityError(f"each value in {where} must be a digest")
             entries.append((int(generation), digest))
         return cls(tuple(sorted(entries)))
 
@@ -52,15 +53,15 @@ class Lineage:
         return {str(generation): digest for generation, digest in self.entries}
 
     def followed_by(self, generation: int, digest: str) -> Lineage:
-        """Return the lineage for the document that follows the one with this generation and digest."""
+        """Return the lineage of the next document, whose predecessor has the given generation and digest."""
         earlier = [one for one in self.entries if one[0] < generation]
         return Lineage((*earlier, (generation, digest[:DIGEST_CHARACTERS]))[-KEPT:])
 
     def digest_of(self, generation: int) -> str | None:
-        """Return the shortened digest of the predecessor with this generation; None if it is not known."""
+        """Return the shortened digest of the predecessor document with this generation; None if it is not known."""
         return next((digest for at, digest in self.entries if at == generation), None)
 
     def contradicts(self, generation: int, digest: str) -> bool:
-        """Return whether the predecessor with this generation is known to have another digest than `digest`."""
+        """Return whether the lineage names a predecessor of this generation with another digest than `digest`."""
         known = self.digest_of(generation)
         return known is not None and known != digest[:DIGEST_CHARACTERS]

@@ -1,6 +1,6 @@
 """Find and correct timestamps in an identity document that are in the future, because their writer had a wrong clock.
 
-Pure. `goatherd.rotation.clocks` finds out which clock is wrong.
+Pure. `goatherd.rotation.clocks` finds out whether the clock of this machine is wrong.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from goatherd.times import milliseconds
 
 
 def recorded_ahead_ms(document: IdentityDocument, now_ms: int) -> int:
-    """Return how many milliseconds the latest timestamp in the document is ahead of `now_ms`; 0 if none is ahead."""
+    """Return how many milliseconds the latest timestamp in an identity document is ahead of `now_ms`; 0 if none is."""
     return max(0, max(_recorded_times(document), default=0) - now_ms)
 
 
 def limit_times(
     document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta = timedelta(0)
 ) -> IdentityDocument:
-    """Return the document with each timestamp that is in the future replaced by the latest possible one.
+    """Return an identity document in which each timestamp in the future is replaced by the latest possible time.
 
-    The latest possible time is `written_ms`, or `now_ms` if the store has no clock of its own and recorded the same
+    The latest possible time is `written_ms`, or `now_ms` if the store has no clock of its own and so recorded the same
     wrong time. Other timestamps do not change.
 
     Args:
-        document: The document as it was read.
+        document: The identity document as it was read.
         now_ms: Milliseconds since 1970, from a correct clock.
-        written_ms: When the document was written, by the store's clock.
+        written_ms: When the document was written, by the store's clock, in milliseconds since 1970.
         tolerance: A timestamp counts as in the future if it is more than this ahead of `now_ms`.
     """
     last_ms = now_ms + milliseconds(tolerance)

@@ -9,39 +9,51 @@ from dataclasses import replace
 from typing import Any
 
 from goatherd.crypto import fingerprint
+from goatherd.identity.anchor import AnchorRecord
 from goatherd.identity.document import (
     SIZE_WARNING_BYTES,
     IdentityDocument,
+    RotationRecord,
     encode_document,
     history_json,
     rotation_json,
 )
-from goatherd.identity.key_age import REPLACE_EXPIRED, SHORT_LIFE
-from goatherd.identity.revocations import Revocation, revocation_json
+from goatherd.identity.key_age import REPLACE_EXPIRED, SHORT_LIFE, Urgency, assess_urgency
+from goatherd.identity.revocations import BESIDE, Revocation, revocation_json
 from goatherd.identity.session import Session
 from goatherd.times import iso
 
 
 def days_left(document: IdentityDocument, now_ms: int) -> float:
-    """Return the number of days until the current root expires; negative once it has expired."""
+    """Return the number of days until the current root of an identity expires; negative once it has expired."""
     return (document.current.session.expiration_ms - now_ms) / 86_400_000
 
 
 def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
-    """Return warnings for the operator about a document that is valid all the same."""
+    """Return warnings for the operator about an identity document, such as a root that expires soon.
+
+    The document is valid.
+    """
     found = []
     left, size = days_left(document, now_ms), len(encode_document(document))
     if left < 0:
         found.append(
             f"the current root {document.current.id} expired {-left:.1f} days ago; replace it with `{REPLACE_EXPIRED}`"
         )
+    elif document.anchor is not None:
+        if assess_urgency(document, now_ms) in (Urgency.SOON, Urgency.URGENT):
+            found.append(
+                f"the working root {document.current.id} expires in {left:.1f} days and was not renewed; check the"
+                " anchor's signer with `goatherd rotate --plan`"
+            )
     elif left < SHORT_LIFE.days:
         found.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
     found += [
         f"root {one.id} is revoked, but that is not finished: run `goatherd revoke {one.id}` again, with every server"
         for one in document.revoked
         # Without a successor's proof it is a root that lay beside a stolen one and has signed nothing.
-        if one.proof is not None and one.settled_at is None
+        if (one.proof is not None or (document.anchor is not None and not one.reason.startswith(BESIDE)))
+        and one.settled_at is None
     ]
     if size >= SIZE_WARNING_BYTES:
         found.append(f"the document has {size} bytes; stores and nodes are made for less than {SIZE_WARNING_BYTES}")
@@ -49,9 +61,9 @@ def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
 
 
 def redact_document(document: IdentityDocument) -> dict[str, Any]:
-    """Return the parts of a document that may be shown: ids, fingerprints, timestamps and phases, no key material.
+    """Return the parts of an identity document that may be shown: ids, fingerprints, times and phases, no key material.
 
-    Of unknown members, only the names are included.
+    Of members that this version of Goatherd does not know, only the names are included.
     """
     rotation = document.rotation
     return {
@@ -61,17 +73,23 @@ def redact_document(document: IdentityDocument) -> dict[str, Any]:
         "signed": document.is_signed,
         "current": _redacted_session(document.current.session),
         "next": _redacted_session(document.next.session) if document.next else None,
+        **({} if document.anchor is None else {"anchor": _redacted_anchor(document, document.anchor)}),
         "roots": [{**_redacted_session(root), "revoked": root.id in document.revoked_ids} for root in document.roots],
         "lastUpdated": _iso_or_none(document.last_updated),
         "rotatedFrom": document.rotated_from,
         "rotatedAt": _iso_or_none(document.rotated_at),
-        "rotation": rotation_json(replace(rotation, extra={})) if rotation else None,
+        "rotation": _redacted_rotation(rotation) if rotation else None,
         "endorsements": [{"by": item.by, "of": item.of} for item in document.endorsements],
         "revoked": [_redacted_revocation(item) for item in document.revoked],
         "history": [history_json(replace(item, extra={})) for item in document.history],
         "prunedRoots": document.pruned,
         "unknownMembers": sorted(document.extra),
     }
+
+
+def _redacted_rotation(rotation: RotationRecord) -> dict[str, Any]:
+    anchor = None if rotation.anchor is None else replace(rotation.anchor, extra={})
+    return rotation_json(replace(rotation, extra={}, anchor=anchor))
 
 
 def _redacted_session(session: Session) -> dict[str, Any]:
@@ -83,10 +101,16 @@ def _redacted_session(session: Session) -> dict[str, Any]:
     }
 
 
+def _redacted_anchor(document: IdentityDocument, anchor: AnchorRecord) -> dict[str, Any]:
+    session = document.find_root(anchor.id)
+    assert session is not None
+    return {**_redacted_session(session), "signer": anchor.signer}
+
+
 def _redacted_revocation(revocation: Revocation) -> dict[str, Any]:
     freeze = None if revocation.freeze is None else replace(revocation.freeze, extra={})
     shown = revocation_json(replace(revocation, extra={}, freeze=freeze))
-    return {name: value for name, value in shown.items() if name != "proof"}
+    return {name: value for name, value in shown.items() if name not in ("proof", "anchorProof")}
 
 
 def _iso_or_none(ms: int | None) -> str | None:

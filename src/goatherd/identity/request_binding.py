@@ -1,9 +1,10 @@
 """Bind a signed request to one server, method, path and body, and reject a request that was accepted before.
 
-GoatDB's request signature covers only a random id and a timestamp. For three minutes, a server that receives a request
-can therefore send it to another server, with another body. Goatherd's tools and servers sign one more member, `MEMBER`,
-which GoatDB ignores. Goatherd's servers, doors and agents reject a request that does not match this member, and reject
-a second copy of it.
+GoatDB's request signature covers only a random id and a timestamp. So for three minutes, a server that has received a
+request can send another body with the same signature to another server. Goatherd's tools and servers therefore also
+sign a member `MEMBER` that names the server, method, path and body; GoatDB ignores it. Goatherd's servers, agents and
+doors (proxies in front of GoatDB) reject a request that does not match its `MEMBER`, or that they have already
+accepted.
 
 Pure: the time is an argument. `goatherd.trust` verifies the signatures.
 """
@@ -39,10 +40,10 @@ _MAX_NONCES: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class RequestBinding:
-    """The server, method, path and body for which a request is signed.
+    """What ties a request's signature to one request: the server processes, method, path and body that it is for.
 
     Attributes:
-        audience: Ids of the server processes that may accept the request; empty if the sender knows none.
+        audience: Ids of the server processes that may accept the request; empty if the sender does not know them.
         method: The HTTP method.
         path: The path, in lower case, without the query.
         digest: SHA-256 of the body, hexadecimal.
@@ -55,29 +56,29 @@ class RequestBinding:
 
     @classmethod
     def for_request(cls, method: str, path: str, body: bytes, audience: Sequence[str] = ()) -> RequestBinding:
-        """Return the binding of a request that is about to be sent."""
+        """Return the binding for a request that is about to be sent: its method, path, body digest and audience."""
         return cls(tuple(audience), method, path, digest_body(body))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the binding as the JSON value that is signed."""
+        """Return the request binding as the JSON value that is embedded in the signature."""
         return {"aud": list(self.audience), "method": self.method, "path": self.path, "sha256": self.digest}
 
 
 def digest_body(body: bytes) -> str:
-    """Return the SHA-256 of a request's body for a binding. Takes milliseconds for a megabyte."""
+    """Return the SHA-256 of a request's body, for a `RequestBinding`. Takes milliseconds for a megabyte."""
     return hashlib.sha256(body).hexdigest()
 
 
 def sign_bound_request(owned: OwnedSession, binding: RequestBinding, *, now_ms: int, nonce: str) -> str:
-    """Return the value of an ``x-goat-sig`` header for one request to one server; `nonce` is a fresh id."""
+    """Sign one request to one server; return the value of its ``x-goat-sig`` header. `nonce` is a fresh id."""
     return sign_data(owned, now_ms=now_ms, embedded={"id": nonce, "ts": now_ms, MEMBER: binding.to_json()})
 
 
 def read_binding(envelope: SignatureEnvelope) -> RequestBinding | None:
-    """Return the binding in a request's signature; None if the request has none, as GoatDB's own requests.
+    """Return the binding in a request's signature; None if it has none, as in requests of GoatDB itself.
 
     Raises:
-        InvalidSignatureError: The binding cannot be read.
+        InvalidSignatureError: The signature contains a binding in an invalid form.
     """
     if not isinstance(envelope.data, dict) or MEMBER not in envelope.data:
         return None
@@ -89,7 +90,7 @@ def read_binding(envelope: SignatureEnvelope) -> RequestBinding | None:
         or len(audience) > MAX_AUDIENCE
         or not all(isinstance(one, str) for one in [*audience, *texts])
     ):
-        raise InvalidSignatureError("the signature's server, path and body cannot be read")
+        raise InvalidSignatureError("the part of the signature that names server, path and body is malformed")
     if type(envelope.data.get("ts")) not in (int, float):
         raise InvalidSignatureError("the time of a request that is bound to a server must be a number")
     method, path, digest = texts
@@ -97,10 +98,10 @@ def read_binding(envelope: SignatureEnvelope) -> RequestBinding | None:
 
 
 class RequestGuard:
-    """Checks that a request with a valid signature was meant for this server, and rejects it the second time.
+    """Checks that each signed request was meant for this server, and rejects replayed requests.
 
     Args:
-        instance: Returns the id of this server process, by which senders name it.
+        instance: Returns the id of this server process, which senders write into the audience of a request.
     """
 
     def __init__(self, instance: Callable[[], str]) -> None:
@@ -109,7 +110,7 @@ class RequestGuard:
 
     @property
     def instance(self) -> str:
-        """The id of this server process."""
+        """The id of this server process, which requests name as their audience."""
         return self._instance()
 
     def check(
@@ -124,18 +125,18 @@ class RequestGuard:
         now_ms: int,
         must_be_bound: bool = False,
     ) -> None:
-        """Accept a request, or raise an error. Call this once for a request, after verifying its signature.
+        """Check that a request was meant for this server and is not a replay.
 
-        SECURITY: a server that receives a root's request must not be able to use it at another server
-        (tests/unit/node/test_bound_requests.py).
+        Call it once, after verifying the signature. SECURITY: a server that receives a root's request must not be able
+        to send it to another server (tests/unit/node/test_bound_requests.py).
 
         Args:
             envelope: The signature of the request.
-            binding: What `read_binding` returned for the signature.
+            binding: The binding that `read_binding` returned for the signature; None if it has none.
             method: The HTTP method of the request.
             path: The path of the request, in lower case, without the query.
             digest: What `digest_body` returns for the body.
-            is_root: Whether a root has signed it. Only such requests are remembered.
+            is_root: Whether a root has signed the request. Only such requests are remembered, to detect replays.
             now_ms: Milliseconds since 1970.
             must_be_bound: Whether to reject a request without a binding.
 
@@ -152,9 +153,11 @@ class RequestGuard:
                 )
             return
         if (binding.method, binding.path, binding.digest) != (method, path, digest):
-            raise RequestMismatchError(f"{method} {path}: signed for {binding.method:.20} {binding.path:.100}")
+            raise RequestMismatchError(
+                f"{method} {path}: the signature is for {binding.method:.20} {binding.path:.100}"
+            )
         if self.instance not in binding.audience:
-            raise OtherServerError(f"{method} {path}: signed for another server")
+            raise OtherServerError(f"{method} {path}: the signature is for another server")
         if is_root:
             self._accept_nonce(envelope, now_ms)
 

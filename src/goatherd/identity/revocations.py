@@ -1,15 +1,15 @@
 """Revoked roots: the entry in the identity document, its proof, and the list of frozen commits.
 
-Pure. `transitions` changes documents and `succession` compares them.
+Pure. `transitions` writes these into a document, and `succession` decides what follows from them.
 
-A proof shows that the writer of the revocation had the revoked root's private key, which an attacker who can only write
-to the store does not have. A proof is not an endorsement: it does not say that the next root can be trusted. It has one
-effect, and only in a document that was read from the store: servers follow from the revoked root to the successor that
-it names. An attacker who stole the key can make a proof too, but must also write it to the store.
+A proof is a signature by the revoked root that names its successor. Servers that trust the revoked root accept it as a
+reason to follow the successor, but only in a document that they have read from the store. So neither an attacker who
+can only write to the store nor one who has only the root's private key can make servers follow a false successor.
 
-A list of frozen commits holds digests of the revoked root's commits that the cluster already held; the document holds
-the digest of the list. Such a commit is accepted only if it is in the list and its signature is valid. The digests
-cover the text that the root signed, because another commit can have the same id, and one key can sign a text many ways.
+The list of frozen commits holds digests of those commits of the revoked root that the cluster already held. The
+document holds the digest of the list. A commit of the root is accepted only if it is in the list and its signature is
+valid. Each digest covers the text that the root signed, not the commit's id, which another commit can have, nor the
+signature, since one key can make many valid signatures of a text.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 
 DOMAIN = "revocation/1"
+BESIDE: Final = "lay beside "
+"""How the reason of a revocation begins if the key was only stored with a stolen one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freeze:
-    """The member of a revocation that identifies the list of frozen commits.
+    """The record, in a revocation, of the list of frozen commits: the only commits of the revoked root that stay valid.
 
     Attributes:
         at: When the list was completed, in milliseconds since 1970.
@@ -51,19 +53,21 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
-    """The entry of the identity document for a revoked root.
+    """The entry for a revoked root in an identity document.
 
     Attributes:
-        id: The root's id.
-        at: When it was revoked, in milliseconds since 1970.
+        id: Id of the revoked root.
+        at: When the root was revoked, in milliseconds since 1970.
         reason: The operator's reason, human-readable.
         successor: Id of the root that was or became the current root at the revocation; set only together with `proof`.
         proof: The revoked root's signature over the revocation and its successor.
-        freeze: The list of frozen commits. None until the list is complete; until then each server accepts only those
-            commits of the root that it already holds.
-        settled_at: When all sessions that the root had introduced had been reissued, in milliseconds since 1970; from
-            then on the root's introductions no longer count.
-        extra: Members that this version of Goatherd does not know.
+        anchor_proof: The anchor's signature over the revocation (`goatherd.identity.anchor`); None if the identity has
+            no anchor, or if the current root was replaced by a new root that the anchor endorses.
+        freeze: Identifies the list of frozen commits, the root's only valid ones. None until the list is complete;
+            until then each server accepts only those commits of the root that it already holds.
+        settled_at: When every session that the root had introduced had been introduced by another root instead, in
+            milliseconds since 1970; from then on the root's introductions no longer count.
+        extra: Members of the JSON that this version of Goatherd does not know.
     """
 
     id: str
@@ -71,26 +75,28 @@ class Revocation:
     reason: str
     successor: str | None = None
     proof: str | None = None
+    anchor_proof: str | None = None
     freeze: Freeze | None = None
     settled_at: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
 def sign_proof(revoked: OwnedSession, successor: Session, at: int) -> str:
-    """Sign, with the revoked root's key, that it was revoked at `at` (milliseconds since 1970) for `successor`."""
+    """Sign, with a revoked root's own key, that it was revoked at `at` (ms since 1970) and replaced by `successor`."""
     # The time in an envelope is not signed. A root that has expired must still be replaceable.
     ts = min(at, revoked.session.expiration_ms)
     return sign_data(revoked, now_ms=ts, external=_proof_statement(revoked.id, successor, at))
 
 
 def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session) -> None:
-    """Check that the revoked root's key signed the proof, for exactly this revocation and successor.
+    """Check the proof of a revocation: the revoked root's key must have signed exactly this revocation and successor.
 
     Raises:
-        SuccessionError: There is no proof, or it names other sessions or covers something else.
+        SuccessionError: The revocation has no proof, or the proof names other sessions, or its signature covers other
+            data.
     """
     if revocation.proof is None or revocation.id != revoked.id or revocation.successor != successor.id:
-        raise SuccessionError(f"the revocation of {revocation.id} names other sessions")
+        raise SuccessionError(f"the proof of the revocation of {revocation.id} is for other sessions")
     try:
         envelope = parse_signature(revocation.proof)
         # SECURITY: as for an endorsement, the signature must embed no other data
@@ -101,13 +107,15 @@ def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session
     except VerificationError:
         valid = False
     if not valid:
-        raise SuccessionError(f"the proof of the revocation of {revocation.id} does not verify")
+        raise SuccessionError(f"the proof of the revocation of {revocation.id} has an invalid signature")
 
 
 def revocation_json(revocation: Revocation) -> dict[str, Any]:
     encoded: dict[str, Any] = {"id": revocation.id, "at": iso(revocation.at), "reason": revocation.reason}
     if revocation.successor is not None:
         encoded.update(successor=revocation.successor, proof=revocation.proof)
+    if revocation.anchor_proof is not None:
+        encoded["anchorProof"] = revocation.anchor_proof
     if revocation.freeze is not None:
         freeze = revocation.freeze
         encoded["freeze"] = {"at": iso(freeze.at), "commits": freeze.commits, "digest": freeze.digest, **freeze.extra}
@@ -129,7 +137,7 @@ MAX_SHOWN: Final = 1000
 
 
 def commit_digest(commit: Commit) -> bytes | None:
-    """Return the SHA-256 of the text that the commit's author signed; None if that text cannot be formed."""
+    """Return the SHA-256 of the text that a commit's author signed; None if the commit is too malformed for that."""
     try:
         return hashlib.sha256(commit.signed_text(commit.session).encode("utf-8", "surrogatepass")).digest()
     except (EncodeError, RecursionError):
@@ -138,28 +146,31 @@ def commit_digest(commit: Commit) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class FrozenList:
-    """A list of frozen commits, as a set of digests. Its bytes are the sorted digests, concatenated."""
+    """The list of a revoked root's commits that stay valid (frozen commits), as a set of SHA-256 digests.
+
+    `to_bytes` returns the sorted digests, concatenated.
+    """
 
     digests: frozenset[bytes]
 
     @classmethod
     def union(cls, lists: Iterable[FrozenList]) -> FrozenList:
-        """Return the digests that are in any of the lists."""
+        """Return the list of all frozen commits that are in at least one of the given lists."""
         return cls(frozenset().union(*(one.digests for one in lists)))
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> FrozenList:
-        """Read the bytes that `to_bytes` wrote.
+        """Read a list of frozen commits from the bytes that `to_bytes` returned.
 
         Raises:
-            DecodeError: The bytes have another form, or more than a million digests.
+            DecodeError: The bytes are not such a list, or contain more than a million digests.
         """
         count, rest = divmod(len(raw), DIGEST_BYTES)
         if rest or count > MAX_COMMITS:
-            raise DecodeError("not a list of SHA-256 digests")
+            raise DecodeError("the bytes must be a list of SHA-256 digests")
         found = cls(frozenset(raw[start : start + DIGEST_BYTES] for start in range(0, len(raw), DIGEST_BYTES)))
         if found.to_bytes() != raw:
-            raise DecodeError("a list of digests must be sorted and hold none twice")
+            raise DecodeError("a list of digests must be sorted, without repetitions")
         return found
 
     def to_bytes(self) -> bytes:
@@ -167,7 +178,7 @@ class FrozenList:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the list, hexadecimal."""
+        """SHA-256 of the encoded list of frozen commits, hexadecimal."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -182,12 +193,14 @@ def merge_frozen_lists(
     trusted_alone: Collection[str] = (),
     instances: Mapping[str, str] | None = None,
 ) -> FrozenList:
-    """Merge the servers' lists. A digest counts if two servers report it, or one that needs no confirmation.
+    """Merge the lists of a revoked root's commits that servers report to hold.
+
+    A commit is included if two servers report it, or one server whose list needs no confirmation by a second.
 
     Args:
         lists: The reported lists, by URL of the server.
-        listed: URLs of all servers that were asked. If all but one of them are distrusted, that server's list counts
-            without confirmation.
+        listed: URLs of all servers that were asked. If all but one of them are distrusted, the remaining server's list
+            counts without confirmation.
         distrusted: URLs of servers whose lists neither count nor confirm others.
         trusted_alone: URLs of servers whose lists count without confirmation.
         instances: Id of the server process behind each URL, so that one process with two URLs counts once.
@@ -197,7 +210,7 @@ def merge_frozen_lists(
     if len(sole := set(listed) - set(distrusted)) == 1:
         enough |= sole
     # SECURITY: a compromised server can report commits that were signed after the revocation
-    # (tests/unit/revocation/test_revoker.py).
+    # (tests/unit/revocation/test_claims_of_one_server.py).
     by_process: dict[str, set[bytes]] = {}
     for url, one in heard.items():
         by_process.setdefault((instances or {}).get(url, url), set()).update(one.digests)

@@ -1,10 +1,12 @@
 """The two signatures that a root makes in the identity document: endorsements of other roots, and the document's own.
 
-Pure. An endorsement is root A's signature over root B's public session: its id, public key, owner and expiration.
+Pure. An endorsement is root A's signature over root B's public session: its id, public key, owner and expiration. An
+anchor endorses a root by the commit of ``/sys/sessions`` that introduces it, so that one signature serves both purposes
+(`IntroducedBy`).
 
-The document signature is the current root's signature over the whole document, private keys and unknown members
-included; only the signature string itself is left out. White space and the order of members are not signed, because a
-store may change them.
+The document signature is the current root's signature over the whole document except the signature string itself; it
+covers private keys and unknown members, too. White space and the order of members are not signed, because a store may
+change them.
 
 Each signed object starts with a member that names its purpose, so that no signature is valid for another purpose.
 """
@@ -15,66 +17,119 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.errors import SuccessionError, VerificationError
 from goatherd.identity.key_age import last_valid_ms
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_data, verify_data
+from goatherd.identity.session_commits import (
+    draft_session_commit,
+    earlier_introduction_id,
+    introduction_id,
+    verify_commit_by,
+)
 from goatherd.identity.strict_json import to_canonical_json
 from goatherd.wire.javascript_values import UNDEFINED
+
+if TYPE_CHECKING:
+    from goatherd.wire.commit import Commit
 
 ENDORSEMENT_DOMAIN = "endorsement/1"
 
 
+@dataclass(frozen=True, slots=True)
+class IntroducedBy:
+    """The members of a session commit that its session and its author do not determine.
+
+    Attributes:
+        ts: Time of the commit, in milliseconds since 1970.
+        org: The organization of the servers' data; it is part of the signed bytes.
+        is_earlier: Whether the commit introduces a root that was trusted before its author.
+    """
+
+    ts: int
+    org: str
+    is_earlier: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ts": self.ts, "org": self.org, **({"earlier": True} if self.is_earlier else {})}
+
+    def draft_commit(self, of: Session, *, by_id: str) -> Commit:
+        """Return the unsigned commit by which root `by_id` introduces root `of`."""
+        commit_id = earlier_introduction_id(of.id, by_id) if self.is_earlier else introduction_id(of.id)
+        return draft_session_commit(of, signer_id=by_id, commit_id=commit_id, ts=self.ts, org=self.org)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endorsement:
-    """The statement that root `by` endorses root `of`. `extra` holds unknown members, which are not signed."""
+    """A root's signed statement that another root may be trusted: root `by` endorses root `of`.
+
+    Attributes:
+        by: Id of the root that has signed.
+        of: Id of the endorsed root.
+        signature: A signature string in GoatDB's format.
+        commit: The commit that the signature covers, if the endorsement is an introduction in ``/sys/sessions``; None
+            if the signature covers Goatherd's own statement.
+        extra: Members of the JSON that this version of Goatherd does not know; they are not signed.
+    """
 
     by: str
     of: str
     signature: str
+    commit: IntroducedBy | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {"by": self.by, "of": self.of, "signature": self.signature, **self.extra}
+        commit = {} if self.commit is None else {"commit": self.commit.to_json()}
+        return {"by": self.by, "of": self.of, "signature": self.signature, **commit, **self.extra}
+
+    def introduction(self, of: Session) -> Commit:
+        """Return the signed commit that introduces the endorsed root `of`; only if `commit` is not None."""
+        assert self.commit is not None
+        return self.commit.draft_commit(of, by_id=self.by).with_signature(self.signature)
 
 
 def endorse_root(by: OwnedSession, of: Session, now_ms: int) -> Endorsement:
-    """Sign root `of` with root `by`. Only GoatDB's four public members of `of` are signed."""
+    """Return the endorsement of root `of`, signed by root `by`.
+
+    Only GoatDB's four public members of `of` are signed.
+    """
     signature = sign_data(by, now_ms=now_ms, external=_endorsement_statement(of))
     return Endorsement(by=by.id, of=of.id, signature=signature)
 
 
 def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) -> None:
-    """Check that root `by` endorsed exactly the root `of`.
+    """Check that root `by` has endorsed exactly the root `of`.
 
     Raises:
-        SuccessionError: The ids differ, the signature covers something else (another key, owner, expiration or
-            purpose), or it was made after `by` had expired.
+        SuccessionError: The ids differ, the signature covers other data (another key, owner, expiration or purpose), or
+            it was made after `by` had expired.
     """
     if endorsement.by != by.id or endorsement.of != of.id:
         raise SuccessionError(f"the endorsement must be by root {by.id} of root {of.id}, but names other roots")
     if by.id == of.id:
         raise SuccessionError("a root cannot endorse itself")
-    _verify_endorsement(endorsement.signature, by, of)
+    _verify_endorsement(endorsement.signature, by, of, endorsement.commit)
 
 
 # Each decoding of a document verifies the same endorsements, so successes are cached (`make bench`, rotation).
 # SECURITY: everything that is verified is in the key, the public keys' coordinates included, and only a success is kept
 # (tests/unit/identity/test_succession.py, "a verified endorsement is worth nothing for another key").
 @lru_cache(maxsize=256)
-def _verify_endorsement(signature: str, by: Session, of: Session) -> None:
+def _verify_endorsement(signature: str, by: Session, of: Session, commit: IntroducedBy | None) -> None:
     try:
         envelope = parse_signature(signature)
         # SECURITY: data embedded in the signature would be a second thing that was signed; none is allowed
         # (tests/unit/identity/test_succession.py).
         valid = envelope.data is UNDEFINED
-        if valid:
+        if valid and commit is None:
             verify_data(by, envelope, external=_endorsement_statement(of))
+        elif valid and commit is not None:
+            verify_commit_by(by, commit.draft_commit(of, by_id=by.id).with_signature(signature))
     except VerificationError:
         valid = False
     if not valid:
-        raise SuccessionError(f"the endorsement of {of.id} by {by.id} does not verify")
+        raise SuccessionError(f"the endorsement of root {of.id} by root {by.id} has an invalid signature")
 
 
 def _endorsement_statement(session: Session) -> dict[str, Any]:
@@ -92,11 +147,11 @@ class DocumentSignature:
     """The signature over an identity document.
 
     Attributes:
-        by: Id of the current root, which signed.
-        generation: The document's generation when it was signed. A version of Goatherd that does not know the signature
-            copies it unchanged, and only increases the document's generation.
+        by: Id of the current root, which made the signature.
+        generation: The document's generation when it was signed. An old version of Goatherd copies the signature
+            unchanged when it writes a changed document, but increases the document's own generation, so the two differ.
         signature: A signature string in GoatDB's format.
-        extra: Members that this version of Goatherd does not know.
+        extra: Members of the JSON that this version of Goatherd does not know.
     """
 
     by: str
@@ -109,7 +164,7 @@ class DocumentSignature:
 
 
 def sign_tree(tree: Mapping[str, Any], *, by: OwnedSession, generation: int, now_ms: int) -> DocumentSignature:
-    """Sign a document that is given as JSON values; an existing signature is ignored.
+    """Sign an identity document that is given as JSON values; a signature that it already has is ignored.
 
     Args:
         tree: The document as plain JSON values.
@@ -124,14 +179,14 @@ def sign_tree(tree: Mapping[str, Any], *, by: OwnedSession, generation: int, now
 
 
 def is_signed_by(tree: Mapping[str, Any], signature: DocumentSignature, *, by: Session, generation: int) -> bool:
-    """Return whether root `by` signed exactly this document, at this generation."""
+    """Return whether `signature` is root `by`'s valid signature over exactly this identity document and generation."""
     if signature.by != by.id or signature.generation != generation:
         return False
     return _is_signature_valid(signature.signature, by, tree_digest(tree))
 
 
 def tree_digest(tree: Mapping[str, Any]) -> str:
-    """Return the SHA-256, hexadecimal, of a document's canonical form (RFC 8785) without the signature."""
+    """Return the SHA-256, hexadecimal, of an identity document's canonical JSON (RFC 8785) without its signature."""
     signed = dict(tree)
     if isinstance(member := tree.get(MEMBER), Mapping):
         signed[MEMBER] = {name: value for name, value in member.items() if name != "signature"}

@@ -1,7 +1,8 @@
 """Sessions (GoatDB's key pairs with an owner and an expiration), and their signatures of data, requests and commits.
 
 The formats are in docs/reference/goatdb-formats.md#signatures. Pure. Verification raises an error or returns nothing.
-No result is cached by signature string: it depends on the time, and a signature can be altered and stay valid.
+Its results are not cached by signature string, because they depend on the time, and because an altered signature string
+can still be valid.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.errors import (
@@ -25,9 +26,11 @@ from goatherd.errors import (
 )
 from goatherd.times import milliseconds
 from goatherd.wire.base32 import base32_decode, base32_encode
-from goatherd.wire.commit import Commit
 from goatherd.wire.javascript_values import JS_SPACE, UNDEFINED, is_truthy, ms_from_seconds, seconds_from_ms
 from goatherd.wire.json import json_string, parse_json, stable_stringify, to_json
+
+if TYPE_CHECKING:
+    from goatherd.wire.commit import Commit
 
 ROOT_OWNER = "root"
 SESSION_LIFETIME = timedelta(days=30)
@@ -47,13 +50,13 @@ class Signer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """The public half of a session: id, public key, owner, expiration. It never holds a private key.
+    """The public half of a GoatDB session: id, public key, owner, expiration. It never holds a private key.
 
     Attributes:
         id: GoatDB's session id; any string.
-        owner: ``"root"``, a key of ``/sys/users``, or None for anonymous.
-        expiration_ms: Milliseconds since 1970.
-        extra: Members that Goatherd does not know. Only the identity document keeps them.
+        owner: ``"root"``, the id of a user in ``/sys/users``, or None for an anonymous session.
+        expiration_ms: When the session expires, in milliseconds since 1970.
+        extra: Members of the JSON that Goatherd does not know. Only the identity document keeps them.
     """
 
     id: str
@@ -64,7 +67,9 @@ class Session:
 
     @classmethod
     def from_json(cls, encoded: Mapping[str, Any]) -> Session:
-        """Decode a session. A private key in it is ignored; a caller that must reject one checks for it.
+        """Decode the public half of a session from its JSON object. A private key in it is ignored.
+
+        A caller that must reject a private key checks for it separately.
 
         Raises:
             DecodeError: A member is missing or has the wrong type.
@@ -75,7 +80,7 @@ class Session:
         if not isinstance(session_id, str) or not session_id:
             raise DecodeError("a session's id must be a string")
         if owner is not None and not isinstance(owner, str):
-            raise DecodeError(f"session {session_id!r}: owner is not a string")
+            raise DecodeError(f"session {session_id!r}: owner must be a string")
         if "expiration" not in encoded:
             raise DecodeError(f"session {session_id!r}: expiration is missing")
         try:
@@ -87,7 +92,7 @@ class Session:
         return cls(id=session_id, public_key=public_key, owner=owner, expiration_ms=expiration_ms, extra=extra)
 
     def to_json(self) -> dict[str, Any]:
-        """Encode the public members: id, publicKey, owner, expiration, in GoatDB's order, without `extra`.
+        """Encode a session's public members: id, publicKey, owner and expiration, in GoatDB's order, without `extra`.
 
         SECURITY: every answer to a client uses this encoding (tests/unit/test_upstream_traps.py).
         """
@@ -102,12 +107,12 @@ class Session:
         return self.owner == ROOT_OWNER
 
     def is_expired(self, now_ms: int) -> bool:
-        """Whether the session has expired by the clock; the millisecond of expiration itself still counts."""
+        """Whether the session has expired at `now_ms`; it is still valid in the millisecond of its expiration."""
         return now_ms > self.expiration_ms
 
 
 def exact_expiration_ms(expiration_ms: int) -> int:
-    """Return the latest expiration, at most `expiration_ms`, that does not change when it is written and read again.
+    """Return the latest expiration up to `expiration_ms` that GoatDB's JSON format stores without rounding.
 
     COMPAT: GoatDB writes an expiration in seconds, as a float, and truncates it to milliseconds when it reads. From
     2038 on (2**31 seconds), one in four values is read back one millisecond lower, and signatures over it do not
@@ -120,7 +125,7 @@ def exact_expiration_ms(expiration_ms: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedSession:
-    """A session together with its signing key. Its ``repr`` shows the public half only."""
+    """A session together with its private signing key. Its ``repr`` shows the public half only."""
 
     session: Session
     signer: Signer = field(repr=False, compare=False)
@@ -129,7 +134,7 @@ class OwnedSession:
     def generate(
         cls, *, session_id: str, owner: str | None, now_ms: int, lifetime: timedelta = SESSION_LIFETIME
     ) -> OwnedSession:
-        """Make a session with a fresh key pair that expires `lifetime` after `now_ms`."""
+        """Create a session with a new key pair, which expires `lifetime` after `now_ms`."""
         key = PrivateKey.generate()
         expiration_ms = exact_expiration_ms(now_ms + milliseconds(lifetime))
         session = Session(id=session_id, public_key=key.public_key, owner=owner, expiration_ms=expiration_ms)
@@ -137,11 +142,11 @@ class OwnedSession:
 
     @classmethod
     def from_json(cls, encoded: Mapping[str, Any]) -> OwnedSession:
-        """Decode a session together with its private key.
+        """Decode a session together with its private key from its JSON object.
 
         Raises:
             DecodeError: The session is malformed, or has no private key.
-            KeyMismatchError: The private key does not belong to the public one.
+            KeyMismatchError: The private key does not belong to the public key.
         """
         session = Session.from_json(encoded)
         if not isinstance(encoded.get("privateKey"), Mapping):
@@ -155,7 +160,7 @@ class OwnedSession:
         return cls(session=session, signer=key)
 
     def to_secret_json(self) -> dict[str, Any]:
-        """Encode the session with its private key, in GoatDB's member order. Only for the store and settings.json.
+        """Encode the session with its private key, in GoatDB's member order, for the store or a ``settings.json`` only.
 
         Raises:
             TypeError: The key is in a KMS and cannot be exported.
@@ -180,13 +185,14 @@ class OwnedSession:
 
 @dataclass(frozen=True, slots=True)
 class SignatureEnvelope:
-    """A decoded signature string: the signature, and who signed when.
+    """A decoded GoatDB signature string: the raw signature, the session that signed, and the time.
 
     Attributes:
         session_id: Id of the session that claims to have signed.
         signature: The raw signature.
-        ts: The time of signing in milliseconds, of any JSON type. This member is not signed.
-        data: The embedded data; `UNDEFINED` if there are none.
+        ts: The time of signing, in milliseconds since 1970; any JSON value, because it is not checked yet. This member
+            is not signed.
+        data: The data embedded in the signature string, which is signed too; `UNDEFINED` if there is none.
     """
 
     session_id: str
@@ -196,7 +202,7 @@ class SignatureEnvelope:
 
 
 def parse_signature(text: str) -> SignatureEnvelope:
-    """Decode a signature string.
+    """Decode a GoatDB signature string into a `SignatureEnvelope`. The signature is not verified.
 
     Raises:
         InvalidSignatureError: The string is not base32 or not JSON, or a member is missing or has the wrong type.
@@ -215,10 +221,10 @@ def parse_signature(text: str) -> SignatureEnvelope:
 
 
 def signed_text(session_id: str, external: Any, embedded: Any) -> str:
-    """Return the exact text that is signed.
+    """Return the exact text that GoatDB signs for a session, external data and data embedded in the signature.
 
     Raises:
-        EncodeError: The data contain a null.
+        EncodeError: The data contain a null, which GoatDB cannot sign.
     """
     container = {"sessionId": session_id}
     if is_truthy(external):
@@ -256,7 +262,7 @@ def _to_number(value: Any) -> float:
 
 
 def _is_long_text(value: Any) -> bool:
-    """Return whether `_to_number` does not parse a string that JavaScript would parse."""
+    """Return whether a value is a string that is too long for `_to_number`, although JavaScript would parse it."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     return isinstance(value, str) and len(value) > _MAX_NUMBER_TEXT
@@ -272,27 +278,38 @@ _MAX_NUMBER_TEXT: Final = 40
 
 
 def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedded: Any = None) -> str:
-    """Sign external and embedded data and return the signature string.
+    """Sign external data, and data that is embedded in the signature; return the signature string.
 
     Raises:
-        EncodeError: The data contain a null.
+        EncodeError: The data contain a null, which GoatDB cannot sign.
     """
     text = signed_text(owned.id, external, embedded)
     return _sign_text(owned, text, now_ms, f',"d":{to_json(embedded)}' if is_truthy(embedded) else "")
 
 
 def _sign_text(owned: OwnedSession, text: str, now_ms: int, data: str = "") -> str:
-    signature = base32_encode(owned.signer.sign(text.encode()))
-    envelope = f'{{"i":{json_string(owned.session.id)},"s":"{signature}","ts":{now_ms}{data}}}'
+    return format_signature(owned.session.id, owned.signer.sign(text.encode()), now_ms, data)
+
+
+def format_signature(session_id: str, signature: bytes, now_ms: int, data: str = "") -> str:
+    """Return GoatDB's signature string for a raw signature that was made elsewhere, such as in a KMS.
+
+    Args:
+        session_id: Id of the session that has signed.
+        signature: The raw signature, 96 bytes.
+        now_ms: The time of the signature, in milliseconds since 1970.
+        data: The envelope's further members, as JSON text that begins with a comma.
+    """
+    envelope = f'{{"i":{json_string(session_id)},"s":"{base32_encode(signature)}","ts":{now_ms}{data}}}'
     return base32_encode(envelope.encode())
 
 
 def verify_data(session: Session, signature: str | SignatureEnvelope, *, external: Any = None) -> None:
-    """Check that `session` signed `external` and the data embedded in the signature.
+    """Check that `session` signed `external` and the data embedded in the signature string.
 
     Raises:
-        InvalidSignatureError: The signature is malformed, covers other data, or covers data that cannot be signed (with
-            a null).
+        InvalidSignatureError: The signature is malformed, covers other data, or covers data that GoatDB cannot sign
+            (with a null).
         UnknownSignerError: The signature names another session.
         ExpiredSessionError: The signature's timestamp is later than the session's expiration.
     """
@@ -317,13 +334,14 @@ def _check_envelope(session: Session, envelope: SignatureEnvelope) -> None:
 
 
 def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
-    """Return the commit with `owned`'s signature over its canonical form.
+    """Return the commit with the signature of the session `owned` over its canonical form.
 
     Args:
         now_ms: The timestamp for the signature's envelope.
 
     Raises:
-        EncodeError: The contents have a null, or the commit lacks its ts or connection, so no reader could verify it.
+        EncodeError: The commit's contents have a null, or the commit has no timestamp or connection id, so that no
+            reader could verify it.
     """
     if not commit.ts or not commit.connection or not commit.version:
         raise EncodeError(f"commit {commit.id!r:.100} lacks a ts, a connection id or a version")
@@ -331,13 +349,13 @@ def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
 
 
 def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope | None = None) -> None:
-    """Check that `session` signed the commit. Whether the session may write it is not checked.
+    """Check that `session` signed the commit. Whether the session has permission to write the commit is not checked.
 
     Args:
         envelope: The commit's parsed signature, if the caller already has it.
 
     Raises:
-        InvalidSignatureError: The commit is unsigned, or the signature is malformed or covers something else.
+        InvalidSignatureError: The commit is unsigned, or its signature is malformed or covers other data.
         UnknownSignerError: The signature names another session.
         ExpiredSessionError: The signature's timestamp is later than the session's expiration.
     """
@@ -370,31 +388,45 @@ def _text_with_embedded(session_id: str, commit: Commit, embedded: Any) -> str:
 
 
 def sign_request(owned: OwnedSession, *, now_ms: int, nonce: str) -> str:
-    """Return the value of an ``x-goat-sig`` header; `nonce` is a fresh id."""
+    """Return the value of the ``x-goat-sig`` header that authenticates a request; `nonce` is a fresh id."""
     return sign_data(owned, now_ms=now_ms, embedded={"id": nonce, "ts": now_ms})
 
 
 def verify_request(session: Session, signature: str | SignatureEnvelope, *, now_ms: int) -> None:
-    """Check a request's signature and its time. The time is checked against the clock at each call.
+    """Check the signature of a request, and that its timestamp is close to `now_ms`.
+
+    The timestamp is checked against the clock at each call, so the result must not be cached.
 
     Raises:
         ClockSkewError: The embedded timestamp is missing, or more than three minutes from `now_ms`.
         ExpiredSessionError: The session has expired.
-        InvalidSignatureError, UnknownSignerError: As `verify_data`. A signature without embedded data is malformed.
+        InvalidSignatureError, UnknownSignerError: As for `verify_data`. A signature without embedded data is malformed.
     """
     envelope = parse_signature(signature) if isinstance(signature, str) else signature
-    check_request_time(envelope, now_ms=now_ms)
-    if session.is_expired(now_ms):
-        raise ExpiredSessionError(f"session {session.id!r} has expired")
+    check_request_unsafe(session, envelope, now_ms=now_ms)
     verify_data(session, envelope)
 
 
+def check_request_unsafe(session: Session, envelope: SignatureEnvelope, *, now_ms: int) -> None:
+    """Make the checks of `verify_request`, except that of the signature itself.
+
+    Use it only for an envelope whose signature by the key of this session was verified before.
+
+    Raises:
+        ClockSkewError, ExpiredSessionError, InvalidSignatureError, UnknownSignerError: As for `verify_request`.
+    """
+    check_request_time(envelope, now_ms=now_ms)
+    if session.is_expired(now_ms):
+        raise ExpiredSessionError(f"session {session.id!r} has expired")
+    _check_envelope(session, envelope)
+
+
 def check_request_time(envelope: SignatureEnvelope, *, now_ms: int) -> None:
-    """Check the timestamp that is embedded in a request signature. This needs no key.
+    """Check the timestamp that is embedded in a request's signature. This needs no key.
 
     Raises:
         ClockSkewError: The timestamp is missing, or more than three minutes from `now_ms`.
-        InvalidSignatureError: The signature contains no data of its own.
+        InvalidSignatureError: The signature string has no embedded data, as a request's signature must.
     """
     data = envelope.data
     if not is_truthy(data):

@@ -1,14 +1,14 @@
 """Session commits: commits of ``/sys/sessions`` that introduce a session, and the rules for who may sign a commit.
 
-GoatDB's rules: docs/reference/goatdb-formats.md#session-items and docs/reference/goatdb-protocol.md#trust. Pure and
-without state: `goatherd.trust` knows which sessions are trusted.
+GoatDB's rules are in docs/reference/goatdb-formats.md#session-items and docs/reference/goatdb-protocol.md#trust. Pure
+and without state; `goatherd.trust` records which sessions are trusted.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from goatherd.derived_ids import derived_id
@@ -30,16 +30,64 @@ SESSIONS_SCHEMA = "sessions/1"
 
 
 def earlier_introduction_id(session_id: str, signer_id: str) -> str:
-    """Return the id of the commit by which a root introduces an earlier root, which may then leave the document."""
+    """Return the id of the commit by which root `signer_id` introduces an earlier root (`session_id`).
+
+    After this commit, the earlier root can be removed from the identity document.
+    """
     return derived_id("earlier root/2", f"{session_id}/{signer_id}")
 
 
+def introduction_id(session_id: str) -> str:
+    """Return the id of the commit that introduces a new root to its cluster."""
+    return derived_id("introduction", session_id)
+
+
+def draft_session_commit(
+    session: Session,
+    *,
+    signer_id: str,
+    commit_id: str,
+    ts: int,
+    org: str,
+    parents: Sequence[str] = (),
+    connection: str | None = None,
+) -> Commit:
+    """Return the commit of ``/sys/sessions`` that introduces a session, without its signature.
+
+    Args:
+        session: The session to introduce; only its public key is written.
+        signer_id: Id of the root that introduces the session, the commit's author.
+        commit_id: 24 characters of a-z and 0-9.
+        ts: Time of the commit, in milliseconds since 1970.
+        org: The organization of the servers' data; it is part of the signed bytes.
+        parents: Ids of the commit's parents.
+        connection: Id of the process that writes the commit; None to derive it from the signer.
+    """
+    # Imported here, because a command that only shows an identity needs no commits.
+    from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
+    from goatherd.wire.commit import new_commit
+
+    return new_commit(
+        commit_id=commit_id,
+        key=session.id,
+        session_id=signer_id,
+        ts=ts,
+        org=org,
+        data=session_fields(session),
+        schema_marker=SESSIONS_SCHEMA,
+        connection=connection or derived_id("connection", signer_id),
+        parents=parents,
+        # COMPAT: GoatDB's commits always carry a filter; that of the first two commits of a key is empty.
+        ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, range(1, 1 + seed_count(1, DEFAULT_FPR))),
+    )
+
+
 def session_from_commit(commit: Commit) -> Session:
-    """Read the session that a commit of ``/sys/sessions`` introduces. No other commit is needed.
+    """Read the session that a commit of ``/sys/sessions`` introduces, from this commit alone.
 
     Raises:
-        DecodeError: The commit is not a full commit of ``sessions/1``, is malformed or deleted, holds a private key, or
-            is stored under a key that is not the session's id.
+        DecodeError: The commit does not contain a whole item with the schema ``sessions/1`` (but a delta), is malformed
+            or marks a deletion, holds a private key, or is stored under a key that is not the session's id.
     """
     fields = commit.data
     if commit.schema != SESSIONS_SCHEMA or not isinstance(fields, Mapping):
@@ -47,22 +95,23 @@ def session_from_commit(commit: Commit) -> Session:
     if fields.get("isDeleted"):
         raise DecodeError(f"commit {commit.id!r} deletes a session")
     if not isinstance(fields.get("publicKey"), str):
-        raise DecodeError(f"commit {commit.id!r}: publicKey is not a string")
+        raise DecodeError(f"commit {commit.id!r}: publicKey must be a string")
     try:
         jwk = json.loads(fields["publicKey"])
     except (ValueError, RecursionError):
-        raise DecodeError(f"commit {commit.id!r}: publicKey is not JSON") from None
+        raise DecodeError(f"commit {commit.id!r}: publicKey must be JSON") from None
     if not isinstance(jwk, Mapping) or "d" in jwk:
-        raise DecodeError(f"commit {commit.id!r}: publicKey is not a public JWK")
+        raise DecodeError(f"commit {commit.id!r}: publicKey must be a public JWK")
     members: dict[str, Any] = {name: fields[name] for name in ("id", "owner", "expiration") if name in fields}
     session = Session.from_json({**members, "publicKey": jwk})
     if session.id != commit.key:
-        raise DecodeError(f"commit {commit.id!r}: its key is not the id of its session")
+        raise DecodeError(f"commit {commit.id!r}: its key must be the id of its session")
     return session
 
 
 def session_fields(session: Session) -> dict[str, Any]:
-    """Return the encoded fields of the item that introduces `session` in ``/sys/sessions``."""
+    """Return the encoded fields of the ``/sys/sessions`` item that introduces `session`."""
+    # COMPAT: the order in which GoatDB writes them (tests/exchanges), which is not the schema's.
     fields: dict[str, Any] = {"id": session.id}
     if session.owner is not None:
         fields["owner"] = session.owner
@@ -72,7 +121,9 @@ def session_fields(session: Session) -> dict[str, Any]:
 
 
 def verify_commit_by(session: Session, commit: Commit) -> None:
-    """Check that `session` wrote and signed `commit`: all rules of this module that need no other session. Thread-safe.
+    """Check that `session` wrote and signed a session commit. Thread-safe.
+
+    The function checks every rule for session commits that needs no other session.
 
     Raises:
         InvalidSignatureError, AuthorMismatchError, UnknownSignerError, ExpiredSessionError: The commit breaks a rule.
@@ -98,7 +149,7 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
 
 
 def preferred_session(known: Session | None, new: Session) -> Session:
-    """Choose between two versions of one session, as GoatDB does (docs/reference/goatdb-protocol.md#trust).
+    """Choose between two versions of the same session, as GoatDB does (docs/reference/goatdb-protocol.md#trust).
 
     Goatherd adds one rule: a root stays a root, so that a later copy without an owner cannot demote it.
     """
@@ -112,5 +163,8 @@ def preferred_session(known: Session | None, new: Session) -> Session:
 
 
 def claims_root(commit: Commit) -> bool:
-    """Return whether a session commit says that its session is a root. Nothing is verified."""
-    return isinstance(commit.data, Mapping) and commit.data.get("owner") == "root"
+    """Return whether a session commit states that the session it introduces is a root. Nothing is verified."""
+    if not commit.mentions(b'"owner":"root"'):
+        return False
+    data = commit.data
+    return isinstance(data, Mapping) and data.get("owner") == "root"

@@ -1,8 +1,8 @@
 """Convert GoatDB's ``settings.json`` to an identity document and user sessions, and back.
 
-The format: docs/reference/goatdb-formats.md#settingsjson. GoatDB's own reader skips what it cannot read and creates
-what is missing; this reader rejects such a file. Pure. Private keys are written to ``currentSession`` only. Each change
-that the reader makes is reported as a note.
+The format is in docs/reference/goatdb-formats.md#settingsjson. GoatDB's own reader skips members that it cannot read
+and creates missing ones; this reader rejects such a file. Pure. A private key is written to ``currentSession`` only.
+The reader reports each value that it changes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.strict_json import holds_private_key, parse_object, to_pretty_json
 from goatherd.wire.json import to_json_bytes
 
+SETTINGS_NAME: Final = "settings.json"
+"""Name of the file in a data directory."""
 SETTINGS_LIMIT_BYTES: Final = 256 * 1024 * 1024
 
 _MEMBERS = frozenset({"currentSession", "roots", "trustedSessions"})
@@ -39,7 +41,7 @@ def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tupl
 
     Returns:
         The document, the user sessions of ``trustedSessions`` (never a root), and notes on what was changed: private
-        keys taken out, roots added or merged, members dropped, a short life.
+        keys taken out, roots added or merged, unknown members removed, a root that expires soon.
 
     Raises:
         MalformedIdentityError: The file is malformed. Nothing is skipped or invented.
@@ -54,7 +56,7 @@ def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tupl
         users = tuple(session for session in trusted if not session.is_root)
         missing = [session.id for session in trusted if session.is_root and document.find_root(session.id) is None]
         if missing:
-            raise MalformedIdentityError(f"trustedSessions holds root {missing[0]} that is not among the roots")
+            raise MalformedIdentityError(f"root {missing[0]} is in trustedSessions, but not among the roots")
     else:
         document, users = _convert_settings(tree, trusted, now_ms, notes)
     left = days_left(document, now_ms)
@@ -72,7 +74,7 @@ def _convert_settings(
         raise MalformedIdentityError("currentSession is missing")
     current = read_owned(tree["currentSession"], "currentSession")
     if current.session.owner != ROOT_OWNER:
-        raise MalformedIdentityError("the owner of currentSession is not root: these are a client's settings")
+        raise MalformedIdentityError("the owner of currentSession must be `root`: these are a client's settings")
     current = OwnedSession(session=_without_unknown(current.session, "currentSession", notes), signer=current.signer)
     roots: dict[str, Session] = {current.id: current.session}
     for root in _read_roots(tree, notes):
@@ -115,13 +117,13 @@ def _read_roots(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
     if value is None:
         value = []
     if not isinstance(value, list):
-        raise MalformedIdentityError("roots is not a list")
+        raise MalformedIdentityError("roots must be a list")
     roots = []
     for index, item in enumerate(value):
         where = f"roots[{index}]"
         root = _without_unknown(read_session(item, where), where, notes)
         if root.owner != ROOT_OWNER:
-            raise MalformedIdentityError(f"the owner of {where} is not root")
+            raise MalformedIdentityError(f"the owner of {where} must be `root`")
         if "privateKey" in item:
             notes.append(f"the private key of root {root.id} was taken out of {where}")
         roots.append(root)
@@ -133,13 +135,13 @@ def _read_trusted(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise MalformedIdentityError("trustedSessions is not a list")
+        raise MalformedIdentityError("trustedSessions must be a list")
     sessions: dict[str, Session] = {}
     for index, item in enumerate(value):
         where = f"trustedSessions[{index}]"
         session = _without_unknown(_read_user_session(item, where), where, notes)
         if session.id in sessions and sessions[session.id].public_key != session.public_key:
-            raise MalformedIdentityError(f"{where} has the id of another session with another key")
+            raise MalformedIdentityError(f"{where} and another session have the same id and different keys")
         if "privateKey" in item:
             notes.append(f"the private key of session {session.id} was taken out of {where}")
         sessions[session.id] = session
@@ -154,7 +156,7 @@ def _read_user_session(value: Any, where: str) -> Session:
 
 
 def _without_unknown(session: Session, where: str, notes: list[str]) -> Session:
-    """Remove members that GoatDB does not know from a session, because a GoatDB server would publish them."""
+    """Remove members that GoatDB does not know from a session's JSON, because a GoatDB server would publish them."""
     if not session.extra:
         return session
     notes.append(f"{len(session.extra)} unknown members of {where} were left out")
@@ -172,9 +174,10 @@ def to_settings(
     otherwise rejects what a root signs; revoked roots are in neither list.
 
     Args:
-        document: The identity.
+        document: The identity document.
         trusted: User sessions that the server knows; the caller has verified them.
-        now_ms: If given, a root that expires within 15 days is rejected.
+        now_ms: The current time, in milliseconds since 1970. If given, a current root that expires within 15 days is
+            rejected.
         is_compact: Whether to write no line breaks, which takes a tenth of the time with thousands of sessions.
 
     Raises:
@@ -192,7 +195,7 @@ def to_settings(
 
 
 def to_settings_keeping(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
-    """Return a ``settings.json`` that is also an identity document: all members of the document, and user sessions."""
+    """Return a ``settings.json`` that is also a complete identity document, with user sessions."""
     tree = document_tree(document)
     return to_pretty_json({**tree, "trustedSessions": _settings_members(document, trusted)["trustedSessions"]})
 

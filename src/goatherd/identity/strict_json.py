@@ -1,8 +1,8 @@
 """Read the JSON of the identity document strictly, and write it as ``JSON.stringify(value, null, 2)`` does.
 
-Pure. The module converts between bytes and JSON values and finds private keys in them; it does not know the document's
-members. Invalid or ambiguous input is rejected. SECURITY: an error quotes no input and has no reference to it. The
-errors of `json` and of UTF-8 decoding hold the input, so they are never chained.
+Pure. The module converts between bytes and JSON values and finds private keys in them; the meaning of the document's
+members is defined in `document`. Invalid or ambiguous input is rejected. SECURITY: an error neither quotes nor
+references the input. So the errors of `json` and of UTF-8 decoding, which hold the input, are never chained.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _json_string = json.encoder.encode_basestring
 
 
 class _NotStrictError(ValueError):
-    """A JSON value is valid but not allowed in an identity. The message quotes no input."""
+    """A value is valid JSON, but not allowed in an identity document. The message quotes no input."""
 
 
 def parse_object(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
-    """Read a JSON object.
+    """Parse a JSON object by strict rules: repeated members and other ambiguous input are rejected.
 
     Args:
-        raw: UTF-8; a byte order mark is skipped, as in GoatDB.
-        max_bytes: The maximum size in bytes; larger input is rejected without parsing.
+        raw: The JSON in UTF-8; a byte order mark is skipped, as GoatDB does.
+        max_bytes: The maximum size of the input in bytes; larger input is rejected without parsing.
 
     Raises:
         MalformedIdentityError: The input is too large, not UTF-8, not JSON, not an object, or nested deeper than
@@ -46,7 +46,7 @@ def parse_object(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
     if problem is not None:
         raise MalformedIdentityError(problem)
     if not isinstance(value, dict):
-        raise MalformedIdentityError("the identity is not a JSON object")
+        raise MalformedIdentityError("the identity must be a JSON object")
     if _is_deeper_than(value, MAX_DEPTH):
         raise MalformedIdentityError(f"the identity is nested deeper than {MAX_DEPTH} levels")
     return value
@@ -78,7 +78,7 @@ def _parse_value(raw: bytes | str, max_bytes: int) -> tuple[Any, str | None]:
 def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise _NotStrictError("an object has a member twice")
+        raise _NotStrictError("an object must not have the same member twice")
     return value
 
 
@@ -110,8 +110,11 @@ def _is_deeper_than(value: Any, levels: int) -> bool:
 
 
 def to_pretty_json(value: Any) -> bytes:
-    """Return ``JSON.stringify(value, null, 2)`` as UTF-8, without a trailing newline."""
-    if orjson_agrees(value):
+    """Return a value as indented JSON in UTF-8, as JavaScript's ``JSON.stringify(value, null, 2)``.
+
+    Members keep their order, also those with numbers as names. No final newline.
+    """
+    if orjson_agrees(value, are_names_in_order=True):
         return orjson.dumps(value, option=orjson.OPT_INDENT_2)
     return _indent_value(value, "\n").encode()
 
@@ -142,6 +145,8 @@ def to_canonical_json(value: Any) -> bytes:
 
     A lone surrogate, which RFC 8785 does not allow, is escaped.
     """
+    if orjson_agrees(value, are_names_in_order=True):
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     return _canonical_text(value).encode()
 
 
@@ -159,12 +164,12 @@ def _utf16_key(name: str) -> bytes:
 
 
 def string_text(text: str) -> str:
-    """Return a string as JSON, escaped as ``JSON.stringify`` does, including lone surrogates."""
+    """Return a string as a JSON string literal, escaped as ``JSON.stringify`` does, including lone surrogates."""
     return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", _json_string(text))
 
 
 def all_strings(value: Any) -> Iterator[str]:
-    """Yield every string inside `value`, member names included."""
+    """Yield every string inside a JSON value, member names included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -177,11 +182,11 @@ def all_strings(value: Any) -> Iterator[str]:
 
 
 def holds_private_key(value: Any) -> bool:
-    """Return whether `value` contains anything that is or looks like a private key.
+    """Return whether a JSON value contains anything that is or looks like a private key.
 
-    This is a member ``privateKey``, a JWK with ``d``, a PEM private key, or a string that contains one of the first two
-    as JSON. An object without a key type whose ``d`` is short or not a string does not count: GoatDB's Bloom filters
-    are written as ``{"d", "s"}``.
+    A private key is a member ``privateKey``, a JWK with ``d``, a PEM private key, or a string that contains one of the
+    first two as JSON. An object without a key type whose ``d`` is short or not a string does not count: GoatDB's Bloom
+    filters are written as ``{"d", "s"}``.
     """
     if isinstance(value, str):
         return "PRIVATE KEY-----" in value or '"privateKey"' in value or ('"d"' in value and '"kty"' in value)

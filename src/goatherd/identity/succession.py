@@ -1,17 +1,20 @@
 """Decide whether a server that uses one identity document may adopt another.
 
-Pure. A function that verifies raises an error or returns nothing. A server trusts a root because it trusted the root
-before, or because a trusted and unrevoked root endorsed or introduced it. A document that merely lists a root is no
-reason to trust it.
+Pure. A function that verifies raises an error or returns nothing. A server trusts a root only if it already trusted it,
+or if a trusted root that is not revoked has endorsed or introduced it. That a document lists a root is not sufficient.
 
-Two kinds of links lead from root to root. Endorsements are in the document, for the roots that it lists. Introductions
-are commits of ``/sys/sessions``; they also lead to, and through, roots that have left the document.
+An endorsement is a signature in the document, by one root over another. An introduction is a commit of
+``/sys/sessions`` in which one root declares another trusted; it can also concern roots that the document no longer
+lists.
+
+A server that uses an identity with an anchor is stricter: it trusts only roots that the anchor has endorsed or
+introduced, and only the anchor can end its own role (`goatherd.identity.anchor`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,9 +25,11 @@ from goatherd.errors import (
     GenerationJumpError,
     MalformedIdentityError,
     SuccessionError,
+    UnanchoredIdentityError,
     UnsignedIdentityError,
     VerificationError,
 )
+from goatherd.identity.anchor import AnchoredTrust, is_revocation_signed, verify_change
 from goatherd.identity.document import (
     SIZE_LIMIT_BYTES,
     IdentityDocument,
@@ -56,24 +61,31 @@ holds, and no document could follow it."""
 
 
 def verify_succession(
-    document: IdentityDocument, trusted: Iterable[Session], introductions: Iterable[Commit] = ()
+    document: IdentityDocument,
+    trusted: Iterable[Session],
+    introductions: Iterable[Commit] = (),
+    *,
+    anchor: Session | None = None,
 ) -> None:
-    """Check that a server that trusts the roots `trusted` may trust `document`.
+    """Check that a server that trusts the roots `trusted` may trust the identity document `document`.
 
-    Its current root, and every other root that it lists, must be trusted already (same id and same key), or a chain of
-    endorsements and introductions must lead to it from a trusted root that the document does not revoke. A rollback
+    Its current root, and every other root that it lists, must be trusted already (with the same id and key), or a chain
+    of endorsements and introductions must lead to it from a trusted root that the document does not revoke. A rollback
     passes, because the previous root is still trusted. After a revocation one more link counts: from a revoked root
     that is trusted here, or reached from one that is, to the successor that its proof names.
 
     Args:
-        document: The new document, fully checked.
+        document: The new identity document, fully checked.
         trusted: Public halves of the roots that are trusted so far, without revoked ones.
-        introductions: Session commits, unverified, in any order and from any source. One that does not verify is
-            ignored.
+        introductions: Session commits, unverified, in any order and from any source. Commits whose signatures do not
+            verify are ignored.
+        anchor: The anchor of the identity that the server uses; None if it has none. With an anchor, only endorsements
+            and introductions by the anchor count, and those by the anchor to which it has passed its role.
 
     Raises:
-        SuccessionError: No chain leads to the current root or to another listed root (`is_chain_open`), a trusted id
-            has come back with another key, or the current root is revoked.
+        SuccessionError: No chain leads to the current root or to another listed root (`is_chain_open`), a trusted
+            root's id has another key, or the current root is revoked.
+        UnanchoredIdentityError: The document has another anchor, or none, without the anchor's signature.
     """
     revoked = document.revoked_ids
     known = {session.id: session for session in trusted}
@@ -82,7 +94,10 @@ def verify_succession(
     for root in document.roots:
         if root.id in known and known[root.id].public_key != root.public_key:
             raise SuccessionError(f"root {root.id} has come back with another key")
-    believed = _trusted_roots(document, known, introductions)
+    if anchor is None:
+        believed = _trusted_roots(document, known, introductions)
+    else:
+        believed = _anchored_roots(document, known, introductions, anchor)
     if document.current.id not in believed:
         raise _open_chain_error(f"the current root {document.current.id}")
     # SECURITY: an attacker who can write the secret but has no root's key must not be able to add a root
@@ -92,6 +107,97 @@ def verify_succession(
         raise _open_chain_error(f"root {strange[0]}")
 
 
+def _anchored_roots(
+    document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit], anchor: Session
+) -> frozenset[str]:
+    """Return the ids of the unrevoked roots that the anchor lets a server trust, in addition to those that it knows.
+
+    SECURITY: the thief of a working root can sign documents, so nothing that such a root alone says about another root
+    may count (tests/unit/identity/test_anchor.py).
+    """
+    for root in document.roots:
+        if root.id in known and known[root.id] != root:
+            raise UnanchoredIdentityError(f"root {root.id} has come back with another owner or expiration")
+    anchors, released = find_anchors(document, anchor)
+    commits = tuple(introductions)
+    if document.anchor is not None:
+        if document.anchor.id not in anchors:
+            raise UnanchoredIdentityError(
+                f"the anchor is {document.anchor.id}, but anchor {anchor.id} has not signed that"
+            )
+        return frozenset({**known, **_reachable_roots(document, anchors, commits, leaders=anchors)}) - (
+            document.revoked_ids
+        )
+    if not released:
+        raise UnanchoredIdentityError(f"the identity has no anchor, but anchor {anchor.id} has not signed that")
+    by_release = _trusted_roots(document, released, commits)
+    if document.current.id not in by_release:
+        raise UnanchoredIdentityError(
+            f"no chain of endorsements leads from the root that anchor {anchor.id} has named to the current root"
+        )
+    by_anchor = _reachable_roots(document, anchors, commits, leaders=anchors)
+    return (frozenset({**known, **by_anchor}) - document.revoked_ids) | by_release
+
+
+def find_anchors(document: IdentityDocument, anchor: Session) -> tuple[dict[str, Session], dict[str, Session]]:
+    """Return the anchor and those to which its role has passed, and the roots that need no anchor; both by id.
+
+    Revoked roots are left out.
+    """
+    listed = {root.id: root for root in document.roots if root.id not in document.revoked_ids}
+    anchors = {} if anchor.id in document.revoked_ids else {anchor.id: anchor}
+    released: dict[str, Session] = {}
+    todo = [change for change in document.anchor_changes if change.counts_at(document.generation)]
+    while True:
+        counting = [change for change in todo if change.by in anchors]
+        todo = [change for change in todo if change.by not in anchors]
+        if not counting:
+            return anchors, released
+        for change in counting:
+            subject = listed.get(change.to or change.root or "")
+            if subject is None:
+                continue
+            verify_change(change, by=anchors[change.by], subject=subject)
+            (released if change.to is None else anchors)[subject.id] = subject
+
+
+def check_revocations(
+    new: IdentityDocument,
+    known: Mapping[str, Session],
+    revoked: Collection[str],
+    anchor: Session,
+    introductions: Iterable[Commit] = (),
+) -> None:
+    """Check that the anchor has signed each revocation that is new in an identity document.
+
+    A revocation needs no signature of its own if the document's current root is new here: then the anchor has just
+    endorsed that root, and a thief of an earlier one does not have its key.
+
+    Args:
+        new: The new identity document; `verify_succession` has passed.
+        known: The roots that this server trusts, by id.
+        revoked: Ids of the roots that this server knows to be revoked.
+        anchor: The anchor of the identity that the server uses.
+        introductions: As for `verify_succession`. They show which roots were pruned, which this server trusts, too.
+
+    Raises:
+        UnanchoredIdentityError: The anchor has not signed a revocation.
+    """
+    added = [one for one in new.revoked if one.id not in revoked]
+    if new.current.id not in known or not added:
+        return
+    anchors, _ = find_anchors(new, anchor)
+    trusted = known if all(one.id in known for one in added) else _reachable_roots(new, known, introductions)
+    for one in added:
+        if one.id not in trusted:
+            continue
+        if not any(
+            is_revocation_signed(one.anchor_proof or "", anchor=by, revoked_id=one.id, at=one.at)
+            for by in anchors.values()
+        ):
+            raise UnanchoredIdentityError(f"root {one.id} is revoked, but anchor {anchor.id} has not signed that")
+
+
 def _open_chain_error(to: str) -> SuccessionError:
     error = SuccessionError(f"no chain of endorsements leads from a root trusted here to {to}")
     error.is_chain_open = True
@@ -99,10 +205,10 @@ def _open_chain_error(to: str) -> SuccessionError:
 
 
 def find_introduced(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, Session]:
-    """Return the unrevoked roots, by id, to which endorsements and introductions lead from the document's roots.
+    """Return the unrevoked roots, by id, that endorsements or introductions link to an identity document's roots.
 
     Args:
-        document: A document that is trusted.
+        document: An identity document that is trusted.
         introductions: As for `verify_succession`.
     """
     known = {root.id: root for root in document.roots if root.id not in document.revoked_ids}
@@ -113,13 +219,23 @@ def find_introduced(document: IdentityDocument, introductions: Iterable[Commit])
 def _trusted_roots(
     document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
 ) -> frozenset[str]:
-    """Return the ids of the reachable roots that are not revoked."""
+    """Return the ids of unrevoked roots to which endorsements or introductions lead from the known roots."""
     return frozenset(_reachable_roots(document, known, introductions)) - document.revoked_ids
 
 
 def _reachable_roots(
-    document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
+    document: IdentityDocument,
+    known: Mapping[str, Session],
+    introductions: Iterable[Commit],
+    *,
+    leaders: Collection[str] | None = None,
 ) -> dict[str, Session]:
+    """Return the known roots, and those to which endorsements and introductions lead from them.
+
+    Args:
+        document, known, introductions: As for `verify_succession`.
+        leaders: Ids of the roots whose word counts; None for all roots.
+    """
     revoked = document.revoked_ids
     listed = {root.id: root for root in document.roots}
     endorsed: dict[str, list[Endorsement]] = {}
@@ -135,6 +251,8 @@ def _reachable_roots(
     while todo:
         by = reached[todo.pop()]
         found: list[Session] = []
+        if leaders is not None and by.id not in leaders:
+            continue
         if by.id in revoked:
             # SECURITY: from a revoked root only its proof leads on, never its endorsements or introductions. An
             # attacker who can write the store but has no root's key cannot make the proof; one who stole a key cannot
@@ -175,12 +293,12 @@ def _read_introduction(commit: Commit, by: Session) -> Session | None:
 
 
 def check_generation(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint) -> None:
-    """Check that `new` is not older than `seen`, the document with the highest generation seen so far.
+    """Check that an identity document is not older than `seen`, the one with the highest generation seen so far.
 
     Raises:
-        GenerationError: Its generation is lower (a stale replica, a replayed value), or the same with other contents
-            (two writers used one generation, so at least one wrote without compare-and-swap).
-        GenerationJumpError: Its generation is higher by more than `MAX_JUMP`.
+        GenerationError: The generation of `new` is lower (a stale replica, a replayed value), or the same with other
+            contents (two writers used one generation, so at least one wrote without compare-and-swap).
+        GenerationJumpError: The generation of `new` is higher by more than `MAX_JUMP`.
     """
     if new.generation > seen.generation + MAX_JUMP:
         raise GenerationJumpError(
@@ -193,7 +311,7 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument | TrustCheckp
 
 
 def check_first(document: IdentityDocument) -> None:
-    """Check the first document that a server reads: in an unsigned document, the generation may be forged.
+    """Check the generation of the first identity document that a server reads, which may be forged if it is unsigned.
 
     Raises:
         GenerationJumpError: The document is unsigned, and its generation is above `MAX_JUMP`.
@@ -205,11 +323,11 @@ def check_first(document: IdentityDocument) -> None:
 
 
 def check_signature(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint) -> None:
-    """Check that `new` is signed by its current root, if a signed document was seen before.
+    """Check that a new identity document is signed by its current root, if a signed one was seen before.
 
     Raises:
-        UnsignedIdentityError: The signature is missing or invalid. `seen` itself passes, because the operator has
-            accepted it.
+        UnsignedIdentityError: The signature is missing or invalid. The document `seen` itself passes even so, because
+            the operator has accepted it.
     """
     before = _as_checkpoint(seen)
     if before.is_signed and document_digest(new) != before.digest:
@@ -217,7 +335,7 @@ def check_signature(new: IdentityDocument, seen: IdentityDocument | TrustCheckpo
 
 
 def verify_signed(document: IdentityDocument) -> None:
-    """Check that the current root has signed the document in its present state.
+    """Check that the current root has signed an identity document in its present state.
 
     Raises:
         UnsignedIdentityError: The signature is missing or invalid.
@@ -235,10 +353,10 @@ def verify_signed(document: IdentityDocument) -> None:
 
 
 def check_lineage(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint) -> None:
-    """Check that `new` descends from `seen`, as far as it names its predecessors.
+    """Check that an identity document descends from `seen`, as far as the predecessors that it names show.
 
     Raises:
-        ForkedIdentityError: `new` names another document as its predecessor of that generation.
+        ForkedIdentityError: `new` names another document than `seen` as its predecessor of that generation.
     """
     if new.lineage is not None and new.lineage.contradicts(seen.generation, _as_checkpoint(seen).digest):
         raise ForkedIdentityError(
@@ -255,25 +373,26 @@ def verify_successor(
     may_fork: bool = False,
     is_pruning_believed: bool = False,
 ) -> None:
-    """Check that a server that uses `seen` may adopt `new`.
+    """Check that a server that uses the identity document `seen` may adopt the identity document `new`.
 
     The checks cover the generation, the lineage, the succession, the signature, and missing revocations and roots.
 
     Args:
-        new: The new document, fully checked.
+        new: The new identity document, fully checked.
         seen: The identity in use, or its checkpoint.
-        introductions: As for `verify_succession`; also those of pruned roots.
-        may_fork: Whether two writers can both succeed at this store, so that a server may have read the losing
-            document.
+        introductions: As for `verify_succession`; also the introductions of pruned roots.
+        may_fork: Whether two writers can both succeed at this store, so that a server may have read a document that was
+            then overwritten.
         is_pruning_believed: Whether to rely on the document's count of pruned roots, because no source of introductions
             is available.
 
     Raises:
-        GenerationError: As `check_generation`.
-        ForkedIdentityError: As `check_lineage`, unless `may_fork`.
-        SuccessionError: As `verify_succession`; or a revocation or a root is missing without a reason
+        GenerationError: As for `check_generation`.
+        ForkedIdentityError: As for `check_lineage`, unless `may_fork`.
+        SuccessionError: As for `verify_succession`; or a revocation or a root is missing without a reason
             (`is_chain_open`).
-        UnsignedIdentityError: As `check_signature`.
+        UnanchoredIdentityError: As for `verify_succession` and `check_revocations`.
+        UnsignedIdentityError: As for `check_signature`.
     """
     check_generation(new, seen)
     if not may_fork:
@@ -282,7 +401,11 @@ def verify_successor(
     if forgotten:
         raise SuccessionError(f"the revocation of {forgotten[0]} is missing, although the identity in use has it")
     commits = tuple(introductions)
-    verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids], commits)
+    anchor = _as_checkpoint(seen).anchor
+    trusted = [root for root in seen.roots if root.id not in seen.revoked_ids]
+    verify_succession(new, trusted, commits, anchor=anchor)
+    if anchor is not None:
+        check_revocations(new, {root.id: root for root in trusted}, seen.revoked_ids, anchor, commits)
     # SECURITY: an attacker who can write the secret but has no root's key can alter what no chain covers: expirations,
     # history, and which roots are listed or revoked (tests/unit/identity/test_root_signatures.py).
     check_signature(new, seen)
@@ -302,14 +425,14 @@ def verify_successor(
 def find_lost_roots(
     new: IdentityDocument, seen: IdentityDocument | TrustCheckpoint, introductions: Iterable[Commit]
 ) -> tuple[Session, ...]:
-    """Return the roots of `seen` that `new` does not list without a valid reason.
+    """Return the roots of the earlier identity `seen` that the document `new` no longer lists without a valid reason.
 
     A root may leave a document if it was only prepared when it was seen (its rotation was cancelled), if it is revoked
     or recorded as retired, or if it was pruned: then a later root has introduced it as an earlier root, in
-    ``/sys/sessions``. An introduction by an older root is no reason.
+    ``/sys/sessions``. An introduction by an older root is no valid reason.
 
     Args:
-        new: The new document, fully checked.
+        new: The new identity document, fully checked.
         seen: The identity that the server uses, or used last.
         introductions: Session commits, unverified and in any order.
     """
@@ -323,13 +446,16 @@ def find_lost_roots(
 
 
 def _later_introduced_keys(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, PublicKey]:
-    """Return the public keys of roots that later roots have introduced, starting from the document's roots.
+    """Return the public keys of roots that later roots have introduced, starting from the identity document's roots.
 
-    Introductions by revoked roots count, because no trust follows from the result.
+    Introductions by revoked roots count, too: the result only shows which roots may be missing; it makes none trusted.
     """
     by_signer: dict[str, list[Commit]] = {}
+    anchors = document.anchor_ids
     for commit in introductions:
-        if claims_root(commit) and commit.id == earlier_introduction_id(commit.key, commit.session):
+        # An anchor does not expire with the roots that it introduces, so its first introduction is enough.
+        is_later = commit.id == earlier_introduction_id(commit.key, commit.session) or commit.session in anchors
+        if claims_root(commit) and is_later:
             by_signer.setdefault(commit.session, []).append(commit)
     found: dict[str, PublicKey] = {}
     todo = list(document.roots)
@@ -345,16 +471,18 @@ def _later_introduced_keys(document: IdentityDocument, introductions: Iterable[C
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustCheckpoint:
-    """A server's record of the identity in use, so that it adopts no older one after a restart. Holds no secrets.
+    """A server's record of the identity that it uses, so that it adopts no older one after a restart. Holds no secrets.
 
     Attributes:
         generation: The generation of the identity.
         digest: SHA-256 of the identity's JSON, hexadecimal.
         roots: The roots of the identity.
         revoked_ids: Ids of the revoked roots.
-        is_signed: Whether the current root had signed this identity, or one that was seen before.
+        is_signed: Whether the current root had signed this identity document, or a signed one was seen before.
         prepared_id: Id of the next root of a rotation that was only prepared, so that no server knows the root yet.
-        pruned: Number of previous roots that had left the document.
+        pruned: Number of previous roots that had been removed from the document.
+        anchor_id: Id of the identity's anchor, which is among `roots`; None if it has none.
+        anchored_trust: Which of the roots may introduce other roots; None if the identity has no anchor.
     """
 
     generation: int
@@ -364,6 +492,13 @@ class TrustCheckpoint:
     is_signed: bool = False
     prepared_id: str | None = None
     pruned: int = 0
+    anchor_id: str | None = None
+    anchored_trust: AnchoredTrust | None = None
+
+    @property
+    def anchor(self) -> Session | None:
+        """The identity's anchor; None if it has none."""
+        return next((root for root in self.roots if root.id == self.anchor_id), None)
 
     @classmethod
     def from_document(cls, document: IdentityDocument) -> TrustCheckpoint:
@@ -377,35 +512,38 @@ class TrustCheckpoint:
             is_signed=document.is_signed,
             prepared_id=record.to_id if record is not None and is_unknown else None,
             pruned=document.pruned,
+            anchor_id=None if document.anchor is None else document.anchor.id,
+            anchored_trust=document.anchored_trust,
         )
 
     def shares_root_with(self, document: IdentityDocument) -> bool:
-        """Return whether an identity lists a root that was seen, so that both belong to the same cluster."""
+        """Return whether an identity document lists a root of this checkpoint, and so belongs to the same cluster."""
         keys = {root.id: root.public_key for root in self.roots}
         return any(keys.get(root.id) == root.public_key for root in document.roots)
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> TrustCheckpoint:
-        """Read the bytes that `to_bytes` wrote.
+        """Read a trust checkpoint from the bytes that `to_bytes` returned.
 
         Raises:
-            MalformedIdentityError: The bytes have another form, or were changed. Goatherd 0.1.0 wrote no checksum.
+            MalformedIdentityError: The bytes are not a checkpoint, or do not match their checksum. A checkpoint of
+                Goatherd 0.1.0 has no checksum.
         """
         tree = parse_object(raw, max_bytes=SIZE_LIMIT_BYTES)
         if ("checksum" in tree or "signed" in tree) and tree.pop("checksum", None) != _checkpoint_digest(tree):
             raise MalformedIdentityError("its checksum does not match its contents")
         generation, digest = tree.get("generation"), tree.get("digest")
         roots, revoked = tree.get("roots"), tree.get("revoked")
-        prepared, pruned = tree.get("prepared"), tree.get("prunedRoots", 0)
+        prepared, pruned, anchor = tree.get("prepared"), tree.get("prunedRoots", 0), tree.get("anchor")
         if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
-            raise MalformedIdentityError("generation is not a non-negative integer")
+            raise MalformedIdentityError("generation must be a non-negative integer")
         if not isinstance(digest, str) or not isinstance(roots, list) or not isinstance(revoked, list):
             raise MalformedIdentityError("digest, roots or revoked is missing")
         if not isinstance(tree.get("signed", False), bool):
-            raise MalformedIdentityError("signed is not true or false")
+            raise MalformedIdentityError("signed must be true or false")
         if isinstance(pruned, bool) or not isinstance(pruned, int):
-            raise MalformedIdentityError("prunedRoots is not an integer")
-        return cls(
+            raise MalformedIdentityError("prunedRoots must be an integer")
+        found = cls(
             generation=generation,
             digest=digest,
             roots=tuple(read_session(item, f"roots[{index}]") for index, item in enumerate(roots)),
@@ -413,10 +551,19 @@ class TrustCheckpoint:
             is_signed=tree.get("signed", False),
             prepared_id=None if prepared is None else read_id(prepared, "prepared"),
             pruned=pruned,
+            anchor_id=None if anchor is None else read_id(anchor, "anchor"),
+            anchored_trust=_read_anchored_trust(tree),
         )
+        # SECURITY: without it the server would follow other roots again (tests/unit/identity/test_anchor.py).
+        if anchor is not None and found.anchor is None:
+            raise MalformedIdentityError("anchor is not among the roots")
+        return found
 
     def to_bytes(self) -> bytes:
-        """Return the checkpoint as JSON with a checksum, because one flipped bit could let a replayed identity pass."""
+        """Return the checkpoint as JSON with a checksum.
+
+        Without the checksum, one flipped bit on the disk could let an older identity pass.
+        """
         tree: dict[str, object] = {
             "generation": self.generation,
             "digest": self.digest,
@@ -427,7 +574,26 @@ class TrustCheckpoint:
         }
         if self.prepared_id is not None:
             tree["prepared"] = self.prepared_id
+        if self.anchor_id is not None:
+            tree["anchor"] = self.anchor_id
+        if self.anchored_trust is not None:
+            tree["anchors"] = sorted(self.anchored_trust.anchors)
+            tree["workingRoots"] = sorted(self.anchored_trust.working)
         return to_pretty_json({**tree, "checksum": _checkpoint_digest(tree)})
+
+
+def _read_anchored_trust(tree: Mapping[str, Any]) -> AnchoredTrust | None:
+    # A checkpoint of an earlier version names the anchor alone; the log then shows which roots it has introduced.
+    anchors = tree.get("anchors", [tree["anchor"]] if "anchor" in tree else None)
+    if anchors is None:
+        return None
+    working = tree.get("workingRoots", [])
+    if not isinstance(anchors, list) or not isinstance(working, list):
+        raise MalformedIdentityError("anchors and workingRoots must be lists")
+    return AnchoredTrust(
+        frozenset(read_id(item, f"anchors[{index}]") for index, item in enumerate(anchors)),
+        frozenset(read_id(item, f"workingRoots[{index}]") for index, item in enumerate(working)),
+    )
 
 
 def _checkpoint_digest(tree: Mapping[str, Any]) -> str:

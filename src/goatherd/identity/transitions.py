@@ -1,12 +1,15 @@
-"""Change an identity document: each step of a rotation, a restore or a revocation is a pure function.
+"""Change an identity document, with one pure function for each step of a rotation, a restore or a revocation.
 
-`goatherd.rotation.machine` decides which step comes next. No function here writes to a store; each returns a new, fully
-checked document: its generation is higher by one, its last update is `now_ms`, and its current root has
-signed it (from activation on, the new root). A step that the recorded phase does not allow raises `IllegalStepError`.
+`goatherd.rotation.machine` decides which step comes next. No function here writes to a store. Each returns a new, fully
+checked document: its generation is higher by one, its last update is `now_ms`, and its current root has signed it. A
+step that the phase in the document does not allow raises `IllegalStepError`.
 
-The module also chooses which previous roots can leave the document, so that it stays small however old the cluster is.
-Servers still trust a root that has left, because a later root has introduced it in ``/sys/sessions``.
+The module also chooses which previous roots can be removed, so that the document stays small however old the cluster
+is. Servers still trust a removed root, because a later root has introduced it in ``/sys/sessions``;
 `goatherd.rotation.machine` first checks that every server holds that introduction.
+
+In an identity with an anchor, the anchor endorses the next root. Its signatures are made before the document, and
+given as an `AnchorWord`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from goatherd.errors import IllegalStepError
+from goatherd.identity.anchor import KEPT_CHANGES, AnchorChange, AnchorWord
 from goatherd.identity.document import (
     HistoryEntry,
     IdentityDocument,
@@ -29,7 +33,7 @@ from goatherd.identity.document import (
 )
 from goatherd.identity.key_age import EXPIRED_HINT, last_valid_ms
 from goatherd.identity.lineage import Lineage
-from goatherd.identity.revocations import Freeze, Revocation, sign_proof
+from goatherd.identity.revocations import BESIDE, Freeze, Revocation, sign_proof
 from goatherd.identity.root_signatures import Endorsement, endorse_root
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.strict_json import to_pretty_json
@@ -40,25 +44,31 @@ KEPT_PROOFS: Final = 2
 _MAX_REASON = 200
 _RETIRED = "retired"
 CANCELLED = "cancelled"
+PROMOTED: Final = "promoted"
 ROTATED = "rotated"
 RESTORED = "restored"
 SUCCESSES = frozenset({ROTATED, RESTORED})
 """Events of the history by which a rotation has come to its end."""
 
 
-def create_document(current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = ()) -> IdentityDocument:
-    """Create the first document of a cluster, generation 1.
+def create_document(
+    current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = (), word: AnchorWord | None = None
+) -> IdentityDocument:
+    """Create the first identity document of a cluster, with generation 1.
 
     Args:
-        current: The root that signs; its owner is ``root``.
+        current: The current root, with its private key; its owner must be ``root``.
         now_ms: Milliseconds since 1970.
         roots: Other roots to trust.
+        word: The anchor, and its endorsement of `current`; None for an identity without an anchor.
 
     Raises:
         MalformedIdentityError: The sessions do not make a valid document.
     """
     others = tuple(root for root in roots if root.id != current.id)
     first = IdentityDocument(generation=1, current=current, roots=(current.session, *others), last_updated=now_ms)
+    if word is not None and word.session is not None:
+        first = replace(first, roots=(*first.roots, word.session), anchor=word.anchor, endorsements=word.endorsements)
     return normalize_document(sign_document(first, now_ms))
 
 
@@ -70,25 +80,30 @@ def prepare_rotation(
     rotation_id: str,
     started_by: str,
     stable_version: str | None,
+    word: AnchorWord | None = None,
 ) -> IdentityDocument:
-    """Start a rotation: record the next root, endorsed by the current root. The current root still signs.
+    """Start a rotation in an identity document: record the next root, endorsed by the current root, which still signs.
+
+    In an identity with an anchor, the anchor endorses the next root instead.
 
     Args:
-        document: A steady document.
-        successor: A new root.
+        document: An identity document without a rotation in progress.
+        successor: The next root, with its private key.
         now_ms: Milliseconds since 1970.
-        rotation_id: A new id.
-        started_by: The user and machine that start it; human-readable.
+        rotation_id: A new id for the rotation.
+        started_by: The user and machine that start the rotation; human-readable.
         stable_version: The store's version id of `document`, to which the rotation can be rolled back.
+        word: The anchor's signatures, if the identity has an anchor or gets one.
 
     Raises:
-        IllegalStepError: A rotation is in progress, the successor was used before or is not a root, or the current root
-            has expired and so cannot endorse the successor.
+        IllegalStepError: A rotation is in progress, the successor was used before or is not a root session, or the
+            current root has expired and so cannot endorse the successor. Or the identity has an anchor, and its
+            signatures are missing.
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
     if not successor.session.is_root:
-        raise IllegalStepError("the successor's owner is not root")
+        raise IllegalStepError("the successor's owner must be `root`")
     if document.find_root(successor.id) is not None or successor.id in document.revoked_ids:
         raise IllegalStepError(f"root {successor.id} was used before")
     if document.current.session.is_expired(now_ms):
@@ -106,14 +121,50 @@ def prepare_rotation(
         phase_at=now_ms,
         stable_version=stable_version,
     )
-    return _next_document(
-        document,
-        now_ms,
-        next=successor,
-        roots=(*document.roots, successor.session),
-        rotation=record,
-        endorsements=(*document.endorsements, endorse_root(document.current, successor.session, now_ms)),
-    )
+    changes: dict[str, Any] = {
+        "next": successor,
+        "roots": (*document.roots, successor.session),
+        "rotation": record,
+        "endorsements": (*document.endorsements, endorse_root(document.current, successor.session, now_ms)),
+    }
+    if word is not None or document.anchor is not None:
+        changes.update(_with_word(document, record, successor.session, _require_word(word), now_ms))
+    return _next_document(document, now_ms, **changes)
+
+
+def _require_word(word: AnchorWord | None) -> AnchorWord:
+    if word is None:
+        raise IllegalStepError("the anchor has not endorsed the next root")
+    return word
+
+
+def _with_word(
+    document: IdentityDocument, record: RotationRecord, successor: Session, word: AnchorWord, now_ms: int
+) -> dict[str, Any]:
+    """Return the members of a prepared document that the anchor's signatures change."""
+    before = None if document.anchor is None else document.anchor.id
+    after = None if word.anchor is None else word.anchor.id
+    pairs = {(one.by, one.of) for one in word.endorsements}
+    kept = tuple(one for one in document.endorsements if (one.by, one.of) not in pairs)
+    roots, endorsements = (*document.roots, successor), (*kept, *word.endorsements)
+    if word.session is not None and document.find_root(word.session.id) is None:
+        roots = (*roots, word.session)
+    current = document.current
+    if (
+        before is None
+        and word.session is not None
+        and (current.id, word.session.id) not in {(one.by, one.of) for one in endorsements}
+    ):
+        # Servers without an anchor follow the current root's word.
+        endorsements = (*endorsements, endorse_root(current, word.session, now_ms))
+    if after != before:
+        record = replace(record, anchor=word.anchor, removes_anchor=word.anchor is None)
+    return {
+        "roots": roots,
+        "rotation": record,
+        "endorsements": endorsements,
+        "anchor_changes": (*document.anchor_changes, *word.changes),
+    }
 
 
 def prepare_restore(
@@ -126,25 +177,25 @@ def prepare_restore(
     stable_version: str | None,
     has_left: bool = False,
 ) -> IdentityDocument:
-    """Start the restore of a previous root: it becomes the next root, exactly as the document lists it.
+    """Start the restore of a previous root in an identity document: it becomes the next root, exactly as it is listed.
 
-    The current root endorses it, unless it has already done so or has expired: the servers trust the previous root
-    already.
+    The current root endorses the previous root, unless the current root has already done so or has expired. The servers
+    trust the previous root already.
 
     Args:
-        document: A steady document.
+        document: An identity document without a rotation in progress.
         earlier: The previous root, with its private key.
         now_ms: Milliseconds since 1970.
-        rotation_id: A new id.
-        started_by: The user and machine that start it; human-readable.
-        stable_version: The store's version id of `document`, to roll back to.
-        has_left: Whether `earlier` has left the document and is listed again. The caller has verified that it was
-            listed (`goatherd.identity.succession.find_introduced`).
+        rotation_id: A new id for the rotation.
+        started_by: The user and machine that start the restore; human-readable.
+        stable_version: The store's version id of `document`, to which the rotation can be rolled back.
+        has_left: Whether `earlier` was removed from the document, and is now listed again. The caller has verified that
+            it was listed before (`goatherd.identity.succession.find_introduced`).
 
     Raises:
         IllegalStepError: A rotation is in progress, or `earlier` is not a root of the document with the same key and
-            expiration, is the current root, is revoked, is recorded as destroyed, or has expired. Or it has left the
-            document, and the current root, which must endorse it, has expired.
+            expiration, is the current root, is revoked, is recorded as destroyed, or has expired. Or it was removed
+            from the document, and the current root, which must endorse it, has expired.
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
@@ -168,6 +219,13 @@ def prepare_restore(
     )
     current, endorsements = document.current, document.endorsements
     is_endorsed = any(item.by == current.id and item.of == earlier.id for item in endorsements)
+    if document.anchor is not None:
+        is_endorsed = document.is_endorsed_to_sign(earlier.id, document.anchor)
+    if document.anchor is not None and not is_endorsed:
+        raise IllegalStepError(
+            f"root {earlier.id} signed before the identity had the anchor {document.anchor.id}",
+            hint="`goatherd rotate --remove-anchor` goes back to a root without an anchor.",
+        )
     if not is_endorsed and not current.session.is_expired(now_ms):
         endorsements = (*endorsements, endorse_root(current, earlier.session, now_ms))
     return _next_document(
@@ -182,36 +240,48 @@ def prepare_restore(
 
 
 def replace_expired(
-    document: IdentityDocument, successor: OwnedSession, now_ms: int, *, rotation_id: str
+    document: IdentityDocument,
+    successor: OwnedSession,
+    now_ms: int,
+    *,
+    rotation_id: str,
+    word: AnchorWord | None = None,
 ) -> IdentityDocument:
-    """Replace the current root, which has expired. The expired root stays trusted.
+    """Replace the expired current root in an identity document by a successor. The expired root stays trusted.
 
-    What the expired root signed before its expiration stays valid, so it is not revoked. It endorses its successor
-    with the last time at which its signature is valid (`goatherd.identity.key_age.last_valid_ms`). A rotation in
-    progress ends: its next root is the successor where it can be (`find_successor`), else it stays trusted.
+    What the expired root signed before its expiration stays valid, so it is not revoked. It endorses its successor with
+    the last time at which its signature is valid (`goatherd.identity.key_age.last_valid_ms`). A rotation in progress
+    ends: its next root becomes the successor if possible (`find_successor`), and otherwise stays trusted.
 
     Args:
         document: A document whose current root has expired.
-        successor: A new root, or what `find_successor` returns.
+        successor: A new root, or the one that `find_successor` returns.
         now_ms: Milliseconds since 1970.
-        rotation_id: A new id.
+        rotation_id: A new id, recorded in the history.
+        word: The anchor's endorsement of a new root, if the identity has an anchor; the expired root then endorses
+            nothing.
 
     Raises:
-        IllegalStepError: The current root has not expired, or the successor is not a root, was used before or has
-            expired too.
+        IllegalStepError: The current root has not expired, or the successor is not a root session, was used before or
+            has expired too. Or the identity has an anchor, and its endorsement is missing.
     """
     expired = document.current
     if not expired.session.is_expired(now_ms):
-        raise IllegalStepError(f"the current root {expired.id} has not expired", hint="`goatherd rotate` replaces it.")
+        raise IllegalStepError(
+            f"the current root {expired.id} has not expired", hint="`goatherd rotate` replaces the current root."
+        )
     if not successor.session.is_root or successor.session.is_expired(now_ms):
-        raise IllegalStepError("the successor is not a root, or has expired too")
+        raise IllegalStepError("the successor must be a root that has not expired")
     is_prepared = find_successor(document, now_ms) == successor
     if not is_prepared and (document.find_root(successor.id) is not None or successor.id in document.revoked_ids):
         raise IllegalStepError(f"root {successor.id} was used before")
     roots, endorsements = document.roots, document.endorsements
     if not is_prepared:
         roots = (*roots, successor.session)
-        endorsements = (*endorsements, endorse_root(expired, successor.session, last_valid_ms(expired.session)))
+        if document.anchor is None:
+            endorsements = (*endorsements, endorse_root(expired, successor.session, last_valid_ms(expired.session)))
+        else:
+            endorsements = (*endorsements, *_require_word(word).endorsements)
     return _next_document(
         document,
         now_ms,
@@ -234,19 +304,23 @@ def replace_expired(
 
 
 def find_successor(document: IdentityDocument, now_ms: int) -> OwnedSession | None:
-    """Return the next root of the rotation in progress if it can replace an expired root at once, else None.
+    """Return the next root of the rotation in progress if it can replace an expired root at once; None otherwise.
 
-    A previous root that is being restored cannot: other roots have introduced it.
+    A previous root that is being restored cannot, because other roots have introduced it.
     """
     record, following = document.rotation, document.next
     if record is None or following is None or record.is_restore or following.session.is_expired(now_ms):
         return None
+    if document.next_anchor != document.anchor:
+        return None  # that root is for another anchor, which its rotation would have made known first
     is_endorsed = any(one.by == record.from_id and one.of == following.id for one in document.endorsements)
+    if document.anchor is not None:
+        is_endorsed = document.is_endorsed_to_sign(following.id, document.anchor)
     return following if is_endorsed else None
 
 
 def find_replaced(document: IdentityDocument) -> Session | None:
-    """Return the root that the current one replaced after its expiration; None if there was none."""
+    """Return the root that the current root replaced because it had expired; None if there was no such replacement."""
     replaced = document.find_root(document.rotated_from or "")
     if replaced is None or document.rotated_at is None or replaced.id == document.current.id:
         return None
@@ -254,14 +328,14 @@ def find_replaced(document: IdentityDocument) -> Session | None:
 
 
 def has_begun(document: IdentityDocument, rotation_id: str) -> bool:
-    """Return whether a rotation with this id was started; it may have ended."""
+    """Return whether an identity document records a rotation with this id, in progress or ended."""
     if document.rotation is not None:
         return document.rotation.id == rotation_id
     return any(entry.rotation_id == rotation_id for entry in document.history)
 
 
 def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> IdentityDocument:
-    """Record the next phase of a rotation if nothing but the record changes.
+    """Record that a rotation has reached its next phase, when nothing else in the identity document changes.
 
     Raises:
         IllegalStepError: The change is neither from prepared to published nor from activated to verified.
@@ -273,20 +347,21 @@ def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> Identit
 
 
 def activate_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Make the next root the current root; the previous root's private key leaves the document.
+    """Make the next root the current root of an identity document, and remove the previous root's private key from it.
 
     Raises:
-        IllegalStepError: The rotation is not published, or the next session has expired.
+        IllegalStepError: The rotation is not in phase published, or the next root has expired.
     """
     record = _require_rotation(document, "activate", Phase.PUBLISHED)
     successor = document.next
     if successor is None or successor.session.is_expired(now_ms):
-        raise IllegalStepError("the next session has expired; cancel the rotation")
+        raise IllegalStepError("the root prepared by the rotation has expired; cancel the rotation")
     return _next_document(
         document,
         now_ms,
         current=successor,
         next=None,
+        anchor=document.next_anchor,
         rotated_from=record.from_id,
         rotated_at=now_ms,
         rotation=replace(record, phase=Phase.ACTIVATED, phase_at=now_ms),
@@ -294,37 +369,45 @@ def activate_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocume
 
 
 def mark_verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Record that every server signs with the new root and holds the cross-signature; see `with_phase`."""
+    """Record that every server signs with the new root and holds its cross-signature of the previous root.
+
+    See `with_phase`.
+    """
     return with_phase(document, Phase.VERIFIED, now_ms)
 
 
 def correct_times(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Return the next generation of a document whose timestamps were corrected (`goatherd.identity.recorded_times`)."""
+    """Return the next generation of an identity document whose timestamps were corrected.
+
+    `goatherd.identity.recorded_times` corrects the timestamps.
+    """
     return _next_document(document, now_ms)
 
 
 def finalize_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """End a verified rotation, and add an entry to the history.
+    """End a verified rotation in an identity document, and add an entry to the document's history.
 
     Raises:
-        IllegalStepError: The rotation is not verified.
+        IllegalStepError: The rotation is not in phase verified.
     """
     record = _require_rotation(document, "finalize", Phase.VERIFIED)
-    return _end_rotation(document, now_ms, RESTORED if record.is_restore else ROTATED, record, None)
+    event = RESTORED if record.is_restore else ROTATED
+    return _end_rotation(document, now_ms, event, record, None, anchor_changes=_lasting_changes(document))
 
 
 def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
-    """Cancel a rotation before activation. The current root does not change.
+    """Cancel a rotation before its activation. The current root does not change.
 
     Servers know a next root that was published, so its public key stays among the roots. So does a previous root that
     was being restored, with the current root's endorsement.
 
     Raises:
-        IllegalStepError: The rotation is already activated (roll it back instead), or there is none.
+        IllegalStepError: The rotation is already activated (roll it back instead), or no rotation is in progress.
     """
     record = _require_rotation(document, "cancel", Phase.PREPARED, Phase.PUBLISHED)
+    changes = _earlier_changes(document, record)
     if record.phase is Phase.PUBLISHED or record.is_restore:
-        return _end_rotation(document, now_ms, CANCELLED, record, reason, next=None)
+        return _end_rotation(document, now_ms, CANCELLED, record, reason, next=None, anchor_changes=changes)
     return _end_rotation(
         document,
         now_ms,
@@ -332,19 +415,34 @@ def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> 
         record,
         reason,
         next=None,
+        anchor_changes=changes,
         roots=tuple(root for root in document.roots if root.id != record.to_id),
         endorsements=tuple(item for item in document.endorsements if item.of != record.to_id),
     )
 
 
+def _lasting_changes(document: IdentityDocument) -> tuple[AnchorChange, ...]:
+    """Return the last permanent changes of the anchor, without what it has signed for a roll-back."""
+    return tuple(one for one in document.anchor_changes if one.until is None)[-KEPT_CHANGES:]
+
+
+def _earlier_changes(document: IdentityDocument, record: RotationRecord) -> tuple[AnchorChange, ...]:
+    """Return the changes of the anchor without those that the rotation in progress would bring."""
+    if record.anchor is None and not record.removes_anchor:
+        return document.anchor_changes
+    new = {record.to_id} | ({record.anchor.id} if record.anchor is not None else set())
+    return tuple(one for one in document.anchor_changes if one.until is None and not {one.by, one.to, one.root} & new)
+
+
 def roll_back_rotation(
     document: IdentityDocument, stable: IdentityDocument, now_ms: int, *, reason: str
 ) -> IdentityDocument:
-    """Make the previous root the current root again, after activation. The new root stays trusted.
+    """Roll back an activated rotation: the previous root becomes the current root again. The new root stays trusted.
 
     Args:
-        document: An activated or verified document.
-        stable: The document at the recorded stable version, which holds the previous root's private key.
+        document: An identity document with a rotation in phase activated or verified.
+        stable: The identity document from before the rotation, at the recorded stable version, which holds the previous
+            root's private key.
         now_ms: Milliseconds since 1970.
         reason: The operator's reason, human-readable.
 
@@ -367,18 +465,23 @@ def roll_back_rotation(
         record,
         reason,
         current=earlier,
+        # A server that has used the next anchor follows the one before it, because the next one has signed that.
+        anchor=stable.anchor,
         rotated_from=record.to_id,
         rotated_at=now_ms,
     )
 
 
 def record_retirement(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
-    """Record that no version in the store holds this root's private key. Its public half stays.
+    """Record in an identity document that no version in the store holds a root's private key any more.
+
+    The root's public half stays in the document.
 
     During a rotation only a revoked root can be retired: a rollback may need any other root, but never a revoked one.
 
     Raises:
-        IllegalStepError: `session_id` is not a root of the document, or the root may still sign or is retired already.
+        IllegalStepError: `session_id` is not a root of the document, or the root may still sign or is recorded as
+            retired already.
     """
     if document.rotation is not None and session_id not in document.revoked_ids:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; it may be rolled back")
@@ -390,10 +493,10 @@ def record_retirement(document: IdentityDocument, session_id: str, now_ms: int) 
 
 
 def prune_roots(document: IdentityDocument, session_ids: Collection[str], now_ms: int) -> IdentityDocument:
-    """Remove previous roots from the document, with their endorsements and retirement records.
+    """Remove previous roots from an identity document, with their endorsements and retirement records.
 
-    Servers still trust them by their introductions in ``/sys/sessions``. The caller has checked that every server holds
-    these introductions.
+    Servers still trust these roots because of their introductions in ``/sys/sessions``. The caller has checked that
+    every server holds these introductions.
 
     Raises:
         IllegalStepError: A rotation is in progress, or one of the roots is not in `prunable_roots`.
@@ -420,36 +523,50 @@ def revoke_root(
     reason: str,
     successor: OwnedSession | None = None,
     proving: OwnedSession | None = None,
+    word: AnchorWord | None = None,
 ) -> IdentityDocument:
-    """Revoke a root: from now on, nothing that it signs is accepted, whatever timestamp the signature has.
+    """Revoke a root in an identity document: nothing that it signs from now on is accepted, whatever its timestamp.
 
     Revoking the current root makes `successor` the current root, without an endorsement by the stolen key. The stolen
-    key signs only the proof (`goatherd.identity.revocations`), by which servers follow. A rotation in progress ends. A
-    next root that has signed nothing is revoked too, unless it is the successor: its key was stored with the stolen
-    key. A previous root that was to be restored is not revoked.
+    key signs only the proof (`goatherd.identity.revocations`), by which servers accept the successor. A rotation in
+    progress ends. A next root that has signed nothing is revoked too, unless it is the successor: its key was stored
+    with the stolen key. A previous root that was to be restored is not revoked.
 
     Args:
-        document: Any document.
-        session_id: The root to revoke.
+        document: An identity document, in any phase.
+        session_id: Id of the root to revoke.
         now_ms: Milliseconds since 1970.
         reason: The operator's reason, human-readable.
         successor: The new current root: a new root, the next root, or a previous root. Required if the current root is
             revoked; otherwise not allowed.
         proving: The revoked root with its private key, if it is not the current root and the store still holds the key.
             Without it, servers that know no other root of the document need ``--accept-identity``.
+        word: The anchor's signatures, if the identity has an anchor; the stolen key then signs nothing. The anchor
+            endorses a new successor; otherwise it signs each revocation (`revocations_to_sign`).
 
     Raises:
-        IllegalStepError: The root is unknown or revoked already, the current root has no successor given, another
-            root has one, or the successor is no root, revoked, expired, or known with another key.
+        IllegalStepError: The root is unknown or revoked already, the current root has no successor given, another root
+            has one, or the successor is not a root session, is revoked, has expired, or is known with another key. Or
+            the root is the anchor, or the anchor's signatures are missing.
     """
     if document.find_root(session_id) is None or session_id in document.revoked_ids:
         raise IllegalStepError(f"{session_id} is not a root that can be revoked")
+    if document.anchor is not None:
+        if session_id in {one.id for one in (document.anchor, document.next_anchor) if one is not None}:
+            raise IllegalStepError(
+                f"{session_id} is the anchor, and only the anchor can end its own role",
+                hint="`goatherd rotate --anchor URI` replaces the anchor; then it can be revoked. If its key"
+                " is lost: `goatherd rotate --drop-lost-anchor`.",
+            )
+        word = _require_word(word)
     is_current = session_id == document.current.id
     if is_current == (successor is None):
         raise IllegalStepError("a successor must be given if the current root is revoked, and only then")
     current = successor or document.current
     _check_successor(document, current, session_id, now_ms)
     prover = document.current if is_current else proving
+    if document.anchor is not None:
+        prover = None
     if prover is not None and prover.session != document.find_root(session_id):
         raise IllegalStepError("the proof is not signed by the revoked root")
     revoked = [
@@ -459,11 +576,14 @@ def revoke_root(
             reason=_shorten_reason(reason),
             successor=None if prover is None else current.id,
             proof=None if prover is None else sign_proof(prover, current.session, now_ms),
+            anchor_proof=None if word is None else word.proofs.get(session_id),
         )
     ]
     has_signed = document.rotation is not None and document.rotation.is_restore
     if document.next is not None and document.next.id not in (session_id, current.id) and not has_signed:
-        revoked.append(Revocation(id=document.next.id, at=now_ms, reason=f"lay beside {session_id}"))
+        proof = None if word is None else word.proofs.get(document.next.id)
+        beside = f"{BESIDE}{session_id}"
+        revoked.append(Revocation(id=document.next.id, at=now_ms, reason=beside, anchor_proof=proof))
     roots = document.roots if document.find_root(current.id) else (*document.roots, current.session)
     revoked_ids = document.revoked_ids | {one.id for one in revoked}
     changes: dict[str, Any] = {
@@ -471,7 +591,7 @@ def revoke_root(
         "rotation": None,
         "next": None,
         "roots": roots,
-        "endorsements": _renew_endorsements(document, current, roots, revoked_ids, now_ms),
+        "endorsements": _renew_endorsements(document, current, roots, revoked_ids, now_ms, word),
         "entry": HistoryEntry(
             at=now_ms,
             event="revoked",
@@ -482,22 +602,73 @@ def revoke_root(
     }
     if successor is not None:
         changes.update(current=successor, rotated_from=session_id, rotated_at=now_ms)
+    if document.anchor is not None and document.rotation is not None:
+        is_activated = document.rotation.phase in (Phase.ACTIVATED, Phase.VERIFIED)
+        # A server that has not read the activated document follows the new anchor by the previous one's signature.
+        kept = _lasting_changes(document) if is_activated else _earlier_changes(document, document.rotation)
+        changes["anchor_changes"] = kept
     return _next_document(document, now_ms, **changes)
+
+
+def revocations_to_sign(document: IdentityDocument, session_id: str, successor: OwnedSession | None) -> tuple[str, ...]:
+    """Return the ids of the roots whose revocation the anchor must sign when root `session_id` is revoked.
+
+    There are none if the successor is a new root, because the anchor's endorsement of that root is proof enough.
+
+    Args:
+        document: An identity document with an anchor.
+        session_id: Id of the root to revoke.
+        successor: The new current root; None if the current root stays.
+    """
+    if successor is not None and document.find_root(successor.id) is None:
+        return ()
+    beside = document.next
+    is_beside = beside is not None and document.rotation is not None and not document.rotation.is_restore
+    ids = [session_id, *([beside.id] if is_beside and beside is not None else [])]
+    return tuple(one for one in dict.fromkeys(ids) if successor is None or one != successor.id)
+
+
+def drop_lost_anchor(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
+    """Remove an anchor whose key is lost, without its signature. The current root signs on, as an ordinary root.
+
+    Servers reject the document until each is told to accept it (``--accept-identity``).
+
+    Args:
+        document: An identity document with an anchor, without a rotation in progress.
+        now_ms: Milliseconds since 1970.
+        reason: The operator's reason, human-readable.
+
+    Raises:
+        IllegalStepError: There is no anchor, or a rotation is in progress.
+    """
+    if document.anchor is None:
+        raise IllegalStepError("the identity has no anchor")
+    if document.rotation is not None:
+        raise IllegalStepError(
+            f"rotation {document.rotation.id} is {document.rotation.phase}",
+            hint="Finish it with `goatherd rotate --resume`, or cancel it with `goatherd rotate --cancel`.",
+        )
+    entry = HistoryEntry(at=now_ms, event="anchor-dropped", from_id=document.anchor.id, reason=_shorten_reason(reason))
+    # For servers of the past, the roots stay reachable from the root that signs.
+    known = {one.of for one in document.endorsements if one.by == document.current.id}
+    others = [root for root in document.roots if root.id not in document.revoked_ids | known | {document.current.id}]
+    endorsements = (*document.endorsements, *(endorse_root(document.current, one, now_ms) for one in others))
+    return _next_document(document, now_ms, entry=entry, anchor=None, anchor_changes=(), endorsements=endorsements)
 
 
 def sign_again(
     document: IdentityDocument, now_ms: int, *, after: int, signed: IdentityDocument | None = None
 ) -> IdentityDocument:
-    """Sign a document whose signature is invalid, or an older document that is to be used again.
+    """Sign an identity document whose signature is invalid, or an older one that is to be used again.
 
     The history gets no entry, because the schedule and restores read it.
 
     Args:
-        document: The document to sign.
+        document: The identity document to sign.
         now_ms: Milliseconds since 1970.
-        after: The generation after which the document comes.
-        signed: The last signed document before it, which servers use. The predecessors that `document` itself names are
-            as unsigned as the rest of it, and it may have the same generation as this one.
+        after: The generation that the new document follows; its own is one higher.
+        signed: The last signed document, which servers use; it is recorded as the predecessor. The predecessors that
+            `document` itself names are not used, because they are not signed.
     """
     if signed is None:
         return _next_document(document, now_ms, generation=after + 1)
@@ -510,11 +681,13 @@ def sign_again(
 def record_frozen_commits(
     document: IdentityDocument, session_id: str, now_ms: int, *, commits: int, digest: str
 ) -> IdentityDocument:
-    """Record the list of frozen commits of a revoked root. Servers accept no other commit of that root.
+    """Record in an identity document the list of a revoked root's frozen commits.
+
+    Servers accept no others of that root.
 
     Args:
-        document: A document that lists the root as revoked.
-        session_id: The revoked root.
+        document: An identity document that lists the root as revoked.
+        session_id: Id of the revoked root.
         now_ms: Milliseconds since 1970.
         commits: The number of commits in the list.
         digest: SHA-256 of the list, hexadecimal.
@@ -530,7 +703,9 @@ def record_frozen_commits(
 
 
 def record_reissued_sessions(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
-    """Record that all sessions that a revoked root had introduced were reissued: its introductions no longer count.
+    """Record that all sessions that a revoked root had introduced were reissued, so its introductions no longer count.
+
+    A reissued session has a new introduction, signed by another root.
 
     Raises:
         IllegalStepError: The root is not revoked, or its list of frozen commits is not recorded yet.
@@ -542,10 +717,33 @@ def record_reissued_sessions(document: IdentityDocument, session_id: str, now_ms
     return _next_document(document, now_ms, revoked=revoked)
 
 
-def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ...]:
-    """Return the revocations, with reason and proof removed from the older ones, which few servers still need.
+def record_promotion(
+    document: IdentityDocument, now_ms: int, *, region: str, above: int, stable_version: str | None
+) -> IdentityDocument:
+    """Record in an identity document that the store of another region has become the primary store.
 
-    An unfinished revocation is not shortened.
+    Args:
+        document: The identity in that store.
+        now_ms: Milliseconds since 1970.
+        region: The region of the store.
+        above: The highest generation that was seen; the new document's generation is higher.
+        stable_version: The store's version id with the label ``stable``, to which a rotation in progress is rolled
+            back; ids of another store mean nothing there.
+    """
+    record = document.rotation
+    return _next_document(
+        document,
+        now_ms,
+        entry=HistoryEntry(at=now_ms, event=PROMOTED, reason=f"the primary store is now that of region {region}"),
+        generation=max(document.generation, above) + 1,
+        rotation=None if record is None else replace(record, stable_version=stable_version),
+    )
+
+
+def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ...]:
+    """Return the revocations of an identity document, with reason and proof removed from the older ones.
+
+    Few servers still need these. An unfinished revocation is not shortened.
     """
     old = revoked[: max(0, len(revoked) - KEPT_PROOFS)]
     bare = (replace(one, reason="", successor=None, proof=None) if one.settled_at is not None else one for one in old)
@@ -567,9 +765,15 @@ def _renew_endorsements(
     roots: Iterable[Session],
     revoked_ids: frozenset[str],
     now_ms: int,
+    word: AnchorWord | None,
 ) -> tuple[Endorsement, ...]:
-    """Let the current root endorse the other unrevoked roots, because only the revoked root may have endorsed some."""
+    """Let the current root endorse the other unrevoked roots, because only the revoked root may have endorsed some.
+
+    In an identity with an anchor, the anchor has endorsed them.
+    """
     kept = [item for item in document.endorsements if item.by not in revoked_ids]
+    if word is not None:
+        return (*kept, *word.endorsements)
     known = {item.of for item in kept if item.by == current.id}
     others = [root for root in roots if root.id not in revoked_ids | known | {current.id}]
     return (*kept, *(endorse_root(current, root, now_ms) for root in others))
@@ -605,6 +809,8 @@ def _next_document(
     changes.setdefault("generation", document.generation + 1)
     lineage = (document.lineage or Lineage()).followed_by(document.generation, source_digest(document))
     changes.setdefault("lineage", lineage)
+    kept = changes.get("anchor_changes", document.anchor_changes)
+    changes["anchor_changes"] = tuple(one for one in kept if one.counts_at(changes["generation"]))
     changed = replace(document, last_updated=now_ms, **changes)
     roots = frozenset(root.id for root in changed.roots)
     return normalize_document(sign_document(replace(changed, history=_trim_history(history, roots)), now_ms))
@@ -615,10 +821,11 @@ def _shorten_reason(reason: str) -> str:
 
 
 def _trim_history(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> tuple[HistoryEntry, ...]:
-    """Return the latest entries within both limits, and the retirement records of the document's roots.
+    """Return the latest history entries within the limits, and the retirement records of the document's roots.
 
-    A retirement record stays as long as its root; without it, `retire` would search for the key again. These records do
-    not count against the limits, so that they cannot displace the entry of the last rotation.
+    A retirement record stays as long as its root; without the record, `goatherd retire` would search the store for the
+    root's key again. These records do not count against the limits, so that they cannot displace the entry of the last
+    rotation.
     """
     kept: set[int] = set()
     size = 0
@@ -633,7 +840,7 @@ def _trim_history(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> t
 
 
 KEPT_ROOTS: Final = 3
-"""Maximum number of previous roots in the document that are not retired."""
+"""Maximum number of previous roots in the document that are not retired; one fewer in an identity with an anchor."""
 MOST_BYTES: Final = 24_000
 """Maximum size of a document in bytes: below the smallest limit of any store (Azure Key Vault, 25 KB)."""
 ROTATION_BYTES: Final = 3 * 1024
@@ -645,40 +852,42 @@ ENDORSEMENT_BYTES: Final = 512
 
 
 def prunable_roots(document: IdentityDocument) -> frozenset[str]:
-    """Return the ids of the roots that can leave the document.
+    """Return the ids of the roots that may be removed from an identity document.
 
-    All roots can leave but these: the current and the next root; the previous root, because a server that missed the
-    last rotation follows from it, and because it is needed if the current root must be revoked; revoked roots, whose
-    public keys verify their frozen commits; and successors that a revocation's proof names.
+    All roots may be removed except: the current and the next root; the previous root, because a server that missed the
+    last rotation needs it to accept the current root, and because it is needed if the current root must be revoked;
+    revoked roots, whose public keys verify their frozen commits; and successors that a revocation's proof names.
     """
     staying = {document.current.id, document.rotated_from, *document.revoked_ids}
     staying |= {revocation.successor for revocation in document.revoked if revocation.proof is not None}
     if document.next is not None:
         staying.add(document.next.id)
+    staying |= document.anchor_ids | {change.root for change in document.anchor_changes}
     return frozenset(root.id for root in document.roots) - staying
 
 
 def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
-    """Return the ids of the roots that should leave a document without a rotation in progress, oldest first.
+    """Return the ids of the roots to remove from an identity document without a rotation in progress, oldest first.
 
-    Retired roots leave, and roots whose rotation was cancelled, because they have signed nothing. Of the other previous
-    roots, which can still be restored, the latest `KEPT_ROOTS` stay.
+    Retired roots are removed, and roots whose rotation was cancelled, because these have signed nothing. Of the other
+    previous roots, which can still be restored, the latest `KEPT_ROOTS` stay.
     """
     earlier = [root.id for root in document.roots if root.id in prunable_roots(document)]
     done = document.retired_ids | _cancelled_roots(document)
-    kept = [one for one in earlier if one not in done][-(KEPT_ROOTS - 1) :]
+    count = KEPT_ROOTS - 1 if document.anchor is None else KEPT_ROOTS - 2  # the anchor and its predecessor stay too
+    kept = [one for one in earlier if one not in done][-count:]
     return tuple(one for one in earlier if one not in kept)
 
 
 def is_full(document: IdentityDocument) -> bool:
-    """Return whether the document is too large to start a rotation and leave room for a revocation during it."""
+    """Return whether an identity document is too large to start a rotation and leave room for a revocation."""
     endorsed = len(document.roots) + 1 - len(document.revoked)
     worst = len(encode_document(document)) + ROTATION_BYTES + REVOCATION_BYTES + endorsed * ENDORSEMENT_BYTES
     return worst > MOST_BYTES
 
 
 def _cancelled_roots(document: IdentityDocument) -> frozenset[str]:
-    """Return the ids of roots whose rotation was cancelled and that took part in no other."""
+    """Return the ids of roots whose rotation was cancelled and that took part in no other rotation."""
     cancelled = {entry.to_id for entry in document.history if entry.event == "cancelled" and entry.to_id}
     # The restore of a previous root can be cancelled too; that root has endorsed its successor.
     used = {document.current.id, document.rotated_from, *(endorsement.by for endorsement in document.endorsements)}

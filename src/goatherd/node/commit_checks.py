@@ -1,6 +1,6 @@
 """Decide whether a repository may store a commit that a client or peer has sent.
 
-`goatherd.admission` checks the commit by itself; this module also compares it with the commits already stored.
+`goatherd.admission` checks the commit alone; this module compares it with the commits that are already stored.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from goatherd.admission.commits import CommitFault, NotAdmittedError, decode_commit, is_nested_deeper
-from goatherd.admission.limits import RequestLimits
+from goatherd.admission.requests import RequestLimits
 from goatherd.node.repository import Repository
 from goatherd.wire.commit import Commit
 
 
 def read_commit(raw: Any, repository: Repository, limits: RequestLimits, now_ms: int) -> Commit:
-    """Decode a commit from a peer or client, and check everything that does not depend on its signature.
+    """Decode a commit that a peer or client sent, and check everything except its signature.
 
     Raises:
-        DecodeError: The value is not a commit.
+        DecodeError: The received value is not a commit.
         NotAdmittedError: The commit could crash a server or a client.
     """
     if isinstance(raw, Mapping) and is_nested_deeper(raw.get("c"), limits.depth):
@@ -27,14 +27,18 @@ def read_commit(raw: Any, repository: Repository, limits: RequestLimits, now_ms:
         raw, repository.path, org=repository.org, limits=limits, now_ms=now_ms, registry=repository.registry
     )
     check_against(commit, repository)
+    commit.keep_encoded()  # long commits take long, and this runs in a thread
     return commit
 
 
 def check_against(commit: Commit, repository: Repository) -> None:
-    """Check a commit against the commits of its repository. Called again just before the commit is stored.
+    """Check a decoded commit for contradictions to the commits that its repository already holds.
+
+    It is called when the commit arrives, and again just before the commit is stored.
 
     Raises:
-        NotAdmittedError: The commit contradicts stored commits.
+        NotAdmittedError: The commit changes the schema of its item, or is a delta in a place where a delta could harm a
+            reader.
     """
     if commit.is_delta:
         # SECURITY: deltas on deltas send a GoatDB reader into endless loops; it never writes one itself

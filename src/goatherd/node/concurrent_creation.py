@@ -1,13 +1,13 @@
-"""Merge the first commits of clients that created the same key at the same time. Pure.
+"""Merge the first commits of an item that several clients have created at the same time. Pure.
 
-Two clients that create the same key offline make two commits without parents. An unmodified GoatDB server or client
-crashes when it merges them. It does not crash if it receives, together with them, a commit that has both as parents. So
-a Goatherd server creates this merge commit before any answer shows the two.
+Two offline clients that create an item with the same key make two commits without parents. An unmodified GoatDB server
+or client crashes when it merges these two, but not if it also receives a commit that has both as parents. So a Goatherd
+server creates this merge commit before it sends the two commits to anyone.
 
 The merged value follows GoatDB's rule: it has the fields of all creations, the later value wins, and sets and maps are
 united. The merge commit, including its timestamp, id and seeds, is computed from its parents only, so all servers that
-sign with the same root create the same commit. Other leaves of a key have a common ancestor. GoatDB's servers and
-clients can merge those themselves; until then a read returns the head.
+sign with the same root create the same commit. All other concurrent commits of an item have a common ancestor. GoatDB's
+servers and clients merge those themselves; until then a read returns the head.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ PORTION = 500
 
 
 def unmerged_creations(repository: Repository, key: str) -> list[Commit]:
-    """Return the leaves of a key, oldest first, if merging them would crash an unmodified GoatDB; otherwise nothing.
+    """Return the concurrent creations of an item, oldest first, if merging them would crash an unmodified GoatDB.
 
-    GoatDB crashes if there are several leaves, and no commit of the key is known to be the parent of another.
+    The list is empty if there is no such danger. GoatDB crashes if an item has several leaves (commits without
+    children), and no commit of the item is known to be the parent of another commit.
     """
     if repository.is_linked(key):
         return []
@@ -46,7 +47,10 @@ def unmerged_creations(repository: Repository, key: str) -> list[Commit]:
 
 
 def portions_of(creations: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
-    """Split creations into portions, oldest first; one commit can merge each portion and the previous merge."""
+    """Split the concurrent creations of an item, oldest first, into portions that one merge commit each can unite.
+
+    A merge commit has a limited number of parents: one portion and the previous merge commit.
+    """
     for start in range(0, len(creations), PORTION):
         yield creations[start : start + PORTION]
 
@@ -54,14 +58,16 @@ def portions_of(creations: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
 def merge_creations(
     creations: Sequence[Commit], repository: Repository, session_id: str, merged: Sequence[Commit] = ()
 ) -> Commit | None:
-    """Build the unsigned commit that has all the creations as parents; None if their contents cannot be merged.
+    """Build the unsigned commit that merges several concurrent creations of one item.
+
+    The commit has all these creations as parents. The result is None if their contents cannot be merged.
 
     Args:
         creations: Creations to merge, oldest first, as `unmerged_creations` returns them; the first may be the merge of
-            earlier ones. At most as many as a commit may have parents.
-        repository: The repository of the creations.
-        session_id: The session that will sign the merge, and counts as its leader.
-        merged: Merges among the creations that are not in the repository yet.
+            earlier creations. There may be as many creations as a commit may have parents.
+        repository: The repository that contains the creations.
+        session_id: Id of the session that will sign the merge commit, and is recorded as its merge leader.
+        merged: Those commits among `creations` that are merge commits and are not in the repository yet.
     """
     whole = {merge.id: merge.record for merge in merged}
     read = [whole[creation.id] if creation.id in whole else repository.build_record(creation) for creation in creations]
@@ -100,7 +106,10 @@ def merge_creations(
 
 
 class _FieldUnion:
-    """Merge one encoded field of concurrent creations: sets and maps are united, for other values the latest counts."""
+    """Merge the values that concurrent creations give to one field.
+
+    Sets and maps are united; of other values the latest is used.
+    """
 
     __slots__ = ("_members", "_value")
 
@@ -109,7 +118,7 @@ class _FieldUnion:
         self._members = _mergeable_members(value)
 
     def merge_value(self, value: Any) -> bool:
-        """Unite two sets or two maps and return True; return False for other values."""
+        """Unite a field's value with an earlier one and return True if both are sets or maps; else return False."""
         members = _mergeable_members(value)
         if self._members is None or members is None or ("__t" in self._value) != ("__t" in value):
             return False
@@ -123,7 +132,10 @@ class _FieldUnion:
 
 
 def _mergeable_members(value: Any) -> dict[str, Any] | None:
-    """Return the entries of an encoded map, or the elements of an encoded set by their JSON; None for other values."""
+    """Return the members of an encoded map or set as a dict, or None if the value is neither.
+
+    The entries of a map are returned by their names, the elements of a set by their JSON.
+    """
     if not isinstance(value, Mapping) or _is_rich_text(value):
         return None
     # SECURITY: data of an unknown schema are kept as they came, so a marker may lack what it marks; an error here would

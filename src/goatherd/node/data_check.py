@@ -1,9 +1,9 @@
 """Check the logs of a running server: read every record, verify its signature, and withhold damaged commits.
 
-The check repairs no file; `goatherd.operations.repair_data` does so while the server is stopped. A line that is not a
-commit is never loaded, and is counted. A commit with a wrong signature was changed after the server had accepted it:
-the check removes it from the open repository, and the server fetches it from a peer like any missing commit. A commit
-by an unknown signer is counted and still served.
+The check does not change the logs; `goatherd.operations.repair_data` repairs them while the server is stopped. A line
+that is not a commit is never loaded, and is counted. A commit with an invalid signature was changed after the server
+had accepted it: the check removes it from the open repository, and the server fetches it from a peer like any missing
+commit. A commit by an unknown signer is counted and still served.
 
 Cost: reading and verifying take 0.6 ms a record. The check runs in the background after the start, in one thread that
 pauses four times as long as it works, so 100 000 records take five minutes and a fifth of a core.
@@ -34,7 +34,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import parse_signature
 from goatherd.node.engine import Engine
-from goatherd.node.log_storage import LogDirectory
+from goatherd.node.log_storage import FileLog, LogDirectory
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import LogLine, read_lines
@@ -45,6 +45,7 @@ _log = logging.getLogger("goatherd.node")
 T = TypeVar("T")
 
 BATCH: Final = 256
+PART_BYTES: Final = 512 * 1024
 REST: Final = 4
 """Pause after a batch, as a multiple of the duration of the batch."""
 
@@ -56,7 +57,7 @@ _ID: Final = re.compile(rb'"id":\s*"([A-Za-z0-9._~-]{1,63})"')
 
 
 class LineProblem(StrEnum):
-    """Kind of damage of a line in a log."""
+    """The kinds of damage that a line in a repository's log file can have."""
 
     TORN = "torn"
     """The last line is unfinished, as a crash in the middle of a write leaves it."""
@@ -70,7 +71,10 @@ class LineProblem(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A log line that is not a commit: the kind of damage, its description, and the commit's id if one was found."""
+    """A line of a repository's log that is not a commit.
+
+    It names the kind of damage, its description, and the commit's id if one was found.
+    """
 
     kind: LineProblem
     reason: str
@@ -78,7 +82,7 @@ class Unreadable:
 
 
 def decode_lines(data: bytes, org: str) -> Iterator[tuple[LogLine, Commit | Unreadable]]:
-    """Decode the lines of a log, except blank ones."""
+    """Decode each line of a repository's log except blank lines; yield the line with its commit or its damage."""
     for line in read_lines(data):
         raw = data[line.start : line.end]
         if not line.is_finished:
@@ -92,13 +96,31 @@ def decode_lines(data: bytes, org: str) -> Iterator[tuple[LogLine, Commit | Unre
                 yield line, Unreadable(LineProblem.NOT_A_COMMIT, str(error), _guess_id(raw))
 
 
+def decode_file(log: FileLog, org: str) -> Iterator[tuple[int, Commit | Unreadable]]:
+    """Decode the present contents of a repository's log file part by part, so that a large file needs little memory.
+
+    Yield the offset of each line with the commit in it, or with its damage. Commits that are appended meanwhile need no
+    check. An unfinished line may be a write in progress, and ends the log.
+    """
+    position, end = 0, log.read_size()
+    while position < end and (part := log.read_part(position, PART_BYTES)):
+        for line, outcome in decode_lines(part, org):
+            yield position + line.start, outcome
+        if not part.endswith(b"\n"):
+            break
+        position += len(part)
+
+
 def order_repositories(paths: Sequence[str]) -> list[str]:
-    """Return repositories in the order in which to check them: sessions first, since they determine who may sign."""
+    """Return repository paths in the order in which to check their logs: ``/sys/sessions`` first.
+
+    The sessions determine who may sign the commits of the other repositories.
+    """
     return sorted(paths, key=lambda path: (path not in _FIRST, path))
 
 
 def _is_signed_by_its_session(commit: Commit) -> bool:
-    """Return whether the signature and the commit name the same session; if not, one of them was changed."""
+    """Return whether a commit names the same session as its signature; if not, one of the two was changed."""
     try:
         return parse_signature(commit.signature or "").session_id == commit.session
     except VerificationError:
@@ -112,14 +134,14 @@ def _guess_id(raw: bytes) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataStatus:
-    """What the check of a server's logs has found so far.
+    """The result so far of the check of a server's log files for damaged commits.
 
     Attributes:
-        is_complete: Whether every log was read.
+        is_complete: Whether the check has read every log.
         records: Number of commits that were read.
-        damaged: Number of lines that are not commits.
-        unverifiable: Number of commits with a wrong signature or a signer who is unknown now.
-        unwritable: Number of repositories whose log cannot be written now.
+        damaged: Number of lines that do not contain a commit.
+        unverifiable: Number of commits whose signature is wrong or whose signer is unknown at present.
+        unwritable: Number of repositories whose log cannot be written at present.
     """
 
     is_complete: bool
@@ -129,7 +151,7 @@ class DataStatus:
     unwritable: int = 0
 
     def to_json(self) -> dict[str, object]:
-        """Return the status as a JSON object that contains only numbers."""
+        """Return the result of the log check as a JSON object that contains only numbers and booleans."""
         return {
             "complete": self.is_complete,
             "records": self.records,
@@ -140,14 +162,15 @@ class DataStatus:
 
 
 class DataCheck:
-    """Checks the logs of one organization once, after the server's start.
+    """Check all logs of one organization for damaged commits, once after the server's start.
 
     Args:
-        engine: Holds the open repositories and the trust pool; the check runs on its event loop.
+        engine: The engine with the open repositories and the trusted sessions; the check runs on the engine's event
+            loop.
         logs: The organization's log directory.
-        workers: Executor that reads, decodes and verifies; the check submits one task at a time.
+        workers: Executor that reads, decodes and verifies commits; the check submits one task at a time.
         clock: Supplies the current time.
-        withheld: Called with a repository's path after commits were removed from it.
+        withheld: Called with a repository's path after damaged commits were removed from the repository.
     """
 
     def __init__(
@@ -172,7 +195,7 @@ class DataCheck:
 
     @property
     def status(self) -> DataStatus:
-        """What the check has found so far."""
+        """What the check of the logs has found so far."""
         pool = self._engine.pool
         unknown = sum(count for session, count in self._unknown.items() if not pool.knows_session(session))
         return DataStatus(
@@ -183,7 +206,10 @@ class DataCheck:
         )
 
     async def run(self) -> None:
-        """Check every log. An unreadable log is logged as a warning; other failed checks are retried later."""
+        """Check every log of the organization.
+
+        A log that cannot be read causes a warning; a check that fails for another reason is repeated later.
+        """
         left = order_repositories(await asyncio.to_thread(self._logs.repository_paths))
         rest = AGAIN
         while left := [path for path in left if not await self._is_checked(path)]:
@@ -195,7 +221,7 @@ class DataCheck:
         _log.info("%s", event_text(Event.DATA_CHECKED, **fields))
 
     async def _is_checked(self, path: str) -> bool:
-        """Check a log, and return False if the check must be retried later."""
+        """Check one repository's log; return False if the check failed and must be repeated later."""
         before = self._records, self._damaged, self._unverifiable, self._unknown.copy()
         try:
             await self._check_log(path)
@@ -209,7 +235,7 @@ class DataCheck:
 
     async def _check_log(self, path: str) -> None:
         log = self._logs.open_log(path)
-        lines = decode_lines(await self._in_thread(log.read_bytes), self._engine.org)
+        lines = decode_file(log, self._engine.org)
         first: int | None = None
         damaged, wrong, unknown = 0, dict[str, list[Commit]](), 0
         good: dict[str, Commit] = {}
@@ -219,14 +245,14 @@ class DataCheck:
             if not batch:
                 break
             commits: list[Commit] = []
-            for line, outcome in batch:
+            for start, outcome in batch:
                 if isinstance(outcome, Commit):
                     commits.append(outcome)
                 elif outcome.kind is not LineProblem.TORN:  # which may be a write in progress
                     damaged += 1
                     self._damaged += 1
-                    first = line.start if first is None else first
-            starts = iter(line.start for line, outcome in batch if isinstance(outcome, Commit))
+                    first = start if first is None else first
+            starts = iter(start for start, outcome in batch if isinstance(outcome, Commit))
             for start, commit, verdict in zip(starts, commits, await self._verify_commits(commits), strict=True):
                 self._records += 1
                 if verdict is None:

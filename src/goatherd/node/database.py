@@ -1,14 +1,14 @@
 """Run one organization: its identity, trust pool, engine, data directory and peers.
 
-`goatherd.node.server` handles HTTP. `goatherd.node.engine` makes the decisions without I/O; this module gives it the
-time, ids, threads and a disk, and carries out what its responses request. The module also keeps commits from peers
-whose signers are not trusted yet (`PendingCommits`).
+`goatherd.node.server` handles HTTP. `goatherd.node.engine` makes the decisions without I/O. This module gives it the
+time, ids, threads and a disk, and makes the flushes and notifications that its responses request. The module also keeps
+commits from peers whose signers are not trusted yet (`PendingCommits`).
 
 Rules:
 
 * The engine and the pool belong to the event loop's thread. Other threads run steps and flush logs.
-* No commit is sent before it is on the disk. A push is answered after its commits were flushed, and so is any other
-  answer that could contain them (GoatDB does not wait). Waiting requests share a flush (group commit).
+* No commit is sent before it is on the disk. The answer to a push, and any other answer that could contain its commits,
+  waits until they are flushed (GoatDB does not wait). One flush serves all waiting requests (group commit).
 * A request that has started is completed even if its client disconnects.
 * A new identity takes effect with the next signature, without a restart.
 """
@@ -45,7 +45,7 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.session import OwnedSession, parse_signature
+from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck, DataStatus
@@ -63,7 +63,7 @@ from goatherd.serving.caller_limits import Rate, TokenBuckets
 from goatherd.settings import DBSettings, SettingsProvider, SettingsStatus
 from goatherd.settings.base import SettingsSource, describe_identity
 from goatherd.telemetry import Event, event_text
-from goatherd.trust import TrustPool
+from goatherd.trust import TrustPool, Verification
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
@@ -75,7 +75,10 @@ RETRY_REST: Final = 4
 
 
 class PendingCommits:
-    """Hold commits whose signers are not trusted yet, within bounds; the oldest are dropped first."""
+    """Hold commits whose signers are not trusted yet.
+
+    If there are too many commits or bytes, the oldest commits are dropped.
+    """
 
     def __init__(self) -> None:
         self._commits: OrderedDict[bytes, tuple[str, Any]] = OrderedDict()
@@ -97,7 +100,7 @@ class PendingCommits:
             self._bytes -= len(dropped)
 
     def take_all(self) -> dict[str, list[Any]]:
-        """Return all commits by repository, ``/sys/sessions`` first, and clear the store."""
+        """Return all pending commits by repository, ``/sys/sessions`` first, and remove them from this object."""
         by_path: dict[str, list[Any]] = {}
         for path, commit in self._commits.values():
             by_path.setdefault(path, []).append(commit)
@@ -107,7 +110,10 @@ class PendingCommits:
 
 
 def fingerprint_of(path: str, raw: Any) -> bytes:
-    """Return bytes that identify a commit of a repository by its whole content, since an id can be forged."""
+    """Return bytes that identify a commit by its repository's path and its whole content.
+
+    The commit's id would not identify it, because an id can be forged.
+    """
     try:
         return path.encode() + b"\0" + orjson.dumps(raw, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # a lone surrogate
@@ -140,7 +146,10 @@ _MAY_CHANGE: Final = (UnknownSignerError, UntrustedRootError, AccessDeniedError,
 
 
 class DataDirectory(Protocol):
-    """The directory of a database's logs: a `goatherd.node.log_storage.LogDirectory`, or a test's. Calls may block."""
+    """The interface of the directory that holds a database's log files.
+
+    Implemented by `goatherd.node.log_storage.LogDirectory` and by tests. Calls may block.
+    """
 
     def acquire(self) -> None: ...
 
@@ -149,7 +158,7 @@ class DataDirectory(Protocol):
     def open_log(self, repository: str) -> Log: ...
 
     def read_log(self, repository: str) -> Iterable[Any]:
-        """Return the records that are stored in a log, whether or not it is open."""
+        """Return the records that are stored in a repository's log, whether or not the log is open."""
         ...
 
     def repository_paths(self) -> list[str]: ...
@@ -157,7 +166,7 @@ class DataDirectory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _RepositoryView:
-    """One repository, as a `goatherd.node.peer.Peer` reads it."""
+    """The commits of one open repository in the form in which `goatherd.node.peer.Peer` reads them."""
 
     repository: Repository
 
@@ -173,7 +182,9 @@ class _RepositoryView:
 
 
 class DatabaseRepository:
-    """Reads and writes items of one repository, signed by the current root. Writes return when they are on the disk.
+    """Read and write the items of one repository.
+
+    Writes are signed by the current root, and return when the data are on the disk.
 
     Values are GoatDB's encoded fields: JSON, with dates in seconds. An aware `datetime` is converted to such a date.
     """
@@ -184,7 +195,7 @@ class DatabaseRepository:
         self.path = f"/{kind}/{name}"
 
     async def get(self, key: str) -> Item | None:
-        """Return an item; None if it does not exist or is deleted.
+        """Return the item with this key; None if the item does not exist or is deleted.
 
         Raises:
             StorageError: The repository cannot be read.
@@ -193,7 +204,7 @@ class DatabaseRepository:
         return engine.get_item(self.path, key)
 
     async def keys(self) -> list[str]:
-        """Return the keys of the items that are not deleted.
+        """Return the keys of all items of the repository that are not deleted.
 
         Raises:
             StorageError: The repository cannot be read.
@@ -204,16 +215,17 @@ class DatabaseRepository:
         ]
 
     async def create(self, key: str, schema: str, data: Mapping[str, Any]) -> Item:
-        """Create an item.
+        """Create an item in the repository.
 
         Args:
             key: The item's key: a-z, 0-9, ``-`` and ``_``.
             schema: The schema marker, such as ``note/1``. The schema need not be registered.
-            data: The fields.
+            data: The item's fields.
 
         Raises:
             ItemExistsError: The item exists already.
-            PathError, DecodeError, EncodeError: Key or data are not allowed; in ``/sys/sessions``: not a session.
+            PathError, DecodeError, EncodeError: The key or the data are not allowed; in ``/sys/sessions``, the data are
+                not a session.
             StorageError: The item could not be written.
         """
         engine = await self._open_repository()
@@ -222,11 +234,11 @@ class DatabaseRepository:
         return await self._publish_item(key)
 
     async def set(self, key: str, data: Mapping[str, Any]) -> Item:
-        """Replace an item's fields.
+        """Replace all fields of an existing item.
 
         Raises:
             ItemNotFoundError: The item does not exist.
-            DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: not a session.
+            DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``, they are not a session.
             StorageError: The item could not be written.
         """
         engine = await self._open_repository()
@@ -235,11 +247,11 @@ class DatabaseRepository:
         return await self._publish_item(key)
 
     async def delete(self, key: str) -> None:
-        """Delete an item.
+        """Delete the item with this key.
 
         Raises:
             ItemNotFoundError: The item does not exist.
-            DecodeError: The item is a session, which would stay trusted.
+            DecodeError: The item is a session. Clients would continue to trust it, so it cannot be deleted.
             StorageError: The deletion could not be written.
         """
         engine = await self._open_repository()
@@ -264,22 +276,22 @@ class Database:
     Args:
         org: The organization's id.
         directory: The data directory (a path, or an object that replaces it); locked while the database is open.
-        settings: The settings with the identity; entered and left by the database.
-        workers: Threads for the engine's steps.
-        verifiers: Threads among which a step spreads signatures; not the same as `workers`.
+        settings: The settings provider with the organization's identity; the database enters and leaves it.
+        workers: Thread pool for the engine's work on requests.
+        verifiers: Thread pool for the verification of signatures; must not be the same pool as `workers`.
         clock: Supplies the current time.
-        registry: The schemas that are known in addition to GoatDB's own.
+        registry: The application's schemas, in addition to GoatDB's own.
         rules: The application's access rules, in order.
         peers: URLs of the other servers.
-        debug: Do not wait for replicas after a new session.
+        debug: Whether to answer a request for a new session without waiting for the other servers.
         new_id: Returns a new unique id.
-        connect: Makes the client for a peer's URL; over HTTP by default.
-        unused_sessions: How many sessions that have not signed a request yet are kept out of ``/sys/sessions``; 0
-            introduces each session when it is created. Always 0 without a directory on the disk.
+        connect: Returns a client for a peer's URL; by default an HTTP client.
+        unused_sessions: Maximum number of sessions that are kept out of ``/sys/sessions`` until they sign their first
+            request; 0 introduces each session when it is created. Always 0 without a directory on the disk.
 
     Attributes:
-        instance: A random id of this process's database. By it, two URLs of one server differ from two servers.
-        paused_count: How many requests were delayed because their session had used too much processing time.
+        instance: A random id of this process's database. The id shows whether two URLs lead to the same server.
+        paused_count: Number of requests that were delayed because their session had used too much processing time.
     """
 
     def __init__(
@@ -333,7 +345,7 @@ class Database:
         self.instance = random_id()
 
     async def open(self) -> None:
-        """Load the identity, lock and open the data, start the peers.
+        """Load the identity, lock and open the data directory, and start to synchronize with the peers.
 
         Raises:
             SettingsError, ProviderError, IdentityError: The identity cannot be loaded. No new one is created.
@@ -360,13 +372,7 @@ class Database:
         await asyncio.to_thread(self._directory.acquire)
         self._stack.push_async_callback(asyncio.to_thread, self._directory.close)
         document = settings.document
-        pool = TrustPool(
-            org=self.org,
-            current=settings.current,
-            roots=settings.roots,
-            trusted=settings.trusted,
-            revoked=[revocation.id for revocation in document.revoked],
-        )
+        pool = TrustPool.from_identity(document, org=self.org, trusted=settings.trusted)
         engine = Engine(
             org=self.org,
             pool=pool,
@@ -440,7 +446,7 @@ class Database:
         return NodeClient(url, timeout=PEER_TIMEOUT, clock=self._clock, sender=self.instance)
 
     async def aclose(self) -> None:
-        """Finish running requests, stop the peers, flush and close the logs.
+        """Finish running requests, stop the synchronization with peers, and flush and close the logs.
 
         Raises:
             StorageError: A log could not be written.
@@ -471,7 +477,7 @@ class Database:
 
     @property
     def engine(self) -> Engine:
-        """The engine.
+        """The engine, which answers the requests of this organization.
 
         Raises:
             SettingsError: The database is not open.
@@ -487,33 +493,33 @@ class Database:
 
     @property
     def peers(self) -> list[PeerStatus]:
-        """The status of the synchronization with each peer."""
+        """The status of this server's synchronization with each peer."""
         return [peer.status for peer in self._peers]
 
     @property
     def deferred_count(self) -> int:
-        """Number of commits from peers whose signers are not trusted yet."""
+        """Number of pending commits: commits from peers whose signers are not trusted yet."""
         return len(self._pending)
 
     def now_ms(self) -> int:
-        """Return the time, in milliseconds since 1970."""
+        """Return the current time in milliseconds since 1970."""
         return self._clock.now_ms()
 
     def repository(self, path: str) -> DatabaseRepository:
-        """Return an object that reads and writes the items of a repository.
+        """Return an object that reads and writes the items of the repository with this path.
 
         Raises:
-            PathError: The server does not open such a path.
+            PathError: The path is not one that this server allows for a repository.
         """
         return DatabaseRepository(self, path)
 
     async def open_repository(self, path: str) -> Engine:
-        """Open a repository, reading its log in a thread, and return the engine."""
+        """Open a repository, which reads its log in a thread, and return the engine that holds it."""
         await self._drive_steps(self.engine.open_in_steps(path))
         return self.engine
 
     async def publish_changes(self, path: str) -> None:
-        """Make a repository's new commits durable, then notify the peers.
+        """Write a repository's new commits durably to the disk, then notify the peers.
 
         Raises:
             StorageError: The commits could not be written.
@@ -524,7 +530,7 @@ class Database:
         self._notify_peers(path)
 
     async def wait_for_peers(self, path: str, timeout: timedelta) -> bool:
-        """Push a repository to every peer; return whether each has answered within `timeout`."""
+        """Push a repository's commits to every peer; return whether each peer has answered within `timeout`."""
         watchers = {peer.push_changes(path) for peer in self._peers}
         if not watchers:
             return True
@@ -538,23 +544,32 @@ class Database:
     async def answer_sync(
         self,
         body: bytes,
-        header: str | None,
+        header: str | SignatureEnvelope | None,
         *,
         admit: Callable[[str], None] = lambda _: None,
         sender: str | None = NO_SERVER,
+        verified_by: Session | None = None,
     ) -> Response:
-        """Answer ``POST /batch-sync``.
+        """Answer ``POST /batch-sync``, the request with which clients and servers synchronize repositories.
 
         Args:
             body: The request's body.
-            header: The value of ``x-goat-sig``.
-            admit: Called with the id of the session that signed the request, unless it is a root; raises to reject it.
-            sender: Id of the server process that sent the request, from `SENDER_HEADER`; None without that header.
+            header: The value of the header ``x-goat-sig``, which contains the request's signature, possibly parsed.
+            admit: Called with the id of the session that signed the request, unless the session is a root. It raises an
+                exception to reject the request.
+            sender: Id of the server process that sent the request, from `SENDER_HEADER`; None if the request has no
+                such header.
+            verified_by: What `find_signer` returned for this header, if it was called before.
         """
-        return await self._run_to_end(self._answer_sync(body, header, admit, sender))
+        return await self._run_to_end(self._answer_sync(body, header, admit, sender, verified_by))
 
     async def _answer_sync(
-        self, body: bytes, header: str | None, admit: Callable[[str], None], sender: str | None
+        self,
+        body: bytes,
+        header: str | SignatureEnvelope | None,
+        admit: Callable[[str], None],
+        sender: str | None,
+        verified_by: Session | None,
     ) -> Response:
         if len(self._work) and (pause := self._pause_for(header)):
             self.paused_count += 1
@@ -573,33 +588,35 @@ class Database:
             return await asyncio.get_running_loop().run_in_executor(self._workers, run, step)
 
         failures = self._disk.failure_count
-        response = await drive_steps(self.engine.batch_sync(header, body, self.now_ms(), admit), run_aside)
+        response = await drive_steps(self.engine.batch_sync(header, body, self.now_ms(), admit, verified_by), run_aside)
         if response.requester is not None and spent > FREE_WORK:
             self._work.charge(response.requester, self._clock.monotonic(), spent - FREE_WORK)
         if response.status == 200 and response.requester is None and self._exchange is not None:
             self._exchange.note_asker(sender)
         return await self._finish_response(response, failures)
 
-    def _pause_for(self, header: str | None) -> float:
-        """Return how many seconds to delay a request because its session has recently used more than its share.
+    def _pause_for(self, header: str | SignatureEnvelope | None) -> float:
+        """Return how many seconds to delay a request because its session has recently used too much processing time.
 
-        The header's session is not verified yet; a request that names another session delays only itself.
+        The session that the header names is not verified yet. A request that falsely names another session delays only
+        itself.
         """
-        with suppress(VerificationError):
-            session_id = parse_signature(header or "").session_id
-            return min(self._work.seconds_until(session_id, self._clock.monotonic()), LONGEST_PAUSE)
-        return 0.0
+        if not isinstance(header, SignatureEnvelope):
+            return 0.0
+        return min(self._work.seconds_until(header.session_id, self._clock.monotonic()), LONGEST_PAUSE)
 
-    async def is_signed(self, header: str | None) -> bool:
-        """Check a request's signature before its body is read."""
+    async def find_signer(self, header: str | SignatureEnvelope | None) -> Session | None:
+        """Return the session that signed a request; None if the signature is invalid.
+
+        This check comes before the server reads the body.
+        """
         try:
-            await self._drive_steps(self.engine.authenticate_request(header or "", self.now_ms()))
+            return await self._drive_steps(self.engine.authenticate_request(header or "", self.now_ms()))
         except VerificationError:
-            return False
-        return True
+            return None
 
     async def answer_session(self, body: bytes) -> Response:
-        """Answer ``POST /auth/session``."""
+        """Answer ``POST /auth/session``, with which a client creates an anonymous session."""
         return await self._run_to_end(self._answer_session(body))
 
     async def _answer_session(self, body: bytes) -> Response:
@@ -616,19 +633,22 @@ class Database:
         )
 
     async def answer_unused(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/unused``: exchange sessions that have not signed a request yet, if a root asks."""
+        """Answer ``POST /goatherd/v1/unused``, with which servers exchange sessions that have not signed a request yet.
+
+        The request must be signed by a root.
+        """
         if self._exchange is None:
             return Response(status=404)
         return await self._run_to_end(self._exchange.answer_request(body, header))
 
     @property
     def unused(self) -> tuple[int, int]:
-        """Number of sessions that have not signed a request yet, and how many were dropped because of too many."""
+        """Number of stored sessions that have not signed a request yet, and how many the limit has dropped."""
         unused = self.engine.unused
         return (0, 0) if unused is None else (len(unused), unused.dropped_count)
 
     async def answer_refresh(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/refresh``: refresh the settings now, if a root requests it."""
+        """Answer ``POST /goatherd/v1/refresh``: read the settings from the store now, if a root signed the request."""
         path = "/goatherd/v1/refresh"
         if refusal := await refuse_unless_root(self.engine, path, body, header, now_ms=self.now_ms()):
             return refusal
@@ -638,17 +658,17 @@ class Database:
 
     @property
     def document(self) -> IdentityDocument:
-        """The identity document in use, including private keys."""
+        """The identity document that this database uses at present, including private keys."""
         return self._settings.settings.document
 
     @property
     def status(self) -> SettingsStatus:
-        """The freshness of the identity in use."""
+        """The freshness of the identity that this database uses at present."""
         return self._settings.status
 
     @property
     def frozen_commits(self) -> FrozenCommitStore:
-        """The frozen-commit lists of revoked roots that this server has.
+        """The frozen-commit lists of revoked roots that this server stores.
 
         Raises:
             SettingsError: The database is not open.
@@ -659,18 +679,18 @@ class Database:
 
     @property
     def data(self) -> DataStatus | None:
-        """What the check of the logs has found so far; None if the data are not on a disk."""
+        """What the check of the log files has found so far; None if the data are not on a disk."""
         if self._data_check is None:
             return None
         return replace(self._data_check.status, unwritable=len(self._disk.failing))
 
     @property
     def expiry(self) -> ExpiryWatch:
-        """How long the current root is still valid."""
+        """The watch that checks how long the current root is still valid."""
         return self._expiry
 
     def describe_identity(self) -> dict[str, Any]:
-        """Return the answer to ``GET /goatherd/v1/identity``: ids and numbers only.
+        """Return the answer to ``GET /goatherd/v1/identity``: ids and numbers that describe the identity in use.
 
         SECURITY: the answer is built from single ids, never from a whole document (tests/cluster/test_exchanges.py).
         """
@@ -695,11 +715,11 @@ class Database:
         }
 
     async def _finish_response(self, response: Response, failures: int) -> Response:
-        """Flush logs, notify peers and wait for them, as a response requires before it is sent.
+        """Do what a response requires before it is sent: flush logs, notify peers, and wait for the peers.
 
         Args:
-            response: The response.
-            failures: `Disk.failure_count` before the response was made.
+            response: The response that will be sent.
+            failures: The value of `Disk.failure_count` before the response was built.
         """
         for commit_id, error in response.refused:
             _log.debug("commit %s was rejected: %s: %s", commit_id, error.code, error)
@@ -725,7 +745,7 @@ class Database:
         return response
 
     async def _run_to_end(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine to its end even if the caller is cancelled."""
+        """Run a coroutine to its end even if its caller is cancelled."""
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -752,17 +772,20 @@ class Database:
             peer.sync_now()
 
     async def _verify_sessions(self) -> None:
-        """Verify, in the background, the session commits that no request has needed yet."""
+        """Verify, in the background, the session commits that no request has needed to verify yet."""
         rest, limit = VERIFY_AGAIN, PENDING_BATCH
         try:
             while self.pool.queued_count:
-                verification = self.pool.prepare_pending(limit)
+                verification: Verification | None = None
                 try:
+                    verification = self.pool.prepare_pending(limit)
                     await asyncio.get_running_loop().run_in_executor(self._workers, verification.run)
                     self.pool.conclude_verification(verification)
+                    rest = VERIFY_AGAIN
                 except Exception:  # noqa: BLE001 - what one batch does must not leave the others unverified
                     _log.exception("%s: cannot verify sessions; retrying in %s", self.org, rest)
-                    self.pool.requeue(verification)
+                    if verification is not None:
+                        self.pool.requeue(verification)
                     limit = 1
                     await self._clock.sleep(rest)
                     rest = min(2 * rest, VERIFY_AGAIN_AT_MOST)
@@ -786,7 +809,7 @@ class Database:
         self._notify_peers(path)
 
     async def _retry_writes(self) -> None:
-        """Retry, until cancelled, the logs that could not be written."""
+        """Retry, until cancelled, to write the logs whose last write failed."""
         while True:
             await self._cannot_write.wait()
             said_at = -SAY_AGAIN.total_seconds()
@@ -806,11 +829,11 @@ class Database:
     # --- peers ------------------------------------------------------------------------------------------------------
 
     def current_signer(self) -> OwnedSession:
-        """Return the session that currently signs requests to peers."""
+        """Return the session that currently signs this server's requests to peers."""
         return self.pool.current
 
     def synced_paths(self) -> Sequence[str]:
-        """Return the repositories to synchronize, in the order in which to send them."""
+        """Return the paths of the repositories to synchronize, in the order in which to send them."""
         return list(self._paths)
 
     async def open_view(self, path: str) -> _RepositoryView:
@@ -820,7 +843,7 @@ class Database:
     async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
         """Verify and store the commits that a peer sent; return how many were new.
 
-        Commits that cannot be verified yet are kept, within bounds, and verified again when the trusted sessions
+        Commits that cannot be verified yet are kept, up to a limit, and verified again when the trusted sessions
         change.
 
         Raises:
@@ -851,9 +874,9 @@ class Database:
             peer.resync_path(path)
 
     def _look_for(self, path: str) -> None:
-        """Request from the peers a repository that a client has asked for and that is empty here.
+        """Request a repository from the peers, because a client has asked for it and this server has no commit of it.
 
-        SECURITY: clients may ask for any path, so only the latest `MAX_LACKING` are requested
+        SECURITY: clients may ask for any path, so only the `MAX_LACKING` paths that were asked for last are requested
         (tests/unit/node/test_peer.py).
         """
         if path in self._paths:
@@ -874,7 +897,12 @@ class Database:
             peer.mark_changed(path)
 
     async def _follow_trust(self) -> None:
-        """Verify pending commits again at the start and whenever a new session is trusted."""
+        """Verify pending commits again, at the start and whenever a new session becomes trusted.
+
+        A failure is logged and retried after a pause: a loop that ended would leave sessions unknown, and commits
+        pending, until the next start.
+        """
+        rest = VERIFY_AGAIN
         while True:
             await self._trust_changed.wait()
             self._trust_changed.clear()
@@ -882,11 +910,34 @@ class Database:
                 self._verifying = True
                 self._spawn_task(self._verify_sessions(), "verify sessions")
             began = self._clock.monotonic()
-            for path, commits in self._pending.take_all().items():
-                with suppress(GoatherdError):
-                    await self.store_commits(path, commits)
+            if not await self._retry_pending():
+                self._trust_changed.set()
+                await self._clock.sleep(rest)
+                rest = min(2 * rest, VERIFY_AGAIN_AT_MOST)
+                continue
+            rest = VERIFY_AGAIN
             if self._pending:  # 10 000 commits take 0.25 s and more: not after each new session
                 await self._clock.sleep(timedelta(seconds=RETRY_REST * (self._clock.monotonic() - began)))
+
+    async def _retry_pending(self) -> bool:
+        """Verify all pending commits again; return False if this failed.
+
+        Commits that were not reached before the failure stay pending.
+        """
+        by_path = self._pending.take_all()
+        while by_path:
+            path, commits = next(iter(by_path.items()))
+            try:
+                with suppress(GoatherdError):
+                    await self.store_commits(path, commits)
+            except Exception:  # noqa: BLE001 - see `_follow_trust`
+                _log.exception("%s: cannot verify pending commits of %s; retrying", self.org, path)
+                for failed, left in by_path.items():
+                    for raw in left:
+                        self._pending.add_commit(fingerprint_of(failed, raw), failed, raw)
+                return False
+            del by_path[path]
+        return True
 
 
 def _encode_fields(data: Mapping[str, Any]) -> dict[str, Any]:

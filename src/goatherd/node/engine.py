@@ -1,4 +1,4 @@
-"""Answer GoatDB's requests for one organization: sync and sessions. Pure: bytes in, a `Response` out.
+"""Answer GoatDB's sync and session requests for one organization. Pure: takes bytes, returns a `Response`.
 
 The module does no I/O, reads no clock and uses no randomness. It answers GoatDB's own endpoints; Goatherd's management
 endpoints are in `goatherd.node.management` and `goatherd.node.frozen_commits`.
@@ -29,8 +29,8 @@ batch in any order works (GoatDB drops commits that come too early). Replies kee
 
 Differences from GoatDB 0.5.1 (its behaviour in parentheses), with the reasons in docs/reference/compatibility.md:
 
-* a malformed batch, element or path is 400, and nothing of the request takes effect (500, or the process ends)
-* a malformed signature header is 403 (500)
+* a malformed batch, element or path is answered with 400, and no part of the request takes effect (500 or a crash)
+* a malformed signature header is answered with 403 (500)
 * a login token is rejected as a request signature (accepted)
 * a commit's claimed session must be its signer, and the commit's timestamp must not be later than that session's
   expiration; a signature without a timestamp is invalid
@@ -46,17 +46,18 @@ Differences from GoatDB 0.5.1 (its behaviour in parentheses), with the reasons i
 * commits of schemas that are not registered are stored and sent on (skipped)
 * an answer holds at most `SyncLimits.reply_commits` commits per element, `SyncLimits.reply_bytes` in all, and is
   computed with about `SyncLimits.reply_lookups` lookups; the rest follows in later rounds
+* what the clients of a session hold is remembered, and only a part of it is looked up in their filters
 * the answer waits for the disk (a crash may lose acknowledged commits)
 * repositories are opened only for well-formed paths, and a file is created with the first commit
-* invalid keys at /auth/session are 400 (500 for P-256, points off the curve and short keys); if the root has expired,
-  the answer is 503
+* invalid keys at /auth/session are answered with 400 (500 for P-256, points off the curve and short keys); while the
+  root is expired, the answer is 503
 * concurrent creations of one key are merged before any answer (`goatherd.node.concurrent_creation`); other leaves are
   not merged
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -94,7 +95,7 @@ from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions
 from goatherd.node.views import BIG_VIEW, ReplyBudget, SyncLimits, Views
 from goatherd.times import milliseconds
-from goatherd.trust import TrustPool
+from goatherd.trust import TrustPool, Verification
 from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, read_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
@@ -112,12 +113,18 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class EngineStep:
-    """Work for a thread. It reads and writes nothing that other threads change meanwhile."""
+    """One part of a request's work that may run in a thread.
+
+    The work uses only data that no other thread changes meanwhile.
+    """
 
     work: Callable[[Executor | None], Any]
 
     def run(self, executor: Executor | None = None) -> Any:
-        """Do the work; `executor` (never the one whose thread this call occupies) spreads signatures over threads."""
+        """Do this part of the work in the calling thread.
+
+        If `executor` is given, its threads verify signatures in parallel; the calling thread must not be one of them.
+        """
         return self.work(executor)
 
 
@@ -125,7 +132,10 @@ EngineSteps = Generator[EngineStep, Any, R]
 
 
 def drive_inline(steps: EngineSteps[R], executor: Executor | None = None) -> R:
-    """Run a generator and all its steps in this thread. An error of a step is raised inside the generator."""
+    """Run a generator and all the steps that it yields in the calling thread; return the generator's result.
+
+    An error of a step is raised inside the generator.
+    """
     try:
         step = next(steps)
         while True:
@@ -141,7 +151,10 @@ def drive_inline(steps: EngineSteps[R], executor: Executor | None = None) -> R:
 
 
 async def drive_steps(steps: EngineSteps[R], run: Callable[[EngineStep], Awaitable[Any]]) -> R:
-    """Advance a generator on the event loop, and have `run` execute its steps. A step's error is raised inside it."""
+    """Run a generator on the event loop, with `run` executing the steps that it yields; return the generator's result.
+
+    An error of a step is raised inside the generator.
+    """
     try:
         step = next(steps)
         while True:
@@ -169,21 +182,22 @@ _MOST_USERS = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """An answer, and what the caller must do before and after sending it.
+    """The answer to a request, and what the caller must do before and after sending the answer.
 
     Attributes:
-        status: HTTP status.
-        body: The body, possibly empty.
-        content_type: Content type; None for an empty body.
+        status: HTTP status of the answer.
+        body: The answer's body, possibly empty.
+        content_type: Content type of the body; None for an empty body.
         cors: Whether the answer has CORS headers (not if the signature was rejected).
-        flush: Repositories whose log must be made durable before the answer is sent.
-        changed_paths: Repositories with new commits for the peers.
+        flush: Paths of the repositories whose log must be written durably before the answer is sent.
+        changed_paths: Paths of the repositories with new commits, of which peers must be notified.
         wait_for_peers: Whether to wait for the peers before the answer is sent.
-        refused: Commits that were not accepted, and why; for logs and metrics only.
-        lacking: Repositories that a client asked for and that have no commit here.
-        requester: The session to charge for the work; None for a root, which servers use.
-        unused: The session that was created and not introduced.
-        again: Builds the answer again if commits in it could not be written; only for requests without new commits.
+        refused: Ids of the commits that were rejected, and the reasons; for logs and metrics only.
+        lacking: Paths of the repositories that a client asked for and of which this server has no commit.
+        requester: Id of the session to which the processing time is charged; None for a root, which servers use.
+        unused: The session that was created and is not introduced yet; None if there is none.
+        again: Builds the answer again without the commits in it that could not be written; only for requests that bring
+            no new commits.
     """
 
     status: int
@@ -211,12 +225,12 @@ CANNOT_WRITE: Final = Response(status=507, cors=False)
 
 @dataclass(slots=True, kw_only=True)
 class Ingested:
-    """The result of ingesting commits.
+    """The result of verifying and storing received commits: which were accepted and which were rejected.
 
     Attributes:
-        accepted: The commits that were new and are stored.
-        refused: Id and reason of each rejected commit. An undecodable one has the id ``""``; only the first thousand of
-            these are listed.
+        accepted: The commits that were new and are now stored.
+        refused: Id and reason of each rejected commit. A commit that could not be decoded has the id ``""``; only the
+            first thousand of such commits are listed.
     """
 
     accepted: list[Commit] = field(default_factory=list)
@@ -225,7 +239,7 @@ class Ingested:
 
 @dataclass(slots=True)
 class _Element:
-    """One element of a batch: a sync message for one repository."""
+    """One element of a ``/batch-sync`` request: the sync message for one repository."""
 
     given_path: str
     path: str
@@ -238,7 +252,7 @@ class _Element:
 
 @dataclass(frozen=True, slots=True)
 class _Portion:
-    """Some commits of one element, not decoded yet."""
+    """A range of the commits in one element of a ``/batch-sync`` request, which are decoded together."""
 
     element: _Element
     start: int
@@ -246,25 +260,27 @@ class _Portion:
 
 
 class Engine:
-    """Answers GoatDB's requests for one organization.
+    """Answer the requests of GoatDB's clients and servers for one organization.
 
     Args:
         org: The organization's id.
-        pool: The trusted sessions. Its owner replaces the identity in it.
-        open_log: Returns the log of a repository. Steps call it in threads too, so it must be thread-safe, and return
-            one object per repository (`goatherd.node.log_storage.LogDirectory.open_log`).
+        pool: The pool of trusted sessions. Its owner updates it when the identity changes.
+        open_log: Returns the log of a repository. Several threads call it, so it must be thread-safe, and return the
+            same object for the same repository (`goatherd.node.log_storage.LogDirectory.open_log`).
         new_id: Returns a new unique id.
-        new_seeds: Returns new filter seeds.
-        registry: The schemas that are known in addition to GoatDB's own.
+        new_seeds: Returns new random seeds for a Bloom filter.
+        registry: The application's schemas, in addition to GoatDB's own.
         rules: The application's access rules, in order.
         limits: Limits on one request and its answer.
-        instance: The id of this server process, which requests that are bound to it name; a new one by default.
+        instance: The id of this server process. A request that is valid for this process only names this id. By default
+            a new id is made.
 
     Attributes:
         instance: The id of this server process.
         guard: Checks whether a request was signed for this server, and was not received before.
-        unused: The sessions that have not signed a request yet; None if each is introduced when it is created.
-        on_first_use: Called when one of them has been introduced, because it has signed a request.
+        unused: The sessions that have not signed a request yet and are not introduced; None if each session is
+            introduced when it is created.
+        on_first_use: Called when a session from `unused` has been introduced, because it has signed its first request.
     """
 
     def __init__(
@@ -295,6 +311,7 @@ class Engine:
         self._in_use: dict[str, int] = {}
         self._pinned: set[str] = set()
         self._unwritable: set[str] = set()
+        self._in_verification: dict[str, Commit] = {}
         self._wrong: dict[str, tuple[Mapping[str, Sequence[Commit]], Mapping[str, Commit]]] = {}
         self._users: OrderedDict[tuple[str, str, int], bool] = OrderedDict()
         self._views = Views(self.rulebook, self.limits, pool, new_seeds)
@@ -304,7 +321,9 @@ class Engine:
     # --- repositories ------------------------------------------------------------------------------------------------
 
     def load_sessions(self) -> None:
-        """Open ``/sys/sessions`` and ``/sys/users`` and index the sessions. Blocks; call it before serving.
+        """Open the repositories ``/sys/sessions`` and ``/sys/users``, and index the sessions.
+
+        Blocks; call it before the server answers requests.
 
         Raises:
             StorageError: A log cannot be read.
@@ -316,14 +335,16 @@ class Engine:
 
     @property
     def repositories(self) -> Mapping[str, Repository]:
-        """The open repositories by path."""
+        """The open repositories by their paths."""
         return self._repositories
 
     def get_repository(self, path: str) -> Repository:
-        """Return a repository. If it is not open yet, open it (which blocks) and keep it open.
+        """Return the repository with this path.
+
+        If the repository is not open yet, open it (which blocks) and keep it open.
 
         Raises:
-            PathError: The server does not open such a path.
+            PathError: The path is not one that this server allows for a repository.
             StorageError: The log cannot be read.
         """
         found = self._repositories.get(path)
@@ -334,7 +355,10 @@ class Engine:
         return found
 
     def open_in_steps(self, path: str) -> EngineSteps[Repository]:
-        """Do the same as `get_repository`, but read the log in a step."""
+        """Return the repository with this path, opening it if necessary.
+
+        The log is read in a step, so that a thread can do it.
+        """
         kind, name = check_repository_path(path)
         if f"/{kind}/{name}" not in self._repositories:
             read = yield EngineStep(lambda _: self._read_repository(path))
@@ -342,7 +366,7 @@ class Engine:
         return self.get_repository(f"/{kind}/{name}")
 
     def read_repository(self, path: str) -> Repository:
-        """Read a repository without keeping it open. Blocks; may be called in any thread.
+        """Read a repository from its log without keeping it open. Blocks; may be called in any thread.
 
         Raises:
             PathError, StorageError: As in `get_repository`.
@@ -350,7 +374,7 @@ class Engine:
         return self._read_repository(path)
 
     def flush_log(self, path: str) -> Log:
-        """Return the log to flush for a path in `Response.flush`."""
+        """Return the log that must be flushed for a repository path in `Response.flush`."""
         return self._repositories[path].log
 
     def _read_repository(self, path: str) -> Repository:
@@ -367,15 +391,17 @@ class Engine:
         return repository
 
     def withhold_damaged(self, path: str, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
-        """Withhold damaged commits of a repository, now and whenever it is opened again; its log stays unchanged.
+        """Withhold damaged commits of a repository, now and whenever the repository is opened again.
+
+        The log stays unchanged.
 
         Args:
-            path: The repository.
-            wrong: Damaged commits of its log, by id.
-            good: Undamaged commits of its log that replace them, by id.
+            path: Path of the repository.
+            wrong: The damaged commits of the repository's log, by id.
+            good: Undamaged commits of the same log that replace damaged ones with the same id.
 
         Returns:
-            Whether any of the damaged commits was in use.
+            Whether any of the damaged commits was part of the open repository until now.
         """
         self._wrong[path] = wrong, good
         repository = self._repositories.get(path)
@@ -385,10 +411,10 @@ class Engine:
         return True
 
     def note_writable(self, path: str, can_be_written: bool) -> None:
-        """Note whether a repository's log can be written.
+        """Record whether a repository's log can be written at present.
 
-        While it cannot, requests that bring commits for it are answered with 507, and commits that the log lacks are
-        hidden.
+        While the log cannot be written, requests that bring commits for the repository are answered with status 507,
+        and commits that are not in the log yet are hidden.
         """
         (self._unwritable.discard if can_be_written else self._unwritable.add)(path)
         repository = self._repositories.get(path)
@@ -400,16 +426,19 @@ class Engine:
             self._views.drop_views(path)
 
     def check_writable(self, path: str) -> None:
-        """Check that the last write to a repository's log succeeded.
+        """Check that the last write to a repository's log has not failed.
 
         Raises:
             StorageError: The last write failed.
         """
         if path in self._unwritable:
-            raise StorageError(f"{path} is read-only: the last write to its log failed, and is retried")
+            raise StorageError(f"{path} cannot be written: the last write to its log failed, and is retried")
 
     def _register_repository(self, path: str, read: Repository) -> EngineSteps[Repository]:
-        """Register a repository, unless another request has done so, and merge concurrent creations in it."""
+        """Add a repository that was just read to the open ones, and merge concurrent creations in it.
+
+        If another request has already opened the same repository, that object stays in use.
+        """
         repository = self._repositories.setdefault(path, read)
         if repository is read and path in self._wrong:
             # SECURITY: the check of its log may have ended while a thread was reading it
@@ -421,7 +450,7 @@ class Engine:
         return repository
 
     def _hold_repository(self, path: str) -> EngineSteps[None]:
-        """Open a repository for one request; `_release_repository` closes it again if it stayed empty."""
+        """Open a repository for one request. `_release_repository` closes the repository again if it stayed empty."""
         if path not in self._repositories:
             read = yield EngineStep(lambda _: self._read_repository(path))
             yield from self._register_repository(path, read)
@@ -439,11 +468,13 @@ class Engine:
     # --- POST /auth/session ------------------------------------------------------------------------------------------
 
     def create_session(self, body: bytes, now_ms: int, *, is_deferred: bool = False) -> Response:
-        """Answer ``POST /auth/session``: an anonymous session for the caller's key, introduced by the current root.
+        """Answer ``POST /auth/session``: create an anonymous session for the caller's key.
+
+        The current root introduces the session.
 
         Args:
             body: The request's body.
-            now_ms: The server's clock.
+            now_ms: The time of the server's clock in milliseconds.
             is_deferred: Whether the session is introduced only when it signs its first request.
         """
         unused = self.unused if is_deferred else None
@@ -483,13 +514,14 @@ class Engine:
         return root.is_root and not root.is_expired(now_ms)
 
     def is_introduced(self, session_id: str) -> bool:
-        """Whether ``/sys/sessions`` has the session."""
+        """Return whether ``/sys/sessions`` contains a commit for the session with this id."""
         return self.get_repository(SESSIONS_PATH).count_of(session_id) > 0
 
     def introduce_unused(self, count: int, now_ms: int) -> int:
-        """Introduce sessions that have not signed a request yet; return how many. Flush ``/sys/sessions`` afterwards.
+        """Introduce up to `count` sessions that have not signed a request yet; return how many were introduced.
 
-        Other servers need this if they learn of a session only by its commit in ``/sys/sessions``.
+        Flush ``/sys/sessions`` afterwards. This is needed for servers that learn of a session only by its commit in
+        ``/sys/sessions``.
         """
         if self.unused is None or not self._can_introduce(now_ms):
             return 0
@@ -499,7 +531,7 @@ class Engine:
         return len(sessions)
 
     def _begin_use(self, envelope: SignatureEnvelope, now_ms: int) -> Session | None:
-        """Introduce the session that has signed a request, if this is its first one.
+        """Introduce the session that claims to have signed a request, if this is the session's first request.
 
         Raises:
             VerificationError: The session has not signed the request.
@@ -540,22 +572,28 @@ class Engine:
     # --- POST /batch-sync --------------------------------------------------------------------------------------------
 
     def batch_sync(
-        self, header: str | None, body: bytes, now_ms: int, admit: Callable[[str], None] = lambda _: None
+        self,
+        header: str | SignatureEnvelope | None,
+        body: bytes,
+        now_ms: int,
+        admit: Callable[[str], None] = lambda _: None,
+        verified_by: Session | None = None,
     ) -> EngineSteps[Response]:
-        """Answer ``POST /batch-sync``.
+        """Answer ``POST /batch-sync``: store the commits in the request, and return those that the sender lacks.
 
         Args:
-            header: The value of ``x-goat-sig``.
+            header: The value of the header ``x-goat-sig``, which contains the request's signature, possibly parsed.
             body: The request's body.
-            now_ms: The server's clock.
-            admit: Called with the id of the session that signed the request, unless it is a root. An exception that it
-                raises ends the request.
+            now_ms: The time of the server's clock in milliseconds.
+            admit: Called with the id of the session that signed the request, unless the session is a root. An exception
+                that this function raises ends the request.
+            verified_by: What `authenticate_request` returned for this header, if it was called before.
         """
         if not header:
             return Response(status=400)
         # SECURITY: a body is read for those who may send one, and no other (tests/unit/node/test_cost.py).
         try:
-            requester = yield from self._authenticate_batch(header, body, now_ms)
+            requester = yield from self._authenticate_batch(header, body, now_ms, verified_by)
         except VerificationError as error:
             return refuse_request(error)
         if not requester.is_root:
@@ -580,8 +618,10 @@ class Engine:
                 yield from self._hold_repository(path)
                 held.append(path)
             done = Ingested()
-            for batch in _order_elements(elements):
-                yield from self._ingest_elements(batch, now_ms, done, is_small=is_small)
+            for batch in _order_elements([element for element in elements if element.message.commits]):
+                yield from self._ingest_elements(
+                    batch, now_ms, done, is_small=is_small, is_offered_again=requester.is_root
+                )
             answer = yield from self._build_replies(elements, requester, now_ms)
             # Peers ask for whatever they look for themselves, and would be looked for in turn.
             lacking = [] if requester.is_root else [path for path in held if not self._repositories[path].ids]
@@ -603,9 +643,11 @@ class Engine:
             ),
         )
 
-    def _authenticate_batch(self, header: str, body: bytes, now_ms: int) -> EngineSteps[Session]:
-        envelope = parse_signature(header)
-        requester = yield from self.authenticate_request(envelope, now_ms)
+    def _authenticate_batch(
+        self, header: str | SignatureEnvelope, body: bytes, now_ms: int, verified_by: Session | None
+    ) -> EngineSteps[Session]:
+        envelope = parse_signature(header) if isinstance(header, str) else header
+        requester = yield from self.authenticate_request(envelope, now_ms, verified_by)
         binding = read_binding(envelope)
         if binding is not None:
             is_big = len(body) > SMALL_BODY
@@ -621,20 +663,26 @@ class Engine:
             )
         return requester
 
-    def authenticate_request(self, header: str | SignatureEnvelope, now_ms: int) -> EngineSteps[Session]:
-        """Return the session that signed a request. `guard` checks whether the request was meant for this server.
+    def authenticate_request(
+        self, header: str | SignatureEnvelope, now_ms: int, verified_by: Session | None = None
+    ) -> EngineSteps[Session]:
+        """Verify a request's signature and return the session that signed the request.
+
+        `guard` also checks whether the request was meant for this server. If the header was verified before,
+        `verified_by` is the session that was returned then (`TrustPool.verify_request`).
 
         Raises:
             VerificationError: The signature is invalid, or the session's user no longer exists.
         """
         envelope = parse_signature(header) if isinstance(header, str) else header
-        session = self._begin_use(envelope, now_ms) or self.pool.verify_request(envelope, now_ms)
+        session = self._begin_use(envelope, now_ms)
+        session = session or self.pool.verify_request(envelope, now_ms, verified_by=verified_by)
         if session.owner is not None and not session.is_root and not (yield from self._is_user(session.owner)):
             raise AccessDeniedError(f"session {session.id!r} belongs to a user who does not exist")
         return session
 
     def _is_user(self, owner: str) -> EngineSteps[bool]:
-        """Return whether a user exists and is not deleted."""
+        """Return whether the user with this id exists and is not deleted."""
         users = self.get_repository(USERS_PATH)
         head = users.find_head(owner)
         if head is None:
@@ -653,7 +701,9 @@ class Engine:
         return self._users[known]
 
     def ingest_commits(self, path: str, commits: Sequence[Any], now_ms: int) -> EngineSteps[Ingested]:
-        """Verify and store commits that a peer sent, exactly as if they had been pushed. Flush `path` afterwards.
+        """Verify and store commits that a peer sent in answer to a request, as if the peer had pushed them.
+
+        Flush the log of `path` afterwards.
 
         Raises:
             PathError: The path is not a repository path.
@@ -663,7 +713,8 @@ class Engine:
         repository = yield from self.open_in_steps(path)
         message = SyncMessage(version=VERSION, filter=BloomFilter(b"", ()), size=0, commits=commits)
         done = Ingested()
-        yield from self._ingest_elements([_Element(path, repository.path, message)], now_ms, done)
+        element = _Element(path, repository.path, message)
+        yield from self._ingest_elements([element], now_ms, done, is_offered_again=True)
         return done
 
     def _read_elements(self, body: bytes) -> list[_Element]:
@@ -677,26 +728,75 @@ class Engine:
     # --- taking in ---------------------------------------------------------------------------------------------------
 
     def _ingest_elements(
-        self, elements: Sequence[_Element], now_ms: int, done: Ingested, *, is_small: bool = False
+        self,
+        elements: Sequence[_Element],
+        now_ms: int,
+        done: Ingested,
+        *,
+        is_small: bool = False,
+        is_offered_again: bool = False,
     ) -> EngineSteps[None]:
-        """Decode, verify and store the commits of some elements, in portions, so that other requests can run.
+        """Decode, verify and store the commits of several elements of a request.
+
+        This is done in portions, so that other requests can run. While one portion is verified, the next one is
+        decoded, and the previous one stored. In ``/sys/sessions``, a portion can introduce the signers of the next one,
+        so there each is stored before the next one is verified.
 
         Args:
-            elements: The elements.
-            now_ms: The server's clock.
-            done: Result; what became of each commit is added to it.
+            elements: The elements of the ``/batch-sync`` request.
+            now_ms: The time of the server's clock in milliseconds.
+            done: The result, to which each accepted or rejected commit is added.
             is_small: Whether the elements are so small that no thread is needed to decode them.
+            is_offered_again: Whether the sender is a server, which offers commits again until they are stored. Then
+                commits that another request is having verified are left out: servers push commits and answer polls with
+                them at the same time.
         """
+        begun: dict[str, Commit] = {}
+        try:
+            yield from self._ingest_portions(elements, now_ms, done, begun, is_small, is_offered_again)
+        finally:
+            for commit_id in begun:
+                del self._in_verification[commit_id]
+
+    def _ingest_portions(
+        self,
+        elements: Sequence[_Element],
+        now_ms: int,
+        done: Ingested,
+        begun: dict[str, Commit],
+        is_small: bool,
+        is_offered_again: bool,
+    ) -> EngineSteps[None]:
         early: list[tuple[_Element, Commit]] = []
         learnt = False
-        for portions in _split_portions(elements):
+        split = list(_split_portions(elements))
+        is_overlapping = len(split) > 1 and elements[0].path != SESSIONS_PATH
+        running: deque[tuple[list[tuple[_Element, Commit]], Verification]] = deque()
+        for portions in split:
             decode = partial(self._decode_portions, portions, now_ms)
             few = is_small and sum(portion.end - portion.start for portion in portions) <= _FEW_COMMITS
             decoded, refused = decode(None) if few else (yield EngineStep(decode))
             _note_undecodable(done, refused)
-            later, is_learnt = yield from self._take_in(decoded, done)
+            if is_offered_again:
+                decoded = [each for each in decoded if self._in_verification.get(each[1].id) != each[1]]
+            new = {commit.id: commit for _, commit in decoded if commit.id not in self._in_verification}
+            self._in_verification |= new
+            begun |= new
+            if not decoded:
+                continue
+            if is_overlapping:
+                running.append((decoded, self._prepare_verification(decoded)))
+                yield EngineStep(running[-1][1].start)
+                if len(running) == 1:
+                    continue
+                later, is_learnt = yield from self._finish_verification(*running.popleft(), done)
+            else:
+                later, is_learnt = yield from self._take_in(decoded, done)
             early += later
             learnt = learnt or is_learnt
+        while running:
+            later, _ = yield from self._finish_verification(*running.popleft(), done)
+            early += later
         while early and (learnt or (yield from self._introduce_authors(early, now_ms))):
             early, learnt = yield from self._take_in(early, done)
         done.refused += [
@@ -706,8 +806,9 @@ class Engine:
     def _introduce_authors(self, early: Sequence[tuple[_Element, Commit]], now_ms: int) -> EngineSteps[bool]:
         """Introduce sessions that signed one of these commits but no request yet; return whether there were any.
 
-        A client signs its first request before a server sends its commits on. But a commit can arrive another way, for
-        example in a request that a root has signed, and must not wait for its author's first request to this server.
+        Usually a client signs its first request before any server sends its commits to another server. But a commit can
+        arrive another way, for example in a request that a root has signed, and must not wait for the first request of
+        its author's session to this server.
         """
         if self.unused is None or not self._can_introduce(now_ms):
             return False
@@ -737,11 +838,30 @@ class Engine:
     def _take_in(
         self, candidates: list[tuple[_Element, Commit]], done: Ingested
     ) -> EngineSteps[tuple[list[tuple[_Element, Commit]], bool]]:
-        """Verify and store decoded commits. Return those of unknown sessions, and whether a new session was learned."""
+        """Verify and store decoded commits.
+
+        Return the commits whose signing session is unknown, and whether a new session was stored.
+        """
         if not candidates:
             return [], False
-        verification = self.pool.prepare_verification([commit for _, commit in candidates])
+        verification = self._prepare_verification(candidates)
         yield EngineStep(verification.run)
+        return (yield from self._store_verified(candidates, verification, done))
+
+    def _finish_verification(
+        self, candidates: Sequence[tuple[_Element, Commit]], verification: Verification, done: Ingested
+    ) -> EngineSteps[tuple[list[tuple[_Element, Commit]], bool]]:
+        """Wait for a verification that has been started, and store its commits; the result is that of `_take_in`."""
+        yield EngineStep(verification.finish)
+        return (yield from self._store_verified(candidates, verification, done))
+
+    def _prepare_verification(self, candidates: Sequence[tuple[_Element, Commit]]) -> Verification:
+        return self.pool.prepare_verification([commit for _, commit in candidates])
+
+    def _store_verified(
+        self, candidates: Sequence[tuple[_Element, Commit]], verification: Verification, done: Ingested
+    ) -> EngineSteps[tuple[list[tuple[_Element, Commit]], bool]]:
+        """Store decoded commits whose verification has ended; the result is that of `_take_in`."""
         verdicts = self.pool.conclude_verification(verification)
         early: list[tuple[_Element, Commit]] = []
         learnt = False
@@ -772,7 +892,10 @@ class Engine:
     def _decode_portions(
         self, portions: Sequence[_Portion], now_ms: int, _: object
     ) -> tuple[list[tuple[_Element, Commit]], list[DecodeError]]:
-        """Decode commits one by one. If two have the same id, both are kept, since the first may be forged."""
+        """Decode the commits of some portions; return those that could be decoded, and the errors of the others.
+
+        If two commits have the same id, both are returned, since the first may be forged.
+        """
         decoded: list[tuple[_Element, Commit]] = []
         refused: list[DecodeError] = []
         for portion in portions:
@@ -789,10 +912,11 @@ class Engine:
         return decoded, refused
 
     def _store_commit(self, path: str, commit: Commit) -> GoatherdError | bool:
-        """Store a verified commit if its signer may write it; otherwise return the reason.
+        """Store a verified commit if its signer may write to its repository and item.
 
         Returns:
-            Whether the commit is new: another request may have brought it while it was being verified.
+            The error if the commit was rejected. Otherwise whether the commit is new: another request may have brought
+            the same commit while this one was being verified.
         """
         repository = self._repositories[path]
         try:
@@ -821,11 +945,13 @@ class Engine:
         return signed
 
     def _merge_creations(self, repository: Repository, keys: Iterable[str], *, check: bool) -> EngineSteps[None]:
-        """Merge concurrent creations, which would crash a GoatDB server or client, before they are shown.
+        """Merge concurrent creations of items before clients and peers receive them.
+
+        Unmerged, they would crash a GoatDB server or client.
 
         Args:
-            repository: The repository, whose new commits are held back.
-            keys: The keys to check.
+            repository: The repository. The caller hides its new commits until this function ends.
+            keys: The keys of the items to check for concurrent creations.
             check: Whether to verify the creations first, since the root will sign the merge.
         """
         for key in keys:
@@ -841,7 +967,10 @@ class Engine:
     def _sign_merges(
         self, creations: Sequence[Commit], repository: Repository, signer: OwnedSession, _: object
     ) -> list[Commit]:
-        """Return the commits that merge creations, each one a child of the previous; none if they cannot be merged."""
+        """Build and sign the commits that merge concurrent creations of an item. Each is a child of the previous one.
+
+        The list is empty if the creations cannot be merged.
+        """
         merged: list[Commit] = []
         for portion in portions_of(creations):
             merge = merge_creations([*merged[-1:], *portion], repository, signer.id, merged)
@@ -850,12 +979,16 @@ class Engine:
             if merge.id in repository:
                 merge = replace(merge, id=self._new_id())
             merged.append(sign_commit(signer, merge, now_ms=int(merge.ts)))
+            merged[-1].keep_encoded()
         return merged
 
     def _are_verified(self, path: str, commits: Sequence[Commit]) -> EngineSteps[bool]:
-        """Return whether all commits verify now; in ``/sys/sessions`` roots must have signed them.
+        """Return whether the signatures of all these commits are valid now.
 
-        SECURITY: our root must not sign what a GoatDB server accepted unverified into its log (test_upstream_traps.py).
+        Commits in ``/sys/sessions`` must also be signed by roots.
+
+        SECURITY: the merge commit, which the root signs, must not contain data that a GoatDB server has written to the
+        log without verification (test_upstream_traps.py).
         """
         if path == SESSIONS_PATH and not all(commit.session in self.pool.root_ids for commit in commits):
             return False
@@ -866,61 +999,76 @@ class Engine:
     # --- answering ---------------------------------------------------------------------------------------------------
 
     def _build_replies(self, elements: Sequence[_Element], requester: Session, now_ms: int) -> EngineSteps[bytes]:
-        """Build the body of the answer, in the order of the request."""
+        """Build the body of the answer to ``POST /batch-sync``, with one reply for each element of the request."""
         views = [self._views.view_for(self._repositories[element.path], requester) for element in elements]
         born_under = None
         if not requester.is_root:
             introductions = self.get_repository(SESSIONS_PATH).commits_of(requester.id)
             born_under = frozenset(commit.session for commit in introductions)
 
-        def answers() -> Iterator[tuple[str, SyncMessage, list[bytes]]]:
-            room = ReplyBudget(self.limits.reply_bytes)
-            served = self._views.choose_served(views, [element.message for element in elements])
-            for element, view, is_served in zip(elements, views, served, strict=True):
-                asks = (element.message, bool(element.brought), now_ms)
-                reply = self._views.build_reply(view, *asks, born_under=born_under, room=room, is_served=is_served)
-                yield element.given_path, *reply
+        asked = [element.message for element in elements]
+        brought = [bool(element.brought) for element in elements]
+        remembered = None if requester.is_root else requester.id
+        looks = self._views.recall_looks(views, remembered, asked, brought, now_ms)
 
-        is_small = sum(self._repositories[element.path].weight for element in elements) <= _LIGHT
-        if is_small and sum(len(view.commits) for view in views) <= BIG_VIEW:
-            return encode_reply(answers())
-        body: bytes = yield EngineStep(lambda _: encode_reply(answers()))
+        def build_body() -> bytes:
+            room = ReplyBudget(self.limits.reply_bytes, self.limits.reply_lookups)
+            for index in self._views.order_elements(views, asked):
+                look = looks[index]
+                if look is None:
+                    looks[index] = self._views.take_look(views[index], remembered, asked[index], room)
+                elif remembered is not None:
+                    views[index].memory.store(remembered, look)
+            return encode_reply(
+                (
+                    element.given_path,
+                    self._views.build_reply(view, message, look, is_new, now_ms, born_under=born_under, room=room),
+                )
+                for element, view, message, look, is_new in zip(elements, views, asked, looks, brought, strict=True)
+            )
+
+        left = [index for index, look in enumerate(looks) if look is None]
+        is_light = sum(self._repositories[elements[index].path].weight for index in left) <= _LIGHT
+        if is_light and sum(len(views[index].commits) for index in left) <= BIG_VIEW:
+            return build_body()
+        body: bytes = yield EngineStep(lambda _: build_body())
         return body
 
     # --- reading and writing from Python -----------------------------------------------------------------------------
 
     def get_item(self, path: str, key: str) -> Item | None:
-        """Return an item; None if it does not exist or is deleted."""
+        """Return the item with this key; None if the item does not exist or is deleted."""
         item = self.get_repository(path).find_item(key)
         return None if item is None or item.deleted else item
 
     def create_item(self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int) -> Commit:
-        """Create an item, signed by the current root. Flush `path` afterwards.
+        """Create an item with a commit that the current root signs. Flush the log of `path` afterwards.
 
         Raises:
             ItemExistsError: The item exists already.
-            PathError, DecodeError, EncodeError: Path, key or data are not allowed; in ``/sys/sessions``: not a session.
+            PathError, DecodeError, EncodeError: The path, the key or the data are not allowed; in ``/sys/sessions``,
+                the data are not a session.
         """
         repository = self.get_repository(path)
         commit = repository.build_create(key, schema, data, **self._new_authorship(now_ms))
         return self._write_item(repository, commit, now_ms)
 
     def set_item(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
-        """Replace an item's fields, signed by the current root. Flush `path` afterwards.
+        """Replace an item's fields with a commit that the current root signs. Flush the log of `path` afterwards.
 
         Raises:
             ItemNotFoundError: The item does not exist.
-            PathError, DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: not a session.
+            PathError, DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``, they are not a session.
         """
         repository = self.get_repository(path)
         return self._write_item(repository, repository.build_set(key, data, **self._new_authorship(now_ms)), now_ms)
 
     def delete_item(self, path: str, key: str, now_ms: int) -> Commit:
-        """Delete an item, signed by the current root. Flush `path` afterwards.
+        """Delete an item with a commit that the current root signs. Flush the log of `path` afterwards.
 
         Raises:
             ItemNotFoundError: The item does not exist.
-            DecodeError: The item is a session, which would stay trusted.
+            DecodeError: The item is a session. Clients would continue to trust it, so it cannot be deleted.
         """
         repository = self.get_repository(path)
         return self._write_item(repository, repository.build_delete(key, **self._new_authorship(now_ms)), now_ms)
@@ -939,7 +1087,7 @@ class Engine:
 
 
 def _note_undecodable(done: Ingested, refused: Sequence[DecodeError]) -> None:
-    """Add undecodable commits to a result, up to its limit."""
+    """Add the errors of commits that could not be decoded to a result, up to the limit of listed errors."""
     # SECURITY: a body of nothing else must not become a list of errors (tests/unit/node/test_cost.py).
     done.refused += [("", error) for error in refused[: max(0, _MOST_REFUSALS - len(done.refused))]]
 
@@ -951,7 +1099,10 @@ def _without_traceback(error: DecodeError) -> DecodeError:
 
 
 def _split_portions(elements: Sequence[_Element]) -> Iterator[list[_Portion]]:
-    """Split the commits of some elements into portions. One step decodes a portion; then it is stored at once."""
+    """Split the commits of some elements into portions.
+
+    One step decodes one portion, and its commits are stored before the next portion.
+    """
     gathered: list[_Portion] = []
     count = 0
     for element in elements:
@@ -977,7 +1128,10 @@ def _is_known(raw: Any, repository: Repository) -> bool:
 
 
 def _order_elements(elements: Sequence[_Element]) -> list[list[_Element]]:
-    """Group elements in the order in which they are ingested: sessions, users, then all others together."""
+    """Group the elements of a request in the order in which their commits are stored.
+
+    Elements for ``/sys/sessions`` come first, then those for ``/sys/users``, then all others together.
+    """
     sessions = [element for element in elements if element.path == SESSIONS_PATH]
     users = [element for element in elements if element.path == USERS_PATH]
     others = [element for element in elements if element.path not in (SESSIONS_PATH, USERS_PATH)]

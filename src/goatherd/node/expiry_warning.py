@@ -32,10 +32,10 @@ _DAY: Final = timedelta(days=1)
 
 
 class ExpiryWatch:
-    """Check how long the current root is still valid, and log warnings.
+    """Check how long the current root session is still valid, and log warnings before it expires.
 
     Args:
-        org: The organization.
+        org: The organization's id.
         document: Returns the identity document in use.
         clock: Supplies the current time.
     """
@@ -48,13 +48,13 @@ class ExpiryWatch:
         self._said_at = 0.0
 
     async def run(self) -> None:
-        """Check once an hour, until cancelled."""
+        """Check the expiration of the current root once an hour, until cancelled."""
         while True:
             self.check_expiry()
             await self._clock.sleep(LOOK_EVERY)
 
     def check_expiry(self) -> None:
-        """Check now, and log a warning unless the same one was logged in the last day."""
+        """Log a warning if the current root expires soon, unless the same warning was logged in the last day."""
         document, now_ms = self._document(), self._clock.now_ms()
         stage = assess_urgency(document, now_ms)
         news = (document.current.id, stage)
@@ -76,7 +76,7 @@ class ExpiryWatch:
         )
 
     def describe_expiry(self) -> dict[str, Any]:
-        """Return how long the root is still valid, for the health report."""
+        """Return, for the health report, how long the current root is still valid."""
         document, now_ms = self._document(), self._clock.now_ms()
         return {
             "root": document.current.id,

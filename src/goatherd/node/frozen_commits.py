@@ -1,12 +1,13 @@
 """Store the lists of frozen commits of revoked roots, and report which of a root's commits this server holds.
 
 The frozen commits of a root are those that the cluster held when the root was revoked. `goatherd.trust` decides which
-commits count. The identity document names each list by its SHA-256, so a list is accepted from any sender if its digest
-is in the document. Lists are stored on disk beside the logs, fetched from peers if missing, and returned to every
-client that requests them.
+of them are accepted. The identity document contains the SHA-256 of each list, so a list with that digest is accepted
+from any sender. Lists are stored on disk beside the logs, fetched from peers if missing, and returned to every client
+that requests them.
 
-Rules: the server reports its commits of a root only after it has begun to reject new ones. It never reports
-introductions of roots that the identity document does not list, so that an attacker's roots do not spread.
+Rules: the server reports which commits of a root it holds only after it has begun to reject new commits of that root.
+It never reports introductions of roots that the identity document does not list, so that an attacker's roots do not
+spread.
 """
 
 from __future__ import annotations
@@ -45,15 +46,17 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class FrozenCommitStore:
-    """Store the frozen-commit lists of one organization and apply them to its trust pool.
+    """Store the frozen-commit lists of one organization, and apply them to the pool of trusted sessions.
+
+    Such a list names the commits of a revoked root that stay valid.
 
     Args:
-        engine: The engine whose trust pool is updated.
-        folder: Directory of the lists; None stores them in memory only.
-        repositories: Returns the paths of the repositories on the disk. May block.
+        engine: The engine whose pool of trusted sessions is updated.
+        folder: Directory in which the lists are stored; None stores the lists in memory only.
+        repositories: Returns the paths of the repositories on the disk; may block.
         peers: Returns the peers from which lists are fetched.
         clock: Supplies the current time.
-        changed: Called when a list has taken effect.
+        changed: Called when a frozen-commit list has taken effect.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class FrozenCommitStore:
     # --- keeping up -------------------------------------------------------------------------------------------------
 
     def apply_document(self, document: IdentityDocument) -> None:
-        """Apply the lists that an identity document names; `run` fetches the missing ones."""
+        """Apply the frozen-commit lists that an identity document names. `run` fetches those that are missing."""
         self._document = document
         for digest in self._wanted_digests():
             if digest not in self._lists:
@@ -88,7 +91,7 @@ class FrozenCommitStore:
         self._wake.set()
 
     async def run(self) -> None:
-        """Fetch missing lists, until cancelled."""
+        """Fetch missing frozen-commit lists from the peers, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -156,14 +159,20 @@ class FrozenCommitStore:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def answer_get(self, digest: str) -> Response:
-        """Answer ``GET /goatherd/v1/frozen/<digest>``. No signature is needed: digests of commits reveal nothing."""
+        """Answer ``GET /goatherd/v1/frozen/<digest>`` with the frozen-commit list that has this digest.
+
+        No signature is needed: the list contains only digests of commits, which reveal nothing.
+        """
         frozen = self._lists.get(digest) if _DIGEST.fullmatch(digest) else None
         if frozen is None:
             return Response(status=404)
         return Response(status=200, body=frozen.to_bytes(), content_type=BINARY_TYPE)
 
     async def answer_put(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/frozen``: store a list that a root sends, until the identity document names it."""
+        """Answer ``POST /goatherd/v1/frozen``: store a frozen-commit list that a root sends.
+
+        The list is kept until the identity document names it.
+        """
         if refusal := await self._refuse_unless_root("frozen", body, header):
             return refusal
         try:
@@ -176,8 +185,9 @@ class FrozenCommitStore:
     async def answer_held(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/held``: list the commits of a revoked root that this server holds.
 
-        The answer is 409 if the root is not revoked here, unless the request allows that: commits that arrive later
-        would be missing. For digests in the request, the answer has path, key and timestamp of those commits.
+        The answer has status 409 if this server does not know that the root is revoked: commits that arrive later would
+        be missing. A request can allow this case. If the request contains digests of commits, the answer also has the
+        path, key and timestamp of each of these commits.
         """
         if refusal := await self._refuse_unless_root("held", body, header):
             return refusal
@@ -219,7 +229,7 @@ class FrozenCommitStore:
         return Response(status=200, body=to_json_bytes({"lacking": lacking}), content_type=JSON_TYPE)
 
     async def held_commits(self, session_id: str) -> FrozenList:
-        """Return the commits of a root that this server holds, in memory or on the disk.
+        """Return the commits of a root that this server holds in memory or on the disk, as a frozen-commit list.
 
         Raises:
             StorageError: A log cannot be read.

@@ -1,16 +1,16 @@
 """Store commits in one GoatDB log file for each repository, or in memory, and make them durable by group commit.
 
-A log (`goatherd.node.repository.Log`) stores JSON records and does not interpret them. Appending does not touch the
-disk. `flush` writes everything appended so far with one write and one fsync, so one flush serves every request that
-waits for it. The file format is GoatDB's (docs/reference/goatdb-formats.md#logs).
+A log (`goatherd.node.repository.Log`) stores JSON records and does not interpret them. Appending does not write to the
+disk. `flush` writes all appended records with one write and one fsync, so one flush serves every request that waits for
+it. The file format is GoatDB's (docs/reference/goatdb-formats.md#logs).
 
-Torn writes. A last line without a newline is a write that a crash interrupted before it was confirmed. It is removed,
-and all good lines are kept (GoatDB also removes good lines). A damaged line that is followed by other lines is not a
-torn write: it stays in the file, is skipped and counted as damaged, and the next append begins with a newline.
+Torn writes. A last line without a newline is a write that a crash interrupted before it was confirmed. Only this line
+is removed; GoatDB removes good lines, too. A damaged line that is followed by other lines is not a torn write: it stays
+in the file, and is skipped and counted. The next append begins with a newline.
 
 Group commit. A `TrackedLog` reports each append to `GroupCommit`. `GroupCommit.wait_until_durable` waits for everything
-appended so far. One flush runs at a time, in its own thread, and serves every request that waits when it begins. A log
-that cannot be written does not stop the others: it is listed in `GroupCommit.failing`, requests that need it get the
+appended so far. One flush runs at a time, in a separate thread, and serves every request that waits when it begins. A
+log that cannot be written does not stop the others: `GroupCommit.failing` lists it, requests that need it get the
 error, and `GroupCommit.retry_failed` flushes it again.
 
 Rules: directories have mode 0700, files 0600. Only the lock file stays open. A repository without commits has no file.
@@ -27,7 +27,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +37,12 @@ from weakref import WeakValueDictionary
 
 from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood, read_records
 from goatherd.errors import GoatherdError, PathError, StorageError
+from goatherd.garbage_collection import pause_collection
 from goatherd.node.repository import Log
 from goatherd.node.unused_sessions import UnusedLog
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit_log import LogLine, frame_records, read_lines
+from goatherd.wire.json import parse_json
 from goatherd.wire.paths import check_repository_path
 
 LOCK_NAME = ".goatherd.lock"
@@ -50,17 +52,19 @@ _log = logging.getLogger("goatherd.node")
 
 
 class MemoryLog:
-    """A log in memory only; its records are lost when the process ends."""
+    """A repository's log that is kept in memory only; its records are lost when the process ends."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._records = list(records)
+        self._records: list[Mapping[str, Any] | bytes] = list(records)
         self._unflushed = 0
-        self.damaged = 0
 
     def read_records(self) -> list[Mapping[str, Any]]:
-        return list(self._records)
+        return [parse_json(record) if isinstance(record, bytes) else record for record in self._records]
 
-    def append_record(self, record: Mapping[str, Any]) -> None:
+    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
+        yield from list(self._records)
+
+    def append_record(self, record: Mapping[str, Any] | bytes) -> None:
         self._records.append(record)
         self._unflushed += 1
 
@@ -81,7 +85,7 @@ class _Scan:
 
 
 def _scan_log(data: bytes) -> _Scan:
-    """Read a whole file; unlike `goatherd.wire.commit_log.scan_log` it continues after a damaged line."""
+    """Read all lines of a log file. Unlike `goatherd.wire.commit_log.scan_log`, it continues after a damaged line."""
     records: list[Mapping[str, Any]] = []
     damaged = 0
     for line in read_lines(data):
@@ -95,11 +99,14 @@ def _scan_log(data: bytes) -> _Scan:
 
 
 class FileLog:
-    """One ``.jsonl`` file, opened by `LogDirectory.open_log`; the first flush with records creates the file."""
+    """A repository's log in one ``.jsonl`` file, opened by `LogDirectory.open_log`.
+
+    The first flush that has records to write creates the file.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._pending: list[Mapping[str, Any]] = []
+        self._pending: list[Mapping[str, Any] | bytes] = []
         self._anew: Callable[[], Iterable[Mapping[str, Any]]] | None = None
         self._taken = 0
         self._pending_lock = threading.Lock()
@@ -112,19 +119,69 @@ class FileLog:
             scan = _scan_log(data)
             self.damaged = scan.damaged
             if scan.torn:
-                self._truncate_log(scan.good_end)
-                text = event_text(Event.DATA_TORN, file=self._file, bytes=len(data) - scan.good_end)
-                _log.info("%s", text)
+                self._cut_torn_line(scan.good_end, len(data) - scan.good_end)
             return scan.records
 
+    def read_lines(self) -> Iterator[bytes]:
+        with self._write_lock, pause_collection():
+            end = 0
+            rest = b""
+            try:
+                with self._file.open("rb") as file:
+                    for line in file:
+                        if not line.endswith(b"\n"):
+                            rest = line
+                            break
+                        end += len(line)
+                        if len(line) > 1:
+                            yield line[:-1]
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
+            if rest:
+                self._cut_torn_line(end, len(rest))
+
     def read_bytes(self) -> bytes:
-        """Return the file's present bytes, without waiting for a write; empty if there is no file.
+        """Return the present bytes of the log file without waiting for a write in progress; empty if there is no file.
 
         Raises:
             StorageError: The file cannot be read.
         """
         try:
             return self._file.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
+
+    def read_size(self) -> int:
+        """Return the present size of the log file in bytes; 0 if there is no file.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
+        try:
+            return self._file.stat().st_size
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
+
+    def read_part(self, start: int, size: int) -> bytes:
+        """Return whole lines of the log file from an offset on: about `size` bytes, or more if a line is longer.
+
+        The last line of the file may be unfinished. This does not wait for a write in progress. The result is empty at
+        the end of the file.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
+        try:
+            with self._file.open("rb") as file:
+                file.seek(start)
+                part = file.read(size)
+                return part if part.endswith(b"\n") else part + file.readline()
         except FileNotFoundError:
             return b""
         except OSError as error:
@@ -137,17 +194,18 @@ class FileLog:
 
     @property
     def set_aside_file(self) -> Path:
-        """Path of the file to which `set_aside` moves lines."""
+        """Path of the file to which `set_aside` moves lines of this log."""
         return self._file.with_name(self._file.name + DAMAGED_SUFFIX)
 
     def set_aside(self, lines: Sequence[LogLine]) -> None:
-        """Move lines unchanged from the log to the end of `set_aside_file`. All other bytes stay as they are.
+        """Move lines unchanged from the log file to the end of `set_aside_file`. All other bytes stay as they are.
 
-        Each file is replaced atomically, with the log's owner and mode. After a crash every line is in one of them, or
-        in both; the same call again completes the move without duplicates.
+        Each file is replaced atomically, with the log's owner and mode. After a crash every line is in one of the two
+        files, or in both. Then the same call again completes the move without duplicates.
 
         Args:
-            lines: Lines from `goatherd.wire.commit_log.read_lines` over `read_bytes`; no write may have happened since.
+            lines: Lines from `goatherd.wire.commit_log.read_lines` over `read_bytes`; the log must not have been
+                written since then.
 
         Raises:
             StorageError: The move failed; no line is lost.
@@ -167,16 +225,16 @@ class FileLog:
             except OSError as error:
                 raise StorageError(f"cannot rewrite {self._file}: {error.strerror}; run the command again") from error
 
-    def append_record(self, record: Mapping[str, Any]) -> None:
+    def append_record(self, record: Mapping[str, Any] | bytes) -> None:
         # It becomes JSON when it is written: large records take long, and this runs on the event loop.
         with self._pending_lock:
             self._pending.append(record)
 
     def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        """Make the next flush replace the whole log by these records, and by those appended from now on.
+        """Make the next flush replace the whole log by these records and by those that are appended from now on.
 
         Args:
-            records: Returns the records; called by that flush, in its thread.
+            records: Returns the records that replace the log. The next flush calls it, in the thread that writes.
         """
         with self._pending_lock:
             self._anew, self._pending = records, []
@@ -231,6 +289,10 @@ class FileLog:
         if fresh:
             _sync_directory(self._file.parent)
 
+    def _cut_torn_line(self, length: int, size: int) -> None:
+        self._truncate_log(length)
+        _log.info("%s", event_text(Event.DATA_TORN, file=self._file, bytes=size))
+
     def _truncate_log(self, length: int) -> None:
         try:
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CLOEXEC)
@@ -244,9 +306,9 @@ class FileLog:
 
 
 class LogDirectory:
-    """The data directory of one organization, locked against a second server.
+    """The data directory of one organization, with its log files, locked against use by a second server.
 
-    A context manager: entering takes the lock; leaving flushes every open log and releases the lock.
+    A context manager: entering it takes the lock; leaving it flushes every open log and releases the lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -265,7 +327,7 @@ class LogDirectory:
         self.close()
 
     def acquire(self) -> None:
-        """Create the directory if missing, and lock it.
+        """Create the data directory if it is missing, and lock it.
 
         Raises:
             NewerFormatError: A newer GoatDB has written to the directory. Nothing was changed.
@@ -293,10 +355,10 @@ class LogDirectory:
         self._lock = descriptor
 
     def close(self) -> None:
-        """Flush every log and release the lock.
+        """Flush every open log and release the lock on the data directory.
 
         Raises:
-            StorageError: A log could not be written. The lock is released anyway.
+            StorageError: A log could not be written. The lock is released nevertheless.
         """
         try:
             for log in list(self._logs.values()):
@@ -308,10 +370,12 @@ class LogDirectory:
             self._logs.clear()
 
     def open_log(self, repository: str) -> FileLog:
-        """Return the log of a repository; the same object as long as it is referenced. Creates no file.
+        """Return the log of a repository, without creating a file.
+
+        As long as the log is referenced, each call returns the same object.
 
         Raises:
-            PathError: The server does not open such a path.
+            PathError: The path is not one that this server allows for a repository.
             StorageError: The directory is not locked.
         """
         # SECURITY: a path must not lead out of the directory (tests/unit/test_upstream_traps.py).
@@ -327,17 +391,19 @@ class LogDirectory:
             return log
 
     def read_log(self, repository: str) -> list[Any]:
-        """Return the records that a log's file holds now; damaged lines are skipped. Changes nothing.
+        """Return the records in a repository's log file at present. Damaged lines are skipped. Nothing is changed.
 
         Raises:
-            PathError: The server does not open such a path.
+            PathError: The path is not one that this server allows for a repository.
             StorageError: The file cannot be read.
         """
         kind, name = check_repository_path(repository)
         return read_records(self.path / kind / f"{name}{LOG_SUFFIX}")
 
     def open_unused(self) -> FileLog:
-        """Return the log of sessions that have not signed a request yet (`unused_sessions`). Creates no file.
+        """Return the log of the sessions that have not signed a request yet, without creating a file.
+
+        See `goatherd.node.unused_sessions`.
 
         Raises:
             StorageError: The directory is not locked.
@@ -351,7 +417,7 @@ class LogDirectory:
             return log
 
     def repository_paths(self) -> list[str]:
-        """Return the paths of the repositories that have a file, sorted."""
+        """Return the sorted paths of the repositories that have a log file."""
         found = []
         for file in sorted(self.path.glob(f"*/*{LOG_SUFFIX}")):
             path = f"/{file.parent.name}/{file.name.removesuffix(LOG_SUFFIX)}"
@@ -362,7 +428,7 @@ class LogDirectory:
 
 
 def _without_lines(data: bytes, lines: Sequence[LogLine]) -> bytes:
-    """Return a log's bytes without some of its lines, and without the blank lines directly before them."""
+    """Return a log's bytes without the given lines, and without the blank line directly before each of them."""
     kept, position = [], 0
     for line in sorted(lines, key=lambda one: one.start):
         has_blank = data[max(0, line.start - 2) : line.start] in (b"\n\n", b"\n")
@@ -373,7 +439,7 @@ def _without_lines(data: bytes, lines: Sequence[LogLine]) -> bytes:
 
 
 def _replace_file(path: Path, data: bytes, like: os.stat_result) -> None:
-    """Replace a file atomically and durably, with the mode and owner of another file."""
+    """Replace a file atomically and durably; the new file gets the mode and owner given in `like`."""
     path = path.resolve()
     for left in path.parent.glob(f".{path.name}.*.new"):
         left.unlink()  # of a process that was killed: the directory's lock is ours
@@ -414,7 +480,7 @@ def _sync_directory(path: Path) -> None:
 
 
 class TrackedLog:
-    """A log that reports each append to `GroupCommit`."""
+    """A repository's log that reports each append to `GroupCommit`, so that the next flush includes it."""
 
     __slots__ = ("_log", "_on_append")
 
@@ -423,17 +489,16 @@ class TrackedLog:
         self._on_append = on_append
 
     @property
-    def damaged(self) -> int:
-        return self._log.damaged
-
-    @property
     def unflushed(self) -> int:
         return self._log.unflushed
 
     def read_records(self) -> Sequence[Mapping[str, Any]]:
         return self._log.read_records()
 
-    def append_record(self, record: Mapping[str, Any]) -> None:
+    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
+        return self._log.read_lines()
+
+    def append_record(self, record: Mapping[str, Any] | bytes) -> None:
         self._log.append_record(record)
         self._on_append(self._log)
 
@@ -442,7 +507,7 @@ class TrackedLog:
 
 
 class TrackedUnusedLog(TrackedLog):
-    """A `TrackedLog` that can also be rewritten."""
+    """The log of unused sessions: it reports each append to `GroupCommit`, and can also be rewritten."""
 
     __slots__ = ("_rewritten",)
 
@@ -456,10 +521,11 @@ class TrackedUnusedLog(TrackedLog):
 
 
 class GroupCommit:
-    """Group commit: one flush at a time, in one thread, for all requests that wait when it begins.
+    """Write logs to the disk by group commit: one flush, in one thread, for all requests that wait when it begins.
 
     Args:
-        on_change: Called with a repository's path, and whether its log can be written, whenever the latter changes.
+        on_change: Called when a repository's log begins or ceases to be writable, with the repository's path and
+            whether the log can be written now.
     """
 
     def __init__(self, on_change: Callable[[str, bool], None] = lambda _path, _can_be_written: None) -> None:
@@ -475,25 +541,28 @@ class GroupCommit:
 
     @property
     def failing(self) -> Mapping[str, GoatherdError]:
-        """The errors of logs that cannot be written, by the repository's path."""
+        """The errors of the logs that cannot be written, by the path of their repository."""
         return self._errors
 
     def mark_dirty(self, log: Log, path: str) -> None:
-        """Note that a repository's log has records to write. Called on the event loop's thread."""
+        """Note that the log of a repository has records that must be written to the disk.
+
+        Call this on the event loop's thread.
+        """
         if log not in self._broken:
             self._dirty[log] = path
 
     async def wait_until_durable(self, paths: Collection[str] = ()) -> bool:
-        """Wait until everything appended so far is on the disk, or its flush has failed.
+        """Wait until all records that were appended so far are on the disk, or writing them has failed.
 
         Args:
-            paths: Repositories that must be on the disk.
+            paths: Paths of the repositories whose records must be on the disk.
 
         Returns:
             Whether all logs that were waited for are on the disk.
 
         Raises:
-            StorageError: One of `paths` could not be written; `retry_failed` tries again.
+            StorageError: The log of one of `paths` could not be written; `retry_failed` tries again later.
         """
         running = self._flushing is not None and not self._flushing.done()
         # The next flush may not have begun although the previous one has ended: wait for it too, since it covers
@@ -530,7 +599,7 @@ class GroupCommit:
         return not failed
 
     async def retry_failed(self) -> None:
-        """Retry the logs that could not be written."""
+        """Try again to write the logs whose last write failed."""
         logs = dict(self._broken)
         failed = await self._flush_logs(logs)
         for log, path in logs.items():

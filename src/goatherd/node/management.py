@@ -1,12 +1,10 @@
-"""Goatherd's management endpoints of a server: who may use them, the health report, and the metrics.
+"""A server's management endpoints: check who may use them, and answer with the health report or the metrics.
 
-A root must sign each ``POST`` for this server, this endpoint and this body. GoatDB's own endpoints also accept
-requests whose signature covers none of these, because GoatDB's clients and servers send no others
-(`goatherd.node.engine`).
+A root must sign each ``POST``, and the signature must cover this server, this endpoint and this body. At GoatDB's own
+endpoints (`goatherd.node.engine`) it need not, because the signatures of GoatDB's clients and servers never do.
 
-``GET /goatherd/v1/health`` differs from GoatDB's ``/healthy``, which only reports that the server answers requests: a
-degraded server still answers them. Reports contain only codes, ids and numbers. `goatherd.metrics` describes each
-metric.
+``GET /goatherd/v1/health`` also reports problems of a server that still answers requests; GoatDB's ``/healthy`` does
+not. Reports contain only codes, ids and numbers. `goatherd.metrics` describes each metric.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def data_samples(data: DataStatus) -> Iterator[MetricSample]:
-    """Return the metrics of the check of the logs."""
+    """Return the metrics of the check of the log files."""
     yield MetricSample(Metric.DATA_CHECKED, data.is_complete)
     yield MetricSample(Metric.DATA_RECORDS, data.records)
     yield MetricSample(Metric.DATA_UNUSABLE, data.damaged, ("damaged",))
@@ -47,11 +45,12 @@ def data_samples(data: DataStatus) -> Iterator[MetricSample]:
 
 
 def describe_health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
-    """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and why.
+    """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and the reason.
 
-    A degraded node still serves and verifies with its identity; no rotation starts while a node is degraded. Damaged
-    records do not degrade a node, since it withholds them. A node that cannot write some of its logs is degraded by
-    `storage`: it answers reads from what is written, and rejects writes with 507.
+    A degraded node still answers requests and verifies with the identity that it has. No rotation starts while a node
+    is degraded. Damaged records do not degrade a node, since it withholds these records from clients. A node that
+    cannot write some of its logs is degraded with the reason `storage`: it answers reads with what its logs hold, and
+    rejects writes to these repositories with status 507.
     """
     refusal = status.last_refusal
     reason = refusal.code if status.is_degraded and refusal is not None else None
@@ -65,20 +64,20 @@ def describe_health(status: SettingsStatus, data: DataStatus | None) -> dict[str
 
 
 def caller_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[MetricSample]:
-    """Return the metrics of callers that have exceeded a limit."""
+    """Return the metrics of callers: the open connections, and the requests that exceeded a limit."""
     yield MetricSample(Metric.CONNECTIONS, connections)
     for excess, count in stopped.items():
         yield MetricSample(Metric.STOPPED, count, (excess.value,))
 
 
 def paused_samples(paused: Mapping[str, int]) -> Iterator[MetricSample]:
-    """Return the number of delayed requests, by cause."""
+    """Return the metric of delayed requests, by the cause of the delay."""
     for cause, count in paused.items():
         yield MetricSample(Metric.PAUSED, count, (cause,))
 
 
 def unused_samples(count: int, dropped: int) -> Iterator[MetricSample]:
-    """Return the metrics of sessions that have not signed a request yet."""
+    """Return the metrics of sessions that have not signed a request yet: stored ones and dropped ones."""
     yield MetricSample(Metric.UNUSED_SESSIONS, count)
     yield MetricSample(Metric.UNUSED_SESSIONS_DROPPED, dropped)
 
@@ -89,13 +88,13 @@ def format_metrics(
     data: DataStatus | None = None,
     callers: Iterable[MetricSample] = (),
 ) -> bytes:
-    """Return the answer to ``GET /goatherd/v1/metrics``. Takes milliseconds, so do not call it on an event loop.
+    """Return the answer to ``GET /goatherd/v1/metrics``. This takes milliseconds, so do not call it on an event loop.
 
     Args:
-        document: The identity document in use.
+        document: The identity document that the server uses.
         status: The freshness of the identity.
-        data: What the check of the logs has found.
-        callers: What `caller_samples`, `paused_samples` and `unused_samples` return.
+        data: What the check of the log files has found.
+        callers: The metrics from `caller_samples`, `paused_samples` and `unused_samples`.
 
     Raises:
         MissingExtraError: The extra ``node`` is not installed.
@@ -114,7 +113,7 @@ _BIG_BODY: Final = 64 * 1024
 async def refuse_unless_root(
     engine: Engine, path: str, body: bytes, header: str | None, *, now_ms: int
 ) -> Response | None:
-    """Return the refusal of a ``POST`` to a management endpoint, or None if a root has signed it for this server."""
+    """Return the error response to a management request that no root has signed for this server, else None."""
     try:
         envelope = parse_signature(header or "")
         session = engine.pool.verify_request(envelope, now_ms)

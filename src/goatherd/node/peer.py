@@ -1,22 +1,21 @@
 """Keep one database synchronized with one other server, by GoatDB's own protocol.
 
-GoatDB's side of the protocol: docs/reference/goatdb-protocol.md#clients-and-peers. The database verifies what a peer
-sends exactly like what a client pushes.
+The protocol is in docs/reference/goatdb-protocol.md#clients-and-peers. The database verifies commits from a peer
+exactly as it verifies commits from a client.
 
 Differences from GoatDB's scheduler, with their reasons:
 
 * A commit is offered until the peer's filters show that the peer holds it; GoatDB gives up after ten submissions. A
-  commit that the peer rejects, for example because it does not know the signer yet, is offered less and less often,
-  after all new commits, so that it is not lost and delays nothing.
-* New commits are sent at once, in a message that only pushes. Its filter has no seeds and so claims that this server
-  has everything: such a filter costs nothing, and the peer sends nothing back. The polls, every 0.3 to 1.5 s, carry a
-  real filter and pull.
-* A commit counts as held by the peer when the chance that the peer's filters are all wrong is below `CERTAIN`. If a
-  peer suddenly holds less (it was restored or replaced), every commit is checked again.
+  commit that the peer rejects, for example because it does not know the signer yet, is offered again after all new
+  commits, and less and less often. So the commit is not lost, and does not delay others.
+* New commits are sent at once, in a message that only pushes: its filter has no seeds, which means that this server has
+  everything, so the peer sends no commits back. Every 0.3 to 1.5 s, a poll with a real filter pulls the peer's commits.
+* A commit counts as held by the peer when the chance that all the peer's filters contain it falsely is below `CERTAIN`.
+  If a peer suddenly holds fewer commits (it was restored or replaced), every commit is checked again.
 * All repositories that are due go in one request, ``/sys/sessions`` and ``/sys/users`` first: a GoatDB server processes
   a batch in order, and must know a session before the commits that the session signed. Requests are small enough for a
   server that verifies at 1.6 ms a commit within the 5 s that peers wait.
-* The current session signs every request. After a 403 the loop continues: the peer will trust the session later.
+* The current root signs every request. After a 403 the loop continues, because the peer may trust the root later.
 """
 
 from __future__ import annotations
@@ -73,20 +72,20 @@ _HAVE_ALL: Final = BloomFilter(b"\0", ())
 
 
 class PeerView(Protocol):
-    """The part of an open repository that a `Peer` reads."""
+    """The interface of an open repository through which a `Peer` reads commits to send them to another server."""
 
     @property
     def ids(self) -> Sequence[str]:
-        """The ids of all stored commits in order of arrival. Ids are only added, at the end."""
+        """The ids of all stored commits of the repository in order of arrival. Ids are only added, at the end."""
         ...
 
     def commit_json(self, commit_id: str) -> Mapping[str, Any]:
-        """Return a stored commit as JSON, as it is sent."""
+        """Return the stored commit with this id as JSON, in the form in which it is sent."""
         ...
 
 
 class SyncedDatabase(Protocol):
-    """What a `Peer` needs of the database that it synchronizes (`goatherd.node.database.Database`)."""
+    """The interface of a database that a `Peer` synchronizes. See `goatherd.node.database.Database`."""
 
     def current_signer(self) -> OwnedSession: ...
 
@@ -101,14 +100,14 @@ class SyncedDatabase(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """The status of the synchronization with one peer.
+    """The status of the synchronization with one other server (a peer).
 
     Attributes:
         url: The peer's URL.
-        online: Whether the last request succeeded.
-        last_error: Why the last request failed, if it did.
+        online: Whether the last request to the peer succeeded.
+        last_error: Why the last request to the peer failed; None if it succeeded.
         rounds: Number of requests that the peer has answered.
-        waiting: Number of our commits that the peer is not known to hold.
+        waiting: Number of this server's commits that the peer is not known to hold.
         was_tried: Whether any request to the peer has succeeded or failed yet.
         instances: Ids of the server processes that have recently answered at this URL.
     """
@@ -124,12 +123,13 @@ class PeerStatus:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A commit of ours that the peer is not known to hold.
+    """What is known of a commit of this server that the peer may not hold yet.
 
     Attributes:
-        doubt: Probability that all filters which showed the commit were wrong; 1 if none has shown it.
-        offers: How often the commit has been sent since a filter last showed it.
-        not_before: Monotonic time before which the commit is not sent again.
+        doubt: Probability that the peer's Bloom filters have contained the commit only by chance; 1 if none has
+            contained it.
+        offers: How often the commit has been sent since a filter of the peer last contained it.
+        not_before: The commit is not sent again before this time, in monotonic seconds.
     """
 
     doubt: float = 1.0
@@ -139,7 +139,7 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Repository:
-    """What is known of the peer's copy of one repository. Times are monotonic seconds."""
+    """What this server knows of a peer's copy of one repository. Times are seconds on the monotonic clock."""
 
     path: str
     due: float = 0.0
@@ -159,17 +159,19 @@ class _Repository:
 
     @property
     def has_news(self) -> bool:
-        """Whether there are commits that were never offered and that the peer's filters do not show."""
+        """Whether the repository has commits that were never sent to the peer and that it is not known to hold."""
         return any(one.doubt >= 1.0 and not one.offers for one in self.waiting.values())
 
 
 class Peer:
-    """Synchronizes with one other server. `run` is its loop; call the other methods from the same event loop.
+    """Synchronize this server's repositories with one other server.
+
+    `run` is the loop; call the other methods from the same event loop.
 
     Args:
         replica: The database to synchronize.
-        client: The HTTP client of the other server; the caller closes it.
-        clock: Monotonic time and waiting.
+        client: The HTTP client for the other server; the caller closes it.
+        clock: Supplies the monotonic time, and waits.
     """
 
     def __init__(self, replica: SyncedDatabase, client: NodeClient, clock: Clock) -> None:
@@ -191,12 +193,12 @@ class Peer:
 
     @property
     def client(self) -> NodeClient:
-        """The HTTP client of the other server."""
+        """The HTTP client for the other server."""
         return self._client
 
     @property
     def status(self) -> PeerStatus:
-        """The status of the synchronization."""
+        """The status of the synchronization with the other server."""
         return PeerStatus(
             url=self.url,
             online=self._rounds > 0 and not self._failures,
@@ -212,7 +214,10 @@ class Peer:
         return tuple(instance for instance, at in self._answered.items() if at >= since)
 
     def mark_changed(self, path: str, *, pull: bool = False) -> None:
-        """Mark a repository as changed, so that its new commits are sent now. With `pull`, request the peer's, too."""
+        """Mark a repository as changed, so that its new commits are sent to the peer now.
+
+        With `pull`, also request the peer's new commits.
+        """
         now = self._clock.monotonic()
         state = self._state_of(path)
         state.due = state.reset = now
@@ -220,19 +225,19 @@ class Peer:
         self._wake.set()
 
     def stop_syncing(self, path: str) -> None:
-        """Stop requesting a repository until it changes again."""
+        """Stop requesting a repository from the peer until the repository changes again."""
         self._repositories.pop(path, None)
 
     def resync_path(self, path: str) -> None:
-        """Check all commits of a repository with the peer again, and request those that were removed here."""
+        """Compare all commits of a repository with the peer again, and request those that were removed here."""
         self._state_of(path).is_outdated = True
         self.mark_changed(path, pull=True)
 
     def push_changes(self, path: str) -> asyncio.Future[bool]:
-        """Send a repository's new commits at once, even if the last request to the peer failed.
+        """Send a repository's new commits to the peer at once, even if the last request to the peer failed.
 
         Returns:
-            A future: True once all commits have been sent and answered, False if a request failed.
+            A future. Its result is True once the peer has answered for all commits, or False if a request failed.
         """
         self.sync_now()
         watcher: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -241,13 +246,13 @@ class Peer:
         return watcher
 
     def sync_now(self) -> None:
-        """Synchronize now, without waiting for the end of the pause after a failure."""
+        """Synchronize with the peer now, without waiting for the end of the pause after a failure."""
         if self._failures:
             self._retry_at = 0.0
             self._wake.set()
 
     async def run(self) -> None:
-        """Poll and push until cancelled."""
+        """Exchange commits with the peer, by polls and pushes, until cancelled."""
         while True:
             for path in self._replica.synced_paths():
                 self._state_of(path)
@@ -326,7 +331,7 @@ class Peer:
         return message, is_pull
 
     def _add_new_commits(self, state: _Repository, ids: Sequence[str], now: float) -> None:
-        """Add the commits that have arrived since the last round to those that the peer may lack."""
+        """Add a repository's commits that have arrived since the last round to those that the peer may lack."""
         for commit_id in ids[state.seen :]:
             state.waiting[commit_id] = _Waiting()
             state.seen += 1
@@ -335,7 +340,10 @@ class Peer:
             self._reset_peer_state(state, ids)
 
     def _reset_peer_state(self, state: _Repository, ids: Sequence[str]) -> None:
-        """Mark every commit as not confirmed by the peer. Commits that its next filter shows are not sent."""
+        """Mark every commit of a repository as not confirmed by the peer.
+
+        Commits that the peer's next filter contains are not sent.
+        """
         for commit_id in ids[: state.seen]:
             if commit_id not in state.waiting:
                 state.waiting[commit_id] = _Waiting()
@@ -344,7 +352,10 @@ class Peer:
     def _choose_commits(
         self, state: _Repository, view: PeerView, budget: _RequestBudget, now: float
     ) -> list[Mapping[str, Any]]:
-        """Choose commits to send, the least often offered first; none before the peer has sent its first filter."""
+        """Choose commits to send to the peer, the least often sent first.
+
+        None are chosen before the peer has sent its first filter.
+        """
         if not state.has_filter:
             state.pull = True
             return []
@@ -371,7 +382,10 @@ class Peer:
         return chosen
 
     def _own_filter(self, state: _Repository, ids: Sequence[str]) -> BloomFilter:
-        """Return a filter over all commits of this server; for a large repository an earlier filter is updated."""
+        """Return a Bloom filter over all commits of a repository on this server.
+
+        For a large repository an earlier filter is updated.
+        """
         stale = state.own is None or len(ids) > state.own_size or state.size > len(ids) or len(ids) <= SMALL
         if state.own is None or stale:
             # SECURITY: a peer that says it holds 1e9 commits must not make us build a filter for as many
@@ -412,7 +426,10 @@ class Peer:
             state.due = now + self._poll_interval(state, now)
 
     def _mark_confirmed(self, state: _Repository, shown: BloomFilter) -> None:
-        """Mark commits that the peer's filter shows as held by the peer, once a false positive is unlikely enough."""
+        """Mark the commits that the peer's Bloom filter contains as held by the peer.
+
+        A commit counts only once enough filters have contained it, so that a false positive is unlikely.
+        """
         error_rate = shown.error_rate
         state.has_filter = True
         for commit_id, one in list(state.waiting.items()):
@@ -446,7 +463,7 @@ class Peer:
         return due[:MAX_PATHS]
 
     async def _wait_for_work(self, now: float) -> None:
-        """Wait for the next repository to fall due, or for a change."""
+        """Wait until the next repository has to be polled, or a repository changes."""
         self._wake.clear()
         until = max(min((state.due for state in self._repositories.values()), default=now + 1.0), self._retry_at)
         sleep = asyncio.ensure_future(self._clock.sleep(timedelta(seconds=max(0.001, until - now))))
@@ -458,9 +475,10 @@ class Peer:
             wake.cancel()
 
     def _poll_interval(self, state: _Repository, now: float) -> float:
-        """Return the pause until the next poll, as GoatDB does: 0.3 s after a change, 1.5 s three seconds later.
+        """Return the pause before the next poll of a repository: as in GoatDB, 0.3 s after a change and 1.5 s later on.
 
-        If there are very many repositories, quiet ones are polled less often, so that the total rate stays bounded.
+        The pause reaches 1.5 s three seconds after the change. If there are very many repositories, those without
+        changes are polled less often, so that the total rate stays bounded.
         """
         low, high = POLL_MIN.total_seconds(), POLL_MAX.total_seconds()
         if state.path not in FIRST_PATHS:
@@ -502,7 +520,7 @@ class Peer:
 
 
 class _RequestBudget:
-    """How many commits and bytes one request may still take."""
+    """How many more commits and bytes fit into one request to a peer."""
 
     __slots__ = ("bytes", "commits")
 
@@ -511,7 +529,10 @@ class _RequestBudget:
         self.bytes = MAX_BYTES
 
     def take_commit(self, commit: Mapping[str, Any]) -> bool:
-        """Take room for a commit; return False if there is not enough. The first commit always fits."""
+        """Reserve room for a commit in the request; return False if there is not enough.
+
+        The first commit always fits.
+        """
         size = len(to_json_bytes(commit))
         if self.commits <= 0 or (size > self.bytes and self.bytes < MAX_BYTES):
             return False
@@ -521,7 +542,10 @@ class _RequestBudget:
 
 
 async def _run_aside(is_much: bool, work: Callable[..., T], *arguments: Any) -> T:
-    """Run a function in a thread if it is slow. Only the peer's own loop, which waits for it, uses the same state."""
+    """Run a function, in a thread if `is_much` says that it takes long.
+
+    Only the peer's own loop, which waits for the function, uses the same state.
+    """
     return await asyncio.to_thread(work, *arguments) if is_much else work(*arguments)
 
 

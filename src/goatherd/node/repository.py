@@ -1,17 +1,20 @@
-"""Hold the commits of one repository: the commit graph, its leaves and heads, and the items. Pure over a `Log`.
+"""Hold the commits of one repository: the commit graph, its leaves and heads, and the items. All I/O is in its `Log`.
 
-GoatDB's rules: docs/reference/goatdb-formats.md#commit-graph.
+GoatDB's rules are in docs/reference/goatdb-formats.md#commit-graph.
+
+Commits are held in compact form (`Commit.compact`), since few of them are ever read
+(docs/adr/0022-compact-commits.md).
 
 The repository verifies nothing: `goatherd.node.engine` verifies and authorizes commits first, and the log holds only
-accepted ones. The repository never changes or drops a commit. Of two commits with one id it keeps the first (GoatDB's
-rule, applied here per repository and to verified commits only).
+accepted ones. The repository never changes or drops a commit. Of two commits with the same id it keeps the first.
+(GoatDB does so across all repositories, and before it verifies them.)
 
 A read returns the head by GoatDB's order. Leaves are not merged here, except concurrent creations
 (`goatherd.node.concurrent_creation`); GoatDB's servers and clients merge the others, by ordinary commits.
 
-COMPAT: a delta that does not fit its base, or that changes rich text, which Goatherd cannot read yet, is *corrupted*:
-its key reads as its newest commit that is not corrupted, and `Item.fallback` is true. Chains of deltas are followed by
-loops, not by recursion; a chain that forms a cycle is unreadable.
+COMPAT: a delta counts as *corrupted* if it does not fit its base, or if it changes rich text, which Goatherd cannot
+read yet. Reading the key then returns its newest commit that is not corrupted, and `Item.fallback` is true. Chains of
+deltas are followed by loops, not by recursion; a chain that forms a cycle is unreadable.
 """
 
 from __future__ import annotations
@@ -40,32 +43,37 @@ Seeds = Callable[[int], Sequence[int]]
 
 
 class Log(Protocol):
-    """The storage of a repository: an append-only list of JSON objects (`goatherd.node.log_storage`)."""
-
-    @property
-    def damaged(self) -> int:
-        """Number of lines that could not be read; they stay in the log."""
-        ...
+    """The interface of a repository's storage: an append-only list of JSON objects. See `goatherd.node.log_storage`."""
 
     @property
     def unflushed(self) -> int:
-        """Number of appended records that are not durable yet."""
+        """Number of appended records that are not written durably yet."""
         ...
 
     def read_records(self) -> Sequence[Mapping[str, Any]]:
-        """Read every good record, in order. Duplicates are possible.
+        """Read every undamaged record of the log, in order. Duplicates are possible.
 
         Raises:
             StorageError: The log cannot be read.
         """
         ...
 
-    def append_record(self, record: Mapping[str, Any]) -> None:
-        """Append a record, which the next `flush` writes."""
+    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
+        """Yield every record of the log in order, as an object or as bytes. A record as bytes may be damaged.
+
+        `append_record` accepts both forms.
+
+        Raises:
+            StorageError: The log cannot be read.
+        """
+        ...
+
+    def append_record(self, record: Mapping[str, Any] | bytes) -> None:
+        """Append a record, given as an object or as its compact JSON. The next `flush` writes it."""
         ...
 
     def flush(self) -> None:
-        """Make everything appended so far durable.
+        """Write all records that were appended so far durably.
 
         Raises:
             StorageError: The records could not be written; they are kept for the next flush.
@@ -74,7 +82,7 @@ class Log(Protocol):
 
 
 class Authorship(TypedDict):
-    """What a new commit needs besides its contents: a new id, the signing session, the timestamp, the filter seeds."""
+    """What a new commit needs besides its contents: an id, the signing session, the timestamp, and filter seeds."""
 
     commit_id: str
     session_id: str
@@ -84,14 +92,14 @@ class Authorship(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """The value of a key.
+    """An item of a repository: the current value of one key.
 
     Attributes:
         key: The item's key.
         schema: The schema marker, such as ``note/1``.
         data: The encoded fields (dates in seconds). Must not be changed.
-        commit: The commit that the value comes from.
-        head: The commit that is the head; the same as `commit` unless `fallback`.
+        commit: The commit that contains the value.
+        head: The commit that should determine the value. It differs from `commit` only if `fallback` is true.
     """
 
     key: str
@@ -106,25 +114,27 @@ class Item:
 
     @property
     def fallback(self) -> bool:
-        """Whether this is an older value because the head is corrupted or unreadable."""
+        """Whether this is an older value of the item, because its head commit is corrupted or unreadable."""
         return self.commit.id != self.head.id
 
 
 class Repository:
-    """One repository: a graph of commits.
+    """The commits of one GoatDB repository, which form a graph, and the items whose history they are.
 
     Args:
-        path: ``/type/id``.
+        path: The repository's path, ``/type/id``.
         log: The log in which the commits are stored.
         org: The organization's id.
-        connection: This process's connection id; when a head is chosen, its own leaves come first.
+        connection: This process's connection id; if an item has several leaves, the one that this process wrote is
+            preferred as the head.
         own_session: Returns the id of the session with which this server signs now.
-        registry: The known schemas.
+        registry: The schemas that this server knows.
 
     Attributes:
         ids: The ids of all commits in order of arrival. Ids are only added, at the end.
-        version: Increases with every added commit; a cache is valid for one version only.
-        undecodable: Records of the log that are not commits. They stay in the log.
+        version: A number that increases with every added commit. A cache of the repository's contents is valid for one
+            version only.
+        undecodable: Number of the log's records that are not commits; they stay in the log.
         weight: Approximate size of the commits in bytes, with at most `MAX_WEIGHT` for each.
     """
 
@@ -155,15 +165,18 @@ class Repository:
         self._held_keys: Counter[str] = Counter()
         self._closed = 0
         self._commits: dict[str, Commit] = {}
-        self._by_key: dict[str, list[Commit]] = {}
-        self._tips: dict[str, dict[str, Commit]] = {}
+        # Most keys have one commit, and most others one leaf: a container for each would take more memory than these.
+        self._by_key: dict[str, Commit | list[Commit]] = {}
+        self._tips: dict[str, Commit | dict[str, Commit]] = {}
         self._linked: set[str] = set()
-        self._namespaces: dict[str, str | None] = {}
+        self._namespaces: dict[str, str | None] = {}  # of keys whose first commit is a delta
         self._with_child: set[str] = set()
         self._bases: set[str] = set()
 
     def load_log(self, wrong: Mapping[str, Sequence[Commit]] | None = None) -> None:
-        """Read the log. Signatures are not verified again: commits were verified before they were stored.
+        """Read the repository's commits from its log.
+
+        Signatures are not verified again: commits were verified before they were stored.
 
         Args:
             wrong: Commits of the log that were found to be damaged, by id; they are left out.
@@ -171,9 +184,9 @@ class Repository:
         Raises:
             StorageError: The log cannot be read.
         """
-        for record in self.log.read_records():
+        for record in self.log.read_lines():
             try:
-                commit = Commit.from_json(record, org=self.org, registry=self.registry)
+                commit = self._decode_record(record)
             except DecodeError:
                 self.undecodable += 1
                 continue
@@ -182,21 +195,37 @@ class Repository:
             if commit.id not in self._commits and not self.closes_a_cycle(commit):
                 self._index_commit(commit)
 
+    def _decode_record(self, record: Mapping[str, Any] | bytes) -> Commit:
+        if isinstance(record, bytes):
+            return Commit.from_stored(record, org=self.org, registry=self.registry)
+        commit = Commit.from_json(record, org=self.org, registry=self.registry)
+        commit.compact()
+        return commit
+
     # --- adding ------------------------------------------------------------------------------------------------------
 
     def add_commit(self, commit: Commit) -> bool:
-        """Add a verified commit and append it to the log; the commit is durable after the log's next flush.
+        """Add a verified commit to the repository and append it to the log.
+
+        The commit is durable after the log's next flush.
 
         Returns:
-            False if a commit with this id exists already, or the commit would close a cycle of deltas.
+            Whether the commit was added. It is not if a commit with this id exists already, or if the commit would
+            close a cycle of deltas.
         """
         if commit.id in self._commits or self.closes_a_cycle(commit):
             return False
+        commit.compact()
         self._index_commit(commit)
-        self.log.append_record(commit.to_json())
+        self.log.append_record(commit.encoded)
         return True
 
     def _index_commit(self, commit: Commit) -> None:
+        known = self._by_key.get(commit.key, commit)
+        first = known[0] if isinstance(known, list) else known
+        known_parents = [self._commits.get(parent_id) for parent_id in commit.parents] if commit.parents else ()
+        base = None if commit.base is None else self._commits.get(commit.base)
+        commit.share_strings(first.key, known_parents, base)
         self._commits[commit.id] = commit
         if commit.key in self._held_keys:
             if self._shown is None:
@@ -205,31 +234,58 @@ class Repository:
         elif self._shown is not None:
             self._shown.append(commit.id)
         self.ids.append(commit.id)
-        self._by_key.setdefault(commit.key, []).append(commit)
-        self._link_parents(commit)
-        if not commit.is_delta:
-            self._namespaces.setdefault(commit.key, commit.namespace)
+        if isinstance(known, list):
+            known.append(commit)
+        else:
+            self._by_key[commit.key] = commit if known is commit else [known, commit]
+        self._link_parents(commit, known_parents)
         if commit.base is not None:
             self._bases.add(commit.base)
-        self.weight += _weigh_commit(commit)
+        if first.is_delta and not commit.is_delta:
+            self._namespaces.setdefault(commit.key, commit.namespace)
+        self.weight += min(len(commit.encoded), MAX_WEIGHT)
         self.version += 1
 
-    def _link_parents(self, commit: Commit) -> None:
-        """Update the list of commits without children, so that a read need not scan a key's whole history."""
+    def _link_parents(self, commit: Commit, parents: Sequence[Commit | None]) -> None:
+        """Update the list of commits without children, so that a read need not scan an item's whole history."""
         if commit.id in self._with_child:
             self._linked.add(commit.key)
         else:
-            self._tips.setdefault(commit.key, {})[commit.id] = commit
-        for parent_id in commit.parents:
-            parent = self._commits.get(parent_id)
+            self._add_tip(commit)
+        for parent_id, parent in zip(commit.parents, parents, strict=True):
             if parent is not None:
                 self._linked.add(parent.key)
                 if parent_id not in self._with_child:
-                    del self._tips[parent.key][parent_id]
+                    self._remove_tip(parent)
             self._with_child.add(parent_id)
 
+    def _add_tip(self, commit: Commit) -> None:
+        tips = self._tips.setdefault(commit.key, commit)
+        if isinstance(tips, dict):
+            tips[commit.id] = commit
+        elif tips is not commit:
+            self._tips[commit.key] = {tips.id: tips, commit.id: commit}
+
+    def _remove_tip(self, commit: Commit) -> None:
+        tips = self._tips[commit.key]
+        if isinstance(tips, dict):
+            del tips[commit.id]
+        else:
+            del self._tips[commit.key]
+
+    def _tips_of(self, key: str) -> Iterable[Commit]:
+        tips = self._tips.get(key, {})
+        return tips.values() if isinstance(tips, dict) else (tips,)
+
+    def _commits_by_arrival(self, key: str) -> Sequence[Commit]:
+        commits = self._by_key.get(key, ())
+        return (commits,) if isinstance(commits, Commit) else commits
+
     def closes_a_cycle(self, commit: Commit) -> bool:
-        """Return whether the chain of bases of `commit` leads back to it, or is longer than `MAX_CHAIN`."""
+        """Return whether adding this delta would close a cycle: its chain of bases leads back to it.
+
+        A chain that is longer than `MAX_CHAIN` counts as a cycle.
+        """
         base = commit.base
         for _ in range(MAX_CHAIN):
             if base is None:
@@ -243,14 +299,14 @@ class Repository:
         return True
 
     def withhold_damaged(self, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
-        """Remove commits whose stored form is damaged from memory; the log stays unchanged.
+        """Remove commits whose stored form is damaged from the open repository; the log stays unchanged.
 
         Args:
-            wrong: Damaged commits, by id.
-            good: Undamaged commits from the same log that replace them, by id.
+            wrong: The damaged commits, by id.
+            good: Undamaged commits from the same log that replace damaged ones with the same id.
 
         Returns:
-            Whether any of the damaged commits was in use.
+            Whether any of the damaged commits was part of the open repository until now.
         """
         out = {commit_id for commit_id in wrong if self._commits.get(commit_id) in wrong[commit_id]}
         if not out:
@@ -266,6 +322,7 @@ class Repository:
         for commit in self:
             kept = good.get(commit.id) if commit.id in out else commit
             if kept is not None and not left.closes_a_cycle(kept):
+                kept.compact()
                 left._index_commit(kept)
         left.version += self.version + 1
         left.undecodable = self.undecodable
@@ -279,13 +336,16 @@ class Repository:
         return True
 
     def hold_back_unwritten(self) -> None:
-        """Hide commits that are not in the log file yet, and all later ones, until `show_written` is called."""
+        """Hide commits that are not in the log file yet, and all later ones, from clients and peers.
+
+        `show_written` ends this.
+        """
         unwritten = set(self.ids[max(0, len(self.ids) - self.log.unflushed) :])
         self._written = [commit_id for commit_id in self._showable_ids() if commit_id not in unwritten]
         self.version += 1
 
     def show_written(self) -> None:
-        """Undo `hold_back_unwritten`."""
+        """Show the commits again that `hold_back_unwritten` has hidden from clients and peers."""
         if self._written is not None:
             self._written = None
             self.version += 1
@@ -299,16 +359,16 @@ class Repository:
         return commit_id in self._commits
 
     def __iter__(self) -> Iterator[Commit]:
-        """All commits in the order of their arrival."""
+        """Iterate over all commits of the repository in the order of their arrival."""
         return iter(self._commits.values())
 
     def get(self, commit_id: str) -> Commit | None:
-        """Return a commit by its id."""
+        """Return the commit with this id; None if the repository has no such commit."""
         return self._commits.get(commit_id)
 
     @property
     def shown_ids(self) -> Sequence[str]:
-        """The ids of the commits that clients and peers may receive: all but those that are hidden at present."""
+        """The ids of the commits that clients and peers may receive: all but those that `hold_back` hides."""
         if self._closed:
             return ()
         return self._showable_ids() if self._written is None else self._written
@@ -317,12 +377,12 @@ class Repository:
         return self.ids if self._shown is None else self._shown
 
     def shown_since(self, count: int) -> list[Commit]:
-        """Return the commits after the first `count` that clients and peers may receive."""
+        """Return the commits that clients and peers may receive, without the first `count`."""
         return [self._commits[commit_id] for commit_id in self.shown_ids[count:]]
 
     @contextmanager
     def hold_back_everything(self) -> Iterator[None]:
-        """Hide all commits while the block runs."""
+        """Hide all commits of the repository from clients and peers while the block runs."""
         self._closed += 1
         try:
             yield
@@ -332,10 +392,10 @@ class Repository:
 
     @contextmanager
     def hold_back(self, keys: Iterable[str]) -> Iterator[None]:
-        """Hide commits that are added to these items while the block runs.
+        """Hide commits that are added to these items from clients and peers while the block runs.
 
-        When the block ends, it has merged concurrent creations, and the commits are shown. Commits of other items are
-        shown at once, so that the answer to a push shows the client that they were stored.
+        Inside the block, the caller merges concurrent creations of the items; at its end the commits are shown. Commits
+        of other items are shown at once, so that the answer to a push shows the client that they were stored.
         """
         held = set(keys)
         self._held_keys.update(held)
@@ -354,39 +414,43 @@ class Repository:
                 self.version += 1
 
     def item_keys(self) -> list[str]:
-        """Return the keys in the order of their first commit."""
+        """Return the keys of all items, in the order of their first commit."""
         return list(self._by_key)
 
     def commits_of(self, key: str) -> list[Commit]:
-        """Return the commits of a key in descending order: later first, then larger id first."""
-        return sorted(self._by_key.get(key, ()), key=_commit_order, reverse=True)
+        """Return all commits of an item in descending order: later timestamp first, then larger id first."""
+        return sorted(self._commits_by_arrival(key), key=_commit_order, reverse=True)
 
     def count_of(self, key: str) -> int:
-        """Return how many commits a key has."""
-        return len(self._by_key.get(key, ()))
+        """Return how many commits the item with this key has."""
+        return len(self._commits_by_arrival(key))
 
     def namespace_of(self, key: str) -> str | None:
-        """Return the namespace of the first full commit of a key in this repository."""
-        return self._namespaces.get(key)
+        """Return the schema namespace of an item: that of the item's first full commit in this repository."""
+        first = next(iter(self._commits_by_arrival(key)), None)
+        return self._namespaces.get(key) if first is None or first.is_delta else first.namespace
 
     def is_linked(self, key: str) -> bool:
-        """Return whether a known commit, of any key, has a commit of this key as a parent."""
+        """Return whether any commit of the repository has a commit of this item as a parent."""
         return key in self._linked
 
     def is_base(self, commit_id: str) -> bool:
-        """Return whether a known delta builds on the commit with this id."""
+        """Return whether any delta in the repository builds on the commit with this id."""
         return commit_id in self._bases
 
     def is_readable(self, commit: Commit) -> bool:
-        """Return whether a commit is full, or a delta whose chain of bases ends in a stored full commit."""
+        """Return whether a commit's contents can be read: it is a full commit, or its chain of bases ends in one."""
         return self._delta_chain(commit) is not None
 
     def find_leaves(self, key: str) -> list[Commit]:
-        """Return the readable commits of a key that are not a parent of another commit, in descending order."""
-        return sorted(filter(self.is_readable, self._tips.get(key, {}).values()), key=_commit_order, reverse=True)
+        """Return the leaves of an item in descending order.
+
+        Leaves are readable commits that are not a parent of another commit.
+        """
+        return sorted(filter(self.is_readable, self._tips_of(key)), key=_commit_order, reverse=True)
 
     def find_head(self, key: str) -> Commit | None:
-        """Return the commit that determines the value of a key; None if the key has no readable commit."""
+        """Return the commit that determines the value of an item; None if the item has no readable commit."""
         leaves = self.find_leaves(key)
         if len(leaves) == 1:
             return leaves[0]
@@ -401,14 +465,14 @@ class Repository:
         )
 
     def find_item(self, key: str) -> Item | None:
-        """Return the value of a key, also of a deleted item; None if nothing is readable."""
+        """Return the item with this key, also if it is deleted; None if none of its commits is readable."""
         head = self.find_head(key)
         if head is None:
             return None
         return self.read_item(key, head, ()) or self.read_item(key, head, self.commits_of(key))
 
     def read_item(self, key: str, head: Commit, commits: Sequence[Commit]) -> Item | None:
-        """Return the value of a key, given its `head` and its `commits_of`. May be called in any thread."""
+        """Return the item with this key, given its head commit and its other commits. May be called in any thread."""
         record = self.build_record(head)
         if record is not None:
             return Item(key=key, schema=str(record["s"]), data=record["d"], commit=head, head=head)
@@ -419,7 +483,7 @@ class Repository:
         return None
 
     def build_record(self, commit: Commit) -> Mapping[str, Any] | None:
-        """Return the item data that a commit describes; None if the commit is corrupted or unreadable."""
+        """Return the item data that a commit contains; None if the commit is corrupted or unreadable."""
         chain = self._delta_chain(commit)
         if chain is None:
             return None
@@ -432,7 +496,10 @@ class Repository:
         return record
 
     def _delta_chain(self, commit: Commit) -> list[Commit] | None:
-        """Return a commit, its base, and so on to a full commit; None if a base is missing or the chain has no end."""
+        """Return a delta commit, its base, the base of that, and so on to a full commit.
+
+        The result is None if a base is missing or the chain has no end.
+        """
         chain = [commit]
         while chain[-1].base is not None:
             base = self._commits.get(chain[-1].base)
@@ -450,12 +517,12 @@ class Repository:
 
         Args:
             key: The item's key.
-            schema: The schema marker. Data are validated only if the registry knows the schema.
-            data: The encoded fields.
-            commit_id: A new id.
-            session_id: The session that will sign.
-            ts: The timestamp in milliseconds.
-            seeds: Returns the seeds of the ancestors filter.
+            schema: The schema marker, such as ``note/1``. Data are validated only if the registry knows the schema.
+            data: The item's encoded fields.
+            commit_id: A new id for the commit.
+            session_id: Id of the session that will sign the commit.
+            ts: The commit's timestamp in milliseconds.
+            seeds: Returns random seeds for the commit's filter over its ancestors.
 
         Raises:
             ItemExistsError: An item that is not deleted exists already.
@@ -469,7 +536,7 @@ class Repository:
     def build_set(
         self, key: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
     ) -> Commit:
-        """Build the unsigned commit that replaces an item's fields. The arguments are those of `build_create`.
+        """Build the unsigned commit that replaces all fields of an item. The arguments are those of `build_create`.
 
         Raises:
             ItemNotFoundError: The item does not exist, or is deleted.
@@ -481,7 +548,9 @@ class Repository:
         )
 
     def build_delete(self, key: str, *, commit_id: str, session_id: str, ts: int, seeds: Seeds) -> Commit:
-        """Build the unsigned commit that deletes an item: the same fields with ``isDeleted``.
+        """Build the unsigned commit that deletes an item: it has the same fields and ``isDeleted``.
+
+        The arguments are those of `build_create`.
 
         Raises:
             ItemNotFoundError: The item does not exist, or is deleted.
@@ -520,8 +589,8 @@ class Repository:
         )
 
     def build_ancestors_filter(self, key: str, seeds: Seeds) -> tuple[BloomFilter, int]:
-        """Return the ancestors filter of the key's next commit, and the number of ancestors in it."""
-        ancestors = [commit.id for commit in self._by_key.get(key, ()) if commit.id in self._with_child]
+        """Return the Bloom filter over the ancestors of an item's next commit, and the number of ancestors in it."""
+        ancestors = [commit.id for commit in self._commits_by_arrival(key) if commit.id in self._with_child]
         size = max(1, len(ancestors))
         ancestors_filter = BloomFilter.for_size(size, DEFAULT_FPR, seeds(seed_count(size, DEFAULT_FPR)))
         for commit_id in ancestors:
@@ -538,23 +607,6 @@ class Repository:
         if problem is not None:
             raise EncodeError(f"{self.path}: {problem}")
         return encode_data(normalize_data(values, schema), schema)
-
-
-def _weigh_commit(commit: Commit) -> int:
-    """Estimate the size of a commit in bytes, in constant time."""
-    held = commit.ancestors_filter
-    weight = 500 + 32 * len(commit.parents) + (0 if held is None else len(held.bits))
-    pending: list[Any] = [commit.contents]
-    for value in pending:
-        if weight >= MAX_WEIGHT:
-            return MAX_WEIGHT
-        if isinstance(value, str):
-            weight += len(value)
-        elif isinstance(value, dict | list | tuple):
-            weight += 16 * len(value)
-            if weight < MAX_WEIGHT:
-                pending += value.values() if isinstance(value, dict) else value
-    return min(weight, MAX_WEIGHT)
 
 
 def _commit_order(commit: Commit) -> tuple[float, bytes]:

@@ -1,4 +1,4 @@
-"""Serve HTTP: GoatDB's endpoints and Goatherd's management endpoints, as an ASGI application and as a process.
+"""Serve GoatDB's endpoints and Goatherd's management endpoints over HTTP, as an ASGI application or as a process.
 
 `goatherd.node.database` and `goatherd.node.engine` answer the requests. This module finds the organization, selects the
 endpoint as docs/reference/goatdb-protocol.md#endpoints says, turns failures into statuses, and starts and stops.
@@ -6,8 +6,8 @@ endpoint as docs/reference/goatdb-protocol.md#endpoints says, turns failures int
 Rules:
 
 * Paths are compared in lower case, otherwise as the client sent them. The query is ignored; a trailing slash matters.
-  Repeated headers are joined by commas, as `fetch` does. An endpoint's answers carry CORS headers, including its 400s
-  and 404s; a rejected signature and a failure (403, 500, 503) carry none.
+  Repeated headers are joined by commas, as `fetch` does. Answers have CORS headers, also those with status 400 and 404,
+  but not those with 403 (signature rejected), 500 and 503.
 * Each organization has one `Database`. Concurrent first requests share one attempt to open it. If it fails, they get a
   500, and the next request tries again.
 * The application is a plain ASGI callable, because a router cannot reproduce GoatDB's dispatch (any ``OPTIONS``,
@@ -25,7 +25,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from urllib.parse import quote
@@ -36,8 +35,9 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.data_directory import SEEN_NAME
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, VerificationError
+from goatherd.garbage_collection import shorten_switch_interval
 from goatherd.identity.request_binding import MISDIRECTED
-from goatherd.identity.session import parse_signature
+from goatherd.identity.session import Session, SignatureEnvelope, parse_signature
 from goatherd.ids import new_id
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
@@ -48,10 +48,10 @@ from goatherd.providers.values import ORG_FIELD
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.caller_limits import CallerLimits, Excess, RefusedError
 from goatherd.serving.signals import watch_stop_signals
-from goatherd.serving.threads import shorten_switch_interval
 from goatherd.settings import settings_from_options
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.json import to_json_bytes
+from goatherd.wire.paths import DEFAULT_ORG
 from goatherd.wire.schema import BUILTIN, Registry
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ __all__ = ["Server", "ServerListener", "run", "serve"]
 
 _log = logging.getLogger("goatherd.node")
 
-DEFAULT_ORG: Final = "localhost"
 GRACE: Final = timedelta(seconds=10)
 SMALL_BODY: Final = 64 * 1024
 """A larger body is read only if the request's signature is good."""
@@ -75,18 +74,22 @@ FROZEN_PREFIX: Final = "/goatherd/v1/frozen/"
 # SECURITY: an organization's id becomes a directory (tests/unit/node/test_server.py).
 _ORG_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
+_SENDER_HEADER: Final = SENDER_HEADER.encode()
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
 
 @runtime_checkable
 class SettingsFactory(Protocol):
-    """Returns the settings provider of each organization; every `SettingsProvider` implements this protocol."""
+    """The interface of an object that returns the settings provider of each organization.
+
+    Every `SettingsProvider` implements it.
+    """
 
     def for_org(self, org: str) -> SettingsProvider: ...
 
 
 class Server:
-    """A GoatDB server: organizations, each with its database, behind one ASGI application.
+    """A GoatDB server: one ASGI application for several organizations, each with its own database.
 
     Use as an async context manager; `app` may be called only inside. If all requests belong to one organization
     (`org_id`), its database is opened on entering, so that an identity that cannot be loaded is an error at once.
@@ -94,9 +97,10 @@ class Server:
     Args:
         path: The data directory; an organization has ``<path>/<org>/``.
         settings_provider: A settings provider (the server calls its ``for_org``), or a function that returns one for an
-            organization's id: the server enters and leaves it. Or what `goatherd.settings.settings_from_options` takes:
-            ``{"type": "cloud", "cloudConfig": {…}}``, ``{"type": "file"}``, or the URI of a secret. The server then
-            records in its data directory which identity it has used, and rejects older ones.
+            organization's id: the server enters and leaves it. Or options as for
+            `goatherd.settings.settings_from_options`: ``{"type": "cloud", "cloudConfig": {…}}``, ``{"type": "file"}``,
+            or the URI of a secret. The server then records in its data directory which identity it has used, and
+            rejects older ones.
         org_id: The organization of every request, unless `resolve_domain` is given.
         base_url: The public URL for CORS: a string, or a function of the organization's id. Without one,
             ``ServerListener`` sets ``http://localhost:<port>``.
@@ -104,18 +108,18 @@ class Server:
         peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. The list
             may include this server's own URL.
         clock: Supplies the current time.
-        registry: The schemas that are known in addition to GoatDB's own.
+        registry: The application's schemas, in addition to GoatDB's own.
         rules: The application's access rules, in order.
-        debug: Do not wait for replicas in ``/auth/session``, like GoatDB's debug build.
-        threads: Number of threads for verification; one per core by default.
-        limits: How much an unauthenticated caller may use.
+        debug: Whether to answer ``/auth/session`` without waiting for the other servers, like GoatDB's debug build.
+        threads: Number of threads that verify signatures; by default one per processor core.
+        limits: Limits on the resources that an unauthenticated caller may use.
         forwarded_by: Networks of the proxies in front of the server, whose ``X-Forwarded-For`` names the caller.
-        unused_sessions: How many sessions that have not signed a request yet are kept out of ``/sys/sessions``; 0
-            introduces each session when it is created.
+        unused_sessions: Maximum number of sessions that are kept out of ``/sys/sessions`` until they sign their first
+            request; 0 introduces each session when it is created.
         new_id: Returns a new unique id.
 
     Attributes:
-        limiter: Counts what callers use.
+        limiter: Counts the requests, connections and bytes of each caller, and enforces `limits`.
 
     Raises:
         ConfigurationError: A network of `forwarded_by` is invalid, or `settings_provider` names no settings.
@@ -212,7 +216,7 @@ class Server:
 
     @asynccontextmanager
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-        """Enter the server and serve until the ``async with`` block ends; yield the URL.
+        """Enter the server and answer requests until the ``async with`` block ends; yield the server's URL.
 
         Args:
             host: Address to listen on.
@@ -226,7 +230,7 @@ class Server:
             yield listener.url
 
     def database(self, org: str | None = None) -> Database:
-        """Return an organization's open database; without an id, the only organization's.
+        """Return the open database of an organization; without an id, that of the only organization.
 
         Raises:
             KeyError: The database is not open; `open_database` opens it.
@@ -234,7 +238,7 @@ class Server:
         return self._databases[self.org_id if org is None else org]
 
     async def open_database(self, org: str) -> Database:
-        """Return an organization's database, and open it if necessary.
+        """Return the database of an organization, and open it if necessary.
 
         Raises:
             GoatherdError: The database cannot be opened.
@@ -284,7 +288,10 @@ class Server:
     # --- ASGI -------------------------------------------------------------------------------------------------------
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application. It uses no lifespan events: the caller enters the server."""
+        """Answer one ASGI request. This is the ASGI application.
+
+        It uses no lifespan events: the caller enters the server.
+        """
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await receive()
@@ -320,9 +327,11 @@ class Server:
         address = self.limiter.take_request(scope)
         try:
             org = self.org_id if self._resolve_domain is None else self._resolve_domain(url)
-            if _ORG_ID.fullmatch(org) is None:
-                return 404, [], b""
-            database = self._databases.get(org) or await self._get_database(org)
+            database = self._databases.get(org)
+            if database is None:
+                if _ORG_ID.fullmatch(org) is None:
+                    return 404, [], b""
+                database = await self._get_database(org)
             answer = await self._dispatch_request(
                 database, method, path, headers, Body(self.limiter, scope, receive, path, address)
             )
@@ -358,18 +367,13 @@ class Server:
     ) -> Response:
         if method == "POST":
             signature = headers.get(b"x-goat-sig")
+            if path == "/batch-sync":
+                return await self._answer_sync(database, signature, headers.get(_SENDER_HEADER), body)
             if path == "/auth/session":
                 async with body.read() as content:
                     self.limiter.take_session(body.address)
                     return await database.answer_session(content)
-            if path == "/batch-sync":
-                await self._pause_session(signature)
             answers: dict[str, Callable[[bytes, str | None], Awaitable[Response]]] = {
-                "/batch-sync": partial(
-                    database.answer_sync,
-                    admit=self.limiter.take_request_of,
-                    sender=headers.get(SENDER_HEADER.encode()),
-                ),
                 "/goatherd/v1/refresh": database.answer_refresh,
                 "/goatherd/v1/held": database.frozen_commits.answer_held,
                 "/goatherd/v1/lacking": database.frozen_commits.answer_lacking,
@@ -377,9 +381,8 @@ class Server:
                 "/goatherd/v1/unused": database.answer_unused,
             }
             if (answer := answers.get(path)) is not None:
-                if not body.is_small and not await database.is_signed(signature):
-                    why = "a large body needs a valid request signature"
-                    raise RefusedError(Excess.TOO_LARGE, 403, why, is_unread=True)
+                if not body.is_small and await database.find_signer(signature) is None:
+                    raise _refuse_large_body()
                 async with body.read() as content:
                     return await answer(content, signature)
         elif method == "GET":
@@ -406,10 +409,17 @@ class Server:
             return Response(status=200)
         return Response(status=404)
 
-    async def _pause_session(self, signature: str | None) -> None:
+    async def _answer_sync(self, database: Database, signature: str | None, sender: str | None, body: Body) -> Response:
+        signed: str | SignatureEnvelope | None = signature
         with suppress(VerificationError):
-            session_id = parse_signature(signature or "").session_id
-            await self.limiter.pause_request(session_id)
+            signed = envelope = parse_signature(signature or "")
+            await self.limiter.pause_request(envelope.session_id)
+        signer: Session | None = None
+        if not body.is_small and (signer := await database.find_signer(signed)) is None:
+            raise _refuse_large_body()
+        async with body.read() as content:
+            admit = self.limiter.take_request_of
+            return await database.answer_sync(content, signed, admit=admit, sender=sender, verified_by=signer)
 
     def _report_stopped(self, excess: Excess, why: str) -> None:
         self.stopped[excess] += 1
@@ -421,14 +431,14 @@ class Server:
 
 
 class Body:
-    """A request's body that has not been read yet.
+    """The body of an HTTP request that has not been read yet.
 
     Args:
         limiter: Reads the body and enforces the limits.
         scope: The request's ASGI scope.
         receive: The ASGI receive function.
-        path: The path by which the request is dispatched.
-        address: The caller's address, to which the bytes are charged.
+        path: The request's path, in the form by which the server dispatches requests.
+        address: The caller's address, to which the bytes of the body are charged.
     """
 
     def __init__(self, limiter: CallerLimiter, scope: Scope, receive: Receive, path: str, address: str) -> None:
@@ -440,13 +450,15 @@ class Body:
 
     @property
     def is_small(self) -> bool:
-        """Whether the announced length is so small that reading the body costs almost nothing."""
+        """Whether the request announces a body that is so short that reading it costs almost nothing."""
         length = self._headers.get(b"content-length", b"" if b"transfer-encoding" in self._headers else b"0")
         return length.isdigit() and int(length) <= SMALL_BODY
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[bytes]:
-        """Read the whole body and yield it; its bytes count against the memory limit until the block ends.
+        """Read the whole body of the request and yield it.
+
+        Its bytes count against the memory limit until the block ends.
 
         Raises:
             RefusedError: The body is too large or too slow, or there is no more memory for it.
@@ -459,8 +471,15 @@ class Body:
             share.give_back()
 
 
+def _refuse_large_body() -> RefusedError:
+    return RefusedError(Excess.TOO_LARGE, 403, "a large body needs a valid request signature", is_unread=True)
+
+
 def _read_headers(scope: Scope) -> dict[bytes, str]:
-    """Return a request's headers. Repeated ones are joined, as `fetch` does (COMPAT), so two signatures are invalid."""
+    """Return the headers of a request as a dict.
+
+    Repeated headers are joined, as `fetch` does (COMPAT), so that two signatures are invalid.
+    """
     headers: dict[bytes, str] = {}
     for name, raw in scope["headers"]:
         value = raw.decode("latin-1")
@@ -475,7 +494,10 @@ def _request_url(scope: Scope, host: str) -> str:
 
 
 def _raw_path(scope: Scope) -> str:
-    """Return a request's path as the client sent it; encode it again if the ASGI server does not provide that."""
+    """Return the path of a request as the client sent it.
+
+    If the ASGI server does not provide that, the decoded path is encoded again.
+    """
     raw = scope.get("raw_path")
     return quote(scope["path"]) if raw is None else raw.decode("latin-1")
 
@@ -484,15 +506,15 @@ def _raw_path(scope: Scope) -> str:
 
 
 class ServerListener:
-    """Exposes a server on a socket. An async context manager for a `Server` that has been entered.
+    """Let a server answer HTTP requests on a socket. An async context manager for a `Server` that has been entered.
 
-    Leaving it stops accepting connections, answers running requests and closes all connections.
+    Leaving the context stops accepting connections, answers running requests and closes all connections.
 
     Args:
-        server: The server to expose.
+        server: The server whose application answers the requests.
         host: Address to listen on.
         port: Port to listen on; 0 selects a free one.
-        grace: How long running requests may take before they are cut off.
+        grace: How long running requests may take at the end, before they are cut off.
     """
 
     def __init__(self, server: Server, host: str = "127.0.0.1", port: int = 0, *, grace: timedelta = GRACE) -> None:
@@ -510,16 +532,18 @@ class ServerListener:
 
     @property
     def url(self) -> str:
-        """The URL ``http://<host>:<port>``, once the socket is bound."""
+        """The URL at which the server answers, ``http://<host>:<port>``, once the socket is bound."""
         return self._listener.url
 
     @property
     def port(self) -> int:
-        """The port that the listener uses; if 0 was given, the actual port once the socket is bound."""
+        """The port on which the server listens. If 0 was given, this is the actual port once the socket is bound."""
         return self._listener.port
 
     def bind(self) -> str:
-        """Bind the address without listening yet, and return the URL. May be called before entering the listener.
+        """Bind the server's address without listening yet, and return the URL.
+
+        May be called before entering the listener.
 
         Raises:
             NodeError: The address cannot be bound.
@@ -539,7 +563,7 @@ class ServerListener:
         await self._listener.stop(self._grace)
 
     def hurry(self) -> None:
-        """Stop waiting for running requests."""
+        """Stop waiting for running requests, which are then cut off."""
         self._listener.stop_waiting()
 
 
@@ -549,17 +573,21 @@ async def serve(
     port: int = 8080,
     *,
     started: Callable[[str], None] | None = None,
+    stopping: Callable[[], None] | None = None,
     grace: timedelta = GRACE,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish running requests, flush and close. A second signal stops at once.
+    """Run a server until SIGTERM or SIGINT arrives, then finish running requests, flush the logs and close.
 
-    Call it in a process of its own, since it changes the thread switch interval of the process.
+    A second signal stops the server at once.
+
+    Call this function in a process of its own, since it changes the thread switch interval of the process.
 
     Args:
         server: The server, not entered yet.
         host: Address to listen on.
         port: Port to listen on; 0 selects a free one.
         started: Called with the URL once the server answers requests.
+        stopping: Called when the server begins to stop.
         grace: How long running requests may take at the end.
 
     Raises:
@@ -575,13 +603,18 @@ async def serve(
                 started(listener.url)
             await signals.stop.wait()
             server.stopping = True
+            if stopping is not None:
+                stopping()
     _log.info("%s", event_text(Event.NODE_STOPPED, url=listener.url))
 
 
 def run(
     server: Server, host: str = "127.0.0.1", port: int = 8080, *, started: Callable[[str], None] | None = None
 ) -> None:
-    """Call `serve` in a new event loop, with uvloop if it is installed."""
+    """Call `serve`, which runs a server until a signal arrives, in a new event loop.
+
+    If uvloop is installed, it is used.
+    """
     try:
         import uvloop
     except ImportError:  # Windows

@@ -1,17 +1,17 @@
-"""Copy sessions that have not signed a request yet to every server of a cluster, or introduce them at once.
+"""Copy new sessions, which have not signed a request yet, to every server of a cluster, or introduce them at once.
 
 A client may get its session from one server and send its first request to another. A server that does not know the
-session answers 403, and GoatDB's client then never requests a new one. So a new session stays out of ``/sys/sessions``
-only if every peer confirms in time that it has stored the session. If a peer does not confirm, because it is
-unreachable, an unmodified GoatDB server or an older Goatherd, the session is introduced at once: it gets a commit in
-``/sys/sessions``, which replicates to all servers.
+session answers 403, and GoatDB's client then never requests a new one. So the server that creates a session copies it
+to its peers. If every peer confirms in time that it has stored the session, no commit is needed yet. Otherwise (a peer
+is unreachable, or is an unmodified GoatDB server or an older Goatherd) the session is *introduced* at once: it gets a
+commit in ``/sys/sessions``, which replicates to all servers.
 
-A peer does not confirm either if it synchronizes with a server that does not get the session; each request lists the
-server processes that do. So if servers form a longer chain, sessions are introduced when they are created.
+Each request lists the server processes to which the session is sent. A peer that synchronizes with any other server
+does not confirm. So if not all servers are peers of each other, sessions are introduced when they are created.
 
 Servers that are not peers are noticed when they request ``/sys/sessions``, signed by a root; a Goatherd server names
-its process in the request. Until such a server has confirmed a session, every new session is introduced at once. If it
-keeps requesting without a confirmation, the older unused sessions are introduced too.
+its process in the request. Until such a server has confirmed a session, every new session is introduced at once. If the
+server continues to send requests without a confirmation, the older unused sessions are introduced, too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PAGE: Final = 2000
 CONFIRMED_WITHIN: Final = timedelta(seconds=1)
 AGAIN_AFTER: Final = timedelta(seconds=5)
 """Pause before the next request to a peer that did not confirm."""
-FIRST_LOOK: Final = timedelta(seconds=15)
+INTRODUCED_AFTER_START: Final = timedelta(seconds=15)
 """How long after a start every new session is introduced; in this time, servers that are not peers are noticed."""
 REMEMBERED: Final = timedelta(minutes=10)
 PERSISTENT: Final = timedelta(seconds=30)
@@ -56,7 +56,7 @@ _INTRODUCED_AT_ONCE: Final = 64
 
 
 class _PeerHandover:
-    """Sends new sessions to one peer; those that arrive during a request are sent in the next one."""
+    """Send new sessions to one peer. Sessions that arrive during a request are sent together in the next one."""
 
     def __init__(
         self,
@@ -77,7 +77,10 @@ class _PeerHandover:
         self._began = 0.0
 
     def hand_over(self, record: dict[str, Any] | None) -> asyncio.Future[str | None]:
-        """Send a session to the peer, or None to ask for its id. The result is its process's id, None on failure."""
+        """Send a new session to the peer; with None, only ask for the id of the peer's server process.
+
+        The future's result is that id, or None if the request failed.
+        """
         future: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         now = self._clock.monotonic()
         is_busy = self._task is not None and not self._task.done()
@@ -97,7 +100,7 @@ class _PeerHandover:
             instance: str | None = None
             try:
                 records = [record for record, _ in taken if record is not None]
-                instance = await self.client.hand_unused(records, self._recipients(), self._signer())
+                instance = await self.client.send_unused_sessions(records, self._recipients(), self._signer())
             except (NodeError, OSError) as error:
                 _log.debug("cannot send unused sessions to %s: %s", self.client.base_url, error)
             except Exception:  # noqa: BLE001 - the callers that wait get an answer, and the session is introduced
@@ -117,17 +120,17 @@ class _PeerHandover:
 
 
 class UnusedSessionExchange:
-    """Exchanges the sessions of one database that have not signed a request yet with its peers.
+    """Exchange sessions that have not signed a request yet with the other servers, for one database.
 
     Args:
         engine: The database's engine.
-        unused: The engine's table of these sessions.
+        unused: The engine's table of the sessions that have not signed a request yet.
         clients: HTTP clients of the peers.
         signer: Returns the session that currently signs requests to peers.
         clock: Supplies the current time.
-        durable: Makes the log of these sessions durable.
-        publish: Makes ``/sys/sessions`` durable and notifies the peers.
-        is_wanted: Whether sessions are kept out of ``/sys/sessions`` at all.
+        durable: Writes the log of `unused` durably.
+        publish: Writes ``/sys/sessions`` durably and notifies the peers.
+        is_wanted: Whether sessions may be kept out of ``/sys/sessions`` until their first request.
     """
 
     def __init__(
@@ -156,7 +159,7 @@ class UnusedSessionExchange:
         self._wake = asyncio.Event()
 
     async def aclose(self) -> None:
-        """End all requests to the peers."""
+        """End all requests to the peers that exchange unused sessions."""
         for courier in self._couriers:
             await courier.aclose()
 
@@ -164,16 +167,17 @@ class UnusedSessionExchange:
 
     @property
     def may_defer(self) -> bool:
-        """Whether a new session may stay out of ``/sys/sessions``, if the peers confirm it."""
-        if not self._is_wanted or self._clock.monotonic() - self._began < FIRST_LOOK.total_seconds():
+        """Whether a new session may be kept out of ``/sys/sessions`` until its first request, if all peers store it."""
+        if not self._is_wanted or self._clock.monotonic() - self._began < INTRODUCED_AFTER_START.total_seconds():
             return False
         return not self._unconfirmed_askers()
 
     def note_asker(self, sender: str | None) -> None:
-        """Note that a root has requested ``/sys/sessions``.
+        """Note that another server has requested ``/sys/sessions`` with a request that a root signed.
 
         Args:
-            sender: Id of the server process that sent the request; None if the request names none, as GoatDB's.
+            sender: Id of the server process that sent the request; None if the request names none, as the requests of
+                unmodified GoatDB servers.
         """
         if sender == NO_SERVER:
             return
@@ -186,17 +190,20 @@ class UnusedSessionExchange:
             self._wake.set()
 
     def _recent_askers(self) -> dict[str, tuple[float, float]]:
-        """Return the times of the first and last request of each server process that has sent one recently."""
+        """Return which server processes have requested ``/sys/sessions`` recently.
+
+        For each process's id, the result has the times of its first and its last request.
+        """
         since = self._clock.monotonic() - REMEMBERED.total_seconds()
         self._askers = {sender: times for sender, times in self._askers.items() if times[1] >= since}
         return self._askers
 
     def _unconfirmed_askers(self) -> list[tuple[float, float]]:
-        """Return the times of the first and last request of servers that have not confirmed any session."""
+        """Return the first and last request times of servers that request sessions but have not confirmed any."""
         return [times for sender, times in self._recent_askers().items() if sender not in self._confirmed]
 
     async def share_session(self, session: Session) -> bool:
-        """Send a new session to all peers; return whether each has stored it."""
+        """Send a new session to all peers; return whether each peer has stored the session."""
         if not self._couriers:
             return True
         record = record_of(session)
@@ -208,12 +215,15 @@ class UnusedSessionExchange:
         return None not in instances
 
     def _known_recipients(self) -> list[str]:
-        """Return the ids of the processes that get each session: this server's, and the last known one of each peer."""
+        """Return the ids of the server processes that get each new session.
+
+        These are this process and, for each peer, the process that last answered.
+        """
         answered = [courier.client.answered_by for courier in self._couriers]
         return [self._engine.instance, *(instance for instance in answered if instance is not None)]
 
     def _is_complete(self, recipients: Collection[str]) -> bool:
-        """Return whether these processes include every server that this one synchronizes with."""
+        """Return whether these server processes include every server that this one synchronizes with."""
         peers = [courier.client.answered_by for courier in self._couriers]
         return all(instance in recipients for instance in (*peers, *self._recent_askers()))
 
@@ -227,7 +237,7 @@ class UnusedSessionExchange:
     # --- keeping up -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Fetch the peers' unused sessions, and introduce sessions that other servers need; until cancelled."""
+        """Fetch unused sessions from the peers, and introduce those that other servers need, until cancelled."""
         tidied = self._clock.monotonic()
         while True:
             try:
@@ -267,7 +277,10 @@ class UnusedSessionExchange:
         return self._clock.now_ms()
 
     async def _fetch_sessions(self, courier: _PeerHandover) -> bool:
-        """Fetch a peer's unused sessions; return whether all were fetched, or the peer will never provide them."""
+        """Fetch a peer's unused sessions; return False if this failed and must be repeated later.
+
+        The result is also True if the peer will never provide such sessions.
+        """
         after = ""
         while True:
             try:
@@ -286,7 +299,7 @@ class UnusedSessionExchange:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     async def answer_request(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/unused``: store a peer's sessions, or return this server's."""
+        """Answer ``POST /goatherd/v1/unused``: store the unused sessions that a peer sends, or return this server's."""
         if refusal := await refuse_unless_root(self._engine, PATH, body, header, now_ms=self._engine_now()):
             return refusal
         try:

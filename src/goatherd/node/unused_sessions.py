@@ -1,12 +1,13 @@
-"""Store sessions that have not signed a request yet apart from ``/sys/sessions``, in a small bounded table.
+"""Store new sessions, which have not signed a request yet, in a small bounded table outside ``/sys/sessions``.
 
-``POST /auth/session`` creates a session for every caller. A session that is introduced in ``/sys/sessions`` takes 3 kB
+``POST /auth/session`` creates a session for every caller. A session that is introduced in ``/sys/sessions`` takes 2 kB
 of memory and 1 kB of disk on each server and each client, permanently. So a server stores a new session here, in a
-tenth of that space, and introduces the session when it signs its first request (`goatherd.node.engine`). GoatDB's
-clients send that request right after they got their session. A session that signs nothing is dropped when it expires,
-or when the table is full and it is the oldest.
+tenth of that space, and introduces the session with its first signed request (`goatherd.node.engine`), which GoatDB's
+clients send at once. A session that signs no request is dropped when it expires, or when the table is full and the
+session is the oldest.
 
-Pure over a log. `goatherd.node.unused_session_exchange` copies the sessions to the other servers of the cluster.
+The table's only I/O is in its log. `goatherd.node.unused_session_exchange` copies the sessions to the other servers of
+the cluster.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ _LATEST: Final = int(SESSION_LIFETIME.total_seconds() * 1000) + 86_400_000
 
 
 class UnusedLog(Log, Protocol):
-    """A log that can be rewritten."""
+    """The interface of the log of unused sessions, which can be rewritten as well as appended to."""
 
     def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        """Make the next flush replace the whole log by these records, and by those appended from now on."""
+        """Make the next flush replace the whole log by these records and by those that are appended from now on."""
         ...
 
 
 class UnusedSessions:
-    """The sessions that have not signed a request yet, oldest first.
+    """The table of the sessions that have not signed a request yet, oldest first.
 
     Args:
-        log: The log in which they are stored.
-        capacity: Maximum number of sessions; the oldest ones beyond it are dropped.
+        log: The log in which the sessions are stored.
+        capacity: Maximum number of sessions; if there are more, the oldest ones are dropped.
 
     Attributes:
         dropped_count: How many sessions were dropped because there were too many.
@@ -71,7 +72,9 @@ class UnusedSessions:
         return session_id in self._sessions
 
     def load_log(self, is_introduced: Callable[[str], bool], now_ms: int) -> None:
-        """Read the log, without sessions that were introduced meanwhile or have expired. Blocks.
+        """Read the unused sessions from their log, except those that have been introduced meanwhile or have expired.
+
+        Blocks.
 
         Raises:
             StorageError: The log cannot be read.
@@ -88,7 +91,10 @@ class UnusedSessions:
         *,
         is_recorded: bool = False,
     ) -> int:
-        """Add records of a peer or of the log, except malformed ones; return how many were new."""
+        """Add the sessions in records from a peer or the log; return how many sessions were new.
+
+        Malformed records are ignored.
+        """
         before = len(self._sessions)
         for record in records:
             try:
@@ -100,13 +106,13 @@ class UnusedSessions:
         return max(0, len(self._sessions) - before)
 
     def add_session(self, session: Session) -> None:
-        """Add a session, which is durable after the log's next flush."""
+        """Add a session that has not signed a request yet. It is durable after the log's next flush."""
         self._add_packed(
             session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed, is_recorded=False
         )
 
     def find_session(self, session_id: str, now_ms: int) -> Session | None:
-        """Return the session with this id, if it is here and has not signed a request yet."""
+        """Return the session with this id; None if it is not in the table or has expired."""
         packed = self._sessions.get(session_id)
         if packed is None:
             return None
@@ -114,26 +120,29 @@ class UnusedSessions:
         return None if session.is_expired(now_ms) else session
 
     def oldest_sessions(self, count: int, now_ms: int) -> list[Session]:
-        """Return up to `count` of the oldest sessions that have not expired."""
+        """Return up to `count` of the oldest unused sessions that have not expired."""
         found = (self.find_session(session_id, now_ms) for session_id in self._sessions)
         return list(islice((session for session in found if session is not None), count))
 
     def discard_session(self, session_id: str) -> None:
-        """Remove a session, since it has been introduced."""
+        """Remove a session from the table, since it has been introduced in ``/sys/sessions``."""
         packed = self._sessions.pop(session_id, None)
         if packed is not None:
             self._leaving.append((session_id, packed))
             self._compact_log()
 
     def drop_expired(self, now_ms: int) -> None:
-        """Remove the sessions that have expired."""
+        """Remove the sessions that have expired from the table."""
         gone = [session_id for session_id, packed in self._sessions.items() if int.from_bytes(packed[:6]) < now_ms]
         for session_id in gone:
             del self._sessions[session_id]
         self._compact_log()
 
     def page_reader(self) -> Callable[[str, int], list[dict[str, Any]]]:
-        """Return a function that reads the present records in pages, in order of their ids; callable in any thread."""
+        """Return a function that reads the present records of unused sessions in pages, in order of their ids.
+
+        The function may be called in any thread.
+        """
         sessions = self._sessions.copy()
 
         def page(after: str, count: int) -> list[dict[str, Any]]:
@@ -156,7 +165,7 @@ class UnusedSessions:
         self._compact_log()
 
     def _compact_log(self) -> None:
-        """Schedule a rewrite of the log once most of its records are obsolete."""
+        """Schedule a rewrite of the log of unused sessions once most of its records are obsolete."""
         if self._recorded > 2 * len(self._sessions) + _SPARE_RECORDS:
             left = (*self._leaving, *self._sessions.items())
             self._recorded = len(left)
@@ -164,12 +173,12 @@ class UnusedSessions:
 
 
 def record_of(session: Session) -> dict[str, Any]:
-    """Return a session as the JSON object that is stored and sent to peers."""
+    """Return an unused session as the JSON object that is stored in the log and sent to peers."""
     return _unpack_record(session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed)
 
 
 def read_records(value: object) -> Sequence[Mapping[str, Any]]:
-    """Check that records from a server are a list of objects.
+    """Check that the session records in a server's message are a list of objects, and return them.
 
     Raises:
         DecodeError: The value is not a list of objects.
@@ -180,7 +189,7 @@ def read_records(value: object) -> Sequence[Mapping[str, Any]]:
 
 
 def read_servers(value: object) -> frozenset[str]:
-    """Check that ids of server processes from a server are a list of strings.
+    """Check that the ids of server processes in a server's message are a list of strings, and return them as a set.
 
     Raises:
         DecodeError: The value is not a list of strings.

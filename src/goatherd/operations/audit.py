@@ -1,6 +1,6 @@
 """Verify an audit trail, or read its records.
 
-`goatherd.audit` writes the trail. A file that is not an audit trail is reported as such, and not as a damaged trail.
+`goatherd.audit` writes the trail. A file that is not an audit trail is reported as that, and not as a damaged trail.
 """
 
 from __future__ import annotations

@@ -1,44 +1,32 @@
 """Check the logs in an organization's data directory: every record must be whole and signed by a trusted session.
 
 The check writes nothing; `goatherd.operations.repair_data` repairs. The directories of unmodified GoatDB servers can be
-checked as well, since their logs have the same format. Call `lock_organization` first: no server may run on the
-directory.
+checked as well, since their logs have the same format. The caller holds the lock of the directory
+(`goatherd.operations.data`): no server may run on it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from goatherd.agent.data_directory_lock import LOCK_NAME as AGENT_LOCK_NAME
-from goatherd.data_directory import (
-    SEEN_NAME,
-    SETTINGS_NAME,
-    is_organization_directory,
-    organization_directories,
-    refuse_running,
-)
 from goatherd.errors import (
-    AgentBusyError,
     ConfigurationError,
-    IdentityError,
     RevokedSessionError,
-    StorageError,
+    UntrustedRootError,
     VerificationError,
 )
-from goatherd.files import lock_file
+from goatherd.identity.anchor import AnchoredTrust
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import TrustCheckpoint
 from goatherd.node.data_check import LineProblem, decode_lines, order_repositories
 from goatherd.node.log_storage import FileLog, LogDirectory
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts
+from goatherd.telemetry import describe_count
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import LogLine
@@ -72,7 +60,7 @@ class LogFinding:
     commit_id: str | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return the finding as JSON data."""
+        """Return this finding about a line of a log as JSON data."""
         return {
             "repository": self.repository,
             "file": str(self.file),
@@ -86,31 +74,44 @@ class LogFinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Anchor:
-    """The trusted roots by which an organization's records are verified.
+class TrustedRoots:
+    """The roots by which an organization's records are verified.
 
     Attributes:
         source: Name of the store or the file that names the roots.
         roots: The roots.
         revoked: Ids of revoked roots. Commits that they have signed are valid if the log already holds them.
         current: The current root, which can sign requests to peers; None if its private key is not known.
+        anchored: Which roots may introduce other roots, if the identity has an anchor; None if every root may.
     """
 
     source: str
     roots: tuple[Session, ...]
     revoked: frozenset[str] = frozenset()
     current: OwnedSession | None = field(default=None, repr=False)
+    anchored: AnchoredTrust | None = None
 
     @classmethod
-    def from_document(cls, document: IdentityDocument, source: str) -> Anchor:
-        """Return the roots of an identity document."""
-        return cls(source=source, roots=document.roots, revoked=document.revoked_ids, current=document.current)
+    def from_document(cls, document: IdentityDocument, source: str) -> TrustedRoots:
+        """Return the roots of an identity document, for verifying an organization's records."""
+        return cls(
+            source=source,
+            roots=document.roots,
+            revoked=document.revoked_ids,
+            current=document.current,
+            anchored=document.anchored_trust,
+        )
+
+    @classmethod
+    def from_checkpoint(cls, seen: TrustCheckpoint, source: str) -> TrustedRoots:
+        """Return the roots that a server remembers. Their private keys are not known."""
+        return cls(source=source, roots=seen.roots, revoked=seen.revoked_ids, anchored=seen.anchored_trust)
 
     def make_pool(self, org: str) -> TrustPool:
         """Return a trust pool that knows the roots and no other session."""
         # A pool needs a session that signs. This one signs nothing, and without an owner it introduces no session.
         current = self.current or OwnedSession.generate(session_id="check", owner=None, now_ms=0)
-        return TrustPool(org=org, current=current, roots=self.roots, revoked=self.revoked)
+        return TrustPool(org=org, current=current, roots=self.roots, revoked=self.revoked, anchored=self.anchored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ class DataReport:
     Attributes:
         org: The organization.
         directory: Its directory.
-        anchor: Name of the store or the file that names the roots; None if no signature was verified.
+        verified_with: Name of the store or the file that names the roots; None if no signature was verified.
         logs: One report for each log.
         conflicts: Concurrent creations of a session, in this directory and on the peers that were asked.
         problems: Why peers could not be asked.
@@ -145,7 +146,7 @@ class DataReport:
 
     org: str
     directory: Path
-    anchor: str | None
+    verified_with: str | None
     logs: tuple[LogReport, ...]
     conflicts: tuple[Conflict, ...] = ()
     problems: tuple[str, ...] = ()
@@ -157,7 +158,7 @@ class DataReport:
 
     @property
     def findings(self) -> tuple[LogFinding, ...]:
-        """The findings of all logs, in order."""
+        """The lines that cannot be used, from the logs of all repositories, in order."""
         return tuple(finding for log in self.logs for finding in log.findings)
 
     @property
@@ -166,11 +167,11 @@ class DataReport:
         return not (self.findings or self.conflicts or self.problems)
 
     def to_json(self) -> dict[str, object]:
-        """Return the report as JSON data."""
+        """Return this report on an organization's logs as JSON data."""
         return {
             "org": self.org,
             "directory": str(self.directory),
-            "verifiedWith": self.anchor,
+            "verifiedWith": self.verified_with,
             "logs": len(self.logs),
             "records": self.records,
             "findings": [finding.to_json() for finding in self.findings],
@@ -179,99 +180,13 @@ class DataReport:
         }
 
 
-# --- finding the directory and the roots ------------------------------------------------------------------------------
-
-
-def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
-    """Return the name and directory of each organization in a data directory, or of the one at `path`.
-
-    Args:
-        path: A data directory, or the directory of one organization.
-        org: The only organization to return; also the name of the organization if `path` is its directory.
-
-    Raises:
-        ConfigurationError: The path holds no organization, or not the one named by `org`.
-        StorageError: The directory cannot be read.
-    """
-    if not path.is_dir():
-        raise ConfigurationError(f"{path} is not a directory", hint="Name the data directory of a server.")
-    found = [(one.name, one) for one in organization_directories(path)]
-    if not found and is_organization_directory(path):
-        return [(org or path.resolve().name, path)]
-    chosen = [(name, one) for name, one in found if org is None or name == org]
-    if not chosen:
-        what = "no GoatDB data" if org is None or not found else f"no data of organization {org!r}"
-        raise ConfigurationError(f"{path} holds {what}", hint="Name the data directory of a server.")
-    return chosen
-
-
-@contextmanager
-def lock_organization(directory: Path) -> Iterator[LogDirectory]:
-    """Lock an organization's directory, so that no server and no agent can use it.
-
-    Raises:
-        StorageError: A server runs on the directory; the message names its process.
-        AgentBusyError: An agent uses the directory.
-        NewerFormatError: A newer GoatDB has written in the directory.
-    """
-    descriptor: int | None = None
-    try:
-        try:
-            descriptor = lock_file(directory.parent / AGENT_LOCK_NAME, create=False)
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            raise AgentBusyError(
-                f"`goatherd run`, `watch` or `fetch` uses {directory.parent}",
-                hint="Stop that command, then run this one again.",
-            ) from None
-        except OSError as error:
-            raise StorageError(f"{directory.parent / AGENT_LOCK_NAME}: {error.strerror}") from error
-        with LogDirectory(directory) as logs:
-            refuse_running(directory)
-            yield logs
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def find_anchor(directory: Path, now_ms: int) -> Anchor | None:
-    """Return the roots that an organization's own files name; None if there is no such file.
-
-    They are the roots of the identity that a server last used in this directory, or else those of settings.json. An
-    attacker who can write to the directory can change these files, too: only a store proves that records were not
-    forged.
-
-    Raises:
-        IdentityError: A file is malformed.
-        StorageError: A file cannot be read.
-    """
-    for name in (SEEN_NAME, SETTINGS_NAME):
-        path = directory / name
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-        try:
-            if name == SEEN_NAME:
-                seen = TrustCheckpoint.from_bytes(raw)
-                return Anchor(source=str(path), roots=seen.roots, revoked=seen.revoked_ids)
-            document, _, _ = from_settings(raw, now_ms)
-        except IdentityError as error:
-            raise type(error)(f"{path}: {error}", hint="Give --provider URI, or --offline to verify nothing.") from None
-        return Anchor.from_document(document, str(path))
-    return None
-
-
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
 def check_organization(
     logs: LogDirectory,
     org: str,
-    anchor: Anchor | None,
+    trusted: TrustedRoots | None,
     executor: Executor | None = None,
     held_by_peers: Mapping[str, Iterable[Commit]] | None = None,
 ) -> DataReport:
@@ -280,7 +195,7 @@ def check_organization(
     Args:
         logs: The organization's directory, locked.
         org: The organization.
-        anchor: The trusted roots; None to verify no signature.
+        trusted: The trusted roots; None to verify no signature.
         executor: Verifies signatures in parallel.
         held_by_peers: Commits of other servers' ``/sys/sessions`` (`read_peers`), by URL.
 
@@ -288,7 +203,7 @@ def check_organization(
         StorageError: A log cannot be read.
         ConfigurationError: The records belong to another identity or organization.
     """
-    pool = None if anchor is None else anchor.make_pool(org)
+    pool = None if trusted is None else trusted.make_pool(org)
     found, verified, signers = [], 0, set()
     sessions: list[Commit] = []
     for repository in list_repositories(logs):
@@ -320,18 +235,18 @@ def check_organization(
     report = DataReport(
         org=org,
         directory=logs.path,
-        anchor=None if anchor is None else anchor.source,
+        verified_with=None if trusted is None else trusted.source,
         logs=tuple(found),
         conflicts=tuple(find_conflicts({str(logs.path): sessions, **(held_by_peers or {})})),
     )
-    if anchor is not None and report.records and not verified:
+    if trusted is not None and report.records and not verified:
         # SECURITY: with another cluster's identity nothing verifies, and a repair would set everything aside
         # (tests/unit/operations/test_data.py).
-        knows_signer = any(root.id in signers for root in anchor.roots)
+        knows_signer = any(root.id in signers for root in trusted.roots)
         if report.records > 1 or not knows_signer:
             raise ConfigurationError(
-                f"none of the {report.records} commits in {logs.path} verifies with the identity of {anchor.source} as"
-                f" organization {org!r}; nothing was changed",
+                f"none of the {describe_count(report.records, 'commit')} in {logs.path} verifies with the identity of"
+                f" {trusted.source} as organization {org!r}; nothing was changed",
                 hint="Check that --provider names this cluster's identity, and that --org is right.",
             )
     return report
@@ -369,7 +284,7 @@ def _make_finding(
 def verify_commits(
     pool: TrustPool, repository: str, commits: Sequence[Commit], executor: Executor | None
 ) -> list[VerificationError | None]:
-    """Verify commits of a log, and return an error or None for each.
+    """Verify commits of one log; return an error for each invalid commit, and None for each valid one.
 
     Sessions that a root has introduced in ``/sys/sessions`` are added to the pool.
     """
@@ -380,10 +295,14 @@ def verify_commits(
     verification.run(executor)
     pool.conclude_verification(verification)
     verdicts = pool.verify_commits(commits, executor, held=True)
-    return [verdict or _check_signed_by_root(pool, commit) for verdict, commit in zip(verdicts, commits, strict=True)]
+    return [verdict or _check_introducer(pool, commit) for verdict, commit in zip(verdicts, commits, strict=True)]
 
 
-def _check_signed_by_root(pool: TrustPool, commit: Commit) -> VerificationError | None:
+def _check_introducer(pool: TrustPool, commit: Commit) -> VerificationError | None:
+    # SECURITY: a root that only a working root has introduced must not come back from a repaired log
+    # (tests/unit/operations/test_data.py).
+    if not pool.may_introduce(commit):
+        return UntrustedRootError(f"working root {commit.session!r} cannot introduce root {commit.key!r}")
     try:
         pool.get_root(commit.session)
     except RevokedSessionError:

@@ -1,12 +1,12 @@
-"""Find concurrent creations of a session in ``/sys/sessions``, and make the commit that joins them.
+"""Find commits that introduce the same session twice in ``/sys/sessions``, and make the commit that joins them.
 
-COMPAT: GoatDB 0.5.1 crashes with "Merge commit got empty ancestors filter" when it merges different commits of one key
+COMPAT: GoatDB 0.5.1 crashes with "Merge commit got empty ancestors filter" when it merges different commits of one item
 of which none has a child. Two such commits of one session crash a server that gets the second one from a peer, and
-every client that connects. They are harmless once a commit has both as parents.
+every client that connects. They do no harm once a third commit, the joining commit, has both as parents.
 
-Pure. No commit is removed, since any peer or client that holds it would send it again. The joining commit depends only
-on the creations and on the root that signs it, and its contents only on the creations. So servers that are repaired at
-different times with different roots do not disagree.
+Pure. No commit is removed, since a peer or client that holds it would send it again. The contents of the joining commit
+depend only on the commits that it joins. So servers that are repaired at different times, with different roots, agree
+on these contents.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 ``goatherd controller`` and Python programs call this. The loop is `goatherd.schedule.controller`, and
 `goatherd.schedule.due` decides when to rotate.
 
-Rules: before the controller first sleeps, it tries everything that it will need, except the alert command, which would
-page an operator at every start. A configuration mistake prevents the start; a problem that may pass is a warning. The
-shell that will run a command also checks that its program exists.
+Rules: before its first pause, the controller tries everything that it will need, except the alert command, which would
+page an operator at every start. A configuration mistake prevents the start; a problem that may be temporary is a
+warning. For each configured command, the shell checks that the program exists.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import Final, Protocol
 from goatherd.audit.trail import AuditTrail, Journal
 from goatherd.clock import SystemClock
 from goatherd.cluster.discovery import NodeDirectory
+from goatherd.crypto import PublicKey
 from goatherd.errors import ConfigurationError, GoatherdError, ProviderError
 from goatherd.identity.document import IdentityDocument
 from goatherd.metrics import RotationMetrics
 from goatherd.operations.identity_store import Store
-from goatherd.operations.rotate import Nodes, check_rotation_servers, make_rotator, resolve_nodes
+from goatherd.operations.rotate import Nodes, make_rotator, resolve_nodes
 from goatherd.operations.runs import EventListener, notify_each
 from goatherd.operations.status import find_obstacles_now
 from goatherd.providers.base import SecretProvider
@@ -37,10 +38,13 @@ from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Report
 from goatherd.rotation.health_checks import HealthCommand, HealthSignal
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind, Survey
+from goatherd.rotation.policy import check_rotation_servers
 from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.alerts import Alarm
+from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.controller import Controller, Turn, Worker
 from goatherd.schedule.due import Act, DueDecision, Facts, Schedule, next_due, preview, read_facts
+from goatherd.signers.verified import VerifiedSigner, open_signer
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 
@@ -149,10 +153,25 @@ async def run_controller(
     seen = metrics or RotationMetrics()
     journal = Journal(None if audit_log is None else AuditTrail(audit_log, actor=schedule.started_by))
 
+    def open_counted(uri: str, pinned: PublicKey | None) -> VerifiedSigner:
+        signer = open_signer(uri, pinned=pinned)
+        signer.call_counts = seen.signer_calls.setdefault(signer.scheme, signer.call_counts)
+        return signer
+
     def make(on_event: EventListener | None = None) -> Rotator:
         return make_rotator(
-            store, servers, schedule.policy, health=health, on_event=on_event, started_by=schedule.started_by
+            store,
+            servers,
+            schedule.policy,
+            health=health,
+            on_event=on_event,
+            started_by=schedule.started_by,
+            unsafe_without_nodes=unsafe_without_nodes,
+            open_signer=open_counted,
         )
+
+    watch = AnchorWatch(make().find_anchor_problem, clock=SystemClock())
+    seen.is_anchor_reachable = lambda: watch.is_reachable
 
     def make_worker(on_event: EventListener) -> Worker:
         rotator = make(notify_each(on_event, seen.record_event))
@@ -174,6 +193,7 @@ async def run_controller(
         interval=interval,
         alarm=Alarm(alert_command),
         journal=journal,
+        anchor_watch=watch,
         on_look=keep,
         stop_patience=stop_timeout,
     )
@@ -218,7 +238,7 @@ async def _check_start(store: Store, rotator: Rotator, journal: Journal, command
         _log.warning(event_text(LogEvent.CONTROLLER_START_PROBLEM, reason=one.text, do=one.hint or "-"))
     with suppress(ProviderError):
         _, document = await store.read()
-        journal.use(document)
+        journal.use_identity(document)
         journal.begin("controller-starts", {"secret": store.name, "problems": [one.text for one in problems]})
 
 

@@ -3,9 +3,9 @@
 The destination must not hold the secret yet, unless an interrupted copy is resumed. Nothing is changed in the source
 and nothing is deleted. An identity is decoded only to see whether a rotation is in progress. Rules:
 
-- The label `current` is set last, so an interrupted copy has no current version and no server starts from it. There are
-  two exceptions, which the report names: a platform that makes the first version the current one, and a source that has
-  no other label.
+- The label `current` is set last, so an interrupted copy has no current version, and no server starts with it. The
+  report names the two exceptions: a platform that itself makes the first version current, and a source that has no
+  other label.
 - The destination is written by compare-and-swap only. A copy is resumed only if the versions in the destination are the
   first ones of the source, compared by digest.
 - A copy has succeeded when every version was read back with the same value and every label is on the right version.
@@ -86,7 +86,7 @@ class CopyPlan:
 
     @property
     def carrier(self) -> Label:
-        """The label with which each new version is written: one other than `current`, if there is one."""
+        """The label with which a copy writes each new version: a copied label other than `current`, or `current`."""
         others = sorted(set(self.labels) - {CURRENT})
         return STABLE if STABLE in others else Label(others[0]) if others else CURRENT
 
@@ -108,7 +108,7 @@ class CopyReport:
     shows_current_early: bool
 
     def labels_of(self, item: VersionCopy) -> list[str]:
-        """Return the labels of a version."""
+        """Return the labels of one copied version of the secret."""
         return sorted(label for label, holder in self.plan.labels.items() if holder == item.source)
 
 
@@ -144,7 +144,7 @@ async def copy_secret(
     if there and not resume:
         raise IdentityExistsError(
             f"{destination.name} holds a secret already; nothing was changed",
-            hint="If it is an interrupted copy, --resume completes it.",
+            hint="If the destination is an interrupted copy, --resume completes it.",
         )
     plan, holders = await _match_versions(plan, destination, there)
     promised = destination.provider.guarantees
@@ -254,7 +254,7 @@ async def _list_destination(destination: Store) -> list[SecretVersion]:
 async def _match_versions(
     plan: CopyPlan, destination: Store, there: Sequence[SecretVersion]
 ) -> tuple[CopyPlan, dict[Label, VersionId]]:
-    """Return the plan with the ids of the versions that the destination already holds, and the destination's labels."""
+    """Add to the plan the ids of versions that the destination already holds; also return the destination's labels."""
     holders = {label: version.id for version in there for label in version.labels}
     items = list(plan.items)
     reason = None
@@ -371,7 +371,7 @@ def check_durable(destination: Store) -> None:
     """
     if not destination.provider.guarantees.durable:
         raise ProviderConfigurationError(
-            "this store is lost when the command ends, and the copy with it",
+            "the memory store is lost when the command ends, so a copy into it would be lost, too",
             provider=destination.provider.scheme,
             secret_id=destination.secret_id,
             operation="copy",

@@ -1,8 +1,8 @@
-"""Check or repair a server's data directory: every organization in it, and the signatures of its commits.
+"""Check or repair a server's data directory: find and lock its organizations, and the roots to verify commits with.
 
 The logs of one organization are checked by `goatherd.operations.check_data` and repaired by
 `goatherd.operations.repair_data`. No server may run on the directory. Signatures are verified with the identity in the
-store. Without a store they are verified with the roots that the server's own files name, and without such files they
+store. If no store is configured, the roots in the server's own files are used; if these files are missing, signatures
 are not verified.
 """
 
@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from goatherd.agent.data_directory_lock import LOCK_NAME as AGENT_LOCK_NAME
 from goatherd.clock import SystemClock
-from goatherd.operations.check_data import (
-    Anchor,
-    DataReport,
-    check_organization,
-    find_anchor,
-    find_organizations,
-    lock_organization,
+from goatherd.data_directory import (
+    SEEN_NAME,
+    is_organization_directory,
+    organization_directories,
+    refuse_running,
 )
+from goatherd.errors import AgentBusyError, ConfigurationError, IdentityError, StorageError
+from goatherd.files import lock_file
+from goatherd.identity.settings_json import SETTINGS_NAME, from_settings
+from goatherd.identity.succession import TrustCheckpoint
+from goatherd.node.log_storage import LogDirectory
+from goatherd.operations.check_data import DataReport, TrustedRoots, check_organization
 from goatherd.operations.identity_store import Store
 from goatherd.operations.repair_data import Repair, RepairPeer, read_peers, repair_organization
 
@@ -51,10 +56,10 @@ async def check_data(
     """
     reports = []
     for name, directory in find_organizations(path, org):
-        anchor = await _read_anchor(name, directory, open_store)
+        trusted = await _read_trusted_roots(name, directory, open_store)
         with lock_organization(directory) as logs, _verification_threads() as executor:
-            held, problems = await read_peers(logs, name, anchor, peers, executor)
-            report = await asyncio.to_thread(check_organization, logs, name, anchor, executor, held)
+            held, problems = await read_peers(logs, name, trusted, peers, executor)
+            report = await asyncio.to_thread(check_organization, logs, name, trusted, executor, held)
             reports.append(replace(report, problems=problems))
     return reports
 
@@ -62,7 +67,7 @@ async def check_data(
 async def repair_data(
     path: Path, *, org: str | None, open_store: OpenStore | None, peers: Sequence[RepairPeer] = ()
 ) -> list[Repair]:
-    """Repair the logs of every organization, with commits from other servers.
+    """Repair the logs of every organization in a data directory, with commits from other servers.
 
     Args:
         path: A data directory, or the directory of one organization.
@@ -78,18 +83,101 @@ async def repair_data(
     """
     repairs = []
     for name, directory in find_organizations(path, org):
-        anchor = await _read_anchor(name, directory, open_store)
+        trusted = await _read_trusted_roots(name, directory, open_store)
         with lock_organization(directory) as logs, _verification_threads() as executor:
-            repairs.append(await repair_organization(logs, name, anchor, peers, executor))
+            repairs.append(await repair_organization(logs, name, trusted, peers, executor))
     return repairs
 
 
-async def _read_anchor(org: str, directory: Path, open_store: OpenStore | None) -> Anchor | None:
+def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
+    """Return the name and directory of each organization in a data directory, or of the one at `path`.
+
+    Args:
+        path: A data directory, or the directory of one organization.
+        org: The only organization to return; also the name of the organization if `path` is its directory.
+
+    Raises:
+        ConfigurationError: The path holds no organization, or not the one named by `org`.
+        StorageError: The directory cannot be read.
+    """
+    if not path.is_dir():
+        raise ConfigurationError(f"{path} is not a directory", hint="Name the data directory of a server.")
+    found = [(one.name, one) for one in organization_directories(path)]
+    if not found and is_organization_directory(path):
+        return [(org or path.resolve().name, path)]
+    chosen = [(name, one) for name, one in found if org is None or name == org]
+    if not chosen:
+        what = "no GoatDB data" if org is None or not found else f"no data of organization {org!r}"
+        raise ConfigurationError(f"{path} holds {what}", hint="Name the data directory of a server.")
+    return chosen
+
+
+@contextmanager
+def lock_organization(directory: Path) -> Iterator[LogDirectory]:
+    """Lock an organization's directory, so that no server and no agent can use it.
+
+    Raises:
+        StorageError: A server runs on the directory; the message names its process.
+        AgentBusyError: An agent uses the directory.
+        NewerFormatError: A newer GoatDB has written in the directory.
+    """
+    descriptor: int | None = None
+    try:
+        try:
+            descriptor = lock_file(directory.parent / AGENT_LOCK_NAME, create=False)
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            raise AgentBusyError(
+                f"`goatherd run`, `watch` or `fetch` uses {directory.parent}",
+                hint="Stop that command, then run this one again.",
+            ) from None
+        except OSError as error:
+            raise StorageError(f"{directory.parent / AGENT_LOCK_NAME}: {error.strerror}") from error
+        with LogDirectory(directory) as logs:
+            refuse_running(directory)
+            yield logs
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def find_trusted_roots(directory: Path, now_ms: int) -> TrustedRoots | None:
+    """Return the roots that an organization's own files name; None if there is no such file.
+
+    They are the roots of the identity that a server last used in this directory, or else those of settings.json. An
+    attacker who can write to the directory can change these files, too: only a store proves that records were not
+    forged.
+
+    Raises:
+        IdentityError: A file is malformed.
+        StorageError: A file cannot be read.
+    """
+    for name in (SEEN_NAME, SETTINGS_NAME):
+        path = directory / name
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        try:
+            if name == SEEN_NAME:
+                seen = TrustCheckpoint.from_bytes(raw)
+                return TrustedRoots.from_checkpoint(seen, str(path))
+            document, _, _ = from_settings(raw, now_ms)
+        except IdentityError as error:
+            raise type(error)(f"{path}: {error}", hint="Give --provider URI, or --offline to verify nothing.") from None
+        return TrustedRoots.from_document(document, str(path))
+    return None
+
+
+async def _read_trusted_roots(org: str, directory: Path, open_store: OpenStore | None) -> TrustedRoots | None:
     if open_store is None:
-        return find_anchor(directory, SystemClock().now_ms())
+        return find_trusted_roots(directory, SystemClock().now_ms())
     async with open_store(org) as store:
         _, document = await store.read()
-    return Anchor.from_document(document, store.name)
+    return TrustedRoots.from_document(document, store.name)
 
 
 def _verification_threads() -> ThreadPoolExecutor:

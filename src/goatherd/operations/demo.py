@@ -1,8 +1,8 @@
 """`goatherd demo`: run three servers with one identity in a file store, rotate twice under traffic, and audit them.
 
-The demo shows in under a minute, on one machine, that rotations lose nothing; it is not a benchmark. Server processes,
-HTTP over loopback, signatures, the file store and the rotator are real. The audit at the end decides the result: it
-reads every commit from every server and verifies each signature itself.
+The demo shows in under a minute, on one machine, that rotations lose no write; it is not a benchmark. Server processes,
+HTTP over loopback, signatures, the file store and the rotator are real. The demo succeeds if the audit at its end does:
+the audit reads every commit from every server and verifies each signature itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,10 +23,12 @@ from typing import Final
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
-from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
+from goatherd.operations.identity_store import Store
+from goatherd.operations.stores import promote_store, sync_stores
 from goatherd.operations.workload import LoadAudit, LoadWindow, Workload
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
@@ -34,6 +36,8 @@ from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.machine import Phase, Policy
 from goatherd.rotation.rotator import Rotator
+from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
+from goatherd.wire.paths import DEFAULT_ORG
 
 SERVERS: Final = 3
 CLIENTS: Final = 6
@@ -94,8 +98,13 @@ class _Server:
         return await self.process.wait() == 0
 
 
-async def run_demo(tell: Tell) -> DemoReport:
+async def run_demo(tell: Tell, *, has_regions: bool = False) -> DemoReport:
     """Run the demo in a temporary directory and return its result.
+
+    Args:
+        tell: Called at the start of each step.
+        has_regions: Whether to run the demo with a store and a server in each of three regions, one of which is lost
+            in the middle of a rotation.
 
     Raises:
         NodeError: A server did not start.
@@ -104,7 +113,7 @@ async def run_demo(tell: Tell) -> DemoReport:
     # Without a handler, Python would print warnings of the log between the lines of the demo.
     logging.getLogger("goatherd").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory(prefix="goatherd-demo-") as name:
-        return await _run_demo_in(Path(name), tell)
+        return await (_run_regions_in if has_regions else _run_demo_in)(Path(name), tell)
 
 
 async def _run_demo_in(top: Path, tell: Tell) -> DemoReport:
@@ -116,7 +125,7 @@ async def _run_demo_in(top: Path, tell: Tell) -> DemoReport:
         first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
         await provider.create(secret_id, encode_document(create_document(first, now_ms)))
         tell("identity", f"one identity, root {first.id}, in {store}")
-        async with _run_servers(top, store) as servers:
+        async with _run_servers(top, [["--provider", store]] * SERVERS) as servers:
             urls = [server.url for server in servers]
             tell("servers", f"{len(servers)} servers took it from there: {', '.join(urls)}")
             load = Workload(urls, clients=CLIENTS, pause=PAUSE, clock=clock)
@@ -139,31 +148,136 @@ async def _run_demo_in(top: Path, tell: Tell) -> DemoReport:
     )
 
 
+REGIONS: Final = ("eu", "us", "ap")
+_ROOT_ID: Final = "root"
+
+
+def _open_regions(top: Path, primary: str) -> tuple[StoreMember, ...]:
+    """Return a file store for each region, the primary store first."""
+    members = []
+    for region in (primary, *(one for one in REGIONS if one != primary)):
+        provider, template = open_provider(f"file://{top}/keys-{region}/root")
+        way = None if region == primary else Replication.GOATHERD
+        members.append(StoreMember(region=region, provider=provider, template=template, replication=way))
+    return tuple(members)
+
+
+def _write_regions_file(top: Path) -> Path:
+    """Write the configuration file of the servers, and return its path."""
+    stores = [f'{{region = "{one}", provider = "file://{top}/keys-{one}/root"' for one in REGIONS]
+    followers = ", ".join(f'{one}, replication = "goatherd"}}' for one in stores[1:])
+    file = top / "regions.toml"
+    file.write_text(f"[stores]\nprimary = {stores[0]}}}\nfollowers = [{followers}]\n")
+    return file
+
+
+async def _run_regions_in(top: Path, tell: Tell) -> DemoReport:
+    clock = SystemClock()
+    file = _write_regions_file(top)
+    now_ms = clock.now_ms()
+    first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
+    async with ReplicatedStore(_open_regions(top, "eu")) as writer:
+        await writer.create(_ROOT_ID, encode_document(create_document(first, now_ms)))
+    tell("identity", f"one identity, root {first.id}, in the stores of {', '.join(REGIONS)}; eu is the primary store")
+    places = [["--config", str(file), "--region", region] for region in REGIONS]
+    async with _run_servers(top, places) as servers:
+        urls = [server.url for server in servers]
+        tell("servers", f"a server in each region: {', '.join(urls)}")
+        load = Workload(urls, clients=CLIENTS, pause=PAUSE, clock=clock)
+        async with load:
+            tell("load", f"{CLIENTS} clients write and read, and newcomers keep arriving")
+            passages, document = await _run_region_parts(top, load, urls, clock, tell)
+            await load.stop()
+            tell("audit", "asking every server for everything, and checking every signature")
+            audit = await load.audit([first.session])
+        clean = all(await asyncio.gather(*(server.stop() for server in servers)))
+    return DemoReport(
+        servers=SERVERS,
+        clients=CLIENTS,
+        passages=passages,
+        audit=audit,
+        roots={letter: root.id for letter, root in zip("ABCDEF", document.roots, strict=False)},
+        signer=document.current.id,
+        clean_exits=clean,
+    )
+
+
+async def _run_region_parts(
+    top: Path, load: Workload, urls: Sequence[str], clock: SystemClock, tell: Tell
+) -> tuple[tuple[DemoPart, ...], IdentityDocument]:
+    parts = _Parts(load, tell)
+    eu, away = top / "keys-eu", top / "keys-eu.away"
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
+        policy = Policy(adoption=timedelta(seconds=20), settle=timedelta(seconds=20))
+
+        def rotator_for(store: ReplicatedStore) -> Rotator:
+            return Rotator(
+                store, _ROOT_ID, nodes, policy=policy, clock=clock, started_by="goatherd demo", on_event=parts.listen
+            )
+
+        async with ReplicatedStore(_open_regions(top, "eu")) as store:
+            async with parts.run("rotation", "rotating the root: every region shows each change before the next one"):
+                await rotator_for(store).rotate()
+            async with parts.run("cut off", "rotating again; when the next root is published, region eu is lost"):
+                await rotator_for(store).rotate(to_phase=Phase.PUBLISHED)
+                eu.rename(away)
+                eu.touch()
+                await clock.sleep(QUIET_TIME)
+        async with parts.run("promoted", "region us becomes the primary store, and the rotation ends there"):
+            async with RegionalReader(_open_regions(top, "eu")) as reader:
+                stores = Store(provider=reader, secret_id=_ROOT_ID, org=DEFAULT_ORG, name="the stores")
+                promoted = await promote_store(stores, "us")
+            tell("", f"us: generation {promoted.before} -> {promoted.generation}; no answer: {promoted.unseen[0]}")
+            async with ReplicatedStore(_open_regions(top, "us"), allowed=["eu"]) as store:
+                await rotator_for(store).resume()
+        async with parts.run("healed", "region eu returns, is brought forward, and a rotation waits for it again"):
+            eu.unlink()
+            away.rename(eu)
+            async with ReplicatedStore(_open_regions(top, "us")) as store:
+                stores = Store(provider=store, secret_id=_ROOT_ID, org=DEFAULT_ORG, name="the stores")
+                synced = await sync_stores(stores)
+                tell("", f"eu: generation {synced.before.get('eu')} -> {synced.followers[0].generation}")
+                await rotator_for(store).rotate()
+                document = decode_document((await store.read(_ROOT_ID, CURRENT)).value.reveal())
+    return tuple(parts.done), document
+
+
+class _Parts:
+    """The parts of a demo as they run: the load in each, and the phases of its rotations."""
+
+    def __init__(self, load: Workload, tell: Tell) -> None:
+        self.done: list[DemoPart] = []
+        self._load = load
+        self._tell = tell
+        self._entered: list[tuple[str, float]] = []
+
+    def listen(self, event: Event) -> None:
+        """Note when a rotation enters a phase."""
+        if isinstance(event, PhaseEntered):
+            self._entered.append((str(event.phase), self._load.now()))
+
+    @contextlib.asynccontextmanager
+    async def run(self, name: str, text: str) -> AsyncIterator[None]:
+        """Measure the load in the body of the ``async with`` statement as one part of the demo."""
+        self._tell(name, text)
+        self._entered.clear()
+        began = self._load.now()
+        yield
+        window = self._load.window(began, self._load.now())
+        self.done.append(DemoPart(name=name, window=window, phases=_measure_phases(began, self._entered)))
+
+
 async def _run_parts(
     load: Workload, provider: SecretProvider, secret_id: str, urls: Sequence[str], clock: SystemClock, tell: Tell
 ) -> tuple[DemoPart, ...]:
-    passages: list[DemoPart] = []
-    entered: list[tuple[str, float]] = []
-
-    def listen(event: Event) -> None:
-        if isinstance(event, PhaseEntered):
-            entered.append((str(event.phase), load.now()))
-
-    @contextlib.asynccontextmanager
-    async def passage(name: str, text: str) -> AsyncIterator[None]:
-        tell(name, text)
-        entered.clear()
-        began = load.now()
-        yield
-        passages.append(
-            DemoPart(name=name, window=load.window(began, load.now()), phases=_measure_phases(began, entered))
-        )
-
+    parts = _Parts(load, tell)
+    passage = parts.run
     async with contextlib.AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
         policy = Policy(adoption=timedelta(seconds=20), settle=timedelta(seconds=20))
         rotator = Rotator(
-            provider, secret_id, nodes, policy=policy, clock=clock, started_by="goatherd demo", on_event=listen
+            provider, secret_id, nodes, policy=policy, clock=clock, started_by="goatherd demo", on_event=parts.listen
         )
         async with passage("before", "a while of nothing special"):
             await clock.sleep(QUIET_TIME)
@@ -177,7 +291,7 @@ async def _run_parts(
             await rotator.abandon("the demo rolls one rotation back")
         async with passage("after", "B signs again, C stays trusted"):
             await clock.sleep(QUIET_TIME)
-    return tuple(passages)
+    return tuple(parts.done)
 
 
 def _measure_phases(began: float, entered: Sequence[tuple[str, float]]) -> dict[str, float]:
@@ -192,11 +306,12 @@ def _measure_phases(began: float, entered: Sequence[tuple[str, float]]) -> dict[
 
 
 @contextlib.asynccontextmanager
-async def _run_servers(top: Path, store: str) -> AsyncIterator[list[_Server]]:
-    ports = _free_ports(SERVERS)
-    urls = [f"http://127.0.0.1:{port}" for port in ports]
+async def _run_servers(top: Path, places: Sequence[Sequence[str]]) -> AsyncIterator[list[_Server]]:
     servers: list[_Server] = []
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        ports = [stack.enter_context(_reserve_port()) for _ in range(SERVERS)]
+        stack.push_async_callback(_stop_servers, servers)
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
         for number, (port, url) in enumerate(zip(ports, urls, strict=True), 1):
             command = [
                 sys.executable,
@@ -207,8 +322,7 @@ async def _run_servers(top: Path, store: str) -> AsyncIterator[list[_Server]]:
                 "--json",
                 "--log-level",
                 "error",
-                "--provider",
-                store,
+                *places[number - 1],
             ]
             command += ["--data", str(top / f"server-{number}"), "--host", "127.0.0.1", "--port", str(port)]
             for peer in urls:
@@ -218,8 +332,10 @@ async def _run_servers(top: Path, store: str) -> AsyncIterator[list[_Server]]:
             servers.append(_Server(process, url))
         await asyncio.gather(*(_wait_until_ready(server) for server in servers))
         yield servers
-    finally:
-        await asyncio.gather(*(server.stop() for server in servers if server.process.returncode is None))
+
+
+async def _stop_servers(servers: Sequence[_Server]) -> None:
+    await asyncio.gather(*(server.stop() for server in servers if server.process.returncode is None))
 
 
 async def _wait_until_ready(server: _Server) -> None:
@@ -231,16 +347,22 @@ async def _wait_until_ready(server: _Server) -> None:
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise NodeError(
-            f"the server at {server.url} did not come up within {_READY_TIMEOUT.total_seconds():g} s"
+            f"the server at {server.url} was not ready within {_READY_TIMEOUT.total_seconds():g} s"
         ) from None
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
+@contextlib.contextmanager
+def _reserve_port() -> Iterator[int]:
+    """Reserve a free port of 127.0.0.1 for a server that listens there later.
+
+    Each server is given the URLs of the others before it starts, so none can choose its own port. On Linux, a socket
+    that is bound with SO_REUSEADDR and does not listen keeps the port from every other program, and a server that sets
+    the option too can still bind it. Other systems do not let it, so there the port is free until the server starts.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port: int = holder.getsockname()[1]
+        if sys.platform != "linux":
+            holder.close()
+        yield port

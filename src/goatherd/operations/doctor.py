@@ -17,7 +17,9 @@ from typing import Final
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.cluster.server_answers import DataReport
+from goatherd.cluster.node import NodeView
+from goatherd.cluster.observer import observe_servers
+from goatherd.cluster.server_answers import LogsReport
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, assess_urgency, is_fresh_and_short
@@ -27,15 +29,17 @@ from goatherd.identity.succession import verify_signed
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
-from goatherd.operations.server_state import NodeState, read_server_state
 from goatherd.operations.status import SKEW_WARNING
-from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SKIPPED, WARNING, Check, check_store
+from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SERVERS, SKIPPED, WARNING, Check, check_store
+from goatherd.operations.stores import RegionState, read_regions
 from goatherd.revocation.introduced_sessions import decode_commits
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind, Survey
 from goatherd.rotation.policy import Policy
 from goatherd.settings.base import Origin
+from goatherd.stores import RegionalReader, ReplicatedStore, Standing
+from goatherd.telemetry import describe_count
 from goatherd.times import format_duration, iso
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import SESSIONS_PATH
@@ -93,7 +97,8 @@ class CheckScope:
 
 
 async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckScope) -> list[Check]:
-    """Make every check and return the results. A store that cannot be opened or read is a failed check, not an error.
+    """Make every check of `goatherd doctor` and return the results. An unreadable store is a failed check, not an
+    error.
 
     Args:
         opening: Opens the store.
@@ -117,11 +122,13 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
             checks.append(Check(name="store", level=OK, text=f"{store.name} is readable, version {version.id}"))
             checks += await check_store(store, version, document, scope.policy)
             checks += _check_identity(document, scope)
+        if store is not None and isinstance(store.provider, RegionalReader | ReplicatedStore):
+            checks += await _check_regions(store)
         checks += await _check_servers(document, scope)
         if not scope.addresses:
             checks.append(
                 Check(
-                    name="nodes",
+                    name=SERVERS,
                     level=WARNING,
                     text="no server is listed",
                     hint="Give --node URL.",
@@ -146,6 +153,49 @@ async def _check_rotation(store: Store, scope: CheckScope) -> list[Check]:
         return [Check(name="rotation", level=SKIPPED, text=str(error), hint=error.hint)]
 
 
+async def _check_regions(store: Store) -> list[Check]:
+    """Check the store of every region; two stores with different histories are shown with both."""
+    checks, split = [], []
+    states = await read_regions(store)
+    for one in states:
+        name, role = "stores", "primary" if one.replication is None else f"follower, {one.replication}"
+        where = f"region {one.region} ({role})"
+        if one.is_in_step:
+            text = f"{where} holds generation {one.generation}, the latest one"
+            checks.append(Check(name=name, level=OK, text=text))
+            continue
+        level = FAILED if one.replication is None or one.standing is Standing.SPLIT else WARNING
+        checks.append(Check(name=name, level=level, text=f"{where}: {one.problem}", hint=one.hint))
+        if one.standing is Standing.SPLIT:
+            split.append(one)
+    if split:
+        latest = next(one for one in states if one.standing is Standing.SAME)
+        checks += [_describe_history(one) for one in (latest, *split)]
+        checks.append(
+            Check(
+                name="stores",
+                level=FAILED,
+                text="both sides have signed since they separated; no server leaves the history that it follows",
+                hint="Choose the history to keep: that of the servers whose data you need. Make its store the primary"
+                " store in [stores]. In each store of the other history, delete the secret with the platform's own"
+                " tools, then run `goatherd stores sync`, and start each server of that region once with"
+                " --accept-identity. What the other root has signed since is no longer accepted afterwards: export it"
+                " first.",
+            )
+        )
+    return checks
+
+
+def _describe_history(one: RegionState) -> Check:
+    assert one.document is not None
+    events = "; ".join(
+        f"{iso(entry.at)} {entry.event}" + (f" {entry.from_id} -> {entry.to_id}" if entry.to_id else "")
+        for entry in one.document.history[-SHOWN:]
+    )
+    text = f"history of region {one.region}: generation {one.generation}, root {one.document.current.id} signs"
+    return Check(name="stores", level=WARNING, text=f"{text}; {events}" if events else text)
+
+
 def _check_signature(document: IdentityDocument) -> Check:
     try:
         verify_signed(document)
@@ -159,7 +209,7 @@ def _check_signature(document: IdentityDocument) -> Check:
 
 def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check]:
     now_ms = SystemClock().now_ms()
-    text = f"the document is complete: generation {document.generation}, {len(document.roots)} roots"
+    text = f"the document is complete: generation {document.generation}, {describe_count(len(document.roots), 'root')}"
     checks = [Check(name="identity", level=OK, text=text), _check_signature(document)]
     left = days_left(document, now_ms)
     for remark in find_warnings(document, now_ms):
@@ -218,11 +268,11 @@ async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -
         try:
             clients = await directory()
         except DiscoveryError as error:
-            return [Check(name="nodes", level=FAILED, text=str(error), hint=error.hint)]
+            return [Check(name=SERVERS, level=FAILED, text=str(error), hint=error.hint)]
         checks = []
         if directory.is_discovered:
             found = ", ".join(client.base_url for client in clients)
-            checks.append(Check(name="nodes", level=OK, text=f"{len(clients)} found: {found}"))
+            checks.append(Check(name=SERVERS, level=OK, text=f"{len(clients)} found: {found}"))
         for each in await asyncio.gather(*(_check_server(client, document, scope) for client in clients)):
             checks += each
     if document is not None and scope.addresses:
@@ -255,13 +305,13 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list
     if conflicts:
         checks.append(_describe_conflicts(name, conflicts))
     elif held:
-        count = len({commit.key for commits in held.values() for commit in commits})
-        checks.append(Check(name=name, level=OK, text=f"no conflict between the creations of {count} sessions"))
+        count = describe_count(len({commit.key for commits in held.values() for commit in commits}), "session")
+        checks.append(Check(name=name, level=OK, text=f"no conflict between the creations of {count}"))
     return checks
 
 
 def _describe_conflicts(name: str, conflicts: Sequence[Conflict]) -> Check:
-    more = f"; and {len(conflicts) - SHOWN} more sessions" if len(conflicts) > SHOWN else ""
+    more = f"; and {describe_count(len(conflicts) - SHOWN, 'more session')}" if len(conflicts) > SHOWN else ""
     return Check(
         name=name,
         level=FAILED,
@@ -288,17 +338,18 @@ async def _check_server(client: NodeClient, document: IdentityDocument | None, s
         ]
     checks.append(await _check_clock(client))
     if document is not None:
-        state = await read_server_state(client, document, scope.org)
-        checks.append(_check_step(state, document, scope))
-        if state.agent is not None and state.agent.door is not None and state.agent.door.is_exposed:
+        (node,) = await observe_servers([client], document.current, org=scope.org, timeout=scope.timeout)
+        checks.append(_check_step(node, document, scope))
+        agent, data = node.report.agent, node.report.data
+        if agent is not None and agent.door is not None and agent.door.is_exposed:
             text = (
-                f"the server behind {state.url} can be reached at other addresses of its machine, which "
+                f"the server behind {node.url} can be reached at other addresses of its machine, which "
                 "bypasses its door"
             )
             hint = "The door's log names them (door.server_exposed). Close that port with a firewall."
             checks.append(Check(name="door", level=WARNING, text=text, hint=hint))
-        if state.data is not None:
-            checks.append(_check_data(state.url, state.data))
+        if data is not None:
+            checks.append(_check_data(node.url, data))
     return checks
 
 
@@ -354,7 +405,7 @@ async def _check_clock(client: NodeClient) -> Check:
     return Check(name=name, level=OK, text=text)
 
 
-def _check_data(url: str, data: DataReport) -> Check:
+def _check_data(url: str, data: LogsReport) -> Check:
     if data.cannot_write is not None:
         hint = "The server's log names the error. Free disk space, or make the disk writable; no restart is needed."
         return Check(name="data", level=FAILED, text=f"{url} refuses writes; {data.cannot_write}", hint=hint)
@@ -365,23 +416,25 @@ def _check_data(url: str, data: DataReport) -> Check:
         )
         return Check(name="data", level=WARNING, text=f"{url} has {data.unusable}", hint=hint)
     so_far = "" if data.is_complete else " so far; it is still reading its logs"
-    return Check(name="data", level=OK, text=f"{url} has verified {data.records} records in its logs{so_far}")
+    return Check(
+        name="data", level=OK, text=f"{url} has verified {describe_count(data.records, 'record')} in its logs{so_far}"
+    )
 
 
-def _check_step(node: NodeState, document: IdentityDocument, scope: CheckScope) -> Check:
-    name, url = "node", node.url
+def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -> Check:
+    name, url, report, agent = "node", node.url, node.report, node.report.agent
     current = document.current.id
-    if node.problem is not None:
-        return Check(name=name, level=FAILED, text=f"{url} {node.problem}")
-    if node.is_of_another_identity(document):
+    if (problem := node.find_problem()) is not None:
+        return Check(name=name, level=FAILED, text=f"{url} {problem}")
+    if node.is_of_another_identity({root.id for root in document.roots}):
         text = (
             f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "
-            f"{', '.join(node.roots[:5])}, not root {current}"
+            f"{', '.join((node.roots or ())[:5])}, not root {current}"
         )
         hint = "Check that this server starts from the store of --provider, and that --node is the right server."
         return Check(name=name, level=FAILED, text=text, hint=hint)
-    if node.agent is not None and node.agent.activity is not None and not node.is_in_step(current):
-        return Check(name=name, level=WARNING, text=f"{url} {node.agent.activity}", hint="Check again in a minute.")
+    if node.activity is not None and not node.is_in_step(current):
+        return Check(name=name, level=WARNING, text=f"{url} {node.activity}", hint="Check again in a minute.")
     if not node.trusts_current and document.current.session.is_expired(SystemClock().now_ms()):
         return Check(
             name=name, level=FAILED, text=f"{url} rejects root {current}, which has expired", hint=EXPIRED_HINT
@@ -389,16 +442,16 @@ def _check_step(node: NodeState, document: IdentityDocument, scope: CheckScope) 
     if not node.trusts_current:
         hint = "Check that it starts from this store, and that its clock is right."
         return Check(name=name, level=FAILED, text=f"{url} does not trust root {current}", hint=hint)
-    if node.is_unmodified and node.agent is None:
+    if node.is_unmodified and agent is None:
         return Check(name=name, level=OK, text=f"{url} trusts root {current} (an unmodified GoatDB server)")
-    if node.agent is not None and node.signs_with is None:
+    if agent is not None and node.signs_with is None:
         text = f"{url} trusts root {current}; its agent has not seen yet with which root it signs"
         return Check(name=name, level=WARNING, text=text, hint="Check again in a minute.")
     if node.signs_with != current:
         text = f"{url} signs with {node.signs_with}, not with {current}"
-        return Check(name=name, level=FAILED, text=text, hint="Check whether it can read the store.")
-    if node.source == Origin.LAST_KNOWN_GOOD:
-        age = "unknown" if node.view_age is None else format_duration(node.view_age)
+        return Check(name=name, level=FAILED, text=text, hint="Check whether the server can read the store.")
+    if report.source == Origin.LAST_KNOWN_GOOD:
+        age = "unknown" if report.view_age is None else format_duration(report.view_age)
         text = f"{url} started from its last known good identity, of age {age}, and cannot reach the store"
         return Check(
             name=name,
@@ -406,19 +459,19 @@ def _check_step(node: NodeState, document: IdentityDocument, scope: CheckScope) 
             text=text,
             hint="The server answers requests, but follows no rotation until it can read the store.",
         )
-    if node.is_degraded or node.is_stale(scope.refresh_interval):
-        age = "unknown" if node.view_age is None else format_duration(node.view_age)
+    if report.is_degraded or node.is_stale(scope.refresh_interval):
+        age = "unknown" if report.view_age is None else format_duration(report.view_age)
         every = (
             ""
-            if node.view_interval is None
-            else f", and it reads the store every {format_duration(node.view_interval)}"
+            if report.view_interval is None
+            else f", and it reads the store every {format_duration(report.view_interval)}"
         )
         text = f"{url} has not read the store for {age}{every}"
-        return Check(name=name, level=WARNING, text=text, hint="Check whether it can read the store.")
+        return Check(name=name, level=WARNING, text=text, hint="Check whether the server can read the store.")
     if node.generation != document.generation:
         text = f"{url} is at generation {node.generation}, the store at {document.generation}"
-        return Check(name=name, level=WARNING, text=text, hint="It reads the store again at its next refresh.")
-    others = [root for root in node.roots if root != current]
+        return Check(name=name, level=WARNING, text=text, hint="The server reads the store again at its next refresh.")
+    others = [root for root in node.roots or () if root != current]
     also = f"; it also trusts {', '.join(others[:5])}" if others else ""
     also += f" and {len(others) - 5} more" if len(others) > 5 else ""
     return Check(name=name, level=OK, text=f"{url} trusts and signs with root {current}{also}")

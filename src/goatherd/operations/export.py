@@ -1,8 +1,8 @@
 """Write the identity as a settings.json that an unmodified GoatDB server reads.
 
 No server is stopped, and the store is not changed. A file that holds another identity is overwritten only if the caller
-asks for it. A root that is about to expire is refused: the server would extend its life, and then expose its private
-key.
+asks for it. The operation refuses a root that is about to expire, because GoatDB extends the lifetime of such a root
+and then exposes its private key.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ExportedSettings:
 async def export_settings(
     store: Store, file: Path, *, data: Path | None = None, replace: bool = False, unsafe_short_life: bool = False
 ) -> ExportedSettings:
-    """Write the identity as a settings.json that only its owner can read.
+    """Write the identity in a store to a GoatDB settings.json that only its owner can read.
 
     Args:
         store: The open store.

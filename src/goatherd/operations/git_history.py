@@ -1,18 +1,19 @@
-"""Find out whether a git repository holds a private key: in a settings.json that it tracks, or in its history.
+"""Read a git repository's history: for one private key (`goatherd migrate`), or every object of it (`goatherd scan`).
 
-Only ``git`` commands that read are run. Other clones, and objects that git has deleted, are not searched. The key is
-never passed to a process as an argument: this module reads the objects and compares them itself. A repository that
-could not be checked is never reported as clean.
+The module runs only ``git`` commands that read, and none that a repository's configuration can turn into another
+program. It does not search other clones, or objects that git has deleted. It never passes a key to a process: it reads
+the objects and searches them itself. A repository that could not be checked is never reported as clean.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 _TIMEOUT: Final = 20
 _LARGEST: Final = 16 * 1024 * 1024
@@ -36,8 +37,35 @@ class GitFinding:
     problem: str | None = None
 
 
-class _GitError(Exception):
-    """The git command could not be run, or failed."""
+class GitUnreadableError(Exception):
+    """The git command could not be run, or failed. It does not leave `goatherd.operations`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GitPlace:
+    """Where a git repository holds an object.
+
+    Attributes:
+        commit: Id of the oldest commit that has it; None if no branch, tag, stash or reflog leads to one.
+        path: Path of the file; None for an object that is no file of a commit, such as a commit's own message.
+    """
+
+    commit: str | None = None
+    path: str | None = None
+
+
+class ObjectReader:
+    """Reads the content of one object from ``git cat-file --batch``."""
+
+    def __init__(self, stream: IO[bytes], size: int) -> None:
+        self._stream = stream
+        self._left = size
+
+    def read(self, size: int = -1) -> bytes:
+        """Return at most `size` bytes; all that is left if `size` is negative; none at the end."""
+        found = self._stream.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(found)
+        return found
 
 
 def find_in_git(settings: Path, secret: bytes) -> GitFinding | None:
@@ -52,7 +80,7 @@ def find_in_git(settings: Path, secret: bytes) -> GitFinding | None:
         return None
     try:
         path = _find_secret(settings, secret)
-    except _GitError as error:
+    except GitUnreadableError as error:
         return GitFinding(repository=top, problem=str(error))
     return None if path is None else GitFinding(repository=top, path=path)
 
@@ -92,7 +120,7 @@ def _read_contents(at: Path) -> Iterator[tuple[str, bytes]]:
             total += int(rest[0])
             wanted.append(blob)
     if total > _MOST:
-        raise _GitError("its history is too large to be searched")
+        raise GitUnreadableError("its history is too large to be searched")
     found = _run_git(at, "cat-file", "--batch", given=_join_lines(wanted))
     position = 0
     for blob in wanted:
@@ -106,26 +134,106 @@ def _join_lines(names: Sequence[bytes] | dict[bytes, str]) -> bytes:
     return b"".join(name + b"\n" for name in names)
 
 
-def _run_git(at: Path, *words: str, given: bytes = b"") -> bytes:
+def read_objects(repository: Path) -> Iterator[tuple[str, ObjectReader]]:
+    """Yield the id of every object that the repository stores, and a reader of its content; no directories.
+
+    Objects to which no branch leads are among them: git keeps what a rebase or a deleted branch has left for weeks.
+
+    Raises:
+        GitUnreadableError: Git is not installed, or fails.
+    """
+    listing = ("--batch-all-objects", "--unordered", "--batch-check=%(objectname) %(objecttype)")
+    listed = _run_git(repository, "cat-file", *listing, timeout=None)
+    wanted = [line.split()[0] for line in listed.splitlines() if not line.endswith(b" tree")]
+    with tempfile.TemporaryFile() as names:  # a pipe would fill up while its other end is read
+        names.write(_join_lines(wanted))
+        names.seek(0)
+        process = subprocess.Popen(  # noqa: S603 - a fixed command, without a shell
+            _git_command(repository, "cat-file", "--batch", "--buffer"),
+            stdin=names,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_git_environ(),
+        )
+        with process:
+            assert process.stdout is not None
+            try:
+                for name in wanted:
+                    header = process.stdout.readline().split()
+                    if len(header) != 3 or header[0] != name:
+                        raise GitUnreadableError(f"git could not read object {name.decode()}")
+                    reader = ObjectReader(process.stdout, int(header[2]))
+                    yield name.decode(), reader
+                    while reader.read(1 << 20):
+                        pass
+                    process.stdout.read(1)
+            finally:
+                process.kill()
+
+
+def locate_objects(repository: Path, ids: Collection[str]) -> dict[str, GitPlace]:
+    """Return where objects are: in the oldest commit that has each, or only in the index, or in no commit.
+
+    Raises:
+        GitUnreadableError: Git is not installed, or fails.
+    """
+    found = {name: GitPlace() for name in ids}
+    for entry in _run_git(repository, "ls-files", "-s", "-z", "--full-name", timeout=None).split(b"\0"):
+        staged, _, path = entry.partition(b"\t")
+        if path and (name := staged.split()[1].decode()) in found:
+            found[name] = GitPlace(path=path.decode(errors="replace"))
+    commits = _run_git(repository, "rev-list", "--all", "--reflog", "--reverse", timeout=None)
+    options = ("-r", "-m", "-z", "--root", "--raw", "--no-abbrev", "--no-renames")
+    commit = ""
+    words = iter(_run_git(repository, "diff-tree", "--stdin", *options, given=commits, timeout=None).split(b"\0"))
+    for word in words:
+        if not word.startswith(b":"):
+            commit = word.decode()
+            continue
+        name, changed = word.split()[3].decode(), next(words).decode(errors="replace")
+        if name in found and found[name].commit is None:
+            found[name] = GitPlace(commit=commit, path=changed)
+    for name in commits.decode().split():
+        if name in found:
+            found[name] = GitPlace(commit=name)
+    return found
+
+
+def is_shallow(repository: Path) -> bool:
+    """Whether the clone holds only the newest part of the history.
+
+    Raises:
+        GitUnreadableError: Git is not installed, or fails.
+    """
+    return _run_git(repository, "rev-parse", "--is-shallow-repository").strip() == b"true"
+
+
+def _git_command(at: Path, *words: str) -> list[str]:
+    return ["git", "-c", "core.fsmonitor=false", "-C", str(at), *words]
+
+
+def _git_environ() -> dict[str, str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+
+
+def _run_git(at: Path, *words: str, given: bytes = b"", timeout: float | None = _TIMEOUT) -> bytes:
     """Run a git command that only reads, and return its output.
 
     Raises:
-        _GitError: Git is not installed, takes too long, or fails, such as for a repository of another user.
+        GitUnreadableError: Git is not installed, takes too long, or fails, such as for a repository of another user.
     """
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environ |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(at), *words]
     try:
         done = subprocess.run(  # noqa: S603 - a fixed command, without a shell
-            command, input=given, capture_output=True, timeout=_TIMEOUT, check=False, env=environ
+            _git_command(at, *words), input=given, capture_output=True, timeout=timeout, check=False, env=_git_environ()
         )
     except FileNotFoundError:
-        raise _GitError("there is no git command on this machine") from None
+        raise GitUnreadableError("there is no git command on this machine") from None
     except subprocess.TimeoutExpired:
-        raise _GitError(f"git did not answer within {_TIMEOUT} s") from None
+        raise GitUnreadableError(f"git did not answer within {_TIMEOUT} s") from None
     except OSError as error:
-        raise _GitError(f"git cannot be run: {error.strerror}") from error
+        raise GitUnreadableError(f"git cannot be run: {error.strerror}") from error
     if done.returncode != 0:
         messages = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _GitError(f"git reported: {messages[0] if messages else f'exit status {done.returncode}'}")
+        raise GitUnreadableError(f"git reported: {messages[0] if messages else f'exit status {done.returncode}'}")
     return done.stdout

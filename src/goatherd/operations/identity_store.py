@@ -1,22 +1,20 @@
 """Read the identity of one organization from an open store.
 
-This module never creates an identity: a secret that does not exist and a secret that cannot be read are different
-errors, and neither is answered with a new identity.
+This module never creates an identity. A secret that does not exist and a secret that cannot be read are two different
+errors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
 
 from goatherd.clock import SystemClock
 from goatherd.errors import ConfigurationError, SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, Label, SecretVersion, VersionId
-
-DEFAULT_ORG: Final = "localhost"
+from goatherd.wire.paths import DEFAULT_ORG
 
 
 def check_address_has_org(template: str, name: str, org: str, *, hint: str) -> None:
@@ -58,7 +56,7 @@ class Store:
     name: str
 
     async def read(self, at: Label | VersionId = CURRENT) -> tuple[SecretVersion, IdentityDocument]:
-        """Return a version and the identity in it.
+        """Read one version of the store's secret; return the version and the identity document in it.
 
         Raises:
             SecretNotFoundError: There is no such secret, label or version.
@@ -84,7 +82,7 @@ class Store:
         check_own_clock(self.provider.store_clock.ahead_ms(SystemClock().now_ms()), (), tolerance)
 
     async def versions(self) -> list[SecretVersion]:
-        """Return the stored versions, newest first."""
+        """Return all stored versions of the identity's secret, newest first."""
         return list(await self.provider.versions(self.secret_id))
 
     async def find(self, text: str) -> Label | VersionId:
@@ -104,5 +102,5 @@ class Store:
             provider=self.provider.scheme,
             secret_id=self.secret_id,
             operation="read",
-            hint="`goatherd show --versions` lists both.",
+            hint="`goatherd show --versions` lists the ids and labels of all versions.",
         )

@@ -5,25 +5,36 @@ If the store already holds an identity, that is an error, and the identity is no
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from goatherd.clock import SystemClock
 from goatherd.errors import GoatherdError, IdentityExistsError, SecretExistsError
+from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
+from goatherd.operations.anchor_key import create_anchor_key
 from goatherd.operations.identity_store import Store
 from goatherd.providers.values import SecretBytes, SecretVersion
+from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
 from goatherd.rotation.policy import Policy, check_lifetime
 
 
-async def init_identity(store: Store, policy: Policy) -> tuple[SecretVersion, IdentityDocument]:
+async def init_identity(
+    store: Store,
+    policy: Policy,
+    *,
+    anchor: str | None = None,
+    create_key: bool = False,
+    open_signer: SignerOpener = open_pinned_signer,
+) -> tuple[SecretVersion, IdentityDocument]:
     """Generate a root session and write the first identity document.
 
     Args:
         store: The open store.
         policy: The lifetime of the root, and the tolerance for clocks.
+        anchor: URI of the signer that holds the anchor's key; None for an identity without an anchor.
+        create_key: Whether to create that key first.
+        open_signer: Opens the signer by its URI.
 
     Returns:
         The version that was written, and the identity in it.
@@ -33,19 +44,42 @@ async def init_identity(store: Store, policy: Policy) -> tuple[SecretVersion, Id
         WrongClockError: This machine's clock differs from the store's.
         IdentityExistsError: The store holds an identity. Nothing was changed.
         ProviderError: The store could not be written.
+        SignerError: The anchor's signer refused or did not answer. Nothing was written.
     """
+    policy = policy.for_identity(has_anchor=anchor is not None)
     check_lifetime(policy)
     now_ms = SystemClock().now_ms()
-    with suppress(GoatherdError):
-        await store.read()  # the answer carries the store's time; `create` detects an existing identity
+    if await _holds_identity(store):
+        raise _exists_error(store)
     store.check_clock(policy.clock_tolerance)
     root = OwnedSession.generate(session_id=new_id(), owner="root", now_ms=now_ms, lifetime=policy.lifetime)
-    document = create_document(root, now_ms)
+    word = None
+    if anchor is not None:
+        if create_key:
+            await create_anchor_key(anchor, open_signer)
+        async with AnchorKeys(store.org, open_signer) as keys:
+            key = await keys.open_new(anchor, session_id=new_id(), now_ms=now_ms)
+            endorsement = await key.introduce(root.session, now_ms)
+            word = AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
+    document = create_document(root, now_ms, word=word)
     try:
         version = await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
     except SecretExistsError as error:
-        raise IdentityExistsError(
-            f"{store.name} holds an identity already; nothing was changed",
-            hint="`goatherd show` shows it; `goatherd rotate` replaces its key.",
-        ) from error
+        raise _exists_error(store) from error
     return version, document
+
+
+async def _holds_identity(store: Store) -> bool:
+    """Return whether the store is seen to hold an identity; its answer also carries the store's time."""
+    try:
+        await store.read()
+    except GoatherdError:
+        return False  # `create` detects an identity that cannot be read
+    return True
+
+
+def _exists_error(store: Store) -> IdentityExistsError:
+    return IdentityExistsError(
+        f"{store.name} holds an identity already; nothing was changed",
+        hint="`goatherd show` shows the identity; `goatherd rotate` replaces its root key.",
+    )

@@ -1,6 +1,7 @@
 """Add an operator's label to a stored version, move it, or remove it.
 
-The labels ``current`` and ``stable`` are refused: servers read ``current``, and a rotation moves both.
+The labels ``current`` and ``stable`` cannot be changed here: servers read ``current``, and only rotations move these
+two labels.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ async def change_label(store: Store, label: str, to: str | None, *, audit_log: A
         else:
             change = await move_label(store.provider, store.secret_id, label, to)
         if change.is_change:
-            journal.note("label-moved", {"label": change.label, "from": change.before, "to": change.after})
+            journal.record_decision("label-moved", {"label": change.label, "from": change.before, "to": change.after})
     return change
 
 
@@ -190,6 +191,6 @@ def _find_version(provider: SecretProvider, secret_id: str, versions: list[Secre
             provider=provider.scheme,
             secret_id=secret_id,
             operation="label",
-            hint="`goatherd show --versions` lists both.",
+            hint="`goatherd show --versions` lists the ids and labels of all versions.",
         )
     return found

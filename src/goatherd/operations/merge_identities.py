@@ -1,6 +1,6 @@
 """Merge the identities of several servers of one cluster into one, and describe what that means for each server.
 
-Identities with different roots are merged only if the operator has chosen the root that signs from now on; the other
+Identities with different roots are merged only if the operator has chosen which root becomes the current one; the other
 roots stay trusted. Pure, except for `describe_double_keys`, which reads logs.
 """
 
@@ -17,6 +17,7 @@ from goatherd.identity.key_age import last_valid_ms
 from goatherd.identity.root_signatures import endorse_root
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.operations.migration_files import SHOWN, MigrationSource
+from goatherd.telemetry import describe_count
 from goatherd.times import iso
 
 
@@ -89,7 +90,7 @@ def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
 
 
 def pair_roots(identity: IdentityDocument, roots: Iterable[OwnedSession]) -> tuple[tuple[Session, OwnedSession], ...]:
-    """Return pairs of a root and the root that must introduce it; none if the servers had the same root."""
+    """Return pairs of a root and the root that must introduce it; no pairs if all servers have the same root."""
     current = identity.current
     given_up = {root.id: root for root in roots if root.id != current.id}
     return tuple(pair for root in given_up.values() for pair in ((current.session, root), (root.session, current)))
@@ -122,8 +123,8 @@ def describe_double_keys(
 ) -> list[str]:
     """Return a warning about items that servers with different roots created independently.
 
-    COMPAT: an unmodified GoatDB server crashes when it merges two commits without parents of one key, and so do its
-    clients.
+    COMPAT: if two servers have each created an item under the same key, the key has two commits without parents. An
+    unmodified GoatDB server that merges them crashes, and so do its clients.
     """
     if len({document.current.id for _, document in found}) < 2:
         return []
@@ -146,9 +147,9 @@ def describe_double_keys(
     if not double:
         return []
     shown = ", ".join(f"/{name}/{key}" for name, key in sorted(double)[:SHOWN])
+    items = describe_count(len(double), "item", "was", "were")
     text = (
-        f"{org}: {len(double)} items were created on more than one server independently ({shown}). An unmodified GoatDB"
-        " server ends when it meets both versions, and so do its clients: serve this data with `goatherd serve`, which"
-        " merges them"
+        f"{org}: {items} created on more than one server independently ({shown}). An unmodified GoatDB server ends when"
+        " it merges both versions, and so do its clients: serve this data with `goatherd serve`, which merges them"
     )
     return [text]

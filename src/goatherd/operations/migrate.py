@@ -4,9 +4,9 @@
 identity into the store, writes every trusted user session into that server's log, reads the store back, and asks the
 running servers whether they accept the root. It stops no server. `remove_keys` removes the settings.json files.
 
-Rules: the store is written by `create` only, so an identity in it is never overwritten; a log that a process holds open
-is not touched; a second run changes nothing. A key is removed from a disk only after the store has returned the same
-identity, and only if no server that was asked rejects the root.
+Rules: an identity that the store already holds is never overwritten. A log that a process has open is not changed. A
+second run changes nothing. A key is removed from a disk only after the store has returned the same identity, and only
+if none of the servers rejects the root.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ import orjson
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
+from goatherd.cluster.node import NodeView
+from goatherd.cluster.observer import observe_trust
 from goatherd.data_directory import REMAINS, refuse_running
 from goatherd.errors import (
     ConfigurationError,
     IdentityExistsError,
-    NodeError,
     SecretExistsError,
     SecretNotFoundError,
     SettingsError,
+    UnconfirmedError,
 )
 from goatherd.files import remove_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document, sign_document
@@ -230,13 +232,24 @@ async def migrate_all(
     )
 
 
-async def remove_keys(target: MigrationTarget, migration: Migration) -> list[str]:
+async def remove_keys(target: MigrationTarget, migration: Migration, *, confirmed: bool) -> list[str]:
     """Remove the migrated settings.json files. Return, in lines, what was done and what the operator should know.
 
+    Nothing is removed after a dry run, or if a server rejects the root.
+
+    Args:
+        target: The stores, as for `migrate_all`.
+        migration: What `migrate_all` has returned.
+        confirmed: Whether the operator wants the files to be removed.
+
     Raises:
+        UnconfirmedError: There are files to remove, and `confirmed` is false.
         StorageError: A process holds a data directory open.
         SettingsError: The store no longer returns the identity, or a file cannot be removed.
     """
+    if migration.removable and not confirmed:
+        files = ", ".join(str(source.settings) for source, _ in migration.removable)
+        raise UnconfirmedError(f"removing {files} needs a confirmation; nothing was removed")
     messages = []
     with ExitStack() as stack:
         for source, _ in migration.removable:
@@ -352,22 +365,11 @@ def _check_same_identity(present: IdentityDocument, document: IdentityDocument, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootAcceptance:
-    """Whether one running server accepts requests that are signed with a root.
-
-    Attributes:
-        trusts: Whether the server trusts the root; None if the server did not answer.
-        problem: Why the server did not answer.
-    """
+    """Whether one running server accepts requests that are signed with an organization's root (`server`)."""
 
     org: str
-    url: str
     root: str
-    trusts: bool | None
-    problem: str | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """Return the answer as JSON data."""
-        return {"org": self.org, "url": self.url, "root": self.root, "trusts": self.trusts, "problem": self.problem}
+    server: NodeView
 
 
 async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
@@ -405,11 +407,7 @@ async def ask_servers(
 
 
 async def _ask_server(client: NodeClient, org: str, signer: OwnedSession) -> RootAcceptance:
-    try:
-        trusts = await client.answers(signer)
-    except NodeError as error:
-        return RootAcceptance(org=org, url=client.base_url, root=signer.id, trusts=None, problem=str(error))
-    return RootAcceptance(org=org, url=client.base_url, root=signer.id, trusts=trusts)
+    return RootAcceptance(org=org, root=signer.id, server=await observe_trust(client, signer))
 
 
 def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[str]:
@@ -423,7 +421,8 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
     if settings.is_symlink():
         raise SettingsError(
             f"{settings} is a link to {settings.readlink()}",
-            hint="`goatherd run` makes such a link, to a file in memory. Stop `goatherd run`, and it removes the file.",
+            hint="`goatherd run` makes such a link, to a file in memory, and removes the file when you stop"
+            " `goatherd run`.",
         )
     remains = settings.with_name(REMAINS)
     note = {
@@ -446,4 +445,4 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
 
 def servers_rejecting_root(proofs: Iterable[RootAcceptance]) -> list[RootAcceptance]:
     """Return the answers of the servers that do not trust the root."""
-    return [proof for proof in proofs if proof.trusts is False]
+    return [proof for proof in proofs if proof.server.trusts_current is False]

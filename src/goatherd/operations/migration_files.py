@@ -1,4 +1,4 @@
-"""Read what an unmodified GoatDB server has on its disk: settings.json, and the log of ``/sys/sessions``.
+"""Read the identity of an unmodified GoatDB server from its disk: settings.json, and the log of ``/sys/sessions``.
 
 Nothing is written. A file that cannot be read is an error; only a missing file counts as absent.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from goatherd.data_directory import SESSIONS_LOG, SETTINGS_NAME, check_understood, read_commits
+from goatherd.data_directory import SESSIONS_LOG, check_understood, read_commits
 from goatherd.errors import (
     ConfigurationError,
     IdentityError,
@@ -19,10 +19,10 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
-from goatherd.identity.settings_json import from_settings
-from goatherd.operations.identity_store import DEFAULT_ORG
+from goatherd.identity.settings_json import SETTINGS_NAME, from_settings
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
+from goatherd.wire.paths import DEFAULT_ORG
 
 _LARGEST_COPY: Final = 1 << 24
 
@@ -104,7 +104,7 @@ def _describe_source(settings: Path, given: str | None) -> MigrationSource:
 def _is_signed_for(settings: Path, commits: Iterable[Commit]) -> bool:
     document, _, _ = from_settings(_read_bytes(settings), 0)
     roots = {root.id: root for root in document.roots}
-    pool = TrustPool(org=DEFAULT_ORG, current=document.current, roots=document.roots)
+    pool = TrustPool.from_identity(document, org=DEFAULT_ORG)
     for commit in commits:
         if commit.session in roots:
             try:
@@ -132,7 +132,7 @@ def read_settings(source: MigrationSource, now_ms: int) -> tuple[IdentityDocumen
 def read_session_log(data: Path, document: IdentityDocument, org: str) -> SessionLog:
     """Read a server's ``/sys/sessions`` log, and verify it with the roots of an identity."""
     commits = read_commits(data / SESSIONS_LOG, org)
-    pool = TrustPool(org=org, current=document.current, roots=document.roots, revoked=document.revoked_ids)
+    pool = TrustPool.from_identity(document, org=org)
     pool.offer_session_commits(commits)
     latest = {commit.key: commit.id for commit in commits}
     problems = []

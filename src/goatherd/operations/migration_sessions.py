@@ -1,8 +1,8 @@
-"""Write sessions that only a settings.json holds into the ``/sys/sessions`` logs, as the same commit on every server.
+"""Write sessions that only a settings.json holds into every server's ``/sys/sessions`` log, as the same commit.
 
 COMPAT: GoatDB 0.5.1 crashes with "Merge commit got empty ancestors filter" when it merges two commits of one session
-that have no parents. Therefore a session that another server holds is copied from that server; if the other servers
-cannot be asked, nothing is written. A log that a process holds open is not touched.
+that have no parents. So if another server already has a commit of the session, that commit is copied. If the other
+servers do not answer, nothing is written. A log that a process has open is not changed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import SHOWN, MigrationSource, SessionLog, read_session_log
 from goatherd.revocation.introduced_sessions import decode_commits
 from goatherd.rotation.cross_signing import make_session_commit
+from goatherd.telemetry import describe_count
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -48,7 +49,7 @@ _LONG_AGO_MS: Final = 1_577_836_800_000
 
 
 def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, Session]:
-    """Return one session for each id: of several versions the most complete one.
+    """Merge the user sessions of several servers into one session for each id: the most complete version.
 
     Raises:
         SettingsError: Two servers have different keys for one session.
@@ -128,9 +129,10 @@ async def find_held_by_servers(
     unknown = sorted(missing - found.keys())
     if unknown and present is not None and (silent or not clients) and not is_only_server:
         why = f" ({'; '.join(silent)})" if silent else ""
+        sessions = describe_count(len(unknown), "session", "is", "are")
         raise SettingsError(
-            f"another run has put the identity of {org} into {name}, and {len(unknown)} sessions are in this"
-            f" settings.json only: {' '.join(unknown[:SHOWN])}. A server that was migrated before may create them"
+            f"another run has put the identity of {org} into {name}, and {sessions} in this settings.json only:"
+            f" {' '.join(unknown[:SHOWN])}. A server that was migrated before may create them"
             f" differently, which ends GoatDB servers and clients{why}",
             hint="Name the servers that were migrated before: each by --node URL while it runs, or its data directory"
             " beside this one. --only-server if there is none; --no-write-sessions leaves these sessions out.",
@@ -154,7 +156,7 @@ def _select_signed(
 ) -> dict[str, list[Commit]]:
     """Return the commits that a root of the identity has signed, by session id."""
     identity = present or document
-    pool = TrustPool(org=org, current=identity.current, roots=identity.roots, revoked=identity.revoked_ids)
+    pool = TrustPool.from_identity(identity, org=org)
     commits = decode_commits(sent, org)
     pool.offer_session_commits(commits)
     verified: dict[str, list[Commit]] = {}

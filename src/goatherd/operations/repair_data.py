@@ -1,12 +1,12 @@
 """Repair the logs of an organization's data directory.
 
-`repair_organization` moves unusable lines into files beside the logs, ``*.damaged``, and restores the commits that can
-be verified, from those files and from peers. It also joins concurrent creations of a session, which crash GoatDB
-(`goatherd.operations.concurrent_creations`), in the log and on the peers. Call `lock_organization` first: no server may
-run on the directory.
+`repair_organization` moves unusable lines into files ``*.damaged`` in the directories of the logs, and restores the
+commits that can be verified, from those files and from peers. It also joins concurrent creations of a session, which
+crash GoatDB (`goatherd.operations.concurrent_creations`), in the log and on the peers. The caller holds the lock of the
+directory (`goatherd.operations.data`): no server may run on it.
 
-Rules: no byte is ever deleted; a log without findings is not written; an interrupted repair is completed by the next
-one; a commit is restored only after its signature was verified.
+Rules: no byte is ever deleted. A log without damage is not written. The next repair completes an interrupted one. A
+commit is restored only after its signature was verified.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from goatherd.node.data_check import LineProblem
 from goatherd.node.log_storage import FileLog, LogDirectory
 from goatherd.node.repository import Repository
 from goatherd.operations.check_data import (
-    Anchor,
     DataReport,
     LogFinding,
+    TrustedRoots,
     check_organization,
     decode_log_commits,
     list_repositories,
@@ -81,7 +81,7 @@ class Repair:
         return {
             "org": self.before.org,
             "directory": str(self.before.directory),
-            "verifiedWith": self.before.anchor,
+            "verifiedWith": self.before.verified_with,
             "setAside": [finding.to_json() for finding in self.set_aside],
             "restored": self.restored,
             "fetched": self.fetched,
@@ -118,7 +118,7 @@ class RepairPeer(Protocol):
 async def repair_organization(
     logs: LogDirectory,
     org: str,
-    anchor: Anchor | None,
+    trusted: TrustedRoots | None,
     peers: Sequence[RepairPeer] = (),
     executor: Executor | None = None,
 ) -> Repair:
@@ -133,16 +133,16 @@ async def repair_organization(
     Args:
         logs: The organization's directory, locked.
         org: The organization.
-        anchor: The trusted roots. None: only lines that are no commits are set aside, and no commit is restored.
+        trusted: The trusted roots. None: only lines that are no commits are set aside, and no commit is restored.
         peers: Servers that may hold the damaged commits.
         executor: Verifies signatures in parallel.
 
     Raises:
-        ConfigurationError: There are peers and no anchor, or the records belong to another identity.
+        ConfigurationError: There are peers and no trusted roots, or the records belong to another identity.
         StorageError: A log cannot be read or written. The repair can be run again.
     """
-    _check_verifiable(peers, anchor)
-    before = check_organization(logs, org, anchor, executor)
+    _check_verifiable(peers, trusted)
+    before = check_organization(logs, org, trusted, executor)
     sessions = logs.open_log(SESSIONS_PATH)
     is_incomplete = sessions.set_aside_file.exists() or any(one.repository == SESSIONS_PATH for one in before.findings)
     moved: list[LogFinding] = []
@@ -154,20 +154,20 @@ async def repair_organization(
     restored, fetched, held, problems = 0, 0, set[str](), list[str]()
     joined: tuple[str, ...] = ()
     given, held_by_peers = 0, dict[str, list[Commit]]()
-    if anchor is not None:
-        fetcher = _PeerClient(peers, anchor.current)
-        pool = anchor.make_pool(org)
+    if trusted is not None:
+        fetcher = _PeerClient(peers, trusted.current)
+        pool = trusted.make_pool(org)
         pool.offer_session_commits(decode_log_commits(sessions.read_bytes(), org))
         for repository in _list_set_aside(logs):
             restorer = _CommitRestorer(logs.open_log(repository), repository, org, pool, executor)
             restored += restorer.restore_set_aside()
             fetched += restorer.add_sent(await fetcher.pull(repository, restorer.ids))
             held |= set(restorer.ids)
-        joiner = _CreationJoiner(logs, org, anchor, fetcher, executor)
+        joiner = _CreationJoiner(logs, org, trusted, fetcher, executor)
         joined, given, held_by_peers = await joiner.join()
         problems = fetcher.problems
     if moved or restored or fetched or joined or held_by_peers:
-        after = check_organization(logs, org, anchor, executor, held_by_peers)
+        after = check_organization(logs, org, trusted, executor, held_by_peers)
     else:
         after = before
     ids = [
@@ -188,24 +188,28 @@ async def repair_organization(
 
 
 async def read_peers(
-    logs: LogDirectory, org: str, anchor: Anchor | None, peers: Sequence[RepairPeer], executor: Executor | None = None
+    logs: LogDirectory,
+    org: str,
+    trusted: TrustedRoots | None,
+    peers: Sequence[RepairPeer],
+    executor: Executor | None = None,
 ) -> tuple[dict[str, list[Commit]], tuple[str, ...]]:
     """Return the verified commits of the peers' ``/sys/sessions``, by URL, and why peers could not be asked.
 
     Raises:
-        ConfigurationError: There are peers and no anchor.
+        ConfigurationError: There are peers and no trusted roots.
         StorageError: The log of the sessions cannot be read.
     """
-    _check_verifiable(peers, anchor)
-    if anchor is None:
+    _check_verifiable(peers, trusted)
+    if trusted is None:
         return {}, ()
-    fetcher = _PeerClient(peers, anchor.current)
-    held = await _CreationJoiner(logs, org, anchor, fetcher, executor).read_peers()
+    fetcher = _PeerClient(peers, trusted.current)
+    held = await _CreationJoiner(logs, org, trusted, fetcher, executor).read_peers()
     return held, tuple(dict.fromkeys(fetcher.problems))
 
 
-def _check_verifiable(peers: Sequence[RepairPeer], anchor: Anchor | None) -> None:
-    if peers and anchor is None:
+def _check_verifiable(peers: Sequence[RepairPeer], trusted: TrustedRoots | None) -> None:
+    if peers and trusted is None:
         raise ConfigurationError(
             "commits from peers could not be verified, because the trusted roots are not known",
             hint="Give --provider URI.",
@@ -216,12 +220,12 @@ class _CreationJoiner:
     """Joins concurrent creations of sessions, in a log and on peers."""
 
     def __init__(
-        self, logs: LogDirectory, org: str, anchor: Anchor, fetcher: _PeerClient, executor: Executor | None
+        self, logs: LogDirectory, org: str, trusted: TrustedRoots, fetcher: _PeerClient, executor: Executor | None
     ) -> None:
         self._logs = logs
         self._log = logs.open_log(SESSIONS_PATH)
         self._org = org
-        self._anchor = anchor
+        self._trusted = trusted
         self._fetcher = fetcher
         self._executor = executor
 
@@ -236,9 +240,9 @@ class _CreationJoiner:
         local = decode_log_commits(self._log.read_bytes(), self._org)
         conflicts = find_conflicts({str(self._logs.path): local, **held})
         if conflicts:
-            local = self._select_verified(local, self._anchor.make_pool(self._org))
+            local = self._select_verified(local, self._trusted.make_pool(self._org))
             conflicts = find_conflicts({str(self._logs.path): local, **held})
-        signer = self._anchor.current
+        signer = self._trusted.current
         if conflicts and signer is None:
             self._fetcher.problems.append(
                 "concurrent creations of a session can be joined by the current root only, whose private key is not"
@@ -264,7 +268,7 @@ class _CreationJoiner:
 
     async def read_peers(self) -> dict[str, list[Commit]]:
         """Return the commits of each peer's ``/sys/sessions`` that a root has signed."""
-        pool = self._anchor.make_pool(self._org)
+        pool = self._trusted.make_pool(self._org)
         pool.offer_session_commits(decode_log_commits(self._log.read_bytes(), self._org))
         held = {}
         for url, records in (await self._fetcher.pull_each(SESSIONS_PATH)).items():

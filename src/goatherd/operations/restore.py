@@ -12,7 +12,6 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import (
     ASKED,
     Nodes,
-    check_rotation_servers,
     distrusted,
     resolve_nodes,
     run_rotator,
@@ -21,7 +20,7 @@ from goatherd.operations.runs import AuditLog, EventListener
 from goatherd.rotation.events import Report
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.machine import Phase
-from goatherd.rotation.policy import Policy
+from goatherd.rotation.policy import Policy, check_rotation_servers
 
 
 async def restore(
@@ -58,6 +57,7 @@ async def restore(
         store,
         servers,
         policy,
+        unsafe_without_nodes=unsafe_without_nodes,
         asked=asked,
         command="restore",
         health=health,

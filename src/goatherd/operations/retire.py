@@ -1,7 +1,7 @@
 """Destroy the stored versions whose private keys no longer sign and whose grace period has ended: ``goatherd retire``.
 
 Nothing is destroyed unless the caller passes `confirmed`. Afterwards the key inventory (which version holds which
-private keys) is read again, so the result shows what is left.
+private keys) is read again, so the result shows the keys that are left.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Revoke a root whose private key was exposed, or show what a revocation would do: ``goatherd revoke``.
 
 An expired root needs no revocation: `goatherd.operations.rotate.replace_expired` replaces it. A revocation cannot be
-undone, so the caller must pass `confirmed` and a reason. A revocation without servers is refused unless the caller
-asks for it, because then the list of the root's valid commits cannot be made.
+undone, so the caller must pass `confirmed` and a reason. A revocation without servers is an error unless the caller
+explicitly allows it, because only servers can report which commits of the root stay valid.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from goatherd.clock import Clock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError, UnconfirmedError
 from goatherd.operations.identity_store import Store
-from goatherd.operations.runs import AuditLog, EventListener, check_servers_listed, notify_each, record_run
+from goatherd.operations.runs import AuditLog, EventListener, notify_each, record_run
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import NEW, RevocableNode, Revoker
-from goatherd.rotation.policy import Policy, check_lifetime
+from goatherd.rotation.anchor_keys import SignerOpener, open_pinned_signer
+from goatherd.rotation.policy import Policy, check_lifetime, check_servers_listed
 from goatherd.server_url import parse_server_url
 
 REQUEST_TIMEOUT: Final = timedelta(seconds=120)
@@ -43,6 +44,7 @@ async def revoke(
     audit_log: AuditLog | None = None,
     on_event: EventListener | None = None,
     clock: Clock | None = None,
+    open_signer: SignerOpener = open_pinned_signer,
 ) -> RevocationReport:
     """Revoke a root, or resume a revocation. Servers then reject every new commit that the root signs.
 
@@ -61,7 +63,7 @@ async def revoke(
         distrust: URLs of compromised servers, whose lists of commits are ignored.
         trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
         unsafe_without_nodes: Only write the identity: no commits are frozen, no sessions reissued.
-        audit_log, on_event, clock: As for `goatherd.operations.rotate.rotate`.
+        audit_log, on_event, clock, open_signer: As for `goatherd.operations.rotate.rotate`.
 
     Raises:
         ConfigurationError: No server is listed, there is no reason, or a URL is invalid.
@@ -72,12 +74,14 @@ async def revoke(
     servers = await _listed(nodes)
     check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
     if not reason:
-        raise ConfigurationError("a revocation needs a reason", hint="It is recorded in the identity's history.")
+        raise ConfigurationError(
+            "a revocation needs a reason", hint="The reason is recorded in the identity's history."
+        )
     if not confirmed:
         raise UnconfirmedError(f"the revocation of root {root_id} was not confirmed; nothing was written")
     if successor == NEW:
         check_lifetime(policy or Policy())
-    make = _maker(store, servers, policy, distrust, trust_alone, clock)
+    make = _maker(store, servers, policy, distrust, trust_alone, clock, open_signer)
     asked: dict[str, Any] = {
         "session": root_id,
         "reason": reason,
@@ -87,7 +91,7 @@ async def revoke(
         "trustAlone": _urls(trust_alone),
     }
     async with record_run(store, "revoke", asked, audit_log) as journal:
-        return await make(notify_each(on_event, journal.told)).revoke(
+        return await make(notify_each(on_event, journal.record_event)).revoke(
             root_id, reason=reason, successor=successor, leave_out=leave_out, destroy=destroy, reopen=reopen
         )
 
@@ -104,6 +108,7 @@ async def plan_revocation(
     unsafe_without_nodes: bool = False,
     on_event: EventListener | None = None,
     clock: Clock | None = None,
+    open_signer: SignerOpener = open_pinned_signer,
 ) -> RevocationReport:
     """Return what `revoke` would do, and which sessions it would reissue. Writes nothing.
 
@@ -111,7 +116,7 @@ async def plan_revocation(
     """
     servers = await _listed(nodes)
     check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
-    return await _maker(store, servers, policy, distrust, trust_alone, clock)(on_event).plan(
+    return await _maker(store, servers, policy, distrust, trust_alone, clock, open_signer)(on_event).plan(
         root_id, successor=successor
     )
 
@@ -132,8 +137,7 @@ def check_revocation_servers(servers: object, *, unsafe_without_nodes: bool) -> 
         servers,
         "the commits that the cluster holds cannot be collected",
         unsafe_without_nodes=unsafe_without_nodes,
-        hint="Give --node URL for each server. In an emergency: --unsafe-without-nodes first, --node later. "
-        'From Python: nodes=["http://…"].',
+        command_hint="Give --node URL for each server. In an emergency: --unsafe-without-nodes first, --node later.",
     )
 
 
@@ -152,6 +156,7 @@ def _maker(
     distrust: Sequence[str],
     trust_alone: Sequence[str],
     clock: Clock | None,
+    open_signer: SignerOpener,
 ) -> Callable[[EventListener | None], Revoker]:
     ignored, sole = _urls(distrust), _urls(trust_alone)
 
@@ -166,6 +171,7 @@ def _maker(
             trust_alone=sole,
             clock=clock,
             on_event=on_event,
+            open_signer=open_signer,
         )
 
     return make

@@ -1,8 +1,8 @@
 """Replace the root key of an identity: plan, rotate, resume, cancel, roll back, and replace an expired root.
 
 ``goatherd rotate`` and Python programs call this; the caller opens the store and the servers. The rotation itself is
-`goatherd.rotation.rotator`. A rotation that would wait for no server is refused unless the caller asks for it. Each run
-is recorded in the audit trail, if there is one.
+`goatherd.rotation.rotator`. A rotation without servers is an error unless the caller explicitly allows it. Each run is
+recorded in the audit trail, if there is one.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from goatherd.clock import Clock
+from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import Node, NodeSource
+from goatherd.identity import transitions
+from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import (
-    LIST_SERVERS,
     AuditLog,
     EventListener,
-    check_servers_listed,
     current_actor,
     notify_each,
     record_run,
 )
-from goatherd.rotation.events import Report
+from goatherd.providers.values import CURRENT, SecretBytes
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, SignerOpener, open_pinned_signer
+from goatherd.rotation.events import LostAnchorDropped, Report
 from goatherd.rotation.health_checks import HealthCommand, HealthSignal
 from goatherd.rotation.machine import Phase, Step
 from goatherd.rotation.plan import Plan
-from goatherd.rotation.policy import Policy, check_lifetime
+from goatherd.rotation.policy import Policy, check_lifetime, check_rotation_servers, check_servers_listed
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.rotation.rotator import Rotator
 
@@ -44,11 +46,13 @@ async def rotate(
     policy: Policy | None = None,
     *,
     to_phase: Phase | None = None,
+    anchor: AnchorChoice = UNCHANGED,
     unsafe_without_nodes: bool = False,
     health: Sequence[HealthSignal] = (),
     audit_log: AuditLog | None = None,
     on_event: EventListener | None = None,
     clock: Clock | None = None,
+    open_signer: SignerOpener = open_pinned_signer,
 ) -> Report:
     """Replace the current root, and return when every server signs with the new one.
 
@@ -57,31 +61,37 @@ async def rotate(
         nodes: Every server that holds this identity. The rotation does not wait for a server that is missing here.
         policy: How long to wait for servers, and the lifetime of the new root.
         to_phase: Stop when this phase is reached; `resume` continues.
+        anchor: What the rotation changes about the anchor; by default nothing.
         unsafe_without_nodes: Rotate although no server is listed.
         health: Health checks that must pass before the rotation begins and while the new root signs.
         audit_log: Where to append the audit trail.
         on_event: Called with each event as it happens.
         clock: Tells the time and waits.
+        open_signer: Opens the signer of the anchor by its URI.
 
     Raises:
         ConfigurationError: No server is listed.
         LifetimeError: The lifetime of the new root would be too short.
         AuditError: The audit trail cannot be written. Nothing was begun.
+        SignerError: The anchor's signer refused or did not answer. Nothing was written.
         RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.rotate`.
     """
     servers = await resolve_nodes(nodes)
     check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
     check_lifetime(policy or Policy())
+    changed = {} if anchor == UNCHANGED else {"anchor": anchor.signer, "removesAnchor": anchor.is_removed}
     return await run_rotator(
-        lambda rotator: rotator.rotate(to_phase=to_phase),
+        lambda rotator: rotator.rotate(to_phase=to_phase, anchor=anchor),
         store,
         servers,
         policy,
-        asked={"what": "rotate", "reason": ASKED, "toPhase": to_phase, **distrusted(policy)},
+        unsafe_without_nodes=unsafe_without_nodes,
+        asked={"what": "rotate", "reason": ASKED, "toPhase": to_phase, **distrusted(policy), **changed},
         health=health,
         audit_log=audit_log,
         on_event=on_event,
         clock=clock,
+        open_signer=open_signer,
     )
 
 
@@ -108,6 +118,7 @@ async def resume(
         store,
         servers,
         policy,
+        unsafe_without_nodes=unsafe_without_nodes,
         asked={"what": "resume", "reason": ASKED, "toPhase": to_phase, **distrusted(policy)},
         health=health,
         audit_log=audit_log,
@@ -189,25 +200,37 @@ async def run_rotator(
     servers: Nodes,
     policy: Policy | None,
     *,
+    unsafe_without_nodes: bool = False,
     asked: Mapping[str, object],
     command: str = "rotate",
     health: Sequence[HealthSignal] = (),
     audit_log: AuditLog | None,
     on_event: EventListener | None,
     clock: Clock | None,
+    open_signer: SignerOpener = open_pinned_signer,
 ) -> Report:
     """Make a rotator, run one of its operations, and record it as one run in the audit trail.
 
     Args:
         work: The operation; called with the rotator.
-        store, policy, health, audit_log, on_event, clock: As for `rotate`.
+        store, policy, unsafe_without_nodes, health, audit_log, on_event, clock, open_signer: As for `rotate`.
         servers: The result of `resolve_nodes`.
         asked: The arguments that the audit trail records.
         command: The name of the operation.
     """
     async with record_run(store, command, asked, audit_log) as journal:
-        listener = notify_each(on_event, journal.told)
-        return await work(make_rotator(store, servers, policy, health=health, on_event=listener, clock=clock))
+        listener = notify_each(on_event, journal.record_event)
+        rotator = make_rotator(
+            store,
+            servers,
+            policy,
+            health=health,
+            on_event=listener,
+            clock=clock,
+            unsafe_without_nodes=unsafe_without_nodes,
+            open_signer=open_signer,
+        )
+        return await work(rotator)
 
 
 async def plan_rotation(
@@ -216,7 +239,9 @@ async def plan_rotation(
     policy: Policy | None = None,
     *,
     health: Sequence[HealthSignal] = (),
+    anchor: AnchorChoice = UNCHANGED,
     clock: Clock | None = None,
+    open_signer: SignerOpener = open_pinned_signer,
 ) -> Plan:
     """Return the steps, the servers and the obstacles of `rotate`, or of `resume` if a rotation is in progress.
 
@@ -227,8 +252,55 @@ async def plan_rotation(
     """
     # SECURITY: operators request a plan before they trust the configuration (tests/unit/cli/test_rotate_commands.py).
     named = [one.without_running() if isinstance(one, HealthCommand) else one for one in health]
-    rotator = make_rotator(store, await resolve_nodes(nodes), policy, health=named, clock=clock)
-    return await rotator.plan()
+    rotator = make_rotator(
+        store, await resolve_nodes(nodes), policy, health=named, clock=clock, open_signer=open_signer
+    )
+    return await rotator.plan(anchor=anchor)
+
+
+LOST: Final = "the anchor's key is lost"
+"""The default reason for which an anchor is dropped."""
+
+
+async def drop_lost_anchor(
+    store: Store,
+    reason: str = LOST,
+    *,
+    audit_log: AuditLog | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
+) -> IdentityDocument:
+    """Remove an anchor whose key is lost, and return the new identity. The working root signs on.
+
+    Every server rejects the new identity until it is started with ``--accept-identity``.
+
+    Args:
+        store: The open store.
+        reason: The reason, recorded in the identity's history.
+        audit_log, on_event, clock: As for `rotate`.
+
+    Raises:
+        IllegalStepError: The identity has no anchor, or a rotation is in progress.
+        AuditError, ProviderError, IdentityError: As for `rotate`.
+    """
+    async with record_run(store, "rotate", {"what": "drop-lost-anchor", "reason": reason}, audit_log) as journal:
+        version, document = await store.read()
+        now_ms = (clock or SystemClock()).now_ms()
+        changed = transitions.drop_lost_anchor(document, now_ms, reason=reason)
+        await store.provider.write(
+            store.secret_id, SecretBytes(encode_document(changed)), label=CURRENT, expected=version.id
+        )
+        assert document.anchor is not None
+        event = LostAnchorDropped(
+            anchor_id=document.anchor.id,
+            signer=document.anchor.signer,
+            current_id=changed.current.id,
+            at_ms=now_ms,
+            generation=changed.generation,
+            reason=reason,
+        )
+        notify_each(on_event, journal.record_event)(event)
+        return changed
 
 
 async def replace_expired(
@@ -240,11 +312,12 @@ async def replace_expired(
     audit_log: AuditLog | None = None,
     on_event: EventListener | None = None,
     clock: Clock | None = None,
+    open_signer: SignerOpener = open_pinned_signer,
 ) -> ReplacementReport:
     """Replace a root that has expired, which cannot endorse a next root. The commits that it has signed stay valid.
 
     Args:
-        store, nodes, policy, unsafe_without_nodes, audit_log, on_event, clock: As for `rotate`.
+        store, nodes, policy, unsafe_without_nodes, audit_log, on_event, clock, open_signer: As for `rotate`.
 
     Raises:
         ConfigurationError: No server is listed.
@@ -254,7 +327,7 @@ async def replace_expired(
     """
     servers = await resolve_nodes(nodes)
     consequence = "the new root could not be introduced to clients"
-    check_servers_listed(servers, consequence, unsafe_without_nodes=unsafe_without_nodes, hint=LIST_SERVERS)
+    check_servers_listed(servers, consequence, unsafe_without_nodes=unsafe_without_nodes)
     check_lifetime(policy or Policy())
     async with record_run(store, "rotate", {"what": "replace-expired"}, audit_log) as journal:
         replacer = Replacer(
@@ -264,7 +337,8 @@ async def replace_expired(
             org=store.org,
             policy=policy,
             clock=clock,
-            on_event=notify_each(on_event, journal.told),
+            on_event=notify_each(on_event, journal.record_event),
+            open_signer=open_signer,
         )
         return await replacer.replace()
 
@@ -274,16 +348,6 @@ async def resolve_nodes(nodes: Nodes) -> Nodes:
     if isinstance(nodes, NodeDirectory) and not nodes.is_discovered:
         return await nodes()
     return nodes
-
-
-def check_rotation_servers(servers: Nodes, *, unsafe_without_nodes: bool) -> None:
-    """Refuse a rotation that would wait for no server.
-
-    Raises:
-        ConfigurationError: No server is listed, and `unsafe_without_nodes` is false.
-    """
-    consequence = "the rotation could not wait until each has adopted the new root"
-    check_servers_listed(servers, consequence, unsafe_without_nodes=unsafe_without_nodes, hint=LIST_SERVERS)
 
 
 def distrusted(policy: Policy | None) -> dict[str, Any]:
@@ -300,11 +364,13 @@ def make_rotator(
     on_event: EventListener | None = None,
     clock: Clock | None = None,
     started_by: str | None = None,
+    unsafe_without_nodes: bool = False,
+    open_signer: SignerOpener = open_pinned_signer,
 ) -> Rotator:
     """Return a rotator for the identity in a store.
 
     Args:
-        store, policy, health, on_event, clock: As for `rotate`.
+        store, policy, health, on_event, clock, unsafe_without_nodes, open_signer: As for `rotate`.
         servers: The result of `resolve_nodes`.
         started_by: The name recorded as the one who runs the rotation; by default the user and process of the caller.
     """
@@ -318,4 +384,6 @@ def make_rotator(
         started_by=current_actor() if started_by is None else started_by,
         on_event=on_event,
         health=health,
+        unsafe_without_nodes=unsafe_without_nodes,
+        open_signer=open_signer,
     )

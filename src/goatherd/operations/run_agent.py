@@ -1,9 +1,9 @@
 """Run an unmodified GoatDB server with its identity from a store, or write its settings.json once and exit.
 
-This module does what must happen before and after an agent runs: it checks and locks the data directory, ends the
-server of an agent that was killed, and prepares and clears the directory on the tmpfs. The agent itself is
-`goatherd.agent`. Rules: nothing is written into a data directory that may belong to another server; no key is left at a
-path where a later agent would not find and remove it.
+The agent itself is `goatherd.agent`. Before it runs, this module checks and locks the data directory, stops a server
+that a killed agent has left, and prepares a directory on a tmpfs; afterwards it clears this directory. Rules: nothing
+is written into a data directory that may belong to another server. A key is only written to paths where a later agent
+would find and remove it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from goatherd.agent.restart_lease import LeaseRecord, NoLease, read_lease
 from goatherd.agent.settings_file import SettingsFile
 from goatherd.clock import Clock, SystemClock
 from goatherd.data_directory import (
-    SETTINGS_NAME,
     check_data_directory,
     check_logs_whole,
     organization_directories,
     refuse_running,
     refuse_unnamed_organizations,
 )
-from goatherd.errors import AgentError
+from goatherd.errors import AgentError, ConfigurationError
+from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.plugins import credential_variables
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
+from goatherd.serving.service_manager import VARIABLES, ServiceManager
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +170,7 @@ async def run_agent(
             rules=rules,
             notify=notify,
             front=front,
+            service=ServiceManager(),
             clock=clock,
         )
         return await agent.run()
@@ -242,21 +244,24 @@ def _move_settings(files: ServerFiles, organizations: Iterable[ManagedOrganizati
 
 
 def hide_credentials(
-    environ: Mapping[str, str], *, store: str, sealing_key: str | None, passed: Collection[str]
+    environ: Mapping[str, str], *, stores: Collection[str], sealing_key: str | None, passed: Collection[str]
 ) -> dict[str, str]:
     """Return the server's environment, without credentials of the store or the last known good identity.
+
+    Nor does the server get what systemd has given the agent: its notification socket and its credentials' directory.
 
     SECURITY: an attacker who compromises the server must not get the keys of future roots
     (tests/unit/operations/test_run_agent.py).
 
     Args:
         environ: The agent's own environment.
-        store: The URI of the store, or its scheme; empty if there is none.
+        stores: The URI of each store, or its scheme.
         sealing_key: Source of the key that encrypts the last known good identity, such as ``env:NAME``.
         passed: Names of variables to pass on although they hold credentials.
     """
     hidden = [sealing_key.removeprefix("env:")] if sealing_key is not None and sealing_key.startswith("env:") else []
-    hidden += credential_variables(store) if store else ()
+    hidden += [name for store in stores for name in credential_variables(store)]
+    hidden += [*VARIABLES, "CREDENTIALS_DIRECTORY"]  # of systemd: they are the agent's
     return {
         name: value
         for name, value in environ.items()
@@ -270,7 +275,15 @@ def command_notifier(command: Sequence[str], *, timeout: timedelta, environ: Map
 
 
 def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Path | None) -> Notify:
-    """Return a function that sends a signal to the supervisor's process or to the process in the PID file."""
+    """Return a function that sends a signal to the supervisor's process or to the process in the PID file.
+
+    Raises:
+        ConfigurationError: Neither of them is given.
+    """
+    if supervisor is None and pid_file is None:
+        raise ConfigurationError(
+            "a signal needs the process id of the server", hint="Name the file that holds it: --pid-file FILE."
+        )
 
     async def notify() -> None:
         if supervisor is not None:

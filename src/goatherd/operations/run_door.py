@@ -1,6 +1,7 @@
-"""Run the door, a proxy that verifies requests to a GoatDB server: alone, or for an agent that runs the server.
+"""Run the door, a proxy that verifies requests to a GoatDB server: alone, or beside an agent that runs the server.
 
-The door itself is `goatherd.door`. It trusts the roots of the identity in the store, and follows every change of them.
+The door itself is `goatherd.door`. It trusts the roots of the identity in the store, and adopts each change of that
+identity.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 from goatherd.agent.agent import Front
 from goatherd.door import Door, DoorLimits, TrustedSessions
 from goatherd.door.report import DoorAPI
+from goatherd.garbage_collection import collect_rarely, exempt_present_objects, shorten_switch_interval
 from goatherd.serving.signals import watch_stop_signals
-from goatherd.serving.threads import shorten_switch_interval
 from goatherd.settings import CloudSecretSettings
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ async def run_door(
 ) -> None:
     """Run a door with the identity from the store, until SIGTERM or SIGINT.
 
-    Call it in a process of its own, since it changes the process's thread switch interval.
+    Call it in a process of its own, since it changes the process's thread switch interval and garbage collection.
 
     Args:
         setup: The door.
@@ -95,6 +96,7 @@ async def run_door(
         NodeError: The address is in use.
     """
     shorten_switch_interval()
+    collect_rarely()
     with watch_stop_signals() as signals:
         async with settings.for_org(org) as followed:
             trust = TrustedSessions(org=org, identity=(await followed.load()).document)
@@ -102,6 +104,7 @@ async def run_door(
             followed.subscribe(lambda changed: trust.adopt_identity(changed.document))
             async with setup.make_door(trust, own=own.answer_request) as door:
                 own.figures = lambda: door.status
+                exempt_present_objects()
                 on_ready(door)
                 await signals.stop.wait()
 

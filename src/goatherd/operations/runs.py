@@ -1,7 +1,10 @@
-"""What the runs of all operations share: the servers that they wait for, and their record in the audit trail.
+"""Parts of every run of an operation: report its events, record it in the audit trail, and write its metrics to a file.
 
 If the audit trail cannot be written, the operation stops before it has done anything. If records cannot be written
 later, the operation continues and reports their number at the end.
+
+The metrics file, for node_exporter's textfile collector, is also written after a run that failed. A file that cannot be
+written is reported, but does not change the result of the run. `goatherd.metrics` defines the metrics.
 """
 
 from __future__ import annotations
@@ -10,44 +13,26 @@ import asyncio
 import getpass
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from goatherd.clock import SystemClock
 from goatherd.errors import ConfigurationError, GoatherdError
 from goatherd.operations.identity_store import Store
 
 if TYPE_CHECKING:
     from goatherd.audit.trail import Journal
+    from goatherd.metrics import RotationMetrics
     from goatherd.rotation.events import Event
+
+SUFFIX: Final = ".prom"
+"""How the name of a metrics file must end; node_exporter ignores other files."""
 
 EventListener = Callable[["Event"], None]
 """A function that is called with each event of a run as it happens. It must not block and must not raise."""
-
-LIST_SERVERS: Final = (
-    "Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml. From Python: "
-    'nodes=["http://…"].'
-)
-
-
-def check_servers_listed(servers: object, consequence: str, *, unsafe_without_nodes: bool, hint: str) -> None:
-    """Check that an operation that waits for servers has servers to wait for.
-
-    Args:
-        servers: The listed servers, or a function that discovers them.
-        consequence: What the operation could not do without servers, such as ``the rotation could not wait``.
-        unsafe_without_nodes: Whether the operator has asked for the operation without servers.
-        hint: How to list servers.
-
-    Raises:
-        ConfigurationError: No server is listed.
-    """
-    # SECURITY: with no server listed, the next root would sign before servers trust it
-    # (tests/unit/operations/test_rotate.py).
-    if not callable(servers) and not servers and not unsafe_without_nodes:
-        raise ConfigurationError(f"no server is listed, so {consequence}", hint=hint)
 
 
 def notify_each(*listeners: EventListener | None) -> EventListener:
@@ -105,6 +90,7 @@ async def record_run(
     """
     # Imported here, since a list of versions needs no audit trail.
     from goatherd.audit.trail import AuditTrail, Journal
+    from goatherd.stores.writer import ReplicatedStore
 
     revokes = command == "revoke"
     # The signature of a revoked or an expired root is not valid.
@@ -112,10 +98,12 @@ async def record_run(
     journal = Journal(None if audit_log is None else AuditTrail(audit_log.path, actor=current_actor()), holds=holds)
     if audit_log is not None:
         _, document = await store.read()
-        journal.use(document)
+        journal.use_identity(document)
     renewals: set[asyncio.Task[None]] = set()
     if revokes:
         journal.on_step = lambda: renewals.add(asyncio.create_task(_use_current_root(journal, store)))
+    if isinstance(store.provider, ReplicatedStore) and store.provider.allowed:
+        asked = {**asked, "allowLagging": sorted(store.provider.allowed)}
     journal.begin("run-began", {"command": command, "store": store.name, "org": store.org, **asked})
     try:
         yield journal
@@ -143,6 +131,51 @@ async def _use_current_root(journal: Journal, store: Store) -> None:
     """Sign the trail with the current root, which may have changed, and write the records that were held back."""
     if journal.trail is not None:
         with suppress(GoatherdError):
-            mark = journal.mark()
+            mark = journal.mark_position()
             _, document = await store.read()
-            journal.use(document, up_to=mark)
+            journal.use_identity(document, up_to=mark)
+
+
+@contextmanager
+def write_metrics_file(path: Path | None, store: str, on_failure: Callable[[str], None]) -> Iterator[RotationMetrics]:
+    """Count the body of the ``with`` statement as one run of a rotation, and write the metrics to `path` at its end.
+
+    Args:
+        path: The file; None to write none.
+        store: The name of the store, which becomes a metric label.
+        on_failure: Called with a line of text if the file cannot be written.
+
+    Raises:
+        ConfigurationError: node_exporter would not read a file of this name.
+        MissingExtraError: The library that writes metrics is not installed.
+    """
+    from goatherd.metrics import RotationMetrics, require_library, write_file
+
+    seen = RotationMetrics()
+    if path is None:
+        yield seen
+        return
+    if path.suffix != SUFFIX:
+        raise ConfigurationError(
+            f"{path} does not end in {SUFFIX}: node_exporter would not read it",
+            hint=f"Name the file {path.stem}{SUFFIX}.",
+        )
+    require_library()
+    try:
+        with seen.count_run(SystemClock()):
+            yield seen
+    finally:
+        try:
+            write_file(path, seen.all_samples(), store=store)
+        except OSError as error:
+            on_failure(f"the metrics file {path} was not written: {error.strerror or error}")
+
+
+@asynccontextmanager
+async def read_identity_at_end(store: Store, seen: RotationMetrics) -> AsyncIterator[None]:
+    """Read the identity once more at the end, for the metrics. A store that does not answer does not fail the run."""
+    try:
+        yield
+    finally:
+        with suppress(GoatherdError):
+            _, seen.document = await store.read()

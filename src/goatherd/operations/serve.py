@@ -1,6 +1,6 @@
 """Run Goatherd's own GoatDB server (`goatherd.node`) on a data directory.
 
-A data directory that may belong to another server is refused.
+It does not start on a data directory that may belong to another server.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from goatherd.clock import SystemClock
 from goatherd.data_directory import check_data_directory
 from goatherd.errors import MissingExtraError
+from goatherd.garbage_collection import collect_rarely, exempt_present_objects
+from goatherd.serving.service_manager import ServiceManager
 
 if TYPE_CHECKING:
     from goatherd.node.server import Server
@@ -62,12 +65,18 @@ async def serve_organization(
     # Imported here, since the command line first asks this module whether the server's libraries are installed.
     from goatherd.node.server import serve
 
+    collect_rarely()
     check_data_directory(data, [org], create=creates)
+    service = ServiceManager()
 
     def report_ready(url: str) -> None:
-        on_ready(ServerReady(url=url, org=org, signer=server.database().pool.current.id))
+        exempt_present_objects()
+        signer = server.database().pool.current.id
+        on_ready(ServerReady(url=url, org=org, signer=signer))
+        service.report_ready(f"serves {org} at {url}; root {signer} signed at the start")
 
-    await serve(server, host, port, started=report_ready, grace=grace)
+    async with service.feed_watchdog(SystemClock()):
+        await serve(server, host, port, started=report_ready, stopping=service.report_stopping, grace=grace)
 
 
 def require_node_extra() -> None:

@@ -1,8 +1,9 @@
 """Repair an identity whose signature is invalid: sign it, or write its last signed version again.
 
-This is what to do after the errors `identity.unsigned` and `identity.generation_jumped`. The operator looks at the
-changes and decides which of the two is right. Nothing is written that the servers would reject, as far as the store and
-the servers that answer show. Every write is a compare-and-swap on the version that was examined.
+Use it after the errors `identity.unsigned` and `identity.generation_jumped`. The operator looks at the changes since
+the last signed version, and either accepts them or restores that version. An identity that the servers would reject, as
+far as the store and the servers that answer show, is not written. Every write is a compare-and-swap on the version that
+the operator has seen.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class SignatureState(StrEnum):
 
 
 def signature_state(document: IdentityDocument) -> SignatureState:
-    """Return the state of a document's signature."""
+    """Return whether an identity document has a valid signature, none, an outdated one, or an invalid one."""
     if document.is_signed:
         return SignatureState.VALID
     if document.signature is None:
@@ -172,7 +173,7 @@ async def _write(
         written = await write(
             store.provider, store.secret_id, examined, ask=observer.read_identities, policy=policy, clock=clock
         )
-        journal.note("identity-signed", {"generation": written.generation, "current": written.current.id})
+        journal.record_decision("identity-signed", {"generation": written.generation, "current": written.current.id})
     return written
 
 
@@ -221,7 +222,8 @@ async def sign_current(
     document, signed = examined.document, examined.signed
     _refuse_valid(examined)
     if signed is not None:
-        verify_succession(document, [root for root in signed.roots if root.id not in signed.revoked_ids])
+        trusted = [root for root in signed.roots if root.id not in signed.revoked_ids]
+        verify_succession(document, trusted, anchor=signed.anchor_session)
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
     changed = sign_again(document, clock.now_ms(), after=_last_generation(document, signed), signed=signed)
     await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
@@ -300,7 +302,8 @@ def _refuse_valid(examined: SignatureExamination) -> None:
 
 def _follows(document: IdentityDocument, signed: IdentityDocument) -> bool:
     try:
-        verify_succession(document, [root for root in signed.roots if root.id not in signed.revoked_ids])
+        trusted = [root for root in signed.roots if root.id not in signed.revoked_ids]
+        verify_succession(document, trusted, anchor=signed.anchor_session)
     except SuccessionError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""Read the store, and ask a cluster's servers which roots they trust, which one they sign with, and what they read.
+"""Read the store, and find out which roots each server trusts, which root it signs with, and what it last read.
 
 The result is what ``goatherd status`` shows. Nothing is changed in the store or on a server. A value that a server does
 not report is None, never a guess. Modules for servers are imported only if there are servers, so that the status of a
@@ -8,7 +8,7 @@ store alone starts quickly (tests/unit/cli/test_start_up.py).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -19,11 +19,12 @@ from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import find_warnings
 from goatherd.key_inventory import KeyInventory, take_key_inventory
 from goatherd.operations.identity_store import Store
-from goatherd.providers.values import Label, VersionId
+from goatherd.providers.values import Label, SecretVersion, VersionId
 
 if TYPE_CHECKING:
     from goatherd.cluster.discovery import NodeDirectory
-    from goatherd.operations.server_state import NodeState
+    from goatherd.cluster.node import NodeView
+    from goatherd.operations.stores import RegionState
     from goatherd.rotation.machine import PhaseProgress
     from goatherd.rotation.obstacles import Obstacle, Survey
     from goatherd.rotation.policy import Policy
@@ -44,12 +45,15 @@ class ClusterStatus:
         document: The identity.
         keys: Which stored version holds whose private key.
         last_rotation: How the last rotation ended; None if the identity records none.
-        servers: The state of each server.
+        servers: Each server, as it was observed.
         obstacles: What prevents a rotation from starting, or the rotation in progress from continuing.
         progress: What the rotation in progress waits for; None if there is none.
         notes: Remarks about the identity and the clocks.
         store_ahead_ms: How far the clock of the store is ahead of this machine's, in milliseconds; None if unknown.
         at_ms: When this was read, in milliseconds since 1970.
+        written_ms: When the current version was written, by the store's clock.
+        versions: The stored versions, newest first.
+        regions: The store of each region; empty with a single store.
     """
 
     store: str
@@ -58,12 +62,15 @@ class ClusterStatus:
     document: IdentityDocument
     keys: KeyInventory
     last_rotation: HistoryEntry | None
-    servers: tuple[NodeState, ...]
+    servers: tuple[NodeView, ...]
     obstacles: tuple[Obstacle, ...]
     progress: PhaseProgress | None
     notes: tuple[str, ...]
     store_ahead_ms: int | None
     at_ms: int
+    written_ms: int
+    versions: tuple[SecretVersion, ...]
+    regions: tuple[RegionState, ...] = ()
 
     @property
     def is_in_step(self) -> bool:
@@ -78,6 +85,7 @@ async def read_status(
     *,
     grace: timedelta | None = None,
     hidden: Collection[str] = (),
+    known: ClusterStatus | None = None,
 ) -> ClusterStatus:
     """Read the store, and ask every server which roots it trusts and which one it signs with. Changes nothing.
 
@@ -87,28 +95,38 @@ async def read_status(
         policy: The policy of a rotation.
         grace: How long a private key is kept after a rotation; the policy's grace period by default.
         hidden: URLs of servers whose state is not reported. They still count as obstacles.
+        known: An earlier status of the same store. While the store lists the same versions, their values are not read
+            again to find out which private keys they hold.
 
     Raises:
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     version, document = await store.read()
-    labels = {label: one.id for one in await store.versions() for label in one.labels}
+    versions = tuple(await store.versions())
+    labels = {label: one.id for one in versions for label in one.labels}
     if grace is None:
         from goatherd.rotation.policy import Policy
 
         grace = (policy or Policy()).grace
-    keys = await take_key_inventory(store.provider, store.secret_id, document, grace)
+    if known is not None and known.versions == versions and known.version == version.id:
+        keys = known.keys
+    else:
+        keys = await take_key_inventory(store.provider, store.secret_id, document, grace)
     store_ahead_ms = store.provider.store_clock.ahead_ms(SystemClock().now_ms())
-    servers: Sequence[NodeState] = ()
+    servers: Sequence[NodeView] = ()
     obstacles: tuple[Obstacle, ...] = ()
     progress: PhaseProgress | None = None
     if nodes is not None:
-        from goatherd.operations.server_state import read_server_states
-
-        servers = await read_server_states(nodes, document, org=store.org, hidden=hidden)
+        servers = await _observe_servers(nodes, document, store.org, hidden)
         if servers:
             survey = await _survey_without_probing(store, nodes, policy)
             obstacles, progress = survey.obstacles, survey.progress
+            servers = _add_evidence(servers, survey.nodes) if document.rotation is not None else servers
+    regions: tuple[RegionState, ...] = ()
+    if store.provider.scheme == "stores":
+        from goatherd.operations.stores import read_regions
+
+        regions = await read_regions(store)
     now_ms = SystemClock().now_ms()
     return ClusterStatus(
         store=store.name,
@@ -123,7 +141,26 @@ async def read_status(
         notes=(*find_warnings(document, now_ms), *clock_notes(document, store_ahead_ms, servers, now_ms)),
         store_ahead_ms=store_ahead_ms,
         at_ms=now_ms,
+        written_ms=version.created_ms,
+        versions=versions,
+        regions=regions,
     )
+
+
+def _add_evidence(servers: Sequence[NodeView], observed: Sequence[NodeView]) -> Sequence[NodeView]:
+    """Return the servers with what they have shown about the next root, which only the rotation's questions ask."""
+    by_url = {one.url: one for one in observed}
+    return [
+        one
+        if (seen := by_url.get(one.url)) is None
+        else replace(
+            one,
+            trusts_next=seen.trusts_next,
+            holds_introduction=seen.holds_introduction,
+            holds_cross_signature=seen.holds_cross_signature,
+        )
+        for one in servers
+    ]
 
 
 async def find_obstacles_now(store: Store, nodes: NodeDirectory, policy: Policy | None = None) -> tuple[Obstacle, ...]:
@@ -138,6 +175,20 @@ async def find_obstacles_now(store: Store, nodes: NodeDirectory, policy: Policy 
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     return (await _survey_without_probing(store, nodes, policy)).obstacles
+
+
+async def _observe_servers(
+    nodes: NodeDirectory, document: IdentityDocument, org: str, hidden: Collection[str]
+) -> Sequence[NodeView]:
+    """Observe every server that is not hidden. If discovery fails, return one view that has the problem."""
+    from goatherd.cluster.node import NodeView
+    from goatherd.cluster.observer import observe_servers
+
+    try:
+        shown = [client for client in await nodes() if client.base_url not in hidden]
+    except DiscoveryError as error:
+        return (NodeView(url=", ".join(nodes.addresses), reachable=False, problem=str(error)),)
+    return await observe_servers(shown, document.current, org=org, timeout=nodes.timeout)
 
 
 async def _survey_without_probing(store: Store, nodes: NodeDirectory, policy: Policy | None) -> Survey:
@@ -158,7 +209,7 @@ def find_last_rotation(document: IdentityDocument) -> HistoryEntry | None:
 
 
 def clock_notes(
-    document: IdentityDocument, store_ahead_ms: int | None, nodes: Sequence[NodeState], now_ms: int
+    document: IdentityDocument, store_ahead_ms: int | None, nodes: Sequence[NodeView], now_ms: int
 ) -> list[str]:
     """Return a line for each clock that differs from this machine's, and a line if the document records future times.
 
@@ -168,19 +219,24 @@ def clock_notes(
         nodes: The servers, as they were observed.
         now_ms: This machine's time, in milliseconds since 1970.
     """
+    recorded_ms = recorded_ahead_ms(document, now_ms)
+    clocks = (recorded_ms, store_ahead_ms, *(node.clock_ahead_ms for node in nodes))
+    if not any(_is_skewed(ahead_ms) for ahead_ms in clocks):
+        return []
     # Imported here, since usually there is no difference to describe.
     from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
 
     seen = [(THE_STORE, store_ahead_ms), *((node.url, node.clock_ahead_ms) for node in nodes)]
     found = [
-        describe_difference(name, ahead_ms)
-        for name, ahead_ms in seen
-        if ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > SKEW_WARNING
+        describe_difference(name, ahead_ms) for name, ahead_ms in seen if ahead_ms is not None and _is_skewed(ahead_ms)
     ]
-    recorded_ms = recorded_ahead_ms(document, now_ms)
-    if timedelta(milliseconds=recorded_ms) > SKEW_WARNING:
+    if _is_skewed(recorded_ms):
         found.append(
             f"the identity contains timestamps up to {describe_span(recorded_ms)} in the future: a machine "
             "with a wrong clock wrote them, or this machine's clock is behind"
         )
     return found
+
+
+def _is_skewed(ahead_ms: int | None) -> bool:
+    return ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > SKEW_WARNING

@@ -1,4 +1,4 @@
-"""Check the store of an identity: response time, permissions, labels, clock, and old versions.
+"""Check the store that holds an identity: its response time, permissions, labels, clock and old versions.
 
 The checks write nothing. A check that could not be made has the result ``skip``, which does not count as passed.
 Results contain ids, times and numbers, never key material.
@@ -20,6 +20,7 @@ from goatherd.providers.capabilities import DiagnosableSecretProvider, Verdict
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
 from goatherd.rotation.clocks import THE_STORE, describe_difference
 from goatherd.rotation.policy import Policy
+from goatherd.telemetry import describe_count
 from goatherd.times import format_duration, milliseconds
 
 OK: Final = "ok"
@@ -41,6 +42,7 @@ _LEVELS: Final = {
 
 
 KEY_EXPOSURE: Final = "key exposure"
+SERVERS: Final = "servers"
 """Name of the check for a private key in a server's answer to an unauthenticated request."""
 
 
@@ -62,12 +64,12 @@ class Check:
 
     def to_json(self) -> dict[str, str]:
         """Return the check as JSON data. If the check was renamed, `name` is its former name, for compatibility."""
-        former = {KEY_EXPOSURE: "attacker's question"}.get(self.name, self.name)
+        former = {KEY_EXPOSURE: "attacker's question", SERVERS: "nodes"}.get(self.name, self.name)
         return asdict(self) | {"name": former, "check": self.name, "level": self.level.lower()}
 
 
 async def check_store(store: Store, version: SecretVersion, document: IdentityDocument, policy: Policy) -> list[Check]:
-    """Check a store that can be read.
+    """Check a secret store that can be read, and the identity in it; return the results.
 
     Args:
         store: The store.
@@ -107,7 +109,8 @@ async def check_store(store: Store, version: SecretVersion, document: IdentityDo
         hint = "They may hold replaced private keys. Destroy them: `goatherd retire`."
         checks.append(Check(name="old versions", level=WARNING, text=text, hint=hint))
     else:
-        checks.append(Check(name="old versions", level=OK, text=f"{len(versions)} versions, none overdue"))
+        text = f"{describe_count(len(versions), 'version')}, none overdue"
+        checks.append(Check(name="old versions", level=OK, text=text))
     return checks
 
 
@@ -172,7 +175,9 @@ async def _check_stable(store: Store, stable: SecretVersion | None, document: Id
         if document.rotation is None:
             return Check(name=name, level=OK, text="not set: nothing has been rotated yet")
         text = "not set, although a rotation is in progress"
-        return Check(name=name, level=FAILED, text=text, hint="A rollback needs it: `goatherd rotate --resume`.")
+        return Check(
+            name=name, level=FAILED, text=text, hint="A rollback needs this label. `goatherd rotate --resume` sets it."
+        )
     try:
         _, there = await store.read(stable.id)
     except VersionDisabledError:
@@ -198,8 +203,8 @@ def _check_other_labels(labels: Mapping[Label, SecretVersion]) -> list[Check]:
             name=f"label {shown_label(label)}",
             level=WARNING,
             text=f"version {one.id} is {one.state.value}",
-            hint=f"Goatherd does not need it: `goatherd show --versions unlabel {shown_label(label)}` removes the"
-            " label.",
+            hint=f"Goatherd does not need this label: `goatherd show --versions unlabel {shown_label(label)}`"
+            " removes the label.",
         )
         for label, one in lost
     ]

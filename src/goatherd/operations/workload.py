@@ -1,9 +1,8 @@
-"""Clients that write and read constantly, and an audit of their writes.
+"""Run clients that constantly write and read, and audit their writes afterwards.
 
-They are the load of `goatherd demo`, the cluster tests and the benchmarks. A client is not a GoatDB replica: it merges
-nothing and keeps only what the audit needs. Rules: a write counts as accepted only if the Bloom filter in the server's
-answer contains the commit's id, and as refused otherwise. No request is retried, so that every failure that a user
-would notice is counted.
+`goatherd demo`, the cluster tests and the benchmarks use these clients. A client is not a GoatDB replica: it merges no
+commits and stores only what the audit needs. Rules: a write counts as accepted only if the Bloom filter in the server's
+answer contains the commit's id. No request is retried, so that every failure that a user would notice is counted.
 """
 
 from __future__ import annotations

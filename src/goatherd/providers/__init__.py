@@ -1,6 +1,6 @@
-"""Providers: plugins that read and write exportable secrets in a secret store. They handle bytes and know no GoatDB.
+"""Providers: plugins that read and write secrets in a secret store. They handle bytes and do not depend on GoatDB.
 
-- `base`: `SecretProvider`, the interface of every store. `values`: secret bytes, labels and version ids.
+- `base`: `SecretProvider`, the interface of every store. `values`: its types for secret bytes, labels and versions.
 - `capabilities`: optional abilities of a store. `call_metrics`: counts and durations of calls. `permissions`: the
   roles for which a policy can be printed.
 - `addresses`: parses every URI and ``cloudConfig``. `versioned_record`: versions and labels for stores without them.

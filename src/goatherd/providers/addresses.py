@@ -1,8 +1,8 @@
 """Parse the addresses of secrets: one parser for the URIs and the ``cloudConfig`` objects of all stores.
 
-Pure. This module knows the form that all addresses share; each store's `address` module knows what a host, a path or
-an option means there. An unknown, empty or repeated option is an error, and no error quotes the URI. An address never
-holds a secret, because addresses are logged.
+Pure. This module defines the form that all addresses share; each store's `address` module defines what a host, a path
+or an option means for that store. An unknown, empty or repeated option is an error, and no error quotes the URI. An
+address never holds a secret, because addresses are logged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SECRETS: Final = frozenset({"token", "secret-id", "password"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option of an address: ``?name=value``.
+    """One option in the address of a secret: ``?name=value`` in a URI, or a member of GoatDB's ``cloudConfig``.
 
     Attributes:
         config: The option's name in ``cloudConfig``; None for the same name, empty if ``cloudConfig`` cannot hold it.
@@ -35,14 +35,15 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressForm:
-    """The syntax that the addresses of one scheme share.
+    """The syntax of the addresses of secrets in one kind of store, as a URI or as GoatDB's ``cloudConfig``.
 
     Attributes:
         scheme: The URI scheme.
         example: A hint with an example.
-        options: The options by name.
+        options: The allowed options, by their names in a URI.
         parts: Members of ``cloudConfig`` that are parts of the address and not options, such as ``project``.
-        missing: The error message for an address without a path.
+        missing: The error message for a URI without a path.
+        subject: What the path of the URI names, such as a secret; used in error messages.
     """
 
     scheme: str
@@ -50,20 +51,23 @@ class AddressForm:
     options: Mapping[str, Option] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     missing: str = "it names no secret"
+    subject: str = "a secret"
 
     def error(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
-        """Return the error for an address that does not have this form."""
-        return ConfigurationError(f"not an address of a secret, {self.scheme}: {problem}", hint=hint or self.example)
+        """Return the error to raise for a URI that does not have this form; its hint is an example."""
+        return ConfigurationError(
+            f"not an address of {self.subject}, {self.scheme}: {problem}", hint=hint or self.example
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedAddress:
-    """The parts of a parsed URI.
+    """The parts of a secret's URI after parsing: host, path and options.
 
     Attributes:
         host: The text between ``//`` and the path, as written; may be empty.
         path: The path without its leading slash, decoded; never empty.
-        options: The options; each is one that the form allows.
+        options: The options; all names and values are allowed by the store's `AddressForm`.
     """
 
     host: str
@@ -73,11 +77,11 @@ class ParsedAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedConfig:
-    """The parts of a parsed ``cloudConfig``.
+    """The parts of GoatDB's ``cloudConfig`` after parsing: the secret id, the region and the options.
 
     Attributes:
         secret_id: The member ``secretId``.
-        parts: ``region`` and the form's own parts, if they are present.
+        parts: ``region``, and the other members that the store's `AddressForm` lists as parts, if they are present.
         options: The options by their names in a URI.
     """
 
@@ -87,10 +91,10 @@ class ParsedConfig:
 
 
 def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
-    """Parse a URI of the given form and return its parts.
+    """Parse the URI of a secret by the syntax `form` of its store, and return host, path and options.
 
     Raises:
-        ConfigurationError: The URI does not have the form, or an option is unknown, empty, repeated or not allowed.
+        ConfigurationError: The URI does not have this syntax, or an option is unknown, empty, repeated or not allowed.
     """
     parts = urlsplit(uri)
     if parts.scheme != form.scheme:
@@ -110,7 +114,7 @@ def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
 
 
 def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfig:
-    """Parse GoatDB's ``cloudConfig``, such as ``{"provider": …, "secretId": …}``, and return its parts.
+    """Parse GoatDB's ``cloudConfig``, such as ``{"provider": …, "secretId": …}``, by the syntax `form` of a store.
 
     Raises:
         ConfigurationError: A member is missing, unknown or not a string, or an option has a value that is not allowed.
@@ -140,7 +144,7 @@ def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfi
 
 
 def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
-    """Check the names of options, and the values of those that have choices.
+    """Check that a store's address has only known options with allowed values.
 
     Raises:
         ConfigurationError: An option is unknown, empty, or has a value that is not allowed.
@@ -162,7 +166,7 @@ def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
 
 
 def split_path(path: str, *, example: str) -> tuple[str, str]:
-    """Split an absolute path into the base directory and the secret id.
+    """Split the absolute path of a secret into the store's base directory and the secret id.
 
     The id is the last component. If a component contains ``{org}``, the id begins at the first such component instead,
     so that all organizations share the base directory.
@@ -172,7 +176,7 @@ def split_path(path: str, *, example: str) -> tuple[str, str]:
     """
     components = path.split("/")[1:]
     if not path.startswith("/") or not all(components) or {".", ".."} & set(components):
-        raise ConfigurationError(f"not an absolute path to a secret: {path[:200]!r}", hint=example)
+        raise ConfigurationError(f"{path[:200]!r} is not an absolute path to a secret", hint=example)
     split = next((i for i, component in enumerate(components) if ORG_FIELD in component), len(components) - 1)
     return "/" + "/".join(components[:split]), "/".join(components[split:])
 
@@ -185,5 +189,5 @@ def path_of_uri(uri: str, *, hosts: tuple[str, ...] = ("",), example: str) -> st
     """
     parts = urlsplit(uri)
     if parts.netloc not in hosts or parts.query or parts.fragment:
-        raise ConfigurationError(f"not a {parts.scheme} address: it must have a path and nothing else", hint=example)
+        raise ConfigurationError(f"a {parts.scheme} address must have a path and nothing else", hint=example)
     return unquote(parts.path)

@@ -1,7 +1,7 @@
 """The interface of a secret store: immutable versions, and a map of labels that changes by compare-and-swap.
 
-Each public method of `SecretProvider` adds checks, a deadline, retries and uniform errors to one private method, so
-that a plugin implements the simple part only. The module knows neither GoatDB nor any platform.
+Each public method of `SecretProvider` adds checks, a deadline, retries and uniform errors to one private method. A
+plugin implements only the private methods. The module depends neither on GoatDB nor on a platform.
 
 Rules:
 - Only `goatherd.errors` are raised. Each names the provider, the secret and the operation, and never a value.
@@ -11,12 +11,10 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -39,6 +37,7 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
+from goatherd.event_loop import EventLoopNeededError, find_running_loop
 from goatherd.providers.addresses import AddressForm, parse_config
 from goatherd.providers.call_metrics import CallCounts
 from goatherd.providers.lifetime import LifetimeMisuseError, SharedLifetime
@@ -65,7 +64,7 @@ ErrorKind = TypeVar("ErrorKind", bound=ProviderError)
 
 
 class ReadConsistency(StrEnum):
-    """Which versions a read can return if it starts after a write has returned."""
+    """Which version a provider's read may return if it starts after a write has returned."""
 
     STRONG = "strong"
     """That write or a newer one."""
@@ -77,21 +76,21 @@ class ReadConsistency(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guarantees:
-    """What a provider promises, as data. The contract suite tests the claims.
+    """The properties that a secret provider promises, as data. The contract suite tests them.
 
     Attributes:
         cas: Of two writers or label moves with the same `expected`, exactly one wins. Where False, the provider's
             page says what can happen instead.
-        best_effort_cas: If `cas` is False, whether it still holds under the conditions on the provider's page: at most
-            one writer succeeds, and all readers agree which.
-        read_consistency: See `ReadConsistency`.
+        best_effort_cas: If `cas` is False, whether at most one writer succeeds, and all readers agree which, under the
+            conditions that the provider's page states.
+        read_consistency: Which version a read may return after a write.
         max_value_bytes: Longer values are rejected before anything is sent to the store.
         history: The minimum number of unlabelled versions that the store keeps; None if it keeps all until destroyed.
         destroys: Whether `SecretProvider.destroy` makes a value unreadable before it returns.
-        deprecates: If `destroys` is False, whether it removes the labels that keep the version, so that the store
-            deletes it in its own time. Until then, the value can be read by the version's id.
-        disables: If both are False, whether it disables the version: unreadable, until an operator who may change the
-            secret enables it again with the store's own tool.
+        deprecates: If `destroys` is False, whether `SecretProvider.destroy` removes the labels that keep the version,
+            so that the store deletes it in its own time. Until then, the value can be read by the version's id.
+        disables: If `destroys` and `deprecates` are False, whether `SecretProvider.destroy` disables the version: it is
+            unreadable until an operator who may change the secret enables it again with the store's own tool.
         recoverable: Whether a deleted secret can be restored for a while; until then its name stays taken.
         first_is_current: Whether the first version becomes the current one whatever label it is created with; then
             `create` accepts no other label.
@@ -119,21 +118,23 @@ class Guarantees:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Jittered exponential backoff: attempt n waits a random part of ``base * 2**(n-1)``, at most `cap`."""
+    """How often and how fast to retry a failed call: jittered exponential backoff, in which the pause after attempt n
+    is a random part of ``base * 2**(n-1)``, at most `cap`.
+    """
 
     attempts: int = 5
     base: timedelta = timedelta(milliseconds=100)
     cap: timedelta = timedelta(seconds=3)
 
     def delay(self, attempt: int) -> timedelta:
-        """Return how long to wait after failed attempt number `attempt` (from 1)."""
+        """Return how many seconds to wait after the failed attempt number `attempt` (the first is 1)."""
         longest = min(self.cap.total_seconds(), self.base.total_seconds() * 2.0 ** (attempt - 1))
         return timedelta(seconds=longest * _RANDOM.uniform(0.1, 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of a public method, as it is passed to the private method behind it.
+    """One call of a secret provider's public method, as it is passed to the private method that does the work.
 
     Attributes:
         provider: The provider's URI scheme.
@@ -142,7 +143,7 @@ class Call:
         request: A random string, the same for every attempt of this call. A store that keeps it with a version
             recognizes a write that it has already done and whose answer was lost.
         attempt: The number of the attempt, from 1.
-        waits: What the call has waited for, in order; the error at the deadline reports the last one.
+        waits: What the call has waited for, in order; the error at the deadline reports the last entry.
     """
 
     provider: str
@@ -153,11 +154,11 @@ class Call:
     waits: list[str] = field(default_factory=list)
 
     def error(self, kind: type[ErrorKind], message: str, *, hint: str | None = None, final: bool = False) -> ErrorKind:
-        """Make an error that names provider, secret and operation.
+        """Create an error that names the provider, the secret and the operation of this call.
 
         Args:
             kind: The class of the error.
-            message: What went wrong. SECURITY: never with any part of a value (tests/contract guards it).
+            message: What went wrong. SECURITY: it must not contain any part of a value (tests/contract guards it).
             hint: What to do next, if the class's own hint is not the best one.
             final: Whether another attempt is pointless although the class is retryable.
         """
@@ -170,20 +171,20 @@ class Call:
 class SecretProvider(ABC):
     """The interface of a secret store. A plugin for a kind of store derives its provider from this class.
 
-    A provider is an async context manager: ``async with`` opens it, and the last user's exit closes it. Without ``async
-    with``, the first call opens it, and `aclose` or the end of the event loop closes it. A call after that is an error,
-    unless the provider owns no connection.
+    A provider is an async context manager: ``async with`` opens it, and leaving the last such block closes it. Without
+    ``async with``, the first call opens it, and `aclose` or the end of the event loop closes it. A call after that is
+    an error, unless the provider owns no connection.
 
     Every public method may raise, besides what its own docstring lists:
-        ProviderAccessDeniedError: The store or the operating system refuses.
+        ProviderAccessDeniedError: The store or the operating system denies access.
         ThrottledError: The store limits the rate of requests, and still did after the retries.
-        UnavailableError: No answer within the deadline, or a damaged answer. After a write it means that the outcome is
-            unknown: read again. A damaged value is never reported as missing.
+        UnavailableError: The store gave no answer within the deadline, or a damaged one. After a write it means that
+            the outcome is unknown: read again. A damaged value is never reported as missing.
         ProviderConfigurationError: The address, a name or the configuration cannot work.
         ProviderMisuseError: The provider was closed, or is open in another event loop.
 
-    A plugin subclasses this, sets `scheme`, implements `from_uri`, `guarantees` and the seven private methods, and
-    documents *Address, Credentials, Permissions, Guarantees* in its class docstring; one that declares
+    A plugin subclasses this class, sets `scheme`, implements `from_uri`, `guarantees` and the seven private methods,
+    and documents *Address, Credentials, Permissions, Guarantees* in its class docstring; a plugin that declares
     `Guarantees.custom_labels` also implements `_unlabel`. A private method raises errors through `Call.error`, always
     ``from`` the platform's exception; any other exception is reported as a bug of the plugin.
 
@@ -191,6 +192,9 @@ class SecretProvider(ABC):
         scheme: The URI scheme, which is also the entry point's name.
         credential_variables: Environment variables that hold credentials for the store; ``*`` at the end matches any
             suffix. The agent removes them from its server's environment.
+        needs_event_loop: Whether the provider can be used only while an event loop runs. False if it only calls the
+            operating system, so that a short command need not import asyncio (`goatherd.event_loop`). Without a loop,
+            calls block, and the deadline is checked between the attempts of a call only.
         confirms_labels: Whether this class reads the labels again before it reports a change of them as done. False if
             the plugin does so itself, or if no server is involved. Destruction and deletion are always confirmed.
         timeout: The deadline of one call, retries included.
@@ -202,6 +206,7 @@ class SecretProvider(ABC):
 
     scheme: ClassVar[str]
     credential_variables: ClassVar[tuple[str, ...]] = ()
+    needs_event_loop: ClassVar[bool] = True
     confirms_labels: ClassVar[bool] = True
 
     def __init__(
@@ -223,17 +228,18 @@ class SecretProvider(ABC):
     @classmethod
     @abstractmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        """Return the provider and the secret id that `uri` names; the id may contain ``{org}``. Connects to nothing.
+        """Create a provider from the URI of a secret, and return it with the secret id. Connects to nothing.
 
         Raises:
-            ConfigurationError: The URI does not have the form that this scheme requires.
+            ConfigurationError: The URI does not have the form that its scheme requires.
         """
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return the provider and the secret id from GoatDB's ``cloudConfig``, ``{"provider": …, "secretId": …}``.
+        """Return a provider and the secret id from GoatDB's ``cloudConfig``, ``{"provider": …, "secretId": …}``.
 
-        A plugin may override this. The default is ``scheme:///secretId``, ignores a region and knows no other option.
+        A plugin may override this. By default the secret id is the path of a URI without a host,
+        ``scheme:///secretId``; ``region`` is ignored, and other members are rejected.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -244,9 +250,11 @@ class SecretProvider(ABC):
     @property
     @abstractmethod
     def guarantees(self) -> Guarantees:
-        """What this provider guarantees."""
+        """What this provider guarantees, such as compare-and-swap."""
 
     async def __aenter__(self) -> Self:
+        if self.needs_event_loop and find_running_loop() is None:
+            raise EventLoopNeededError(f"the {self.scheme} provider needs an event loop")
         await self._lifetime.enter_resource(self._open)
         return self
 
@@ -259,10 +267,10 @@ class SecretProvider(ABC):
         raise TypeError(f"use `async with`, not `with`: {type(self).__name__} is an asynchronous context manager")
 
     def __exit__(self, *_: object) -> None:  # noqa: B027 - `with` looks for both
-        """Never called: `__enter__` raises."""
+        """Do nothing: a provider cannot be used in a plain ``with`` block, because `__enter__` raises."""
 
     async def aclose(self) -> None:
-        """Close what the first call opened; for a provider that is not used in an ``async with`` block."""
+        """Close a provider that was used outside of ``async with``, with what its first call has opened."""
         await self._lifetime.release()
 
     # --- the algebra ----------------------------------------------------------------------------------------------
@@ -287,22 +295,22 @@ class SecretProvider(ABC):
     async def read(
         self, secret_id: str, at: Label | VersionId | str = CURRENT, *, attempts: int | None = None
     ) -> SecretValue:
-        """Return the version that a label points at, or the version with an id, together with its value.
+        """Read one version of a secret with its value, by a label or by the version's id.
 
         Args:
-            secret_id: The secret.
+            secret_id: The secret's name in the store.
             at: A label (any plain string is a label), or a version id such as ``VersionId("7")`` or `SecretVersion.id`.
             attempts: The maximum number of attempts, for a caller that retries itself; never more than `retry` allows.
 
         Raises:
-            SecretNotFoundError: No such secret or version, or no version has the label.
+            SecretNotFoundError: There is no such secret or version, or no version has the label.
             VersionDisabledError: The version's value was disabled or destroyed.
         """
         call = self._start_call("read", secret_id)
         if not isinstance(at, Label | VersionId) and not is_label(at):
             raise call.error(
                 ProviderConfigurationError,
-                f"not a label: {str(at)!r}",
+                f"{str(at)!r} is not a valid label",
                 hint=f"A string is a label. For the id of a version, write VersionId({str(at)!r}).",
             )
         place = at if isinstance(at, VersionId) else self._check_label(call, at)
@@ -317,14 +325,15 @@ class SecretProvider(ABC):
         """Add a new version to a secret and move `label` to it, if `label` still points at the version `expected`.
 
         Args:
-            secret_id: The secret.
-            value: The bytes.
+            secret_id: The secret's name in the store.
+            value: The secret value of the new version.
             label: The label to move.
             expected: The id of the version that `label` points at now; None if no version has the label.
 
         Raises:
-            ConflictError: `label` points at another version. No label moved; at most an unlabelled version was left.
-            SecretNotFoundError: There is no such secret: `create` makes one.
+            ConflictError: `label` points at another version. No label was moved; an unlabelled version may have been
+                added.
+            SecretNotFoundError: There is no such secret; use `create`.
             SecretTooLargeError: The value is longer than the store allows.
         """
         call = self._start_call("write", secret_id)
@@ -339,11 +348,11 @@ class SecretProvider(ABC):
         return await self._run_call(call, put)
 
     async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
-        """Move `label` to an existing version, if it still points at `expected` (None: if no version has the label).
+        """Move `label` to an existing version of a secret, if it still points at the version `expected` (or at none).
 
         Raises:
             ConflictError: `label` points at another version; nothing was changed.
-            SecretNotFoundError: No such secret or version.
+            SecretNotFoundError: There is no such secret or version.
             VersionDisabledError: The version's value was disabled or destroyed.
         """
         call = self._start_call("label", secret_id)
@@ -364,14 +373,14 @@ class SecretProvider(ABC):
         await self._run_call(call, move)
 
     async def unlabel(self, secret_id: str, label: str, *, expected: str) -> None:
-        """Remove `label` from the version that has it, if that is still the version `expected`.
+        """Remove `label` from a version of a secret, if it still points at the version `expected`.
 
         Any label that `versions` lists can be removed, also one that another tool has set and that `label` would
         reject.
 
         Raises:
             ConflictError: Another version has `label`, or none has it; nothing was changed.
-            SecretNotFoundError: No such secret.
+            SecretNotFoundError: There is no such secret.
             ProviderConfigurationError: `label` is ``current``, without which no reader finds the identity, or the store
                 does not support removing labels (`Guarantees.custom_labels`).
         """
@@ -398,13 +407,13 @@ class SecretProvider(ABC):
         await self._run_call(call, remove)
 
     async def versions(self, secret_id: str) -> list[SecretVersion]:
-        """List the versions, newest first, including destroyed ones if the store remembers them. Returns no value.
+        """List a secret's versions without values, newest first; destroyed ones too if the store remembers them.
 
-        The list has every version whose value the store still holds, including what an interrupted change left
-        (`SecretVersion.is_leftover`), if the caller may see that.
+        The list has every version whose value the store still holds. This includes versions that an interrupted change
+        has left (`SecretVersion.is_leftover`), if the caller has permission to see them.
 
         Raises:
-            SecretNotFoundError: No such secret.
+            SecretNotFoundError: There is no such secret.
         """
         call = self._start_call("versions", secret_id)
         return list(await self._run_call(call, self._versions))
@@ -412,16 +421,16 @@ class SecretProvider(ABC):
     async def destroy(self, secret_id: str, version: str) -> None:
         """Make a version's value permanently unreadable. Destroying a destroyed version does nothing.
 
-        Some stores only delete unlabelled versions in their own time, or can only disable a version; there `destroy`
-        does that. Check `Guarantees.destroys` before you report that the value is gone. If a leftover
-        (`SecretVersion.is_leftover`) is destroyed while its writer is about to register it, the writer writes its value
-        again, or fails.
+        Some stores delete unlabelled versions only later, or can only disable a version; with such a store, `destroy`
+        removes the labels that keep the version, or disables it. Check `Guarantees.destroys` before you report that the
+        value is gone. If a leftover (`SecretVersion.is_leftover`) is destroyed while its writer is about to register
+        it, the writer writes its value again, or fails.
 
         Raises:
             ConflictError: A label points at the version: move the label first. Nothing was changed.
-            SecretNotFoundError: No such secret or version.
-            ProviderConfigurationError: The store can do none of this (`Guarantees.destroys`, ``deprecates``,
-                ``disables``).
+            SecretNotFoundError: There is no such secret or version.
+            ProviderConfigurationError: The store can neither destroy, deprecate nor disable a version
+                (`Guarantees.destroys`, ``deprecates``, ``disables``).
         """
         call = self._start_call("destroy", secret_id)
         promised = self.guarantees
@@ -439,7 +448,7 @@ class SecretProvider(ABC):
         """Delete the secret with all its versions and labels.
 
         Raises:
-            SecretNotFoundError: No such secret.
+            SecretNotFoundError: There is no such secret.
             SecretDeletedError: The secret is deleted already, but can still be restored (`Guarantees.recoverable`). For
                 such a secret, every other method but `versions` raises this error too.
         """
@@ -470,11 +479,11 @@ class SecretProvider(ABC):
         """Return the value of one version of a secret. ``getSecretVersion`` is an alias.
 
         Args:
-            secret_id: The secret.
+            secret_id: The secret's name in the store.
             version: A label such as ``"stable"``, or a version's id. A string that is both counts as the label.
 
         Raises:
-            SecretNotFoundError: No such secret, or no version with this label or id.
+            SecretNotFoundError: There is no such secret, or no version with this label or id.
             VersionDisabledError: The version's value was disabled or destroyed.
         """
         if not isinstance(version, Label | VersionId):
@@ -490,18 +499,18 @@ class SecretProvider(ABC):
     ) -> SecretVersion:
         """Add a new version to a secret and move a label to it. ``updateSecret`` is an alias.
 
-        The label moves from whatever version it points at; `write` moves it only from the version that the caller has
-        seen. If the current version already holds the value, no version is added: the label moves to that one. So
-        ``update_secret(secret_id, await get_secret(secret_id), version_label="stable")`` labels the current version.
+        The label moves from any version; `write`, in contrast, moves it only from the version that the caller has seen.
+        If the current version already holds the value, no version is added, and the label moves to the current version.
+        So ``update_secret(secret_id, await get_secret(secret_id), version_label="stable")`` labels the current version.
 
         Args:
-            secret_id: The secret.
-            value: The bytes; a string is encoded as UTF-8.
+            secret_id: The secret's name in the store.
+            value: The secret value as bytes; a string is encoded as UTF-8.
             version_label: The label to move. If it is not ``"current"``, readers still get the current value.
 
         Raises:
             ConflictError: Another writer moved the label during this call. Nothing that a reader sees was changed.
-            SecretNotFoundError: There is no such secret: `create` makes one.
+            SecretNotFoundError: There is no such secret; use `create`.
             SecretTooLargeError: The value is longer than the store allows.
         """
         raw = value.encode() if isinstance(value, str) else value
@@ -530,45 +539,47 @@ class SecretProvider(ABC):
     # --- what a plugin writes ---------------------------------------------------------------------------------------
 
     async def _open(self) -> None:  # noqa: B027 - most providers own nothing
-        """Open what the provider owns, such as a connection pool."""
+        """Open the resources that the provider owns, such as a connection pool."""
 
     async def _close(self) -> None:  # noqa: B027
-        """Close what `_open` opened."""
+        """Close the resources that `_open` opened, such as a connection pool."""
 
     @abstractmethod
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        """Do the work of `create`. If `Call.request` was seen before, return the version that it created."""
+        """Create a secret, for `create`. If `Call.request` is already stored, return the version that it created."""
 
     @abstractmethod
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        """Do the work of `read`."""
+        """Read one version of a secret from the store, for `read`."""
 
     @abstractmethod
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        """Do the work of `write`. If `Call.request` was seen before, complete that write without a second version."""
+        """Add a version and move its label in the store, for `write`. If `Call.request` is already stored, complete
+        that write without a second version.
+        """
 
     @abstractmethod
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        """Do the work of `label`."""
+        """Move a label from one version of a secret to another in the store, for `label`."""
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        """Do the work of `unlabel`. Required if `Guarantees.custom_labels` is True."""
+        """Remove a label from a version in the store, for `unlabel`. Required if `Guarantees.custom_labels` is True."""
         raise NotImplementedError
 
     @abstractmethod
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        """Do the work of `versions`."""
+        """List the versions of a secret in the store, for `versions`."""
 
     @abstractmethod
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Do the work of `destroy`."""
+        """Destroy, deprecate or disable a version of a secret in the store, for `destroy`."""
 
     @abstractmethod
     async def _delete(self, call: Call) -> None:
-        """Do the work of `delete`."""
+        """Delete a secret from the store, for `delete`."""
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
-        """Return the version that each label points at. A plugin overrides this if it can use fewer requests."""
+        """Return all labels of a secret and their versions. A plugin overrides this if it can use fewer requests."""
         return {label: version.id for version in await self._versions(call) for label in version.labels}
 
     # --- a success is confirmed --------------------------------------------------------------------------------------
@@ -576,10 +587,10 @@ class SecretProvider(ABC):
     async def _confirm_label(
         self, call: Call, label: Label, version: VersionId | None, before: VersionId | None
     ) -> None:
-        """After the store has confirmed a label's move, check that the label no longer points at the old version.
+        """Check that a label no longer points at its old version, after the store has reported that the label moved.
 
         Raises:
-            UnavailableError: The label still points there: the change was not made, or is not visible yet.
+            UnavailableError: The label still points at the old version: the move was not made, or is not visible yet.
         """
         if not self.confirms_labels or version == before:
             return
@@ -613,11 +624,11 @@ class SecretProvider(ABC):
         raise call.error(UnavailableError, "the store answered success, but the secret is still read")
 
     def takes_label(self, label: str) -> bool:
-        """Return whether `label`, `write` and `read` accept a label. A plugin with reserved labels overrides this."""
+        """Return whether `read`, `write` and `label` accept a label. A plugin with reserved labels overrides this."""
         return is_label(label)
 
     def check_secret_id(self, secret_id: str) -> None:
-        """Check a secret's name. A plugin overrides this if its store allows other characters.
+        """Check that a secret's name is valid. A plugin overrides this if its store allows other characters.
 
         Raises:
             ConfigurationError: The name must be components of ``[A-Za-z0-9._-]`` between slashes, none of them only
@@ -634,7 +645,7 @@ class SecretProvider(ABC):
             COMPONENT.fullmatch(component) and component.strip(".") for component in components
         ):
             raise ConfigurationError(
-                f"not a secret id: {secret_id[:MAX_SECRET_ID_CHARS]!r}",
+                f"{secret_id[:MAX_SECRET_ID_CHARS]!r} is not a valid secret id",
                 hint="Use components of A-Z a-z 0-9 . _ - with slashes between them; none may be dots only.",
             )
 
@@ -655,7 +666,7 @@ class SecretProvider(ABC):
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
 
     def _check_held_label(self, call: Call, label: str) -> Label:
-        """Check a label that another tool may have set, and return it."""
+        """Check the form of a label that is already in the store and may be another tool's; return it as a `Label`."""
         if isinstance(label, VersionId) or not 0 < len(label) <= MAX_HELD_LABEL_CHARS:
             return self._check_label(call, label)
         return Label(label)
@@ -674,7 +685,7 @@ class SecretProvider(ABC):
     async def _run_call(
         self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None = None
     ) -> Result:
-        """Attempt a call until it succeeds, the retry policy ends, or the deadline passes; count the call."""
+        """Attempt a provider call until it succeeds, the retry policy ends, or the deadline passes; count the call."""
         with self.call_counts.count_call(call.operation, self.clock.monotonic):
             return await self._run_attempts(call, action, attempts)
 
@@ -682,11 +693,23 @@ class SecretProvider(ABC):
         self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None
     ) -> Result:
         most = min(attempts or self.retry.attempts, self.retry.attempts)
-        scope = asyncio.timeout(self.timeout.total_seconds())
+        limit, began = self.timeout.total_seconds(), self.clock.monotonic()
+        loop = find_running_loop()
+        scope = None
+        if loop is not None:
+            import asyncio  # here, since a short command has no event loop and does not import it
+
+            scope = asyncio.timeout(limit)
+
+        def seconds_left() -> float:
+            if loop is None or scope is None:
+                return limit - (self.clock.monotonic() - began)
+            return (scope.when() or 0) - loop.time()
+
         last: ProviderError | None = None
         unsure: UnavailableError | None = None
         try:
-            async with scope:
+            async with scope or nullcontext():
                 while True:
                     try:
                         return await _run_guarded(call, lambda now: self._do_opened(now, action))
@@ -699,9 +722,9 @@ class SecretProvider(ABC):
                         pause = self.retry.delay(call.attempt)
                         if isinstance(error, ThrottledError) and error.retry_after is not None:
                             # Past the deadline, more makes no difference; and a store may ask for any number.
-                            wish = min(self.timeout.total_seconds(), error.retry_after)
+                            wish = min(limit, error.retry_after)
                             pause = max(pause, timedelta(seconds=wish))
-                        if pause.total_seconds() >= (scope.when() or 0) - asyncio.get_running_loop().time():
+                        if pause.total_seconds() >= seconds_left():
                             raise
                     await self.clock.sleep(pause)
                     call = replace(call, attempt=call.attempt + 1)
@@ -712,7 +735,7 @@ class SecretProvider(ABC):
             # An attempt before may have done it: that is what the caller has to know.
             raise unsure from error
         except TimeoutError:
-            waited = f"no answer within {self.timeout.total_seconds():g} s"
+            waited = f"no answer within {limit:g} s"
             reason = call.waits[-1] if call.waits else str(last or "")
             raise call.error(UnavailableError, f"{waited}: {reason}" if reason else waited) from last
 
@@ -745,6 +768,8 @@ async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) 
     except Exception as error:  # noqa: BLE001 - the guarantee: nothing but our errors leaves a plugin
         # SECURITY: the message of a plugin's exception may quote the value, so neither it nor the chain is shown
         # (tests/unit/providers/test_base.py::test_a_stranger_exception_is_named_but_not_quoted).
+        import traceback  # here, since most commands fail without it
+
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
         raise call.error(
@@ -755,10 +780,10 @@ async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) 
 
 
 class PlatformError(Exception):
-    """An error of a platform that does not know yet which call it belongs to.
+    """An error of a store's platform that does not contain yet to which provider call it belongs.
 
-    `for_call` adds the provider, the secret and the operation. The message holds names, statuses and server texts that
-    cannot contain a value; never a token.
+    `for_call` adds the provider, the secret and the operation. The message may hold names, HTTP statuses and server
+    texts that cannot contain a secret value, but never a token.
 
     Attributes:
         kind: The class of the error that `for_call` returns.
@@ -783,7 +808,7 @@ class PlatformError(Exception):
         self.final = final
 
     def for_call(self, call: Call) -> ProviderError:
-        """Return this error as the error of one call."""
+        """Return this error as Goatherd's error for one provider call: with provider, secret and operation."""
         error = call.error(self.kind, str(self), hint=self.hint, final=self.final)
         if isinstance(error, ThrottledError):
             error.retry_after = self.retry_after
@@ -795,7 +820,7 @@ CloudSecretProvider = SecretProvider
 
 
 class StoreReader(Protocol):
-    """The read methods of a store: implemented by `SecretProvider` and by wrappers around one."""
+    """The read methods of a secret store: implemented by `SecretProvider` and by wrappers around a provider."""
 
     @property
     def guarantees(self) -> Guarantees: ...

@@ -1,7 +1,7 @@
-"""Count a provider's calls, their outcomes and their durations, in memory.
+"""Count the calls of a provider or a signer, their outcomes and their durations, in memory.
 
 `goatherd.metrics` exports the counts. The names of operations and outcomes come from short lists in the code, never
-from a store or a secret's name. Another thread may read the counts.
+from a store or a secret's name. Other threads may read the counts at any time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ CANCELLED: Final = "cancelled"
 """The caller went away before the store had answered."""
 
 
-def possible_outcomes() -> tuple[str, ...]:
-    """Return every outcome that a call can have: ``ok``, ``cancelled``, or the code of the error."""
-    kinds = [ProviderError]
+def possible_outcomes(family: type[GoatherdError] = ProviderError) -> tuple[str, ...]:
+    """Return every outcome that a call can have: ``ok``, ``cancelled``, or the code of an error class in `family`."""
+    kinds = [family]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
     return (OK, CANCELLED, *sorted({kind.code for kind in kinds}))
@@ -42,20 +42,26 @@ class Durations:
 
 
 class CallCounts:
-    """Counts of one provider's calls. An operation is added at its first call, then with all its outcomes."""
+    """Counts of the calls of one secret provider or signer, by operation and outcome.
 
-    def __init__(self, provider: str) -> None:
+    Args:
+        provider: The plugin's URI scheme.
+        family: The base class of the errors that its calls raise.
+    """
+
+    def __init__(self, provider: str, family: type[GoatherdError] = ProviderError) -> None:
         self.provider = provider
+        self._family = family
         self._ended: dict[tuple[str, str], int] = {}
         self._retries: dict[str, int] = {}
         self._durations: dict[str, Durations] = {}
 
     @contextmanager
     def count_call(self, operation: str, monotonic: Callable[[], float]) -> Iterator[None]:
-        """Count the code inside the ``with`` block as one call.
+        """Count the code inside the ``with`` block as one call of a provider or signer.
 
         Args:
-            operation: The name of the provider's public method.
+            operation: The name of the public method that was called.
             monotonic: Returns the seconds of a monotonic clock.
         """
         began, outcome = monotonic(), CANCELLED
@@ -69,28 +75,28 @@ class CallCounts:
             self._ended_with(operation, outcome, monotonic() - began)
 
     def count_retry(self, operation: str) -> None:
-        """Count one more attempt of a call that was already counted."""
+        """Count one more attempt of a provider's or signer's call, which was already counted."""
         self._retries[operation] = self._retries.get(operation, 0) + 1
 
     @property
     def ended(self) -> Mapping[tuple[str, str], int]:
-        """The number of calls that ended, by operation and outcome."""
+        """The number of calls of a provider or signer that ended, by operation and outcome."""
         return dict(self._ended)
 
     @property
     def retries(self) -> Mapping[str, int]:
-        """The number of attempts beyond the first of each call, by operation."""
+        """The number of retries of a provider or signer (attempts after the first), by operation."""
         return {operation: self._retries.get(operation, 0) for operation in list(self._durations)}
 
     @property
     def durations(self) -> Mapping[str, Durations]:
-        """The durations of the calls, retries and pauses included, by operation."""
+        """The durations of a provider's or signer's calls, by operation; they include retries and pauses."""
         return {operation: Durations(list(one.counts), one.total) for operation, one in list(self._durations.items())}
 
     def _ended_with(self, operation: str, outcome: str, seconds: float) -> None:
         if operation not in self._durations:
             # Every outcome begins at 0, or its first occurrence would be no increase that a query could see.
-            self._ended.update({(operation, each): 0 for each in possible_outcomes()})
+            self._ended.update({(operation, each): 0 for each in possible_outcomes(self._family)})
             self._durations[operation] = Durations()
         self._ended[operation, outcome] = self._ended.get((operation, outcome), 0) + 1
         self._durations[operation].add_duration(seconds)

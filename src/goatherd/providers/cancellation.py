@@ -1,7 +1,7 @@
-"""Wait a moment for the answer to a request whose caller was cancelled.
+"""When the caller of a request is cancelled, wait briefly for the answer to that request.
 
-A write that was sent may take effect after its caller has stopped waiting. Once its answer has arrived, the next read
-sees whether it was done. The caller sets the deadline of the request itself.
+A write that was already sent can take effect after its caller has stopped waiting. Once its answer has arrived, the
+next read reliably shows whether the write took effect. The caller sets the deadline of the request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOMENT: Final = timedelta(seconds=1)
 
 
 async def finish_request(work: Coroutine[Any, Any, Result], moment: timedelta = MOMENT) -> Result:
-    """Await a request. If cancelled, wait a moment for its answer, then abandon it and pass the cancellation on."""
+    """Await a request to a store. If cancelled, wait a moment for its answer, then abandon it and re-raise."""
     running = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(running)
@@ -31,6 +31,6 @@ async def finish_request(work: Coroutine[Any, Any, Result], moment: timedelta = 
 
 
 def retrieve_outcome(running: asyncio.Future[Any]) -> None:
-    """Retrieve the outcome of a task that is not awaited, so that asyncio does not warn about it."""
+    """Retrieve the outcome of an asyncio task that is not awaited, so that asyncio does not warn about it."""
     if not running.cancelled():
         running.exception()

@@ -1,26 +1,30 @@
-"""Optional abilities of a provider, beyond the interface in `goatherd.providers.base`: diagnose, watch, reserve.
+"""Optional abilities of a provider, beyond the interface in `goatherd.providers.base`.
 
-Each is a protocol that a `SecretProvider` also implements where its platform allows it.
+A provider may diagnose a secret, watch it, reserve space for it, or read Services. Each ability is a protocol, which a
+`SecretProvider` also implements if its platform allows it.
 
-- `DiagnosableSecretProvider`: report permissions, limits, and problems to come. A diagnosis changes nothing, so a
-  permission that can only be checked by using it is reported as not checked. A finding never holds a value.
+- `DiagnosableSecretProvider`: report permissions, limits and coming problems. A diagnosis changes nothing, so it
+  reports a permission that can only be checked by a change as not checked. A finding never holds a secret's value.
 - `WatchableSecretProvider`: notify of changes (`Guarantees.push`). A notification carries no value, and a watch does
   not retry.
+- `ReplicatingSecretProvider`: report on, add and promote the platform's own replicas of a secret in other regions.
 - `ReservingSecretProvider`: reserve space for the writes of a change before it begins, in a store that can run full.
+- `ServiceReadingProvider`: find the pods behind a Kubernetes Service, for `goatherd.cluster.discovery`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from goatherd.providers.base import SecretProvider
 
 
 class Verdict(StrEnum):
-    """The result of a check."""
+    """The result of a check of a secret store or a signer."""
 
     FINE = "fine"
     CAUTION = "caution"
@@ -32,19 +36,21 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One result of a diagnosis.
+    """One result of the diagnosis of a secret store, for an operator.
 
     Attributes:
         name: What was checked, in one or two words, such as ``rights``.
         verdict: The result.
         text: The finding in words.
         hint: What the operator should do, or empty.
+        may_write: Of the finding ``rights``: whether the credentials may write; None if that is not known.
     """
 
     name: str
     verdict: Verdict
     text: str
     hint: str = ""
+    may_write: bool | None = None
 
 
 @runtime_checkable
@@ -52,21 +58,21 @@ class DiagnosableSecretProvider(Protocol):
     """A `SecretProvider` that can report on one of its secrets, for example on permissions and limits."""
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return the findings about one existing secret. Changes nothing.
+        """Check one existing secret, such as the permissions for it, and return the findings. Changes nothing.
 
         Raises:
-            ProviderError: As the methods of `SecretProvider`.
+            ProviderError: The store cannot be read; the same errors as those of `SecretProvider.read`.
         """
         ...
 
 
 def rights_finding(scheme: str, *, may_write: bool, may_destroy: bool | None) -> Finding:
-    """Return the finding on the credentials' permissions; that they allow reading is already known.
+    """Return the finding about the credentials' permissions on a secret; that they can read it is already known.
 
     Args:
         scheme: The provider's URI scheme, for the command in the hint.
         may_write: Whether the credentials may write versions and move labels.
-        may_destroy: Whether they may destroy versions; None if the same permission covers that.
+        may_destroy: Whether the credentials may destroy versions; None if the permission to write includes that.
     """
     if not may_write:
         return Finding(
@@ -74,20 +80,23 @@ def rights_finding(scheme: str, *, may_write: bool, may_destroy: bool | None) ->
             verdict=Verdict.FINE,
             text="may read and not write: right for a server, too little to rotate",
             hint=f"To rotate from here: `goatherd policy {scheme} --role rotator`.",
+            may_write=False,
         )
     if may_destroy is False:
         return Finding(
             name="rights",
             verdict=Verdict.FINE,
             text="may read and write, and not destroy: right for a rotator, too little for `goatherd retire`",
-            hint=f"To retire from here: `goatherd policy {scheme} --role admin`.",
+            hint=f"`goatherd policy {scheme} --role admin` prints the permissions that `goatherd retire` needs.",
+            may_write=True,
         )
     more = " and destroy versions" if may_destroy else ""
     return Finding(
         name="rights",
         verdict=Verdict.FINE,
         text=f"may read, write{more}: more than a server needs",
-        hint=f"For servers: `goatherd policy {scheme} --role server`.",
+        hint=f"`goatherd policy {scheme} --role server` prints the permissions of a server.",
+        may_write=True,
     )
 
 
@@ -96,36 +105,119 @@ class WatchableSecretProvider(Protocol):
     """A `SecretProvider` whose store reports changes (`Guarantees.push`)."""
 
     def watch(self, secret_id: str) -> AsyncIterator[None]:
-        """Yield once when the watch is established, then each time that the secret may have changed.
+        """Watch one secret: yield once when the watch is established, then each time that the secret may have changed.
 
-        An item carries no data and can stand for several changes or for none: the caller reads the secret again. The
-        store may end the watch at any time, and the watch does not retry. The caller then starts a new watch, whose
+        A yielded item carries no data and can stand for several changes or for none: the caller reads the secret again.
+        The store may end the watch at any time, and the watch does not retry. The caller then starts a new watch, whose
         first item covers all changes that were missed.
 
         Raises:
-            ProviderError: The watch cannot be established, or broke; as for the methods of `SecretProvider`.
+            ProviderError: The watch cannot be established, or broke.
         """
         ...
 
 
 @runtime_checkable
 class ReservingSecretProvider(Protocol):
-    """A `SecretProvider` that can reserve space for later writes."""
+    """A `SecretProvider` that can reserve disk space for later writes."""
 
     async def reserve(self, secret_id: str) -> None:
-        """Reserve space for the writes of one command, in case the store runs full meanwhile.
+        """Reserve disk space for the writes of one command to a secret, in case the disk becomes full meanwhile.
 
         If the space is reserved already, nothing changes. A write that finds the store full uses the reserve.
 
         Raises:
-            SecretNotFoundError: No such secret.
+            SecretNotFoundError: There is no such secret.
             UnavailableError: There is not enough space. Nothing was changed.
         """
         ...
 
 
+class ServiceReader(Protocol):
+    """Reads which pods are behind a Kubernetes Service."""
+
+    async def endpoint_slices(self, namespace: str, service: str) -> list[dict[str, Any]]:
+        """Return all EndpointSlices of a Service; an empty list if there is no such Service.
+
+        Raises:
+            PlatformError, GoatherdError: The API server cannot be reached, or gives no complete answer.
+        """
+        ...
+
+
+class ServiceReadingProvider(Protocol):
+    """A `SecretProvider` class whose platform also runs servers, and knows where. Only Kubernetes has it."""
+
+    @classmethod
+    def service_reader(cls, options: Mapping[str, str], *, timeout: timedelta) -> ServiceReader:
+        """Return a reader of Services. No request is made yet.
+
+        Args:
+            options: ``kubeconfig`` and ``context``, as in the URI of a secret.
+            timeout: Timeout of one request.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaState:
+    """What the platform reports on its replica of a secret in one region.
+
+    Attributes:
+        place: The platform's name of the region.
+        is_in_sync: Whether the replica has everything that was written.
+        has_failed: Whether the platform has given up until the operator repairs the replica.
+        message: The platform's explanation, printable; empty if there is none.
+    """
+
+    place: str
+    is_in_sync: bool
+    has_failed: bool = False
+    message: str = ""
+
+
+@runtime_checkable
+class ReplicatingSecretProvider(Protocol):
+    """A `SecretProvider` whose platform itself replicates a secret to other regions, and reports on the replicas.
+
+    Attributes:
+        tolerated_replicas: Places whose replica may lag while a label is moved.
+    """
+
+    tolerated_replicas: frozenset[str]
+
+    @property
+    def replica_place(self) -> str | None:
+        """The platform's name of the region that this provider reads; None if it is not known."""
+        ...
+
+    async def replica_states(self, secret_id: str) -> Mapping[str, ReplicaState]:
+        """Return the state of each replica of a secret, by place; empty if it has none.
+
+        Raises:
+            ProviderError: As for `SecretProvider.versions`.
+        """
+        ...
+
+    async def add_replicas(self, secret_id: str, places: Sequence[str]) -> None:
+        """Start to replicate a secret to more regions.
+
+        Raises:
+            ProviderError: The platform refused, or did not answer.
+        """
+        ...
+
+    async def promote_replica(self, secret_id: str) -> None:
+        """Make the replica in this provider's region a secret of its own, which can be written. Idempotent.
+
+        Raises:
+            ProviderError: The platform refused, or did not answer.
+        """
+        ...
+
+
 async def reserve_room(provider: SecretProvider, secret_id: str) -> None:
-    """Reserve space for the writes that follow, if the store can, so that a change does not stop half-way.
+    """Reserve disk space for the next writes to a secret, if its store can do that, so that they all succeed.
 
     Raises:
         SecretNotFoundError, UnavailableError: As `ReservingSecretProvider.reserve`.

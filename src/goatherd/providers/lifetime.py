@@ -1,13 +1,19 @@
 """Open a shared resource for its first user and close it after its last, or at the end of the event loop.
 
-The module counts the users. A resource belongs to the event loop in which it was opened. It is not used before opening
-has ended, or while it closes.
+The module counts the users. A resource belongs to the event loop in which it was opened, and is not used while it is
+being opened or closed. asyncio is imported only when there is something to wait for, because a short command runs
+without an event loop (`goatherd.event_loop`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from goatherd.event_loop import find_running_loop
+
+if TYPE_CHECKING:
+    import asyncio
 
 Work = Callable[[], Awaitable[None]]
 
@@ -21,10 +27,10 @@ class LifetimeMisuseError(Exception):
 
 
 class SharedLifetime:
-    """Opens a shared resource on first use and closes it after the last.
+    """Opens a shared resource, such as a connection pool, on first use, and closes it after the last use.
 
-    It counts the users of one async context manager. If opening fails, the user that opened gets the error, and the
-    next user tries again. A caller outside the context manager uses `hold_open`.
+    It counts the ``async with`` blocks that use the resource. If opening fails, the block that opened it gets the
+    error, and the next block tries again. A caller outside the context manager uses `hold_open`.
     """
 
     def __init__(self) -> None:
@@ -36,28 +42,32 @@ class SharedLifetime:
         self._is_closed = False
 
     async def enter_resource(self, opening: Work) -> None:
-        """Begin to use the resource: the first user runs `opening`; the others wait until it has ended."""
+        """Begin to use the shared resource: the first user opens it with `opening`; others wait until it is open."""
         self._forget_ended_loop()
         while self._busy is not None:
+            import asyncio
+
             await asyncio.wait({self._busy})
         if self._users == 0:
             await self._run_alone(opening)
-            self._loop, self._is_closed = asyncio.get_running_loop(), False
+            self._loop, self._is_closed = find_running_loop(), False
         self._users += 1
 
     async def leave_resource(self, closing: Work) -> None:
-        """Stop using the resource: the last user runs `closing`; calls are then rejected until it is entered again."""
+        """Stop using the shared resource: the last user closes it with `closing`, and later calls are rejected."""
         self._users -= 1
         if self._users == 0:
             self._is_closed = True
             await self._run_alone(closing)
 
     async def hold_open(self, opening: Work, closing: Work) -> None:
-        """Open the resource for a caller outside the context manager; it is closed when the event loop ends.
+        """Open the shared resource for a caller without ``async with``; it is closed when the event loop ends.
 
         Raises:
             LifetimeMisuseError: The resource was closed, or is open in another event loop.
         """
+        import asyncio
+
         self._forget_ended_loop()
         if self._is_closed:
             raise LifetimeMisuseError("is closed", "Make the call inside its `async with` block, or enter it again.")
@@ -75,15 +85,19 @@ class SharedLifetime:
         await asyncio.shield(self._opened)
 
     async def release(self) -> None:
-        """Close what `hold_open` opened. If no users are left, reject calls until the resource is entered again."""
+        """Close the resource for the callers without ``async with``, for whom `hold_open` opened it."""
         self._forget_ended_loop()
         holder, self._holder = self._holder, None
         if holder is not None and not holder.done():
+            import asyncio
+
             holder.cancel()
             await asyncio.wait({holder})
         self._is_closed = self._users == 0
 
     async def _hold(self, opening: Work, closing: Work, opened: asyncio.Future[None]) -> None:
+        import asyncio
+
         try:
             await self.enter_resource(opening)
         except BaseException as error:
@@ -101,12 +115,16 @@ class SharedLifetime:
             self._is_closed = False
 
     def _forget_ended_loop(self) -> None:
-        """Reset the state if the event loop ended without closing: its resources can no longer be used or closed."""
+        """Reset the state if the event loop has ended without closing the resource, which is then unusable."""
         if self._loop is not None and self._loop.is_closed():
             self._users, self._busy, self._loop, self._holder = 0, None, None, None
 
     async def _run_alone(self, work: Work) -> None:
-        busy = self._busy = asyncio.get_running_loop().create_future()
+        loop = find_running_loop()
+        if loop is None:  # nothing else can run meanwhile
+            await work()
+            return
+        busy = self._busy = loop.create_future()
         try:
             await work()
         finally:

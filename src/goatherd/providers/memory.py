@@ -1,4 +1,4 @@
-"""Keep secrets in this process's memory: for tests, demos and embedding. No secret survives the process.
+"""Store secrets in the memory of this process, for tests, demos and embedding. They are lost when the process ends.
 
 Each operation is one step without an await, under a lock, so that threads and tasks can share a store.
 """
@@ -15,14 +15,13 @@ from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
 from goatherd.providers import addresses
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
-from goatherd.providers.permissions import check_role
-from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId, check_role
 from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord, entry_for
 
 
 @dataclass(slots=True)
 class MemoryStore:
-    """The secrets that one or more memory providers share."""
+    """The secrets of one or more memory providers, which share them."""
 
     ledgers: dict[str, VersionedRecord] = field(default_factory=dict)
     values: dict[tuple[str, int], SecretBytes] = field(default_factory=dict)
@@ -33,13 +32,13 @@ _SHARED: Final[dict[str, MemoryStore]] = {}
 
 
 class MemorySecretProvider(SecretProvider):
-    """Keep secrets in memory.
+    """Store secrets in the memory of this process.
 
-    Address: ``memory:///name/secret``. All providers of one name share a store within the process. Made directly,
-        a provider has a store of its own unless it is given one.
+    Address: ``memory:///name/secret``. All providers with the same name share a store within the process. A
+        provider that is constructed directly has its own store unless it is given one.
     Credentials: none.
     Permissions: none; all code in the process can read it.
-    Guarantees: compare-and-swap, strong reads, every version kept until destroyed; gone with the process.
+    Guarantees: compare-and-swap, strong reads, every version kept until destroyed; the store ends with the process.
     """
 
     scheme = "memory"

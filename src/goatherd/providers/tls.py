@@ -1,4 +1,4 @@
-"""The TLS context that trusts the system's certificate authorities, made once per process because it takes 10 ms.
+"""Make the TLS context that trusts the system's certificate authorities, once per process, because that takes 10 ms.
 
 A provider that needs its own certificate authority or a client certificate makes its own context.
 """

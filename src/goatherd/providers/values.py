@@ -1,4 +1,4 @@
-"""Types of a store's values: secret bytes, labels, version ids, and descriptions of versions.
+"""The types that all stores share: secret bytes, labels, version ids, descriptions of versions, and roles.
 
 A description of a version has no field for the value. Secret bytes are masked when printed; `SecretBytes.reveal`
 is the only access to them, so a search for that name finds all code that handles the bytes.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hmac
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NoReturn, final
+from typing import Final, Literal, NoReturn, final, get_args
 
 from goatherd.errors import ConfigurationError
 
@@ -32,7 +31,7 @@ class Label(str):
 
 @final
 class VersionId(str):
-    """A store's own id of an immutable version. Opaque: only the provider that made the id knows its order."""
+    """The store's own id of a version of a secret. Only the provider that made the id knows what it means."""
 
     __slots__ = ()
 
@@ -42,7 +41,7 @@ STABLE: Final = Label("stable")
 
 
 class VersionState(StrEnum):
-    """Whether a version's value can be read."""
+    """Whether the value of a secret's version can be read."""
 
     ENABLED = "enabled"
     DISABLED = "disabled"
@@ -51,17 +50,17 @@ class VersionState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretVersion:
-    """The description of one version. It has no value field, so that a log line cannot leak the value.
+    """The description of one version of a secret. It does not contain the value, so that a log line cannot leak it.
 
     Attributes:
-        id: The store's own id.
+        id: The store's own id of the version.
         labels: The labels that point at the version, including those of other tools as the platform spells them, which
             `SecretProvider.label` may not accept.
-        created_ms: Milliseconds since 1970, by the store's clock.
-        state: Whether its value can be read.
+        created_ms: When the version was written, in milliseconds since 1970, by the store's clock.
+        state: Whether the version's value can be read.
         is_leftover: Whether an interrupted change left the version: the value is in the store, but Goatherd's record
             lacks the version or lists it as destroyed. A leftover version can be destroyed, and read by its id unless
-            it is disabled; it cannot get a label. It may belong to a process that is still writing.
+            it is disabled; it cannot get a label. A process that is still writing may have added it.
     """
 
     id: VersionId
@@ -73,7 +72,7 @@ class SecretVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretValue:
-    """One version with its value."""
+    """One version of a secret: its description and its value."""
 
     version: SecretVersion
     value: SecretBytes
@@ -84,7 +83,7 @@ def is_label(text: str) -> bool:
 
 
 def check_label(text: str) -> Label:
-    """Return `text` as a label.
+    """Check that `text` is valid as a label of a secret's version, and return it as a `Label`.
 
     Raises:
         ConfigurationError: The text is not a letter followed by up to 62 of ``[A-Za-z0-9_-]``, or is ``latest`` or
@@ -92,19 +91,23 @@ def check_label(text: str) -> Label:
     """
     if isinstance(text, VersionId) or not is_label(text):
         raise ConfigurationError(
-            f"not a label: {str(text)!r}",
+            f"{str(text)!r} is not a valid label",
             hint="A label is a letter, then up to 62 of A-Z a-z 0-9 _ -. The labels latest and new are reserved.",
         )
     return Label(text)
 
 
 def shown_label(label: str) -> str:
-    """Return a label for humans, on one line and quoted for a POSIX shell.
+    """Return a label of a secret's version in a form to print: on one line and quoted for a POSIX shell.
 
     Args:
         label: Any label in a store; one that another tool has set may contain spaces or control characters.
     """
+    if label.isascii() and label.isalnum():
+        return label
     if label.isprintable():
+        import shlex  # not for the labels of ours
+
         return shlex.quote(label)
     escaped = "".join(
         one if one.isprintable() and one not in "\\'" else "".join(f"\\{byte:03o}" for byte in one.encode())
@@ -114,15 +117,16 @@ def shown_label(label: str) -> str:
 
 
 def shown_labels(labels: Iterable[str]) -> str:
-    """Return labels for humans, sorted and separated by spaces; see `shown_label`."""
+    """Return labels of a secret's version in a form to print, sorted and separated by spaces; see `shown_label`."""
     return " ".join(shown_label(label) for label in sorted(labels))
 
 
 def secret_id_for(template: str, org: str) -> str:
-    """Return `template` with ``{org}`` replaced by the organization's id.
+    """Return the secret id of one organization: `template` with ``{org}`` replaced by the organization's id.
 
     Raises:
-        ConfigurationError: The id is not one component of ``[A-Za-z0-9._-]``, so it could lead to another secret.
+        ConfigurationError: The organization's id must consist of ``[A-Za-z0-9._-]``; another id could lead to a
+            different secret.
     """
     # SECURITY: an organization named `../other` must not reach another secret
     # (tests/unit/providers/test_base.py::test_an_organization_cannot_step_out_of_its_place).
@@ -133,7 +137,7 @@ def secret_id_for(template: str, org: str) -> str:
 
 @final
 class SecretBytes:
-    """Secret bytes, masked in ``repr``, ``str`` and format strings; they cannot be pickled or joined to bytes.
+    """The value of a secret, masked in ``repr``, ``str`` and format strings; it cannot be pickled or joined to bytes.
 
     Comparing values of equal length takes constant time.
     """
@@ -149,12 +153,12 @@ class SecretBytes:
             raise TypeError(f"the value of a secret must be bytes, not {type(value).__name__}") from None
 
     def reveal(self) -> bytes:
-        """Return the bytes."""
+        """Return the secret value as plain bytes."""
         return self._value
 
     @property
     def size(self) -> int:
-        """The length in bytes."""
+        """The length of the secret value in bytes."""
         return len(self._value)
 
     # SECURITY: tests/unit/providers/test_values.py tries every way out that Python offers.
@@ -182,3 +186,17 @@ class SecretBytes:
 
     def __getstate__(self) -> NoReturn:
         raise TypeError("a SecretBytes cannot be pickled")
+
+
+Role = Literal["server", "rotator", "admin"]
+"""``server`` reads the identity, ``rotator`` also changes it, ``admin`` also creates and deletes it."""
+
+
+def check_role(role: str) -> None:
+    """Check the name of a role that `goatherd policy` prints permissions for: ``server``, ``rotator`` or ``admin``.
+
+    Raises:
+        ConfigurationError: The role is unknown.
+    """
+    if role not in get_args(Role):
+        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")

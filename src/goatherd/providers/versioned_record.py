@@ -1,12 +1,12 @@
-"""Versions and labels for stores that have none of their own: a record that holds both as JSON, and its rules.
+"""A JSON record of versions and labels, and its rules, for stores that have no versions or labels of their own.
 
 Pure. `LabelledVersions` has the rules by which labels move. A `VersionedRecord` lists the versions and where each label
 points, for the memory, file, Vault and Kubernetes stores; Azure's pointers share its format. Each store's module
-decides where the record is stored. A store that writes it as bytes describes the layout with a `RecordForm`. AWS and
-Google have versions and labels of their own.
+decides where the record is stored, and a store that writes it as bytes describes the layout with a `RecordForm`. AWS
+and Google have versions and labels of their own.
 
-A record holds no values. It carries its own SHA-256, because most stores provide none. A record that is not exactly as
-written is damaged, and is not repaired.
+A record holds no values. It contains a SHA-256 of its other members, because most stores provide none. A record that
+differs from what was written counts as damaged, and is not repaired.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
 
 class ForeignRecordError(ValueError):
-    """The record was not written by Goatherd, or was written by a later version."""
+    """A stored record was not written by Goatherd, or was written by a later version of it."""
 
 
 class DamagedRecordError(ValueError):
-    """The record is not as it was written; the message says why and quotes nothing."""
+    """A stored record is not as Goatherd wrote it; the message says why and quotes nothing."""
 
 
 def parse_number(version: str) -> int:
-    """Return the number that a version id denotes; 0 if it is not a number."""
+    """Parse a version id of a secret into its number; 0 if it is not a number."""
     return int(version) if _NUMBER.fullmatch(version) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedVersion:
-    """What a record keeps of one version.
+    """What the record of a secret's versions contains about one version.
 
     Attributes:
-        created_ms: Milliseconds since 1970.
-        request: The `Call.request` of the call that wrote it, by which a repeated attempt is recognized.
+        created_ms: When the version was written, in milliseconds since 1970.
+        request: The `Call.request` of the call that wrote the version, by which a repeated attempt is recognized.
         digest: SHA-256 of the value in hex.
         size: The value's length in bytes.
         destroyed: Whether the value was permanently destroyed.
@@ -70,11 +70,11 @@ class RecordedVersion:
 class LabelledVersions(Generic[Key, Kept]):
     """The versions and labels of one secret, and the compare-and-swap rules by which labels move. Immutable.
 
-    Each store defines the keys of its versions and what it records of a version.
+    A subclass for each kind of store defines the keys of the versions and what is recorded of a version.
 
     Attributes:
-        versions: The entry of each version.
-        labels: The version that each label points at.
+        versions: The entry of each version, by its key.
+        labels: For each label, the key of the version that it points at.
     """
 
     versions: Mapping[Key, Kept] = field(default_factory=lambda: MappingProxyType({}))
@@ -84,10 +84,10 @@ class LabelledVersions(Generic[Key, Kept]):
         """Raise `SecretNotFoundError` unless the secret exists."""
 
     def find_version(self, call: Call, at: Label | VersionId) -> Key:
-        """Return the key of a readable version.
+        """Find the version that a label or a version id names, check that it can be read, and return its key.
 
         Raises:
-            SecretNotFoundError: No such secret or version, or no version has the label.
+            SecretNotFoundError: There is no such secret or version, or no version has the label.
             VersionDisabledError: The version's value was disabled or destroyed.
         """
         self.must_exist(call)
@@ -102,7 +102,7 @@ class LabelledVersions(Generic[Key, Kept]):
         return key
 
     def check_expected(self, call: Call, label: Label, expected: VersionId | None) -> None:
-        """Raise `ConflictError` unless `label` points at the version `expected`."""
+        """Raise `ConflictError` unless `label` points at the version `expected` of the secret."""
         holder = self.labels.get(label)
         if (None if holder is None else str(holder)) != expected:
             found = "no version" if holder is None else f"version {holder}"
@@ -110,10 +110,10 @@ class LabelledVersions(Generic[Key, Kept]):
             raise call.error(ConflictError, f"{found} holds the label {label!r}; expected: {wanted}")
 
     def with_label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> Self:
-        """Return the record with `label` moved.
+        """Return the record of versions and labels with `label` moved to another version.
 
         Raises:
-            SecretNotFoundError: No such secret or version.
+            SecretNotFoundError: There is no such secret or version.
             VersionDisabledError: The version's value was disabled or destroyed.
             ConflictError: `label` does not point at the version `expected`.
         """
@@ -122,10 +122,10 @@ class LabelledVersions(Generic[Key, Kept]):
         return replace(self, labels=MappingProxyType({**self.labels, label: key}))
 
     def without_label(self, call: Call, label: Label, expected: VersionId) -> Self:
-        """Return the record without `label`.
+        """Return the record of versions and labels without `label`.
 
         Raises:
-            SecretNotFoundError: No such secret.
+            SecretNotFoundError: There is no such secret.
             ConflictError: `label` does not point at the version `expected`.
         """
         self.must_exist(call)
@@ -134,10 +134,10 @@ class LabelledVersions(Generic[Key, Kept]):
         return replace(self, labels=MappingProxyType(left))
 
     def require_unlabelled(self, call: Call, version: VersionId) -> Key:
-        """Return the key of a version, after checking that no label points at it, so that its value may be destroyed.
+        """Check that no label points at a version, so that its value may be destroyed, and return the version's key.
 
         Raises:
-            SecretNotFoundError: No such secret or version.
+            SecretNotFoundError: There is no such secret or version.
             ConflictError: A label points at the version.
         """
         self.must_exist(call)
@@ -152,11 +152,11 @@ class LabelledVersions(Generic[Key, Kept]):
         return key
 
     def labels_of(self, key: Key) -> frozenset[Label]:
-        """Return the labels that point at a version."""
+        """Return the labels that point at one version of the secret."""
         return frozenset(label for label, holder in self.labels.items() if holder == key)
 
     def parse_version(self, call: Call, version: VersionId) -> Key:
-        """Return the key of the version with an id.
+        """Return the key in the record of the version with the given id.
 
         Raises:
             SecretNotFoundError: There is no such version.
@@ -172,23 +172,23 @@ class LabelledVersions(Generic[Key, Kept]):
 class VersionedRecord(LabelledVersions[int, RecordedVersion]):
     """All versions and labels of one secret, for a store whose versions Goatherd numbers; empty if there is no secret.
 
-    Version ids are the numbers 1, 2, 3…, which are parsed when they come in and never compared as strings.
+    Version ids are the numbers 1, 2, 3…; callers pass them as strings, which are parsed and never compared.
     """
 
     labels: Mapping[Label, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def exists(self) -> bool:
-        """Whether the secret exists."""
+        """Whether the secret exists, that is, has a version."""
         return bool(self.versions)
 
     @property
     def next_number(self) -> int:
-        """The number that the next version gets."""
+        """The number that the secret's next version gets."""
         return max(self.versions, default=0) + 1
 
     def describe_version(self, number: int) -> SecretVersion:
-        """Return the description of a version for the caller."""
+        """Return a version of the secret as the `SecretVersion` that callers of the provider get."""
         entry = self.versions[number]
         return SecretVersion(
             id=VersionId(number),
@@ -198,7 +198,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         )
 
     def newest_first(self) -> list[SecretVersion]:
-        """Return all versions by number, highest first."""
+        """Return all versions of the secret, sorted by number, highest first."""
         return [self.describe_version(number) for number in sorted(self.versions, reverse=True)]
 
     def must_exist(self, call: Call) -> None:
@@ -207,12 +207,12 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
             raise call.error(SecretNotFoundError, "there is no such secret")
 
     def made_by(self, request: str) -> int | None:
-        """Return the version that an earlier attempt of the same call wrote, if there is one."""
+        """Return the number of the version that the call with `request` has already written, if there is one."""
         newest = self.next_number - 1
         return next((n for n in range(newest, max(0, newest - 64), -1) if self._request_of(n) == request), None)
 
     def with_first_version(self, call: Call, entry: RecordedVersion, label: Label) -> VersionedRecord:
-        """Return the record of a new secret.
+        """Return the record of a new secret with one version and its label.
 
         Raises:
             SecretExistsError: The secret exists already.
@@ -224,7 +224,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
     def with_version(
         self, call: Call, entry: RecordedVersion, label: Label, expected: VersionId | None
     ) -> VersionedRecord:
-        """Return the record with one more version, to which `label` points.
+        """Return the record of versions with one more version, to which `label` points.
 
         Raises:
             SecretNotFoundError: The secret does not exist.
@@ -235,10 +235,10 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         return self._add_version(entry, label)
 
     def without_value(self, call: Call, version: VersionId) -> VersionedRecord:
-        """Return the record with a version marked as destroyed; unchanged if it is destroyed already.
+        """Return the record with a version marked as destroyed; a version that is already destroyed is not changed.
 
         Raises:
-            SecretNotFoundError: No such secret or version.
+            SecretNotFoundError: There is no such secret or version.
             ConflictError: A label points at the version.
         """
         number = self.require_unlabelled(call, version)
@@ -270,13 +270,14 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordForm:
-    """How a store writes a `VersionedRecord` as bytes.
+    """How a store encodes the record of a secret's versions (`VersionedRecord`) as bytes.
 
     Attributes:
-        name: The name of the format, which is in the record.
+        name: The name of the format, which is stored in the record.
         members: The order of a version's members, which is part of the format.
         may_be_empty: Whether the store writes a record before the first version exists.
-        is_alone: Whether only Goatherd writes to that place, so that a record in another format counts as damaged.
+        is_alone: Whether only Goatherd writes where the record is stored, so that a record in another format counts as
+            damaged.
     """
 
     name: str
@@ -286,12 +287,12 @@ class RecordForm:
 
 
 def encode_record(record: VersionedRecord, form: RecordForm) -> bytes:
-    """Return the bytes of a record."""
+    """Encode the record of a secret's versions and labels as bytes."""
     return json.dumps(with_digest(form.name, record_content(record, form.members)), indent=1).encode() + b"\n"
 
 
 def decode_record(raw: bytes, form: RecordForm) -> VersionedRecord:
-    """Return the record that is encoded in `raw`.
+    """Decode the record of a secret's versions and labels from the bytes `raw`.
 
     Raises:
         ForeignRecordError: The record is in another format.
@@ -308,12 +309,12 @@ def decode_record(raw: bytes, form: RecordForm) -> VersionedRecord:
 
 
 def encode_base64(raw: bytes) -> str:
-    """Return the base64 of a value, for stores that hold strings."""
+    """Encode a secret value as base64, for stores that hold strings."""
     return base64.b64encode(raw).decode()
 
 
 def decode_base64(encoded: object) -> bytes:
-    """Return the bytes of a value that is stored as base64.
+    """Decode a secret value that is stored as base64 into bytes.
 
     Raises:
         DamagedRecordError: The string is not base64.
@@ -321,32 +322,33 @@ def decode_base64(encoded: object) -> bytes:
     try:
         return base64.b64decode(str(encoded), validate=True)
     except (binascii.Error, ValueError):
-        raise DamagedRecordError("a value is not base64") from None
+        raise DamagedRecordError("a value must be base64") from None
 
 
 def digest_of(value: SecretBytes) -> str:
-    """Return the SHA-256 of a value in hex."""
+    """Return the SHA-256 of a secret value in hex."""
     return hashlib.sha256(value.reveal()).hexdigest()
 
 
 def entry_for(value: SecretBytes, *, request: str, now_ms: int) -> RecordedVersion:
-    """Return the entry of a record for a new version."""
+    """Create the record's entry for a new version from its value, its request and the time."""
     return RecordedVersion(created_ms=now_ms, request=request, digest=digest_of(value), size=value.size)
 
 
 def matches_entry(value: SecretBytes, entry: RecordedVersion) -> bool:
-    """Return whether a value is the one for which a record's entry was made."""
+    """Return whether a value has the size and digest that the record's entry of its version states."""
     return value.size == entry.size and digest_of(value) == entry.digest
 
 
 def with_digest(form: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content, preceded by the name of its format and its digest."""
+    """Return the content of a record, preceded by the name of its format and the SHA-256 of the content."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {"format": form, "sha256": digest, **content}
 
 
 def parse_record(stored: str | bytes, *formats: str) -> dict[str, Any]:
-    """Return the members of a stored record. The digest is not checked; `must_be_equal` does that.
+    """Parse a stored record of versions from JSON and return its members, without checking its digest
+    (`must_be_equal`).
 
     Args:
         stored: The record as JSON.
@@ -365,14 +367,14 @@ def parse_record(stored: str | bytes, *formats: str) -> dict[str, Any]:
 
 
 def must_be_in_format(document: object, *formats: str) -> None:
-    """Raise `ForeignRecordError` unless the record is in one of the formats."""
+    """Raise `ForeignRecordError` unless a stored record is in one of the given formats."""
     if not isinstance(document, Mapping) or document.get("format") not in formats:
         raise ForeignRecordError(f"it is not in the format {formats[0]}")
 
 
 @contextlib.contextmanager
 def reading_members() -> Iterator[None]:
-    """Raise `DamagedRecordError` for a member that is missing or of the wrong kind."""
+    """Raise `DamagedRecordError` if the ``with`` block finds a record's member missing or of the wrong type."""
     try:
         yield
     except DamagedRecordError:
@@ -382,16 +384,16 @@ def reading_members() -> Iterator[None]:
 
 
 def must_be_equal(written: object, stored: object) -> None:
-    """Raise `DamagedRecordError` unless the stored record equals its content encoded again, digest included."""
+    """Raise `DamagedRecordError` unless a stored record equals its decoded content, encoded again with the digest."""
     if written != stored:
         raise DamagedRecordError("its digest does not match its content")
 
 
 def record_content(ledger: VersionedRecord, members: tuple[str, ...] = _MEMBERS) -> dict[str, Any]:
-    """Return the members of a record for the given versions and labels.
+    """Encode a secret's versions and labels as the members of a record, in the form of JSON data.
 
     Args:
-        ledger: The versions and labels.
+        ledger: The versions and labels of the secret.
         members: The order of a version's members, which is part of the format of a store that compares bytes.
     """
     return {
@@ -404,7 +406,7 @@ def record_content(ledger: VersionedRecord, members: tuple[str, ...] = _MEMBERS)
 
 
 def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> VersionedRecord:
-    """Return the versions and labels in a stored record.
+    """Decode a secret's versions and labels from the members of a stored record.
 
     Args:
         document: The members of the record.

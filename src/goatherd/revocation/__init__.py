@@ -2,6 +2,6 @@
 
 - `goatherd.revocation.revoker`: replaces the root, freezes the list of its valid commits, and reissues its sessions.
 - `goatherd.revocation.reissue_sessions`: collects the sessions that the revoked root had introduced, and reissues them.
-- `goatherd.revocation.introduced_sessions`: finds those sessions in commits, and makes their new commits.
+- `goatherd.revocation.introduced_sessions`: finds these sessions in commits, and makes the new commits.
 - `goatherd.revocation.report`: the progress of a revocation, in total and at each server.
 """

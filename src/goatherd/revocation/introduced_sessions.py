@@ -1,9 +1,8 @@
 """Find the sessions that a revoked root had introduced, and make the commits by which the new root reissues them.
 
-Pure. Rules: a commit counts only with a valid signature of the revoked root. Only user sessions are reissued, never a
-root that the revoked root has introduced. A commit depends only on the identity document and on the introduced session
-(including its id and time), so every process makes the same commit, and pushing it twice has the effect of pushing it
-once.
+Pure. Rules: an old commit is used only if the revoked root's signature on it is valid. Only user sessions are reissued,
+never a root that the revoked root has introduced. A new commit, including its id and time, depends only on the identity
+document and on the session. So every process makes the same commit, and it does no harm to push it twice.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Introduced:
         session: The session, merged from the root's commits about it.
         commit_id: Id of the commit that reissues the session.
         parents: The commits of the session that have no child; they become the parents of the new one.
-        is_long: Whether its lifetime is longer than that of any session that GoatDB makes.
+        is_long: Whether the session's lifetime is longer than that of any session that GoatDB makes.
     """
 
     session: Session

@@ -1,9 +1,11 @@
 """Reissue the sessions that a revoked root had introduced: collect them from the servers, and push their new commits.
 
-This module reads, pushes, and checks what has arrived. `introduced_sessions` chooses the sessions and makes the
-commits; `revoker` writes the identity. Commits that a server already holds are not pushed again. New commits are pushed
-to one server, and the servers synchronize them; a commit that does not arrive is pushed to each server. A server that
-fails does not delay the others.
+This module reads the old commits, pushes the new ones, and checks which have arrived. `introduced_sessions` chooses the
+sessions and makes the commits; `revoker` writes the identity. Commits that a server already holds are not pushed again.
+New commits are pushed to all Goatherd servers at once, so that each server verifies while the others do, and the next
+commits are signed meanwhile. If there is none, they are pushed to one unmodified server, and the servers synchronize
+them. A commit that does not arrive is pushed to each server. A server that fails gets no more of them until the others
+have all.
 """
 
 from __future__ import annotations
@@ -37,6 +39,10 @@ from goatherd.wire.messages import VERSION
 from goatherd.wire.paths import SESSIONS_PATH
 
 BATCH: Final = 500
+AHEAD: Final = 2
+"""How many batches are pushed at one time: a server decodes one while it verifies another."""
+RETRIES: Final = 5
+"""How often commits that a server has not stored yet are pushed again: it may be verifying them for another server."""
 
 _ROUNDS: Final = 500
 _MOST_FILTERS: Final = 64
@@ -164,7 +170,13 @@ class SessionReissuer:
         listed = [root for root in document.roots if root.id not in revoked]
         if document.current.id in revoked:
             return tuple(listed)  # only where nothing is written yet: its successor is not known here
-        pool = TrustPool(org=self._org, current=document.current, roots=listed, revoked=revoked)
+        pool = TrustPool(
+            org=self._org,
+            current=document.current,
+            roots=listed,
+            revoked=revoked,
+            anchored=document.anchored_trust,
+        )
         pool.offer_session_commits(commits)
         return pool.roots
 
@@ -211,17 +223,7 @@ class SessionReissuer:
         wanted = [one.commit_id for one in found.sessions]
         todo = [one for one in found.sessions if one.commit_id not in known]
         failed: dict[str, GoatherdError] = {}
-        for start in range(0, len(todo), BATCH):
-            commits = await self._sign_commits(todo[start : start + BATCH], document, entry)
-            for outcome in ready:
-                if outcome.url in failed:
-                    continue
-                push = partial(self._push_to, outcome, commits, document.current)
-                if (error := await self._try_node(outcome, push)) is None:
-                    self._report.pushed += len(commits)
-                    self._pushed(outcome.url, self._report.pushed)
-                    break
-                failed[outcome.url] = error
+        await self._push_reissued(todo, ready, failed, document, entry)
         by_id = {one.commit_id: one for one in found.sessions}
         left, poll, deadline = [one for one in ready if one.url not in failed], self._policy.poll_min, None
         while True:
@@ -240,10 +242,55 @@ class SessionReissuer:
         if len(left) == len(ready):
             raise next(iter(failed.values()))
 
+    async def _push_reissued(
+        self,
+        todo: Sequence[Introduced],
+        ready: Sequence[NodeOutcome],
+        failed: dict[str, GoatherdError],
+        document: IdentityDocument,
+        entry: Revocation,
+    ) -> None:
+        """Push new commits to all Goatherd servers, or to one unmodified server; add servers that fail to `failed`."""
+        ours = [one for one in ready if not one.is_unmodified]
+
+        async def push_batch(commits: Sequence[Mapping[str, Any]]) -> None:
+            async def push(outcome: NodeOutcome) -> bool:
+                work = partial(self._push_to, outcome, commits, document.current)
+                if (error := await self._try_node(outcome, work)) is not None:
+                    failed.setdefault(outcome.url, error)
+                return error is None
+
+            left = [one for one in ours or ready if one.url not in failed]
+            holders: list[NodeOutcome] = []
+            if ours:
+                stored = await asyncio.gather(*[push(one) for one in left])
+                holders = [one for one, is_stored in zip(left, stored, strict=True) if is_stored]
+            while left and not ours and not holders:
+                if await push(one := left.pop(0)):
+                    holders.append(one)
+            if holders:
+                self._report.pushed += len(commits)
+                self._pushed(holders[0].url, self._report.pushed)
+
+        pushing: set[asyncio.Task[None]] = set()
+        try:
+            for start in range(0, len(todo), BATCH):
+                commits = await self._sign_commits(todo[start : start + BATCH], document, entry)
+                if len(pushing) >= AHEAD:
+                    done, pushing = await asyncio.wait(pushing, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
+                pushing.add(asyncio.create_task(push_batch(commits), name="reissued sessions"))
+            await asyncio.gather(*pushing)
+        finally:
+            for task in pushing:
+                task.cancel()
+            await asyncio.gather(*pushing, return_exceptions=True)
+
     async def _try_node(
         self, outcome: NodeOutcome, call: Callable[[SessionNode], Awaitable[object]]
     ) -> GoatherdError | None:
-        """Call one server; return the error if it failed, which is also recorded in its outcome."""
+        """Call one server; return the error if the call failed, and record the error in the server's outcome."""
         errors: list[GoatherdError] = []
 
         async def attempt(node: SessionNode) -> None:
@@ -275,9 +322,19 @@ class SessionReissuer:
     async def _push_commits(
         self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession
     ) -> None:
-        self._report.node_calls += 2
         await self._nodes[outcome.url].push(SESSIONS_PATH, commits, signer, self._clock.now_ms())
         lacking = await self._find_lacking(outcome, [commit["id"] for commit in commits], signer)
+        self._report.node_calls += 2
+        poll = self._policy.poll_min
+        for _ in range(RETRIES):
+            if not lacking:
+                return
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self._policy.poll_max)
+            missing = [commit for commit in commits if commit["id"] in set(lacking)]
+            await self._nodes[outcome.url].push(SESSIONS_PATH, missing, signer, self._clock.now_ms())
+            lacking = await self._find_lacking(outcome, lacking, signer)
+            self._report.node_calls += 2
         if lacking:
             raise RotationError(
                 f"{outcome.url} did not store {len(lacking)} of {len(commits)} session commits of {signer.id}",
@@ -285,7 +342,7 @@ class SessionReissuer:
             )
 
     async def _find_lacking(self, outcome: NodeOutcome, wanted: Sequence[str], signer: OwnedSession) -> list[str]:
-        """Return the ids of the commits that a server does not hold.
+        """Return which of the commits `wanted` a server does not hold.
 
         An unmodified server only sends Bloom filters of what it holds, and a filter of a few commits wrongly claims
         every second id. Filters with other seeds are requested, at most `_MOST_FILTERS`, until the probability that all
@@ -321,7 +378,7 @@ class SessionReissuer:
         entry: Revocation,
         _: SessionNode,
     ) -> None:
-        """Wait until a server has got the commits from the other servers; push those that do not arrive."""
+        """Wait for the new commits to reach a server from the other servers; at the deadline, push the missing ones."""
         deadline = self._clock.monotonic() + self._policy.settle.total_seconds()
         poll, least = self._policy.poll_min, len(wanted) + 1
         lacking = list(wanted)

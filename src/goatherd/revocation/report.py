@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Commits of a revoked root in one item that only one server reports to hold; unverified.
+    """Commits of a revoked root to one item, which only one server reports to hold; unverified.
 
     Attributes:
         path: The repository.
@@ -139,7 +139,7 @@ class RevocationReport:
 
 
 def count_claims(told: Iterable[HeldCommit]) -> tuple[Claim, ...]:
-    """Group the commits that only one server reports by item, sessions first."""
+    """Group the commits that only one server reports by the item that they change, sessions first."""
     by_item: dict[tuple[str, str], list[HeldCommit]] = {}
     for one in told:
         by_item.setdefault((one.path, one.key), []).append(one)

@@ -7,11 +7,11 @@ The order, and why:
 1. *Introduce* the successor to every server, by a commit that the stolen root signs. Clients and unmodified servers
    cannot learn of the successor in another way. The thief can sign such a commit anyway, so this adds no risk.
 2. *Revoke*: write the identity with the successor and the revocation. From now on servers reject the stolen root.
-3. *Freeze*: each server that rejects the root reports which of the root's commits it holds. The commits that two
-   servers hold form the list; its digest in the identity closes the list. A commit that only one server holds may have
-   been signed after the theft, so it counts only if the operator says so. Before step 2 there is a short wait, so that
-   commits can reach a second server. Unless every listed server reports, the list stays open: each server then uses the
-   commits that it holds.
+3. *Freeze*: each server that rejects the root reports which of the root's commits it holds. The list contains the
+   commits that at least two servers hold; once its digest is in the identity, it is final. A commit that only one
+   server holds may have been signed after the theft, so it is included only if the operator trusts that server. A short
+   wait before step 2 lets commits reach a second server. Until every listed server has reported, the list is not final,
+   and each server accepts the root's commits that it holds.
 4. *Reissue*: the successor introduces every user session that the root had introduced. From then on the root's
    signature introduces no session (*settled*).
 5. *Destroy* the stored versions that hold the root's private key, if the caller asks for it.
@@ -41,25 +41,34 @@ from goatherd.errors import (
     RotationError,
 )
 from goatherd.identity import transitions
+from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
 from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, merge_frozen_lists
+from goatherd.identity.root_signatures import Endorsement
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.transitions import revocations_to_sign
 from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
 from goatherd.revocation.report import NodeOutcome, RevocationReport, count_claims
+from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
 from goatherd.rotation.attempts import Attempts
-from goatherd.rotation.cross_signing import introduction_ids, make_earlier_introduction, make_session_commit
-from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped, StoreTroubled
+from goatherd.rotation.cross_signing import (
+    introduction_ids,
+    is_introduced_by_anchor,
+    make_earlier_introduction,
+    make_session_commit,
+)
+from goatherd.rotation.events import ConflictMet, Event, NodeNotified, RevocationStep, RevocationStepped, StoreTroubled
 from goatherd.rotation.machine import Kept, Policy
 from goatherd.rotation.obstacles import check_own_clock
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Continuity, check_store_history
-from goatherd.wire.paths import SESSIONS_PATH
+from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 if TYPE_CHECKING:
     from goatherd.cluster.server_answers import HeldCommit, ServerIdentity
@@ -101,6 +110,7 @@ class Revoker:
         trust_alone: URLs of servers whose lists are accepted although no other server confirms them.
         clock: Tells the time and waits.
         on_event: Called with each event as it happens; must not block and must not raise.
+        open_signer: Opens the signer of the identity's anchor by its URI.
     """
 
     def __init__(
@@ -109,12 +119,13 @@ class Revoker:
         secret_id: str,
         nodes: Sequence[RevocableNode],
         *,
-        org: str = "localhost",
+        org: str = DEFAULT_ORG,
         policy: Policy | None = None,
         distrust: Collection[str] = (),
         trust_alone: Collection[str] = (),
         clock: Clock | None = None,
         on_event: Callable[[Event], None] | None = None,
+        open_signer: SignerOpener = open_pinned_signer,
     ) -> None:
         self.policy = policy or Policy()
         self._provider = provider
@@ -127,6 +138,7 @@ class Revoker:
         self._report = RevocationReport(revoked_id="")
         self._outcomes: dict[str, NodeOutcome] = {}
         self._stolen: OwnedSession | None = None
+        self._anchor_keys = AnchorKeys(org, open_signer)
         self._has_waited = False
         self._instances: dict[str, str] = {}
         self._store = RepeatingStore(
@@ -175,7 +187,7 @@ class Revoker:
         """Revoke a root, or resume where an earlier run has stopped.
 
         Args:
-            session_id: The root.
+            session_id: Id of the root to revoke.
             reason: The reason, recorded in the identity.
             successor: The root that signs from now on, if the revoked one is the current root: `NEW`, `NEXT` (the next
                 root of the rotation in progress), or the id of a previous root whose private key the store still holds.
@@ -188,7 +200,7 @@ class Revoker:
             WrongClockError: This machine's clock differs from the store's, or from those of most servers.
             StoreWentBackError: A server has used a later identity than the store holds, or a different one: a backup
                 was restored. Nothing was written. `distrust` overrules a server.
-            ProviderError: The store failed. Run it again.
+            ProviderError: The store failed. Run the revocation again.
             GenerationError: The store shows an older identity than it has shown before.
             StuckError: The store refuses a change although nothing in it changes.
             RotationError: A server did not store the commits that were pushed to it.
@@ -201,9 +213,10 @@ class Revoker:
         first, _ = await self._read_identity()
         with self._store.repeating():
             await self._check_history(first)
-            return await self._run_steps(
-                session_id, reason, successor, leave_out=leave_out, reopen=reopen, destroy=destroy
-            )
+            async with self._anchor_keys:
+                return await self._run_steps(
+                    session_id, reason, successor, leave_out=leave_out, reopen=reopen, destroy=destroy
+                )
 
     async def _run_steps(
         self,
@@ -245,9 +258,11 @@ class Revoker:
 
     async def _write_revocation(self, session_id: str, reason: str, successor: str) -> IdentityDocument:
         new_root: OwnedSession | None = None
+        word: AnchorWord | None = None
+        at = self._clock.now_ms()
 
         async def change(document: IdentityDocument) -> IdentityDocument | None:
-            nonlocal new_root
+            nonlocal new_root, word, at
             if session_id in document.revoked_ids:
                 return None
             document = await self._restore_pruned_root(document, session_id)
@@ -255,8 +270,11 @@ class Revoker:
                 new_root, self._stolen = await self._choose_successor(document, session_id, successor)
                 self._check_clock()
                 await self._call_store(self._store.reserve_room(self._secret_id))
+                # The anchor signs before anything is pushed or written, so a signer that fails leaves no trace.
+                at = self._clock.now_ms()
+                word = await self._ask_anchor(document, session_id, new_root, at)
                 if new_root is not None:
-                    await self._introduce_successor(document, new_root.session)
+                    await self._introduce_successor(document, new_root.session, word)
             if not self._has_waited:
                 self._has_waited = True
                 await self._run_timed("spread", self._wait_until_spread(document, session_id))
@@ -266,10 +284,11 @@ class Revoker:
             return transitions.revoke_root(
                 document,
                 session_id,
-                self._clock.now_ms(),
+                self._clock.now_ms() if word is None else at,
                 reason=reason,
                 successor=new_root if session_id == document.current.id else None,
                 proving=None if session_id == document.current.id else self._stolen,
+                word=word,
             )
 
         document, is_written = await self._change_identity("write the revocation", change)
@@ -279,8 +298,25 @@ class Revoker:
         self._stolen = self._stolen or await self._stored_root(document, session_id)
         return document
 
+    async def _ask_anchor(
+        self, document: IdentityDocument, session_id: str, new_root: OwnedSession | None, at: int
+    ) -> AnchorWord | None:
+        """Return the anchor's signatures for the revocation; None if the identity has no anchor."""
+        if document.anchor is None or session_id == document.anchor.id:
+            return None  # the change itself explains that an anchor cannot be revoked
+        anchor = self._anchor_keys.open_current(document)
+        endorsements: list[Endorsement] = []
+        if new_root is not None and document.find_root(new_root.id) is None:
+            endorsements.append(await anchor.introduce(new_root.session, at))
+        proofs = {
+            one: await anchor.sign_revocation(one, at) for one in revocations_to_sign(document, session_id, new_root)
+        }
+        return AnchorWord(
+            anchor=document.anchor, session=anchor.session, endorsements=tuple(endorsements), proofs=proofs
+        )
+
     def _check_clock(self) -> None:
-        """Check this machine's clock, by the answers of the store and the servers so far."""
+        """Check that this machine's clock is right, by the answers of the store and the servers so far."""
         now_ms = self._clock.now_ms()
         check_own_clock(
             self._provider.store_clock.ahead_ms(now_ms),
@@ -313,11 +349,12 @@ class Revoker:
         if session_id != document.current.id:
             return None, await self._stored_root(document, session_id)
         if successor == NEW:
+            policy = self.policy.for_identity(has_anchor=document.anchor is not None)
             # In an emergency, unreachable servers are no obstacle; the others report what they run.
-            check_lifetime(self.policy, unmodified=await self._find_unmodified())
+            check_lifetime(policy, unmodified=await self._find_unmodified())
             now_ms = self._clock.now_ms()
             fresh = OwnedSession.generate(
-                session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
+                session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=policy.lifetime
             )
             return fresh, document.current
         if successor == NEXT or (document.next is not None and document.next.id == successor):
@@ -329,27 +366,22 @@ class Revoker:
             raise IllegalStepError(f"the store holds no private key of root {successor}")
         return earlier, document.current
 
-    async def _find_unmodified(self) -> tuple[str, ...]:
-        found: list[str] = []
+    async def _read_reports(self) -> dict[str, ServerIdentity | None]:
+        """Return the report of each server that answers, by URL; None for an unmodified server without an agent."""
+        found: dict[str, ServerIdentity | None] = {}
 
         async def ask(node: RevocableNode) -> None:
-            answer = await node.identity()
-            if answer is None or answer.agent is not None:
-                found.append(node.base_url)
+            found[node.base_url] = await node.identity()
 
         await self._call_each(tuple(self._nodes), ask)
-        return tuple(found)
+        return found
+
+    async def _find_unmodified(self) -> tuple[str, ...]:
+        reports = await self._read_reports()
+        return tuple(url for url, one in reports.items() if one is None or one.agent is not None)
 
     async def _read_identities(self) -> dict[str, ServerIdentity]:
-        answers: dict[str, ServerIdentity] = {}
-
-        async def ask(node: RevocableNode) -> None:
-            answer = await node.identity()
-            if answer is not None:
-                answers[node.base_url] = answer
-
-        await self._call_each(tuple(self._nodes), ask)
-        return answers
+        return {url: one for url, one in (await self._read_reports()).items() if one is not None}
 
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
         """Return a previous root with its private key, from the stored version that holds it."""
@@ -363,14 +395,19 @@ class Revoker:
                         return owned
         return None
 
-    async def _introduce_successor(self, document: IdentityDocument, new_root: Session) -> None:
+    async def _introduce_successor(
+        self, document: IdentityDocument, new_root: Session, word: AnchorWord | None
+    ) -> None:
         stolen, now_ms = document.current, self._clock.now_ms()
         if document.find_root(new_root.id) is not None or stolen.session.is_expired(now_ms):
             return
-        commits = [
-            make_session_commit(new_root, signer=stolen, commit_id=commit_id, ts=now_ms, org=self._org)
-            for commit_id in introduction_ids(new_root.id)
-        ]
+        if word is not None:
+            commits = [one.introduction(new_root).to_json() for one in word.endorsements]
+        else:
+            commits = [
+                make_session_commit(new_root, signer=stolen, commit_id=commit_id, ts=now_ms, org=self._org)
+                for commit_id in introduction_ids(new_root.id)
+            ]
 
         async def introduce(node: RevocableNode) -> None:
             await node.push(SESSIONS_PATH, commits, stolen, now_ms)
@@ -381,7 +418,7 @@ class Revoker:
     # --- 3: the freeze ----------------------------------------------------------------------------------------------
 
     async def _wait_for_adoption(self, document: IdentityDocument) -> None:
-        """Notify the servers until each has the revocation, or the timeout ends."""
+        """Notify the servers until each has adopted the revocation, or the timeout has passed."""
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
         poll = self.policy.poll_min
         while True:
@@ -421,7 +458,7 @@ class Revoker:
     async def _close_if_complete(
         self, document: IdentityDocument, session_id: str, *, reopen: bool
     ) -> tuple[IdentityDocument, FrozenList | None]:
-        """Close the list of frozen commits if possible; return the list, or None while it is open."""
+        """Close the list of the revoked root's valid (frozen) commits if it is complete; return the list, else None."""
         ours = [one for one in self._outcomes.values() if not one.is_unmodified]
         entry = _find_entry(document, session_id)
         is_to_close = entry.freeze is None or reopen
@@ -493,7 +530,10 @@ class Revoker:
     async def _read_lists(
         self, document: IdentityDocument, session_id: str, *, is_repeated: bool
     ) -> dict[str, FrozenList]:
-        """Read the servers' lists of commits; repeat while a commit is on one list only and the lists still change."""
+        """Read from each server the list of the revoked root's commits that it holds.
+
+        The lists are read again while a commit is on one list only and the lists still change.
+        """
         lists: dict[str, FrozenList] = {}
 
         async def ask(node: RevocableNode) -> None:
@@ -583,10 +623,10 @@ class Revoker:
         return known
 
     async def _read_closed_list(self, digest: str, union: FrozenList) -> FrozenList:
-        """Return the list that the identity names, from any server that has it.
+        """Return the closed list of frozen commits that the identity names, from any server that has it.
 
         Raises:
-            RotationError: No server has it.
+            RotationError: No server has the list.
         """
         found = await self._find_list(digest, union)
         if found is None:
@@ -642,6 +682,9 @@ class Revoker:
         if document.next is not None:
             without.add(document.next.id)  # the rotation in progress introduces it
         good = [root.id for root in document.roots if root.id not in without]
+        if document.anchor is not None:
+            # Any other introduction would need another signature of the anchor, and servers hold one by it.
+            good = [one for one in good if is_introduced_by_anchor(document, one)]
         commits = [make_earlier_introduction(document, one, org=self._org) for one in good]
         todo = [one for one in commits if one["id"] not in known]
         if not todo:
@@ -734,10 +777,13 @@ class Revoker:
         return changed
 
     async def _destroy_each(self, document: IdentityDocument, current: str, attempts: Attempts) -> bool:
-        """Destroy the versions with a revoked key and no foreign label; return whether to check and try again.
+        """Destroy the versions that hold a revoked key, except those with labels that Goatherd did not set.
+
+        Returns:
+            Whether a version could not be destroyed yet, so that the store must be checked again.
 
         Raises:
-            StuckError: The store refuses to destroy a version, and shows no reason for it.
+            StuckError: The store refuses to destroy a version although no label or lock protects it.
         """
         report, kept, is_over = self._report, [], True
         for holding in await self._find_holdings(document):
@@ -756,11 +802,11 @@ class Revoker:
                 await self._call_store(self._store.destroy(self._secret_id, at))
             except ConflictError as conflict:
                 # A label was just added, or one of Goatherd's own labels still points at it.
-                attempts.note(evidence, conflict)
+                attempts.count_attempt(evidence, conflict)
                 self._emit_event(ConflictMet())
                 is_over = False
                 continue
-            attempts.note(evidence)
+            attempts.count_attempt(evidence)
             if not self._provider.guarantees.destroys:
                 report.given_up = (*report.given_up, at)
                 continue
@@ -821,21 +867,10 @@ class Revoker:
         async def read() -> IdentityDocument:
             return (await self._read_identity())[0]
 
-        async def ask() -> dict[str, ServerIdentity]:
-            answers: dict[str, ServerIdentity] = {}
-
-            async def one(node: RevocableNode) -> None:
-                answer = await node.identity()
-                if answer is not None:
-                    answers[node.base_url] = answer
-
-            await self._call_each(tuple(self._nodes), one)
-            return answers
-
         return await check_store_history(
             first,
             read=read,
-            ask=ask,
+            ask=self._read_identities,
             policy=replace(self.policy, distrust=self.policy.distrust | self._distrust),
             guarantees=self._provider.guarantees,
             clock=self._clock,
@@ -875,7 +910,7 @@ class Revoker:
                 try:
                     await self._write_identity(changed, version.id)
                 except ConflictError as conflict:
-                    attempts.note(evidence, conflict)
+                    attempts.count_attempt(evidence, conflict)
                     self._emit_event(ConflictMet())
                 else:
                     return changed, True
@@ -887,7 +922,7 @@ class Revoker:
         version = await self._call_store(
             self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         )
-        self._continuity.note(version.id, document)
+        self._continuity.remember_document(version.id, document)
         self._highest = max(self._highest, document.generation)
         await self._settle_write(document, version, is_ours=True)
 
@@ -931,7 +966,7 @@ class Revoker:
                 if error.status != 403 or self._stolen is None:
                     raise
                 answer = await node.refresh(self._stolen, now_ms)
-            self._emit_event(NodeTold(url=node.base_url, heard=answer is not None))
+            self._emit_event(NodeNotified(url=node.base_url, is_reached=answer is not None))
 
         await self._call_each(urls, notify)
 
@@ -953,7 +988,7 @@ class Revoker:
                     await call(self._nodes[url])
             except (NodeError, DecodeError, RotationError, TimeoutError) as error:
                 self._outcomes[url].problem = str(error) or "no answer in time"
-                self._emit_event(NodeTold(url=url, heard=False, problem=str(error)))
+                self._emit_event(NodeNotified(url=url, is_reached=False, problem=str(error)))
 
         async with asyncio.TaskGroup() as group:
             for url in urls:
@@ -980,7 +1015,7 @@ class Revoker:
         report.current_id, report.generation = document.current.id, document.generation
         entry = next((one for one in document.revoked if one.id == session_id), None)
         if entry is not None:
-            report.has_proof = entry.proof is not None
+            report.has_proof = entry.proof is not None or document.anchor is not None
             report.settled = entry.settled_at is not None
             report.closed = entry.freeze is not None
             report.frozen = 0 if entry.freeze is None else entry.freeze.commits

@@ -1,7 +1,7 @@
 """Replace the root key of a cluster while its servers run.
 
 - `machine`: phases, legal steps and their conditions as tables; `decide`, which returns the next action. Pure.
-- `observation`: everything that `decide` knows. Pure. `policy`: timeouts, quorum, lifetimes. Pure.
+- `observation`: the data on which `decide` decides. Pure. `policy`: timeouts, quorum, lifetimes. Pure.
 - `obstacles`: what prevents a rotation from starting. Pure. `clocks`: whether this machine's clock is wrong. Pure.
 - `plan`: what a rotation would do. Pure.
 - `cross_signing`: the commits by which one root introduces another. Pure.

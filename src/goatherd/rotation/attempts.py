@@ -5,10 +5,10 @@ Attempts are counted for each action and each state of the store in which it was
 (`goatherd.rotation.machine`) limits waits and pushes to servers.
 
 Rules:
-1. If another writer was faster, the store shows a new state: the action is decided again, and a new count begins. If a
-   write conflicts although the store shows the same state as before, the count goes on.
-2. Some stores may show an older state for a while. There, a run that has used up its attempts continues to read the
-   store for `Policy.store_patience`, and changes nothing meanwhile.
+1. If another writer was faster, the store shows a new state: the run decides again, and a new count begins. If a write
+   conflicts although the store shows the same state as before, the count continues.
+2. Some stores may show an older state for a while. With such a store, a run that has used up its attempts continues to
+   read for `Policy.store_patience`, without any change, before it fails.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class _Attempt:
 
 
 class Attempts:
-    """Counts the attempts of one run, and limits them.
+    """Counts how often one run of a rotation has tried each action, and limits the attempts.
 
     Args:
-        guarantees: The store's guarantees; they say whether it may show an older state for a while.
-        policy: `Policy.store_patience` is how long that may last.
+        guarantees: The store's guarantees; they say whether reads of the store may lag.
+        policy: `Policy.store_patience` is how long reads may lag.
         clock: Tells the time.
     """
 
@@ -63,10 +63,11 @@ class Attempts:
         self._known: dict[Hashable, _Attempt] = {}
 
     def may_try(self, evidence: Hashable, action: Action | str) -> bool:
-        """Return whether the action may be tried now. If not, the caller reads the store again first.
+        """Return whether an action of the rotation may be tried now. If not, the caller reads the store again first.
 
         Args:
-            evidence: What the action was decided on (`evidence_of`); None for an action that is not limited here.
+            evidence: The state on which the action was decided (from `evidence_of`); None for an action that is not
+                limited here.
             action: The action, or its name in the error message.
 
         Raises:
@@ -80,8 +81,8 @@ class Attempts:
         name = action if isinstance(action, str) else name_of(action)
         raise StuckError(f"cannot {name}: tried {known.count} times, and the store has not changed ({known.answer})")
 
-    def note(self, evidence: Hashable, conflict: GoatherdError | None = None) -> None:
-        """Count an attempt that the store has answered, with success or with a conflict."""
+    def count_attempt(self, evidence: Hashable, conflict: GoatherdError | None = None) -> None:
+        """Count an attempt of an action which the store has answered, with success or with a conflict."""
         if evidence is None:
             return
         known = self._known.setdefault(evidence, _Attempt())
@@ -91,7 +92,9 @@ class Attempts:
 
 
 def evidence_of(action: Action, observation: Observation) -> Hashable:
-    """Return an action and the state that it was decided on, as one value; None for an action that a deadline limits.
+    """Return an action together with the state on which it was decided, as one value to compare attempts by.
+
+    The result is None for an action that a deadline limits.
 
     For a write only the state of the store is used. The servers' answers, and texts with counts, differ at every
     observation but make the write no likelier to succeed.

@@ -1,12 +1,12 @@
 """Find out whether this machine's clock is wrong: compare it with the clocks of the store and of the servers.
 
-Pure: the differences come in as arguments (`goatherd.rotation.obstacles` turns them into a reason not to write).
+Pure: the differences between the clocks are arguments. `goatherd.rotation.obstacles` stops a rotation if a clock is
+wrong.
 
 Rules:
-1. The store is trusted: if it reports the time, its clock decides. If it does not (a file), the servers' clocks decide,
-   and this machine's clock must agree with the majority, in which it counts itself. So a single lying server cannot
-   stop a rotation.
-2. An unknown clock does not count. Without any clock to compare with, this machine's clock counts as right.
+1. The store is trusted: if it reports the time, its clock decides. If it does not (a file store), this machine's clock
+   must agree with the majority of all clocks, its own included. So a single lying server cannot stop a rotation.
+2. An unknown clock is ignored. If no other clock is known, this machine's clock is assumed to be right.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ THE_STORE: Final = "the store"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocks:
-    """How other clocks differ from this machine's.
+    """How the clocks of the store and the servers differ from this machine's clock.
 
     Attributes:
         store_ahead_ms: How far the store's clock is ahead of this machine's, negative if behind; None if it is unknown.
-        servers_ahead_ms: The same for each server that reports its time, by URL.
+        servers_ahead_ms: How far the clock of each server that reports its time is ahead of this machine's, by URL.
         tolerance: Clocks that differ by more than this count as different.
     """
 
@@ -35,7 +35,7 @@ class Clocks:
 
     @property
     def is_ours_wrong(self) -> bool:
-        """Whether this machine's clock is the wrong one, as far as the other clocks show."""
+        """Whether this machine's clock is wrong, judged by the clocks of the store and the servers."""
         if self.store_ahead_ms is not None:
             return self.differs(self.store_ahead_ms)
         differing = sum(map(self.differs, self.servers_ahead_ms.values()))
@@ -43,11 +43,11 @@ class Clocks:
 
     @property
     def is_ours_confirmed(self) -> bool:
-        """Whether another clock shows that this machine's clock is right."""
+        """Whether the clock of the store or of a server confirms that this machine's clock is right."""
         return (self.store_ahead_ms is not None or bool(self.servers_ahead_ms)) and not self.is_ours_wrong
 
     def describe_differences(self) -> tuple[str, ...]:
-        """Return a line for each clock that differs from this machine's."""
+        """Return a human-readable line for each clock that differs from this machine's clock."""
         seen = [(THE_STORE, self.store_ahead_ms), *self.servers_ahead_ms.items()]
         return tuple(
             describe_difference(name, ahead_ms)
@@ -56,12 +56,12 @@ class Clocks:
         )
 
     def differs(self, ahead_ms: int) -> bool:
-        """Return whether a clock that is this far ahead of this machine's counts as different."""
+        """Return whether a clock that is `ahead_ms` ahead of this machine's clock counts as different."""
         return timedelta(milliseconds=abs(ahead_ms)) > self.tolerance
 
 
 def describe_difference(name: str, ahead_ms: int) -> str:
-    """Return, as a human-readable sentence, how far a clock is ahead of this machine's or behind it."""
+    """Return a sentence that states how far a clock is ahead of this machine's clock, or behind it."""
     where = "ahead of" if ahead_ms > 0 else "behind"
     return f"the clock of {name} is {describe_span(abs(ahead_ms))} {where} this machine's"
 

@@ -1,11 +1,10 @@
 """Make the ``/sys/sessions`` commits by which one root introduces another (cross-signatures).
 
 Pure. A commit depends on the identity document alone, including its id, time and signature. So any process that resumes
-a rotation makes the very same commit again, and pushing it twice has the effect of pushing it once.
+a rotation makes the same commit again, and it does no harm to push it twice.
 
-No introduction of a root has a parent (ADR 17), because a GoatDB client that was offline ignores an introduction that
-is the parent of a commit the client holds. All introductions of one root have the same contents, so GoatDB does not
-merge them.
+No introduction of a root has a parent (ADR 17), because a GoatDB client ignores an introduction that arrives after a
+child of it. All introductions of one root have the same contents, so GoatDB does not merge them.
 """
 
 from __future__ import annotations
@@ -17,46 +16,39 @@ from goatherd.cluster.session_queries import ExpectedCommit
 from goatherd.derived_ids import derived_id
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import last_signed_ms
+from goatherd.identity.root_signatures import Endorsement
 from goatherd.identity.session import (
     OwnedSession,
     Session,
     parse_signature,
     sign_commit,
 )
-from goatherd.identity.session_commits import (
-    SESSIONS_SCHEMA,
-    earlier_introduction_id,
-    session_fields,
-)
-from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
-from goatherd.wire.commit import new_commit
+from goatherd.identity.session_commits import draft_session_commit, earlier_introduction_id, introduction_id
 
 COPIES: Final = 3
 """How many times a new root is introduced. An unmodified server that holds 60 session commits omits one of them from an
 answer with a probability of 1 in 15, and all three with a probability of 1 in 3600."""
 
 
-def introduction_id(session_id: str) -> str:
-    """Return the id of the commit that introduces this root to its cluster."""
-    return derived_id("introduction", session_id)
-
-
 def introduction_ids(session_id: str) -> tuple[str, ...]:
-    """Return the ids of all commits that introduce this root to its cluster; `introduction_id` returns the first.
+    """Return the ids of all commits that introduce a root session to its cluster; `introduction_id` returns the first.
 
     An unmodified server leaves a commit out of its answer if the client's Bloom filter contains it by chance. A client
-    that gets one introduction later than the following ones never follows those, so each is sent `COPIES` times.
+    that gets the introduction of one root later than those of the next roots never trusts these. So each introduction
+    is sent as `COPIES` commits.
     """
     others = [derived_id(f"introduction/{number}", session_id) for number in range(2, COPIES + 1)]
     return (introduction_id(session_id), *others)
 
 
 def make_repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
-    """Return commits with the contents of `make_introduction` under other ids; none for a root that is restored.
+    """Return the further copies of the next root's introduction: commits with other ids and the same contents.
+
+    `make_introduction` returns the first copy. There are no further copies for a previous root that is restored.
 
     Args:
-        document: A prepared or published document.
-        org: See `make_introduction`.
+        document: An identity document with a rotation in phase prepared or published.
+        org: The organization of the servers' data; it is part of the signed bytes.
     """
     record = document.rotation
     assert record is not None
@@ -65,16 +57,69 @@ def make_repeated_introductions(document: IdentityDocument, *, org: str) -> list
     return [_introduce_next(document, commit_id, org) for commit_id in introduction_ids(record.to_id)[1:]]
 
 
+def make_introductions(document: IdentityDocument, *, org: str) -> list[list[dict[str, Any]]]:
+    """Return the commits that introduce the next root, in the order in which they must be pushed, a list for each push.
+
+    If the identity has an anchor, its signature is in the document. A new anchor is introduced first, in a push of its
+    own, because GoatDB verifies all commits of a request before it trusts any of them.
+
+    Args:
+        document: An identity document with a rotation in phase prepared or published.
+        org: The organization of the servers' data; it is part of the signed bytes.
+    """
+    commits = [make_introduction(document, org=org), *make_repeated_introductions(document, org=org)]
+    after = document.next_anchor
+    record = document.rotation
+    assert record is not None
+    if after is None or after == document.anchor:
+        return [commits]
+    session = document.find_root(after.id)
+    assert session is not None
+    signed = _find_introduction(document, session, None if document.anchor is None else document.anchor.id)
+    if signed is None:
+        signed = make_session_commit(
+            session, signer=document.current, commit_id=introduction_id(session.id), ts=record.started_at, org=org
+        )
+    for one in document.endorsements:
+        earlier = document.find_root(one.of)
+        if one.by == after.id and one.commit is not None and one.commit.is_earlier and earlier is not None:
+            commits.append(one.introduction(earlier).to_json())
+    return [[signed], commits]
+
+
+def _find_introduction(document: IdentityDocument, root: Session, by_id: str | None) -> dict[str, Any] | None:
+    """Return the commit by which an anchor has introduced `root`, if the document holds its signature; None if not."""
+    found = _find_endorsement(document, root.id, by_id)
+    return None if found is None else found.introduction(root).to_json()
+
+
+def _find_endorsement(document: IdentityDocument, root_id: str, by_id: str | None = None) -> Endorsement | None:
+    """Return an endorsement of a root that is also its introduction by an unrevoked anchor; None if there is none."""
+    return next(
+        (
+            one
+            for one in document.endorsements
+            if one.of == root_id and one.commit is not None and by_id in (None, one.by)
+            if one.by not in document.revoked_ids
+        ),
+        None,
+    )
+
+
 def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, ...]:
     """Return the commits any of which shows that the next root was introduced; none if no rotation is in progress.
 
     A new root has one such commit, signed by the current root. A previous root that is restored was introduced before:
-    by the root that it replaced, or by one that replaced it (its cross-signature). A server that holds none of these
-    gets a new one, which is the last of those returned.
+    by the root that it replaced, or by the root that replaced it (the cross-signature). A server that holds none of
+    these commits gets a new introduction, which is the last commit in the result.
     """
     record = document.rotation
     if record is None:
         return ()
+    authority = document.next_anchor or document.anchor
+    if authority is not None:
+        # SECURITY: a commit by another root would not show that servers trust the next root by the anchor's word.
+        return (_expect(document, introduction_id(record.to_id), record.to_id, {authority.id}),)
     if not record.is_restore:
         return (_expect(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
     # SECURITY: a commit of a revoked root introduces nothing (tests/unit/rotation/test_cross_signing.py).
@@ -92,7 +137,7 @@ def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, 
 
 
 def cross_signature_id(rotation_id: str) -> str:
-    """Return the id of the commit by which a rotation's new root introduces the root that it replaces."""
+    """Return the id of a rotation's cross-signature: the commit by which the new root introduces the replaced one."""
     return derived_id("cross-signature/2", rotation_id)
 
 
@@ -114,7 +159,7 @@ def _expect(document: IdentityDocument, commit_id: str, session_id: str, signer_
 
 
 def expected_cross_signature(document: IdentityDocument) -> ExpectedCommit | None:
-    """Return the expected introduction of the previous root by the next one; None if no rotation is in progress."""
+    """Return the commit by which the next root must introduce the previous root; None if no rotation is in progress."""
     record = document.rotation
     if record is None:
         return None
@@ -122,14 +167,19 @@ def expected_cross_signature(document: IdentityDocument) -> ExpectedCommit | Non
 
 
 def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
-    """Return the commit that introduces the next root, signed by the current one.
+    """Return the commit that introduces the next root, signed by the current root.
 
     Args:
-        document: A prepared or published document.
+        document: An identity document with a rotation in phase prepared or published.
         org: The organization of the servers' data; it is part of the signed bytes.
     """
     record = document.rotation
     assert record is not None
+    authority, successor = document.next_anchor or document.anchor, document.next
+    if authority is not None and successor is not None:
+        signed = _find_introduction(document, successor.session, authority.id)
+        assert signed is not None
+        return signed
     commit_id = restoration_id(record.id) if record.is_restore else introduction_id(record.to_id)
     return _introduce_next(document, commit_id, org)
 
@@ -144,11 +194,11 @@ def _introduce_next(document: IdentityDocument, commit_id: str, org: str) -> dic
 
 
 def make_cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
-    """Return the commit that introduces the previous root, signed by the current one.
+    """Return the cross-signature: the commit that introduces the previous root, signed by the new current root.
 
     Args:
-        document: An activated or verified document.
-        org: See `make_introduction`.
+        document: An identity document with a rotation in phase activated or verified.
+        org: The organization of the servers' data; it is part of the signed bytes.
     """
     record, expected = document.rotation, expected_cross_signature(document)
     assert record is not None
@@ -162,12 +212,13 @@ def make_cross_signature(document: IdentityDocument, *, org: str) -> dict[str, A
 
 
 def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed: Iterable[str]) -> tuple[str, ...]:
-    """Return the ids of all commits by which roots of this identity may have been introduced.
+    """Return the ids of all commits by which the roots of one identity may have been introduced.
 
     Args:
-        rotations: Ids of rotations.
-        roots: Ids of roots that took part in them.
-        listed: Ids of roots that the document lists; they may have introduced roots that were removed from it.
+        rotations: Ids of the identity's rotations.
+        roots: Ids of the roots that took part in these rotations.
+        listed: Ids of the roots that the identity document lists; they may have introduced roots that were removed from
+            it.
     """
     found = [
         one
@@ -181,23 +232,36 @@ def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed
 
 
 def expected_earlier_introduction(document: IdentityDocument, session_id: str) -> ExpectedCommit:
-    """Return the expected commit by which the current root introduces a previous one."""
+    """Return the commit by which the current root must introduce a previous root before that root is removed.
+
+    In an identity with an anchor, the anchor must have introduced it.
+    """
     current = document.current.id
+    if document.anchor is not None:
+        signed, by_id = _find_first_introduction(document, session_id), document.anchor.id
+        if signed is not None and signed.commit is not None:
+            root = document.find_root(session_id)
+            assert root is not None
+            commit_id = signed.commit.draft_commit(root, by_id=signed.by).id
+            return _expect(document, str(commit_id), session_id, {signed.by})
+        return _expect(document, earlier_introduction_id(session_id, by_id), session_id, {by_id})
     return _expect(document, earlier_introduction_id(session_id, current), session_id, {current})
 
 
 def make_earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
-    """Return the commit that introduces a previous root of a steady document, signed by the current one.
+    """Return the commit that introduces a previous root, signed by the current root.
 
-    Because of this commit the previous root stays trusted after it was removed from the document.
+    Because of this commit, the previous root stays trusted after it is removed from the identity document.
 
     Args:
-        document: A steady document.
-        session_id: A previous root in the document.
-        org: See `make_introduction`.
+        document: An identity document without a rotation in progress.
+        session_id: Id of a previous root in the document.
+        org: The organization of the servers' data; it is part of the signed bytes.
     """
     earlier = document.find_root(session_id)
     assert earlier is not None
+    if document.anchor is not None and (signed := _find_first_introduction(document, session_id)) is not None:
+        return signed.introduction(earlier).to_json()
     return make_session_commit(
         earlier,
         signer=document.current,
@@ -208,21 +272,37 @@ def make_earlier_introduction(document: IdentityDocument, session_id: str, *, or
     )
 
 
+def is_introduced_by_anchor(document: IdentityDocument, session_id: str) -> bool:
+    """Return whether the document holds an anchor's introduction of a root, so that no new signature is needed."""
+    return _find_first_introduction(document, session_id) is not None
+
+
+def _find_first_introduction(document: IdentityDocument, session_id: str) -> Endorsement | None:
+    """Return the endorsement by which servers learned a root, if its anchor still counts; None otherwise.
+
+    An anchor of which the document says nothing any more may be a former one, or that of a cancelled rotation. Servers
+    do not let a root leave the document because of an introduction by such an anchor, so the present one makes another.
+    """
+    first = next((one for one in document.endorsements if one.of == session_id and one.commit is not None), None)
+    counts = first is not None and first.by in document.anchor_ids - document.revoked_ids
+    return first if counts else None
+
+
 def expected_late_introduction(document: IdentityDocument, expired_id: str) -> ExpectedCommit:
-    """Return the expected commit by which an expired root introduces the current one, which has replaced it."""
+    """Return the commit by which an expired root must introduce the current root, which has replaced it."""
     return _expect(document, introduction_id(document.current.id), document.current.id, {expired_id})
 
 
 def make_late_introduction(document: IdentityDocument, expired: OwnedSession, *, org: str) -> dict[str, Any]:
-    """Return the commit by which an expired root introduces the current one, which has replaced it.
+    """Return the commit by which an expired root introduces the current root, which has replaced it.
 
-    Clients that know only the expired root follow the current one by this commit. The commit has the time of the
-    endorsement in the document, when the expired root's signature was still valid.
+    Clients that know only the expired root trust the current root because of this commit. The commit has the time of
+    the endorsement in the document, when the expired root's signature was still valid.
 
     Args:
-        document: A steady document.
+        document: An identity document without a rotation in progress.
         expired: The expired root with its private key.
-        org: See `make_introduction`.
+        org: The organization of the servers' data; it is part of the signed bytes.
     """
     current = document.current
     (signature,) = (one.signature for one in document.endorsements if (one.by, one.of) == (expired.id, current.id))
@@ -245,24 +325,14 @@ def make_session_commit(
 
     Args:
         session: The session to introduce; only its public key is written.
-        signer: The root that introduces it, and the commit's author.
+        signer: The root that introduces the session, and the commit's author.
         commit_id: 24 characters of a-z and 0-9.
         ts: Time of the commit and of its signature, in milliseconds since 1970.
-        org: See `make_introduction`.
+        org: The organization of the servers' data; it is part of the signed bytes.
         parents: Ids of the commit's parents.
-        connection: Id of the process that writes it; None to derive it from the signer.
+        connection: Id of the process that writes the commit; None to derive it from the signer.
     """
-    draft = new_commit(
-        commit_id=commit_id,
-        key=session.id,
-        session_id=signer.id,
-        ts=ts,
-        org=org,
-        data=session_fields(session),
-        schema_marker=SESSIONS_SCHEMA,
-        connection=connection or derived_id("connection", signer.id),
-        parents=parents,
-        # COMPAT: GoatDB's commits always carry one; nothing is recorded in it, as for any first or second of a key.
-        ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, range(1, 1 + seed_count(1, DEFAULT_FPR))),
+    draft = draft_session_commit(
+        session, signer_id=signer.id, commit_id=commit_id, ts=ts, org=org, parents=parents, connection=connection
     )
     return sign_commit(signer, draft, now_ms=ts).to_json()

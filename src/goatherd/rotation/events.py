@@ -1,7 +1,7 @@
 """The events that a rotation reports while it runs, and its final report.
 
-They are data for progress views, logs and reports, with ids, times and texts only, never key material. A `Rotator`
-calls its `on_event` with each event, in the order in which the events happen.
+Progress views, logs and reports use these events. They contain ids, times and texts only, never key material. A
+`Rotator` calls its `on_event` with each event, in the order in which the events happen.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from goatherd.rotation.machine import Action, HealthView, Kept, NodeView, Outcom
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseEntered:
-    """The store showed this phase for the first time in this run, or again after another one.
+    """Event: the run has seen the rotation enter a phase, as the identity document in the store shows.
 
     Attributes:
-        at_ms: When the run saw it.
-        since_ms: When the document entered the phase.
-        started_by, started_at: Who started the rotation in progress, and when; empty if there is none.
-        is_own: Whether this run has begun that rotation; False if it resumes or ends another run's rotation.
+        at_ms: When the run saw the phase in the store, in milliseconds since 1970.
+        since_ms: When the document entered the phase, in milliseconds since 1970.
+        started_by, started_at: Who started the rotation in progress, and when; empty if there is no rotation.
+        is_own: Whether this run has begun the rotation; False if the run resumes or ends a rotation that another run
+            has begun.
     """
 
     phase: Phase
@@ -36,7 +37,7 @@ class PhaseEntered:
     is_own: bool = True
 
     def fields(self) -> dict[str, object]:
-        """Return the fields of this event for a log line."""
+        """Return the fields of the event, by name, for a log line."""
         return {
             "phase": self.phase,
             "generation": self.generation,
@@ -47,81 +48,86 @@ class PhaseEntered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesSeen:
-    """The observed state of the servers has changed."""
+    """Event: the observed state of the servers has changed."""
 
     nodes: tuple[NodeView, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSeen:
-    """The result of the health checks has changed."""
+    """Event: the result of the health checks has changed."""
 
     health: HealthView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesUnknown:
-    """The servers cannot be listed now; those that were known last are observed."""
+    """Event: the servers cannot be listed now. The run continues with the servers that were listed last."""
 
     problem: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """The next action; a `goatherd.rotation.machine.Wait` names the servers to wait for and the deadline."""
+    """Event: the run has decided on its next action.
+
+    If the action is a `goatherd.rotation.machine.Wait`, it names the servers to wait for and the deadline.
+    """
 
     action: Action
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeTold:
-    """The run has notified a server.
+class NodeNotified:
+    """Event: the run has notified a server that the identity has changed.
 
-    `heard` is False if that failed: the server then finds the change at its next read of the store, or the next
-    observation shows that it has not.
+    `is_reached` is False if the request failed. The server then sees the change at its next read of the store.
     """
 
     url: str
-    heard: bool
+    is_reached: bool
     problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConflictMet:
-    """A write failed because another process wrote first; the run reads the store again."""
+    """Event: a write failed because another process wrote first. The run reads the store again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreTroubled:
-    """The store did not answer, or showed an older state; the rotation retries for a while."""
+    """Event: the store did not answer, or returned an older state. The rotation retries for a limited time."""
 
     error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """How a run ended.
+    """The result of one run of a rotation.
 
     Attributes:
         from_id, to_id: The root that signed when the run began, and the new root, if there was one.
-        current_id: The root that signs now.
-        phase: The phase of the document: steady, unless the run was asked to stop earlier.
+        current_id: The current root at the end of the run.
+        phase: The phase of the identity document: steady, unless the run was asked to stop earlier.
         reason: Why the rotation was cancelled or rolled back, if it was.
         event: How the rotation ended, as the document's history records it: ``rotated``, ``restored``, ``cancelled`` or
             ``rolled-back``; None if it has not ended.
         is_restore: Whether the rotation's next root was a previous one.
         trusts_next: Whether servers trust the next root. They do not trust a root that was cancelled before it was
             published.
-        behind: Servers that were not seen to sign with the current root.
-        left_out: Servers that did not answer in time, and that the configured quorum left out.
-        destroyed: Versions whose value was destroyed.
-        given_up: Versions that are only marked for destruction, because the store destroys no version immediately
-            (`goatherd.providers.base.Guarantees`). The keys in them are not recorded as destroyed.
-        kept: Versions that were due to be destroyed, but have a label that is not Goatherd's.
+        behind: Servers that, as far as the run has seen, do not sign with the current root yet.
+        left_out: Servers that did not answer in time, and for which the rotation did not wait because of the configured
+            quorum.
+        destroyed: Stored versions whose value was destroyed.
+        given_up: Stored versions that are only marked for destruction, because the store destroys no version
+            immediately (`goatherd.providers.base.Guarantees`). The keys in them are not recorded as destroyed.
+        kept: Stored versions that were due to be destroyed, but have a label that is not Goatherd's.
         undestroyed: Versions of a cancelled rotation that the store refused to destroy, each with the error's code.
             `retire` tries again.
         restarts: How often each server restarted during the run, by URL. None for a server whose process is not known.
-        began_ms, ended_ms: Milliseconds since 1970.
+        began_ms, ended_ms: When the run began and ended, in milliseconds since 1970.
+        recorded_ms: When the rotation ended, as the document's history records it. The grace period of the replaced
+            root's key counts from then. None if the rotation has not ended.
     """
 
     outcome: Outcome
@@ -144,17 +150,18 @@ class Report:
     restarts: Mapping[str, int | None] = field(default_factory=dict)
     began_ms: int
     ended_ms: int
+    recorded_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """The run has ended."""
+    """Event: the run of a rotation has ended."""
 
     report: Report
 
 
 class RevocationStep(StrEnum):
-    """The steps of a revocation, in this order."""
+    """The steps of a revocation, in the order in which they are completed."""
 
     INTRODUCED = "introduced"
     """The stolen root has introduced its successor, so that clients and unmodified servers know it."""
@@ -174,7 +181,7 @@ class RevocationStep(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationStepped:
-    """A revocation has completed a step. `at_ms` is milliseconds since 1970."""
+    """Event: a revocation has completed a step. `at_ms` is milliseconds since 1970."""
 
     step: RevocationStep
     revoked_id: str
@@ -187,8 +194,23 @@ class RevocationStepped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LostAnchorDropped:
+    """Event: a new identity without an anchor was written, because the anchor's key is lost; the anchor did not sign.
+
+    `signer` is the URI of the signer that held the key. `at_ms` is milliseconds since 1970.
+    """
+
+    anchor_id: str
+    signer: str
+    current_id: str
+    at_ms: int
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpiredRootReplaced:
-    """The identity was written in which another root replaces one that had expired.
+    """Event: a new identity was written to the store, in which another root replaces an expired current root.
 
     `at_ms` is milliseconds since 1970.
     """
@@ -205,10 +227,11 @@ Event = (
     | NodesUnknown
     | HealthSeen
     | Decided
-    | NodeTold
+    | NodeNotified
     | ConflictMet
     | StoreTroubled
     | RunEnded
+    | LostAnchorDropped
     | RevocationStepped
     | ExpiredRootReplaced
 )

@@ -1,11 +1,11 @@
 """Run the operator's health checks: an HTTP probe or a command.
 
-This module has both checks, and the watch that counts consecutive failures during a rotation.
+This module has these two kinds of checks, and the loop that counts consecutive failures during a rotation.
 `goatherd.rotation.machine` decides what a failure means.
 
-A check that does not end in time has failed. A failure is described in one short line, which goes into the identity
-document's history and into logs. So the line has a status or an exit code, but no output of a server or a command, and
-neither the credentials nor the query of a URL.
+A check that does not end in time has failed. Each failure is described in one short line, which is written to logs and
+to the identity document's history. So the line contains a status or an exit code, but no output of a server or a
+command, and neither the credentials nor the query of a URL.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHELL: Final = "/bin/sh"
 
 
 class HealthSignal(Protocol):
-    """The interface of a check that says whether the cluster is healthy.
+    """The interface of a health check of the cluster, which a rotation depends on.
 
     Attributes:
         name: Human-readable name of the check.
@@ -40,7 +40,7 @@ class HealthSignal(Protocol):
     def name(self) -> str: ...
 
     async def ask(self) -> str | None:
-        """Run the check; return None if the cluster is healthy, else the reason in one line. Never raises."""
+        """Run the health check; return None if the cluster is healthy, else the reason in one line. Never raises."""
         ...
 
 
@@ -49,7 +49,7 @@ class HTTPProbe:
 
     Args:
         url: An http or https URL; credentials and a query in it are used but never shown.
-        timeout: Timeout of one request.
+        timeout: Timeout of one request; a request that exceeds it has failed.
 
     Raises:
         ConfigurationError: `url` is not an http or https URL.
@@ -97,7 +97,7 @@ class HealthCommand:
     Args:
         command: The command line; it must itself end any process that it starts in the background.
         timeout: Timeout of one run.
-        is_run: Whether to run the command; if False, the check is listed and always passes.
+        is_run: Whether to run the command; if False, the check always passes.
     """
 
     def __init__(self, command: str, *, timeout: timedelta, is_run: bool = True) -> None:
@@ -141,11 +141,11 @@ async def _kill_group(process: asyncio.subprocess.Process) -> None:
 
 
 class HealthWatch:
-    """Runs health checks at intervals, and counts consecutive failures.
+    """Runs the health checks of a rotation at intervals, and counts consecutive failures.
 
     Args:
-        signals: The checks; all of them must pass.
-        clock: Tells when the next check is due.
+        signals: The health checks; all of them must pass.
+        clock: Supplies the time, to know when the next check is due.
         interval: Shortest time between two checks.
     """
 
@@ -158,16 +158,19 @@ class HealthWatch:
         self._problem: str | None = None
 
     async def ask(self) -> str | None:
-        """Run all checks now, concurrently, and return what is wrong, or None. Failures are not counted."""
+        """Run all health checks now, concurrently; return what is wrong, or None if all pass.
+
+        Failures are not counted.
+        """
         answers = await asyncio.gather(*(one.ask() for one in self.signals))
         return "; ".join(answer for answer in answers if answer is not None) or None
 
-    async def look(self, *, anew: bool = False) -> HealthView:
-        """Return the latest result; run the checks first if the interval has passed.
+    async def read_result(self, *, anew: bool = False) -> HealthView:
+        """Return the latest result of the health checks; run them first if the interval has passed.
 
         Args:
-            anew: Run the checks in any case, because a result from before a change says nothing about the time after
-                it.
+            anew: Run the checks even if the interval has not passed. Needed after a change, about which an older result
+                says nothing.
         """
         now = self._clock.monotonic()
         if anew or self._ask_once is None or now - self._ask_once >= self._interval:
@@ -177,5 +180,5 @@ class HealthWatch:
         return HealthView(failures=self._failures, problem=self._problem)
 
     def forget(self) -> None:
-        """Reset the count of failures."""
+        """Reset the count of consecutive failures of the health checks to 0."""
         self._ask_once, self._failures, self._problem = None, 0, None

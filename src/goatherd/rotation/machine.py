@@ -1,7 +1,7 @@
 """The rules of a rotation, as tables and one function: `decide` takes an observation and returns the next action.
 
-The module has the phases, the legal steps between them, and the evidence from every server that each step needs. It
-reads no store, asks no server, holds no key and has no clock.
+The module defines the phases, the legal steps between them, and the evidence from every server that each step needs. It
+reads no store, contacts no server, holds no key and reads no clock.
 
 Rules of this file:
 1. Pure. The time is an argument, evidence is an `Observation`, and the result is one `Action`.
@@ -13,7 +13,9 @@ Rules of this file:
    a wait. Every wait ends at the deadline of its phase. Then the rotation is cancelled (the next root, B, has signed
    nothing yet), or rolled back (the previous root, A, signs again, and B stays trusted), or continues with the quorum
    that the operator has set.
-5. Nothing is done while other clocks show that this machine's clock is wrong (`goatherd.rotation.clocks`). A recorded
+5. With stores in several regions, the primary store is not changed before every follower shows its present state
+   (`_hold_for_followers`). Only a cancel or a roll-back does not wait for stores that lag.
+6. Nothing is done while other clocks show that this machine's clock is wrong (`goatherd.rotation.clocks`). A recorded
    time that lies in the future makes no wait longer.
 """
 
@@ -44,6 +46,7 @@ from goatherd.rotation.obstacles import (
     ObstacleKind,
     compare_clocks,
     find_clock_obstacle,
+    find_follower_obstacles,
     find_obstacles,
     went_back_error,
     wrong_clock_error,
@@ -109,7 +112,7 @@ __all__ = [
 
 
 class Step(StrEnum):
-    """A write of the document that changes the phase of a rotation. Only `PRUNE` does not change it."""
+    """A write of the identity document that changes the phase of a rotation. Only `PRUNE` does not change the phase."""
 
     PREPARE = "prepare"
     PUBLISH = "publish"
@@ -122,7 +125,7 @@ class Step(StrEnum):
 
 
 class Evidence(StrEnum):
-    """Something that a server must have shown before a step of a rotation."""
+    """A fact that every server must have shown before a step of a rotation may be taken."""
 
     ANSWERS = "answers a request signed by the current root"
     HOLDS_INTRODUCTION = "holds the introduction of the next root"
@@ -192,10 +195,10 @@ BACKWARD: Final[dict[Phase, Step]] = {
 
 
 def after(phase: Phase, step: Step) -> Phase:
-    """Return the phase that `step` leads to.
+    """Return the phase of a rotation that follows `phase` after `step`.
 
     Raises:
-        KeyError: The step is not legal in this phase.
+        KeyError: The step is not allowed in this phase.
     """
     return STEPS[phase, step]
 
@@ -205,7 +208,7 @@ def after(phase: Phase, step: Step) -> Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelStable:
-    """Action: move label ``stable`` to `version`, if it still points at `expected`."""
+    """Action: move the label ``stable`` to `version`, if the label still points at `expected`."""
 
     version: str
     expected: str | None
@@ -213,14 +216,17 @@ class LabelStable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
-    """Action: generate the next root (B) and write the prepared document, if ``current`` still points at `expected`."""
+    """Action: generate the next root and write the prepared document, if ``current`` still points at `expected`."""
 
     expected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareRestore:
-    """Action: write the document that makes a previous root the next one, if ``current`` still points at `expected`."""
+    """Action: write the document in which a previous root is the next root, to restore that root.
+
+    The write succeeds only if label ``current`` still points at `expected`.
+    """
 
     expected: str
     root_id: str
@@ -228,16 +234,16 @@ class PrepareRestore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Introduce:
-    """Action: push the introduction of the next root (B), signed by the current root (A), to these servers."""
+    """Action: push the introduction of the next root, signed by the current root, to the servers `nodes`."""
 
     nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossSign:
-    """Action: push the introduction of the previous root (A), signed by the next root (B), to one server.
+    """Action: push the cross-signature to one server: the previous root's introduction, signed by the new current root.
 
-    The servers synchronize it among themselves.
+    The servers synchronize this commit among themselves.
     """
 
     node: str
@@ -245,10 +251,11 @@ class CrossSign:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
-    """Action: write the document of the next phase, if ``current`` still points at `expected`.
+    """Action: write the document of the rotation's next phase, if label ``current`` still points at `expected`.
 
     Attributes:
-        left_out: Servers that did not answer, and that the configured quorum leaves out.
+        left_out: Servers that did not answer, and for which the rotation does not wait because of the configured
+            quorum.
     """
 
     step: Step
@@ -258,7 +265,7 @@ class Advance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abandon:
-    """Action: write the document that ends the rotation (`step` is `CANCEL` or `ROLL_BACK`)."""
+    """Action: write the document that cancels the rotation or rolls it back (`step` is `CANCEL` or `ROLL_BACK`)."""
 
     step: Step
     expected: str
@@ -267,10 +274,11 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Action: wait, then observe again, until all `nodes` meet the condition `reason` or `until_ms` has passed.
+    """Action: wait, then observe the servers again, until all `nodes` meet the condition or `until_ms` has passed.
 
-    If `nodes` is empty, the condition is not about servers: `reason` then names time, a health check, or the list of
-    the servers.
+    `reason` names the condition.
+
+    If `nodes` is empty, the condition is not about servers, but about time, a health check, or the list of the servers.
     """
 
     nodes: tuple[str, ...]
@@ -280,10 +288,10 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destroy:
-    """Action: destroy one stored version permanently.
+    """Action: permanently destroy one stored version, which holds a private key that is no longer needed.
 
     Attributes:
-        is_best_effort: Whether the run continues, and reports the version, if the store refuses.
+        is_best_effort: Whether the run continues, and reports the version as not destroyed, if the store refuses.
         is_leftover: Whether an interrupted change has left the version, so that no record in the store names it.
     """
 
@@ -294,7 +302,7 @@ class Destroy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRetired:
-    """Action: record in the document's history that no stored version holds this root's private key any more."""
+    """Action: record in the document's history that no stored version holds a root's private key any more."""
 
     session_id: str
     expected: str
@@ -302,14 +310,17 @@ class RecordRetired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorrectTimes:
-    """Action: write the document with recorded times in the future replaced by the latest possible time."""
+    """Action: write the identity document with times in the future replaced by the latest possible time."""
 
     expected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntroduceEarlier:
-    """Action: push the introductions of these previous roots, signed by the current one, to these servers."""
+    """Action: push the introductions of previous roots, signed by the current root, to the servers `nodes`.
+
+    After this, the previous roots can be removed from the identity document.
+    """
 
     session_ids: tuple[str, ...]
     nodes: tuple[str, ...]
@@ -317,7 +328,7 @@ class IntroduceEarlier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prune:
-    """Action: remove these previous roots from the document, if ``current`` still points at `expected`."""
+    """Action: remove previous roots from the identity document, if label ``current`` still points at `expected`."""
 
     session_ids: tuple[str, ...]
     expected: str
@@ -325,7 +336,7 @@ class Prune:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
-    """Action: stop, because another run's rotation is in progress, or was completed while this run began."""
+    """Action: stop, because another run's rotation is in progress, or has completed since this run began."""
 
     rotation_id: str | None
     started_by: str
@@ -336,7 +347,7 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Illegal:
-    """Action: stop, because the requested step is not legal in this state. `hint` names one that is, if any."""
+    """Action: stop, because the requested step is not allowed in this phase. `hint` names a step that is, if any."""
 
     why: str
     hint: str = ""
@@ -344,7 +355,7 @@ class Illegal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A version that is due to be destroyed, but is kept because it has a label that is not Goatherd's own."""
+    """A stored version that is due to be destroyed, but is kept because another tool has set a label on it."""
 
     version: str
     labels: tuple[str, ...]
@@ -352,13 +363,13 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """Action: stop and write nothing, because of the obstacles, such as a wrong clock of this machine."""
+    """Action: stop and write nothing, because of obstacles, such as a wrong clock of this machine."""
 
     obstacles: tuple[Obstacle, ...]
 
 
 class Outcome(StrEnum):
-    """How a run ended."""
+    """How a run of a rotation has ended."""
 
     ROTATED = "rotated"
     RESTORED = "restored"
@@ -369,11 +380,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """Action: end the run.
+    """Action: end the run, because its goal is reached or it can do no more.
 
     Attributes:
-        behind: The servers that were not seen to sign with the current root.
-        kept: The versions that `Goal.RETIRE` leaves in the store because of a label.
+        behind: The servers that, as far as the run has seen, do not sign with the current root yet.
+        kept: The versions that a run with `Goal.RETIRE` does not destroy because of another tool's label.
     """
 
     outcome: Outcome
@@ -383,12 +394,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseProgress:
-    """The state of a rotation in progress.
+    """How far the current phase of a rotation is: since when, until when, and what it waits for.
 
     Attributes:
         since_ms: When the phase began, in milliseconds since 1970.
-        until_ms: Deadline for the servers. After it, a run that drives the rotation cancels it or rolls it back.
-        waiting_for: The missing evidence, as human-readable lines. If empty, only a run of `goatherd rotate` is needed.
+        until_ms: Deadline for the servers, in milliseconds since 1970. After the deadline, a run that drives the
+            rotation cancels it or rolls it back.
+        waiting_for: What the servers have not shown yet, as human-readable lines. If empty, a run of `goatherd rotate`
+            can continue.
     """
 
     phase: Phase
@@ -422,7 +435,7 @@ Action = (
 
 
 class Goal(StrEnum):
-    """What the operator has requested."""
+    """What the operator wants a run to do, such as to rotate or to retire keys."""
 
     ROTATE = "rotate"
     RESTORE = "restore"
@@ -433,7 +446,7 @@ class Goal(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """The goal of one run, and what it has fixed at its start.
+    """The goal of one run of a rotation, and what the run has fixed at its start.
 
     Attributes:
         began_ms: When this run began. A deadline never counts from an earlier time, so a run that resumes an old
@@ -442,12 +455,13 @@ class Intent:
             that another run has just made the current one.
         rotation_id, to_id: The rotation that this run drives, once the store has shown it. With `Goal.RESTORE`,
             `to_id` is given from the beginning.
-        to_phase: Stop when this phase is reached.
+        to_phase: The phase at which the run stops; None to complete the rotation.
         reason: Why the rotation is to be cancelled or rolled back, for the document's history.
-        leave_by: With `Goal.ABANDON`, the only step that may end the rotation; None for either.
+        required_step: With `Goal.ABANDON`, the only step that may end the rotation; None to allow a cancel as well as a
+            roll-back.
         is_restore: Whether the rotation restores a previous root. Used in the report only.
-        has_acted: Whether this run has already changed something. It compared its clock then, and uses a clock that
-            cannot be set since (`goatherd.clock.SteadyClock`).
+        has_acted: Whether this run has already changed something. It has compared its clock before, and since then uses
+            a clock that cannot be set (`goatherd.clock.SteadyClock`).
     """
 
     goal: Goal
@@ -457,7 +471,7 @@ class Intent:
     to_id: str | None = None
     to_phase: Phase | None = None
     reason: str = "asked for by the operator"
-    leave_by: Step | None = None
+    required_step: Step | None = None
     is_restore: bool = False
     has_acted: bool = False
 
@@ -466,7 +480,7 @@ class Intent:
 
 
 def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
-    """Return the next action of a run.
+    """Return the next action of a rotation's run, from the state of the store and the servers.
 
     Args:
         observation: The state of the store and the servers.
@@ -475,6 +489,7 @@ def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int
         now_ms: Milliseconds since 1970.
     """
     action = _choose_action(observation, policy, intent, now_ms)
+    action = _hold_for_followers(observation, policy, intent, now_ms, action)
     if isinstance(action, Busy | Illegal | Refuse | Done) or (intent.has_acted and intent.goal is not Goal.RETIRE):
         return action
     # SECURITY: with a clock that is a month off, `retire` would destroy the previous root's key right after a rotation,
@@ -500,11 +515,55 @@ def _choose_action(observation: Observation, policy: Policy, intent: Intent, now
     return _decide_in_progress(observation, policy, intent, now_ms)
 
 
+def _hold_for_followers(
+    observation: Observation, policy: Policy, intent: Intent, now_ms: int, action: Action
+) -> Action:
+    """Return the action, or, if it changes the store while a region's store is behind, what to do instead of it.
+
+    A change on top of one that a region has not seen could leave that region's servers behind by two steps, and at AWS
+    it can end the replication permanently. So the rotation waits, and at the deadline of the phase goes back. A store
+    that lags does not hold up a cancel or a roll-back. One that holds a later or another identity does: it was promoted
+    meanwhile, or the primary store went back.
+    """
+    holding = observation.holding
+    if not holding or not isinstance(action, (*_CHANGES, Abandon)):
+        return action
+    store = observation.store
+    obstacles = find_follower_obstacles(observation)
+    if any(one.is_later or one.is_split for one in holding):
+        # Another store holds a later or another identity: any write here would widen the gap.
+        return Refuse(obstacles=obstacles)
+    if isinstance(action, Abandon):
+        return action
+    reason = f"the stores of all regions follow: {'; '.join(f'{one.region}: {one.problem}' for one in holding)}"
+    since_ms = max(store.phase_since_ms, intent.began_ms)
+    if store.phase is not Phase.STEADY:
+        until_ms = deadline_ms(store, policy, intent)
+        if now_ms < until_ms:
+            return Wait(nodes=(), reason=reason, until_ms=until_ms)
+        return _abandon(store, f"not in time: expected that {reason}")
+    if intent.rotation_id is not None:
+        # The rotation has ended. What is left (label stable, clearing up) is done by the next run, if not in time.
+        until_ms = since_ms + milliseconds(policy.settle)
+        if now_ms < until_ms:
+            return Wait(nodes=(), reason=reason, until_ms=until_ms)
+        behind = tuple(node.url for node in observation.nodes if node.signs_with != store.current_id)
+        return Done(outcome=_outcome_of(store, intent), behind=behind)
+    until_ms = intent.began_ms + milliseconds(policy.adoption)
+    if now_ms >= until_ms or any(one.is_lasting for one in holding):
+        return Refuse(obstacles=obstacles)
+    return Wait(nodes=(), reason=reason, until_ms=until_ms)
+
+
+_CHANGES: Final = (LabelStable, Prepare, PrepareRestore, Advance, Destroy, RecordRetired, CorrectTimes, Prune)
+"""The actions that change the store and wait for stores that lag. `Abandon` is missing on purpose."""
+
+
 def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
-    """Return whether a server has positively shown `evidence` for the next root of the rotation in `store`."""
+    """Return whether a server has positively shown `evidence` for the next root of the rotation in progress."""
     if evidence is Evidence.ANSWERS:
         # Which commits the server holds is known only from an answer to a root that it trusts.
-        return node.answers is True or node.holds_introduction is not None
+        return node.trusts_current is True or node.holds_introduction is not None
     if evidence is Evidence.TRUSTS_NEXT:
         return node.trusts_next is True
     if evidence is Evidence.HOLDS_INTRODUCTION:
@@ -520,7 +579,7 @@ def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
 
 
 def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, ...]]:
-    """Return the servers that have not shown the evidence that `step` needs, by evidence."""
+    """Return the servers that have not shown what a step of the rotation requires, by the kind of evidence."""
     lacking: dict[Evidence, tuple[str, ...]] = {}
     for evidence in GATES[step]:
         urls = tuple(node.url for node in observation.nodes if not has_shown(node, evidence, observation.store))
@@ -532,10 +591,10 @@ def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, .
 def find_obstacles_to_begin(
     observation: Observation, policy: Policy, now_ms: int, *, is_restore: bool = False
 ) -> tuple[Obstacle, ...]:
-    """Return everything that prevents a new rotation from starting now; empty if it may start.
+    """Return every obstacle that prevents a new rotation from starting now; empty if it may start.
 
-    With a quorum, a server that does not answer is no obstacle if enough others do. An expired root is no obstacle to a
-    restore, because every server already trusts the root to be restored.
+    With a quorum, a server that does not answer is no obstacle if enough others answer. An expired root is no obstacle
+    to a restore, because every server already trusts the root to be restored.
     """
     store = observation.store
     if store.phase is Phase.STEADY and not (is_restore and now_ms > store.current_expires_ms):
@@ -550,7 +609,7 @@ def find_obstacles_to_begin(
 
 
 def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
-    """Return the deadline of the current phase, in milliseconds since 1970."""
+    """Return the deadline of the current phase of a rotation, in milliseconds since 1970."""
     since_ms = max(store.phase_since_ms, intent.began_ms)
     if store.phase is Phase.PUBLISHED:
         return since_ms + max(milliseconds(policy.adoption), milliseconds(policy.unlisted))
@@ -560,10 +619,10 @@ def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
 
 
 def describe_wait(observation: Observation, policy: Policy) -> PhaseProgress | None:
-    """Return since when the rotation in progress is in its phase, its deadline, and what it waits for.
+    """Return when the current phase of a rotation began, what it waits for, and its deadline.
 
     Returns:
-        None in phase steady.
+        The progress of the phase; None if no rotation is in progress.
     """
     store = observation.store
     if store.phase is Phase.STEADY:
@@ -585,11 +644,11 @@ def describe_wait(observation: Observation, policy: Policy) -> PhaseProgress | N
 
 
 def excused(observation: Observation, policy: Policy) -> frozenset[str]:
-    """Return the URLs of the servers that a quorum may leave out: those that do not answer, if enough others do.
+    """Return the URLs of servers that a rotation need not wait for: they do not answer, and a quorum of others does.
 
-    SECURITY: a server that answers but does not trust the next root (B) would reject and drop what B signs, so it is
-    never left out. An unreachable server gets no commits, and so drops none; when it is reachable again it learns B
-    from the store, and fetches from its peers what it has missed (tests/unit/rotation/test_quorum.py).
+    SECURITY: a server that answers but does not trust the next root would reject and drop what that root signs, so it
+    is never left out. An unreachable server gets no commits, and so drops none; when it is reachable again, it learns
+    the new root from the store, and fetches from its peers what it has missed (tests/unit/rotation/test_quorum.py).
     """
     away = frozenset(node.url for node in observation.nodes if not node.reachable)
     total = len(observation.nodes)
@@ -597,9 +656,9 @@ def excused(observation: Observation, policy: Policy) -> frozenset[str]:
 
 
 def is_outvoted(observation: Observation, policy: Policy) -> bool:
-    """Return whether a configured quorum overrules the servers that report that they reject the identity.
+    """Return whether a configured quorum overrules the servers that report that they reject the new identity.
 
-    Such a report is unsigned. A server that makes one but answers is still observed, and the rotation waits for it
+    Such a report is unsigned. A server that sends it is still observed while it answers, and the rotation waits for it
     until the deadline (`excused`).
     """
     total = len(observation.nodes)
@@ -654,7 +713,7 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
 
 
 def _find_blocker(observation: Observation) -> str | None:
-    """Return what blocks every step, whatever the servers show; None if nothing does."""
+    """Return what blocks every step of the rotation, whatever the servers have shown; None if nothing does."""
     if observation.nodes_unknown is not None and GATES[FORWARD[observation.store.phase]]:
         return f"the servers can be discovered: {observation.nodes_unknown}"
     if observation.health is not None and observation.health.failures:
@@ -665,9 +724,11 @@ def _find_blocker(observation: Observation) -> str | None:
 def _without_excused(
     observation: Observation, policy: Policy, lacking: dict[Evidence, tuple[str, ...]]
 ) -> tuple[dict[Evidence, tuple[str, ...]], tuple[str, ...]]:
-    """Return the evidence still missing, and the servers that the quorum leaves out.
+    """Return the evidence still missing without that of excused servers, and these servers.
 
-    No server is left out if that would not complete the evidence.
+    A server is excused (left out) if it does not answer and the configured quorum allows it.
+
+    No server is excused if evidence would be missing even so.
     """
     away = excused(observation, policy)
     behind = {url for urls in lacking.values() for url in urls}
@@ -677,7 +738,7 @@ def _without_excused(
 
 
 def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms: int, advance: Advance) -> Action:
-    """Return the step, or a wait if the step must not be taken yet."""
+    """Return the given step of the rotation as the next action, or a wait if the step must not be taken yet."""
     store = observation.store
     since_ms = max(store.phase_since_ms, intent.began_ms)
     ready_ms, reason = 0, ""
@@ -691,9 +752,9 @@ def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms
 def _help_nodes(
     observation: Observation, lacking: dict[Evidence, tuple[str, ...]], away: frozenset[str], until_ms: int
 ) -> Action:
-    """Return an action that makes servers show the missing evidence, or a wait if no action can.
+    """Return an action after which servers can show the missing evidence, or a wait if there is no such action.
 
-    The servers in `away` are waited for as well, but do not delay the others.
+    The rotation also waits for the servers in `away`, but they do not delay the others.
     """
     reachable = {node.url for node in observation.nodes if node.reachable}
     pressing = {evidence: left for evidence, urls in lacking.items() if (left := [u for u in urls if u not in away])}
@@ -718,9 +779,9 @@ def _help_nodes(
 
 def _leave(store: StoreView, intent: Intent) -> Action:
     step = BACKWARD[store.phase]
-    if intent.leave_by in (None, step):
+    if intent.required_step in (None, step):
         return _abandon(store, intent.reason)
-    if intent.leave_by is Step.CANCEL:
+    if intent.required_step is Step.CANCEL:
         return Illegal(
             why=f"the rotation is {store.phase}: the next root signs already, so it can no longer be cancelled",
             hint="`goatherd rotate --rollback` makes the earlier root sign again and keeps trusting both.",
@@ -745,7 +806,7 @@ def _decide_steady(observation: Observation, policy: Policy, intent: Intent, now
     if intent.goal is Goal.ROTATE:
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
-        found = find_obstacles_to_begin(observation, policy, now_ms)
+        found = _without_followers(find_obstacles_to_begin(observation, policy, now_ms))
         if found:
             return Refuse(obstacles=found)
         return (
@@ -754,7 +815,7 @@ def _decide_steady(observation: Observation, policy: Policy, intent: Intent, now
     if intent.goal is Goal.RESTORE:
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
-        found = find_obstacles_to_begin(observation, policy, now_ms, is_restore=True)
+        found = _without_followers(find_obstacles_to_begin(observation, policy, now_ms, is_restore=True))
         if found:
             return Refuse(obstacles=found)
         return _repair_label(store) or PrepareRestore(expected=store.version, root_id=intent.to_id or "")
@@ -765,16 +826,21 @@ def _decide_steady(observation: Observation, policy: Policy, intent: Intent, now
     return _repair_label(store) or Done(outcome=Outcome.NOTHING)
 
 
+def _without_followers(found: tuple[Obstacle, ...]) -> tuple[Obstacle, ...]:
+    """Return the obstacles without those of regions whose store may still follow: a run waits for these."""
+    return tuple(one for one in found if one.kind is not ObstacleKind.FOLLOWER_BEHIND)
+
+
 def _nothing_to_leave(store: StoreView, intent: Intent) -> Illegal:
-    what = "cancel" if intent.leave_by is Step.CANCEL else "roll back"
+    what = "cancel" if intent.required_step is Step.CANCEL else "roll back"
     return Illegal(
         why=f"no rotation is in progress, so there is nothing to {what}: root {store.current_id} signs",
-        hint="`goatherd restore` makes the previous root sign again after a finished rotation.",
+        hint="After a finished rotation, `goatherd restore` makes the previous root the current root again.",
     )
 
 
 def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
-    """Decide what to do after the rotation of this run has completed, or was cancelled or rolled back."""
+    """Return the next action after the rotation of this run has completed, or was cancelled or rolled back."""
     store = observation.store
     label = _repair_label(store)
     if label is not None:
@@ -784,10 +850,7 @@ def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, 
         return Destroy(version=unneeded, is_best_effort=True)
     behind = tuple(node.url for node in observation.nodes if node.signs_with != store.current_id)
     # A delayed run may find that its rotation has completed, and another one after it (tests/model).
-    is_rotated = intent.rotation_id in store.finished
-    outcome = Outcome.ABANDONED
-    if is_rotated:
-        outcome = Outcome.RESTORED if intent.rotation_id in store.restored else Outcome.ROTATED
+    outcome = _outcome_of(store, intent)
     # A server that signs with neither root is of another cluster or does not follow at all, so waiting is useless.
     late = (intent.to_id, None)
     # After a roll-back an unreachable server may be restarting because of it; after a cancel, none restarts.
@@ -803,11 +866,18 @@ def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, 
     )
 
 
-def _decide_prune(observation: Observation, patience: timedelta, intent: Intent, now_ms: int) -> Action | None:
-    """Return an action that leads to the removal of previous roots; None if there is no such action now.
+def _outcome_of(store: StoreView, intent: Intent) -> Outcome:
+    """Return how the rotation of this run has ended."""
+    if intent.rotation_id not in store.finished:
+        return Outcome.ABANDONED
+    return Outcome.RESTORED if intent.rotation_id in store.restored else Outcome.ROTATED
 
-    Previous roots do no harm if they stay. So no run waits for their removal longer than `patience`, nor for a server
-    that does not answer.
+
+def _decide_prune(observation: Observation, patience: timedelta, intent: Intent, now_ms: int) -> Action | None:
+    """Return an action that helps to remove previous roots from the identity document; None if there is none now.
+
+    Previous roots do no harm if they stay. So a run waits for their removal no longer than `patience`, and not for a
+    server that does not answer.
     """
     store, nodes = observation.store, observation.nodes
     if not store.leaving or not nodes or observation.nodes_unknown is not None:
@@ -826,7 +896,7 @@ def _shows_earlier(node: NodeView, root: str) -> bool:
 
 
 def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action | None:
-    """Return an action that makes room for a rotation in a full document, or a refusal; None if there is room."""
+    """Return an action (or a refusal) to make room for a rotation in a full document; None if there is room."""
     store, nodes = observation.store, observation.nodes
     if not store.is_full:
         return None
@@ -853,14 +923,14 @@ def _since_ms(store: StoreView, intent: Intent) -> int:
 
 
 def _repair_label(store: StoreView) -> LabelStable | None:
-    """Return the action that moves ``stable`` to the current version, if a crash prevented that; else None."""
+    """Return the action that moves label ``stable`` to the current version, if a crash prevented that; else None."""
     if store.stable == store.version:
         return None
     return LabelStable(version=store.version, expected=store.stable)
 
 
 def _find_unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
-    """Return a version that was written for a cancelled rotation, and those that a foreign label keeps.
+    """Return a version written for a cancelled rotation, to destroy it, and those that another tool's label protects.
 
     The next root in such a version has signed nothing. Everything else in it is in other versions, too: the current
     root's key in the version that cancelled the rotation, and a restored root's key in the version that it was read
@@ -909,9 +979,11 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
 
 
 def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]]) -> str:
-    """Return the missing evidence as one human-readable line, which also goes into the document's history.
+    """Return the evidence that servers have not shown yet, as one human-readable line.
 
-    A server that does not answer is marked as such, and named once. Evidence that no server was asked for yet is left
+    The line also goes into the history of the identity document.
+
+    A server that does not answer is marked as such, and named once. Evidence for which no server was asked yet is left
     out.
     """
     if Evidence.SIGNS_WITH_NEXT in lacking:
@@ -939,7 +1011,7 @@ _ORDER: Final = tuple(Phase)
 
 
 def refusal_error(action: Busy | Illegal | Refuse) -> GoatherdError:
-    """Return the error for an action that stops a run: another run's rotation, an illegal step, or obstacles."""
+    """Return the error for a run that ends because another run rotates, the step is illegal, or there are obstacles."""
     if isinstance(action, Refuse):
         return _obstructed_error(action.obstacles)
     if isinstance(action, Illegal):

@@ -1,4 +1,4 @@
-"""Everything that `goatherd.rotation.machine.decide` knows: the store, its versions, the servers and the health check.
+"""The data on which `goatherd.rotation.machine.decide` decides: the store's state, the servers and the health check.
 
 Pure data: ids, times and counts, no keys.
 """
@@ -19,33 +19,34 @@ from goatherd.times import iso
 
 if TYPE_CHECKING:
     from goatherd.providers.values import SecretVersion
+    from goatherd.stores.writer import FollowerView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreView:
-    """The document and the labels in the store; ids and times only, no key.
+    """What the store holds of an identity and a rotation: ids, labels and times only, no key.
 
     Attributes:
         version: The version id that label ``current`` points at.
         stable: The version id that label ``stable`` points at, or None.
-        phase_since_ms: When the document was last written, and so entered its phase; at the latest when this run first
-            read it.
+        phase_since_ms: When the identity document was last written, and so entered its phase; at the latest when this
+            run first read it.
         current_expires_ms: Expiration of the current root.
-        rotation_id, from_id, to_id, started_by, started_at: Of the rotation in progress, else None.
-        rollback_version: The version that holds the private key of the previous root (A), for a roll-back; None if
+        rotation_id, from_id, to_id, started_by, started_at: Members of the rotation in progress; None if there is none.
+        rollback_version: The version that holds the private key of the root being replaced, for a roll-back; None if
             there is no rotation.
         next_due_ms: When the next root will itself be due for rotation; None if there is no next root.
         finished: Ids of the completed rotations, as far as the document records them.
-        restored: Those of them that made a previous root sign again.
+        restored: Ids of the completed rotations that restored a previous root.
         cancelled: Ids of the cancelled rotations, as far as the document records them.
-        unretired: Previous roots whose private keys some version may still hold, and since when they have not signed.
+        unretired: Previous roots whose private keys some version may still hold, and when each stopped signing.
         root_ids: Every root that the document lists.
         leaving: Previous roots to be removed from the document, oldest first, once every server holds their
             introduction by the current root (`goatherd.identity.transitions`).
-        is_full: The document is too large for another rotation.
+        is_full: Whether the document is too large for another rotation.
         clock_ahead_ms: How far the store's clock is ahead of this machine's, negative if behind; None if it is unknown.
-        recorded_ahead_ms: How far the latest time that the document records is in the future.
-        digest: SHA-256 of the document's text, hexadecimal, since a version id does not prove the content.
+        recorded_ahead_ms: How far the latest time that the document records is in the future, in milliseconds.
+        digest: SHA-256 of the document's text, hexadecimal, because a version id does not prove the content.
         lineage: The predecessors that the document names.
     """
 
@@ -78,18 +79,19 @@ class StoreView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionView:
-    """One stored version and the roots (session ids) whose private keys it holds.
+    """One stored version of the identity, and the roots (session ids) whose private keys it holds.
 
     Read for `Goal.RETIRE`, and after a cancelled rotation for the versions of that rotation.
 
     Attributes:
-        rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
+        rotation_id: The rotation that is prepared or published in this version, so that it holds the next root's
+            private key.
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
         problem: Why its value could not be read; its keys are then unknown.
-        foreign_labels: Labels on the version that are not Goatherd's own; no store destroys a version with such a
-            label.
+        foreign_labels: Labels that another tool has set on the version; no store destroys a version with such a label.
         is_leftover: Whether an interrupted change has left it, so that no record in the store names it.
-        is_unknown_leftover: Whether it is a leftover whose keys cannot be known, and which the store can destroy.
+        is_unknown_leftover: Whether an interrupted change has left it, its keys cannot be known, and the store can
+            destroy it.
     """
 
     version: str
@@ -105,11 +107,11 @@ class VersionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthView:
-    """Latest results of the operator's health check.
+    """The latest results of the operator's health checks.
 
     Attributes:
         failures: How many failures in a row; 0 after a success.
-        problem: What failed last, in one line.
+        problem: The last failure, in one line.
     """
 
     failures: int
@@ -118,14 +120,18 @@ class HealthView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """Everything that `decide` may know.
+    """The state of the store and the servers, on which `decide` bases the next action of a rotation.
 
     Attributes:
-        nodes: The servers that there are now. Servers may join or leave between two observations.
+        nodes: The state of each server that is listed now. Servers may join or leave between two observations.
         health: Result of the health checks; None if none is configured, or none is run in this phase.
-        nodes_unknown: Why the servers cannot be listed now; `nodes` are then those that were known last.
-        flow: Result of the probe of servers that do not report their peers; None if there was no probe.
+        nodes_unknown: Why the servers cannot be listed now; `nodes` are then the servers that were listed last.
+        flow: Result of the check that servers synchronize, if they do not report their peers; None if there was no
+            check.
         are_nodes_discovered: Whether the servers were discovered, rather than listed one by one.
+        followers: The stores of other regions that copy the primary store; empty with a single store.
+        anchor_problem: Why the anchor's signer cannot sign now, and what to do about it; None if it can, or if it was
+            not asked.
     """
 
     store: StoreView
@@ -135,6 +141,13 @@ class Observation:
     nodes_unknown: str | None = None
     flow: FlowProbe | None = None
     are_nodes_discovered: bool = False
+    anchor_problem: tuple[str, str] | None = None
+    followers: tuple[FollowerView, ...] = ()
+
+    @property
+    def holding(self) -> tuple[FollowerView, ...]:
+        """The followers that do not show what the primary store holds, so that no change may be made."""
+        return tuple(one for one in self.followers if one.is_holding)
 
 
 def make_store_view(
@@ -146,7 +159,7 @@ def make_store_view(
     seen_ms: int,
     clock_ahead_ms: int | None,
 ) -> StoreView:
-    """Return the view of `document`, which was read as `version`.
+    """Return the `StoreView` of an identity document and the version in which the store holds it.
 
     Args:
         stable: The version that label ``stable`` points at. Read in phase steady only, and None in all others.

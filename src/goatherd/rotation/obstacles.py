@@ -2,9 +2,8 @@
 
 The functions are pure: they take what was observed and return obstacles, each with what to do about it.
 
-Rules: only what was observed is an obstacle. What is not known is none, with one exception: a listed server that did
-not answer, because the first step needs its answer. Something that may be wrong but does not stop a rotation is a
-remark (`find_remarks`).
+Rules: missing information is no obstacle, with one exception: a listed server that did not answer, because the first
+step needs its answer. A possible problem that does not stop a rotation is a remark (`find_remarks`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from goatherd.cluster.node import NodeView
+import goatherd
+from goatherd.cluster.node import NodeView, group_by_version
 from goatherd.errors import ConfigurationError, LifetimeError, StoreWentBackError, WrongClockError
 from goatherd.identity.document import IdentityDocument, Phase, source_digest
 from goatherd.identity.key_age import EXPIRED_HINT
@@ -48,7 +48,7 @@ _WAYS_OUT: Final = (
 
 
 class ObstacleKind(StrEnum):
-    """The kind of an obstacle to a new rotation."""
+    """The kind of an obstacle that prevents a new rotation from starting."""
 
     UNREACHABLE = "unreachable"
     OTHER_IDENTITY = "other identity"
@@ -66,6 +66,9 @@ class ObstacleKind(StrEnum):
     EXPIRED = "expired"
     UNHEALTHY = "unhealthy"
     NODES_UNKNOWN = "servers unknown"
+    FOLLOWER_BEHIND = "store of a region is behind"
+    FOLLOWER_DIFFERS = "store of a region cannot follow"
+    ANCHOR = "anchor"
 
 
 WENT_BACK: Final = frozenset({ObstacleKind.STORE_BEHIND, ObstacleKind.FORKED})
@@ -78,8 +81,8 @@ class Obstacle:
 
     Attributes:
         text: What is wrong and where, as a sentence without a full stop.
-        hint: What to do about it.
-        nodes: URLs of the servers that it concerns.
+        hint: What the operator can do about the obstacle.
+        nodes: URLs of the servers that the obstacle concerns.
     """
 
     kind: ObstacleKind
@@ -95,14 +98,16 @@ class Survey:
     Attributes:
         obstacles: Why the rotation would be refused; empty if it would start.
         remarks: What the operator should know although it does not prevent the rotation.
-        is_in_progress: Whether a rotation is in progress, so that the obstacles are what prevents it from continuing.
+        is_in_progress: Whether a rotation is in progress, in which case the obstacles prevent it from continuing.
         progress: The state of that rotation; None without one.
+        nodes: The servers, as they were observed for these checks.
     """
 
     obstacles: tuple[Obstacle, ...]
     remarks: tuple[str, ...]
     is_in_progress: bool = False
     progress: PhaseProgress | None = None
+    nodes: tuple[NodeView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,17 +127,20 @@ class Flow:
 
     @property
     def is_proven(self) -> bool:
-        """Whether every commit that one of the servers accepts is known to reach all others."""
+        """Whether the servers' reports prove that every commit that a server accepts reaches all other servers."""
         return len(self.groups) + len(self.silent) <= 1
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether it is certain that some servers do not synchronize with others."""
+        """Whether the servers' reports prove that some servers do not synchronize with the others."""
         return len(self.groups) > 1 and not self.silent and not self.is_vague
 
 
 def find_flow(nodes: Sequence[NodeView]) -> Flow:
-    """Return which servers synchronize. A peer both sends and fetches, so the report of one side is enough."""
+    """Return which servers synchronize commits with each other, according to their reports.
+
+    Each pair of peers both sends and fetches commits, so the report of one of them is enough.
+    """
     telling = [node for node in nodes if node.instance is not None and node.partners is not None]
     known = {node.url for node in telling}
     parent: dict[str, str] = {}
@@ -156,7 +164,7 @@ def find_flow(nodes: Sequence[NodeView]) -> Flow:
 
 
 def find_named_twice(nodes: Sequence[NodeView]) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of URLs at which the same server process answered."""
+    """Return groups of listed URLs that belong to the same server process."""
     urls: dict[str, list[str]] = {}
     for node in nodes:
         if node.instance is not None:
@@ -165,7 +173,10 @@ def find_named_twice(nodes: Sequence[NodeView]) -> tuple[tuple[str, ...], ...]:
 
 
 def compare_clocks(observation: Observation, policy: Policy) -> Clocks:
-    """Return how other clocks differ from this machine's, as far as they were observed."""
+    """Return how the clocks of the store and the servers differ from this machine's clock.
+
+    Clocks that were not observed are left out.
+    """
     return Clocks(
         store_ahead_ms=observation.store.clock_ahead_ms,
         servers_ahead_ms={
@@ -176,7 +187,7 @@ def compare_clocks(observation: Observation, policy: Policy) -> Clocks:
 
 
 def find_clock_obstacle(clocks: Clocks) -> Obstacle | None:
-    """Return the obstacle if this machine's clock is too wrong to write anything; else None."""
+    """Return the obstacle that this machine's clock is too wrong to write anything; None if it is not."""
     if not clocks.is_ours_wrong:
         return None
     lines = clocks.describe_differences()
@@ -193,15 +204,15 @@ def find_clock_obstacle(clocks: Clocks) -> Obstacle | None:
 def check_own_clock(
     store_ahead_ms: int | None, servers: Iterable[tuple[str, int | None]], tolerance: timedelta
 ) -> Clocks:
-    """Check this machine's clock before a write, and return the clocks that it was compared with.
+    """Check that this machine's clock is right before a write, and return the clocks that it was compared with.
 
     Args:
         store_ahead_ms: How far the store's clock is ahead of this machine's; None if it is unknown.
-        servers: The same for each server, with its URL.
+        servers: The URL of each server, with how far its clock is ahead of this machine's; None if it is unknown.
         tolerance: `Policy.clock_tolerance`.
 
     Raises:
-        WrongClockError: This machine's clock is wrong, as far as the other clocks show. Nothing was written.
+        WrongClockError: This machine's clock is wrong, judged by the other clocks. Nothing was written.
     """
     known = {url: ahead_ms for url, ahead_ms in servers if ahead_ms is not None}
     clocks = Clocks(store_ahead_ms=store_ahead_ms, servers_ahead_ms=known, tolerance=tolerance)
@@ -221,11 +232,11 @@ def wrong_clock_error(obstacles: Collection[Obstacle]) -> WrongClockError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredState:
-    """The state of the store, as it is compared with the servers' states.
+    """The state of the identity in the store, to be compared with the identities that servers use.
 
     Attributes:
         digest: SHA-256 of the document's text, hexadecimal.
-        lineage: The document's predecessors, as far as it names them.
+        lineage: The predecessors that the document names.
     """
 
     generation: int
@@ -237,11 +248,11 @@ class StoredState:
         return cls(generation=document.generation, digest=source_digest(document), lineage=document.lineage)
 
     def is_behind(self, generation: int) -> bool:
-        """Whether a server with this generation uses a later identity than the store holds."""
+        """Whether the store holds an older identity than a server that uses one of generation `generation`."""
         return generation > self.generation
 
     def is_other(self, generation: int, digest: str | None) -> bool:
-        """Whether a server uses a document that the store neither holds now nor held at that generation."""
+        """Whether a server uses an identity document that the store neither holds now nor held at that generation."""
         if digest is None or generation > self.generation:
             return False
         if generation == self.generation:
@@ -250,10 +261,10 @@ class StoredState:
 
 
 def find_contradiction(url: str, generation: int | None, digest: str | None, held: StoredState) -> Obstacle | None:
-    """Return the obstacle if the identity that a server uses cannot come from this store; else None.
+    """Return an obstacle if the identity that a server uses cannot have come from this store; else None.
 
     Args:
-        url: The server.
+        url: URL of the server.
         generation: Generation of the identity that the server uses; None if it does not report one.
         digest: Digest of that identity's text; None if it does not report one.
         held: The state of the store.
@@ -275,7 +286,7 @@ def find_contradiction(url: str, generation: int | None, digest: str | None, hel
 
 
 def went_back_error(obstacles: Iterable[Obstacle]) -> StoreWentBackError:
-    """Return the error for a store that holds an older identity than before."""
+    """Return the error for a store that holds an older or a different identity than a server has used."""
     found = tuple(obstacles)
     urls = [url for one in found for url in one.nodes]
     return StoreWentBackError(
@@ -288,21 +299,22 @@ def went_back_error(obstacles: Iterable[Obstacle]) -> StoreWentBackError:
 def find_obstacles(
     observation: Observation, policy: Policy, now_ms: int, *, silent: frozenset[str], is_restore: bool = False
 ) -> tuple[Obstacle, ...]:
-    """Return every obstacle to a new rotation, those of the identity first.
+    """Return every obstacle that prevents a new rotation from starting; the obstacles of the identity come first.
 
     Args:
         observation: The state of the store and the servers.
         policy: Timeouts and quorum of the rotation.
         now_ms: Milliseconds since 1970.
-        silent: URLs of the servers that were not seen to accept a request signed by the current root, without those
-            that a configured quorum leaves out.
-        is_restore: Whether the next root is a previous one, which needs no introduction by the current one.
+        silent: URLs of the servers that have not accepted a request signed by the current root, except those that a
+            configured quorum leaves out.
+        is_restore: Whether the next root is a previous one, which needs no introduction by the current root.
     """
     own_clock = find_clock_obstacle(compare_clocks(observation, policy))
     return (
         *(() if own_clock is None else (own_clock,)),
         *_of_the_store(observation, policy, now_ms, is_restore=is_restore),
         *_of_the_policy(observation, policy, is_restore=is_restore),
+        *_of_the_anchor(observation),
         *_of_the_list(observation),
         *(
             one
@@ -318,7 +330,28 @@ def find_obstacles(
             and not (one.kind is ObstacleKind.CLOCK and own_clock is not None)
         ),
         *_of_the_flow(observation),
+        *find_follower_obstacles(observation),
     )
+
+
+def find_follower_obstacles(observation: Observation) -> tuple[Obstacle, ...]:
+    """Return one obstacle for each region whose store does not show what the primary store holds."""
+    return tuple(
+        Obstacle(
+            kind=ObstacleKind.FOLLOWER_DIFFERS if one.is_lasting else ObstacleKind.FOLLOWER_BEHIND,
+            text=f"the store of region {one.region} does not show what the primary store holds: {one.problem}",
+            hint=one.hint
+            or f"`goatherd stores status` shows each region. If region {one.region} is lost, `--allow-lagging"
+            f" {one.region}` leaves its store out.",
+        )
+        for one in observation.holding
+    )
+
+
+def _of_the_anchor(observation: Observation) -> Iterator[Obstacle]:
+    if observation.anchor_problem is not None:
+        text, hint = observation.anchor_problem
+        yield Obstacle(kind=ObstacleKind.ANCHOR, text=f"the anchor cannot sign: {text}", hint=hint)
 
 
 def _of_the_store(observation: Observation, policy: Policy, now_ms: int, *, is_restore: bool) -> Iterator[Obstacle]:
@@ -385,14 +418,15 @@ def _of_a_node(node: NodeView, store: StoreView, *, is_silent: bool, is_distrust
         yield Obstacle(
             kind=ObstacleKind.REJECTS,
             text=f"{url} rejects the identity that the store holds: {node.rejects}",
-            hint=f"Its log says why. Does {url} belong to this store?",
+            hint=f"The log of the server states the reason. Check that {url} belongs to this store.",
             nodes=urls,
         )
     if node.without_store:
         yield Obstacle(
             kind=ObstacleKind.WITHOUT_STORE,
             text=f"{url} cannot read the store, so it would not learn of a new root",
-            hint="Its log says why; `goatherd doctor` on that machine checks its access.",
+            hint="The log of the server states the reason; `goatherd doctor` on that machine checks its access to"
+            " the store.",
             nodes=urls,
         )
     ahead_ms = node.clock_ahead_ms or 0
@@ -400,32 +434,21 @@ def _of_a_node(node: NodeView, store: StoreView, *, is_silent: bool, is_distrust
         yield Obstacle(
             kind=ObstacleKind.CLOCK,
             text=describe_difference(url, ahead_ms),
-            hint="Set both clocks by NTP.",
+            hint="Set the clocks of both machines by NTP.",
             nodes=urls,
         )
 
 
 def _find_contradiction(node: NodeView, store: StoreView) -> Obstacle | None:
-    if node.roots is not None and is_of_another_identity((*node.roots, *node.revoked), store.root_ids):
+    if node.is_of_another_identity(store.root_ids):
         return None
     held = StoredState(generation=store.generation, digest=store.digest, lineage=store.lineage)
     return find_contradiction(node.url, node.generation, node.digest if store.digest else None, held)
 
 
-def is_of_another_identity(known: Sequence[str], store_roots: frozenset[str]) -> bool:
-    """Return whether a server has no root in common with the identity in the store.
-
-    Args:
-        known: Roots that the server trusts, and those that it rejects as revoked: in a backup from before a revocation
-            the revoked one may be the only root.
-        store_roots: The roots that the identity in the store lists.
-    """
-    return bool(known) and bool(store_roots) and store_roots.isdisjoint(known)
-
-
 def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
     url, urls, root = node.url, (node.url,), store.current_id
-    if node.activity is not None and node.answers is not False:
+    if node.activity is not None and node.trusts_current is not False:
         return Obstacle(
             kind=ObstacleKind.UNREACHABLE,
             text=f"{url} {node.activity}",
@@ -440,29 +463,31 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
             "the server, or remove it from the list if it no longer exists.",
             nodes=urls,
         )
-    if node.roots is not None and is_of_another_identity((*node.roots, *node.revoked), store.root_ids):
+    if node.is_of_another_identity(store.root_ids):
         return Obstacle(
             kind=ObstacleKind.OTHER_IDENTITY,
             text=f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "
-            f"{', '.join(node.roots[:5])}, not root {root}",
+            f"{', '.join((node.roots or ())[:5])}, not root {root}",
             hint="Is --provider the store that this server starts from? Is --node the right server? (A server that was"
             " down for many rotations learns the current root when it reads the store.)",
             nodes=urls,
         )
-    if node.answers is False and node.roots is not None:
+    if node.trusts_current is False and node.roots is not None:
         return Obstacle(
             kind=ObstacleKind.UNTRUSTED,
             text=f"{url} rejects a request signed by the current root {root}: it signs with {node.signs_with}, at "
             f"generation {node.generation} of {store.generation}, or its clock is wrong",
-            hint="Check whether the server can read the store. `goatherd doctor` compares the clocks.",
+            hint="Check whether the server can read the store, and whether its clock is right (`goatherd doctor`"
+            " compares the clocks).",
             nodes=urls,
         )
-    if node.answers is False:
+    if node.trusts_current is False:
         return Obstacle(
             kind=ObstacleKind.UNTRUSTED,
             text=f"{url} rejects a request signed by the current root {root}: it belongs to another identity, or its "
             "clock differs by more than three minutes",
-            hint="Is --provider the store that this server starts from? `goatherd doctor` compares the clocks.",
+            hint="Is --provider the store that this server starts from? Is its clock right (`goatherd doctor` compares"
+            " the clocks)?",
             nodes=urls,
         )
     return Obstacle(
@@ -509,12 +534,12 @@ def find_remarks(
     foreign_labels: Mapping[str, str] | None = None,
     damaged: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Return what the operator should know before a rotation although it does not prevent one.
+    """Return remarks for the operator before a rotation, about problems that do not prevent it.
 
     Args:
         observation: The state of the store and the servers.
-        policy: By how much clocks may differ.
-        foreign_labels: Labels that are not Goatherd's, each with its version.
+        policy: The rotation's policy; it says by how much clocks may differ.
+        foreign_labels: Labels that other tools have set, each with the version that it points at.
         damaged: Ids of stored versions that cannot be read, each with the reason.
     """
     store, found = observation.store, list[str]()
@@ -555,11 +580,29 @@ def find_remarks(
         f"version {version} cannot be read ({why}), so it is not known whose private keys it holds"
         for version, why in sorted((damaged or {}).items())
     ]
-    return tuple(found)
+    return (*found, *_describe_versions(observation.nodes))
+
+
+def _describe_versions(nodes: Sequence[NodeView]) -> list[str]:
+    """Return a remark if the servers run different versions of Goatherd, or all of them another one than this command.
+
+    COMPAT: `goatherd revoke` does not finish if a server is newer than the command (how-to page: Upgrade Goatherd).
+    """
+    groups = group_by_version(nodes)
+    if len(groups) > 1:
+        parts = [f"{version or 'unknown'} at {_join_names([one.url for one in on])}" for version, on in groups.items()]
+        versions = "; ".join(parts)
+        return [f"the servers run different versions of Goatherd: {versions} (how-to page: Upgrade Goatherd)"]
+    return [
+        f"the servers run Goatherd {version}, and this command is Goatherd {goatherd.__version__}; `goatherd revoke` "
+        "does not finish with servers that are newer than the command (how-to page: Upgrade Goatherd)"
+        for version in groups
+        if version not in (None, goatherd.__version__)
+    ]
 
 
 def _describe_problem(node: NodeView) -> str:
-    """Return why a server could not be observed, in parentheses, without the request that was made."""
+    """Return why a server could not be observed, in parentheses; the request that failed is not named."""
     if not node.problem:
         return ""
     return f" ({node.problem.split('; ')[0].rpartition(': ')[2]})"

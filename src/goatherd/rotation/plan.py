@@ -1,16 +1,16 @@
 """Describe a rotation before it runs: its steps, their costs and risks, and what could stop it.
 
-Pure. The steps and their conditions are read from the tables in `goatherd.rotation.machine`; there are no other rules
-here.
+Pure. The steps and their conditions are taken from the tables in `goatherd.rotation.machine`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from goatherd.cluster.node import group_by_region
 from goatherd.rotation.machine import (
     BACKWARD,
     FORWARD,
@@ -46,7 +46,7 @@ RISKS: Final[dict[Step, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The least cost of a step, if nothing fails and all servers are Goatherd's.
+    """How many requests a planned step of a rotation makes at least, if nothing fails and all servers are Goatherd's.
 
     Every further observation during a wait costs one read of the store, two requests to each server, and one
     notification to each server that the step waits for. An unmodified GoatDB server is asked which root signs at most
@@ -79,15 +79,15 @@ class PlannedStep:
     """One step of a planned rotation.
 
     Attributes:
-        leads_to: The phase after it.
-        effect: What it does, human-readable.
-        risk: What could go wrong because of it, human-readable.
-        gate: The evidence that it needs from every server.
-        also: What else must hold before it: time for unlisted servers, health checks.
-        patience: How long it waits for that at most; None if it waits for no server.
-        otherwise: The step that ends the rotation if that does not happen.
-        store_writes: Writes to the store, labels included.
-        cost: See `Cost`.
+        leads_to: The phase after the step.
+        effect: What the step does, human-readable.
+        risk: What could go wrong because of the step, human-readable.
+        gate: What every server must have shown before the step.
+        also: What else is required before the step: time for unlisted servers, health checks.
+        patience: Longest time that the step waits for the servers; None if it waits for no server.
+        otherwise: The step that ends the rotation if the servers do not meet the condition in time.
+        store_writes: Writes to the store, moves of labels included.
+        cost: How many requests the step makes.
     """
 
     step: Step
@@ -104,16 +104,18 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Every remaining step of a rotation, its servers, and its obstacles.
+    """The plan of a rotation: its remaining steps, its servers, and its obstacles.
 
     Attributes:
         resumes: The rotation that would be resumed, or None for a new one.
         started_by, started_at: Who started that rotation, and when.
         obstacles: Why a new rotation would be refused now, human-readable; empty if it would start. For a rotation in
             progress: what prevents it from continuing.
-        remarks: What the operator should know although it does not stop the rotation.
+        remarks: Problems that the operator should know, but that do not stop the rotation.
         not_waited_for: Which servers the rotation would not wait for, as sentences.
         stops: What would end the rotation automatically, as sentences.
+        regions: For each region that servers report, their URLs; empty if none reports one.
+        followers: Regions whose store must show each change of the primary store before the next one.
     """
 
     phase: Phase
@@ -127,19 +129,22 @@ class Plan:
     remarks: tuple[str, ...] = ()
     not_waited_for: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
+    regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    followers: tuple[str, ...] = ()
 
 
 def make_plan(
     observation: Observation, policy: Policy, now_ms: int, *, signals: Sequence[str] = (), remarks: Sequence[str] = ()
 ) -> Plan:
-    """Return the remaining steps of a rotation, from the state that was observed.
+    """Return the plan of a rotation: the steps that remain from the observed state of the store and the servers.
 
     Args:
         observation: The state of the store, and what the servers answered to requests that change nothing.
         policy: Timeouts and quorum of the rotation.
         now_ms: Milliseconds since 1970.
         signals: The names of the health checks.
-        remarks: What the operator should know (`goatherd.rotation.obstacles.find_remarks`).
+        remarks: Problems that the operator should know, but that do not stop the rotation
+            (`goatherd.rotation.obstacles.find_remarks`).
     """
     store = observation.store
     steps: list[PlannedStep] = []
@@ -159,6 +164,12 @@ def make_plan(
         remarks=tuple(remarks),
         not_waited_for=tuple(_not_waited_for(observation, policy)),
         stops=tuple(_describe_stops(policy, signals)),
+        regions={
+            region: tuple(node.url for node in nodes)
+            for region, nodes in group_by_region(observation.nodes).items()
+            if region is not None
+        },
+        followers=tuple(one.region for one in observation.followers if not one.is_allowed),
     )
 
 

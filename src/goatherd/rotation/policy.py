@@ -8,17 +8,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Final
 
 from goatherd.errors import ConfigurationError, LifetimeError
+from goatherd.telemetry import describe_count
 from goatherd.times import milliseconds
+
+_LIST_SERVERS: Final = (
+    "Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quorum:
-    """How many of the servers must follow before the deadline of a phase: all, unless a count or a fraction is given.
+    """How many servers must adopt a new identity before the deadline of a phase (default: all of them).
 
     Attributes:
         count: The number of servers; all of them if there are fewer.
@@ -30,10 +35,10 @@ class Quorum:
 
     @classmethod
     def from_text(cls, text: str) -> Quorum:
-        """Parse ``all``, a count such as ``4``, or a fraction such as ``80%``.
+        """Parse a quorum: ``all``, a count such as ``4``, or a fraction such as ``80%``.
 
         Raises:
-            ConfigurationError: The string has another form, or means no server at all, or more than all.
+            ConfigurationError: The string has another form, or means no server, or more than all servers.
         """
         wanted = text.strip().lower()
         if wanted == "all":
@@ -47,7 +52,7 @@ class Quorum:
         )
 
     def needed(self, total: int) -> int:
-        """Return how many of `total` servers must follow; at least one if there are any."""
+        """Return how many of `total` servers must adopt the new identity; at least one if there are any."""
         if self.count is not None:
             return min(self.count, total)
         if self.fraction is not None:
@@ -79,22 +84,24 @@ class Policy:
         flow_patience: How long a session created at one server may take to reach the others, in the check before a
             rotation of servers that do not report their peers.
         lifetime: Time from the generation of a new root to its expiration. `check_lifetime` checks the lower limit.
+        working_lifetime: The same for a working root, which an anchor endorses.
+        is_for_working_root: Whether `lifetime` and `renewal_fraction` are those of a working root (`for_identity`).
         grace: How long versions that hold a retired private key are kept before `retire` destroys them.
-        renewal_fraction, renewal_cap: A root is due for rotation when less than this fraction of its lifetime, and at
-            most this time, is left.
-        quorum: How many servers must follow once `adoption` has passed; until then the rotation waits for all. Only a
-            server that does not answer at all can be left out: one that answers, and does not follow, ends the
-            rotation.
-        unlisted: How long the next root (B) must have been published before it signs, for the sake of servers that are
-            not listed: their refresh interval with its jitter. 0 means that there are no such servers.
-        bare: URLs of manual-restart servers, which run unmodified GoatDB. They must trust B, but the rotation does not
-            wait for them to sign with it, because what they sign with the previous root (A) stays valid.
+        renewal_fraction, renewal_cap: A root is due for rotation when the time left is less than this fraction of its
+            lifetime and at most this duration.
+        quorum: How many servers must have adopted the new identity when `adoption` has passed; until then the rotation
+            waits for all servers. Only a server that does not answer at all can be left out. A server that answers, but
+            does not adopt the identity, ends the rotation.
+        unlisted: How long the next root must have been published before it signs, so that servers that are not listed
+            have read it: their refresh interval with its jitter. 0 means that all servers are listed.
+        bare: URLs of manual-restart servers, which run unmodified GoatDB. They must trust the next root, but the
+            rotation does not wait for them to sign with it, because what they sign with the previous root stays valid.
         distrust: URLs of servers whose reports on the store's history are ignored, so that a lying or wrong server
             cannot stop every command.
         health_failures: After this many consecutive failures of the health check the rotation is rolled back.
         health_interval: Shortest time between two health checks.
         health_timeout: Timeout of one health check; a check that exceeds it has failed.
-        health_soak: How long the health check is watched while B signs before the rotation is final.
+        health_soak: How long the health checks must pass while the next root signs, before the rotation is final.
     """
 
     adoption: timedelta = timedelta(minutes=5)
@@ -106,6 +113,8 @@ class Policy:
     clock_tolerance: timedelta = timedelta(minutes=5)
     flow_patience: timedelta = timedelta(seconds=15)
     lifetime: timedelta = timedelta(days=180)
+    working_lifetime: timedelta = timedelta(days=30)
+    is_for_working_root: bool = False
     grace: timedelta = timedelta(days=30)
     renewal_fraction: float = 0.5
     renewal_cap: timedelta = timedelta(days=60)
@@ -119,7 +128,7 @@ class Policy:
     health_soak: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        """Check that all durations are `timedelta` values, since a number has no unit.
+        """Check that all durations of the policy are `timedelta` values, since a number has no unit.
 
         Raises:
             ConfigurationError: A duration is a number or a string.
@@ -132,9 +141,23 @@ class Policy:
                     hint=f"Such as Policy({field.name}=timedelta(hours=1)).",
                 )
 
+    def for_identity(self, *, has_anchor: bool) -> Policy:
+        """Return the policy for a root with an anchor or without: a working root lives shorter and is renewed later.
+
+        By default it lives 30 days and is renewed when 10 are left.
+        """
+        if not has_anchor:
+            return self
+        return replace(
+            self,
+            lifetime=self.working_lifetime,
+            renewal_fraction=_WORKING_RENEWAL_FRACTION,
+            is_for_working_root=True,
+        )
+
     @property
     def health_bound(self) -> timedelta:
-        """Longest time from the first failure of the health check to the roll-back, if the store answers.
+        """Longest time from the first failure of a health check to the roll-back of the rotation, if the store answers.
 
         Before each check there may be the interval, one observation and notification of the servers, and the pause
         between two observations.
@@ -143,6 +166,12 @@ class Policy:
         return self.health_failures * (self.health_interval + look)
 
 
+_WORKING_RENEWAL_FRACTION: Final = 1 / 3
+"""A working root is due for renewal when less than this fraction of its lifetime is left."""
+_WORKING_HINT: Final = (
+    "Set a longer --working-lifetime (rotation.working_lifetime), or shorter waiting times (rotation.adoption and "
+    "others)."
+)
 SHORTEST_LIFETIME: Final = timedelta(hours=1)
 """The shortest lifetime of a root, even if rotations are faster."""
 UNMODIFIED_LIFETIME: Final = timedelta(days=30)
@@ -157,7 +186,7 @@ class LifetimeFloor:
 
     Attributes:
         shortest: The lifetime must be at least this long.
-        is_exclusive: Whether it must be longer than `shortest`.
+        is_exclusive: Whether the lifetime must be longer than `shortest`, not equal to it.
         reason: The reason for the limit, as a phrase that follows "because" in an error message.
     """
 
@@ -166,12 +195,12 @@ class LifetimeFloor:
     reason: str
 
     def is_below(self, lifetime: timedelta) -> bool:
-        """Return whether `lifetime` is too short."""
+        """Return whether `lifetime` is too short for a new root."""
         return lifetime < self.shortest or (self.is_exclusive and lifetime == self.shortest)
 
 
 def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> LifetimeFloor:
-    """Return the shortest lifetime of a new root under a policy.
+    """Return the shortest permitted lifetime of a new root under a rotation policy.
 
     A root must outlive several rotations, so that a rotation can fail, be rolled back and be retried before its
     expiration.
@@ -182,13 +211,17 @@ def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> Lifet
     """
     servers = sorted({*policy.bare, *unmodified})
     longest = 3 * policy.adoption + policy.unlisted + policy.health_soak + policy.settle
-    if servers and 4 * longest <= UNMODIFIED_LIFETIME:
+    # A root must be renewed while more than 15 days are left.
+    part, unmodified_floor = "half", UNMODIFIED_LIFETIME
+    if policy.is_for_working_root:
+        part, unmodified_floor = "a third", UNMODIFIED_LIFETIME * 3 / 2
+    if servers and 4 * longest <= unmodified_floor:
         named = ", ".join(servers[:3]) + (f" and {len(servers) - 3} more" if len(servers) > 3 else "")
         return LifetimeFloor(
-            shortest=UNMODIFIED_LIFETIME,
+            shortest=unmodified_floor,
             is_exclusive=True,
             reason=f"{named} runs unmodified GoatDB, which extends a root with less than 15 days left at its start and "
-            "then exposes the private key; a rotation is due at half of a root's life",
+            f"then exposes the private key; a rotation is due when {part} of a root's life is left",
         )
     if 4 * longest <= SHORTEST_LIFETIME:
         return LifetimeFloor(
@@ -204,7 +237,9 @@ def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> Lifet
 
 
 def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
-    """Return when a root is due for rotation: a fraction of its lifetime before its end, but at most a fixed time.
+    """Return when a root is due for rotation, in milliseconds since 1970.
+
+    That is a fraction of its lifetime before its expiration, but at most a fixed time before it.
 
     A fraction suits keys of an hour and keys of a year alike; the fixed time prevents a long-lived key from being
     replaced far too early.
@@ -214,11 +249,11 @@ def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
 
 
 def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
-    """Check that a root made under a policy lives long enough to be replaced in time.
+    """Check that a root generated under a rotation policy lives long enough to be replaced in time.
 
     Args:
-        policy: Its `lifetime`, and how long the parts of a rotation may take.
-        unmodified: As for `lifetime_floor`.
+        policy: The policy: the `lifetime` of a root, and how long the parts of a rotation may take.
+        unmodified: URLs of servers that were seen to run unmodified GoatDB, as for `lifetime_floor`.
 
     Raises:
         LifetimeError: The lifetime is too short.
@@ -228,12 +263,13 @@ def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
         least = f"{'more than' if floor.is_exclusive else 'at least'} {_format_duration(floor.shortest)}"
         raise LifetimeError(
             f"a lifetime of {_format_duration(policy.lifetime)} is too short for a root: it must be {least}, because "
-            f"{floor.reason}"
+            f"{floor.reason}",
+            hint=_WORKING_HINT if policy.is_for_working_root else None,
         )
 
 
 def check_quorum(policy: Policy, listed: int) -> None:
-    """Check that enough servers are listed for a quorum that is given as a count.
+    """Check that at least as many servers are listed as a quorum requires that is given as a count.
 
     Discovered servers are counted only when they are observed; this check is for complete lists.
 
@@ -242,7 +278,7 @@ def check_quorum(policy: Policy, listed: int) -> None:
     """
     count = policy.quorum.count
     if count is not None and listed and count > listed:
-        servers = "1 server is" if listed == 1 else f"{listed} servers are"
+        servers = describe_count(listed, "server", "is", "are")
         raise ConfigurationError(
             f"the quorum is {count}, but {servers} listed",
             hint="List every server with --node URL, or lower the quorum (--quorum, rotation.quorum).",
@@ -259,10 +295,41 @@ def _format_duration(duration: timedelta) -> str:
 
 
 def unlisted_for(refresh_interval: timedelta, *, jitter: float = 0.2) -> timedelta:
-    """Return a value for `Policy.unlisted`, after which every server that can read the store has read it.
+    """Return the value of `Policy.unlisted` after which every server that can read the store has read it.
 
     Args:
         refresh_interval: How often servers read the store (`goatherd.settings.CloudSecretSettings`).
         jitter: By which fraction of the interval a read may be later.
     """
     return refresh_interval * (1 + jitter) + timedelta(seconds=2)
+
+
+def check_rotation_servers(servers: object, *, unsafe_without_nodes: bool) -> None:
+    """Check that servers are listed, because a rotation without servers would wait for none.
+
+    Raises:
+        ConfigurationError: No server is listed, and `unsafe_without_nodes` is False.
+    """
+    consequence = "the rotation could not wait until each has adopted the new root"
+    check_servers_listed(servers, consequence, unsafe_without_nodes=unsafe_without_nodes)
+
+
+def check_servers_listed(
+    servers: object, consequence: str, *, unsafe_without_nodes: bool, command_hint: str = _LIST_SERVERS
+) -> None:
+    """Check that an operation that waits for servers has servers to wait for.
+
+    Args:
+        servers: The listed servers, or a function that discovers them.
+        consequence: What the operation could not do without servers, such as ``the rotation could not wait``.
+        unsafe_without_nodes: Whether the operator has asked for the operation without servers.
+        command_hint: How to list servers on the command line.
+
+    Raises:
+        ConfigurationError: No server is listed.
+    """
+    # SECURITY: with no server listed, the next root would sign before servers trust it
+    # (tests/unit/operations/test_rotate.py).
+    if not callable(servers) and not servers and not unsafe_without_nodes:
+        hint = 'Name each server: nodes=["http://…"]. If there is none: unsafe_without_nodes=True.'
+        raise ConfigurationError(f"no server is listed, so {consequence}", hint=hint, command_hint=command_hint)

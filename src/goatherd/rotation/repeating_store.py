@@ -1,15 +1,15 @@
-"""A store that retries a failed call at once, so that a single failure does not end a whole observation of the cluster.
+"""Retry a failed call of a store at once, so that a single failure does not end a whole observation of the cluster.
 
-A run reads and writes through `RepeatingStore`. Before it retries, the retries inside one call
+A run reads and writes through `RepeatingStore`. It retries a call after the provider's own retries
 (`goatherd.providers.base`) have all failed. If the store stays unreachable, `goatherd.rotation.rotator` waits for it
 (`Policy.store_patience`).
 
 Why: an observation reads the store several times, and takes seconds if a server is down. If it had to begin again after
 every failed call, a store that fails one call every few seconds could block a run indefinitely.
 
-A call is tried `TRIES` times, with short pauses. A retry is safe because every change is a compare-and-swap, or has no
-effect the second time. If an attempt succeeded and only its answer was lost, the retry gets a conflict, and the run
-reads the store again.
+A call is tried `TRIES` times, with short pauses. A retry is safe because every change is a compare-and-swap or is
+idempotent. If an attempt succeeded and only its answer was lost, the retry gets a conflict, and the run reads the store
+again.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ R = TypeVar("R")
 
 
 class RepeatingStore:
-    """A store that retries a failed call at once, inside `repeating`.
+    """A secret store whose failed calls are retried at once, within the context of `repeating`.
 
     Args:
         provider: The store.
-        policy: How long to pause.
+        policy: How long to pause between two attempts.
         clock: Tells the time and waits.
         troubled: Called with the error of every call that is retried.
 
@@ -55,7 +55,7 @@ class RepeatingStore:
 
     @contextmanager
     def repeating(self) -> Iterator[None]:
-        """Retry failed calls within the ``with`` statement; outside, each call is made once."""
+        """Retry failed calls to the store within the ``with`` statement; outside, each call is made once."""
         self.failing_since, self._tries = None, TRIES
         try:
             yield
@@ -68,29 +68,29 @@ class RepeatingStore:
         return self._provider.guarantees
 
     async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue:
-        """Read a value, as `SecretProvider.read` does."""
+        """Read a secret's value from the store, as `SecretProvider.read` does."""
         return await self._repeat(lambda: self._provider.read(secret_id, at))
 
     async def versions(self, secret_id: str) -> list[SecretVersion]:
-        """List the versions, as `SecretProvider.versions` does."""
+        """List a secret's versions, as `SecretProvider.versions` does."""
         return await self._repeat(lambda: self._provider.versions(secret_id))
 
     async def write(
         self, secret_id: str, value: SecretBytes | bytes, *, label: str = CURRENT, expected: str | None
     ) -> SecretVersion:
-        """Write a value, as `SecretProvider.write` does."""
+        """Write a secret's value to the store, as `SecretProvider.write` does."""
         return await self._repeat(lambda: self._provider.write(secret_id, value, label=label, expected=expected))
 
     async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
-        """Move a label, as `SecretProvider.label` does."""
+        """Move a label of a secret to another version, as `SecretProvider.label` does."""
         await self._repeat(lambda: self._provider.label(secret_id, label, version, expected=expected))
 
     async def destroy(self, secret_id: str, version: str) -> None:
-        """Destroy a version, as `SecretProvider.destroy` does."""
+        """Destroy a version of a secret, as `SecretProvider.destroy` does."""
         await self._repeat(lambda: self._provider.destroy(secret_id, version))
 
     async def reserve_room(self, secret_id: str) -> None:
-        """Reserve space for later writes, as `goatherd.providers.capabilities.reserve_room` does."""
+        """Reserve space in the store for later writes, as `goatherd.providers.capabilities.reserve_room` does."""
         await self._repeat(lambda: reserve_room(self._provider, secret_id))
 
     async def _repeat(self, call: Callable[[], Awaitable[R]]) -> R:

@@ -1,8 +1,7 @@
 """Replace an expired root, and wait until every server signs with the new one.
 
-A rotation cannot do this, because it needs a root that servers and clients still trust. It is not a revocation either
-(`goatherd.revocation.revoker`): an expired root was not stolen, so the commits that it has signed stay valid
-everywhere.
+A rotation cannot replace an expired root, because a rotation needs a current root that has not expired. A revocation
+(`goatherd.revocation.revoker`) is not needed: the root was not stolen, so its commits stay valid everywhere.
 
 The order, and why:
 
@@ -11,8 +10,9 @@ The order, and why:
 2. *Write* the identity in which the successor signs, endorsed by the expired root. Because of the endorsement, Goatherd
    servers and agents follow the successor at their next read of the store.
 3. *Introduce* the successor by the expired root, so that clients follow it; and the expired root by the successor, so
-   that new clients can verify what the expired root has signed. Both are pushed in the successor's name, and only to a
-   server that follows it: no server accepts a request signed by the expired root.
+   that new clients can verify what the expired root has signed. The requests that push these introductions are signed
+   by the successor, because no server accepts a request signed by the expired root. So only servers that already follow
+   the successor get them.
 
 Rules: the identity is written by a compare-and-swap, tried at most twice on the same state of the store. A store call
 that fails after the first read is retried at once (`repeating_store`). Another run resumes from the state of the
@@ -32,12 +32,14 @@ from goatherd.cluster.observer import Observer, Question
 from goatherd.cluster.session_queries import ExpectedCommit
 from goatherd.errors import ConflictError, IllegalStepError
 from goatherd.identity import transitions
+from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorKeys, SignerOpener, collect_word, open_pinned_signer
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.cross_signing import (
     expected_earlier_introduction,
@@ -45,15 +47,15 @@ from goatherd.rotation.cross_signing import (
     make_earlier_introduction,
     make_late_introduction,
 )
-from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold, StoreTroubled
+from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodeNotified, NodesSeen, StoreTroubled
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse, refusal_error
 from goatherd.rotation.observation import make_store_view
-from goatherd.rotation.obstacles import Obstacle, ObstacleKind, find_obstacles, is_of_another_identity
+from goatherd.rotation.obstacles import Obstacle, ObstacleKind, find_obstacles
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history
-from goatherd.wire.paths import SESSIONS_PATH
+from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 OBSTACLES: Final = frozenset(
     {
@@ -70,39 +72,17 @@ OBSTACLES: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeStanding:
-    """How far one server has followed the new root.
-
-    Attributes:
-        is_unmodified: It runs unmodified GoatDB.
-        trusts_current: It accepts a request signed by the current root; None if that is not known.
-        signs_with: The root that it signs with; None if that is not known.
-        holds_introduction: It holds the introduction of the current root by the expired one.
-        holds_cross_signature: It holds the introduction of the expired root by the current one.
-        problem: What could not be observed, in one line.
-    """
-
-    url: str
-    is_unmodified: bool = False
-    trusts_current: bool | None = None
-    signs_with: str | None = None
-    holds_introduction: bool | None = None
-    holds_cross_signature: bool | None = None
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplacementReport:
-    """The state of a replacement at the end of a run.
+    """The state of the replacement of an expired root at the end of a run.
 
     Attributes:
         expired_id: The root that had expired.
         current_id: The root that has replaced it.
         generation: Generation of the identity.
-        is_written: Whether this run has written the identity; False if an earlier run had.
+        is_written: Whether this run has written the new identity; False if an earlier run had written it.
         has_key: Whether the store still holds the expired root's private key, without which the current root cannot be
             introduced to existing clients.
-        nodes: The state of each server.
+        nodes: The last observed state of each server. In it, "next root" means the new current root.
     """
 
     expired_id: str
@@ -110,21 +90,21 @@ class ReplacementReport:
     generation: int
     is_written: bool
     has_key: bool
-    nodes: tuple[NodeStanding, ...]
+    nodes: tuple[NodeView, ...]
 
-    def has_followed(self, node: NodeStanding) -> bool:
-        """Return whether a server signs with the new root and holds both introductions."""
+    def has_followed(self, node: NodeView) -> bool:
+        """Return whether a server signs with the new root, and holds the introductions of new and expired root."""
         is_introduced = node.holds_introduction is True or not self.has_key
         return node.signs_with == self.current_id and is_introduced and node.holds_cross_signature is True
 
     @property
     def is_complete(self) -> bool:
-        """Whether the replacement is complete at every server."""
+        """Whether the replacement of the expired root is complete at every server."""
         return all(self.has_followed(node) for node in self.nodes)
 
 
 class Replacer:
-    """Replaces the expired root of one organization. One run at a time.
+    """Replaces the expired current root of one organization. One run at a time.
 
     Args:
         provider: The store.
@@ -134,6 +114,7 @@ class Replacer:
         policy: How long to wait for the servers (`adoption`), and the lifetime of the new root (`lifetime`).
         clock: Tells the time and waits.
         on_event: Called with each event as it happens; must not block and must not raise.
+        open_signer: Opens the signer of the identity's anchor by its URI.
     """
 
     def __init__(
@@ -142,10 +123,11 @@ class Replacer:
         secret_id: str,
         nodes: Sequence[Node] | NodeSource,
         *,
-        org: str = "localhost",
+        org: str = DEFAULT_ORG,
         policy: Policy | None = None,
         clock: Clock | None = None,
         on_event: Callable[[Event], None] | None = None,
+        open_signer: SignerOpener = open_pinned_signer,
     ) -> None:
         self.policy = policy or Policy()
         self._provider = provider
@@ -169,27 +151,29 @@ class Replacer:
         )
         self._signatures = SignatureCheck(self._store, secret_id, self._observer.read_identities)
         self._continuity = Continuity(provider)
+        self._anchor_keys = AnchorKeys(org, open_signer)
         self._seen: tuple[NodeView, ...] = ()
 
     async def replace(self) -> ReplacementReport:
-        """Replace the root that has expired, or resume where an earlier run has stopped.
+        """Replace the current root, which has expired, or resume where an earlier run has stopped.
 
         Raises:
             IllegalStepError: The current root has not expired, and has not replaced an expired one.
             StoreWentBackError: A server has used a later identity than the store holds, or a different one. Nothing was
                 written.
-            ObstructedError: A server has seen a later identity, belongs to another one, has a clock that disagrees with
-                this machine's, or is listed twice. Nothing was written.
+            ObstructedError: A server has seen a later identity, belongs to another identity, has a clock that differs
+                from this machine's, or is listed twice. Nothing was written.
             LifetimeError: The lifetime of the new root would be too short. Nothing was written.
             StuckError: The store refuses the change although nothing in it changes.
-            ProviderError: The store failed. Run it again.
+            ProviderError: The store failed. Run the replacement again.
         """
         self._continuity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
         # If the store does not answer at all, nothing has begun, and the operator gets the error at once.
         first = await self._read_document()
         with self._store.repeating():
-            return await self._run_until_followed(first)
+            async with self._anchor_keys:
+                return await self._run_until_followed(first)
 
     async def _run_until_followed(self, first: IdentityDocument) -> ReplacementReport:
         await check_store_history(
@@ -211,7 +195,7 @@ class Replacer:
             generation=document.generation,
             is_written=is_written,
             has_key=key is not None,
-            nodes=tuple(_describe_standing(node) for node in nodes),
+            nodes=nodes,
         )
 
     # --- 1 and 2: the identity --------------------------------------------------------------------------------------
@@ -219,6 +203,7 @@ class Replacer:
     async def _write_replacement(self) -> tuple[IdentityDocument, bool]:
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         fresh: OwnedSession | None = None
+        word: AnchorWord | None = None
         unconfirmed: ExpiredRootReplaced | None = None
         rotation_id, poll = new_id(), self.policy.poll_min
         while True:
@@ -233,7 +218,8 @@ class Replacer:
                 if transitions.find_replaced(document) is None or document.rotation is not None:
                     raise IllegalStepError(
                         f"the current root {document.current.id} has not expired",
-                        hint="`goatherd rotate` replaces it; with --resume it finishes a rotation in progress.",
+                        hint="`goatherd rotate` replaces a root that is still valid; with --resume it finishes a"
+                        " rotation in progress.",
                     )
                 await self._move_stable(version)
                 return document, False
@@ -244,11 +230,18 @@ class Replacer:
                 await self._store.reserve_room(self._secret_id)
                 successor = transitions.find_successor(document, now_ms)
                 if successor is None:
-                    fresh = fresh or OwnedSession.generate(
-                        session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
-                    )
+                    if fresh is None:
+                        fresh = OwnedSession.generate(
+                            session_id=new_id(),
+                            owner=ROOT_OWNER,
+                            now_ms=now_ms,
+                            lifetime=self._policy_for(document).lifetime,
+                        )
+                        word = await collect_word(
+                            self._anchor_keys, document, fresh.session, UNCHANGED, anchor_id="", now_ms=now_ms
+                        )
                     successor = fresh
-                changed = transitions.replace_expired(document, successor, now_ms, rotation_id=rotation_id)
+                changed = transitions.replace_expired(document, successor, now_ms, rotation_id=rotation_id, word=word)
                 unconfirmed = ExpiredRootReplaced(
                     from_id=document.current.id, to_id=successor.id, at_ms=now_ms, generation=changed.generation
                 )
@@ -257,10 +250,10 @@ class Replacer:
                         self._secret_id, encode_document(changed), label=CURRENT, expected=version.id
                     )
                 except ConflictError as conflict:
-                    attempts.note(evidence, conflict)
+                    attempts.count_attempt(evidence, conflict)
                     self._emit_event(ConflictMet())
                 else:
-                    attempts.note(evidence)
+                    attempts.count_attempt(evidence)
                     self._emit_event(unconfirmed)
                     unconfirmed = None
                     continue
@@ -269,29 +262,31 @@ class Replacer:
     async def _refuse_obstacles(self, document: IdentityDocument, version: SecretVersion) -> None:
         nodes = await self._observer.observe(Question(asker=document.current, answers=True))
         now_ms = self._clock.now_ms()
-        check_lifetime(self.policy, unmodified=self._observer.known_unmodified)
+        policy = self._policy_for(document)
+        check_lifetime(policy, unmodified=self._observer.known_unmodified)
         observation = Observation(
             store=make_store_view(
-                document, version, version.id, self.policy, seen_ms=now_ms, clock_ahead_ms=self._store_ahead_ms(now_ms)
+                document, version, version.id, policy, seen_ms=now_ms, clock_ahead_ms=self._store_ahead_ms(now_ms)
             ),
             nodes=nodes,
             nodes_unknown=self._observer.unknown,
             are_nodes_discovered=self._observer.is_discovered,
         )
         roots = observation.store.root_ids
-        strange = frozenset(
-            node.url for node in nodes if is_of_another_identity((*(node.roots or ()), *node.revoked), roots)
-        )
-        found = find_obstacles(observation, self.policy, now_ms, silent=strange)
+        strange = frozenset(node.url for node in nodes if node.is_of_another_identity(roots))
+        found = find_obstacles(observation, policy, now_ms, silent=strange)
         obstacles: tuple[Obstacle, ...] = tuple(one for one in found if one.kind in OBSTACLES)
         if obstacles:
             raise refusal_error(Refuse(obstacles=obstacles))
+
+    def _policy_for(self, document: IdentityDocument) -> Policy:
+        return self.policy.for_identity(has_anchor=document.anchor is not None)
 
     def _store_ahead_ms(self, now_ms: int) -> int | None:
         return self._provider.store_clock.ahead_ms(now_ms)
 
     async def _key_of(self, document: IdentityDocument, expired_id: str) -> OwnedSession | None:
-        """Return the expired root with its private key, from the version that holds it; None if there is none."""
+        """Return the expired root with its private key, from the stored version that holds it; None if none does."""
         for holding in await find_holdings(self._store, self._secret_id, document):
             if expired_id in holding.private_ids:
                 found = await self._store.read(self._secret_id, holding.version.id)
@@ -311,7 +306,7 @@ class Replacer:
         return (await self._read_identity())[0]
 
     async def _move_stable(self, version: SecretVersion) -> None:
-        """Move label ``stable`` to the new version as well, since the version before it has an expired root."""
+        """Move label ``stable`` to the new version, because the version that it points at has an expired root."""
         if STABLE in version.labels:
             return
         listed = await self._store.versions(self._secret_id)
@@ -326,12 +321,19 @@ class Replacer:
     async def _wait_until_followed(
         self, document: IdentityDocument, expired_id: str, key: OwnedSession | None
     ) -> tuple[NodeView, ...]:
-        """Notify the servers and push the introductions until each has followed, or `Policy.adoption` has passed."""
+        """Notify the servers and push the introductions, until each server signs with the new root or the time is over.
+
+        `Policy.adoption` is the longest time to wait.
+        """
         current = document.current
         cross = expected_earlier_introduction(document, expired_id)
         introductions: tuple[ExpectedCommit, ...] = ()
         commits = [make_earlier_introduction(document, expired_id, org=self._org)]
-        if key is not None:
+        has_introduction = key is not None or document.anchor is not None
+        if document.anchor is not None:
+            introductions = (expected_late_introduction(document, document.anchor.id),)
+            commits.insert(0, make_earlier_introduction(document, current.id, org=self._org))
+        elif key is not None:
             introductions = (expected_late_introduction(document, expired_id),)
             # Pushed first, so that a client which knows only the expired root can verify the other commit.
             commits.insert(0, make_late_introduction(document, key, org=self._org))
@@ -349,17 +351,17 @@ class Replacer:
         poll = self.policy.poll_min
         while True:
             nodes = await self._observer.observe(question)
-            if nodes and all(_is_introduced(node, has_key=key is not None) for node in nodes):
+            if nodes and all(_is_introduced(node, has_key=has_introduction) for node in nodes):
                 # Asked only now, because asking an unmodified server creates a session there.
                 nodes = await self._observer.observe(replace(question, signer=True))
             if nodes != self._seen:
                 self._seen = nodes
                 self._emit_event(NodesSeen(nodes=nodes))
-            done = [node.signs_with == current.id and _is_introduced(node, has_key=key is not None) for node in nodes]
+            done = [node.signs_with == current.id and _is_introduced(node, has_key=has_introduction) for node in nodes]
             if all(done) or self._clock.monotonic() >= deadline:
                 return nodes
             lacking = [
-                node.url for node in nodes if node.trusts_next and not _is_introduced(node, has_key=key is not None)
+                node.url for node in nodes if node.trusts_next and not _is_introduced(node, has_key=has_introduction)
             ]
             behind = [node.url for node in nodes if node.trusts_next is False]
             await self._observer.call_each(lacking, push)
@@ -371,7 +373,7 @@ class Replacer:
         return min(poll * 2, self.policy.poll_max)
 
     def _report_failure(self, url: str, problem: str) -> None:
-        self._emit_event(NodeTold(url=url, heard=False, problem=problem))
+        self._emit_event(NodeNotified(url=url, is_reached=False, problem=problem))
 
     def _emit_event(self, event: Event) -> None:
         if self._on_event is not None:
@@ -380,15 +382,3 @@ class Replacer:
 
 def _is_introduced(node: NodeView, *, has_key: bool) -> bool:
     return node.holds_cross_signature is True and (node.holds_introduction is True or not has_key)
-
-
-def _describe_standing(node: NodeView) -> NodeStanding:
-    return NodeStanding(
-        url=node.url,
-        is_unmodified=node.is_unmodified,
-        trusts_current=node.trusts_next,
-        signs_with=node.signs_with,
-        holds_introduction=node.holds_introduction,
-        holds_cross_signature=node.holds_cross_signature,
-        problem=node.problem,
-    )

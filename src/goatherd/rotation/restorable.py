@@ -1,7 +1,7 @@
 """Find out which previous root can sign again, and read its private key, before `Rotator.restore` writes.
 
-This module writes nothing. A root is restored exactly as the document lists it or as its cluster has introduced it,
-with the same key and the same expiration. A root that cannot be restored is refused with the reason.
+This module writes nothing. A root is restored with the same key and the same expiration that the document lists or that
+its introduction in ``/sys/sessions`` has. If a root cannot be restored, the error states why.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ _NEW_ROOT: Final = "`goatherd rotate` replaces the current root with a new one."
 
 
 def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> str:
-    """Return the root to restore: the named one, or else the root that signed before the current one.
+    """Return the root to restore: the one that the operator named, or else the root before the current one.
 
-    The document need not list a named root any more; `find_left_root` then checks that it was a root of this identity.
+    The identity document need not list a named root any more; `find_left_root` then checks that it was a root of this
+    identity.
 
     Args:
-        document: A steady document.
-        named: The root that the operator named, or None.
+        document: An identity document without a rotation in progress.
+        named: Id of the root that the operator named, or None.
         now_ms: Milliseconds since 1970.
 
     Raises:
@@ -48,7 +49,15 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
     revocation = next((one for one in document.revoked if one.id == chosen), None)
     if revocation is not None:
         raise NotRestorableError(f"root {chosen} was revoked at {iso(revocation.at)}: {revocation.reason}")
+    if chosen in document.anchor_ids:
+        raise NotRestorableError(f"{chosen} is an anchor, whose key is not in the store", hint=_NEW_ROOT)
     root = document.find_root(chosen)
+    anchor = document.anchor
+    if anchor is not None and not document.is_endorsed_to_sign(chosen, anchor):
+        raise NotRestorableError(
+            f"the anchor {anchor.id} has not endorsed root {chosen}",
+            hint="A root from before the anchor can sign again only after `goatherd rotate --remove-anchor`.",
+        )
     if root is not None and root.is_expired(now_ms):
         raise NotRestorableError(f"root {chosen} has expired at {iso(root.expiration_ms)}", hint=_NEW_ROOT)
     destroyed = [one.at for one in document.history if one.event == "retired" and one.from_id == chosen]
@@ -61,10 +70,10 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
 
 
 def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodified: tuple[str, ...]) -> None:
-    """Check that the root to restore lives long enough to serve, and to be replaced in time.
+    """Check that the root to restore has enough time left to sign, and to be replaced before it expires.
 
     Args:
-        root: The root.
+        root: The root to restore.
         now_ms: Milliseconds since 1970.
         policy: How long a rotation may take.
         unmodified: URLs of servers that run unmodified GoatDB.
@@ -102,19 +111,19 @@ async def find_left_root(
     observer: Observer,
     now_ms: int,
 ) -> Session:
-    """Return a root that the document no longer lists, as its cluster has introduced it.
+    """Return a root that the identity document no longer lists, as introductions on the servers show it.
 
-    SECURITY: a stored version with its private key does not prove that it was a root, because a writer of the store
-    could have put the key there. So a chain of introductions must lead to the root from a root of the document. The
-    listed servers hold the introductions, which are signed, so any server's copy will do
+    SECURITY: a stored version with its private key does not prove that it was a root of this identity, because a writer
+    of the store could have put the key there. So a chain of introductions must lead to the root from a root of the
+    document. The listed servers hold the introductions, which are signed, so a copy from any server is enough
     (tests/unit/rotation/test_restore_left.py).
 
     Args:
         provider: The store.
-        secret_id: The secret in it.
+        secret_id: Id of the store's secret that holds the identity.
         document: The current identity.
-        root_id: The root.
-        observer: Asks the listed servers.
+        root_id: Id of the root.
+        observer: Makes the requests to the listed servers.
         now_ms: Milliseconds since 1970.
 
     Raises:
@@ -160,7 +169,10 @@ async def find_left_root(
 
 
 async def _read_versions(provider: StoreReader, secret_id: str, unread: list[str]) -> AsyncIterator[IdentityDocument]:
-    """Yield the documents of all stored versions, newest first; add to `unread` which cannot be read, and why."""
+    """Yield the identity documents of all stored versions, newest first.
+
+    For each version that cannot be read, its id and the reason are added to `unread`.
+    """
     for version in await provider.versions(secret_id):
         if version.state is VersionState.DESTROYED:
             continue
@@ -180,15 +192,15 @@ async def _read_versions(provider: StoreReader, secret_id: str, unread: list[str
 
 
 async def read_earlier_root(provider: StoreReader, secret_id: str, wanted: Session) -> OwnedSession:
-    """Return a previous root with its private key, from the newest stored version that holds it.
+    """Return a previous root with its private key, from the newest stored version that holds the key.
 
     Args:
         provider: The store.
-        secret_id: The secret in it.
+        secret_id: Id of the store's secret that holds the identity.
         wanted: The root, exactly as the document lists it or `find_left_root` returns it.
 
     Raises:
-        NotRestorableError: No readable version holds its key.
+        NotRestorableError: No readable version holds the root's private key.
         ProviderError: The store failed.
     """
     unread: list[str] = []

@@ -1,11 +1,12 @@
 """Drive a rotation: observe the store and the servers, let `decide` choose an action, perform it, and repeat.
 
-This module has the loop, and one method for each action. The rules of a rotation are in `machine`. The rotator keeps no
-state that must survive: all of that is in the identity document, so any process can resume a rotation.
+This module has the loop, and one method for each action. The rules of a rotation are in `machine`. All state that must
+survive a crash is in the identity document, so any process can resume a rotation.
 
 Rules:
 - Every write of the document is a compare-and-swap on the version that was read. After a conflict the rotator reads and
-  decides again. An action that had no effect twice is not tried a third time (`attempts`).
+  decides again. An action that had no effect twice on the same state of the store is not tried a third time
+  (`attempts`).
 - Every action can be repeated without harm, and interrupted before, during and after it.
 - A failed store call is retried at once (`repeating_store`).
 - After each write the servers are notified; a server that cannot be notified reads the store at its next refresh.
@@ -16,10 +17,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from goatherd.clock import Clock, SteadyClock, SystemClock
 from goatherd.cluster.node import Node, NodeSource
@@ -35,6 +36,7 @@ from goatherd.errors import (
     ProviderConfigurationError,
     ProviderError,
     SecretNotFoundError,
+    SignerError,
     UnhealthyError,
 )
 from goatherd.identity import transitions
@@ -50,25 +52,33 @@ from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_cancelled_holdings, find_holdings
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
+from goatherd.rotation.anchor_keys import (
+    UNCHANGED,
+    AnchorChoice,
+    AnchorKeys,
+    SignerOpener,
+    collect_word,
+    open_pinned_signer,
+)
 from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.clocks import Clocks
 from goatherd.rotation.cross_signing import (
     expected_cross_signature,
     expected_earlier_introduction,
     expected_introductions,
+    is_introduced_by_anchor,
     make_cross_signature,
     make_earlier_introduction,
-    make_introduction,
-    make_repeated_introductions,
+    make_introductions,
 )
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
     Event,
     HealthSeen,
+    NodeNotified,
     NodesSeen,
     NodesUnknown,
-    NodeTold,
     PhaseEntered,
     Report,
     RunEnded,
@@ -113,15 +123,16 @@ from goatherd.rotation.machine import (
 from goatherd.rotation.observation import make_store_view
 from goatherd.rotation.obstacles import StoredState, Survey, find_contradiction, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
-from goatherd.rotation.policy import check_quorum
+from goatherd.rotation.policy import check_quorum, check_rotation_servers
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history, find_later_versions
+from goatherd.stores import FollowerView, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 from goatherd.times import milliseconds
-from goatherd.wire.paths import SESSIONS_PATH
+from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 _log = logging.getLogger("goatherd.rotation")
 
@@ -135,14 +146,16 @@ class Rotator:
     Args:
         provider: The store.
         secret_id: The secret that holds the identity, with ``{org}`` replaced.
-        nodes: Every server that holds this identity, or a source that lists them again at each observation. The
-            rotation does not wait for a server that is missing here; see `Policy.unlisted`.
+        nodes: Every server that holds this identity, or a function that lists the servers again at each observation.
+            The rotation does not wait for a server that is missing here; see `Policy.unlisted`.
         org: The organization id, which is part of every signed commit.
         policy: Timeouts, quorum and lifetimes.
-        clock: Tells the time and waits.
-        started_by: The user or process that runs it, human-readable: ``user@host:pid``.
+        clock: Supplies the time, and waits.
+        started_by: The user or process that runs the rotation, human-readable: ``user@host:pid``.
         on_event: Called with each event as it happens; must not block and must not raise.
         health: Health checks that must pass before a rotation begins, and while the next root signs.
+        unsafe_without_nodes: Whether to rotate although no server is listed.
+        open_signer: Opens the signer of an anchor by its URI.
     """
 
     def __init__(
@@ -151,16 +164,18 @@ class Rotator:
         secret_id: str,
         nodes: Sequence[Node] | NodeSource,
         *,
-        org: str = "localhost",
+        org: str = DEFAULT_ORG,
         policy: Policy | None = None,
         clock: Clock | None = None,
         started_by: str = "",
         on_event: Callable[[Event], None] | None = None,
         health: Sequence[HealthSignal] = (),
+        unsafe_without_nodes: bool = False,
+        open_signer: SignerOpener = open_pinned_signer,
     ) -> None:
         if not callable(nodes) and any(isinstance(node, str) for node in nodes):
             raise ConfigurationError(
-                "a Rotator takes clients of servers, not their URLs",
+                "a Rotator needs a client object for each server, not URLs",
                 hint="`goatherd.rotate(store, nodes)` takes URLs; NodeClient(url) is a client.",
             )
         self.policy = policy or Policy()
@@ -185,6 +200,8 @@ class Rotator:
         )
         self._health = HealthWatch(health, clock=self._clock, interval=self.policy.health_interval)
         self._well: HealthView | None = None
+        self._nodes = nodes
+        self._unsafe_without_nodes = unsafe_without_nodes
         self._listed = 0 if callable(nodes) else len(nodes)
         self._highest = 0
         self._continuity = Continuity(provider)
@@ -203,53 +220,60 @@ class Rotator:
             troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
         )
         self._signatures = SignatureCheck(self._store, secret_id, self._observer.read_identities)
+        self._anchor_keys = AnchorKeys(org, open_signer)
+        self._anchor_choice = UNCHANGED
+        self._earlier: dict[str, dict[str, Any]] = {}
         self._read_last: IdentityDocument | None = None
         self._phase: Phase | None = None
         self._stored_phase: Phase | None = None
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
-    async def rotate(self, *, to_phase: Phase | None = None) -> Report:
-        """Replace the current root, and return when every server signs with the new one and the rotation is final.
+    async def rotate(self, *, to_phase: Phase | None = None, anchor: AnchorChoice = UNCHANGED) -> Report:
+        """Replace the current root by a new one. Return when every server signs with it and the rotation is final.
 
         Args:
-            to_phase: Stop when this phase is reached; `resume` continues.
+            to_phase: The phase at which to stop; `resume` continues the rotation. None to complete it.
+            anchor: What the rotation changes about the anchor.
 
         Raises:
-            RotationBusyError: A rotation is in progress, or another process has just started one; the error names who,
-                since when and which phase.
-            NotAdoptedError: Servers did not follow in time, or refused; the rotation was cancelled or rolled back.
-                `report` has the details.
-            StoreWentBackError: A server has used a later identity than the store holds, or a different one: a backup
-                was restored. Nothing was written.
-            ObstructedError: There is an obstacle (`goatherd.rotation.obstacles`): a server does not answer, or belongs
-                to another identity, or the servers do not synchronize. Nothing was written.
+            SignerError: The anchor's signer refused or did not answer. Nothing was written.
+            RotationBusyError: A rotation is in progress, or another process has just started one; the error names its
+                owner, its start time and its phase.
+            NotAdoptedError: Servers did not adopt the new identity in time, or rejected it; the rotation was cancelled
+                or rolled back. `report` has the details.
+            StoreWentBackError: A server has used a later identity than the store holds, or a different one, probably
+                because a backup was restored. Nothing was written.
+            ObstructedError: An obstacle prevents the rotation (`goatherd.rotation.obstacles`), such as a server that
+                does not answer or belongs to another identity, or servers that do not synchronize. Nothing was written.
             IllegalStepError: The current root has expired. Nothing was written.
-            DegradedError: A server cannot read the store, and so could not follow. Nothing was written.
+            DegradedError: A server cannot read the store, and so could not adopt the new identity. Nothing was written.
             UnhealthyError: A health check fails before the rotation. Nothing was written.
             LifetimeError: The lifetime of the new root would be too short (`goatherd.rotation.policy.check_lifetime`).
-            ConfigurationError: The quorum is larger than the number of listed servers.
+            ConfigurationError: No server is listed, or the quorum is larger than their number.
             UnsignedIdentityError: The identity in the store was changed since a root signed it.
-            ProviderError: The store failed. It records the state of the rotation, which `resume` continues.
+            ProviderError: The store failed. It records the state of the rotation, so `resume` can continue.
         """
+        check_rotation_servers(self._nodes, unsafe_without_nodes=self._unsafe_without_nodes)
         if to_phase is Phase.STEADY:
             to_phase = None
-        return await self._run_goal(Goal.ROTATE, to_phase=to_phase)
+        return await self._run_goal(Goal.ROTATE, to_phase=to_phase, anchor=anchor)
 
     async def restore(self, root_id: str | None = None, *, to_phase: Phase | None = None) -> Report:
-        """Make a previous root sign again, by a rotation to it; the current root stays trusted.
+        """Make a previous root the current root again, by a rotation to it. The root that it replaces stays trusted.
 
         Args:
-            root_id: The previous root; None for the one that signed before the current one.
-            to_phase: Stop when this phase is reached; `resume` continues.
+            root_id: Id of the previous root; None for the root before the current one.
+            to_phase: The phase at which to stop; `resume` continues the rotation. None to complete it.
 
         Raises:
             NotRestorableError: The root is unknown, is the current root, was revoked, expires too soon, or no readable
                 version holds its private key; or the document no longer lists it, and no listed server holds an
                 introduction which shows that it was a root of this identity. Nothing was written.
             RotationBusyError, NotAdoptedError, StoreWentBackError, ObstructedError, DegradedError, UnhealthyError,
-                ProviderError: As `rotate`.
+                ProviderError: As for `rotate`.
         """
+        check_rotation_servers(self._nodes, unsafe_without_nodes=self._unsafe_without_nodes)
         if to_phase is Phase.STEADY:
             to_phase = None
         self._restoring = None
@@ -269,11 +293,12 @@ class Rotator:
         return await self._run_goal(Goal.RESTORE, to_phase=to_phase, to_id=root_id)
 
     async def resume(self, *, to_phase: Phase | None = None) -> Report:
-        """Resume the rotation in progress, whichever process began it; repair what a crash has left.
+        """Resume the rotation in progress, whichever process began it, and repair what a crash has left.
 
         Raises:
-            As `rotate`, except `RotationBusyError`.
+            The errors of `rotate`, except `RotationBusyError`.
         """
+        check_rotation_servers(self._nodes, unsafe_without_nodes=self._unsafe_without_nodes)
         check_quorum(self.policy, self._listed)
         if self._health.signals and (await self._read())[0].next is not None:
             # Once B signs, a failed health check leads to a roll-back, not to a refusal.
@@ -281,55 +306,69 @@ class Rotator:
         return await self._run_goal(Goal.RESUME, to_phase=to_phase)
 
     async def abandon(self, reason: str = _MEANT, *, by: Step | None = None) -> Report:
-        """End the rotation in progress: cancel it if the next root (B) has not signed yet, else roll back to A.
+        """End the rotation in progress: cancel it if the next root has not signed yet, else roll it back.
 
-        Afterwards the previous root (A) signs, and B stays trusted. The report lists servers that were not seen to sign
-        with A.
+        Afterwards the root that was to be replaced signs again, and the new root stays trusted. The report lists
+        servers that do not sign with that root yet, as far as was observed.
 
         Args:
             reason: The reason, recorded in the document's history.
-            by: `Step.CANCEL` or `Step.ROLL_BACK`, to allow this step only; None to choose the step by the phase.
+            by: `Step.CANCEL` or `Step.ROLL_BACK`, to allow only this way to end the rotation; None to choose it by the
+                phase.
 
         Raises:
-            IllegalStepError: `by` is not the step that ends this phase; or A has expired or is revoked, so that the
-                rotation can only be completed.
-            StoreWentBackError: As `rotate`.
-            ProviderError: The store failed, or no longer holds A's private key.
+            IllegalStepError: `by` is not the step that ends this phase; or the root to roll back to has expired or is
+                revoked, so that the rotation can only be completed.
+            StoreWentBackError: As for `rotate`.
+            ProviderError: The store failed, or no longer holds the private key of the root to roll back to.
         """
-        return await self._run_goal(Goal.ABANDON, reason=reason, leave_by=by)
+        return await self._run_goal(Goal.ABANDON, reason=reason, required_step=by)
 
     async def retire(self) -> Report:
-        """Destroy the stored versions that hold private keys retired for longer than the grace period.
+        """Destroy the stored versions whose private keys were retired longer than the grace period ago.
 
         Raises:
             IllegalStepError: A rotation is in progress.
-            StoreWentBackError: As `rotate`, by the servers that answer.
+            StoreWentBackError: As for `rotate`, judged by the servers that answer.
             ProviderError: The store failed, or cannot destroy a version.
         """
         return await self._run_goal(Goal.RETIRE)
 
-    async def plan(self) -> Plan:
-        """Return what `rotate` would do, or `resume` if a rotation is in progress. Writes nothing.
+    async def plan(self, *, anchor: AnchorChoice = UNCHANGED) -> Plan:
+        """Return the plan of a rotation: what `rotate` would do, or `resume` if a rotation is in progress.
+
+        Writes nothing. A signer of the anchor signs a test text.
+
+        Args:
+            anchor: What the rotation would change about the anchor.
 
         Raises:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
+        self._anchor_choice = anchor
         self._continuity.forget()
         self._set_clock()
         document, version = await self._read()
         await self._signatures.check(self._read_last)
         observation, document = await self._survey(document, version)
+        observation = replace(observation, anchor_problem=await self._find_anchor_problem(document))
         names = tuple(one.name for one in self._health.signals)
         remarks = await self._find_remarks(observation, document)
-        return make_plan(observation, self.policy, self._steady.now_ms(), signals=names, remarks=remarks)
+        return make_plan(
+            observation,
+            self._policy_for(document),
+            self._steady.now_ms(),
+            signals=names,
+            remarks=remarks,
+        )
 
     async def survey(self, *, is_probing: bool = True, has_remarks: bool = True) -> Survey:
-        """Return the obstacles to a rotation, as `rotate` would find them. Writes nothing to the store.
+        """Return the obstacles that prevent a rotation, as `rotate` would find them. Writes nothing to the store.
 
         Args:
             is_probing: Whether to create one anonymous session if the servers do not report their peers, to check that
-                they synchronize.
-            has_remarks: Whether to look for remarks as well, which reads every stored version.
+                they synchronize. Also whether to let the anchor sign a test text.
+            has_remarks: Whether to return remarks as well; this reads every stored version.
 
         Raises:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
@@ -338,12 +377,16 @@ class Rotator:
         self._continuity.forget()
         self._set_clock()
         document, version = await self._read()
+        self._anchor_choice = UNCHANGED
         observation, document = await self._survey(document, version, is_probing=is_probing)
+        if is_probing:
+            observation = replace(observation, anchor_problem=await self._find_anchor_problem(document))
         return Survey(
-            obstacles=find_obstacles_to_begin(observation, self.policy, self._steady.now_ms()),
+            obstacles=find_obstacles_to_begin(observation, self._policy_for(document), self._steady.now_ms()),
             remarks=await self._find_remarks(observation, document) if has_remarks else (),
             is_in_progress=document.rotation is not None,
             progress=describe_wait(observation, self.policy),
+            nodes=observation.nodes,
         )
 
     async def _find_remarks(self, observation: Observation, document: IdentityDocument) -> tuple[str, ...]:
@@ -380,8 +423,10 @@ class Rotator:
         to_phase: Phase | None = None,
         to_id: str | None = None,
         reason: str = _MEANT,
-        leave_by: Step | None = None,
+        required_step: Step | None = None,
+        anchor: AnchorChoice = UNCHANGED,
     ) -> Report:
+        self._anchor_choice, self._earlier = anchor, {}
         self._phase, self._seen, self._given_up, self._left_out, self._well = None, (), [], (), None
         self._undestroyed = {}
         self._observer.forget_processes()
@@ -398,7 +443,7 @@ class Rotator:
             to_phase=to_phase,
             is_restore=goal is Goal.RESTORE,
             reason=reason,
-            leave_by=leave_by,
+            required_step=required_step,
         )
         record = document.rotation
         if record is not None and goal in (Goal.RESUME, Goal.ABANDON):
@@ -410,14 +455,15 @@ class Rotator:
                 is_restore=record.is_restore,
             )
         with self._store.repeating():
-            return await self._run(intent)
+            async with self._anchor_keys:
+                return await self._run(intent)
 
     async def _run(self, intent: Intent) -> Report:
         poll = self.policy.poll_min
         troubled_since: float | None = None
         has_write_failed = False
         destroyed: list[str] = []
-        candidate, successor_id = new_id(), new_id()
+        candidate, successor_id, anchor_id = new_id(), new_id(), new_id()
         pushed: type[Action] | None = None
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         while True:
@@ -435,7 +481,7 @@ class Rotator:
                     intent = replace(intent, rotation_id=candidate, to_id=intent.to_id or successor_id)
                     if document.rotation is None:
                         continue  # another run has already ended the rotation: observe again, as at the end of a run
-                action = decide(observation, self.policy, intent, self._steady.now_ms())
+                action = decide(observation, self._policy_for(document), intent, self._steady.now_ms())
                 self._emit_event(Decided(action=action))
                 if isinstance(action, Done):
                     return self._end(action, document, intent, tuple(destroyed))
@@ -451,8 +497,8 @@ class Rotator:
                     poll = await self._wait(poll, None)
                     continue
                 intent = replace(intent, has_acted=True)
-                await self._perform_action(action, document, candidate, successor_id)
-                attempts.note(attempted)
+                await self._perform_action(action, document, candidate, successor_id, anchor_id)
+                attempts.count_attempt(attempted)
                 if isinstance(action, Advance) and action.step is not Step.PUBLISH:  # after that they are waited for
                     self._left_out = tuple(dict.fromkeys([*self._left_out, *action.left_out]))
                 if isinstance(action, Destroy) and action.version not in self._undestroyed:
@@ -467,7 +513,7 @@ class Rotator:
                 pushed = type(action)
                 troubled_since, has_write_failed = None, False
             except ConflictError as conflict:
-                attempts.note(attempted, conflict)
+                attempts.count_attempt(attempted, conflict)
                 self._emit_event(ConflictMet())
                 poll = await self._wait(poll, None)
             except (ProviderError, GenerationError) as error:
@@ -488,7 +534,7 @@ class Rotator:
                 poll = await self._wait(poll, None)
 
     def _is_half_way(self) -> bool:
-        """Return whether the store showed a rotation in progress when this run last read it."""
+        """Return whether the identity in the store had a rotation in progress when this run last read it."""
         return self._stored_phase is not None
 
     def _describe_half_way(self) -> str:
@@ -503,10 +549,13 @@ class Rotator:
             # The servers are not observed otherwise, and a destroyed key cannot be recovered.
             nodes = await self._observer.read_clocks()
         document, version = await self._read(nodes)
+        followers = await self._observe_followers(catch_up=True)
         is_beginning = intent.goal in (Goal.ROTATE, Goal.RESTORE) and intent.rotation_id is None
         if is_beginning and document.rotation is None:
-            observation, document = await self._survey(document, version, is_probing=True, is_restore=intent.is_restore)
-            self._note(observation.store, observation.nodes, document, None, intent)
+            observation, document = await self._survey(
+                document, version, is_probing=True, is_restore=intent.is_restore, followers=followers
+            )
+            self._report_changes(observation.store, observation.nodes, document, None, intent)
             return observation, document
         store = await self._store_view(document, version)
         versions: tuple[VersionView, ...] = ()
@@ -527,9 +576,14 @@ class Rotator:
                 looking = group.create_task(self._observer.observe(question))
                 asking = group.create_task(self._look_at_health(store, intent))
             nodes, health = looking.result(), asking.result()
-        self._note(store, nodes, document, health, intent)
+        self._report_changes(store, nodes, document, health, intent)
         observation = Observation(
-            store=store, nodes=nodes, versions=versions, health=health, nodes_unknown=self._observer.unknown
+            store=store,
+            nodes=nodes,
+            versions=versions,
+            health=health,
+            nodes_unknown=self._observer.unknown,
+            followers=followers,
         )
         return observation, self._limit_times(document, version, nodes)
 
@@ -540,16 +594,22 @@ class Rotator:
         *,
         is_probing: bool = False,
         is_restore: bool = False,
+        followers: tuple[FollowerView, ...] | None = None,
     ) -> tuple[Observation, IdentityDocument]:
-        """Return the observation for `find_obstacles_to_begin`, and the identity. Writes nothing to the store.
+        """Observe the store and the servers before a rotation; return the observation, and the identity.
+
+        Writes nothing to the store. `find_obstacles_to_begin` finds the obstacles in the observation.
 
         Args:
             document, version: The identity with label ``current``, and its version.
             is_probing: Whether to notify servers that could not read the store, and to check that the servers
                 synchronize if they do not report it and there is no other obstacle.
             is_restore: Whether the rotation would be to a previous root.
+            followers: The stores of other regions, if they were observed already.
         """
         store = await self._store_view(document, version)
+        if followers is None:
+            followers = await self._observe_followers(catch_up=False)
         # Which root signs is not asked, because that would create a session at an unmodified server.
         leaving = store.leaving if store.is_full else ()
         question = replace(self._make_question(document, signer=False, leaving=leaving), process=False, answers=True)
@@ -563,7 +623,9 @@ class Rotator:
             latest, its_version = await self._read_after(document, is_waiting=is_probing)
             if latest.generation != document.generation:
                 # The identity was changed during the observation, or the store has shown an older state.
-                return await self._survey(latest, its_version, is_probing=is_probing, is_restore=is_restore)
+                return await self._survey(
+                    latest, its_version, is_probing=is_probing, is_restore=is_restore, followers=followers
+                )
         health = self._health_before
         if self._health.signals and health is None:
             problem = await self._health.ask()
@@ -576,13 +638,16 @@ class Rotator:
             nodes_unknown=self._observer.unknown,
             flow=self._flow,
             are_nodes_discovered=self._observer.is_discovered,
+            followers=followers,
         )
         flow = find_flow(nodes)
         if (
             not is_probing
             or self._flow is not None
             or flow.is_proven
-            or find_obstacles_to_begin(observation, self.policy, self._steady.now_ms(), is_restore=is_restore)
+            or find_obstacles_to_begin(
+                observation, self._policy_for(document), self._steady.now_ms(), is_restore=is_restore
+            )
         ):
             return observation, document
         at, *others = (*flow.silent, *(url for group in flow.groups for url in group))
@@ -594,7 +659,10 @@ class Rotator:
     async def _read_after(
         self, document: IdentityDocument, *, is_waiting: bool
     ) -> tuple[IdentityDocument, SecretVersion]:
-        """Read the store again; with `is_waiting`, wait up to `Policy.store_patience` if its reads may lag."""
+        """Read the identity from the store again.
+
+        With `is_waiting`, wait up to `Policy.store_patience` for a later identity if reads of the store may lag.
+        """
         lags = self._provider.guarantees.read_consistency is not ReadConsistency.STRONG
         poll, until = self.policy.poll_min, self._clock.monotonic() + self.policy.store_patience.total_seconds()
         while True:
@@ -612,10 +680,10 @@ class Rotator:
             or intent.goal is Goal.ABANDON
         ):
             return None
-        return await self._health.look(anew=store.phase is not self._phase)
+        return await self._health.read_result(anew=store.phase is not self._phase)
 
     async def _perform_action(
-        self, action: Action, document: IdentityDocument, candidate: str, successor_id: str
+        self, action: Action, document: IdentityDocument, candidate: str, successor_id: str, anchor_id: str
     ) -> None:
         now_ms = self._time_to_record()
         match action:
@@ -623,8 +691,17 @@ class Rotator:
                 await self._store.label(self._secret_id, STABLE, version, expected=expected)
             case Prepare(expected=expected):
                 await self._store.reserve_room(self._secret_id)
+                lifetime = self._policy_for(document).lifetime
                 successor = OwnedSession.generate(
-                    session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
+                    session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=lifetime
+                )
+                word = await collect_word(
+                    self._anchor_keys,
+                    document,
+                    successor.session,
+                    self._anchor_choice,
+                    anchor_id=anchor_id,
+                    now_ms=now_ms,
                 )
                 prepared = transitions.prepare_rotation(
                     document,
@@ -633,6 +710,7 @@ class Rotator:
                     rotation_id=candidate,
                     started_by=self._started_by,
                     stable_version=expected,
+                    word=word,
                 )
                 await self._write(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
@@ -652,13 +730,13 @@ class Rotator:
                 )
                 await self._write(prepared, expected)
             case Introduce(nodes=urls):
-                commits = [
-                    make_introduction(document, org=self._org),
-                    *make_repeated_introductions(document, org=self._org),
-                ]
-                await self._observer.call_each(
-                    urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
-                )
+                pushes = make_introductions(document, org=self._org)
+
+                async def introduce(node: Node) -> None:
+                    for commits in pushes:
+                        await node.push(SESSIONS_PATH, commits, document.current, now_ms)
+
+                await self._observer.call_each(urls, introduce)
             case CrossSign(node=url):
                 commit = make_cross_signature(document, org=self._org)
                 await self._observer.call_each(
@@ -667,7 +745,10 @@ class Rotator:
             case Advance(step=step, expected=expected):
                 await self._write(_advance_document(document, step, now_ms), expected)
             case Abandon(step=step, expected=expected, reason=reason):
-                await self._write(await self._abandon_document(document, step, reason), expected)
+                abandoned = await self._abandon_document(document, step, reason)
+                provider = self._provider
+                with provider.going_back() if isinstance(provider, ReplicatedStore) else nullcontext():
+                    await self._write(abandoned, expected)
             case Destroy(version=version, is_best_effort=is_best_effort):
                 try:
                     await self._store.destroy(self._secret_id, version)
@@ -680,7 +761,7 @@ class Rotator:
             case CorrectTimes(expected=expected):
                 await self._write(transitions.correct_times(document, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
-                commits = [make_earlier_introduction(document, one, org=self._org) for one in ids]
+                commits = [await self._introduce_earlier(document, one) for one in ids]
                 await self._observer.call_each(
                     urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
                 )
@@ -688,7 +769,55 @@ class Rotator:
                 await self._write(transitions.prune_roots(document, ids, now_ms), expected)
                 self._pruned.update(ids)
             case _:  # pragma: no cover - the loop handles the others
-                raise AssertionError(f"not an action to do: {action}")
+                raise AssertionError(f"the rotator has no method for the action {action}")
+
+    async def _introduce_earlier(self, document: IdentityDocument, root_id: str) -> dict[str, Any]:
+        """Return the introduction of a previous root, which the anchor signs if the identity has one."""
+        if document.anchor is None or is_introduced_by_anchor(document, root_id):
+            return make_earlier_introduction(document, root_id, org=self._org)
+        if root_id not in self._earlier:
+            root = document.find_root(root_id)
+            assert root is not None
+            anchor = self._anchor_keys.open_current(document)
+            signed = await anchor.introduce(root, self._time_to_record(), is_earlier=True)
+            self._earlier[root_id] = signed.introduction(root).to_json()
+        return self._earlier[root_id]
+
+    async def find_anchor_problem(self, document: IdentityDocument) -> tuple[str, str] | None:
+        """Let the signer of an identity's anchor sign a test text. Call it only while no other method runs.
+
+        Args:
+            document: The identity. Nothing is checked if it has no anchor, or while a rotation is in progress.
+
+        Returns:
+            What is wrong and what to do about it; None if the signer signed, or nothing was checked.
+        """
+        self._anchor_choice = UNCHANGED
+        return await self._find_anchor_problem(document)
+
+    async def _find_anchor_problem(self, document: IdentityDocument) -> tuple[str, str] | None:
+        """Let each signer that a rotation would need sign a test text; return the first problem and its hint."""
+        if document.rotation is not None:
+            return None  # it has every signature that it needs
+        async with self._anchor_keys as keys:
+            try:
+                if document.anchor is not None:
+                    await keys.open_current(document).check()
+                if self._anchor_choice.signer is not None:
+                    now_ms = self._clock.now_ms()
+                    new = await keys.open_new(
+                        self._anchor_choice.signer, session_id=new_id(), now_ms=now_ms, document=document
+                    )
+                    await new.check()
+            except (SignerError, IllegalStepError) as error:
+                return str(error), error.hint
+        return None
+
+    def _policy_for(self, document: IdentityDocument) -> Policy:
+        """Return the policy for the root that this run makes, or for the one that signs."""
+        choice = self._anchor_choice
+        has_anchor = document.next_anchor is not None and not choice.is_removed
+        return self.policy.for_identity(has_anchor=has_anchor or choice.signer is not None)
 
     async def _abandon_document(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
         now_ms = self._time_to_record()
@@ -712,7 +841,9 @@ class Rotator:
         return timedelta(milliseconds=abs(self._clock.now_ms() - self._steady.now_ms())) > self.policy.clock_tolerance
 
     def _time_to_record(self) -> int:
-        """Return this machine's time; if its clock was set wrong during this run, the start plus the time since.
+        """Return the time to record in the identity document: this machine's time, if its clock was not set wrong.
+
+        If the clock was set to a wrong time during this run, the result is the start of the run plus the time since.
 
         The machine's time is preferred because only it is right on a machine that slept in between.
         """
@@ -720,7 +851,7 @@ class Rotator:
         return next((now_ms for now_ms in times if not self._is_wrong(now_ms)), times[0])
 
     def _is_wrong(self, now_ms: int) -> bool:
-        """Return whether a time is wrong, by the last answers of the store and the servers."""
+        """Return whether a time is wrong, judged by the last answers of the store and the servers."""
         seen = {url: node.clock_ahead_ms(now_ms) for url, node in self._observer.nodes.items()}
         return Clocks(
             store_ahead_ms=self._provider.store_clock.ahead_ms(now_ms),
@@ -737,7 +868,10 @@ class Rotator:
     def _limit_times(
         self, document: IdentityDocument, version: SecretVersion, nodes: Sequence[NodeView] = ()
     ) -> IdentityDocument:
-        """Return the document without times in the future if another clock confirms this machine's; else unchanged."""
+        """Return the identity document with times in the future replaced, if another clock confirms this machine's.
+
+        Otherwise the document is returned unchanged.
+        """
         clocks = Clocks(
             store_ahead_ms=self._store_ahead_ms(),
             servers_ahead_ms={one.url: one.clock_ahead_ms for one in nodes if one.clock_ahead_ms is not None},
@@ -750,7 +884,7 @@ class Rotator:
         return limit_times(document, seen_ms, written_ms=version.created_ms, tolerance=self.policy.clock_tolerance)
 
     async def _read(self, nodes: Sequence[NodeView] = ()) -> tuple[IdentityDocument, SecretVersion]:
-        """Return the identity with label ``current``, and its version.
+        """Read the identity with label ``current`` from the store; return it and its version.
 
         Args:
             nodes: What is known of the servers' clocks.
@@ -771,11 +905,11 @@ class Rotator:
         return self._limit_times(document, found.version, nodes), found.version
 
     async def _check_history(self) -> IdentityDocument:
-        """Return the identity in the store, if no server has used a later one or a different one.
+        """Return the identity in the store, after checking that no server has used a later or a different one.
 
         SECURITY: a write on top of an older identity removes the root that has signed since
-        (tests/cluster/test_restored_store.py). A store whose reads lag may also not show yet that a rotation began or
-        ended.
+        (tests/cluster/test_restored_store.py). If reads of the store lag, the identity may also be one from before a
+        rotation began or ended.
         """
         self._continuity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
@@ -789,6 +923,12 @@ class Rotator:
             troubled=lambda problem: self._emit_event(StoreTroubled(error=problem)),
         )
 
+    async def _observe_followers(self, *, catch_up: bool) -> tuple[FollowerView, ...]:
+        """Observe the stores of other regions, and bring forward those that Goatherd writes if `catch_up` is true."""
+        if not isinstance(self._provider, ReplicatedStore):
+            return ()
+        return await self._provider.observe(self._secret_id, catch_up=catch_up)
+
     async def _read_document(self) -> IdentityDocument:
         return (await self._read())[0]
 
@@ -799,7 +939,7 @@ class Rotator:
     async def _write(self, document: IdentityDocument, expected: str) -> None:
         raw = encode_document(document)
         version = await self._store.write(self._secret_id, raw, label=CURRENT, expected=expected)
-        self._continuity.note(version.id, document)
+        self._continuity.remember_document(version.id, document)
         self._note_stored(document)
         await self._notify(document, tuple(self._observer.nodes))
 
@@ -814,20 +954,25 @@ class Rotator:
                 if not any(one.id == version.id and CURRENT in one.labels for one in listed):
                     # Labels of two moments: by them, stable could be put back behind what a rotation goes back to
                     # (tests/model, mutant "two looks").
-                    raise GenerationError(f"the store has shown version {version.id} as current, and lists another")
+                    raise GenerationError(
+                        f"the store returned version {version.id} as current, but its list of versions names another"
+                    )
                 stable = next((one.id for one in listed if STABLE in one.labels), None)
         view = make_store_view(
             document,
             version,
             stable,
-            self.policy,
+            self._policy_for(document),
             seen_ms=self._seen_ms.get(version.id, self._steady.now_ms()),
             clock_ahead_ms=self._store_ahead_ms(),
         )
         return replace(view, recorded_ahead_ms=self._recorded_ahead_ms)
 
     async def _cancelled_views(self, document: IdentityDocument, rotation_id: str) -> tuple[VersionView, ...]:
-        """Return the versions that a cancelled rotation has left; report and leave to `retire` what is unreadable."""
+        """Return the stored versions that a cancelled rotation has left.
+
+        Versions that cannot be read are reported, and left to `retire`.
+        """
         without = [*self._given_up, *self._undestroyed]
         if _UNREAD in without:
             return ()
@@ -883,7 +1028,7 @@ class Rotator:
     async def _notify(self, document: IdentityDocument, urls: Sequence[str]) -> None:
         async def notify(node: Node) -> None:
             answer = await node.refresh(document.current, self._clock.now_ms())
-            self._emit_event(NodeTold(url=node.base_url, heard=answer is not None))
+            self._emit_event(NodeNotified(url=node.base_url, is_reached=answer is not None))
 
         await self._observer.call_each(urls, notify)
 
@@ -901,7 +1046,7 @@ class Rotator:
 
     # --- telling ----------------------------------------------------------------------------------------------------
 
-    def _note(
+    def _report_changes(
         self,
         store: StoreView,
         nodes: tuple[NodeView, ...],
@@ -962,6 +1107,7 @@ class Rotator:
             restarts=self._observer.count_restarts(),
             began_ms=intent.began_ms,
             ended_ms=self._steady.now_ms(),
+            recorded_ms=last.at if last is not None else None,
         )
         self._emit_event(RunEnded(report=report))
         if abandoned:
@@ -983,12 +1129,12 @@ class Rotator:
             raise IllegalStepError(
                 f"rotation {report.rotation_id} was finished by another process before this one could leave it: "
                 f"root {report.current_id} signs",
-                hint="`goatherd restore` makes the previous root sign again.",
+                hint="`goatherd restore` makes the previous root the current root again.",
             )
         return report
 
     def _report_failure(self, url: str, problem: str) -> None:
-        self._emit_event(NodeTold(url=url, heard=False, problem=problem))
+        self._emit_event(NodeNotified(url=url, is_reached=False, problem=problem))
 
     def _emit_event(self, event: Event) -> None:
         if self._on_event is not None:
@@ -996,7 +1142,9 @@ class Rotator:
 
 
 def _retried_read_errors(attempted: object) -> tuple[type[ProviderError], ...]:
-    """Return the errors that are retried during a rotation, because permissions and mounts may be restored.
+    """Return the errors of reads from the store that are retried during a rotation.
+
+    Missing permissions and mounts are among them, because an operator may restore these.
 
     Args:
         attempted: The change to be made; None while the store is only read. If a change needs a version that is not

@@ -3,9 +3,10 @@
 Every command that writes the identity makes this check: rotate, resume, cancel, roll back, restore, replace an expired
 root, retire, revoke, and the controller. To sign an unsigned document, use `goatherd.operations.sign`.
 
-Every write is signed. So a command that continued from an altered document would put the root's signature under the
-changes of a writer who does not have the root. A document without any signature was written by Goatherd 0.1.0. It is
-accepted unless this command, an earlier version of the secret or a listed server has already seen a signed one.
+Every write is signed. So a command that continued from an altered document would sign, with the root, changes that came
+from a writer who does not have the root's key. Goatherd 0.1.0 wrote documents without a signature. Such a document is
+accepted, unless this command has read a signed one before, or an earlier version of the secret or a listed server has
+one.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ Ask = Callable[[], Awaitable[Mapping[str, ServerIdentity]]]
 
 
 class SignatureCheck:
-    """Checks the documents that one command reads, and remembers whether a signed one was seen.
+    """Checks the signatures of the identity documents that one command reads, and remembers whether one was signed.
 
     Args:
         provider: The store.
         secret_id: The secret that holds the identity.
-        ask: Asks the listed servers.
+        ask: Asks the listed servers which identity they use.
     """
 
     def __init__(self, provider: StoreReader, secret_id: str, ask: Ask) -> None:
@@ -44,7 +45,7 @@ class SignatureCheck:
         self._passed: IdentityDocument | None = None
 
     async def check(self, document: IdentityDocument | None) -> None:
-        """Check the signature of a document that the command is about to change; None if nothing was read.
+        """Check the signature of an identity document that a command is about to change; None if none was read.
 
         Raises:
             UnsignedIdentityError: The document was changed since its current root signed it, or it has no signature
@@ -82,9 +83,11 @@ class SignatureCheck:
 async def read_earlier(
     provider: StoreReader, secret_id: str, *, most: int = MOST_VERSIONS
 ) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
-    """Yield the documents of the versions before the current one, newest first. Unreadable versions are left out.
+    """Yield the identity documents of the stored versions before the current one, newest first.
 
-    Leftovers of interrupted changes are left out as well, because they were never current.
+    Versions that cannot be read are left out.
+
+    So are versions left by interrupted changes, because they were never current.
 
     Raises:
         ProviderError: The store failed in a way that a retry may solve.

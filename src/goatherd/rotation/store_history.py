@@ -4,9 +4,9 @@ Every command that writes the identity makes this check: rotate, resume, cancel,
 root, retire, revoke, sign, and the controller. The check changes nothing and does not repair the store.
 
 A store holds an older identity after a backup was restored, or after a label was moved back with the platform's own
-tools. Servers reject that identity. If a command wrote on top of it, the generation would rise above theirs, and the
-root that has signed since the backup would be lost. So the command stops if a server has used a later identity, or a
-different one with the same generation.
+tools. Servers reject that identity. If a command continued from it, the generation could exceed that of the servers,
+and they would adopt an identity without the root that has signed since the backup. So the command stops if a server has
+used a later identity, or a different one with the same generation.
 
 Rules: a server does not stop the command if it does not answer, gives no usable answer, or shares no root with the
 identity, not even a revoked one. The operator can overrule a lying server by name (`Policy.distrust`).
@@ -48,20 +48,20 @@ async def check_store_history(
 ) -> IdentityDocument:
     """Check that no server has used a later identity than the store holds, or a different one.
 
-    A store whose reads may lag gets `Policy.store_patience` to show the identity that the servers use.
+    A store whose reads may lag gets the time `Policy.store_patience` to return the identity that the servers use.
 
     Args:
         document: The identity that was read from the store.
         read: Reads the store again.
-        ask: Asks the servers which identity they use, by URL; those that do not answer are left out.
+        ask: Asks the servers which identity they use, by URL; servers that do not answer are left out.
         policy: `distrust` names the servers whose reports are ignored.
         guarantees: The store's guarantees.
         clock: Tells the time and waits.
-        troubled: Called with the problem before each pause.
+        troubled: Called with a description of the problem before each pause.
         signed, is_voted: As for `find_contradictions`.
 
     Returns:
-        The identity in the store; a later document if it was changed meanwhile.
+        The identity in the store; a later document than `document` if it was changed meanwhile.
 
     Raises:
         StoreWentBackError: A server has used a later identity, or a different one.
@@ -94,16 +94,17 @@ def find_contradictions(
     signed: IdentityDocument | None = None,
     is_voted: bool = False,
 ) -> tuple[Obstacle, ...]:
-    """Return one obstacle for each server whose identity cannot come from the store in its present state.
+    """Return one obstacle for each server that uses an identity which cannot have come from the store's present state.
 
     Args:
         answers: The servers' reports (``GET /goatherd/v1/identity``), by URL.
         document: The identity in the store.
         distrust: URLs of servers whose reports are ignored.
         signed: If `document` is not signed, the last signed one before it. Servers that require signatures cannot use a
-            later one, and the others may still use it.
-        is_voted: Whether the majority decides: servers that agree with the store overrule fewer that disagree, so that
-            in an emergency one lying server costs no time. After a restored backup, no running server agrees.
+            later document, and other servers may still use this one.
+        is_voted: Whether the majority decides: the servers that agree with the store overrule those that disagree if
+            these are fewer, so that in an emergency one lying server costs no time. After a restored backup, no running
+            server agrees.
     """
     held, listed = StoredState.of(document), {root.id for root in document.roots}
     last_signed = None if signed is None else StoredState.of(signed)
@@ -123,10 +124,10 @@ def find_contradictions(
 
 
 class Continuity:
-    """Remembers the document that a command last read or wrote, and rejects one that is no successor of it.
+    """Remembers the identity document that a command last read or wrote, and rejects one that is no successor of it.
 
     SECURITY: a store that is restored from a backup while the command runs assigns the same version ids again. A
-    compare-and-swap on an id would then overwrite another document than the one that was decided on
+    compare-and-swap on an id would then overwrite another document than the one on which the command has decided
     (tests/unit/rotation/test_store_history.py).
 
     Args:
@@ -138,18 +139,20 @@ class Continuity:
         self._last: tuple[str, int, str] | None = None
 
     def forget(self) -> None:
-        """Forget the remembered document, because a new command begins."""
+        """Forget the identity document that the last command read or wrote, because a new command begins."""
         self._last = None
 
-    def note(self, version: str, document: IdentityDocument) -> None:
-        """Remember a document that was written."""
+    def remember_document(self, version: str, document: IdentityDocument) -> None:
+        """Remember an identity document that was written, so that later reads are checked against it."""
         self._last = (version, document.generation, document_digest(document))
 
     def check(self, document: IdentityDocument, version: SecretVersion) -> None:
-        """Check that a document is the remembered one or a successor of it, as far as its lineage shows.
+        """Check that an identity document is the one last read or written, or a successor of that one.
+
+        The predecessors that the document names (its lineage) decide.
 
         Raises:
-            StoreWentBackError: The document is neither.
+            StoreWentBackError: The document is neither the remembered one nor a successor of it.
         """
         digest = source_digest(document)
         before, self._last = self._last, (version.id, document.generation, digest)
@@ -171,11 +174,13 @@ class Continuity:
 async def find_later_versions(
     provider: StoreReader, secret_id: str, used: Mapping[str, tuple[int, str]]
 ) -> tuple[str, ...]:
-    """Return, as sentences, which stored versions hold identities that servers use: they could be made current.
+    """Return sentences that name the stored versions whose identities servers use, later than the current one.
+
+    An operator could make such a version the current one.
 
     Args:
         provider: The store.
-        secret_id: The secret.
+        secret_id: Id of the store's secret that holds the identity.
         used: Generation and digest of the identity that servers use, by URL.
 
     Raises:
@@ -204,7 +209,7 @@ async def find_later_versions(
 
 
 def check_distrusted(distrust: Collection[str], listed: Collection[str]) -> None:
-    """Check that every distrusted URL is listed, since a mistyped URL would have no effect.
+    """Check that every distrusted server's URL is also listed, since a mistyped URL would have no effect.
 
     Args:
         distrust: URLs of the distrusted servers.

@@ -1,7 +1,7 @@
 """Alert the operator: a log event at level ERROR, and a command that the operator has configured.
 
-The caller decides when to alert and when to repeat an alert. An alert contains ids, times and reasons, no key. If the
-command fails or does not end in time, that is logged and has no other effect.
+The caller decides when to alert and when to repeat an alert. An alert contains ids, times and reasons, no key. A
+command that fails or does not end in time is logged, without any other effect.
 """
 
 from __future__ import annotations
@@ -37,18 +37,20 @@ class AlertKind(StrEnum):
     """A scheduled time passed without a rotation, and is not made up for."""
     KEY_NEAR_END = "key-near-end"
     """The current root is near its expiration, or past it."""
+    ANCHOR_UNREACHABLE = "anchor-unreachable"
+    """The anchor did not sign a test text, several times in a row; the working root cannot be renewed."""
     STORE_AWAY = "store-away"
     """The identity could not be read, several times in a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """An alert to the operator.
+    """An alert to the operator: what is wrong with a scheduled rotation.
 
     Attributes:
-        reason: The reason, in one line.
+        reason: The reason for the alert, in one line.
         code: The error's code, if there was an error.
-        failures: Number of consecutive failures.
+        failures: Number of consecutive failures so far.
     """
 
     kind: AlertKind
@@ -68,7 +70,7 @@ class Alert:
 
 
 class Alarm:
-    """Logs alerts, and runs a command for each. The command gets the alert as JSON on its standard input.
+    """Logs alerts to the operator, and runs a command for each. The command gets the alert as JSON on standard input.
 
     Args:
         command: The command line, run by ``/bin/sh -c``; None to log only.
@@ -79,8 +81,8 @@ class Alarm:
         self._command = command
         self._timeout = timeout.total_seconds()
 
-    async def ring(self, alert: Alert) -> None:
-        """Raise one alert, and return when the command has ended."""
+    async def raise_alert(self, alert: Alert) -> None:
+        """Log one alert, run the alert command, and return when the command has ended."""
         data = alert.to_json()
         _log.error(event_text(LogEvent.CONTROLLER_ALERT, **data))
         if self._command is None:

@@ -4,12 +4,11 @@ This module has the pauses between reads, the choice of the operation, the alert
 `goatherd.schedule.due` decides when to rotate, and the rotator how.
 
 Rules:
-- The controller keeps no state that must survive: the identity document determines when a rotation is due. So a
-  controller may be killed at any time, and any number of them may run. The store's compare-and-swap decides which one
-  begins a rotation; the others get a conflict and check again later. What the controller remembers only makes it check
-  less often.
-- When it is asked to stop, the controller begins nothing new. A rotation that makes progress is completed. A rotation
-  that waits for servers is left as recorded in the store, and another process can resume it.
+- The identity document alone determines when a rotation is due. So a controller may be killed at any time, and several
+  may run at once. The store's compare-and-swap decides which one begins a rotation; the others get a conflict and check
+  again later. State in the controller's memory only makes it check less often.
+- After a request to stop, the controller begins no new operation. It completes a rotation that makes progress. It
+  leaves a rotation that waits for servers as recorded in the store, where another process can resume it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,9 @@ from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Decided, Event, Report
 from goatherd.rotation.machine import Kept, Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
+from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, next_due, read_facts
+from goatherd.stores import RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 from goatherd.times import iso, milliseconds
@@ -65,14 +66,15 @@ class Worker(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """The result of one read of the identity, and of what was done.
+    """The result of one turn of the controller: one read of the identity, and the action that followed.
 
     Attributes:
-        verdict: What was due, and when; None if the identity could not be read.
-        has_acted: Whether an operation was begun.
-        report: The report of the operation, if it succeeded.
-        error: The error, if it failed.
-        has_yielded: Whether another process was faster, which is no failure.
+        verdict: Which action is due, and when; None if the identity could not be read.
+        has_acted: Whether the controller has begun the action.
+        report: The report of the action, if it succeeded.
+        error: The error, if the read or the action failed. If it is that of the primary store, and the identity was
+            read from another region's store, there is a verdict as well.
+        has_yielded: Whether another process had begun the action first, which is no failure.
     """
 
     verdict: DueDecision | None = None
@@ -86,16 +88,20 @@ class Controller:
     """Rotates the root of one identity on a schedule.
 
     Args:
-        provider: The store.
+        provider: The store. If the identity is stored in several regions, it is read from a follower while the
+            primary store does not answer. The schedule is then still known, warnings are still sent, and actions wait.
         secret_id: The secret that holds the identity, with ``{org}`` replaced.
-        schedule: When to rotate, checked.
-        worker: Makes the worker; called with a function to which the worker must report each event.
+        schedule: When to rotate, as `make_schedule` returns it.
+        worker: Returns the object that performs rotations; called with a function to which that object must report each
+            event.
         clock: Tells the time and waits.
         interval: How often the identity is read, approximately.
-        alarm: Alerts the operator.
+        alarm: Sends alerts to the operator.
         journal: Records decisions and their evidence.
-        on_look: Called with the document and the decision after each read; must not block and must not raise.
-        stop_patience: How long a rotation that makes progress may take to complete when the controller is to stop.
+        anchor_watch: Checks the signer of the identity's anchor after each read; None to check nothing.
+        on_look: Called with the identity document and the decision after each read; must not block and must not raise.
+        stop_patience: How long the controller waits, when asked to stop, for a rotation that makes progress to
+            complete.
     """
 
     def __init__(
@@ -109,16 +115,18 @@ class Controller:
         interval: timedelta = timedelta(minutes=1),
         alarm: Alarm | None = None,
         journal: Journal | None = None,
+        anchor_watch: AnchorWatch | None = None,
         on_look: Callable[[IdentityDocument, DueDecision], None] | None = None,
         stop_patience: timedelta = timedelta(seconds=20),
     ) -> None:
         self.schedule = schedule
-        self._provider = provider
+        self._reader = provider.open_reader(interval) if isinstance(provider, ReplicatedStore) else provider
         self._secret_id = secret_id
         self._clock: Clock = clock or SystemClock()
         self._interval = interval
         self._alarm = alarm or Alarm()
         self._journal = journal or Journal()
+        self._anchor_watch = anchor_watch
         self._on_look = on_look
         self._stop_patience = stop_patience.total_seconds()
         self._worker = worker(self._on_event)
@@ -138,13 +146,13 @@ class Controller:
 
     # --- one look -----------------------------------------------------------------------------------------------------
 
-    async def look(self) -> tuple[IdentityDocument, DueDecision]:
-        """Return the identity and the next action. Writes nothing.
+    async def read_next_action(self) -> tuple[IdentityDocument, DueDecision]:
+        """Read the identity, and return it with the action that the schedule makes due next. Writes nothing.
 
         Raises:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
-        found = await self._provider.read(self._secret_id, CURRENT)
+        found = await self._reader.read(self._secret_id, CURRENT)
         document, now_ms = decode_document(found.value.reveal()), self._clock.now_ms()
         facts = read_facts(
             document,
@@ -154,22 +162,29 @@ class Controller:
         )
         return document, next_due(facts, self.schedule, now_ms)
 
-    async def turn(self) -> Turn:
-        """Read the identity once, and do what is due."""
+    async def act_once(self) -> Turn:
+        """Read the identity once, and do what the schedule makes due, such as a rotation."""
         self._turns += 1
         self._is_acting = False
         try:
-            document, verdict = await self.look()
+            document, verdict = await self.read_next_action()
         except GoatherdError as error:
             await self._report_miss(error)
             return Turn(error=error)
-        self._missed = 0
-        self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
-        self._journal.use(document)
+        away = self._reader.primary_error(self._secret_id) if isinstance(self._reader, RegionalReader) else None
+        if away is not None:
+            await self._report_miss(away)
+        else:
+            self._missed = 0
+            self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
+        self._journal.use_identity(document)
         if self._on_look is not None:
             self._on_look(document, verdict)
+        await self._check_anchor(document)
         await self._warn_of_end(document, verdict)
         self._tell_plan(verdict)
+        if away is not None:
+            return Turn(verdict=verdict, error=away)
         now_ms = self._clock.now_ms()
         if not self._may_act(verdict, now_ms):
             for kind, until_ms in self._not_before_ms.items():
@@ -215,7 +230,10 @@ class Controller:
         return Turn(verdict=verdict, has_acted=True, report=report)
 
     async def _do_recorded(self, verdict: DueDecision) -> Report:
-        """Do what is due, with an audit record before and after. If the first record cannot be written, do nothing."""
+        """Perform the action that is due, with an audit record before and after.
+
+        If the first record cannot be written, the action is not performed.
+        """
         work = {Act.ROTATE: self._worker.rotate, Act.RESUME: self._worker.resume, Act.RETIRE: self._worker.retire}
         self._journal.begin("controller-acts", {"act": verdict.act, "why": verdict.why, "slotMs": verdict.slot_ms})
         try:
@@ -228,19 +246,21 @@ class Controller:
             raise
         with contextlib.suppress(GoatherdError):
             # So that the trail has a record of the new root after those of the previous one.
-            document, _ = await self.look()
-            self._journal.use(document)
+            document, _ = await self.read_next_action()
+            self._journal.use_identity(document)
         self._journal.end("controller-done", {"act": verdict.act, "current": report.current_id})
         return report
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None, *, once: bool = False) -> Turn | None:
-        """Read the identity and act repeatedly until `stop` is set, and return at a safe point.
+        """Read the identity and perform the actions that are due, repeatedly until `stop` is set.
+
+        When asked to stop, the controller first lets a rotation that makes progress complete, but for a limited time.
 
         Args:
             stop: Event that asks the controller to stop.
-            hurry: Event that asks the controller not to wait for the end of a rotation.
+            hurry: Event that asks the controller to stop without waiting for the end of a rotation.
             once: Return after one read and the action that it led to.
 
         Returns:
@@ -251,7 +271,7 @@ class Controller:
         is_left = False
         done: Turn | None = None
         while not stop.is_set():
-            self._turn = asyncio.create_task(self.turn())
+            self._turn = asyncio.create_task(self.act_once())
             try:
                 await _wait_for_first(self._turn, stop)
                 if not self._turn.done():
@@ -280,7 +300,7 @@ class Controller:
         await asyncio.wait({turn})
 
     def _on_event(self, event: Event) -> None:
-        self._journal.told(event)
+        self._journal.record_event(event)
         if not isinstance(event, Decided):
             return
         if not isinstance(event.action, Wait):
@@ -308,13 +328,19 @@ class Controller:
         return max(pause, _SHORTEST_PAUSE)
 
     def _choose_interval(self) -> timedelta:
-        """Return the interval plus up to a tenth, so that controllers started together do not read together."""
+        """Return how long to wait before the next read of the identity: the interval plus up to a tenth.
+
+        The random part keeps controllers that were started together from reading together.
+        """
         return self._interval * (1 + 0.1 * jitter_fraction(self.schedule, f"pause {self._turns}"))
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
     async def _report_miss(self, error: GoatherdError) -> None:
-        """Report a failed read of the store; at once if a retry would not help, else after several failures."""
+        """Report to the operator that the identity could not be read from the store.
+
+        The alert is sent at once if a retry would not help, else after several failures.
+        """
         self._missed += 1
         if error.retryable and self._missed <= QUIET_FAILURES:
             _log.warning(event_text(LogEvent.CONTROLLER_TROUBLED, reason=str(error), failures=self._missed))
@@ -323,7 +349,7 @@ class Controller:
         await self._ring_once(alert, error.code)
 
     async def _record_failure(self, kind: AlertKind, error: GoatherdError, *, root_id: str) -> None:
-        """Pause after a failure that the document does not record, and alert the operator."""
+        """Pause after a failed action that the identity document does not record, and alert the operator."""
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
         pause = min(milliseconds(schedule.backoff) << min(failures - 1, 30), milliseconds(schedule.backoff_max))
@@ -333,7 +359,10 @@ class Controller:
         await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
 
     async def _tell_kept(self, kept: tuple[Kept, ...], root_id: str) -> None:
-        """Alert the operator to versions that a label protects from destruction: once, and again if they change."""
+        """Alert the operator to stored versions that are due for destruction but protected by a label.
+
+        There is one alert, and another one whenever these versions change.
+        """
         if kept and kept != self._kept:
             reason = "; ".join(describe_kept(one.version, one.labels) for one in kept)
             await self._raise_alert(Alert(kind=AlertKind.RETIREMENT_FAILED, reason=reason, root_id=root_id))
@@ -349,14 +378,24 @@ class Controller:
         if verdict.urgent:
             await self._ring_once(Alert(kind=AlertKind.KEY_NEAR_END, reason=verdict.why, root_id=root_id), root_id)
 
+    async def _check_anchor(self, document: IdentityDocument) -> None:
+        if self._anchor_watch is None:
+            return
+        reason = await self._anchor_watch.check_if_due(document)
+        if reason is not None:
+            root_id = document.current.id
+            await self._ring_once(Alert(kind=AlertKind.ANCHOR_UNREACHABLE, reason=reason, root_id=root_id), None)
+        elif self._anchor_watch.is_reachable:
+            self._rung = {one for one in self._rung if one[0] is not AlertKind.ANCHOR_UNREACHABLE}
+
     async def _ring_once(self, alert: Alert, about: object) -> None:
         if (alert.kind, about) not in self._rung:
             self._rung.add((alert.kind, about))
             await self._raise_alert(alert)
 
     async def _raise_alert(self, alert: Alert) -> None:
-        self._journal.note("alert", alert.to_json())
-        await self._alarm.ring(alert)
+        self._journal.record_decision("alert", alert.to_json())
+        await self._alarm.raise_alert(alert)
 
     def _tell_plan(self, verdict: DueDecision) -> None:
         planned = f"{verdict.act} {verdict.slot_ms} {verdict.skipped_ms}"
@@ -367,7 +406,7 @@ class Controller:
 
 
 async def _wait_for_first(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
-    """Return when the work is done or the controller is asked to stop."""
+    """Wait until `work` is done, or until the controller is asked to stop."""
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,14 +1,14 @@
 """Decide what is due: one function from the identity document and the current time to the next action and its time.
 
 The function considers the cron expression or key age, maintenance windows, jitter, missed scheduled times, and the
-waiting time after failures. It reads no store, waits for nothing and remembers nothing (`controller` is the loop).
+waiting time after failures. It reads no store, does not wait and keeps no state (`controller` has the loop).
 
 Rules:
 1. Pure. Everything comes from the document: when the root was made, which attempts have failed since (its history), and
    which process is rotating. So all controllers, including one that has just started, come to the same result.
-2. Two controllers differ only in their jitter, a hash of the controller's name and of the event that it waits for.
-3. The expiration of a key takes precedence over every calendar: shortly before it, the root is replaced outside of
-   maintenance windows and scheduled times, too.
+2. Two controllers differ only in their jitter, which is derived from a hash of the controller's name and of the event
+   that it waits for.
+3. Shortly before the root expires, it is replaced even outside maintenance windows and scheduled times.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _GAPS: Final = 50
 
 
 class Missed(StrEnum):
-    """What happens after a scheduled time (slot) has passed without a rotation."""
+    """What the controller does if a scheduled time (slot) has passed without a rotation."""
 
     CATCH_UP = "catch-up"
     SKIP = "skip"
 
 
 class Act(StrEnum):
-    """What a controller does next."""
+    """The kind of action that a controller performs next."""
 
     ROTATE = "rotate"
     RESUME = "resume"
@@ -62,7 +62,7 @@ class Act(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Underway:
-    """The rotation in progress, as the document records it. Times are milliseconds since 1970."""
+    """The rotation in progress, as the identity document records it. Times are milliseconds since 1970."""
 
     id: str
     phase: Phase
@@ -75,8 +75,10 @@ class Facts:
     """The ids and times in the identity document that matter for a schedule. Times are milliseconds since 1970.
 
     Attributes:
-        unretired: Previous roots whose private keys some version may still hold, and since when they have not signed.
-        is_ahead: The document records a time in the future: a machine with a wrong clock wrote it.
+        unretired: Previous roots whose private keys the store may still hold, each with the time since which it has not
+            signed.
+        is_ahead: Whether the document records a time in the future, written by a machine with a wrong clock.
+        has_anchor: Whether an anchor endorses the roots, so that they live shorter and are renewed later.
     """
 
     generation: int
@@ -87,19 +89,20 @@ class Facts:
     underway: Underway | None = None
     unretired: tuple[tuple[str, int], ...] = ()
     is_ahead: bool = False
+    has_anchor: bool = False
 
 
 def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
-    """Return the facts in a document that matter for a schedule.
+    """Return the facts in an identity document that matter for a rotation schedule.
 
-    Times in the future are limited (`goatherd.identity.recorded_times`). If the phase of a rotation began in the future
-    even by the store's clock, the rotation counts as one that no process drives; otherwise a controller would wait for
-    that time.
+    Times in the future are replaced by the latest possible time (`goatherd.identity.recorded_times`). If the phase of a
+    rotation began in the future even according to the store's clock, the rotation counts as one that no process drives;
+    otherwise a controller would wait for that time.
 
     Args:
-        document: The document as it was read.
+        document: The identity document as it was read.
         now_ms: Milliseconds since 1970.
-        written_ms: When the document was written, by the store's report.
+        written_ms: When the document was written, as the store reports it.
         tolerance: A time is in the future if it is more than this ahead of `now_ms`.
     """
     limited = limit_times(document, now_ms, written_ms=written_ms, tolerance=tolerance)
@@ -109,6 +112,7 @@ def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tole
         record = replace(record, phase_at=0)
     return Facts(
         is_ahead=is_ahead,
+        has_anchor=document.anchor is not None,
         generation=document.generation,
         current_id=document.current.id,
         expires_ms=document.current.session.expiration_ms,
@@ -123,19 +127,22 @@ def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """When to rotate. Make it with `make_schedule`, which checks it. A slot is a time that the cron expression names.
+    """When to rotate: a cron expression or a maximum key age, with maintenance windows. A slot is one scheduled time.
+
+    Create it with `make_schedule`, which checks it.
 
     Attributes:
-        controller: The name of the controller; its hash spreads several controllers over time.
+        controller: The name of the controller; its hash determines the jitter, so that several controllers do not
+            rotate at the same time.
         started_by: The name that this controller writes into the rotations that it begins; it resumes these at once.
-        cron: Five fields as in a crontab, in `zone`; None to rotate by key age.
-        max_age: The greatest age of a key; None to use the policy's renewal.
+        cron: Five fields as in a crontab, in `zone`; None to rotate when the key has reached its maximum age.
+        max_age: The maximum age of a key; None to use the renewal time of the rotation policy.
         windows: Maintenance windows in which a rotation may begin; empty means always.
-        missed: What happens after a slot has passed without a rotation.
+        missed: What the controller does if a slot has passed without a rotation.
         tolerance: How long after its slot a rotation may begin before the slot counts as missed.
         jitter: Longest deliberate delay after a slot or the opening of a window; it differs for each controller.
-        backoff, backoff_max: Pause after one failure, doubled with each further one up to the longest.
-        stale: A rotation that has not changed for this long is no longer driven by a process, and is resumed.
+        backoff, backoff_max: Pause after one failure, doubled with each further failure up to `backoff_max`.
+        stale: A rotation that has not changed for this long is assumed to be driven by no process, and is resumed.
         retires: Whether old private keys are destroyed after `policy.grace`.
     """
 
@@ -157,13 +164,13 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueDecision:
-    """The next action, when and why. Times are milliseconds since 1970.
+    """The action that a controller performs next, with its time and reason. Times are milliseconds since 1970.
 
     Attributes:
         at_ms: From when on the action is due; a past time means now. None if nothing will be due automatically.
-        why: The reason, human-readable.
+        why: The reason for the action, human-readable.
         slot_ms: The scheduled time or due time that the action serves, before jitter and windows.
-        urgent: The root is near its expiration or past it: the operator must be alerted.
+        urgent: Whether the root expires soon or has expired, so that the operator must be alerted.
         skipped_ms: A scheduled time that passed without a rotation and will not be made up for.
     """
 
@@ -175,16 +182,17 @@ class DueDecision:
     skipped_ms: int | None = None
 
     def is_due(self, now_ms: int) -> bool:
-        """Whether the action is due now."""
+        """Whether the time of the action has come at `now_ms`."""
         return self.act is not Act.NOTHING and self.at_ms is not None and self.at_ms <= now_ms
 
 
 def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
-    """Check a schedule and return it.
+    """Check a rotation schedule and return it.
 
     Raises:
-        ConfigurationError: The cron expression is invalid, has no future time or rotates more often than every hour; or
-            the maximum key age is below an hour or beyond the lifetime; or both are given.
+        ConfigurationError: The cron expression is invalid, matches no time in the future, or would rotate more often
+            than once an hour; or the maximum key age is below an hour or beyond the lifetime; or both a cron expression
+            and a maximum age are given.
         LifetimeError: The lifetime of new roots would be too short.
     """
     check_lifetime(schedule.policy)
@@ -221,13 +229,14 @@ def read_zone(name: str) -> ZoneInfo:
 
 
 def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
-    """Return the action that is due now, or else the one that will be due first.
+    """Return the action of the schedule that is due now, or else the one that will be due first.
 
     Args:
-        facts: The facts in the document.
+        facts: The facts in the identity document, from `read_facts`.
         schedule: When to rotate.
         now_ms: Milliseconds since 1970.
     """
+    schedule = _for_facts(schedule, facts)
     if facts.underway is not None:
         return _decide_resumption(facts.underway, schedule, now_ms)
     rotation = _decide_rotation(facts, schedule, now_ms)
@@ -243,6 +252,7 @@ def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
 def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> list[int]:
     """Return when the next rotations would begin if each succeeded at once, in milliseconds since 1970."""
     begins: list[int] = []
+    schedule = _for_facts(schedule, facts)
     if facts.underway is not None or now_ms > facts.expires_ms:
         return begins
     verdict = _decide_rotation(facts, schedule, now_ms)
@@ -261,6 +271,12 @@ def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> li
         )
         at_ms = _decide_rotation(facts, schedule, begin + 1).at_ms
     return begins
+
+
+def _for_facts(schedule: Schedule, facts: Facts) -> Schedule:
+    if not facts.has_anchor:
+        return schedule
+    return replace(schedule, policy=schedule.policy.for_identity(has_anchor=True))
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
@@ -364,7 +380,7 @@ def _decide_retirement(facts: Facts, schedule: Schedule, now_ms: int) -> DueDeci
 
 
 def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
-    """Return when a rotation for a slot would begin: in a window and after the jitter."""
+    """Return when the rotation for a scheduled time (slot) would begin: after the jitter, in a maintenance window."""
     place = jitter_fraction(schedule, str(slot_ms))
     if not schedule.windows:
         return slot_ms + int(place * milliseconds(schedule.jitter))
@@ -377,13 +393,13 @@ def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
 
 
 def _find_possible(schedule: Schedule, slot_ms: int, not_before_ms: int) -> int | None:
-    """Return the first time, `not_before_ms` at the earliest, at which the rotation for a slot may begin."""
+    """Return the first time from `not_before_ms` on at which the rotation for a scheduled time (slot) may begin."""
     begin_ms = _find_begin(schedule, slot_ms)
     return None if begin_ms is None else _find_open(schedule, max(begin_ms, not_before_ms))
 
 
 def _find_open(schedule: Schedule, from_ms: int) -> int | None:
-    """Return the first time from `from_ms` on that is in a window."""
+    """Return the first time from `from_ms` on that is in a maintenance window."""
     if not schedule.windows:
         return from_ms
     span = first_span(schedule.windows, schedule.zone, from_ms)
@@ -391,7 +407,7 @@ def _find_open(schedule: Schedule, from_ms: int) -> int | None:
 
 
 def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
-    """Return until when to wait because of failures, and why, from the attempts since the last success."""
+    """Return until when to pause because of failed rotations, and why, from the attempts since the last success."""
     failures: list[HistoryEntry] = []
     for entry in reversed(facts.history):
         if _is_success(entry):
@@ -415,11 +431,11 @@ def _is_success(entry: HistoryEntry) -> bool:
 
 
 def _issued_ms(facts: Facts, policy: Policy) -> int:
-    """Return when the current root first began to sign, or when it was last restored.
+    """Return when the current root first began to sign, or when it was last restored, in milliseconds since 1970.
 
-    A restored root is not due at once because of the time that it signed before: half of its remaining lifetime must
-    pass. Without a history, the result is when the identity was made or migrated. If the history no longer reaches back
-    that far, the result is computed from the expiration and the policy's lifetime.
+    A restored root is not due at once because of the time for which it signed before: half of its remaining lifetime
+    must pass. Without a history, the result is the time at which the identity was created or migrated. If the history
+    no longer reaches back that far, the result is computed from the expiration and the policy's lifetime.
     """
     restored = [entry.at for entry in facts.history if entry.event == RESTORED and entry.to_id == facts.current_id]
     if restored:
@@ -432,7 +448,10 @@ def _issued_ms(facts: Facts, policy: Policy) -> int:
 
 
 def _served_ms(facts: Facts, issued_ms: int) -> int:
-    """Return the time up to which slots no longer matter: the last success, or else the creation of the identity."""
+    """Return the time up to which scheduled times (slots) no longer need a rotation.
+
+    It is the time of the last successful rotation, or else of the creation of the identity.
+    """
     return max((entry.at for entry in facts.history if _is_success(entry)), default=issued_ms)
 
 
@@ -449,7 +468,7 @@ def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:
 
 
 def _list_slots(schedule: Schedule, after_ms: int) -> Iterator[int]:
-    """Yield the scheduled times (slots) after `after_ms`, without end unless the expression has one.
+    """Yield the scheduled times (slots) after `after_ms`, without end unless the cron expression has an end.
 
     As in Debian's cron, a slot in an hour that the clocks skip comes right after that hour, and a slot in a repeated
     hour comes once.
@@ -470,7 +489,7 @@ _CRON_HINT: Final = (
 
 
 def check_cron(text: str) -> None:
-    """Check the form of a cron expression.
+    """Check that a string is a valid cron expression with five fields.
 
     Raises:
         ConfigurationError: The expression does not have five fields, or a field is invalid.
@@ -492,16 +511,16 @@ def _check_cron(schedule: Schedule, now_ms: int) -> None:
         if len(slots) == _GAPS:
             break
     if not slots:
-        raise ConfigurationError(f"{schedule.cron!r} has no future time", hint=_CRON_HINT)
+        raise ConfigurationError(f"{schedule.cron!r} matches no time in the future", hint=_CRON_HINT)
     if any(later - earlier < milliseconds(SHORTEST) for earlier, later in itertools.pairwise(slots)):
         raise ConfigurationError(
-            f"{schedule.cron!r} rotates more often than every hour",
+            f"{schedule.cron!r} would rotate more often than once an hour",
             hint="Each rotation leaves a public key in the identity permanently.",
         )
 
 
 def jitter_fraction(schedule: Schedule, what: str) -> float:
-    """Return this controller's jitter for `what`: a fraction between 0 and 1, the same at every call."""
+    """Return this controller's jitter for the purpose `what`: a fraction from 0 to 1, the same at every call."""
     digest = hashlib.sha256(f"{schedule.controller}\n{what}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 

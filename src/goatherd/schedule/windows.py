@@ -29,7 +29,7 @@ _MINUTE: Final = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """A maintenance window from `start` to `end` on each of `days`; both are minutes after midnight.
+    """A maintenance window, open from `start` to `end` on each of `days`; both are minutes after midnight.
 
     Attributes:
         days: Days on which the window opens; 0 is Monday.
@@ -43,7 +43,7 @@ class Window:
 
     @classmethod
     def from_text(cls, text: str) -> Window:
-        """Parse ``Mon-Fri 02:00-04:00``, ``Sat,Sun 22:00-06:00`` or ``02:00-04:00`` (every day).
+        """Parse a maintenance window: ``Mon-Fri 02:00-04:00``, ``Sat,Sun 22:00-06:00`` or ``02:00-04:00`` (every day).
 
         Raises:
             ConfigurationError: The string has another form.
@@ -67,22 +67,24 @@ class Window:
 
     @property
     def length(self) -> int:
-        """Minutes from opening to closing on a day without a clock change."""
+        """Length of the maintenance window in minutes, on a day without a clock change."""
         return self.end - self.start if self.end > self.start else self.end + _DAY_MINUTES - self.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One opening of a window: from `open_ms` to `close_ms`, exclusive."""
+    """One period in which a maintenance window is open: from `open_ms` to `close_ms`, exclusive."""
 
     open_ms: int
     close_ms: int
 
 
 def first_span(windows: Sequence[Window], zone: ZoneInfo, at_ms: int) -> Span | None:
-    """Return the span that is open at `at_ms`, or else the next one; None if there is no next one.
+    """Return the period in which a maintenance window is open at `at_ms`, or else the next such period.
 
-    Windows that touch or overlap are one span.
+    The result is None if no window opens again.
+
+    Windows that touch or overlap count as one period.
 
     Args:
         windows: At least one window.
@@ -115,7 +117,7 @@ def _list_spans(windows: Sequence[Window], zone: ZoneInfo, day: date) -> Iterato
 
 
 def _find_moment(day: date, minutes: int, zone: ZoneInfo) -> int:
-    """Return when the local clock first shows this time or a later one."""
+    """Return when local clocks first show the given time of a day, or a later time if that one is skipped."""
     wall = datetime(day.year, day.month, day.day) + minutes * _MINUTE  # noqa: DTZ001 - the zone comes next
     moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
     if moment.astimezone(zone).replace(tzinfo=None) != wall:
@@ -146,5 +148,6 @@ def _parse_days(text: str, days_text: str) -> frozenset[int]:
 
 def _syntax_error(text: str, why: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{text!r} is not a maintenance window: {why}", hint="Such as `Mon-Fri 02:00-04:00` or `Sat,Sun 22:00-06:00`."
+        f"{text!r} is not a maintenance window: {why}",
+        hint="Write, for example, `Mon-Fri 02:00-04:00` or `Sat,Sun 22:00-06:00`.",
     )

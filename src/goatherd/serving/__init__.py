@@ -2,5 +2,6 @@
 
 Nothing here is specific to GoatDB. `sockets` binds addresses. `listener` and `http_connection` are uvicorn's server and
 connection with a timeout for every wait. `caller_limits` defines how much an unauthenticated caller may use, and
-`caller_limiter` enforces it. `signals` handles signals to stop. `threads` lets threads take turns more often.
+`caller_limiter` enforces it. `signals` handles signals to stop. `service_manager` reports the state of the process to
+systemd. `threads` lets threads take turns more often.
 """

@@ -1,4 +1,4 @@
-"""Limit how many connections, requests, seconds and bytes each caller of a server or door may use.
+"""Limit how many connections, requests, seconds and bytes each caller of a server or door (reverse proxy) may use.
 
 A `CallerLimiter` counts connections, requests and new sessions of each address, reads bodies with a limit on their size
 and duration, and bounds the memory that bodies take. It does not interpret requests. Rules: everything that is rejected
@@ -31,17 +31,17 @@ LONGEST_PAUSE: Final = 3.0
 
 
 class GoneError(Exception):
-    """The caller has disconnected."""
+    """The caller has disconnected before its request was answered."""
 
 
 class CallerLimiter:
-    """Counts what callers use, and rejects what exceeds the limits.
+    """Count the requests, connections and bytes of each caller, and reject requests that exceed the limits.
 
     Args:
-        limits: How much each caller may use.
+        limits: The limits for each caller.
         clock: Supplies the current time.
-        forwarded_by: Networks of the proxies in front, whose ``X-Forwarded-For`` names the caller.
-        report: Called for each rejection, with the rule and the reason.
+        forwarded_by: Networks of the proxies in front of the server, whose ``X-Forwarded-For`` names the caller.
+        report: Called for each rejected request or connection, with the rule and the reason.
 
     Raises:
         ConfigurationError: A network of `forwarded_by` is invalid.
@@ -71,11 +71,14 @@ class CallerLimiter:
 
     @property
     def connection_count(self) -> int:
-        """Number of open connections."""
+        """Number of open connections of all callers."""
         return self._open.total()
 
     def count_connection(self, address: str) -> bool:
-        """Count a connection, and return whether it may stay. Proxies in `forwarded_by` have no limit of their own."""
+        """Count a new connection of an address, and return whether it may stay open.
+
+        Proxies in `forwarded_by` have no limit of their own.
+        """
         key = find_caller(address, "", ())
         self._open[key] += 1
         limits = self.limits
@@ -86,14 +89,14 @@ class CallerLimiter:
         return False
 
     def uncount_connection(self, address: str) -> None:
-        """Count a connection as closed."""
+        """Count a connection of an address as closed."""
         key = find_caller(address, "", ())
         self._open[key] -= 1
         if not self._open[key]:
             del self._open[key]
 
     def report_slow_head(self) -> None:
-        """Count a connection whose headers came too slowly or not at all."""
+        """Count a connection that was closed because the request's headers came too slowly or not at all."""
         self._report(Excess.TOO_SLOW, "a connection sent its headers too slowly")
 
     def _is_proxy(self, address: str) -> bool:
@@ -107,7 +110,7 @@ class CallerLimiter:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def take_request(self, scope: Scope) -> str:
-        """Count a request, and return the address to which it is charged.
+        """Count a request against its caller's limit, and return the address to which it is charged.
 
         Raises:
             RefusedError: The address has sent too many requests.
@@ -125,7 +128,7 @@ class CallerLimiter:
         return address
 
     def take_session(self, address: str) -> None:
-        """Count a new session of an address.
+        """Count the creation of a session against the limit of an address.
 
         Raises:
             RefusedError: The address has created too many sessions.
@@ -133,7 +136,9 @@ class CallerLimiter:
         self.take_token(self._sessions, address, "new sessions")
 
     async def pause_request(self, session_id: str) -> None:
-        """Delay a request if its session has sent too many. Charges nothing, since the signature is not verified yet.
+        """Delay a request if its session has sent too many requests.
+
+        Nothing is charged to the session yet, since the signature is not verified.
 
         COMPAT: after any answer but 200 a client considers itself offline until the next good one, so requests are
         delayed before they are rejected.
@@ -166,10 +171,10 @@ class CallerLimiter:
         return wait
 
     def take_token(self, buckets: TokenBuckets, key: str, what: str, remark: str = "") -> None:
-        """Take one token out of a bucket.
+        """Take one token out of the token bucket of a key, such as an address.
 
         Raises:
-            RefusedError: The bucket is empty.
+            RefusedError: The bucket is empty: the limit is exceeded.
         """
         wait = buckets.take(key, self._clock.monotonic())
         if wait:
@@ -178,17 +183,19 @@ class CallerLimiter:
     # --- bodies -------------------------------------------------------------------------------------------------------
 
     def open_share(self, address: str) -> Share:
-        """Return a new, empty share of the memory for bodies."""
+        """Return a new, empty share of the memory budget for the body of one request."""
         return Share(self.budget, address)
 
     async def read_body(self, receive: Receive, headers: Mapping[bytes, bytes], share: Share, limit: int) -> bytes:
-        """Return the whole body; its bytes are charged to the share until the share is given back.
+        """Read and return the whole body of a request.
+
+        Its bytes are charged to a share of the memory budget until the share is given back.
 
         Args:
             receive: The ASGI receive function.
             headers: The request's headers.
-            share: The share to which the bytes are charged.
-            limit: Maximum number of bytes.
+            share: The share of the memory budget to which the bytes are charged.
+            limit: Maximum number of bytes in the body.
 
         Raises:
             RefusedError: The body is too large or too slow, or there is no more memory for it.
@@ -201,7 +208,7 @@ class CallerLimiter:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def read_parts(self, receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> AsyncIterator[bytes]:
-        """Yield the body in parts as they arrive.
+        """Yield the body of a request in parts as they arrive.
 
         Raises:
             RefusedError: The body is too large or too slow.
@@ -234,11 +241,11 @@ class CallerLimiter:
 
 
 class Budget:
-    """Limits the bytes of request bodies in memory.
+    """The memory budget for request bodies: limits how many bytes of bodies are in memory at one time.
 
     Args:
-        size: Maximum for all addresses together.
-        per_address: Maximum for one address.
+        size: Maximum number of bytes for all addresses together.
+        per_address: Maximum number of bytes for one address.
     """
 
     def __init__(self, size: int, per_address: int) -> None:
@@ -247,7 +254,7 @@ class Budget:
         self._held: Counter[str] = Counter()
 
     def take(self, address: str, count: int) -> None:
-        """Charge bytes to an address.
+        """Charge bytes of a request body to an address.
 
         Raises:
             RefusedError: The budget has too few bytes left.
@@ -258,7 +265,7 @@ class Budget:
         self._held[address] += count
 
     def give_back(self, address: str, count: int) -> None:
-        """Give bytes back."""
+        """Return bytes of a request body, which were charged to an address, to the budget."""
         self._left += count
         self._held[address] -= count
         if not self._held[address]:
@@ -266,7 +273,7 @@ class Budget:
 
 
 class Share:
-    """The bytes that one request has taken from a budget and not given back yet."""
+    """The bytes of the memory budget that one request has taken and not given back yet."""
 
     def __init__(self, budget: Budget, address: str) -> None:
         self._budget = budget
@@ -274,7 +281,7 @@ class Share:
         self._count = 0
 
     def take(self, count: int) -> None:
-        """Take more bytes.
+        """Take more bytes from the memory budget for this request's body.
 
         Raises:
             RefusedError: The budget has too few bytes left.
@@ -283,23 +290,26 @@ class Share:
         self._count += count
 
     def give_back(self) -> int:
-        """Give all bytes back, and return how many these were. May be called twice."""
+        """Give all bytes of this request back to the memory budget, and return how many bytes these were.
+
+        May be called twice.
+        """
         count, self._count = self._count, 0
         self._budget.give_back(self._address, count)
         return count
 
     def move(self) -> Share:
-        """Move all bytes of this share to a new share, and return that."""
+        """Move all bytes that this request has taken from the memory budget to a new share, and return that share."""
         other = Share(self._budget, self._address)
         other._count, self._count = self._count, 0
         return other
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Parse the networks of proxies.
+    """Parse the IP networks of proxies, such as ``10.0.0.0/8``.
 
     Raises:
-        ConfigurationError: A string is not a network.
+        ConfigurationError: A string is not an IP network.
     """
     try:
         return tuple([ipaddress.ip_network(text) for text in texts])
@@ -310,7 +320,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
 
 
 def refusal_headers(refused: RefusedError) -> Headers:
-    """Return the headers of a refusal."""
+    """Return the HTTP headers of the answer to a rejected request."""
     headers: Headers = [(b"content-length", b"%d" % len(refused.body))]
     if refused.body:
         headers.append((b"content-type", b"text/plain;charset=UTF-8"))
@@ -322,7 +332,7 @@ def refusal_headers(refused: RefusedError) -> Headers:
 
 
 async def send_refusal(refused: RefusedError, receive: Receive, send: Send, *, is_head: bool = False) -> None:
-    """Answer a request with a refusal."""
+    """Answer a rejected request with its error status."""
     await send({"type": "http.response.start", "status": refused.status, "headers": refusal_headers(refused)})
     if refused.is_unread:
         await _read_on(receive)
@@ -330,7 +340,10 @@ async def send_refusal(refused: RefusedError, receive: Receive, send: Send, *, i
 
 
 async def _read_on(receive: Receive) -> None:
-    """Read the rest of a body for a moment: closing a connection with unread bytes could lose the answer."""
+    """Read the rest of a rejected request's body for a short time.
+
+    Closing a connection with unread bytes could lose the answer.
+    """
     left = LINGER_BYTES
     with suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):

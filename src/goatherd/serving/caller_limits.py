@@ -1,8 +1,7 @@
 """Define how many requests and bytes an unauthenticated caller may use, and the token buckets that count them. Pure.
 
 Rules: the defaults are far above what GoatDB's own clients and servers use, even if a whole office shares one address.
-A table of buckets never exceeds its capacity, however many addresses callers use. Functions get the time as an
-argument.
+A table of buckets never exceeds its capacity, however many addresses callers use. The time is an argument.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 _MIB = 1024 * 1024
@@ -20,7 +20,7 @@ AUTH_PREFIX: Final = "/auth/"
 
 
 class Excess(StrEnum):
-    """The kinds of exceeded limits; the door has rules with the same names."""
+    """The kinds of limits that a caller can exceed. The door (reverse proxy) has rules with the same names."""
 
     TOO_LARGE = "too-large"
     TOO_SLOW = "too-slow"
@@ -28,13 +28,13 @@ class Excess(StrEnum):
 
 
 class RefusedError(Exception):
-    """A request is rejected without further processing.
+    """A request is rejected without further processing, for example because its caller exceeds a limit.
 
     Attributes:
-        rule: The rule that the request breaks.
-        status: HTTP status of the answer.
-        body: The answer's body; empty where GoatDB's would be.
-        retry_after: Seconds after which the same request may succeed; None if it never will.
+        rule: The rule that the request violates.
+        status: HTTP status of the answer to the request.
+        body: The answer's body; empty wherever GoatDB would send an empty one.
+        retry_after: Seconds after which the same request may succeed; None if it never can.
         is_unread: Whether the request was not read completely, so that its connection cannot be used again.
     """
 
@@ -58,7 +58,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """A rate limit: the average number per second, and the maximum at once."""
+    """A rate limit: the average number of events per second, and the maximum number at once."""
 
     per_second: float
     burst: float
@@ -66,26 +66,28 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerLimits:
-    """How much callers may use.
+    """Limits on what each caller of the server may use: bytes, connections, requests and time.
 
     Attributes:
-        body_bytes: Size of a request's body; 413 beyond. GoatDB's clients push all their commits in one body.
-        auth_body_bytes: Size of the body of a request below ``/auth/``; 413 beyond. A key or a signed mail address has
-            1 KiB.
-        buffered_bytes: Size of all bodies in memory together; 503 beyond. One address gets half, or room for one body.
-        header_bytes: Size of a request's line and headers; 431 beyond.
-        header_timeout: How long a connection may take to send line and headers.
-        body_timeout: How long a body may pause; 408 beyond.
-        body_rate: Average of bytes per second that a body must reach after `body_timeout`.
+        body_bytes: Maximum size of a request's body in bytes; a larger one is answered with 413. GoatDB's clients push
+            all their commits in one body.
+        auth_body_bytes: The same for requests below ``/auth/``, whose bodies (a key or a signed mail address) have
+            about 1 KiB.
+        buffered_bytes: Maximum size of all bodies in memory together; beyond it, requests are answered with 503. One
+            address may use half of it, or `body_bytes` if that is more.
+        header_bytes: Maximum size of a request's line and headers; larger ones are answered with 431.
+        header_timeout: How long a connection may take to send a request's line and headers.
+        body_timeout: How long the caller may pause in sending a body; after that the answer is 408.
+        body_rate: Bytes per second that must arrive on average once a body has taken longer than `body_timeout`.
         answer_timeout: How long a caller may pause in reading an answer.
         idle_timeout: How long a connection stays open without a request. It must be well above the 5 seconds in which
             clients reuse a connection, since a request is lost if the connection is closed at the same time.
-        connections: Number of open connections.
-        connections_per_address: Number of open connections of one address.
-        requests: Rate of requests of one address.
-        new_sessions: Rate of ``POST /auth/session`` of one address.
-        session_requests: Rate of ``POST /batch-sync`` of one session; a real client sends 5 a second at most. Roots
-            have no limit, because all servers of a cluster share one.
+        connections: Maximum number of open connections.
+        connections_per_address: Maximum number of open connections of one address.
+        requests: Rate limit for the requests of one address.
+        new_sessions: Rate limit for ``POST /auth/session`` of one address.
+        session_requests: Rate limit for ``POST /batch-sync`` of one session; a real client sends at most 5 a second.
+            Root sessions have no such limit, because all servers of a cluster sign with the same root.
     """
 
     body_bytes: int = 64 * _MIB
@@ -109,10 +111,10 @@ class CallerLimits:
 
 
 class TokenBuckets:
-    """Token buckets for rate limits, one for each key (an address or a session).
+    """Token buckets that enforce a rate limit, one bucket for each key (an address or a session).
 
     Args:
-        rate: The rate limit of each key.
+        rate: The rate limit for each key.
         capacity: Maximum number of keys; the least recently used one is dropped.
     """
 
@@ -125,17 +127,17 @@ class TokenBuckets:
         return len(self._levels)
 
     def seconds_until(self, key: str, now: float, cost: float = 1) -> float:
-        """Return how many seconds until `cost` can be taken; 0 if it can be now. Takes nothing."""
+        """Return how many seconds until a key's bucket has `cost` tokens; 0 if it has them now. No token is taken."""
         lacking = min(cost, self._rate.burst) - self._current_level(key, now)
         return max(0.0, lacking / self._rate.per_second)
 
     def take(self, key: str, now: float, cost: float = 1) -> float:
-        """Take `cost` and return 0, or take nothing and return how many seconds to wait.
+        """Take `cost` tokens from a key's bucket and return 0, or take nothing and return how many seconds to wait.
 
         Args:
-            key: The bucket's key.
+            key: The bucket's key (an address or a session).
             now: Seconds on a monotonic clock.
-            cost: Number of tokens; more than the burst counts as the burst.
+            cost: Number of tokens; if it exceeds the burst of the rate limit, the burst is used.
         """
         wait = self.seconds_until(key, now, cost)
         if not wait:
@@ -146,14 +148,17 @@ class TokenBuckets:
         return wait
 
     def charge(self, key: str, now: float, cost: float) -> None:
-        """Take `cost` after the work was done. The bucket may become negative, by one burst at most."""
+        """Take `cost` tokens from a key's bucket for work that was already done.
+
+        The number of tokens may become negative, by one burst at most.
+        """
         self._levels[key] = (max(-self._rate.burst, self._current_level(key, now) - cost), now)
         self._levels.move_to_end(key)
         if len(self._levels) > self._capacity:
             self._levels.popitem(last=False)
 
     def give_back(self, key: str, now: float, cost: float) -> None:
-        """Undo a `take`."""
+        """Put `cost` tokens back into a key's bucket, to undo a `take`."""
         if key in self._levels:
             self._levels[key] = (min(self._rate.burst, self._current_level(key, now) + cost), now)
 
@@ -171,22 +176,33 @@ def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> s
     Args:
         address: The remote address of the connection.
         forwarded: The values of all ``X-Forwarded-For`` headers, joined by commas.
-        trusted: Proxies whose entries in that header are trusted. The caller is the first address from the right that
-            is not such a proxy.
+        trusted: Networks of the proxies whose entries in that header are trusted. The caller is the first address from
+            the right that is not one of these proxies.
     """
-    chain = [address]
-    if trusted and forwarded:
-        chain = [part.strip() for part in forwarded.split(",")] + chain
+    if not trusted:
+        return _group_address(address)
+    chain = [*(part.strip() for part in forwarded.split(",")), address] if forwarded else [address]
     caller = address
     for text in reversed(chain):
-        try:
-            parsed = ipaddress.ip_address(text)
-        except ValueError:
+        parsed = _parse_address(text) if len(text) <= _LONGEST_ADDRESS else None
+        if parsed is None:
             break
         caller = text
         if not any(parsed in network for network in trusted):
             break
     return _group_address(caller)
+
+
+@lru_cache(maxsize=4096)
+def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+_LONGEST_ADDRESS: Final = 100
+"""Longest text that is read as an IP address, so that no caller fills the memory with what is not one."""
 
 
 def _group_address(text: str) -> str:

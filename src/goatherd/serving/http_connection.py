@@ -1,10 +1,10 @@
 """One caller's HTTP/1.1 connection: uvicorn's protocol, with a limit on everything that a caller can prolong.
 
-uvicorn and httptools handle framing, keep-alive, chunks and ``100-continue``. This module limits what they do not: the
-number of connections of one address, the size and duration of a head (request line and headers), trailers, upgrade
-requests, blank lines between requests, the rest of a body that was answered already, and an answer that the caller does
-not read. Each of the last three could keep a connection open indefinitely. The module also notifies the application as
-soon as its caller disconnects.
+uvicorn and httptools handle framing, keep-alive, chunks and ``100-continue``. This module adds limits that they lack:
+the number of connections of one address, the size and duration of a head (request line and headers), trailers and
+upgrade requests. It also limits three things that could keep a connection open indefinitely: blank lines between
+requests, the rest of a request body after the request was answered, and an answer that the caller does not read. The
+module also notifies the application as soon as its caller disconnects.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _TOO_MANY: Final = (
 
 
 class HTTPConnection(HttpToolsProtocol):
-    """One caller's connection. Trailers are dropped.
+    """The HTTP connection of one caller, with limits on size and duration. Trailers of requests are dropped.
 
     Args:
         limiter: Counts connections, and provides the limits on the size and duration of a request's head.
-        given: uvicorn's own arguments.
+        given: The arguments of uvicorn's own connection class.
     """
 
     def __init__(self, limiter: CallerLimiter, **given: Any) -> None:
@@ -95,7 +95,7 @@ class HTTPConnection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # SECURITY: uvicorn adds trailers to the headers, which were judged before the body came: a second Host, or
-        # another signature, would be seen by some and not by others (tests/unit/door/test_proxy.py).
+        # another signature, would be seen by some and not by others (tests/unit/door/test_smuggling.py).
         if self._in_head:
             super().on_header(name, value)
 
@@ -108,7 +108,7 @@ class HTTPConnection(HttpToolsProtocol):
         self._cycles.append(self.cycle)
         if self.parser.should_upgrade():
             # SECURITY: httptools takes what follows for another protocol's, and then, in the next segment, for another
-            # request, even if it is this one's body (tests/unit/door/test_proxy.py).
+            # request, even if it is this one's body (tests/unit/door/test_smuggling.py).
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -148,15 +148,15 @@ class HTTPConnection(HttpToolsProtocol):
     # --- what applications use ----------------------------------------------------------------------------------------
 
     def on_close(self, callback: Callable[[], None] | None) -> None:
-        """Call `callback` when the caller disconnects; None removes it."""
+        """Set the function that is called when the caller disconnects; None removes it."""
         self._on_close = callback
 
     def abort(self) -> None:
-        """Cut the connection, so that the caller notices that the answer is incomplete."""
+        """Close the connection at once, so that the caller notices that the answer is incomplete."""
         self.transport.abort()
 
     def answer_and_close(self, answer: bytes) -> None:
-        """Send a last answer and close the connection; if another answer has begun, cut the connection."""
+        """Send a last answer and close the connection. If another answer has begun, close the connection at once."""
         self._stop_timer()
         is_answering = any(each.response_started and not each.response_complete for each in self._cycles)
         if is_answering or (not self._in_head and self.cycle.response_complete):
@@ -188,7 +188,7 @@ class HTTPConnection(HttpToolsProtocol):
 
 
 class _Recorder(asyncio.Transport):
-    """A transport that only records what is written."""
+    """A transport that records what is written to it and sends nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,11 +219,11 @@ class _Recorder(asyncio.Transport):
 async def check_hooks() -> None:
     """Check that this version of uvicorn calls the methods that `HTTPConnection` overrides.
 
-    The methods are not a public interface. SECURITY: if uvicorn no longer called one of them, a limit would be gone
-    without an error (tests/unit/serving/test_http_connection.py).
+    These methods are not a public interface of uvicorn. SECURITY: if uvicorn no longer called one of them, a limit
+    would be gone without an error (tests/unit/serving/test_http_connection.py).
 
     Raises:
-        NodeError: uvicorn does not call one of the methods.
+        NodeError: This version of uvicorn does not call one of the methods.
     """
     seen: list[Scope] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from contextlib import suppress
 from datetime import timedelta
 from email.utils import formatdate
@@ -23,7 +24,9 @@ _ROUNDS: Final = 5
 
 
 async def close_server(server: asyncio.Server) -> None:
-    """Stop listening, once every accepted connection has reached its protocol. May be called twice.
+    """Stop an asyncio server from listening, once every accepted connection has reached its protocol.
+
+    May be called twice.
 
     asyncio accepts a connection in one round of the event loop and creates its transport in the next. If the server is
     closed in between, neither the server nor the protocol can close the transport, and the client waits until the
@@ -41,26 +44,38 @@ async def close_server(server: asyncio.Server) -> None:
 
 
 class HTTPListener:
-    """Listens, and passes requests to an ASGI application.
+    """Listen on an address, and pass HTTP requests to an ASGI application.
 
     Args:
-        app: The application.
+        app: The ASGI application.
         host: Address to listen on.
         port: Port to listen on; 0 selects a free one.
-        limiter: Counts and limits what callers use.
-        has_date: Whether answers get a ``Date`` header, as GoatDB's have; a proxy passes on the server's.
+        limiter: Counts what each caller uses, and enforces the limits.
+        has_date: Whether answers get a ``Date`` header, as GoatDB's answers have. A proxy passes on the header of its
+            server instead.
+        tls: Certificate and settings to serve HTTPS with; None to serve HTTP.
 
     Attributes:
-        url: ``http://<host>:<port>``, once bound.
+        url: The URL ``http://<host>:<port>``, or ``https://…``, once the address is bound.
     """
 
-    def __init__(self, app: Any, host: str, port: int, *, limiter: CallerLimiter, has_date: bool = False) -> None:
+    def __init__(
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        *,
+        limiter: CallerLimiter,
+        has_date: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.limiter = limiter
         self.host = host
         self.port = port
         self.url = ""
         self._app = app
         self._has_date = has_date
+        self._tls = tls
         self._clock_timer: asyncio.TimerHandle | None = None
         self._state = ServerState()
         self._socket: socket.socket | None = None
@@ -70,7 +85,7 @@ class HTTPListener:
 
     @property
     def request_count(self) -> int:
-        """Number of requests that are being answered."""
+        """Number of HTTP requests that are being answered."""
         return len(self._state.tasks)
 
     async def _call_app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -82,17 +97,19 @@ class HTTPListener:
                 raise
 
     def bind(self) -> str:
-        """Bind the address without listening yet, and return the URL.
+        """Bind the listener's address without listening yet, and return the URL.
 
         Raises:
             NodeError: The address cannot be bound.
         """
         if self._socket is None:
             self._socket, self.port, self.url = bind(self.host, self.port)
+            if self._tls is not None:
+                self.url = self.url.replace("http://", "https://", 1)
         return self.url
 
     async def start(self) -> None:
-        """Start to listen.
+        """Start to listen for HTTP connections.
 
         Raises:
             NodeError: The address cannot be bound, or this version of uvicorn cannot be used.
@@ -121,6 +138,7 @@ class HTTPListener:
                 lambda: HTTPConnection(self.limiter, config=config, server_state=self._state, app_state={}),
                 sock=sock,
                 backlog=BACKLOG,
+                ssl=self._tls,
             )
         except OSError as error:
             sock.close()
@@ -133,7 +151,7 @@ class HTTPListener:
         self._clock_timer = asyncio.get_running_loop().call_later(1, self._set_date)
 
     async def close(self) -> None:
-        """Stop listening, and cut off every connection at once."""
+        """Stop listening, and close every connection at once."""
         self._stop_clock()
         self._abort_connections()
         if self._server is not None:
@@ -141,11 +159,11 @@ class HTTPListener:
             self._abort_connections()
 
     def stop_waiting(self) -> None:
-        """Stop waiting for running requests."""
+        """Let `stop` wait no longer for running requests."""
         self._hurry.set()
 
     async def stop(self, grace: timedelta) -> None:
-        """Stop listening, answer running requests for `grace`, then cut off the rest."""
+        """Stop listening, let running requests be answered for the time `grace`, then close the other connections."""
         if self._server is None:
             return
         await close_server(self._server)
@@ -189,7 +207,7 @@ class HTTPListener:
             self._clock_timer = None
 
     async def _cut_off(self, late: set[asyncio.Task[None]]) -> None:
-        """Close the connections, so that their callers see the end, then cancel the requests."""
+        """Close the connections of unanswered requests, so that their callers notice, then cancel these requests."""
         self._is_cutting = True
         self._abort_connections()
         await asyncio.sleep(0)  # the transports report their ends in the next round of the loop

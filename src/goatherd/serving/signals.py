@@ -12,12 +12,12 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """The signals to stop that a process has received.
+    """Record the signals to stop (SIGTERM, SIGINT) that a process receives.
 
     Attributes:
-        stop: Set by the first signal.
-        hurry: Set by the second one.
-        on_repeat: Called by the second signal and by every later one.
+        stop: Event that the first signal sets.
+        hurry: Event that the second signal sets, to stop at once.
+        on_repeat: Called for the second signal and for every later one.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class StopSignals:
         self.on_repeat: list[Callable[[], object]] = []
 
     def receive_signal(self) -> None:
-        """Record one signal."""
+        """Record that the process has received one signal to stop."""
         if self.stop.is_set():
             self.hurry.set()
             for action in self.on_repeat:
@@ -36,7 +36,10 @@ class StopSignals:
 
 @contextmanager
 def handle_signals(handlers: Mapping[int, Callable[[], object]]) -> Iterator[None]:
-    """Call a function for each signal that arrives inside the block. Only in the main thread's event loop."""
+    """Call a function for each signal that arrives while the ``with`` block runs.
+
+    Only in the event loop of the main thread.
+    """
     loop = asyncio.get_running_loop()
     with ExitStack() as stack:
         for number, handler in handlers.items():
@@ -47,7 +50,7 @@ def handle_signals(handlers: Mapping[int, Callable[[], object]]) -> Iterator[Non
 
 @contextmanager
 def watch_stop_signals() -> Iterator[StopSignals]:
-    """Record SIGTERM and SIGINT inside the block, instead of ending the process."""
+    """Record SIGTERM and SIGINT while the ``with`` block runs, so that these signals do not end the process."""
     received = StopSignals()
     with handle_signals(dict.fromkeys(STOP_SIGNALS, received.receive_signal)):
         yield received

@@ -18,10 +18,10 @@ _LOCAL_V4: Final = re.compile(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL")
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
-    """Bind a TCP address without listening yet.
+    """Bind a TCP socket to an address without listening yet.
 
     Args:
-        host: A numeric address or a name; IPv6 without brackets.
+        host: A numeric address or a host name; an IPv6 address without brackets.
         port: Port to bind; 0 selects a free one.
 
     Returns:
@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
 
 
 def cannot_listen(address: str, error: OSError) -> NodeError:
-    """Return the error for an address that could not be bound."""
+    """Return the error to raise for an address that could not be bound."""
     if error.errno == errno.EADDRINUSE:
         hint = "Another process listens on this port. Stop that process, or choose another port; 0 selects a free port."
     elif error.errno in (errno.EACCES, errno.EPERM):
@@ -57,7 +57,7 @@ def cannot_listen(address: str, error: OSError) -> NodeError:
 def find_machine_addresses() -> list[str]:
     """Return this machine's numeric addresses, except loopback, at which other machines may reach it.
 
-    On Linux these are all addresses, elsewhere only some.
+    On Linux the result has all such addresses, on other systems only some.
     """
     found: dict[str, None] = {}
     with suppress(OSError):
@@ -72,7 +72,7 @@ def find_machine_addresses() -> list[str]:
 
 
 def allow_open_files(connections: int) -> int:
-    """Raise this process's limit of open files for a number of connections; return how many connections it then allows.
+    """Raise this process's limit of open files to suit a number of connections; return how many it then allows.
 
     Shells and service managers often start a process with a limit of 1024 files, which the process may raise itself.
     """

@@ -1,7 +1,7 @@
-"""The settings of a server, and the base class of their sources: the identity in use, subscribers, refreshes, failures.
+"""The settings of a server, and the base class of their sources, which handles subscribers, refreshes and failures.
 
-The subclasses read and write. Rules: a rejected identity changes nothing but `SettingsSource.status`. Once an identity
-was accepted, nothing is awaited before it is in use.
+The subclasses read and write the settings. Rules: a rejected identity changes only `SettingsSource.status`. An accepted
+identity is put into use without an ``await`` in between.
 
 SECURITY: `describe_identity` is built from single ids and numbers, never from a whole document
 (tests/cluster/test_exchanges.py, tests/unit/agent/test_own_api.py).
@@ -19,12 +19,14 @@ from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+import goatherd
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, IdentityError, SettingsError
 from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.call_metrics import CallCounts
 from goatherd.providers.lifetime import SharedLifetime
+from goatherd.stores.reader import StoreRead, StoreState
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ _log = logging.getLogger("goatherd.settings")
 
 
 class Origin(StrEnum):
-    """The kinds of sources of the identity in use."""
+    """The kind of source that a server's identity was loaded from."""
 
     STORE = "store"
     FILE = "file"
@@ -45,16 +47,16 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DBSettings:
-    """The identity that a server uses, and how it was loaded.
+    """The identity document that a server uses, and how it was loaded.
 
     Attributes:
-        current: The current root, with its private key.
+        current: The current root of the identity, with its private key.
         roots: The public halves of the document's roots.
-        trusted: User sessions that the source holds; always empty for a store.
+        trusted: User sessions in the source (a ``settings.json``); always empty if the source is a secret store.
         document: The identity document.
         loaded_at_ms: When the identity was adopted, in milliseconds since 1970.
-        source: Human-readable description of the source.
-        notes: Human-readable warnings, and changes made while the source was read.
+        source: Human-readable description of where the identity was read from.
+        notes: Human-readable warnings, and what was changed in the identity when it was read.
         confirmed_at_ms: If the identity is from a last known good copy: when the store last confirmed it, in
             milliseconds since 1970. Otherwise None.
     """
@@ -71,14 +73,14 @@ class DBSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why the identity in the source is not in use.
+    """Why a server has rejected the identity document that it has read from the store or file.
 
     Attributes:
         code: The error's stable code.
         message: The error's message, without key material.
         hint: What to do next.
         at_ms: When the identity was rejected, in milliseconds since 1970.
-        version: The store's version id, if it was read.
+        version: The store's id of the rejected version; None if it is not known.
     """
 
     code: str
@@ -90,23 +92,26 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsStatus:
-    """The freshness of the identity in use.
+    """How fresh a server's identity is, and how reading it from its source has gone.
 
     Attributes:
         source: Human-readable description of the source.
         generation: Generation of the identity in use; None before the first load.
-        version: The store's id of the version in use.
-        last_success_ms: When the source last gave a usable answer, in milliseconds since 1970.
-        age: Time since `last_success_ms`.
-        failures: Number of refreshes in a row that failed or were rejected.
+        version: The store's id of the version that holds the identity in use.
+        last_success_ms: When an identity was last read from the source without an error, in milliseconds since 1970.
+        age: Time that has passed since `last_success_ms`.
+        failures: Number of refreshes in a row that failed, or whose identity was rejected.
         last_refusal: The last failure or rejection; kept after a recovery.
         origin: The kind of source of the identity in use.
         is_backing_off: Whether the source is read at growing intervals, because it fails.
-        is_watching: Whether the source currently reports changes.
+        is_watching: Whether the source currently notifies this server of changes.
         view_interval: Maximum time between two reads of a source that answers; None if it is not read regularly.
         refused: Number of reads since the start whose identity was rejected, by error code.
-        calls: Counts of calls of the store, if there is one; shared by all users of the same provider.
+        calls: Counts of calls to the store, if the source is a store; shared by all users of the same provider.
         has_seen_signed: Whether a signed identity was ever adopted, so that an unsigned one is rejected.
+        region: The region of this server; None if its configuration names none.
+        store_read: From which region's store the identity was read last; None with a single store.
+        stores: What the last reads have shown of each region's store; empty with a single store.
     """
 
     source: str
@@ -123,10 +128,13 @@ class SettingsStatus:
     refused: Mapping[str, int] = field(default_factory=dict)
     calls: CallCounts | None = field(default=None, repr=False, compare=False)
     has_seen_signed: bool = False
+    region: str | None = None
+    store_read: StoreRead | None = None
+    stores: tuple[StoreState, ...] = ()
 
     @property
     def is_degraded(self) -> bool:
-        """Whether the last refresh failed or was rejected, so that the identity in use may be outdated."""
+        """Whether the last refresh of the identity failed or was rejected, so that the one in use may be outdated."""
         return self.failures > 0
 
 
@@ -135,12 +143,12 @@ Subscriber = Callable[[DBSettings], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Introductions:
-    """Unverified commits of ``/sys/sessions`` that introduce roots, from one server or file.
+    """Unverified commits of ``/sys/sessions`` that introduce roots, as read from one server or file.
 
     Attributes:
-        place: Where the commits are from: a URL or a description.
-        commits: The commits; none introduces a user's session.
-        problem: Why reading the commits failed, or None.
+        place: The URL of the server, or a description of the file.
+        commits: The commits that introduce roots; those that introduce users' sessions are left out.
+        problem: Why reading the commits failed; None if it succeeded.
     """
 
     place: str
@@ -153,7 +161,10 @@ IntroductionSource = Callable[[IdentityDocument], AsyncIterator[Introductions]]
 
 
 class SettingsProvider(Protocol):
-    """Gives a server its settings. Enter it as an async context manager, then call `load` before anything else."""
+    """The interface of an object that gives a server its settings: the identity document and the user sessions.
+
+    Enter it as an async context manager, then call `load` before any other method.
+    """
 
     async def __aenter__(self) -> Self: ...
 
@@ -163,34 +174,43 @@ class SettingsProvider(Protocol):
 
     @property
     def settings(self) -> DBSettings:
-        """The settings in use. Raises `SettingsError` before the first `load`."""
+        """The settings (identity and user sessions) that the server uses now.
+
+        Raises `SettingsError` before the first `load`.
+        """
         ...
 
     @property
     def status(self) -> SettingsStatus:
-        """The freshness of the settings in use."""
+        """How fresh the settings in use are, and how reading them from their source has gone."""
         ...
 
     async def load(self) -> DBSettings:
-        """Read the settings for the first time and return them; later, `refresh` and return the settings in use."""
+        """Read the settings for the first time and return them.
+
+        Later calls do the same as `refresh`, then return the settings.
+        """
         ...
 
     async def refresh(self) -> bool:
-        """Read the source now; return whether the identity in use has changed. A failure is recorded, not raised."""
+        """Read the settings from their source now; return whether the identity in use has changed.
+
+        A failure is recorded in `status`, not raised.
+        """
         ...
 
     async def update(
         self, *, document: IdentityDocument | None = None, trusted_sessions: Iterable[Session] = ()
     ) -> bool:
-        """Write a changed identity or new user sessions; return whether the identity was written."""
+        """Write a changed identity or new user sessions to the source; return whether the identity was written."""
         ...
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Call `callback` with every new settings; return a function that ends the subscription."""
+        """Call `callback` with the new settings whenever they change; return a function that ends the subscription."""
         ...
 
     def for_org(self, org: str) -> SettingsProvider:
-        """Return the provider for one organization's identity."""
+        """Return the settings provider for one organization's identity."""
         ...
 
 
@@ -199,14 +219,16 @@ DBSettingsProvider = SettingsProvider
 
 
 class SettingsSource(ABC):
-    """Base class of both sources: the identity in use, its subscribers, one refresh at a time, a record of failures.
+    """Base class of the settings from a file and from a store. It keeps the identity in use, and records failures.
+
+    It notifies subscribers of changes, and runs one refresh at a time.
 
     Attributes:
         origin: The kind of this source.
-        introductions: Returns introductions of roots, to verify an identity if roots have left it; None if there are
-            none to ask. Set by the server that uses these settings.
-        recalled: The roots that this server used before its last start, as it has recorded them. Some may have left the
-            identity since.
+        introductions: Returns introductions of roots, to verify an identity if roots were removed from it; None if
+            there is no source of introductions. Set by the server that uses these settings.
+        recalled: The roots that this server used before its last start, according to its own record. Some of them may
+            have been removed from the identity since.
     """
 
     origin: ClassVar[Origin]
@@ -246,18 +268,18 @@ class SettingsSource(ABC):
 
     @abstractmethod
     async def _open_source(self) -> None:
-        """Open the resources of the source."""
+        """Open the file or store that the settings are read from."""
 
     @abstractmethod
     async def _close_source(self) -> None:
-        """Close the resources of the source."""
+        """Close the file or store that the settings are read from."""
 
     @property
     def settings(self) -> DBSettings:
-        """The settings in use.
+        """The settings (identity and user sessions) that the server uses now.
 
         Raises:
-            SettingsError: Nothing has been loaded yet.
+            SettingsError: `load` was not called yet, or failed.
         """
         if self._settings is None:
             raise SettingsError(f"{self._source} has not been loaded", hint="Call load() first.")
@@ -265,7 +287,7 @@ class SettingsSource(ABC):
 
     @property
     def status(self) -> SettingsStatus:
-        """The freshness of the settings in use."""
+        """How fresh the settings in use are, and how reading them from their source has gone."""
         age = None
         if self._last_success_ms is not None:
             age = timedelta(milliseconds=max(0, self._clock.now_ms() - self._last_success_ms))
@@ -286,17 +308,22 @@ class SettingsSource(ABC):
         return self._settings is not None and self._settings.confirmed_at_ms is not None
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Call `callback`, on the event loop, with every new settings; return a function that ends the subscription."""
+        """Call `callback` with the new settings whenever they change; return a function that ends the subscription.
+
+        `callback` is called on the event loop.
+        """
         token = object()
         self._subscribers[token] = callback
         return lambda: self._subscribers.pop(token, None) and None
 
     async def load(self) -> DBSettings:
-        """Read the settings for the first time; in later calls, `refresh` and return the settings in use.
+        """Read the settings for the first time and return them.
+
+        Later calls do the same as `refresh`, then return the settings.
 
         Raises:
-            SettingsError: The file is missing or cannot be read.
-            ProviderError: The store cannot be read, or has no such secret.
+            SettingsError: The settings file is missing or cannot be read.
+            ProviderError: The store cannot be read, or does not hold the secret.
             IdentityError: The identity was rejected. No new identity is created instead.
         """
         if self._settings is not None:
@@ -314,42 +341,43 @@ class SettingsSource(ABC):
         raise type(failure)(f"{self._source}: {failure}", hint=failure.hint)
 
     async def refresh(self) -> bool:
-        """Read the source now.
+        """Read the settings from their file or store now, and adopt a changed identity.
 
-        Calls during a refresh share the next one, because the one in progress may have started before the change.
+        Calls during a refresh wait for the next refresh and share it, because the one in progress may have started
+        before the change that the caller expects.
 
         Returns:
             Whether the identity in use has changed. After a failure or a rejection it is False, and `status` has the
             reason.
 
         Raises:
-            SettingsError: Nothing has been loaded yet.
+            SettingsError: `load` was not called yet, or failed.
         """
-        return await self._share_refresh(is_told=True)
+        return await self._share_refresh(is_requested=True)
 
-    async def _share_refresh(self, *, is_told: bool) -> bool:
-        """Start a refresh, or join one that is queued but has not started.
+    async def _share_refresh(self, *, is_requested: bool) -> bool:
+        """Start a refresh of the settings, or join a refresh that is queued but has not started.
 
-        `is_told` is true if a caller asked for the refresh and waits for it, false for a periodic poll.
+        `is_requested` is true if a caller asked for the refresh and waits for it, false for a periodic poll.
         """
         _ = self.settings
         if self._queued is not None and not self._queued.done():
             task = self._queued
         elif self._active is not None and not self._active.done():
-            look = self._refresh_once(self._active, is_told=is_told)
+            look = self._refresh_once(self._active, is_requested=is_requested)
             task = self._queued = asyncio.create_task(look, name=f"refresh {self._source} again")
         else:
-            look = self._refresh_once(None, is_told=is_told)
+            look = self._refresh_once(None, is_requested=is_requested)
             task = self._active = asyncio.create_task(look, name=f"refresh {self._source}")
         # The cancellation of one caller must not cancel the refresh of the others.
         return await asyncio.shield(task)
 
-    async def _refresh_once(self, before: asyncio.Task[bool] | None, *, is_told: bool) -> bool:
+    async def _refresh_once(self, before: asyncio.Task[bool] | None, *, is_requested: bool) -> bool:
         if before is not None:
             await asyncio.wait({before})
             self._active, self._queued = self._queued, None
         try:
-            found = await self._read_again(is_told=is_told)
+            found = await self._read_again(is_requested=is_requested)
         except GoatherdError as error:
             self._record_failure(error)
             return False
@@ -361,11 +389,14 @@ class SettingsSource(ABC):
 
     @abstractmethod
     async def _read_first(self) -> DBSettings:
-        """Read the source for the first time."""
+        """Read the settings from the file or store for the first time."""
 
     @abstractmethod
-    async def _read_again(self, *, is_told: bool) -> DBSettings | None:
-        """Return new settings, or None if nothing has changed; raise an error to reject the identity."""
+    async def _read_again(self, *, is_requested: bool) -> DBSettings | None:
+        """Read the file or store again; return the new settings, or None if nothing has changed.
+
+        An error that is raised here means that the new identity is rejected.
+        """
 
     def _apply_settings(self, settings: DBSettings, event: Event) -> None:
         self._settings = settings
@@ -423,7 +454,7 @@ class SettingsSource(ABC):
 
 
 def identity_codes() -> tuple[str, ...]:
-    """Return the codes of all errors with which an identity can be rejected."""
+    """Return the codes of all errors with which an identity document can be rejected."""
     kinds: list[type[GoatherdError]] = [IdentityError]
     for kind in kinds:
         kinds += kind.__subclasses__()
@@ -439,7 +470,7 @@ async def cancel_tasks(*tasks: asyncio.Task[Any] | None) -> None:
 
 
 def describe_identity(document: IdentityDocument, status: SettingsStatus) -> dict[str, Any]:
-    """Return the members of the answer that describe the identity in use and its freshness."""
+    """Return the JSON members by which a server reports its version, the identity that it uses, and how fresh it is."""
     age, refusal, interval = status.age, status.last_refusal, status.view_interval
     return {
         "documentRoots": [root.id for root in document.roots],
@@ -457,4 +488,16 @@ def describe_identity(document: IdentityDocument, status: SettingsStatus) -> dic
         "refusal": {"code": refusal.code} if status.is_degraded and refusal is not None else None,
         "viewIntervalMs": None if interval is None else round(interval / timedelta(milliseconds=1)),
         "watching": status.is_watching,
+        "version": goatherd.__version__,
+        **(_describe_stores(status) if status.stores else {}),
+    }
+
+
+def _describe_stores(status: SettingsStatus) -> dict[str, Any]:
+    return {
+        "region": status.region,
+        "storeRegion": None if status.store_read is None else status.store_read.region,
+        "storeVersion": status.version,
+        # Regions whose store did not answer, or holds an earlier identity than this server uses.
+        "storesNotFollowed": [one.region for one in status.stores if one.is_followed is False],
     }

@@ -1,7 +1,7 @@
 """Read and write settings in GoatDB's own ``settings.json``, user sessions included.
 
-GoatDB's own loader creates a new identity if it cannot read the file. Here an unreadable or missing file is an error,
-and never leads to a new identity. Rules: the file is replaced atomically or left unchanged; only `FileSettings.create`
+GoatDB's own loader creates a new identity if it cannot read the file. Here a missing or unreadable file is an error,
+and no new identity is created. Rules: the file is replaced atomically or left unchanged; only `FileSettings.create`
 creates it.
 """
 
@@ -19,26 +19,25 @@ from goatherd.errors import GoatherdError
 from goatherd.files import create_file, read_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import Session
-from goatherd.identity.settings_json import from_settings, to_settings, to_settings_keeping
+from goatherd.identity.settings_json import SETTINGS_NAME, from_settings, to_settings, to_settings_keeping
 from goatherd.identity.succession import check_generation, check_signature, verify_succession, verify_successor
 from goatherd.providers.values import ORG_FIELD, secret_id_for
 from goatherd.settings.base import DBSettings, Origin, SettingsSource, cancel_tasks
 from goatherd.telemetry import Event
 
 WRITE_DELAY: Final = timedelta(seconds=1)
-SETTINGS_NAME: Final = "settings.json"
 
 
 class FileSettings(SettingsSource):
     """Settings from GoatDB's own ``settings.json``, user sessions included. For one server on one machine.
 
     The file is replaced atomically, with mode 0600. New user sessions are written together, after a short delay and at
-    the latest on leaving, so that ten thousand sessions do not cause ten thousand writes.
+    the latest when the context is left, so that ten thousand sessions do not cause ten thousand writes.
 
     Args:
         path: The file, or the directory that holds ``settings.json``. `for_org` replaces ``{org}`` in it; a directory
             without ``{org}`` is taken for a server's data directory, with one subdirectory for each organization.
-        write_delay: How long to wait for more sessions before writing.
+        write_delay: How long to wait for more new sessions before the file is written.
         clock: Supplies the current time.
     """
 
@@ -59,7 +58,7 @@ class FileSettings(SettingsSource):
 
     @classmethod
     async def create(cls, path: Path | str, document: IdentityDocument, *, clock: Clock | None = None) -> FileSettings:
-        """Write a new ``settings.json``. No other method creates the file.
+        """Write a new ``settings.json`` with the given identity document. No other method creates the file.
 
         Raises:
             IdentityExistsError: The file exists already and was not changed.
@@ -70,7 +69,7 @@ class FileSettings(SettingsSource):
         return created
 
     def for_org(self, org: str) -> FileSettings:
-        """Return the settings of one organization.
+        """Return the file settings of one organization.
 
         Raises:
             ConfigurationError: The organization's id cannot be part of a path.
@@ -84,10 +83,10 @@ class FileSettings(SettingsSource):
 
     @property
     def settings(self) -> DBSettings:
-        """The settings in use, including sessions that became known since they were read.
+        """The settings that the server uses now, including user sessions that were added since the file was read.
 
         Raises:
-            SettingsError: Nothing has been loaded yet.
+            SettingsError: `load` was not called yet, or failed.
         """
         settings = super().settings
         if self._is_trusted_stale:
@@ -112,7 +111,7 @@ class FileSettings(SettingsSource):
             self._trusted = {session.id: session for session in settings.trusted}
         return settings
 
-    async def _read_again(self, *, is_told: bool) -> DBSettings | None:  # noqa: ARG002 - a file is read either way
+    async def _read_again(self, *, is_requested: bool) -> DBSettings | None:  # noqa: ARG002 - a file is read either way
         async with self._writing:
             raw = await asyncio.to_thread(read_file, self.path)
             if raw == self._written:
@@ -121,7 +120,8 @@ class FileSettings(SettingsSource):
             # GoatDB's own form has no generations.
             if found.document.generation > 1 or seen.generation > 1:
                 check_generation(found.document, seen)
-            verify_succession(found.document, [root for root in seen.roots if root.id not in seen.revoked_ids])
+            trusted = [root for root in seen.roots if root.id not in seen.revoked_ids]
+            verify_succession(found.document, trusted, anchor=seen.anchor_session)
             check_signature(found.document, seen)
             self._written = raw
             self._trusted |= {session.id: session for session in found.trusted}
@@ -143,12 +143,12 @@ class FileSettings(SettingsSource):
     async def update(
         self, *, document: IdentityDocument | None = None, trusted_sessions: Iterable[Session] = ()
     ) -> bool:
-        """Write a changed server identity at once, and new sessions a moment later.
+        """Write a changed identity to ``settings.json`` at once, and new user sessions a moment later.
 
         Args:
-            document: The identity; None, or the one in use, changes nothing.
-            trusted_sessions: Sessions to add, or to replace by id. Roots among them are ignored: they belong in the
-                document.
+            document: The identity document to write; None, or the one in use, changes nothing.
+            trusted_sessions: User sessions to add, or to replace by id. Root sessions are ignored: they belong in the
+                identity document.
 
         Returns:
             Whether the identity was written.
@@ -180,7 +180,7 @@ class FileSettings(SettingsSource):
         return True
 
     async def flush(self) -> None:
-        """Write pending changes now.
+        """Write settings that were changed but not yet written to ``settings.json`` now.
 
         Raises:
             SettingsError: The file cannot be written.
@@ -216,6 +216,9 @@ class FileSettings(SettingsSource):
 
 
 def _file_text(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
-    """Encode the settings in GoatDB's form; add the whole document if that form would lose something."""
+    """Encode an identity and user sessions as GoatDB's ``settings.json``.
+
+    The whole identity document is included if GoatDB's form alone would lose a part of it.
+    """
     has_more = document.generation > 1 or document.extra or document.endorsements or document.revoked
     return to_settings_keeping(document, trusted) if has_more or document.history else to_settings(document, trusted)

@@ -1,11 +1,11 @@
 """Keep a sealed copy of the last known good identity on this machine, to start from while the store is unreachable.
 
-The copy is not a cache: it is opened only if the store did not answer, never if the store answered with an error. The
+The copy is not a cache: it is opened only if the store does not answer, never if the store answers with an error. The
 identity in it passes the same checks as one from the store.
 
 Rules: the copy is encrypted with a key that the operator provides and that is not stored with it. The sealed data
 include the time when the store last confirmed the identity; after `max_age` the copy is rejected. A damaged copy is an
-error, and never treated as absent.
+error, and never counts as missing.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from goatherd.crypto import SEAL_KEY_BYTES, open_sealed, seal_data
 from goatherd.errors import (
@@ -34,116 +32,39 @@ from goatherd.files import read_file, replace_file
 from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, decode_document, encode_document
 from goatherd.identity.strict_json import parse_object, to_pretty_json
 from goatherd.providers.values import ORG_FIELD, SecretBytes, secret_id_for
+from goatherd.secret_source import SecretSource
 
 MAX_AGE: Final = timedelta(hours=24)
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 STAMPS: Final = 24
 """The copy is written again when the store has confirmed it and this part of `max_age` has passed."""
-CREDENTIALS_VARIABLE: Final = "CREDENTIALS_DIRECTORY"
 
 _FORMAT: Final = "goatherd last known good 1"
 _HEAD: Final = ("format", "secret", "generation", "confirmedAt")
 _SIZE_LIMIT: Final = 2 * SIZE_LIMIT_BYTES + 4096
-_KEY_HINT: Final = "A key is 32 random bytes as base64 or hexadecimal: `openssl rand -base64 32`."
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeySource:
-    """Where the operator keeps the key that seals the copy.
+@dataclass(frozen=True, slots=True)
+class KeySource(SecretSource):
+    """Where the operator keeps the key that encrypts the last known good copy of the identity."""
 
-    Attributes:
-        kind: ``file``, ``env`` or ``credential``.
-        name: A path, the name of an environment variable, or that of a systemd credential.
-    """
-
-    kind: str
-    name: str
-
-    @classmethod
-    def from_text(cls, text: str) -> KeySource:
-        """Parse ``file:/run/keys/seal``, ``env:GOATHERD_SEAL_KEY`` or ``credential:seal``.
-
-        Raises:
-            ConfigurationError: The string has another form. SECURITY: it is not quoted, since a user may have given the
-                key itself (tests/unit/settings/test_last_known_good.py).
-        """
-        kind, _, name = text.partition(":")
-        is_fine = (kind == "file" and Path(name).is_absolute()) or (
-            kind in ("env", "credential") and _NAME.fullmatch(name) is not None and name.strip(".") != ""
-        )
-        if not is_fine:
-            raise ConfigurationError(
-                "the source of the key must be file:/PATH, env:NAME or credential:NAME",
-                hint="Give the location of the key, not the key itself: a configuration must not contain it.",
-            )
-        return cls(kind=kind, name=name)
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.name}"
+    subject: ClassVar[str] = "the key of the last known good identity"
 
     def read(self, environ: Mapping[str, str]) -> SecretBytes:
-        """Return the key.
+        """Read and return the key that encrypts the last known good copy of the identity.
 
         Raises:
             ConfigurationError: The key is missing, readable by others, or malformed.
         """
-        if self.kind == "env":
-            text = environ.get(self.name, "")
-            if not text:
-                raise self._key_error("the environment variable is not set")
-            return self._decode_key(text.encode("utf-8", "surrogateescape"))
-        if self.kind == "file":
-            return self._decode_key(self._read_key_file(Path(self.name), forbidden=0o077))
-        directory = environ.get(CREDENTIALS_VARIABLE, "")
-        if not directory:
-            raise self._key_error(f"{CREDENTIALS_VARIABLE} is not set", hint="Use LoadCredential= in the systemd unit.")
-        # systemd may grant the service's user access by an ACL, which shows as bits of the group.
-        return self._decode_key(self._read_key_file(Path(directory) / self.name, forbidden=0o007))
-
-    def _read_key_file(self, path: Path, *, forbidden: int) -> bytes:
-        try:
-            # O_NONBLOCK: a pipe in the file's place must not make the start wait. Links are followed: Kubernetes mounts
-            # its secrets as links.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
-            try:
-                status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode):
-                    raise self._key_error(f"{path} is not a regular file")
-                # SECURITY: a key that others can read protects nothing (tests/unit/settings/test_last_known_good.py).
-                if status.st_mode & forbidden or status.st_uid not in (os.geteuid(), 0):
-                    mode = stat.S_IMODE(status.st_mode)
-                    hint = f"Give the file to the server's user with chown, and run chmod 0600 {path}."
-                    raise self._key_error(f"other users can read or change {path} (mode {mode:04o})", hint=hint)
-                return os.read(descriptor, 4096)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise self._key_error(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
-
-    def _decode_key(self, raw: bytes) -> SecretBytes:
-        # SECURITY: 32 characters that a user made up are no key, so raw bytes are not accepted.
-        text = raw.strip()
-        try:
-            key = bytes.fromhex(text.decode()) if len(text) == 2 * SEAL_KEY_BYTES else _from_base64(text)
-        except (ValueError, binascii.Error):
-            key = b""
-        if len(key) != SEAL_KEY_BYTES or len(set(key)) < SEAL_KEY_BYTES // 2:
-            raise self._key_error("the value must be 32 random bytes as base64 or hexadecimal", hint=_KEY_HINT)
-        return SecretBytes(key)
-
-    def _key_error(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
-        return ConfigurationError(f"the key of the last known good identity, {self}: {problem}", hint=hint)
-
-
-def _from_base64(text: bytes) -> bytes:
-    padded = text.translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
-    return base64.b64decode(padded + b"=" * (-len(padded) % 4), validate=True)
+        return SecretBytes(self.read_key(environ, SEAL_KEY_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
-    """The unencrypted part of the file. The seal covers it as well, so a change is detected."""
+    """The unencrypted header of the file with the last known good identity.
+
+    It is authenticated, so a change is detected.
+    """
 
     secret: str
     generation: int
@@ -155,7 +76,7 @@ class _Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """The content of a copy.
+    """The decrypted content of a last known good copy of the identity.
 
     Attributes:
         document: The identity document.
@@ -167,11 +88,13 @@ class Opened:
 
 
 class LastKnownGood:
-    """A sealed copy of one identity, or of one for each organization. Calls block while they read or write the disk.
+    """An encrypted copy of the identity on disk, with which a server can start while the store is unreachable.
+
+    There is one file, or one for each organization. Calls block while they read or write the disk.
 
     Args:
-        path: The file; ``{org}`` in it is replaced by `for_org`.
-        key: Where the operator keeps the key.
+        path: Path of the file; ``{org}`` in it is replaced by `for_org`.
+        key: Where the operator keeps the key that encrypts the copy.
         max_age: How long the copy may be used after the store last confirmed it.
         store: Identifies the store, such as its URI: a copy from another store is rejected.
     """
@@ -187,7 +110,7 @@ class LastKnownGood:
         self._written: tuple[bytes, int] | None = None
 
     def for_org(self, org: str) -> LastKnownGood:
-        """Return the copy of one organization's identity.
+        """Return the last known good copy of one organization's identity.
 
         Raises:
             ConfigurationError: The organization's id cannot be part of a path.
@@ -196,11 +119,13 @@ class LastKnownGood:
         return LastKnownGood(path, self._source, max_age=self.max_age, store=self._store)
 
     def check_usable(self) -> None:
-        """Read the key, so that a problem with it is reported at every start and not only when the store fails.
+        """Read the key that encrypts the last known good identity, to report a problem with the key at every start.
+
+        Otherwise a missing key would be noticed only when the store is unreachable and the copy is needed.
 
         Raises:
-            ConfigurationError: There is no usable key, the key is in the copy's directory, or an organization is
-                missing.
+            ConfigurationError: There is no usable key, the key is in the same directory as the copy, or ``{org}`` in
+                the path was not replaced by an organization.
         """
         if ORG_FIELD in str(self.path):
             raise ConfigurationError(f"the path {self.path} still contains {ORG_FIELD}: give an organization")
@@ -212,7 +137,7 @@ class LastKnownGood:
         self._key = self._source.read(os.environ)
 
     def is_due(self, document: IdentityDocument, confirmed_ms: int) -> bool:
-        """Return whether to write the copy, because the identity has changed or the last confirmation is too old."""
+        """Return whether to write the last known good copy again: the identity in it has changed, or is too old."""
         if self._written is None:
             return True
         raw, stamped_ms = self._written
@@ -221,11 +146,11 @@ class LastKnownGood:
         return not timedelta(0) <= age < self.max_age / STAMPS or raw != encode_document(document)
 
     def save_copy(self, secret: str, document: IdentityDocument, confirmed_ms: int) -> None:
-        """Replace the copy atomically, with mode 0600.
+        """Replace the last known good copy of the identity on disk: atomically, encrypted, with mode 0600.
 
         Args:
-            secret: The secret's name.
-            document: The identity document.
+            secret: The name of the store's secret that holds the identity.
+            document: The identity document to save.
             confirmed_ms: When the store confirmed the identity, in milliseconds since 1970.
 
         Raises:
@@ -238,10 +163,10 @@ class LastKnownGood:
         self._written = (raw, confirmed_ms)
 
     def open_copy(self, secret: str, now_ms: int) -> Opened | None:
-        """Return the content of the copy, or None if there is none.
+        """Decrypt and return the last known good copy of the identity; None if there is no such file.
 
         Args:
-            secret: The secret's name.
+            secret: The name of the store's secret that holds the identity.
             now_ms: Milliseconds since 1970.
 
         Raises:

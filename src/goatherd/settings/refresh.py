@@ -1,99 +1,28 @@
 """Decide when to read the store: at intervals, less often while it fails, and at once when it reports a change.
 
-`Breaker` is a circuit breaker for one secret. It is pure: the time and random numbers are arguments. It does not retry
-a call (`goatherd.providers.base` does). `StoreRefresher` reads the store through the breaker, in a loop. Neither knows
-what the value is used for.
+`StoreRefresher` reads the store through a circuit breaker (`goatherd.providers.breaker`), in a loop.
 
-Rules: one failed call opens the breaker, since its retries have failed already. "Not found" and "access denied" open it
-as "unavailable" does. Each pause is random, from zero to twice the previous maximum, up to a cap, so that servers that
-failed together do not retry together. An explicit refresh ignores an open breaker, but at most once every few seconds.
-A regular poll makes few attempts, since another poll follows; a probe of a failed store makes one. A watch only reports
-that the value changed: if it is lost, the next poll finds the change later.
+Rules: an explicit refresh ignores an open breaker, but at most once every few seconds. A regular poll makes few
+attempts, since another poll follows; a probe of a failed store makes one. A watch only reports that the value has
+changed; if the watch fails, the next poll detects the change.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock
-from goatherd.errors import ProviderError, ThrottledError, UnavailableError
+from goatherd.errors import ProviderError, UnavailableError
 from goatherd.providers.base import SecretProvider
+from goatherd.providers.breaker import Breaker, new_breaker
 from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.providers.values import CURRENT, SecretValue
 from goatherd.telemetry import Event, event_text
-
-CAP: Final = timedelta(minutes=5)
-GAP: Final = timedelta(seconds=5)
-
-
-class Breaker:
-    """A circuit breaker: closed while the store answers, open after a failure until the next probe.
-
-    Args:
-        first: Maximum of the first pause.
-        cap: Maximum of every pause.
-        gap: Minimum time between two calls while open.
-        roll: Returns a random number from 0 to 1.
-    """
-
-    def __init__(self, *, first: timedelta, cap: timedelta, gap: timedelta, roll: Callable[[], float]) -> None:
-        self._first, self._cap, self._gap = first.total_seconds(), cap.total_seconds(), gap.total_seconds()
-        self._roll = roll
-        self._failures = 0
-        self._asked_at = 0.0
-        self._due_at = 0.0
-        self._error: ProviderError | None = None
-
-    @property
-    def error(self) -> ProviderError | None:
-        """The last failure, while open."""
-        return self._error
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the last call failed."""
-        return self._error is not None
-
-    def admits_call(self, now: float) -> bool:
-        """Return whether the store may be called at `now` (seconds on a monotonic clock)."""
-        return self._error is None or now >= self._due_at or now - self._asked_at >= self._gap
-
-    def time_to_probe(self, now: float) -> timedelta:
-        """Return how long until the next probe; zero while closed. After that time, `admits_call` is true."""
-        if not self.is_open:
-            return timedelta(0)
-        # Up to the next microsecond: rounded down to nothing, it would have its caller ask again and again in vain.
-        return timedelta(microseconds=max(0, math.ceil((self._due_at - now) * 1e6)))
-
-    def record_call(self, now: float) -> None:
-        """Record the start of a call."""
-        self._asked_at = now
-
-    def record_success(self) -> None:
-        """Close the breaker: the store has answered with a value."""
-        self._failures, self._error = 0, None
-
-    def record_failure(self, now: float, error: ProviderError) -> None:
-        """Open the breaker, or keep it open for longer.
-
-        Args:
-            now: When the call ended.
-            error: The call's error. If the store said how long to wait, the next probe comes after that time plus a
-                random delay.
-        """
-        longest = min(self._cap, self._first * 2.0 ** min(self._failures, 30))
-        pause = longest * self._roll()
-        if isinstance(error, ThrottledError) and error.retry_after is not None:
-            pause += min(error.retry_after, self._cap)
-        self._failures += 1
-        self._asked_at, self._due_at, self._error = now, now + pause, error
-
 
 POLL_ATTEMPTS: Final = 2
 SAFETY_FACTOR: Final = 10
@@ -105,19 +34,14 @@ _log = logging.getLogger("goatherd.settings")
 _RANDOM = secrets.SystemRandom()
 
 
-def new_breaker(interval: timedelta) -> Breaker:
-    """Return a breaker for a store that is polled at `interval`."""
-    return Breaker(first=2 * interval, cap=max(CAP, interval), gap=min(GAP, interval), roll=_RANDOM.random)
-
-
 class StoreRefresher:
-    """Read one secret of a store, at intervals and after notifications.
+    """Reads one secret of a store, at intervals and whenever the store reports a change.
 
     Args:
         provider: The store.
-        secret_id: The secret.
+        secret_id: Id of the secret.
         interval: Time between two polls.
-        jitter: By which part of the interval a pause may be shorter or longer, from 0 to 1.
+        jitter: By which fraction of the interval a pause may be shorter or longer, from 0 to 1.
         breaker: The circuit breaker of this secret.
         clock: Supplies the current time.
     """
@@ -144,26 +68,28 @@ class StoreRefresher:
 
     @property
     def is_open(self) -> bool:
-        """Whether the last call of the store failed."""
+        """Whether the circuit breaker of the store is open, which means that the last call to the store failed."""
         return self._breaker.is_open
 
     @property
     def longest_pause(self) -> timedelta:
-        """Maximum time between two polls of a store that answers; longer while the store reports changes."""
+        """Longest time between two polls of a store that answers; longer while the store itself reports changes."""
         return self._interval * (1 + self._jitter) * (SAFETY_FACTOR if self.is_watching else 1)
 
     def admits_call(self) -> bool:
-        """Return whether the breaker would let a call through to the store now."""
+        """Return whether the circuit breaker allows a call to the store now."""
         return self._breaker.admits_call(self._clock.monotonic())
 
-    async def read_store(self, *, is_told: bool) -> SecretValue:
-        """Read the secret's current version. If it is too early for another call, raise the last error again.
+    async def read_store(self, *, is_requested: bool) -> SecretValue:
+        """Read the current version of the secret from the store.
+
+        If it is too early for another call after a failure, raise the last call's error again.
 
         Args:
-            is_told: Whether a caller waits for the answer; otherwise the call is a poll, and another one follows.
+            is_requested: Whether a caller waits for the answer; otherwise the call is a poll, and another one follows.
 
         Raises:
-            ProviderError: The store failed, now or at the last call.
+            ProviderError: The store did not answer or refused, now or at the last call.
         """
         breaker = self._breaker
         now = self._clock.monotonic()
@@ -171,7 +97,7 @@ class StoreRefresher:
         if was_open is not None and not breaker.admits_call(now):
             raise was_open.with_traceback(None)
         breaker.record_call(now)
-        attempts = 1 if was_open else None if is_told else POLL_ATTEMPTS
+        attempts = 1 if was_open else None if is_requested else POLL_ATTEMPTS
         try:
             found = await self._provider.read(self._secret_id, CURRENT, attempts=attempts)
         except ProviderError as error:
@@ -188,7 +114,10 @@ class StoreRefresher:
         return found
 
     async def run(self, poll: Callable[[], Awaitable[object]]) -> None:
-        """Call `poll` whenever it is due, until cancelled. `poll` must not raise."""
+        """Call `poll` at every interval and whenever the store reports a change, until cancelled.
+
+        `poll` must not raise.
+        """
         async with asyncio.TaskGroup() as group:
             if isinstance(self._provider, WatchableSecretProvider):
                 provider, secret_id = self._provider, self._secret_id
@@ -209,7 +138,7 @@ class StoreRefresher:
         return self._interval * spread * (SAFETY_FACTOR if self.is_watching else 1)
 
     async def _wait_or_wake(self, pause: timedelta) -> bool:
-        """Sleep for `pause` and return True; return False early if something has changed the length of the pause."""
+        """Wait for `pause` and return True; return False early if an event has changed how long to wait."""
         self._is_outdated.clear()
         sleep = asyncio.ensure_future(self._clock.sleep(pause))
         change = asyncio.ensure_future(self._is_outdated.wait())
@@ -244,7 +173,10 @@ class StoreRefresher:
     async def _watch_store(
         self, watch: Callable[[], AsyncIterator[None]], poll: Callable[[], Awaitable[object]]
     ) -> ProviderError | None:
-        """Poll at each notification until the watch ends; return the error that ended the watch, if any."""
+        """Call `poll` at each change that the store reports, until the watch ends.
+
+        Return the error that ended it, if any.
+        """
         hints = watch()
         try:
             async for _ in hints:

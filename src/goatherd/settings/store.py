@@ -2,9 +2,9 @@
 
 The module decides nothing about rotation, and stores no user sessions. Rules: each refresh reads the store once; a
 request to the server never does. Bytes that were read before are not parsed again. The bytes are compared, not the
-version ids, because a store that was restored from a backup reuses ids. Only a changed identity is written. No lock is
-held while the store is awaited. `goatherd.settings.refresh` alone decides when to read the store. A last known good
-copy is used only if the store did not answer.
+version ids, because a store that was restored from a backup reuses ids. The module writes to the store only if the
+identity has changed. It holds no lock while it waits for the store. `goatherd.settings.refresh` alone decides when to
+read the store. A last known good copy is used only if the store did not answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.clock import Clock
 from goatherd.errors import (
@@ -39,11 +39,13 @@ from goatherd.identity.session import Session
 from goatherd.identity.succession import TrustCheckpoint, check_first, verify_successor
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
+from goatherd.providers.breaker import Breaker, new_breaker
 from goatherd.providers.values import CURRENT, ORG_FIELD, SecretValue, secret_id_for
 from goatherd.settings.base import DBSettings, Origin, SettingsSource, SettingsStatus, cancel_tasks
 from goatherd.settings.file import FileSettings
 from goatherd.settings.last_known_good import LastKnownGood
-from goatherd.settings.refresh import Breaker, StoreRefresher, new_breaker
+from goatherd.settings.refresh import StoreRefresher
+from goatherd.stores import DocumentMark, RegionalReader
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
@@ -70,25 +72,26 @@ _log = logging.getLogger("goatherd.settings")
 
 
 class CloudSecretSettings(SettingsSource):
-    """Settings from a secret store, refreshed while entered.
+    """A server's settings (its identity) from a secret store, refreshed as long as the context manager is entered.
 
-    A new identity is adopted if it is complete, its generation is not lower, a chain of roots leads to it from the one
-    in use, and its current root has signed it; otherwise the one in use stays. The first identity is trusted without
-    such a chain, unless `seen` records an earlier one. An unsigned identity is accepted until a signed one was seen.
+    A new identity is adopted if it is complete, its generation is not lower, a chain of endorsements leads from the
+    roots in use to its roots, and its current root has signed it. Otherwise the server keeps the identity in use. The
+    first identity is trusted without such a chain, unless the file `seen` records an earlier identity. An unsigned
+    identity is accepted until a signed one was seen.
 
     Args:
-        secret_id: The secret; ``{org}`` in it is replaced by `for_org`.
+        secret_id: Id of the secret; ``{org}`` in it is replaced by `for_org`.
         cloud_provider: The store, which is opened and closed together with these settings; or its ``cloudConfig``,
             such as ``{"provider": "aws", "region": "eu-west-1"}``; or only the provider's name, such as ``"aws"``.
-        refresh_interval: How often to read the store while entered.
-        jitter: By which part of the interval a pause may be shorter or longer, from 0 to 1.
+        refresh_interval: How often to read the store.
+        jitter: By which fraction of the interval a pause may be shorter or longer, from 0 to 1.
         clock: Supplies the current time.
-        accept_identity: Adopt one identity without a valid succession, a single time; at the start also one with a
-            lower generation. Only an operator decides this.
+        accept_identity: Adopt the next identity even if no chain of endorsements leads to it, once; at the start also
+            an identity with a lower generation. Only an operator may decide this.
         seen: A file that records the identity in use (generation, digest, public keys), so that no older one is adopted
             after a restart. ``{org}`` in it is replaced by `for_org`.
-        last_known_good: A sealed copy to keep, and to start from while the store is unreachable. None: such a start
-            fails.
+        last_known_good: The encrypted copy of the identity to keep, and to start from while the store is unreachable.
+            If None, the server cannot start then.
     """
 
     origin = Origin.STORE
@@ -144,7 +147,7 @@ class CloudSecretSettings(SettingsSource):
         )
 
     def for_org(self, org: str) -> CloudSecretSettings:
-        """Return the settings of one organization; this object if there is no ``{org}`` to replace.
+        """Return the store settings of one organization; this object itself if the secret id contains no ``{org}``.
 
         Raises:
             ConfigurationError: The organization's id cannot be part of a secret id.
@@ -168,9 +171,17 @@ class CloudSecretSettings(SettingsSource):
 
     @property
     def status(self) -> SettingsStatus:
-        """The freshness of the settings in use, and how the store is read."""
+        """How fresh the settings in use are, and how the store is read."""
+        stores: dict[str, Any] = {}
+        if isinstance(self._provider, RegionalReader):
+            stores = {
+                "region": self._provider.region,
+                "store_read": self._provider.last_read(self._secret_id),
+                "stores": self._provider.states(self._secret_id),
+            }
         return replace(
             super().status,
+            **stores,
             is_backing_off=self._keeper.is_open,
             is_watching=self._keeper.is_watching,
             view_interval=self._keeper.longest_pause,
@@ -179,7 +190,10 @@ class CloudSecretSettings(SettingsSource):
         )
 
     def accept_next(self) -> None:
-        """Adopt the next identity even if it is no valid successor, a single time. Only an operator decides this."""
+        """Adopt the next identity from the store, once, even if no chain of endorsements leads to it.
+
+        Only an operator may decide this.
+        """
         self._is_next_accepted = True
         self._refused_version = None
 
@@ -200,15 +214,15 @@ class CloudSecretSettings(SettingsSource):
         if self._settings is None:
             return
         try:
-            await self._share_refresh(is_told=False)
+            await self._share_refresh(is_requested=False)
         except Exception:  # noqa: BLE001 - without the loop, the server would keep an old key permanently
             _log.exception(event_text(Event.SETTINGS_UNREACHABLE, source=self._source))
 
     async def refresh(self) -> bool:
-        """Read the store now, as `Settings.refresh`.
+        """Read the settings from the store now, and adopt a changed identity; return whether it has changed.
 
-        While the store fails, it is called at most once every few seconds, however often this method is called. In
-        between the result is False, and `status` has the reason.
+        While the store does not answer, it is called at most once every few seconds, however often this method is
+        called. In between, the result is False, and `status` has the reason.
         """
         _ = self.settings
         if not self._keeper.admits_call():
@@ -220,8 +234,14 @@ class CloudSecretSettings(SettingsSource):
             raise ConfigurationError(f"the path {self._seen} still contains {ORG_FIELD}: give an organization")
         if self._copy is not None:
             await asyncio.to_thread(self._copy.check_usable)
+        if isinstance(self._provider, RegionalReader) and not self._is_next_accepted:
+            # A replica that lags must not stop a start while another region's store has the identity.
+            known = await self._read_checkpoint()
+            if known is not None:
+                mark = DocumentMark(generation=known.generation, digest=known.digest)
+                self._provider.note_used(self._secret_id, mark)
         try:
-            found = await self._keeper.read_store(is_told=True)
+            found = await self._keeper.read_store(is_requested=True)
         except (ThrottledError, UnavailableError) as error:
             # SECURITY: a store that answers "no", or with an identity that is refused, is never answered with a copy
             # (tests/unit/settings/test_last_known_good.py).
@@ -243,7 +263,10 @@ class CloudSecretSettings(SettingsSource):
         return before
 
     async def _read_copy(self, failure: ProviderError) -> DBSettings:
-        """Return the content of the last known good copy; if there is none, raise the store's error."""
+        """Return the settings from the last known good copy of the identity.
+
+        If there is none, raise the store's error.
+        """
         if self._copy is None:
             raise failure
         try:
@@ -274,10 +297,10 @@ class CloudSecretSettings(SettingsSource):
         )
         return settings
 
-    async def _read_again(self, *, is_told: bool) -> DBSettings | None:
+    async def _read_again(self, *, is_requested: bool) -> DBSettings | None:
         while True:
             before = self._version
-            found = await self._keeper.read_store(is_told=is_told)
+            found = await self._keeper.read_store(is_requested=is_requested)
             # A write of ours that ended meanwhile: what was read may be older than what is in use.
             if self._version != before:
                 continue
@@ -303,7 +326,7 @@ class CloudSecretSettings(SettingsSource):
         return self._settings_from(document)
 
     def _may_retry(self) -> bool:
-        """Return whether to ask the peers again for a chain of introductions to the rejected identity."""
+        """Return whether to ask the other servers again for introductions that lead to the rejected identity."""
         error = self._refused_error
         if not isinstance(error, SuccessionError) or not error.is_chain_open or self.introductions is None:
             return False
@@ -330,12 +353,14 @@ class CloudSecretSettings(SettingsSource):
                 event_text(Event.SETTINGS_UNSIGNED, source=self._source, generation=settings.document.generation)
             )
         self._has_seen_signed = self._has_seen_signed or is_signed
+        if isinstance(self._provider, RegionalReader):
+            self._provider.note_used(self._secret_id, DocumentMark.from_document(settings.document))
         super()._apply_settings(settings, event)
 
     async def _close_chain(
         self, document: IdentityDocument, before: IdentityDocument | TrustCheckpoint, open_: SuccessionError
     ) -> None:
-        """Search the peers for introductions that lead from the roots of `before` to those of `document`.
+        """Search the other servers for introductions that lead from the roots of `before` to the roots of `document`.
 
         Raises:
             SuccessionError: There are no such introductions, or they could not help (then `open_` itself).
@@ -389,7 +414,10 @@ class CloudSecretSettings(SettingsSource):
         )
 
     async def _verify_since(self, document: IdentityDocument, before: TrustCheckpoint) -> None:
-        """Verify an identity against the one used before the start; search for introductions if they could help."""
+        """Verify a new identity against the one that this server used before its start (`before`).
+
+        If introductions by other servers could complete the chain, search for them.
+        """
         try:
             self._verify_successor(document, before)
         except SuccessionError as error:
@@ -406,7 +434,9 @@ class CloudSecretSettings(SettingsSource):
                     raise self._other_identity_error(document, before, error) from None
                 is_open = isinstance(error, SuccessionError) and error.is_chain_open
                 if isinstance(error, UnsignedIdentityError):
-                    raise UnsignedIdentityError(f"{error}, but {self._seen} records a signed identity") from None
+                    raise UnsignedIdentityError(
+                        f"{error}; {self._seen} records a signed identity, so this server accepts no unsigned one"
+                    ) from None
                 hint = _CHAIN_HINT if is_open else _WENT_BACK_HINT
                 raise type(error)(f"{error}, according to {self._seen}", hint=hint) from None
             self._is_next_accepted = False
@@ -431,7 +461,10 @@ class CloudSecretSettings(SettingsSource):
             self._remembering = asyncio.create_task(self._write_records(document, now_ms, self._remembering))
 
     async def _write_records(self, document: IdentityDocument, now_ms: int, before: asyncio.Task[None] | None) -> None:
-        """Write the copy, then the record of the identity: after a crash in between, a restart can use the copy."""
+        """Write the last known good copy of the identity, then the record of the identity that was seen.
+
+        In this order, a restart after a crash in between can use the copy.
+        """
         if before is not None:
             await asyncio.wait({before})
         # Neither is a reason to stop serving: without the one, a start without the store uses the copy before or fails,
@@ -471,10 +504,10 @@ class CloudSecretSettings(SettingsSource):
     async def update(
         self, *, document: IdentityDocument | None = None, trusted_sessions: Iterable[Session] = ()
     ) -> bool:
-        """Write a changed server identity by compare-and-swap. User sessions are not stored and have no effect.
+        """Write a changed identity to the store by compare-and-swap. User sessions are not stored and have no effect.
 
         Args:
-            document: The identity; None, or the one in use, writes nothing.
+            document: The identity document to write; None, or the one in use, writes nothing.
             trusted_sessions: Ignored: user sessions are stored in ``/sys/sessions``.
 
         Returns:
@@ -482,9 +515,9 @@ class CloudSecretSettings(SettingsSource):
 
         Raises:
             DegradedError: The identity in use is from a last known good copy, so what the store holds is unknown.
-            GenerationError: The generation is not the next one after that in use.
-            SuccessionError: Nodes would reject the identity.
-            ConflictError: Another process wrote first; its identity has been read, as by `refresh`.
+            GenerationError: The generation is not one higher than that of the identity in use.
+            SuccessionError: Servers would reject the identity, because no chain of endorsements leads to it.
+            ConflictError: Another process wrote first; the identity that it wrote has been read, as by `refresh`.
             ProviderError: The identity could not be written, or it is unknown whether it was.
         """
         del trusted_sessions
@@ -530,7 +563,7 @@ def _value_digest(found: SecretValue) -> bytes:
 
 
 def _read_checkpoint_file(path: Path) -> TrustCheckpoint | None:
-    """Return the recorded identity; None if the file is absent.
+    """Read the record of the identity that this server used last; None if there is no such file.
 
     Raises:
         SettingsError: The file cannot be read, or is damaged.
@@ -551,7 +584,7 @@ def _read_checkpoint_file(path: Path) -> TrustCheckpoint | None:
 def _named_secret(
     secret_id: str | SecretProvider, cloud_provider: SecretProvider | Mapping[str, object] | str
 ) -> tuple[SecretProvider, str]:
-    """Return the provider and the id of the secret in it, as `CloudSecretSettings` takes them.
+    """Return the secret provider, and the id of the secret in it, from the arguments of `CloudSecretSettings`.
 
     Raises:
         ConfigurationError: The arguments are not a secret's id and a provider.
@@ -583,20 +616,20 @@ def settings_from_options(
     last_known_good: LastKnownGood | None = None,
     clock: Clock | None = None,
 ) -> CloudSecretSettings | FileSettings:
-    """Return the settings that a server's options describe.
+    """Return the settings object (store or file) that a server's configuration options describe.
 
     Args:
         options: ``{"type": "cloud", "cloudConfig": {"provider", "secretId", "region"}}`` or
             ``{"type": "file", "path"?}``; or the URI of a secret, such as ``aws://eu-west-1/goatdb/prod/root``.
-        path: The server's data directory, for ``file`` without a path.
+        path: The server's data directory, used for the type ``file`` if the options have no path.
         refresh_interval: As for `CloudSecretSettings`.
         seen: As for `CloudSecretSettings`.
         last_known_good: As for `CloudSecretSettings`.
         clock: Supplies the current time.
 
     Raises:
-        ConfigurationError: The options have neither form.
-        PluginNotFoundError, MissingExtraError: As `goatherd.plugins.provider_from_config`.
+        ConfigurationError: The options have none of these forms.
+        PluginNotFoundError, MissingExtraError: As for `goatherd.plugins.provider_from_config`.
     """
     if isinstance(options, str):
         provider, secret_id = open_provider(options)

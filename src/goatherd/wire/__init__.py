@@ -1,4 +1,4 @@
-"""GoatDB's formats, reproduced byte for byte and bug for bug. Pure: no clock, no randomness, no I/O.
+"""GoatDB's formats, reproduced byte for byte, including its bugs. Pure: no clock, no randomness, no I/O.
 
 - `javascript_values`: JavaScript's values, numbers and dates. `json`: ``JSON.stringify``, ``JSON.parse``, and the
   stable form that is signed. `base32`: GoatDB's base32.

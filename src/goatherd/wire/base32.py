@@ -18,7 +18,7 @@ _B32_BAD_TAILS = frozenset({1, 3, 6})
 
 
 def base32_encode(raw: bytes) -> str:
-    """Return GoatDB's base32: lower case, only the first ``=`` of the padding replaced by ``_``."""
+    """Encode bytes as GoatDB's base32: lower case, and only the first ``=`` of the padding is replaced by ``_``."""
     padding = -len(raw) % 5
     if padding:
         raw += bytes(padding)
@@ -36,7 +36,7 @@ def base32_encode(raw: bytes) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _b32_masks(blocks: int) -> tuple[tuple[int, int, int], ...]:
-    """Return the shift, the bits that stay and the bits that move, for the three steps of `base32_encode`."""
+    """Return, for each of the three steps of `base32_encode`, the shift, the bits that stay and the bits that move."""
     steps = []
     for bits in (20, 10, 5):
         ones, slot = (1 << bits) - 1, bits * 16 // 5
@@ -47,18 +47,18 @@ def _b32_masks(blocks: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def base32_decode(text: str) -> bytes:
-    """Decode GoatDB's base32, accepting exactly what GoatDB accepts. Unused bits are ignored.
+    """Decode GoatDB's base32, accepting exactly the strings that GoatDB accepts. Unused bits are ignored.
 
     Raises:
         DecodeError: The length, the padding or a character is invalid.
     """
     upper = text.upper().replace("_", "=", 1) if isinstance(text, str) else "?"
     if len(upper) % 8:
-        raise DecodeError("base32 text has a length that is no multiple of 8")
+        raise DecodeError("the length of base32 text must be a multiple of 8")
     digits = upper[:-6] + upper[-6:].rstrip("=")
     if not digits:
         return b""
     if len(digits) % 8 in _B32_BAD_TAILS or _B32_TEXT.fullmatch(digits) is None:
-        raise DecodeError("not base32 as GoatDB writes it")
+        raise DecodeError("the text is not valid base32 in GoatDB's form")
     count = len(digits) * 5 // 8
     return (int(digits.translate(_B32_DIGITS), 32) >> (len(digits) * 5 - count * 8)).to_bytes(count, "big")

@@ -1,23 +1,26 @@
 """Read the body of a ``/batch-sync`` request in portions, so that no single call blocks other threads for long. Pure.
 
-A JSON parser holds Python's global lock while it parses: 64 MiB of JSON stop every other thread for a second, and
-``[],[],…`` becomes objects of thirty times its size. `read_batch` finds where each commit begins and ends, parses
-everything else, and leaves the commits as bytes until they are used (`RawCommits`).
+A JSON parser holds Python's global lock while it parses: 64 MiB of JSON block every other thread for a second, and the
+objects made from ``[],[],…`` take thirty times its size. So `read_batch` finds where each commit begins and ends,
+parses everything else, and keeps the commits as bytes until they are used (`RawCommits`).
 
-It accepts what `goatherd.wire.json.parse_json` accepts, up to the bounds below, which are far above what GoatDB writes.
-Commits are not checked here: a malformed one is found when it is decoded.
+In JSON without spaces between its values, as GoatDB writes it, the next ``},{"`` is most likely the end of a commit;
+the commit's bytes are then one JSON object. If they are not, the rest of the commits is searched for every bracket.
+
+It accepts what `goatherd.wire.json.parse_json` accepts, up to limits that are far above what GoatDB writes. Commits are
+not checked here: a malformed commit is detected when it is decoded.
 """
 
 from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final, overload
+from typing import Any, Final, TypeVar, overload
 
 from goatherd.errors import DecodeError
-from goatherd.wire.json import parse_json
+from goatherd.wire.json import parse_json, parse_plain_json
 from goatherd.wire.messages import SyncMessage, decode_request_element
 
 SMALL_BODY: Final = 16 * 1024
@@ -34,7 +37,8 @@ PORTION_COMMITS: Final = 500
 _WINDOW: Final = 256 * 1024
 """Bytes that one search goes through before other threads get their turn."""
 
-_RUN: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+_RUN: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]{1,256}+|\\.){0,64}+")*+', re.DOTALL)
+"""Text without brackets. Longer strings (a filter's bits) are found faster by `_skip_string`."""
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _SPACE: Final = b" \t\n\r"
 _COMMITS_DEPTH: Final = 4
@@ -43,22 +47,24 @@ _SHAPE: Final = b"[{{["
 
 
 class TooManyValuesError(DecodeError):
-    """A commit has more JSON values than Goatherd reads."""
+    """A commit contains more JSON values than Goatherd parses."""
 
     code = "wire.too_many_values"
 
 
 class RawCommits(Sequence[Any]):
-    """The commits of one message as bytes; each is parsed only when it is used.
+    """The undecoded commits of one sync message, as bytes; each is parsed only when it is used.
 
     Attributes:
-        other: The number of array items that are not objects, or too short to be commits. They are left out.
+        other: The number of items in the message's list of commits that are not objects, or too short to be commits.
+            These items are left out.
     """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._starts = array("Q")
         self._ends = array("Q")
+        self._checked = 0
         self.other = 0
 
     def __len__(self) -> int:
@@ -71,36 +77,50 @@ class RawCommits(Sequence[Any]):
     def __getitem__(self, index: slice) -> list[Any]: ...
 
     def __getitem__(self, index: int | slice) -> Any:
-        """Parse one commit, or those of a slice.
+        """Parse and return the commit at an index, or the commits in a slice.
 
         Raises:
-            TooManyValuesError: A commit has more values than Goatherd reads.
+            TooManyValuesError: A commit has more JSON values than Goatherd parses.
             DecodeError: A commit is not JSON.
         """
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
         text = self._data[self._starts[index] : self._ends[index]]
         if not _is_bounded(text, MAX_COMMIT_VALUES):
-            raise TooManyValuesError(f"a commit of {len(text)} bytes, has more values than are allowed")
+            raise TooManyValuesError(f"a commit of {len(text)} bytes has more values than are allowed")
         return parse_json(text)
 
     def size(self, index: int) -> int:
-        """Return the size of one commit in bytes."""
+        """Return the size in bytes of the commit at this index."""
         return self._ends[index] - self._starts[index]
 
     def check(self) -> None:
-        """Check that every commit is JSON. Commits with more values than Goatherd reads are not parsed.
+        """Check that every commit is JSON. Commits with more JSON values than Goatherd parses are not checked.
 
         Raises:
             DecodeError: A commit is not JSON.
         """
-        for start, end in zip(self._starts, self._ends, strict=True):
-            text = self._data[start:end]
+        for index in range(self._checked, len(self)):
+            text = self._data[self._starts[index] : self._ends[index]]
             if _is_bounded(text, MAX_COMMIT_VALUES):
                 parse_json(text)
 
+    def find_known(self, start: int) -> int:
+        """Return the end of the commit that begins at an offset of the body, if it was read before; otherwise 0."""
+        del start
+        return 0
+
+    def add_parsed(self, start: int, end: int, value: Any) -> None:
+        """Add the JSON object between these offsets, of which `value` is the parsed form, as a commit."""
+        del value
+        self.add(start, end)
+        self._checked = len(self)
+
     def add(self, start: int, end: int) -> None:
-        """Add the object at these offsets."""
+        """Add the JSON object between these offsets of the body as a commit.
+
+        If it is too short to be a commit, only count it.
+        """
         if end - start < SMALLEST_COMMIT:
             self.add_other(self._data[start:end])
         else:
@@ -108,7 +128,9 @@ class RawCommits(Sequence[Any]):
             self._ends.append(end)
 
     def add_other(self, text: bytes) -> None:
-        """Count array items that are not commits; `text` holds them as JSON with commas between them.
+        """Count items of the list of commits that are not commits.
+
+        `text` has these items as JSON, with commas between them.
 
         Raises:
             DecodeError: The text is not JSON, or there are more such items than a body may hold.
@@ -120,7 +142,7 @@ class RawCommits(Sequence[Any]):
             raise DecodeError("the batch has more values than are allowed")
 
     def portions(self) -> Iterator[tuple[int, int]]:
-        """Yield ranges of commits: about `PORTION_BYTES` and at most `PORTION_COMMITS` each."""
+        """Yield ranges of commits to process together: about `PORTION_BYTES` and at most `PORTION_COMMITS` each."""
         first = 0
         for index in range(len(self)):
             size = self._ends[index] - self._starts[first]
@@ -131,8 +153,13 @@ class RawCommits(Sequence[Any]):
             yield first, len(self)
 
 
+RawList = TypeVar("RawList", bound=RawCommits)
+
+
 def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
-    """Return the paths and messages of a request body; the paths are not checked. Large bodies give `RawCommits`.
+    """Return the repository path and the sync message of each element in the body of a ``/batch-sync`` request.
+
+    The paths are not checked. In large bodies, the commits of a message are `RawCommits`.
 
     Args:
         body: The body as received.
@@ -144,7 +171,7 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
     """
     if len(body) <= SMALL_BODY:
         return [decode_request_element(each) for each in _check_array(parse_json(body), most)]
-    elements, lists = split_batch(body, most)
+    elements, lists = split_batch(body, most, RawCommits)
     for commits in lists:
         commits.check()
     found = []
@@ -155,18 +182,23 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
     return found
 
 
-def split_batch(body: bytes, most: int) -> tuple[list[Any], list[RawCommits]]:
-    """Split a body into its elements as JSON, without the commits, and the commits.
+def split_batch(body: bytes, most: int, new_list: Callable[[bytes], RawList]) -> tuple[list[Any], list[RawList]]:
+    """Split the body of a ``/batch-sync`` request into its elements, parsed without their commits, and the commits.
 
-    In the JSON, each array of commits in a message (``c``, and ``ad``, which GoatDB never reads) is replaced by an
-    array that holds only the index of its commits in the second result. This includes empty arrays.
+    In the parsed elements, each array of commits (``c``, and ``ad``, which GoatDB never reads) is replaced by an array
+    that contains only one number: the index of its commits in the second result. This includes empty arrays.
+
+    Args:
+        body: The body as received.
+        most: The maximum number of elements.
+        new_list: Makes the list of one array of commits, given the body.
 
     Raises:
         DecodeError: The body is not JSON or not an array, or has more elements or values than `most` and this module
             allow.
     """
     try:
-        rest, lists = _split_elements(body)
+        rest, lists = _split_elements(body, new_list)
     except IndexError:
         raise DecodeError("not JSON") from None
     return _check_array(parse_json(rest), most), lists
@@ -176,14 +208,14 @@ def _check_array(value: Any, most: int) -> list[Any]:
     if not isinstance(value, list):
         raise DecodeError("a batch must be a JSON array")
     if len(value) > most:
-        raise DecodeError(f"a batch of {len(value)} elements")
+        raise DecodeError(f"the batch has {len(value)} elements, which is too many")
     return value
 
 
-def _split_elements(body: bytes) -> tuple[bytes, list[RawCommits]]:
-    """Return the body with each array of commits replaced by its number, and these arrays."""
+def _split_elements(body: bytes, new_list: Callable[[bytes], RawList]) -> tuple[bytes, list[RawList]]:
+    """Return the body of a request with each array of commits replaced by its number, and these arrays."""
     rest: list[bytes] = []
-    lists: list[RawCommits] = []
+    lists: list[RawList] = []
     stack = bytearray()
     position = kept = values = 0
     while True:
@@ -198,7 +230,7 @@ def _split_elements(body: bytes) -> tuple[bytes, list[RawCommits]]:
         if character in b"[{":
             stack += character
             if stack == _SHAPE:
-                commits = RawCommits(body)
+                commits = new_list(body)
                 rest += [body[kept:position], b"%d" % len(lists)]
                 kept = position = _read_commits(body, position, commits)
                 lists.append(commits)
@@ -214,8 +246,14 @@ def _split_elements(body: bytes) -> tuple[bytes, list[RawCommits]]:
 
 
 def _read_commits(body: bytes, position: int, commits: RawCommits) -> int:
-    """Record the objects of the array that begins at `position`, and return the position of its closing bracket."""
-    gap, depth, start, is_first = position, 0, position, True
+    """Find the objects in a JSON array that begins at `position`, and add each to `commits`.
+
+    Return the position of the closing bracket.
+    """
+    begin = position
+    position = _read_plain_commits(body, position, commits)
+    is_first = position == begin
+    gap, depth, start = position if is_first else position - 1, 0, position
     while True:
         end = _find_bracket(body, position)
         character = body[end]
@@ -235,11 +273,33 @@ def _read_commits(body: bytes, position: int, commits: RawCommits) -> int:
             return end
 
 
+def _read_plain_commits(body: bytes, position: int, commits: RawCommits) -> int:
+    """Add the first objects of a JSON array, as far as they are known or a ``},{"`` ends them.
+
+    Return the position at which the search for the next object begins: `position`, or the one after a comma.
+    """
+    while body[position : position + 1] == b"{":
+        end = commits.find_known(position)
+        if end:
+            if body[end : end + 1] != b",":
+                break  # the last one; its end is found with that of the array
+            commits.add(position, end)
+        else:
+            end = body.find(b'},{"', position, position + MAX_COMMIT_VALUES) + 1
+            try:
+                value = parse_plain_json(body[position:end])
+            except DecodeError:
+                break
+            commits.add_parsed(position, end, value)
+        position = end + 1
+    return position
+
+
 def _find_bracket(body: bytes, position: int) -> int:
-    """Return the position of the next bracket outside of a string, or the length of the body.
+    """Return the position of the next bracket in a JSON text that is not inside a string, or the length of the text.
 
     Raises:
-        DecodeError: A string has no end.
+        DecodeError: A JSON string has no end.
     """
     while position < len(body):
         found = _RUN.match(body, position, position + _WINDOW)
@@ -253,7 +313,7 @@ def _find_bracket(body: bytes, position: int) -> int:
 
 
 def _skip_string(body: bytes, start: int) -> int:
-    """Return the position of the end of a string that is longer than a window."""
+    """Return the position after the end of a JSON string that is too long for one match of `_RUN`."""
     position = start + 1
     while True:
         end = body.find(b'"', position)
@@ -266,7 +326,10 @@ def _skip_string(body: bytes, start: int) -> int:
 
 
 def _read_gap(text: bytes, commits: RawCommits, *, is_first: bool, is_last: bool) -> None:
-    """Check that between two objects of an array there are only commas and items that are not objects."""
+    """Check that a JSON text between two objects of an array contains only commas and items that are not objects.
+
+    These items are counted.
+    """
     bare = text.strip(_SPACE)
     if bare == (b"" if is_first or is_last else b","):
         return
@@ -284,12 +347,14 @@ def _read_gap(text: bytes, commits: RawCommits, *, is_first: bool, is_last: bool
 
 
 def _is_bounded(text: bytes, most: int) -> bool:
-    """Return whether a JSON text holds at most `most` values."""
+    """Return whether a JSON text contains at most `most` values."""
     if len(text) <= most:
         return True
-    count = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    # Faster than `count` where a mark is rare, as in the bits of a filter.
+    count = sum(len(text) - len(text.replace(mark, b"", most + 1)) for mark in (b",", b"[", b"{"))
     if count <= most:
         return True
+    count = sum(text.count(mark) for mark in (b",", b"[", b"{"))
     for string in _STRING.finditer(text):
         inside = string[0]
         count -= sum(inside.count(mark) for mark in (b",", b"[", b"{"))

@@ -1,15 +1,16 @@
-"""GoatDB's Bloom filter, with which a peer says which commits it holds (docs/reference/goatdb-formats.md#bloom-filter).
+"""GoatDB's Bloom filter, which states the commits that a peer holds (docs/reference/goatdb-formats.md#bloom-filter).
 
-Pure: the random seeds are an argument (`goatherd.ids.new_seeds`). A filter without seeds claims to hold everything;
-the caller decides whether to rely on such a filter.
+Pure: the random seeds are an argument (`goatherd.ids.new_seeds`). A filter without seeds contains everything; the
+caller decides whether to accept such a filter.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import mmh3
@@ -23,29 +24,33 @@ DEFAULT_FPR = 0.25
 MAX_SEEDS = 1024
 
 _MAX_SEED = 2**53
+_SAMPLE = 32 * 1024
 _LN2 = math.log(2)
 _STEP = math.log(1 / 2**_LN2)
 _ASCII_SPACE = str.maketrans("", "", "\t\n\f\r ")
 
 
 def filter_size(size: int, fpr: float) -> tuple[int, float]:
-    """Return GoatDB's ``(m, k)`` for `size` members: the bits, and the unrounded number of hash functions."""
+    """Return the size of GoatDB's Bloom filter for `size` members, as ``(m, k)``.
+
+    These are the number of bits, and the unrounded number of hash functions.
+    """
     members = max(1, size)
     bits = math.ceil((members * math.log(fpr)) / _STEP)
     return bits, (bits / members) * _LN2
 
 
 def seed_count(size: int, fpr: float) -> int:
-    """Return the number of seeds for a filter with `size` members and false-positive rate `fpr`."""
+    """Return the number of seeds for a Bloom filter with `size` members and false-positive rate `fpr`."""
     return max(0, math.ceil(filter_size(size, fpr)[1]))
 
 
 class BloomFilter:
-    """A set of strings that may report a string as present that is not, but never the reverse.
+    """A Bloom filter: a set of strings that may report a string as present that is not, but never the reverse.
 
     Attributes:
         bits: The bit field; bit i is bit ``i % 8`` of byte ``i // 8``.
-        seeds: One per hash function.
+        seeds: The seeds of the hash functions, one for each.
     """
 
     __slots__ = ("_seeds32", "bits", "seeds")
@@ -60,7 +65,7 @@ class BloomFilter:
 
     @classmethod
     def for_size(cls, size: int, fpr: float, seeds: Iterable[int]) -> BloomFilter:
-        """Create an empty filter for `size` members; the number of `seeds` must be `seed_count`.
+        """Create an empty Bloom filter for `size` members; the number of `seeds` must be `seed_count(size, fpr)`.
 
         Raises:
             ValueError: The number of seeds is wrong.
@@ -72,11 +77,11 @@ class BloomFilter:
         return cls(bytearray((bits + 7) // 8), chosen)
 
     def add(self, member: str) -> None:
-        """Add a member."""
+        """Add a string to the filter."""
         self.update((member,))
 
     def update(self, members: Iterable[str]) -> None:
-        """Add many members, faster than one by one."""
+        """Add many strings to the filter, faster than one by one."""
         bits, seeds, murmur = self.bits, self._seeds32, mmh3.hash
         count = len(bits) * 8
         if not count:
@@ -93,34 +98,45 @@ class BloomFilter:
                     bits[index >> 3] |= 1 << (index & 7)
 
     def __contains__(self, member: str) -> bool:
-        bits = self.bits
+        return not self.find_missing((member,))
+
+    def find_missing(self, members: Sequence[str], most_hashes: int | None = None) -> list[int]:
+        """Return the positions of the strings that the filter does not contain, faster than one by one.
+
+        If only the first `most_hashes` hash functions are used, each missing string is found with a lower probability.
+        """
+        bits, seeds, murmur = self.bits, self._seeds32[:most_hashes], mmh3.hash
         count = len(bits) * 8
         if not count:
-            return not self.seeds
-        if member.isascii():
-            raw = member.encode("ascii")
-            for seed in self._seeds32:
-                index = mmh3.hash(raw, seed, False) % count
-                if not bits[index >> 3] & (1 << (index & 7)):
-                    return False
-            return True
-        for seed in self._seeds32:
-            index = murmur3(member, seed) % count
-            if not bits[index >> 3] & (1 << (index & 7)):
-                return False
-        return True
+            return list(range(len(members))) if seeds else []
+        missing: list[int] = []
+        for position, member in enumerate(members):
+            if member.isascii():
+                raw = member.encode("ascii")
+                for seed in seeds:
+                    index = murmur(raw, seed, False) % count
+                    if not bits[index >> 3] & (1 << (index & 7)):
+                        missing.append(position)
+                        break
+            else:
+                for seed in seeds:
+                    index = murmur3(member, seed) % count
+                    if not bits[index >> 3] & (1 << (index & 7)):
+                        missing.append(position)
+                        break
+        return missing
 
     @property
     def error_rate(self) -> float:
-        """The filter's false-positive rate, estimated from the share of its bits that are set."""
-        count = len(self.bits) * 8
-        if not count:
+        """The filter's false-positive rate, estimated from the share of its bits that are set in the first 32 KiB."""
+        sample = self.bits[:_SAMPLE]
+        if not sample:
             return 0.0 if self.seeds else 1.0
-        return float((int.from_bytes(self.bits, "big").bit_count() / count) ** len(self.seeds))
+        return float((int.from_bytes(sample, "big").bit_count() / (len(sample) * 8)) ** len(self.seeds))
 
     @classmethod
     def from_json(cls, encoded: Any) -> BloomFilter:
-        """Decode ``{"d": base64, "s": [seeds]}``; other members are ignored.
+        """Decode a Bloom filter from ``{"d": base64, "s": [seeds]}``; other members are ignored.
 
         Raises:
             DecodeError: The value is not such an object, ``d`` is not standard base64, a seed is invalid, or there are
@@ -136,11 +152,14 @@ class BloomFilter:
         return cls(bytearray(_from_base64(text)), tuple([_read_seed(seed) for seed in seeds]))
 
     def to_json(self) -> dict[str, Any]:
-        """Encode as ``{"d": base64, "s": [seeds]}``."""
+        """Encode the Bloom filter as ``{"d": base64, "s": [seeds]}``."""
         return {"d": base64.b64encode(self.bits).decode("ascii"), "s": list(self.seeds)}
 
     def stable_text(self) -> str:
-        """Return the filter's JSON in GoatDB's stable form, which is signed and writes arrays as objects."""
+        """Return the filter's JSON in GoatDB's stable form, in which arrays are written as objects.
+
+        Signatures cover this form.
+        """
         order = range(len(self.seeds)) if len(self.seeds) <= 10 else sorted(range(len(self.seeds)), key=str)
         seeds = ",".join([f'"{index}":{self.seeds[index]}' for index in order])
         return f'{{"d":"{binascii.b2a_base64(self.bits)[:-1].decode("ascii")}","s":{{{seeds}}}}}'
@@ -164,12 +183,17 @@ def _read_seed(value: Any) -> int:
 
 def _from_base64(text: str) -> bytes:
     """Decode base64 like JavaScript's ``atob``: padding is optional, white space and unused bits are ignored."""
+    with contextlib.suppress(ValueError):
+        # Base64 as GoatDB writes it. What is ignored here, such as a space, makes the result shorter than it must be.
+        found = binascii.a2b_base64(text)
+        if len(text) % 4 == 0 and len(found) == len(text) // 4 * 3 - text[-2:].count("="):
+            return found
     compact = text.translate(_ASCII_SPACE)
     if len(compact) % 4 == 0:
         compact = compact[:-2] if compact.endswith("==") else compact.removesuffix("=")
     if len(compact) % 4 == 1 or "=" in compact:
-        raise DecodeError("a Bloom filter's bits are not base64")
+        raise DecodeError("a Bloom filter's bits must be base64")
     try:
         return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise DecodeError("a Bloom filter's bits are not base64") from None
+        raise DecodeError("a Bloom filter's bits must be base64") from None

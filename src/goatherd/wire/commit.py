@@ -1,16 +1,25 @@
 """Decode and encode commits in GoatDB's format, and write the text that is signed.
 
-Pure. The format is in docs/reference/goatdb-formats.md#commits. When a commit is read, a `Commit` keeps the canonical
-re-encoding that GoatDB verifies. This drops a peer's extra members, explicit defaults and order of members. Contents of
-a schema that the registry does not know are kept as sent.
+Pure. The format is in docs/reference/goatdb-formats.md#commits. When a commit is decoded, the `Commit` keeps it in
+canonical form, because GoatDB verifies signatures over that form: members have a fixed order, and unknown members and
+explicit default values are dropped. Contents whose schema is not in the registry are kept as sent.
+
+A repository holds many commits and reads few of them. A *compact* commit (`Commit.compact`, `Commit.from_stored`) keeps
+its encoded bytes and the members by which commits are found and ordered. All other members are decoded at each access,
+so code that needs several of them calls `Commit.to_decoded` first.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from functools import lru_cache
+from sys import intern
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
 
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
@@ -20,6 +29,7 @@ from goatherd.wire.json import (
     json_number,
     json_string,
     nesting_depth,
+    orjson_agrees,
     parse_json,
     stable_member,
     stable_stringify,
@@ -32,7 +42,7 @@ __all__ = ["ABSENT", "Commit", "apply_edit", "encoded_checksum", "new_commit"]
 
 
 class _AbsentText(str):
-    """Stands for the text of a member that the commit does not have."""
+    """Stands for the string of a member that a commit does not have."""
 
     __slots__ = ()
 
@@ -43,27 +53,37 @@ ABSENT: Final = _AbsentText()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """One signed change of one item.
+    """One signed change of one item in a GoatDB repository.
 
     Attributes:
         id: The commit's id; any string. It is not a hash of the contents.
         key: The item's key.
         session: Id of the session that claims to have written the commit; the signature names the signer, which may
             differ.
-        ts: The claimed creation time in ms, an int or float; 0 if it is absent, and then no signature verifies.
-        version: The writer's build version; None if it is absent. The signature covers that too.
-        org: The reader's organisation, whatever was sent.
-        connection: Id of the process that wrote the commit; empty if it is absent, and then no signature verifies.
-        contents: The canonical ``c``: ``{"r": record}`` or ``{"b": base, "e": edit}``. Must not be changed.
+        ts: The claimed creation time in milliseconds, an int or float. If the member is absent, this is 0 and no
+            signature verifies.
+        version: The writer's build version; None if the member is absent. The signature covers whether it is absent.
+        org: The reader's organization id. The id that was sent is ignored.
+        connection: Id of the process that wrote the commit. If the member is absent, this is empty and no signature
+            verifies.
+        contents: The commit's member ``c`` in canonical form: ``{"r": record}`` or ``{"b": base, "e": edit}``. Must not
+            be changed.
         parents: Ids of the parent commits.
-        ancestors_filter: A Bloom filter over the ids of ancestors; None if there is none.
-        ancestors_count: The number of ancestors in the filter.
-        merge_base: Id of the merge base, or None.
-        merge_leader: Id of the session that led the merge, or None. If it is empty, only `revert` is written.
-        revert: Whether the commit says that it is a revert; GoatDB writes the merge leader's id in that member.
-        signature: The signature string, or None.
+        ancestors_filter: A Bloom filter over the ids of the commit's ancestors; None if the commit has no such filter.
+        ancestors_count: The number of ancestors in `ancestors_filter`.
+        merge_base: Id of the merge base; None if there is none.
+        merge_leader: Id of the session that led the merge; None if there is none. If the id is empty, only `revert` is
+            written.
+        revert: Whether the commit says that it is a revert; GoatDB writes the merge leader's id in the member
+            ``revert``.
+        signature: The signature string; None for an unsigned commit.
     """
 
+    # Only a compact commit has these; `__getattr__` stands in for empty slots.
+    is_compact: bool = field(init=False, repr=False, compare=False)
+    _encoded: bytes | None = field(init=False, repr=False, compare=False)
+    _schema: str | None = field(init=False, repr=False, compare=False)
+    _base: str | None = field(init=False, repr=False, compare=False)
     id: str
     key: str
     session: str
@@ -80,52 +100,71 @@ class Commit:
     revert: bool = False
     signature: str | None = None
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a member of the commit that is not stored in its slot; for a compact commit, decode it."""
+            if name == "is_compact":
+                return False
+            if name == "_encoded":
+                return None
+            if name == "_schema":
+                return None if "r" not in self.contents else self.contents["r"]["s"]
+            if name == "_base":
+                return self.contents.get("b")
+            if name in type(self).__slots__ and self.is_compact:
+                return getattr(self.to_decoded(), name)
+            raise AttributeError(name)
+
     # --- contents ---
 
     @property
     def is_delta(self) -> bool:
-        return "r" not in self.contents
+        return self._schema is None and (self._base is not None or "r" not in self.contents)
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """The record (``s``, ``d``, ``n``, ``cs``) of a full commit; None for a delta."""
+        """The record of a full commit (members ``s``, ``d``, ``n``, ``cs``); None for a delta."""
         return self.contents.get("r")
 
     @property
     def schema(self) -> str | None:
-        """The schema marker of a full commit; None for a delta."""
-        return None if self.is_delta else self.contents["r"]["s"]
+        """The schema marker of a full commit, such as ``sessions/1``; None for a delta."""
+        return self._schema
 
     @property
     def namespace(self) -> str | None:
-        """The schema's namespace, such as ``sessions``; None for a delta."""
+        """The schema's namespace of a full commit, such as ``sessions``; None for a delta."""
         schema = self.schema
         return None if schema is None else schema.partition("/")[0]
 
     @property
     def data(self) -> dict[str, Any] | None:
-        """The encoded fields of a full commit; None for a delta. Must not be changed."""
-        return None if self.is_delta else self.contents["r"]["d"]
+        """The encoded fields of the item in a full commit; None for a delta. Must not be changed."""
+        record = self.record
+        return None if record is None else record["d"]
 
     @property
     def checksum(self) -> str | None:
-        """The stored checksum of a full commit, or a delta's target checksum. It is not verified here."""
-        checksum = self.contents["e"].get("dc") if self.is_delta else self.contents["r"].get("cs")
+        """The checksum that a full commit states for its data, or a delta for its result. It is not verified here."""
+        contents = self.contents
+        checksum = contents["r"].get("cs") if "r" in contents else contents["e"].get("dc")
         return checksum if isinstance(checksum, str) else None
 
     @property
     def base(self) -> str | None:
-        """The id of the commit that a delta builds on; None for a full commit."""
-        return self.contents.get("b")
+        """The id of the commit on which a delta builds; None for a full commit."""
+        return self._base
 
     @property
     def edit(self) -> dict[str, Any] | None:
-        """The edit of a delta; None for a full commit."""
-        return self.contents["e"] if self.is_delta else None
+        """The edit of a delta, which changes the base commit's data; None for a full commit."""
+        contents = self.contents
+        return None if "r" in contents else contents["e"]
 
     @property
     def is_finite(self) -> bool:
-        """Whether all numbers in the contents are finite, so that JSON can represent them."""
+        """Whether all numbers in the commit's contents are finite, so that JSON can represent them."""
         for level in nesting_depth(self.contents):
             for container in level:
                 values = container.values() if isinstance(container, dict) else container
@@ -146,16 +185,153 @@ class Commit:
         if again.contents != self.contents:
             raise DecodeError(f"commit {self.id!r:.100} would have other contents when it is read again")
 
+    # --- compact commits ---
+
+    @classmethod
+    def from_stored(cls, line: bytes, *, org: str, registry: Registry = BUILTIN) -> Commit:
+        """Decode one record of a repository's log, and return the commit in compact form if possible.
+
+        The record is decoded as in `from_json`.
+
+        Raises:
+            DecodeError: The record is not a JSON object, or not a commit that GoatDB could read.
+        """
+        found = _stored_pattern(org).fullmatch(line)
+        if found is not None:
+            raw_id, raw_key, raw_session, raw_ts, raw_parents, raw_contents = found.groups()[:6]
+            canonical = _read_canonical(raw_contents, registry)
+            if canonical is not None:
+                contents, text = canonical
+                record = contents.get("r")
+                return _make_compact(
+                    line if text == raw_contents else line[: found.start(6)] + text + line[found.end(6) :],
+                    raw_id.decode(),
+                    raw_key.decode(),
+                    intern(raw_session.decode()),
+                    int(raw_ts),
+                    org,
+                    () if raw_parents is None else tuple(raw_parents[1:-1].decode().split('","')),
+                    None if record is None else record["s"],
+                    contents.get("b"),
+                )
+        commit = cls.from_json(parse_json(line), org=org, registry=registry)
+        commit.compact()
+        return commit
+
+    @property
+    def encoded(self) -> bytes:
+        """The commit's JSON as it is sent and stored.
+
+        A compact commit keeps these bytes; others do after `keep_encoded`.
+        """
+        return self._encoded or to_json_bytes(self.to_json())
+
+    def keep_encoded(self) -> bytes:
+        """Return the commit's JSON as in `encoded`, and keep these bytes for `compact`.
+
+        They are kept only if they are read back as the same commit.
+        """
+        if self._encoded is not None:
+            return self._encoded
+        members = self.to_json()
+        is_plain = orjson_agrees(members)
+        try:
+            encoded = orjson.dumps(members) if is_plain else to_json_bytes(members)
+        except orjson.JSONEncodeError:
+            encoded = to_json_bytes(members)
+        if ABSENT not in (self.id, self.key, self.session) and self._is_read_back(encoded, is_plain):
+            _set_encoded(self, encoded)
+        return encoded
+
+    def _is_read_back(self, encoded: bytes, is_plain: bool) -> bool:
+        """Return whether `encoded`, the JSON of this commit, would be read back as the same commit.
+
+        Args:
+            encoded: The commit's JSON.
+            is_plain: Whether `orjson_agrees` with the commit's members: their values are read back as they are.
+        """
+        # Members that are left out because they are empty are read back as None.
+        has_empty = self.merge_base == "" or self.merge_leader == "" or (self.revert and self.merge_leader is None)
+        if is_plain and not has_empty and encoded.count(b"{") + encoded.count(b"[") <= _SURE_DEPTH:
+            return True
+        again = _make_compact(
+            encoded, self.id, self.key, self.session, self.ts, self.org, self.parents, self._schema, self._base
+        )
+        return again.to_decoded() == self
+
+    def compact(self) -> None:
+        """Make the commit compact, so that it stores its JSON instead of decoded members.
+
+        This does nothing if the JSON would be read back as another commit. The commit's value stays the same.
+        """
+        if self.is_compact:
+            return
+        self.keep_encoded()
+        if self._encoded is not None:
+            _set_schema(self, self._schema)
+            _set_base(self, self._base)
+            _set_compact(self, True)
+            for clear in _CLEAR:
+                clear(self)
+
+    def mentions(self, text: bytes) -> bool:
+        """Return whether the commit's JSON may contain some ASCII text, without decoding the commit.
+
+        False means that the text certainly is not in it.
+        """
+        return self._encoded is None or text in self._encoded
+
+    def share_strings(self, key: str, parents: Sequence[Commit | None], base: Commit | None) -> None:
+        """Let a compact commit use the id and key strings of other commits instead of its own copies, to save memory.
+
+        Args:
+            key: The commit's key, as a string object that other commits use.
+            parents: The parent commits, in the order of this commit's `parents`; None for each that is not known.
+            base: The commit on which a delta builds; None if it is not known.
+        """
+        if self.is_compact:
+            _set_key(self, key)
+            if any(parents):
+                pairs = zip(self.parents, parents, strict=True)
+                _set_parents(self, tuple([one if known is None else known.id for one, known in pairs]))
+            if base is not None:
+                _set_base(self, base.id)
+
+    def to_decoded(self) -> Commit:
+        """Return a copy of this commit with all members decoded."""
+        if not self.is_compact:
+            return self
+        encoded = parse_json(self.encoded)
+        get = encoded.get
+        raw_filter = get("af")
+        return Commit(
+            id=self.id,
+            key=self.key,
+            session=self.session,
+            ts=self.ts,
+            version=get("ver"),
+            org=self.org,
+            connection=get("cid"),
+            contents=get("c"),
+            parents=self.parents,
+            ancestors_filter=None if raw_filter is None else BloomFilter.from_json(raw_filter),
+            ancestors_count=get("ac", 0),
+            merge_base=get("mb"),
+            merge_leader=get("ml"),
+            revert="revert" in encoded,
+            signature=get("sig"),
+        )
+
     # --- JSON ---
 
     @classmethod
     def from_json(cls, encoded: Any, *, org: str, registry: Registry = BUILTIN, like_goatdb: bool = False) -> Commit:
-        """Decode a commit and convert it to canonical form.
+        """Decode a commit from JSON and convert it to canonical form.
 
         Args:
             encoded: The commit as a JSON object.
-            org: The reader's organisation id.
-            registry: The known schemas.
+            org: The reader's organization id.
+            registry: The schemas that the reader knows.
             like_goatdb: Whether to behave as GoatDB does: reject an unknown schema, and accept a commit without id,
                 key, session or base, or with an empty merge leader that a revert names. Otherwise the contents of an
                 unknown schema are kept as sent, and a commit that cannot be stored, found or read again is rejected or
@@ -197,14 +373,19 @@ class Commit:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Encode the commit as it is sent and stored: all members and the signature, in GoatDB's order."""
+        """Return the commit as a JSON object, as it is sent and stored.
+
+        It has all members and the signature, in GoatDB's order.
+        """
         return self._members(self.signature)
 
     def signed_object(self) -> dict[str, Any]:
-        """Encode the members that are signed: all but the signature."""
+        """Return the members of the commit that its signature covers as a JSON object: all but the signature."""
         return self._members(None)
 
     def _members(self, signature: str | None) -> dict[str, Any]:
+        if self.is_compact:
+            return self.to_decoded()._members(signature)
         encoded: dict[str, Any] = {} if self.version is None else {"ver": self.version}
         encoded |= {"id": self.id, "k": self.key, "s": self.session, "ts": self.ts, "org": self.org}
         if self.parents:
@@ -228,14 +409,18 @@ class Commit:
         return encoded
 
     def signed_text(self, signer_id: str) -> str:
-        """Return the exact text that `signer_id` signs: the stable form of the signer's id and `signed_object`.
+        """Return the exact string that the session `signer_id` signs for this commit.
+
+        It is the stable form of the signer's id and `signed_object`.
 
         The members are joined in sorted order; tests/unit/wire/test_commit.py compares the result with
         `stable_stringify`.
 
         Raises:
-            EncodeError: The contents have a null.
+            EncodeError: The commit's contents have a null.
         """
+        if self.is_compact:
+            return self.to_decoded().signed_text(signer_id)
         if self.version is None or ABSENT in (self.id, self.key, self.session):
             return stable_stringify({"extData": self.signed_object(), "sessionId": signer_id})
         # Ids as GoatDB makes them need no escaping; one test for all of them.
@@ -263,7 +448,10 @@ class Commit:
         )
 
     def _merge_texts(self) -> tuple[str, str]:
-        """Return the parts of a merge's signed text that come before ``org`` and before ``s``."""
+        """Return the merge-related members in a commit's signed string, as two parts.
+
+        These are the members before ``org`` and those before ``s``.
+        """
         before_org = f'"mb":{json_string(self.merge_base)},' if self.merge_base else ""
         if self.merge_leader is None:
             return before_org, ""
@@ -273,7 +461,7 @@ class Commit:
         return before_org, f'"revert":{leader},' if self.revert else ""
 
     def with_signature(self, signature: str) -> Commit:
-        """Return the commit with `signature` as its signature string."""
+        """Return a copy of the commit with `signature` as its signature string."""
         return Commit(
             id=self.id,
             key=self.key,
@@ -291,6 +479,110 @@ class Commit:
             revert=self.revert,
             signature=signature,
         )
+
+
+_set_id, _set_key, _set_session, _set_ts, _set_org, _set_parents, _set_encoded, _set_schema, _set_base, _set_compact = [
+    Commit.__dict__[name].__set__
+    for name in ("id", "key", "session", "ts", "org", "parents", "_encoded", "_schema", "_base", "is_compact")
+]
+_CLEAR: Final = [
+    Commit.__dict__[name].__delete__
+    for name in (
+        "version",
+        "connection",
+        "contents",
+        "ancestors_filter",
+        "ancestors_count",
+        "merge_base",
+        "merge_leader",
+        "revert",
+        "signature",
+    )
+]
+
+
+def _make_compact(
+    encoded: bytes,
+    commit_id: str,
+    key: str,
+    session: str,
+    ts: float,
+    org: str,
+    parents: tuple[str, ...],
+    schema: str | None,
+    base: str | None,
+) -> Commit:
+    commit = _new_object(Commit)
+    _set_compact(commit, True)
+    _set_encoded(commit, encoded)
+    _set_id(commit, commit_id)
+    _set_key(commit, key)
+    _set_session(commit, session)
+    _set_ts(commit, ts)
+    _set_org(commit, org)
+    _set_parents(commit, parents)
+    _set_schema(commit, schema)
+    _set_base(commit, base)
+    return commit
+
+
+_new_object: Final = object.__new__
+
+# --- stored commits ---------------------------------------------------------------------------------------------------
+# Almost every record of a log has exactly the members that Goatherd and GoatDB write. The pattern checks all but the
+# contents, which `_read_canonical` reads. Whatever differs, if only in an escaped character, is decoded like a commit
+# from a client.
+
+_PLAIN: Final = r"[ !#-\[\]-~]+"
+_INTEGER: Final = "[1-9][0-9]{0,14}"
+_SEED: Final = "(?:[1-8][0-9]{15}|[1-9][0-9]{0,14}|0)"
+_BASE64: Final = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?"
+
+
+@lru_cache(maxsize=16)
+def _stored_pattern(org: str) -> re.Pattern[bytes]:
+    """Return a regular expression that matches the JSON of a commit with canonical members.
+
+    Its groups are id, k, s, ts, p and c.
+    """
+    text = (
+        f'{{"ver":{_INTEGER},"id":"({_PLAIN})","k":"({_PLAIN})","s":"({_PLAIN})","ts":({_INTEGER})'
+        f',"org":{re.escape(json_string(org))}(?:,"p":\\[("{_PLAIN}"(?:,"{_PLAIN}")*)\\])?'
+        f'(?:,"af":{{"d":"{_BASE64}","s":\\[(?:{_SEED}(?:,{_SEED}){{0,63}})?\\]}})?(?:,"ac":{_INTEGER})?,"c":({{.*}})'
+        f',"sig":"{_PLAIN}"(?:,"mb":"{_PLAIN}")?(?:,"ml":"(?P<leader>{_PLAIN})"(?:,"revert":"(?P=leader)")?)?'
+        f',"cid":"{_PLAIN}"}}'
+    )
+    return re.compile(text.encode())
+
+
+_DIGITS: Final = bytes.maketrans(b"123456789E", b"000000000e")
+_EXPONENT: Final = re.compile(rb"[:,\[]-?[0-9.]+[Ee]")
+"""A number with an exponent in compact JSON, or what looks like one in a string."""
+_SURE_DEPTH: Final = 100
+
+
+def _read_canonical(text: bytes, registry: Registry) -> tuple[dict[str, Any], bytes] | None:
+    """Decode a commit's contents that are already in canonical form; also return their JSON as JavaScript writes it.
+
+    The result is None if the contents need a complete decoding.
+    """
+    if text.count(b"{") + text.count(b"[") > _SURE_DEPTH:
+        return None
+    try:
+        contents = _read_contents(orjson.loads(text), registry, False)
+        written = orjson.dumps(contents)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, DecodeError):
+        return None
+    # JavaScript may write these otherwise: large or small numbers, whole floats, and in another order names of digits.
+    zeros = text.translate(_DIGITS)
+    is_sure = (
+        written == text
+        and (b"0e" not in zeros or _EXPONENT.search(text) is None)
+        and b".0" not in text
+        and b'0":' not in zeros
+        and b"0000000000000000" not in zeros
+    )
+    return (contents, written) if is_sure or orjson_agrees(contents) else None
 
 
 def new_commit(
@@ -314,13 +606,13 @@ def new_commit(
     """Create an unsigned full commit.
 
     Args:
-        data: The encoded fields (JSON; dates in seconds, sets with markers). Not copied.
+        data: The item's encoded fields as JSON, with dates in seconds and sets with markers. The object is not copied.
         checksum: The data's checksum; None to compute it.
-        ancestors_filter: GoatDB's own commits always have one.
+        ancestors_filter: A Bloom filter over the ancestors' ids. GoatDB's own commits always have such a filter.
 
     Raises:
         DecodeError: The data is malformed.
-        EncodeError: A value has no checksum.
+        EncodeError: A value is of a kind for which GoatDB has no checksum.
     """
     if checksum is None:
         checksum = encoded_checksum(data, schema_marker, registry)
@@ -346,7 +638,10 @@ def _quote_text(text: str) -> str:
 
 
 def _stable_array(texts: list[str]) -> str:
-    """Return the stable form of an array of ready texts: an object whose keys are sorted as strings."""
+    """Return the stable form of an array whose items are already strings.
+
+    It is an object whose keys are sorted as strings.
+    """
     order = sorted(range(len(texts)), key=str)
     return "{" + ",".join([f'"{index}":{texts[index]}' for index in order]) + "}"
 

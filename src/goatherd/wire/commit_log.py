@@ -1,8 +1,8 @@
 """Write and read GoatDB's ``.jsonl`` commit logs. Pure: bytes in, bytes out.
 
-The format is in docs/reference/goatdb-formats.md#logs. Writing follows GoatDB byte for byte, and reading accepts the
-same records as GoatDB. The repair is Goatherd's own: a log is cut after its last good line, so that an incomplete write
-never costs an earlier record.
+The format is in docs/reference/goatdb-formats.md#logs. Writing produces the same bytes as GoatDB, and reading accepts
+the same records. Only the repair after an incomplete write differs from GoatDB's: a log is cut after its last good
+line, so no earlier record is lost.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from goatherd.wire.json import parse_json, to_json_bytes
 
 
 def frame_records(records: Iterable[Any]) -> bytes:
-    """Return the bytes that append records to a log: a blank line before each; two newlines if there are none.
+    """Return the bytes that append records to a log: a blank line before each; two newlines if there are no records.
 
     Args:
-        records: JSON values, or their compact JSON as bytes.
+        records: The records as JSON values, or as compact JSON in bytes.
     """
     texts = [record if isinstance(record, bytes) else to_json_bytes(record) for record in records]
     return b"\n" + b"\n\n".join(texts) + b"\n"
@@ -27,11 +27,11 @@ def frame_records(records: Iterable[Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line of a log; blank lines are not included.
+    """One line of a repository's log; blank lines are not included.
 
     Attributes:
-        start: Offset of its first byte.
-        end: Offset after its last byte, without the newline.
+        start: Offset of the line's first byte.
+        end: Offset after the line's last byte, without the newline.
         record: The JSON object in the line; None if the line is damaged.
         is_finished: Whether a newline follows; a line without one was cut short by a crash.
     """
@@ -43,7 +43,7 @@ class LogLine:
 
 
 def read_lines(data: bytes) -> Iterator[LogLine]:
-    """Yield every line that is not blank, including damaged lines and those after them."""
+    """Yield every line of a log that is not blank, including damaged lines and those after them."""
     position, length = 0, len(data)
     while position < length:
         newline = data.find(b"\n", position)
@@ -65,13 +65,13 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """The result of reading a log.
+    """The result of reading a repository's log.
 
     Attributes:
         records: The JSON values of the good lines, in file order, up to the first damaged line.
         good_end: The length to truncate the log to before appending: the end of the last good line, with its newline.
         damage: A description of what follows `good_end`; None if nothing does.
-        records_after_damage: The number of complete JSON lines after the first damaged one. Above 0, the damage is not
+        records_after_damage: The number of complete JSON lines after the first damaged line. Above 0, the damage is not
             an incomplete write, and truncating the log would destroy data.
     """
 
@@ -82,7 +82,10 @@ class Scan:
 
 
 def scan_log(data: bytes) -> Scan:
-    """Read a whole log. Blank lines and trailing newlines are skipped."""
+    """Read a repository's log up to the first damaged line, and describe the damage.
+
+    Blank lines and trailing newlines are skipped.
+    """
     records: list[Any] = []
     position = good_end = 0
     length = len(data)

@@ -19,7 +19,7 @@ ElementFilter = Callable[[Any], bool]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The content of an ``E`` marker: the encoded form of a filter, a change or another object."""
+    """The content of an ``E`` marker in GoatDB's encoding: a filter, a change or another object in encoded form."""
 
     value: dict[str, Any]
 
@@ -30,7 +30,7 @@ def is_plain_object(value: Any) -> bool:
 
 
 def rich_text_filter(element: Any) -> bool:
-    """Return whether an element of rich text is encoded: only plain objects that are not local are."""
+    """Return whether GoatDB encodes this element of rich text. Only plain objects that are not local are encoded."""
     return type(element) is dict and element.get("isLocal") is not True
 
 
@@ -38,7 +38,7 @@ def rich_text_filter(element: Any) -> bool:
 
 
 def is_native(value: Any, keep: ElementFilter | None = None) -> bool:
-    """Return whether the plain encoder leaves the value unchanged."""
+    """Return whether GoatDB's plain encoder leaves the value unchanged."""
     kind = type(value)
     if kind is dict:
         return all(is_native(item, keep) for item in value.values())
@@ -48,7 +48,7 @@ def is_native(value: Any, keep: ElementFilter | None = None) -> bool:
 
 
 def encode_plain(value: Any, keep: ElementFilter | None = None) -> Any:
-    """Convert a value as the plain encoder does. A Map's values stay unconverted."""
+    """Encode a value as GoatDB's plain encoder does. The values in a Map stay unconverted."""
     if is_native(value, keep):
         return value
     if isinstance(value, JSDate):
@@ -65,7 +65,7 @@ def encode_plain(value: Any, keep: ElementFilter | None = None) -> Any:
 
 
 def encode_cyclical(value: Any, keep: ElementFilter | None = None) -> Any:
-    """Convert the value of one member as the cyclical encoder does."""
+    """Encode the value of one member as GoatDB's cyclical encoder does, which writes shared objects as references."""
     if type(value) is not dict:
         return encode_plain(value, keep)
     shared = _shared_objects(value)
@@ -78,7 +78,7 @@ def encode_cyclical(value: Any, keep: ElementFilter | None = None) -> Any:
 
 
 def _shared_objects(root: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the plain objects that are reached more than once inside, in the order of their second occurrence."""
+    """Return the plain objects inside `root` that are reached more than once, ordered by their second occurrence."""
     seen: set[int] = set()
     numbered: dict[int, dict[str, Any]] = {}
 
@@ -109,7 +109,7 @@ def _is_reference(value: dict[str, Any]) -> bool:
 
 
 def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | None, top: bool = True) -> Any:
-    """Return a copy with references in place of the shared objects; Dates, Sets and Maps are kept."""
+    """Return a copy of a value with references in place of its shared objects; Dates, Sets and Maps are kept."""
     kind = type(value)
     if kind is dict:
         if not top and id(value) in numbers:
@@ -134,7 +134,10 @@ MAX_REFERENCED = 20_000
 
 
 class Decoder:
-    """Decodes the members of one encoded object; the cyclical kind also follows references."""
+    """Decode the members of one object that GoatDB has encoded.
+
+    The cyclical kind of decoder also follows references.
+    """
 
     __slots__ = ("_cyclical", "_met_references", "_records", "_referenced_values", "_sizes")
 
@@ -146,7 +149,7 @@ class Decoder:
         self._referenced_values = 0
 
     def decode(self, value: Any) -> Any:
-        """Return the JavaScript value of an encoded member.
+        """Return the JavaScript value of a member that GoatDB has encoded.
 
         Raises:
             DecodeError: A reference or a date is invalid, the nesting is too deep, or references lead to more than
@@ -185,7 +188,10 @@ class Decoder:
         return {key: self._decode(item) for key, item in value.items()}
 
     def _decode_referencing(self, records: list[Any], value: dict[str, Any]) -> Any:
-        """Decode a ``__d`` whose references point into `records`; a marker at the top level is an ordinary object."""
+        """Decode an object (the member ``__d``) whose references point into `records`.
+
+        A marker at the top level of the object is an ordinary object.
+        """
         self._met_references = True
         self._records.append(records)
         if _is_reference(value):
@@ -211,10 +217,10 @@ class Decoder:
 
 
 def refuse_encoded(value: Any) -> Any:
-    """Return the value, after checking that its user data contains no ``E`` marker.
+    """Check that a value, which contains user data, has no ``E`` marker in it, and return the value.
 
     Raises:
-        DecodeError: The value contains a marker, which GoatDB would turn into an internal decoder object.
+        DecodeError: The value contains such a marker, which GoatDB would turn into an internal decoder object.
     """
     if isinstance(value, Encoded):
         raise DecodeError("the data contains an object in the form of GoatDB's own encoding, which GoatDB would change")

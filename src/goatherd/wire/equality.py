@@ -16,7 +16,7 @@ MAX_PATCH_WORK = 1_000_000
 
 
 class Work:
-    """Counts the values that are compared and copied, and limits their number."""
+    """Count the values that a comparison compares and copies, and limit their number."""
 
     __slots__ = ("_left",)
 
@@ -24,14 +24,14 @@ class Work:
         self._left = limit
 
     def take(self, count: int) -> None:
-        """Add to the count.
+        """Add a number of values to the count.
 
         Raises:
             DecodeError: The count exceeds the limit.
         """
         self._left -= count
         if self._left < 0:
-            raise DecodeError("sets with too many similar objects to compare")
+            raise DecodeError("the sets have too many similar objects to be compared")
 
 
 def _is_number(value: Any) -> bool:
@@ -43,7 +43,7 @@ def _are_close(a: float, b: float) -> bool:
 
 
 def _are_identical(a: Any, b: Any) -> bool:
-    """Compare like JavaScript's ``===``."""
+    """Return whether two values are equal as in JavaScript's ``===``."""
     if _is_number(a) and _is_number(b):
         return bool(a == b)
     if isinstance(a, str | bool) and type(a) is type(b):
@@ -52,7 +52,7 @@ def _are_identical(a: Any, b: Any) -> bool:
 
 
 def core_equal(a: Any, b: Any) -> bool:
-    """Compare by GoatDB's core equality, which its diffs and patches use.
+    """Return whether two values are equal by GoatDB's core equality, which its diffs and patches use.
 
     COMPAT: numbers closer than `EPSILON` are equal; Maps compare their values by identity.
     """
@@ -107,10 +107,12 @@ def _is_primitive(value: Any) -> bool:
 
 
 def set_add(items: Iterable[Any], added: Iterable[Any], work: Work | None = None) -> JSSet:
-    """Return the union of two sets: primitives are compared by value, objects by loose equality; new ones are appended.
+    """Return the union of two sets, as GoatDB adds values to a set. New values are appended.
+
+    Primitives are compared by value, objects by loose equality.
 
     Raises:
-        DecodeError: The comparison exceeds `work`, or `MAX_WORK`.
+        DecodeError: The comparison exceeds the limit `work`, or `MAX_WORK`.
     """
     union = JSSet(items)
     known = _Objects(union, work)
@@ -124,10 +126,12 @@ def set_add(items: Iterable[Any], added: Iterable[Any], work: Work | None = None
 
 
 def set_remove(items: Iterable[Any], removed: Iterable[Any], work: Work | None = None) -> JSSet:
-    """Return the difference of two sets: primitives are compared by value, objects by core equality.
+    """Return the difference of two sets, as GoatDB removes values from a set.
+
+    Primitives are compared by value, objects by core equality.
 
     Raises:
-        DecodeError: The comparison exceeds `work`, or `MAX_WORK`.
+        DecodeError: The comparison exceeds the limit `work`, or `MAX_WORK`.
     """
     gone = JSSet(removed)
     objects = _Objects(gone, work)
@@ -137,10 +141,10 @@ def set_remove(items: Iterable[Any], removed: Iterable[Any], work: Work | None =
 
 
 def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
-    """Compare untrusted values by core equality, with a limit.
+    """Return whether two untrusted values are equal by GoatDB's core equality; the work for this is limited.
 
     Raises:
-        DecodeError: The comparison exceeds `work`, or `MAX_WORK`.
+        DecodeError: The comparison exceeds the limit `work`, or `MAX_WORK`.
     """
     objects = _Objects((), work)
     objects.add(b)
@@ -148,7 +152,7 @@ def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
 
 
 class _Objects:
-    """An index of objects by shape, for comparisons: only objects of the same shape can be equal.
+    """An index of the objects of a set by shape, for comparisons: only objects of the same shape can be equal.
 
     SECURITY: without the index, a push of a few kilobytes could block a server for minutes
     (tests/unit/wire/test_equality.py).
@@ -178,7 +182,10 @@ class _Objects:
 
 
 def _measure_value(value: Any) -> tuple[Any, int, bool]:
-    """Return a value's shape, its number of nodes, and whether it contains a Set. Equal values have equal shapes."""
+    """Return a value's shape, how many values it contains, and whether it contains a Set.
+
+    Equal values have equal shapes.
+    """
     if _is_number(value):
         # Beyond 1, no two doubles are closer than `EPSILON`.
         return (value if abs(value) > 1 else "small"), 1, False

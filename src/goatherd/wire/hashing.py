@@ -1,7 +1,7 @@
 """MurmurHash3 as GoatDB computes it, and GoatDB's checksums of values.
 
-Pure. The rules are in docs/reference/goatdb-formats.md#checksums. These checksums do not protect integrity: they have
-32 bits and ignore types and boundaries. Signatures do.
+Pure. The rules are in docs/reference/goatdb-formats.md#checksums. Signatures protect integrity; these checksums do not,
+since they have 32 bits and ignore types and boundaries.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _C1, _C2 = 0xCC9E2D51, 0x1B873593
 
 
 def murmur3(text: str, seed: int) -> int:
-    """Return GoatDB's 32-bit hash of a string's UTF-16 units; only ``seed mod 2^32`` matters.
+    """Return GoatDB's 32-bit MurmurHash3 of a string's UTF-16 code units; only ``seed mod 2^32`` matters.
 
-    COMPAT: units of 0x100 and above overlap their neighbours, and a tail whose third unit is 0x8000 or more is ignored,
-    so only a Latin-1 string gives the hash of a standard MurmurHash3.
+    COMPAT: GoatDB hashes each code unit as a byte. Units of 0x100 and above overlap their neighbours, and a tail whose
+    third unit is 0x8000 or more is ignored, so only a Latin-1 string gives the hash of a standard MurmurHash3.
     """
     try:
         return mmh3.hash(text.encode("latin-1"), seed & _MASK, signed=False)
@@ -57,15 +57,15 @@ def _murmur3_units(u: list[int], h: int) -> int:
 
 
 def text_hash(text: str, seed: int = DEFAULT_SEED) -> str:
-    """Return the hash of a string as a decimal string."""
+    """Return GoatDB's hash of a string, as a decimal string."""
     return str(murmur3(text, seed))
 
 
 def value_text(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
-    """Return the string that represents a JavaScript value in checksums.
+    """Return the string that represents a JavaScript value in GoatDB's checksums.
 
     Args:
-        texts: The strings of objects that were already processed, by identity.
+        texts: A cache of the strings of objects that were already processed, by the ``id()`` of the object.
 
     Raises:
         EncodeError: GoatDB uses a random string for this kind of value.
@@ -100,17 +100,20 @@ def value_text(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | Non
 
 
 def members_text(value: dict[str, Any], seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
-    """Return the string that is hashed for an object or Map: names and values in the order of their UTF-16 units."""
+    """Return the string that is hashed for an object or Map.
+
+    It contains names and values, in the order of the names' UTF-16 units.
+    """
     keys = [key for key, item in value.items() if item is not UNDEFINED]
     keys.sort(key=unit_key)
     return "".join([key + value_text(value[key], seed, texts) for key in keys])
 
 
 def value_hash(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
-    """Return GoatDB's value hash, as a decimal string: the hash of `value_text`."""
+    """Return GoatDB's hash of a JavaScript value, as a decimal string: the hash of `value_text`."""
     return text_hash(value_text(value, seed, texts), seed)
 
 
 def item_checksum(texts: dict[str, str]) -> str:
-    """Return an item's checksum as a decimal string, from the checksum string of each present field."""
+    """Return the checksum of an item as a decimal string, given the checksum string of each present field."""
     return text_hash("".join([name + texts[name] for name in sorted(texts, key=unit_key)]))

@@ -1,8 +1,8 @@
 """Decode and encode items and edits, the contents of commits (docs/reference/goatdb-formats.md#records and #edits).
 
 Pure. A *record* is an item's JSON (``s``, ``d``, ``n``, ``cs``); its data are JavaScript values once decoded. If the
-registry does not know the schema, the record is kept verbatim: dates and rich text cannot be recognized then. This
-changes no checksum or patch, because a date counts as a number and rich text is recognized by its shape.
+registry does not know the schema, the record is kept unchanged, because dates and rich text cannot be recognized.
+Checksums and patches are the same nevertheless: they treat a date as a number, and recognize rich text by its shape.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INSERT, DELETE = 1, -1
 
 
 def decode_data(encoded: Any, schema: Schema, *, like_goatdb: bool = False) -> Data:
-    """Decode an item's ``d``: the present fields of the schema, in the schema's order.
+    """Decode the encoded fields of an item (its member ``d``): those that are present, in the schema's order.
 
     Args:
         like_goatdb: Whether to accept a set field that does not hold a set, as GoatDB does until it merges the field.
@@ -72,21 +72,21 @@ def _legacy_element(element: Any) -> Any:
         return parse_json(element)
     if element is None or isinstance(element, bool | int | float):
         return element
-    raise DecodeError("an element of a set in the old form is not JSON")
+    raise DecodeError("an element of a set in the old form must be JSON")
 
 
 _MAX_MAP_TEXT: Final = 1000
 
 
 def _as_map(value: Any) -> JSMap:
-    """Return a value's entries as JavaScript's ``Object.entries`` does, as a Map."""
+    """Return the entries of a value, as JavaScript's ``Object.entries`` lists them, as a Map."""
     if value is None or value is UNDEFINED:
         raise DecodeError("a map field holds no map")
     if isinstance(value, str):
         # SECURITY: an entry for each character is much work for little text, and no writer means it
         # (tests/unit/wire/test_commit.py).
         if len(value) > _MAX_MAP_TEXT:
-            raise DecodeError("a map field holds a long text")
+            raise DecodeError(f"a map field holds a string of more than {_MAX_MAP_TEXT} characters")
         return JSMap(utf16_characters(value))
     if isinstance(value, list):
         return JSMap({str(index): item for index, item in enumerate(value)})
@@ -94,7 +94,7 @@ def _as_map(value: Any) -> JSMap:
 
 
 def encode_data(data: Data, schema: Schema) -> dict[str, Any]:
-    """Encode an item's fields, in the order of the data.
+    """Encode the fields of an item, in the order of `data`.
 
     Raises:
         EncodeError: A field is not in the schema, or GoatDB cannot write a value.
@@ -114,7 +114,7 @@ def encode_data(data: Data, schema: Schema) -> dict[str, Any]:
 
 
 def encode_field(value: Any, kind: str) -> Any:
-    """Return a field's value after one level of encoding; the values of a Map are not converted yet.
+    """Encode the value of one field by one level; the values of a Map are not converted yet.
 
     Raises:
         EncodeError: GoatDB cannot write such a value in a field of this type.
@@ -128,16 +128,19 @@ def encode_field(value: Any, kind: str) -> Any:
 
 
 def _date_seconds(value: Any) -> float:
-    """Return the serialized form of a date field's value; NaN for an invalid date."""
+    """Return the value of a date field in seconds, its serialized form; NaN for an invalid date."""
     if isinstance(value, JSDate):
         return value.seconds
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
-    raise EncodeError("a date field holds no date")
+    raise EncodeError("a date field must hold a date")
 
 
 def as_json(value: Any) -> Any:
-    """Return the value as a reader will get it: parts that the encoder left unconverted become what their JSON says."""
+    """Return a value as its reader will get it.
+
+    Parts that the encoder left unconverted are replaced by what their JSON says.
+    """
     try:
         return value if is_native(value) else parse_json(to_json(value))
     except RecursionError:
@@ -145,7 +148,9 @@ def as_json(value: Any) -> Any:
 
 
 def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry) -> tuple[Data, Schema]:
-    """Return data and schema after GoatDB's upgrade, normalized. A target with a lower version changes nothing.
+    """Upgrade an item's data to a later version of its schema as GoatDB does, and normalize the data.
+
+    The result is the new data and their schema. A target with a lower version changes nothing but this normalization.
 
     Raises:
         EncodeError: A version in between is not registered, or the result cannot be normalized.
@@ -164,16 +169,18 @@ def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry)
 
 
 def normalize_data(data: Data, schema: Schema) -> Data:
-    """Return normalized data: empty sets and maps are dropped, defaults are filled in. Rich text is not changed.
+    """Return an item's data in normal form: empty sets and maps are dropped, defaults are filled in.
+
+    Rich text is not changed.
 
     Raises:
-        EncodeError: A set, map or rich text field holds a null.
+        EncodeError: A set, map or rich text field is null.
     """
     normal = dict(data)
     for field in schema.by_name.values():
         value = normal.get(field.name, UNDEFINED)
         if value is None and field.type in ("set", "map", "richtext"):
-            raise EncodeError(f"field {field.name!r} holds a null")
+            raise EncodeError(f"field {field.name!r} must not be null")
         if field.type in ("set", "map") and isinstance(value, JSSet | JSMap) and not value:
             value = UNDEFINED
         if value is UNDEFINED and field.default is not None:
@@ -186,10 +193,10 @@ def normalize_data(data: Data, schema: Schema) -> Data:
 
 
 def data_checksum(data: Data, schema: Schema | None) -> str:
-    """Return the checksum of normalized data as a decimal string.
+    """Return GoatDB's checksum of an item's normalized data, as a decimal string.
 
     Args:
-        schema: The schema; None if it is unknown, and then rich text is recognized by its shape.
+        schema: The item's schema; None if the schema is unknown. In that case rich text is recognized by its shape.
 
     Raises:
         EncodeError: A field is not in the schema, or a value has no checksum.
@@ -220,7 +227,7 @@ def _looks_like_rich_text(value: Any) -> bool:
 
 
 def record_data(record: Mapping[str, Any], registry: Registry = BUILTIN) -> Data:
-    """Return a record's data as JavaScript values; for an unknown schema, all members.
+    """Decode the data of a commit's record to JavaScript values; for an unknown schema, all members.
 
     Raises:
         DecodeError: The data is malformed.
@@ -236,7 +243,7 @@ def record_data(record: Mapping[str, Any], registry: Registry = BUILTIN) -> Data
 
 
 def encoded_checksum(data: Mapping[str, Any], marker: str = "", registry: Registry = BUILTIN) -> str:
-    """Return the checksum of encoded data.
+    """Return GoatDB's checksum of an item's encoded data, as a decimal string.
 
     Raises:
         DecodeError: The data is malformed.
@@ -249,7 +256,7 @@ _VERBATIM_TYPES = frozenset({"string", "number", "boolean"})
 
 
 def canonical_record(record: Any, registry: Registry = BUILTIN, *, like_goatdb: bool = False) -> Record:
-    """Decode a record and encode it again, as GoatDB does before it verifies.
+    """Decode the record of a full commit and encode it again, as GoatDB does before it verifies the commit.
 
     Args:
         like_goatdb: Whether to reject an unknown schema, whose records are otherwise returned unchanged, and to accept
@@ -294,7 +301,7 @@ def _canonical_record(record: dict[str, Any], schema: Schema, like_goatdb: bool)
 
 
 def _flat_data(raw: Any, schema: Schema) -> dict[str, Any] | None:
-    """Return the re-encoded data if every present field is a scalar, else None."""
+    """Return an item's re-encoded data if every present field is a scalar; otherwise None."""
     if type(raw) is not dict:
         return None
     data: dict[str, Any] = {}
@@ -318,10 +325,10 @@ def _flat_data(raw: Any, schema: Schema) -> dict[str, Any] | None:
 
 
 def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool = False) -> dict[str, Any]:
-    """Decode an edit and encode it again.
+    """Decode the edit of a delta commit and encode it again, as GoatDB does before it verifies the commit.
 
     Args:
-        like_goatdb: Whether to accept the change of a set to a value that is not a set.
+        like_goatdb: Whether to accept a change of a set field to a value that is not a set.
 
     Raises:
         DecodeError: A change is malformed, or of an unknown kind.
@@ -370,11 +377,11 @@ def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]
 
 
 def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry = BUILTIN) -> Record:
-    """Return the record that results from applying an edit to its base record. Both checksums are checked.
+    """Apply the edit of a delta commit to its base record, and return the resulting record. Both checksums are checked.
 
     Raises:
-        DecodeError: The edit belongs to another base, is malformed, does not give its target checksum, or changes rich
-            text.
+        DecodeError: The edit belongs to another base, is malformed or changes rich text, or its result does not have
+            the stated checksum.
     """
     try:
         return _apply_edit(record, edit, registry)
@@ -399,7 +406,7 @@ def _apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Re
 
 
 def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
-    """Apply an edit's changes to data, and normalize the result. Changes of unknown fields are ignored.
+    """Apply the changes of an edit to an item's data, and normalize the result. Changes of unknown fields are ignored.
 
     Raises:
         DecodeError: A change is malformed or changes rich text, or the work exceeds `MAX_PATCH_WORK`.

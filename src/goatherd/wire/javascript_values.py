@@ -44,7 +44,7 @@ class JSDate:
 
     @property
     def seconds(self) -> float:
-        """The date's serialized form: seconds, or NaN if it is invalid."""
+        """The date in seconds since 1970, its serialized form; NaN if it is invalid."""
         return math.nan if self.ms is None else self.ms / 1000
 
     def __repr__(self) -> str:
@@ -52,7 +52,10 @@ class JSDate:
 
 
 class JSSet:
-    """A JavaScript Set in insertion order. Primitives are compared by value (0 equals -0), objects by identity."""
+    """A JavaScript Set: values in insertion order.
+
+    Primitives are compared by value (0 equals -0), objects by identity.
+    """
 
     __slots__ = ("_items",)
 
@@ -89,7 +92,10 @@ class JSSet:
 
 
 class JSMap(dict[str, Any]):
-    """A JavaScript Map with string keys, in insertion order. It is a dict, but not a plain object."""
+    """A JavaScript Map with string keys, in insertion order.
+
+    It is a dict, but not what JavaScript calls a plain object.
+    """
 
     __slots__ = ()
 
@@ -110,25 +116,25 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def unit_key(text: str) -> bytes:
-    """Return a sort key that orders strings by UTF-16 code unit, as JavaScript compares them."""
+    """Return a sort key for a string, by which strings are ordered by UTF-16 code unit, as JavaScript compares them."""
     return text.encode("utf-16-be", "surrogatepass")
 
 
 def utf16_units(text: str) -> list[int]:
-    """Return the UTF-16 code units of a string; a lone surrogate is one unit."""
+    """Return the UTF-16 code units of a string; a lone surrogate is one code unit."""
     raw = text.encode("utf-16-le", "surrogatepass")
     return [raw[index] | raw[index + 1] << 8 for index in range(0, len(raw), 2)]
 
 
 def join_surrogates(text: str) -> str:
-    """Return the string with each pair of adjacent surrogates joined into the character that JavaScript sees."""
+    """Return a string in which each pair of adjacent surrogates is joined into the character that JavaScript sees."""
     if SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def is_array_index(key: str) -> bool:
-    """Return whether JavaScript sorts this key before all others: a canonical integer below 2^32 - 1."""
+    """Return whether JavaScript orders this object key as an array index (an integer below 2^32 - 1), before others."""
     if not key or key[0] not in "0123456789" or not key.isascii() or not key.isdigit():
         return False
     return (key[0] != "0" or len(key) == 1) and len(key) <= 10 and int(key) < 2**32 - 1
@@ -145,7 +151,7 @@ def own_keys(value: dict[str, Any]) -> list[str]:
 
 
 def number_text(value: float) -> str:
-    """Return the string that JavaScript's ``String(x)`` returns for a number."""
+    """Return a number as the string that JavaScript's ``String(x)`` returns for it."""
     if isinstance(value, int):
         if -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
             return str(int(value))
@@ -181,12 +187,12 @@ def number_text(value: float) -> str:
 
 
 def utf16_characters(text: str) -> dict[str, str]:
-    """Return the members of a string that JavaScript's ``Object.keys`` lists: one per UTF-16 unit."""
+    """Return what JavaScript's ``Object.entries`` lists for a string: one entry per UTF-16 code unit, by its index."""
     return {str(index): chr(unit) for index, unit in enumerate(utf16_units(text))}
 
 
 def text_order(count: int) -> Iterable[int]:
-    """Return the numbers below `count`, sorted as decimal strings, without one long call of a sort."""
+    """Return the numbers below `count`, sorted as decimal strings, without one long call of a sort function."""
     return range(count) if count <= 10 else _text_order(count)
 
 
@@ -236,7 +242,7 @@ def parse_integer(text: str) -> float:
 
 
 def date_from_json(value: Any) -> JSDate:
-    """Decode a date. A value that JavaScript calls an invalid date gives an invalid `JSDate`.
+    """Decode a date from its serialized form. A value that JavaScript calls an invalid date gives an invalid `JSDate`.
 
     Raises:
         DecodeError: The value is not a number, a string or a date.
@@ -246,7 +252,7 @@ def date_from_json(value: Any) -> JSDate:
     if isinstance(value, str):
         value = parse_float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DecodeError("not a date")
+        raise DecodeError("a date must be a number or a string")
     try:
         number = float(value)
     except OverflowError:
@@ -257,7 +263,7 @@ def date_from_json(value: Any) -> JSDate:
 
 
 def ms_from_seconds(value: float | str) -> int:
-    """Convert a serialized date to milliseconds, truncated toward zero: below 1e12 it is in seconds.
+    """Convert a serialized date to milliseconds, truncated toward zero. A number below 1e12 is in seconds.
 
     Raises:
         DecodeError: The value is not a date, or is outside of JavaScript's range.

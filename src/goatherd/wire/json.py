@@ -1,8 +1,8 @@
-"""JSON as JavaScript reads and writes it, and the stable form that GoatDB signs, bug for bug.
+"""Read and write JSON as JavaScript does, and write the stable form that GoatDB signs, including its bugs.
 
 Pure. ``JSON.parse``, ``JSON.stringify`` and GoatDB's stable serialization
 (docs/reference/goatdb-formats.md#stable-stringify) of the values of `goatherd.wire.javascript_values`. The library
-orjson does the work wherever it is known to write the same bytes.
+orjson is used wherever it is known to write the same bytes.
 """
 
 from __future__ import annotations
@@ -36,20 +36,23 @@ _encode_string = json.encoder.encode_basestring
 
 
 def json_string(text: str) -> str:
-    """Return a string as JSON, like ``JSON.stringify``: only quotes, controls and lone surrogates are escaped."""
+    """Return a string as JSON, as JavaScript's ``JSON.stringify`` writes it.
+
+    Only quotes, backslashes, control characters and lone surrogates are escaped.
+    """
     if text.isascii() or SURROGATE.search(text) is None:
         return _encode_string(text)
     return SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", _encode_string(join_surrogates(text)))
 
 
 def json_number(value: float) -> str:
-    """Return a number as JSON: like `number_text`, and ``null`` if it is not finite."""
+    """Return a number as JSON, as JavaScript writes it; a number that is not finite gives ``null``."""
     text = number_text(value)
     return "null" if text[-1] in "yN" else text
 
 
 def stable_stringify(value: Any) -> str:
-    """Return the text that GoatDB signs for `value`. In general, this text is not JSON.
+    """Return the string that GoatDB signs for `value`, its stable form. In general, this string is not JSON.
 
     Raises:
         EncodeError: The value contains a null or a type that JavaScript does not have, or is nested too deeply.
@@ -59,7 +62,7 @@ def stable_stringify(value: Any) -> str:
             return stable_stringify(utf16_characters(value))
         return _stable_object(value)
     except RecursionError:
-        raise EncodeError("nested too deeply to be signed") from None
+        raise EncodeError("the value is nested too deeply to be signed") from None
 
 
 def _stable_object(value: Any) -> str:
@@ -80,7 +83,7 @@ def _stable_object(value: Any) -> str:
 
 
 def stable_member(value: Any) -> str:
-    """Return the text of one member's value; see `stable_stringify`."""
+    """Return GoatDB's stable form of one member's value; see `stable_stringify`."""
     kind = type(value)
     if kind is str:
         return json_string(value)
@@ -102,12 +105,15 @@ _SORTED = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 
 
 def _safe_float(value: float) -> bool:
-    """Return whether orjson writes the number as JavaScript does."""
+    """Return whether the library orjson writes the number as JavaScript does."""
     return 1e-5 <= abs(value) < 1e15 and not value.is_integer()
 
 
 def _is_flat(value: dict[str, Any]) -> bool:
-    """Return whether the sorted JSON of an object is its stable form: ASCII names, scalars, no null, no odd float."""
+    """Return whether sorted JSON of an object is its stable form.
+
+    That is so for objects with ASCII names and scalar values, without null and unusual floats.
+    """
     for item in value.values():
         kind = type(item)
         if kind is not str and kind is not bool and kind is not int and (kind is not float or not _safe_float(item)):
@@ -115,11 +121,15 @@ def _is_flat(value: dict[str, Any]) -> bool:
     return "".join(value).isascii()
 
 
-def orjson_agrees(value: Any) -> bool:
-    """Return whether orjson is known to write `value` byte for byte as JavaScript does. False is always safe.
+def orjson_agrees(value: Any, *, are_names_in_order: bool = False) -> bool:
+    """Return whether the library orjson is known to write `value` byte for byte as JavaScript does.
+
+    The result may be False although it does, but is never wrongly True.
 
     Args:
         value: A JSON value of exactly the types dict, list and scalars.
+        are_names_in_order: Whether the order of an object's names is not JavaScript's, which puts array indices first,
+            but one that orjson writes too.
     """
     kind = type(value)
     if kind is not dict and kind is not list:
@@ -128,7 +138,7 @@ def orjson_agrees(value: Any) -> bool:
     for container in pending:
         if type(container) is dict:
             for key in container:
-                if not key.isascii() or key[:1] <= "9":
+                if not key.isascii() or (key[:1] <= "9" and not are_names_in_order):
                     return False
             values: Iterable[Any] = container.values()
         else:
@@ -154,7 +164,7 @@ def orjson_agrees(value: Any) -> bool:
 
 
 def to_json_bytes(value: Any) -> bytes:
-    """Return compact ``JSON.stringify(value)`` as UTF-8; see `to_json`."""
+    """Return a value as compact JSON in UTF-8, as JavaScript's ``JSON.stringify(value)`` writes it."""
     if orjson_agrees(value):
         try:
             return orjson.dumps(value)
@@ -164,7 +174,9 @@ def to_json_bytes(value: Any) -> bytes:
 
 
 def to_json(value: Any) -> str:
-    """Return compact ``JSON.stringify(value)``. For a top-level undefined, return the word ``undefined``.
+    """Return a value as compact JSON, as JavaScript's ``JSON.stringify(value)`` writes it.
+
+    For a top-level undefined, return the word ``undefined``.
 
     Raises:
         EncodeError: The value contains a type that JavaScript does not have, or is nested too deeply.
@@ -177,15 +189,18 @@ def to_json(value: Any) -> str:
     try:
         return _json_value(value, "", "")
     except RecursionError:
-        raise EncodeError("nested too deeply to be written") from None
+        raise EncodeError("the value is nested too deeply to be written") from None
 
 
 def to_pretty_json(value: Any) -> str:
-    """Return ``JSON.stringify(value, null, 2)``, the form of settings.json."""
+    """Return a value as indented JSON, as ``JSON.stringify(value, null, 2)`` writes it.
+
+    GoatDB writes settings.json in this form.
+    """
     try:
         return _json_value(value, "  ", "\n")
     except RecursionError:
-        raise EncodeError("nested too deeply to be written") from None
+        raise EncodeError("the value is nested too deeply to be written") from None
 
 
 def _json_value(value: Any, indent: str, margin: str) -> str:
@@ -220,7 +235,9 @@ def _json_value(value: Any, indent: str, margin: str) -> str:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Parse JSON as JavaScript does: the last of repeated members wins, numbers are doubles, lone surrogates pass.
+    """Parse JSON as JavaScript does.
+
+    Of repeated members the last one counts, numbers become doubles, and lone surrogates are allowed.
 
     Args:
         text: Bytes are decoded as UTF-8 like a request body: a byte order mark is dropped, invalid bytes are replaced.
@@ -232,10 +249,21 @@ def parse_json(text: bytes | str) -> Any:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
         value = _parse_slowly(text)
-    kind = type(value)
-    if kind is dict or kind is list:
-        return _as_doubles(value)
-    return float(value) if kind is int and not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER else value
+    return _as_javascript(value)
+
+
+def parse_plain_json(text: bytes) -> Any:
+    """Parse JSON that every parser reads in the same way; the result is that of `parse_json`.
+
+    Raises:
+        DecodeError: The bytes are not valid UTF-8, are no JSON by RFC 8259, have a lone surrogate, or are nested deeper
+            than `MAX_DEPTH`.
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise DecodeError(f"not JSON at {error.pos}") from None
+    return _as_javascript(value)
 
 
 def _parse_slowly(text: bytes | str) -> Any:
@@ -262,8 +290,23 @@ def _refuse_constant(name: str) -> Any:
 _PARSER = json.JSONDecoder(parse_int=_parse_integer, parse_constant=_refuse_constant)
 
 
+def _as_javascript(value: Any) -> Any:
+    """Return a parsed value with JavaScript's numbers.
+
+    Raises:
+        DecodeError: The value is nested too deeply.
+    """
+    kind = type(value)
+    if kind is dict or kind is list:
+        return _as_doubles(value)
+    return float(value) if kind is int and not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER else value
+
+
 def _as_doubles(value: Any) -> Any:
-    """Check the depth and turn integers beyond 2^53 into doubles, level by level, in place."""
+    """Check how deeply parsed JSON is nested, and convert integers beyond 2^53 to doubles.
+
+    The value is changed in place, level by level.
+    """
     level = [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
@@ -289,7 +332,10 @@ def _as_doubles(value: Any) -> Any:
 
 
 def nesting_depth(value: Any) -> Iterator[list[Any]]:
-    """Yield the objects and arrays at each depth of parsed JSON, the outermost first; nothing for other values."""
+    """Yield all objects and arrays of parsed JSON, those of each nesting level together, the outermost first.
+
+    For a value that is neither, nothing is yielded.
+    """
     level = [value] if type(value) is dict or type(value) is list else []
     while level:
         yield level

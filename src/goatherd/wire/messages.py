@@ -1,11 +1,12 @@
 """Decode and encode sync messages and the bodies of ``/batch-sync`` and ``/auth/session``.
 
 Pure. The members are listed in docs/reference/goatdb-protocol.md#sync-messages. Commits inside a message stay raw JSON,
-so that a receiver can skip one that it cannot decode and still use the rest of the message.
+so that a receiver can skip a commit that it cannot decode and still use the rest of the message.
 """
 
 from __future__ import annotations
 
+import binascii
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ _MAX_CYCLES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncMessage:
-    """A sync message: what the sender holds, and the commits that the receiver certainly lacks.
+    """A message of GoatDB's sync protocol about one repository.
+
+    It states which commits the sender holds, and contains commits that the receiver certainly lacks.
 
     Attributes:
         version: The sender's build version; 0 if the message names none.
@@ -42,7 +45,9 @@ class SyncMessage:
 
     @classmethod
     def from_json(cls, encoded: Mapping[str, Any]) -> SyncMessage:
-        """Decode a message. The filter may be wrapped in a marker (``__t``, ``__v``) or bare; ``c`` may be absent.
+        """Decode a sync message from JSON. The filter may be wrapped in a marker (``__t``, ``__v``) or not;
+
+        ``c`` (the commits) may be absent.
 
         Raises:
             DecodeError: The message is not an object, has no valid filter, or its ``c`` is not an array.
@@ -69,7 +74,7 @@ class SyncMessage:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Encode the message, in GoatDB's member order."""
+        """Return the sync message as a JSON object, in GoatDB's member order."""
         return {
             "ver": self.version,
             "f": {"__t": "E", "__v": self.filter.to_json()},
@@ -88,13 +93,13 @@ def _read_number(value: Any) -> float:
 
 
 def filter_parameters(local: int, peer: int, cycles: int, low_accuracy: bool = False) -> tuple[int, float]:
-    """Return the ``(size, fpr)`` with which a message's Bloom filter is created.
+    """Return ``(size, fpr)``, with which the Bloom filter of a sync message is created.
 
     Args:
         local: The number of commits that the sender holds.
         peer: The last known number of commits that the receiver holds.
-        cycles: The number of rounds in which both must converge, 1 to 3 (`cycles_for`).
-        low_accuracy: Whether to use GoatDB's cheap mode, with fpr 0.5.
+        cycles: The number of rounds in which sender and receiver must converge, 1 to 3 (`cycles_for`).
+        low_accuracy: Whether to use GoatDB's cheap mode, with the false-positive rate 0.5.
     """
     size = max(1, local, peer)
     if low_accuracy:
@@ -103,17 +108,17 @@ def filter_parameters(local: int, peer: int, cycles: int, low_accuracy: bool = F
 
 
 def cycles_for(measured_ms: float) -> int:
-    """Return the number of rounds in which two peers must converge, for a measured time between two rounds."""
+    """Return in how many rounds two peers must converge, given the measured time between two rounds."""
     return min(_MAX_CYCLES, max(1, math.floor(_SYNC_DURATION_MS / max(measured_ms, _MIN_SYNC_MS))))
 
 
 def encode_request(requests: Iterable[tuple[str, SyncMessage | Mapping[str, Any]]]) -> bytes:
-    """Return the body of ``POST /batch-sync``."""
+    """Encode the body of a ``POST /batch-sync`` request, from each repository path and its sync message."""
     return to_json_bytes([{"path": path, "msg": _message_json(message)} for path, message in requests])
 
 
 def decode_request(body: bytes | str) -> list[Any]:
-    """Return the raw elements of a ``/batch-sync`` body; check each with `decode_request_element`.
+    """Return the undecoded elements in the body of a ``/batch-sync`` request. Check each with `decode_request_element`.
 
     Raises:
         DecodeError: The body is not JSON, or not an array.
@@ -125,7 +130,7 @@ def decode_request(body: bytes | str) -> list[Any]:
 
 
 def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
-    """Return the path and the message of one element; the path is not checked.
+    """Return the repository path and the sync message of one element of a request; the path is not checked.
 
     Raises:
         DecodeError: The element is not an object or has no path, or the message is malformed.
@@ -138,13 +143,38 @@ def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
     return element["path"], SyncMessage.from_json(message)
 
 
-def encode_reply(replies: Iterable[tuple[str, SyncMessage, Sequence[bytes]]]) -> bytes:
-    """Return the body of the answer to ``POST /batch-sync``, from each requested path, its message and its commits."""
-    return b"[" + b",".join([_encode_reply(*reply) for reply in replies]) + b"]"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedReply:
+    """The reply to a sync message, with its large parts already as JSON.
+
+    Attributes:
+        filter: A filter over the commits that the sender holds, from `encode_filter`.
+        size: The number of these commits.
+        commits: The commits that the receiver lacks, as JSON.
+    """
+
+    filter: bytes
+    size: int
+    commits: Sequence[bytes] = ()
+
+
+def encode_filter(bloom: BloomFilter) -> bytes:
+    """Return the JSON of a Bloom filter in the form that a sync message contains."""
+    seeds = b",".join([b"%d" % seed for seed in bloom.seeds])
+    return b'{"__t":"E","__v":{"d":"%b","s":[%b]}}' % (binascii.b2a_base64(bloom.bits, newline=False), seeds)
+
+
+def encode_reply(replies: Iterable[tuple[str, EncodedReply]]) -> bytes:
+    """Encode the body of the answer to ``POST /batch-sync``, from each requested path and its reply."""
+    parts: list[bytes] = []
+    for path, reply in replies:
+        head = b'%b{"path":%b,"res":{"ver":%d,"f":' % (b"," if parts else b"[", to_json_bytes(path), VERSION)
+        parts += [head, reply.filter, b',"s":%d,"c":[' % reply.size, b",".join(reply.commits), b'],"ad":[]}}']
+    return b"".join([*parts, b"]"]) if parts else b"[]"
 
 
 def decode_reply(body: bytes | str) -> list[tuple[str, SyncMessage]]:
-    """Decode the answer to ``POST /batch-sync``.
+    """Decode the answer to ``POST /batch-sync``: the repository path and sync message of each element.
 
     Raises:
         DecodeError: The answer is not an array of ``{path, res}`` with well-formed messages.
@@ -161,7 +191,7 @@ def decode_reply(body: bytes | str) -> list[tuple[str, SyncMessage]]:
 
 
 def encode_session_request(public_jwk: Mapping[str, Any]) -> bytes:
-    """Return the body of ``POST /auth/session``."""
+    """Encode the body of ``POST /auth/session``, which requests a session for a public key."""
     return to_json_bytes({"publicKey": dict(public_jwk)})
 
 
@@ -175,16 +205,9 @@ def decode_session_reply(body: bytes | str) -> tuple[dict[str, Any], list[dict[s
     session = reply.get("session") if isinstance(reply, dict) else None
     roots = reply.get("roots") if isinstance(reply, dict) else None
     if not isinstance(session, dict) or not isinstance(roots, list) or not all(isinstance(r, dict) for r in roots):
-        raise DecodeError("not an answer of /auth/session")
+        raise DecodeError("the answer of /auth/session must be an object with a session and roots")
     return session, roots
 
 
 def _message_json(message: SyncMessage | Mapping[str, Any]) -> Mapping[str, Any]:
     return message.to_json() if isinstance(message, SyncMessage) else message
-
-
-def _encode_reply(path: str, message: SyncMessage, commits: Sequence[bytes]) -> bytes:
-    members = message.to_json()
-    parts = {name: to_json_bytes(value) for name, value in members.items()} | {"c": b"[" + b",".join(commits) + b"]"}
-    text = b",".join([b'"%b":%b' % (name.encode(), value) for name, value in parts.items()])
-    return b'{"path":%b,"res":{%b}}' % (to_json_bytes(path), text)

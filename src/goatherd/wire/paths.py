@@ -1,7 +1,7 @@
 """Parse and check repository and item paths (docs/reference/goatdb-formats.md#paths).
 
-The functions that are named after GoatDB's reproduce it bug for bug, undefined parts included. Paths that a server of
-Goatherd opens or writes are checked by `check_repository_path` and `check_item_path`, which are strict.
+The functions that have the name of a function in GoatDB behave exactly like it, including its bugs.
+`check_repository_path` and `check_item_path` are strict: they check each path that Goatherd's server opens or writes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Final
 
 from goatherd.errors import PathError
 
+DEFAULT_ORG: Final = "localhost"
+"""The organization of a GoatDB server that was given no other. Its id is part of every signed commit."""
 SESSIONS_PATH: Final = "/sys/sessions"
 """The repository of the sessions; the key of an item is the id of the session that it introduces."""
 USERS_PATH: Final = "/sys/users"
@@ -22,12 +24,18 @@ _ITEM = re.compile(r"(/[a-z0-9_-]+/[a-z0-9_-]+)/([a-z0-9_-]+)")
 
 
 def is_valid_path(path: str) -> bool:
-    """Return whether GoatDB's own code may create an item at `path`. For received commits GoatDB has another rule."""
+    """Return whether GoatDB's own code may create an item at this path.
+
+    For received commits GoatDB has another rule.
+    """
     return _VALID.fullmatch(path) is not None
 
 
 def path_part(path: str, index: int) -> str | None:
-    """Extract a part of a path as GoatDB does: 0 type, 1 repository, 2 item, 3 embed; None means undefined."""
+    """Return a part of an item's path as GoatDB does. Index 0 is the type, 1 the repository, 2 the item, 3 the embed;
+
+    None means undefined.
+    """
     if not path:
         return None
     length = len(path)
@@ -46,7 +54,7 @@ def path_part(path: str, index: int) -> str | None:
 
 
 def normalize_path(path: str) -> str:
-    """Return GoatDB's normal form of a path; undefined parts become the word ``undefined`` (COMPAT)."""
+    """Return the normal form of a path, as GoatDB does. Undefined parts become the word ``undefined`` (COMPAT)."""
     if path.startswith("/"):
         return path.removesuffix("/")
     parts = [path_part(path, index) for index in range(4)]
@@ -55,28 +63,32 @@ def normalize_path(path: str) -> str:
 
 
 def repository_id(path: str) -> str:
-    """Return the repository id ``/type/repo`` of any path.
+    """Return the id ``/type/repo`` of the repository to which a path of any form belongs.
 
     Raises:
-        PathError: The type or the repository is missing.
+        PathError: The path has no type or no repository.
     """
     normalized = normalize_path(path)
     kind, repository = path_part(normalized, 0), path_part(normalized, 1)
     if kind is None or repository is None:
-        raise PathError(f"not a repository path: {path!r}")
+        raise PathError(f"{path!r} is not a valid repository path")
     joined = f"/{kind}/{repository}"
     return joined.removesuffix("/")
 
 
 def log_file(repository: str) -> str:
-    """Return GoatDB's log file for a repository id, relative to the data directory. Dots may lead outside of it.
+    """Return the path of GoatDB's log file for a repository id, relative to the data directory.
+
+    Dots in the id may lead outside of the data directory.
+
+    SECURITY: dots in the id may lead outside of the data directory.
 
     Raises:
         PathError: The id does not have exactly two components.
     """
     components = repository.lstrip("/").split("/")
     if len(components) != 2:
-        raise PathError(f"not a repository id: {repository!r}")
+        raise PathError(f"{repository!r} is not a valid repository id")
     directory = "" if components[0] == "." else f"{components[0]}/"
     return f"{directory}{components[1]}.jsonl"
 
@@ -87,7 +99,7 @@ def join_path(prefix: str, suffix: str) -> str:
 
 
 def check_repository_path(path: str) -> tuple[str, str]:
-    """Return ``(type, id)`` of a repository path that this server opens.
+    """Check that the server allows a repository at this path, and return the path's ``(type, id)``.
 
     SECURITY: this is the only way from a peer's string to a file name (tests/unit/wire/test_paths.py).
 
@@ -96,17 +108,17 @@ def check_repository_path(path: str) -> tuple[str, str]:
     """
     match = _REPOSITORY.fullmatch(path.removesuffix("/")) if isinstance(path, str) else None
     if match is None:
-        raise PathError(f"not a repository path that this server opens: {path!r:.200}")
+        raise PathError(f"{path!r:.200} is not a repository path that this server accepts")
     return match[1], match[2]
 
 
 def check_item_path(repository: str, key: str) -> str:
-    """Return the joined path of an item that is written locally.
+    """Check the path of an item that this process writes, and return it: the joined repository path and key.
 
     Raises:
         PathError: The path is not valid or does not have three components.
     """
     joined = join_path(repository, key)
     if _ITEM.fullmatch(joined) is None:
-        raise PathError(f"not an item path: {joined!r:.200}")
+        raise PathError(f"{joined!r:.200} is not a valid item path")
     return joined

@@ -16,14 +16,14 @@ Atom = dict[str, Any]
 
 
 def rich_text_checksum(tree: Any) -> str:
-    """Return the checksum string of a rich text value: one hash over its atoms, without local parts.
+    """Return GoatDB's checksum string of a rich text value: one hash over its parts, without those marked as local.
 
     Raises:
         EncodeError: The value is not a rich text tree.
     """
     root = tree.get("root") if type(tree) is dict else None
     if type(root) is not dict or not isinstance(root.get("children"), list):
-        raise EncodeError("not a rich text tree")
+        raise EncodeError("the value must be a rich text tree")
     pointers = _by_node(_read_pointers(tree.get("pointers")))
     atoms = _flatten_nodes(root["children"], 0, pointers)
     texts: dict[int, str] = {}
@@ -34,7 +34,7 @@ def rich_text_checksum(tree: Any) -> str:
 
 
 def _read_pointers(raw: Any) -> list[Atom]:
-    """Return the shared pointers in their order, without duplicates."""
+    """Return the pointers of a rich text value (such as cursors) that are not local, sorted and without duplicates."""
     if not isinstance(raw, JSSet):
         return []
     unique: dict[str, Atom] = {}
@@ -52,7 +52,10 @@ def _read_pointers(raw: Any) -> list[Atom]:
 
 
 def _by_node(pointers: list[Atom]) -> dict[int, list[Atom]]:
-    """Return the pointers of each node, sorted by offset; the keys are the nodes' identities."""
+    """Group the pointers of a rich text value by the node that they point to, sorted by offset.
+
+    The keys are the ``id()`` of the node objects.
+    """
     found: dict[int, list[Atom]] = {}
     for pointer in pointers:
         found.setdefault(id(pointer.get("node")), []).append(pointer)
@@ -69,7 +72,10 @@ def _pointer_order(pointer: Atom) -> tuple[bytes, bytes, float, tuple[bool, floa
 
 
 def _read_number(value: Any) -> float:
-    """Return a number for sorting or counting; 0 for other values, so that a malformed pointer cannot stop a reader."""
+    """Return a number for sorting or counting, or 0 if the value is not a number.
+
+    So a malformed pointer in a rich text cannot stop a reader.
+    """
     return value if isinstance(value, int | float) and value == value else 0
 
 
@@ -115,7 +121,10 @@ def _with_text(node: Atom, part: list[int]) -> Atom:
 
 
 def _without_links(value: Any) -> Any:
-    """Return the value with elements' ``children`` and pointers' ``node`` and ``offset`` left out, at every depth."""
+    """Return a rich text value without the members that link its parts, at every depth.
+
+    These are the elements' ``children`` and the pointers' ``node`` and ``offset``.
+    """
     if type(value) is dict:
         dropped: tuple[str, ...] = ()
         if isinstance(value.get("children"), list) and not isinstance(value.get("text"), str):

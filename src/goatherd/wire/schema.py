@@ -1,7 +1,7 @@
 """Schemas of items, the markers by which a commit names a schema (such as ``sessions/1``), and the registry of schemas.
 
-Pure. The format is in docs/reference/goatdb-formats.md#schemas. Schemas are never transmitted: a reader that does not
-know the schema of a commit cannot tell dates from numbers. Goatherd stores such a commit as sent; GoatDB drops it.
+Pure. The format is in docs/reference/goatdb-formats.md#schemas. GoatDB never transmits schemas, and a reader that does
+not know the schema of a commit cannot tell dates from numbers. Goatherd stores such a commit as sent; GoatDB drops it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Data = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaField:
-    """One field of a schema.
+    """One field of a schema of GoatDB items.
 
     Attributes:
-        name: The member's name.
-        type: One of `FIELD_TYPES`.
-        required: Whether an item without it is invalid.
+        name: The name of the field.
+        type: The field's type, one of `FIELD_TYPES`.
+        required: Whether an item without the field is invalid.
         default: Computes the value of an absent field from the item's data; None if there is no default.
-        validate: The schema author's check of a value; None if there is none.
+        validate: A function of the schema's author that checks a value; None if there is no such check.
     """
 
     name: str
@@ -44,11 +44,13 @@ IS_DELETED: Final = SchemaField(name="isDeleted", type="boolean")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """A namespace, a version and fields. Every schema also has the field `isDeleted`, as its last.
+    """A schema of GoatDB items: a namespace, a version and fields.
+
+    Every schema also has the field `isDeleted`, as its last.
 
     Attributes:
-        ns: The namespace; None only for the null schema.
-        version: An integer of 1 or more.
+        ns: The schema's namespace; None only for the null schema.
+        version: The schema's version, an integer of 1 or more.
         fields: The fields, in the order of their declaration.
         upgrade: Converts data of the previous version to this one; None if no conversion is needed.
     """
@@ -69,7 +71,7 @@ class Schema:
         return "null" if self.ns is None else f"{self.ns}/{self.version}"
 
     def problem(self, data: Data) -> str | None:
-        """Return the error that GoatDB's validation reports for `data`; None if the data is valid."""
+        """Return the error that GoatDB's validation reports for an item's data; None if the data are valid."""
         for each in self.by_name.values():
             if each.required and each.name not in data:
                 return f'Missing required field "{each.name}"'
@@ -120,15 +122,16 @@ USER_STATS: Final = Schema(
 
 
 class Registry:
-    """The schemas that a reader knows. If a schema is registered twice, the first one is kept."""
+    """The schemas that a reader of commits knows. If a schema is registered twice, the first one is kept."""
 
     def __init__(self, schemas: Iterable[Schema] = ()) -> None:
         self._versions: dict[str, dict[int, Schema]] = {}
+        self._by_marker: dict[str, Schema] = {}
         for schema in (SESSIONS, USER_STATS, *schemas):
             self.register(schema)
 
     def register(self, schema: Schema) -> None:
-        """Add a schema.
+        """Add a schema to the registry.
 
         Raises:
             ValueError: The schema is the null schema, or its version is below 1.
@@ -136,9 +139,14 @@ class Registry:
         if schema.ns is None or schema.version < 1:
             raise ValueError("a schema must have a namespace and a version of 1 or more")
         self._versions.setdefault(schema.ns, {}).setdefault(schema.version, schema)
+        if "/" not in schema.ns:
+            self._by_marker.setdefault(schema.marker, schema)
 
     def get(self, ns: str | None, version: int = 0) -> Schema | None:
-        """Return a schema; version 0 means the latest."""
+        """Return the schema with this namespace and version; version 0 means the latest.
+
+        The result is None if the registry has no such schema.
+        """
         if ns is None:
             return NULL_SCHEMA
         versions = self._versions.get(ns)
@@ -147,7 +155,7 @@ class Registry:
         return versions[max(versions)] if version == 0 else versions.get(version)
 
     def from_marker(self, marker: Any) -> Schema | None:
-        """Return the schema that a marker such as ``sessions/1`` names; None if it is unknown.
+        """Return the schema that a marker such as ``sessions/1`` names; None if the registry has no such schema.
 
         COMPAT: a version that is missing, not a number or 0 selects the latest; further parts are ignored.
         """
@@ -155,7 +163,11 @@ class Registry:
             return NULL_SCHEMA
         if not isinstance(marker, str):
             return None
+        if marker in self._by_marker:
+            return self._by_marker[marker]
         ns, _, rest = marker.partition("/")
+        if ns not in self._versions:
+            return None
         version = parse_integer(rest.partition("/")[0])
         if math.isnan(version):
             return self.get(ns)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from goatherd.audit.records import Checked, Record
+from goatherd.telemetry import describe_count
 from goatherd.times import iso
 
 WIDTH: Final = 100
@@ -30,8 +31,9 @@ def checked_json(checked: Checked, file: Path) -> dict[str, Any]:
 
 def checked_lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list[str]:
     """Return the result of verifying an audit trail, as lines."""
+    records = describe_count(checked.head.seq, "record")
     lines = [
-        f"{file}: {checked.head.seq} records, {iso(checked.first_ms)} to {iso(checked.last_ms)}, as they were written",
+        f"{file}: {records}, {iso(checked.first_ms)} to {iso(checked.last_ms)}, as they were written",
         f"signed by   {', '.join(checked.signers)}",
         f"head        {checked.head}",
     ]
@@ -42,11 +44,14 @@ def checked_lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list
         )
     lines += [f"note: line {line} was torn by a crash, and the record after it states so" for line in checked.torn]
     if checked.lost:
-        lines.append(f"note: {checked.lost} records could not be written at the time; the records after them state so")
-    if checked.by_revoked:
         lines.append(
-            f"note: the last {checked.by_revoked} records are signed by a root that was revoked: an attacker who has"
-            " its key could have replaced them"
+            f"note: {describe_count(checked.lost, 'record')} could not be written at the time; later records state so"
+        )
+    if checked.by_revoked:
+        records = describe_count(checked.by_revoked, "record")
+        lines.append(
+            f"note: a root that was revoked has signed the end of the trail ({records}):"
+            " an attacker who has its key could have replaced that part"
         )
     if not has_checkpoint:
         lines.append(

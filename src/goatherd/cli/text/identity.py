@@ -1,11 +1,19 @@
-"""Format the output of `goatherd show`: the ids, fingerprints and times of an identity, without keys."""
+"""Format an identity without its keys, its stored versions, and their labels."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from goatherd.cli.output import Output
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import redact_document
+from goatherd.providers.values import SecretVersion, shown_label, shown_labels
+from goatherd.telemetry import describe_count
 from goatherd.times import iso
+
+if TYPE_CHECKING:
+    from goatherd.operations.labels import LabelChange
 
 
 def _describe_signature(document: IdentityDocument) -> str:
@@ -17,7 +25,7 @@ def _describe_signature(document: IdentityDocument) -> str:
 
 
 def identity_lines(out: Output, store: str, version: str, document: IdentityDocument) -> list[str]:
-    """Return an identity as lines."""
+    """Return an identity document as human-readable lines."""
     shown = redact_document(document)
     lines = [
         f"store       {store}, version {version}",
@@ -29,6 +37,8 @@ def identity_lines(out: Output, store: str, version: str, document: IdentityDocu
         record = document.rotation
         lines.append(f"rotation    {record.id}: {record.from_id} -> {record.to_id}")
         lines.append(f"            started {iso(record.started_at)} by {record.started_by}")
+    if document.anchor is not None:
+        lines.append(f"anchor      {document.anchor.id}, key in {document.anchor.signer}")
     if document.rotated_from is not None:
         lines.append(f"replaced    {document.rotated_from} at {shown['rotatedAt']}")
     rows = []
@@ -36,11 +46,53 @@ def identity_lines(out: Output, store: str, version: str, document: IdentityDocu
         state = "signs" if root["id"] == document.current.id else "trusted"
         if document.next is not None and root["id"] == document.next.id:
             state = "next"
+        if document.anchor is not None and root["id"] == document.anchor.id:
+            state = "anchor"
         if root["revoked"]:
             state = "REVOKED"
         rows.append((root["id"], state, root["fingerprint"], root["expiration"]))
     lines += ["", *out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)]
     if document.pruned:
-        noun = "root is" if document.pruned == 1 else "roots are"
-        lines.append(f"{document.pruned} previous {noun} introduced in /sys/sessions only, and still trusted")
+        roots = describe_count(document.pruned, "previous root", "is", "are")
+        lines.append(f"{roots} introduced in /sys/sessions only, and still trusted")
+    return lines
+
+
+def label_line(change: LabelChange) -> str:
+    """Return how a label was changed, as a line."""
+    label = shown_label(change.label)
+    if not change.is_change:
+        where = "no version holds it" if change.after is None else f"version {change.after} holds it already"
+        return f"label {label}: {where}; nothing was changed"
+    if change.after is None:
+        return f"label {label}: removed from version {change.before}"
+    if change.before is None:
+        return f"label {label}: added to version {change.after}"
+    return f"label {label}: moved from version {change.before} to version {change.after}"
+
+
+def versions_json(found: Sequence[SecretVersion]) -> list[dict[str, Any]]:
+    """Return stored versions of a secret as JSON."""
+    return [
+        {
+            "id": version.id,
+            "created": iso(version.created_ms),
+            "labels": sorted(version.labels),
+            "state": version.state.value,
+            "leftover": version.is_leftover,
+        }
+        for version in found
+    ]
+
+
+def versions_lines(found: Sequence[SecretVersion], out: Output) -> list[str]:
+    """Return stored versions of a secret as lines."""
+    rows = [
+        (version.id, iso(version.created_ms), version.state.value, shown_labels(version.labels)) for version in found
+    ]
+    lines = out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows)
+    if left := [version.id for version in found if version.is_leftover]:
+        lines.append(
+            f"left by an interrupted change: {' '.join(left)}; `goatherd retire` destroys them when their keys are due"
+        )
     return lines

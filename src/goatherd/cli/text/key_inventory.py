@@ -1,4 +1,4 @@
-"""Format the key inventory for `goatherd status` and `goatherd retire`, as data and as lines.
+"""Format the key inventory, for `goatherd status` and `goatherd retire`, and what `goatherd retire` destroyed.
 
 The key inventory (`goatherd.key_inventory`) states which stored version holds which private key. The output holds ids
 and times, never a key.
@@ -6,10 +6,16 @@ and times, never a key.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from goatherd.cli.output import Output
 from goatherd.key_inventory import Holding, KeyInventory, describe_kept
 from goatherd.providers.values import shown_labels
-from goatherd.times import iso
+from goatherd.telemetry import describe_count
+from goatherd.times import format_duration, iso
+
+if TYPE_CHECKING:
+    from goatherd.operations.retire import Retirement
 
 
 def inventory_data(keys: KeyInventory, now_ms: int) -> dict[str, object]:
@@ -30,7 +36,12 @@ def inventory_data(keys: KeyInventory, now_ms: int) -> dict[str, object]:
             for one in keys.holdings
         ],
         "roots": [
-            {"id": root, "versions": list(keys.versions_with(root)), "recordedDestroyed": root in keys.recorded}
+            {
+                "id": root,
+                "versions": list(keys.versions_with(root)),
+                "recordedDestroyed": root in keys.recorded,
+                **({"signer": keys.anchors[root]} if root in keys.anchors else {}),
+            }
             for root in keys.roots
         ],
         "copies": keys.copies,
@@ -66,7 +77,8 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
         named = " ".join(recordable)
         lines.append(f"due: `goatherd retire` records that no version holds the private key of {named}")
     if due:
-        lines.append(f"due: `goatherd retire` destroys {len(due)} versions: {' '.join(one.version.id for one in due)}")
+        count = describe_count(len(due), "version")
+        lines.append(f"due: `goatherd retire` destroys {count}: {' '.join(one.version.id for one in due)}")
     elif following is not None:
         lines.append(f"`goatherd retire` has nothing to destroy before {iso(following)}")
     lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
@@ -90,6 +102,11 @@ def _describe_due(keys: KeyInventory, one: Holding) -> str:
 
 
 def _absence(keys: KeyInventory, root: str) -> str:
+    if root in keys.anchors:
+        signer = keys.anchors[root]
+        if signer is None:
+            return f"the private key of the former anchor {root} is in no version of this secret, but in its signer"
+        return f"the private key of the anchor {root} is in {signer}"
     record = ", and the identity records that none holds it" if root in keys.recorded else ""
     if keys.is_complete:
         return f"the private key of {root} is in no version of this secret{record}"
@@ -99,3 +116,23 @@ def _absence(keys: KeyInventory, root: str) -> str:
 def _describe_content(one: Holding) -> str:
     keys = f"the private key of {', '.join(sorted(one.private_ids))}" if one.private_ids else str(one.problem)
     return f"left over from an interrupted change; {keys}" if one.version.is_leftover else keys
+
+
+def would_retire_lines(keys: KeyInventory, now_ms: int) -> list[str]:
+    """Return a line for each version that `retire` would destroy now, and for each that a label keeps."""
+    lines = [f"would destroy {line}" for line in due_lines(keys, now_ms)]
+    lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
+    return lines or [_nothing(keys)]
+
+
+def retirement_lines(done: Retirement) -> list[str]:
+    """Return a line for each version that was destroyed, given up or kept."""
+    lines = [f"destroyed version {version}" for version in done.report.destroyed]
+    lines += [f"gave up version {version}: {done.keys.copies}" for version in done.report.given_up]
+    lines += [describe_kept(one.version, one.labels) for one in done.report.kept]
+    return lines or [_nothing(done.keys)]
+
+
+def _nothing(keys: KeyInventory) -> str:
+    grace = format_duration(keys.grace)
+    return f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"

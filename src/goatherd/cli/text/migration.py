@@ -1,11 +1,16 @@
-"""Format the output of `goatherd migrate`: what was migrated, and what the servers answered."""
+"""Format how an identity came into a store: the output of `goatherd migrate` and `goatherd copy`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from goatherd.cli.output import Output
+from goatherd.operations.copy import CopyReport
 from goatherd.operations.migrate import MigratedServer, Migration, RootAcceptance
+from goatherd.providers.values import shown_label, shown_labels
+from goatherd.telemetry import describe_count
 
 
 def migration_lines(done: Migration) -> list[str]:
@@ -30,7 +35,7 @@ def migration_json(done: Migration, removed: Sequence[str], kept: Sequence[Path]
     return {
         "dryRun": done.is_dry,
         "organizations": [outcome.to_json() for outcome in done.outcomes],
-        "nodes": [proof.to_json() for proof in done.proofs],
+        "nodes": [_proof_data(proof) for proof in done.proofs],
         "removed": list(removed),
         "stillOnDisk": [str(file) for file in kept],
     }
@@ -48,8 +53,8 @@ def outcome_lines(outcome: MigratedServer) -> list[str]:
         found.append(f"  read back from {outcome.store}: it is the identity of {outcome.settings}")
     found += [f"  {note}" for note in outcome.notes]
     if outcome.in_log:
-        sessions = "session is" if outcome.in_log == 1 else "sessions are"
-        found.append(f"  {outcome.in_log} trusted user {sessions} in the server's /sys/sessions log already")
+        sessions = describe_count(outcome.in_log, "trusted user session", "is", "are")
+        found.append(f"  {sessions} in the server's /sys/sessions log already")
     if outcome.written:
         done = "would be" if outcome.dry_run else "was" if len(outcome.written) == 1 else "were"
         found.append(f"  {len(outcome.written)} {done} written there: {' '.join(outcome.written)}")
@@ -61,8 +66,53 @@ def outcome_lines(outcome: MigratedServer) -> list[str]:
 
 def proof_line(proof: RootAcceptance) -> str:
     """Return whether one server accepts requests signed by the migrated root, as a line."""
-    if proof.trusts is None:
-        return f"{proof.org}: {proof.url} did not answer: {proof.problem}"
-    if proof.trusts:
-        return f"{proof.org}: {proof.url} accepts requests signed by root {proof.root}"
-    return f"{proof.org}: {proof.url} rejects requests signed by root {proof.root}: it has another identity"
+    org, root, server = proof.org, proof.root, proof.server
+    if server.trusts_current is None:
+        return f"{org}: {server.url} did not answer: {server.problem}"
+    if server.trusts_current:
+        return f"{org}: {server.url} accepts requests signed by root {root}"
+    return f"{org}: {server.url} rejects requests signed by root {root}: it has another identity"
+
+
+def _proof_data(proof: RootAcceptance) -> dict[str, object]:
+    server = proof.server
+    return {
+        "org": proof.org,
+        "url": server.url,
+        "root": proof.root,
+        "trusts": server.trusts_current,
+        "problem": server.problem,
+    }
+
+
+def copy_json(done: CopyReport) -> dict[str, Any]:
+    """Return the report on a copy of a secret between two stores, as JSON data."""
+    return {
+        "dryRun": done.is_dry,
+        "complete": not done.is_dry,
+        "alreadyThere": done.present,
+        "versions": [
+            {"from": item.source, "to": item.target, "labels": done.labels_of(item)} for item in done.plan.items
+        ],
+        "skipped": [each.to_json() for each in done.plan.skipped],
+        "leftLabels": [{"label": label, "version": holder} for label, holder in done.plan.left_labels.items()],
+    }
+
+
+def copy_lines(done: CopyReport, out: Output) -> list[str]:
+    """Return the report on a copy of a secret between two stores, as lines."""
+    rows = [(item.source, item.target or "-", shown_labels(done.labels_of(item))) for item in done.plan.items]
+    lines = out.table(("FROM VERSION", "TO VERSION", "LABELS"), rows)
+    lines += [f"skipped version {each.id}: {each.reason}" for each in done.plan.skipped]
+    lines += [
+        f"skipped label {shown_label(label)} of version {holder}: the destination does not take it"
+        for label, holder in done.plan.left_labels.items()
+    ]
+    count = len(rows)
+    if not done.is_dry:
+        labels = describe_count(len(done.plan.labels), "label")
+        return [*lines, f"copied and read back: {describe_count(count, 'version')}, {labels}"]
+    lines.append(f"would copy {count - done.present} of {describe_count(count, 'version')}; nothing was written")
+    if done.shows_current_early:
+        lines.append("until the copy is complete, its `current` is an older version: do not start a server from it")
+    return lines

@@ -1,7 +1,7 @@
 """Show a rotation while it runs: a table that is updated in place on a terminal, plain lines elsewhere.
 
-Rules: lines hold only ids, times and addresses. A phase is shown once; a wait is shown again when its reason or its
-servers change.
+Rules: lines hold only ids, times and addresses. Each phase is shown once. A wait is shown again when its reason
+changes, or the servers that it waits for.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from goatherd.rotation.events import (
     Decided,
     Event,
     HealthSeen,
+    NodeNotified,
     NodesSeen,
     NodesUnknown,
-    NodeTold,
     PhaseEntered,
     RunEnded,
     StoreTroubled,
@@ -36,7 +36,7 @@ _PATH = (Phase.STEADY, Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.V
 _MARKS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
 
 
-class Progress:
+class RotationProgress:
     """Show the events of one rotation. A context manager, whose `show` is passed as `on_event` to the rotation."""
 
     def __init__(self, out: Output) -> None:
@@ -98,8 +98,8 @@ class Progress:
                         "activities": self._activities(event.action.nodes),
                     }
                     self._line("wait", data, wait)
-        elif isinstance(event, NodeTold):
-            if not event.heard and (event.url, event.problem) not in self._told:
+        elif isinstance(event, NodeNotified):
+            if not event.is_reached and (event.url, event.problem) not in self._told:
                 self._told.add((event.url, event.problem))
                 data = {"node": event.url, "problem": event.problem}
                 if event.problem is None:

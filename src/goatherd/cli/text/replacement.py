@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from goatherd.cli.output import Output
+from goatherd.cluster.node import NodeView
 from goatherd.identity.key_age import REPLACE_EXPIRED
 from goatherd.rotation.events import Event, ExpiredRootReplaced
-from goatherd.rotation.replacement import NodeStanding, ReplacementReport
+from goatherd.rotation.replacement import ReplacementReport
 from goatherd.times import iso
 
 
@@ -33,12 +34,12 @@ def replacement_data(report: ReplacementReport) -> dict[str, Any]:
     }
 
 
-def _node_data(report: ReplacementReport, node: NodeStanding) -> Mapping[str, Any]:
+def _node_data(report: ReplacementReport, node: NodeView) -> Mapping[str, Any]:
     return {
         "url": node.url,
         "followed": report.has_followed(node),
         "unmodified": node.is_unmodified,
-        "trustsCurrent": node.trusts_current,
+        "trustsCurrent": node.trusts_next,
         "signsWith": node.signs_with,
         "introduction": node.holds_introduction,
         "crossSignature": node.holds_cross_signature,
@@ -55,7 +56,7 @@ def replacement_lines(report: ReplacementReport) -> list[str]:
             "the store no longer holds the expired root's private key: existing clients cannot learn of the new root"
             " until they are set up again"
         )
-    lines += [f"{node.url}: {_describe_standing(report, node)}" for node in report.nodes]
+    lines += [f"{node.url}: {_describe_node(report, node)}" for node in report.nodes]
     if not report.nodes:
         lines.append(
             f"no server is listed, so no client learns of the new root: run `{REPLACE_EXPIRED}` again with --node URL"
@@ -68,21 +69,21 @@ def replacement_lines(report: ReplacementReport) -> list[str]:
     return lines
 
 
-def _describe_standing(report: ReplacementReport, node: NodeStanding) -> str:
+def _describe_node(report: ReplacementReport, node: NodeView) -> str:
     if report.has_followed(node):
         return "signs with the new root"
-    if node.trusts_current is None:
+    if node.trusts_next is None:
         return f"did not answer{f': {node.problem}' if node.problem else ''}"
     if node.signs_with not in (None, report.current_id):
         return f"still signs with root {node.signs_with}; {_remedy(node)}"
-    if node.trusts_current is False:
+    if node.trusts_next is False:
         return f"does not trust the new root yet; {_remedy(node)}"
     if node.problem is not None:
         return node.problem
     return "has not stored the introductions yet"
 
 
-def _remedy(node: NodeStanding) -> str:
+def _remedy(node: NodeView) -> str:
     if node.is_unmodified:
         return (
             "an unmodified GoatDB server: `goatherd run` restarts it; without it, stop the server, run `goatherd run"

@@ -1,6 +1,6 @@
 """Format the output of `goatherd revoke`: the plan, the progress, and the report at the end.
 
-The output holds only ids, times, URLs and counts. Data and lines state the same facts.
+The output holds only ids, times, URLs and counts. The JSON output and the human-readable output state the same facts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from goatherd.cli.text.rotation import kept_data
 from goatherd.key_inventory import describe_kept
 from goatherd.revocation.report import Claim, NodeOutcome, RevocationReport
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
+from goatherd.telemetry import describe_count
 from goatherd.times import iso
 from goatherd.wire.paths import SESSIONS_PATH
 
@@ -32,13 +33,15 @@ def revocation_event(out: Output, event: Event) -> None:
     if not isinstance(event, RevocationStepped):
         return
     at = f" at {event.node}" if event.node else ""
+    count = event.count or 0
+    sessions = describe_count(count, "session")
     texts = {
         RevocationStep.INTRODUCED: f"the next root is introduced{at}",
         RevocationStep.REVOKED: f"revoked {event.revoked_id}: {event.current_id} signs, generation {event.generation}",
-        RevocationStep.FROZEN: f"frozen{at}: it holds {event.count} commits of the root",
-        RevocationStep.CLOSED: f"closed: {event.count} commits of the root are valid, and no others",
-        RevocationStep.INTRODUCED_AGAIN: f"reissued {event.count} sessions{at}",
-        RevocationStep.SETTLED: f"settled: {event.count} sessions no longer depend on the root",
+        RevocationStep.FROZEN: f"frozen{at}: it holds {_commits(count)} of the root",
+        RevocationStep.CLOSED: f"closed: the list has {_commits(count)} of the root; every other one is rejected",
+        RevocationStep.INTRODUCED_AGAIN: f"reissued {sessions}{at}",
+        RevocationStep.SETTLED: f"settled: every session that depended on the root ({count}) is reissued",
         RevocationStep.DESTROYED: f"destroyed version {event.detail}",
     }
     data = {"step": event.step.value, "node": event.node, "count": event.count, "at": iso(event.at_ms)}
@@ -142,7 +145,7 @@ def revocation_lines(report: RevocationReport) -> list[str]:
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     lines = [
         head,
-        f"took: {took}; {report.node_calls} requests to servers, {report.store_calls} to the store",
+        f"took: {took}; {describe_count(report.node_calls, 'request')} to servers, {report.store_calls} to the store",
         f"sessions: {report.sessions} to reissue, {report.pushed} pushed now",
     ]
     if report.has_only_unmodified:
@@ -151,7 +154,7 @@ def revocation_lines(report: RevocationReport) -> list[str]:
             " reject by it; a Goatherd server that joins later needs one: run the command again with it"
         )
     elif report.closed:
-        lines.append(f"frozen: {report.frozen} commits of the root are listed; every other one is rejected")
+        lines.append(f"frozen: the list has {_commits(report.frozen)} of the root; every other one is rejected")
     else:
         lines.append(
             "frozen: NOT CLOSED, a listed server has not reported its commits; each server accepts only what it holds"
@@ -159,10 +162,10 @@ def revocation_lines(report: RevocationReport) -> list[str]:
     for node in report.nodes:
         lines += _node_lines(node)
     if report.late_sessions:
+        sessions = describe_count(len(report.late_sessions), "session")
         lines.append(
-            f"{len(report.late_sessions)} sessions were introduced by the revoked root after the others were reissued,"
-            f" and are not reissued: {' '.join(report.late_sessions)}. They may be the attacker's; if they are yours:"
-            " --reopen"
+            f"the revoked root introduced {sessions} after the others were reissued; such sessions are not reissued:"
+            f" {' '.join(report.late_sessions)}. They may be the attacker's; if they are yours: --reopen"
         )
     lines += [f"left out: session {session} is no longer trusted" for session in report.left_out]
     lines += [f"destroyed version {version}" for version in report.destroyed]
@@ -185,10 +188,10 @@ def _node_lines(node: NodeOutcome) -> list[str]:
         return [f"{node.url}: HAS NOT ADOPTED the revocation: check whether it can read the store"]
     lines = []
     if node.in_flight:
-        lines.append(f"{node.url}: {node.in_flight} frozen commits of the root have not reached it yet")
+        lines.append(f"{node.url}: {describe_count(node.in_flight, 'frozen commit', 'has', 'have')} not reached it yet")
     if node.late:
         lines.append(
-            f"{node.url}: holds {node.late} commits of the root that are not listed; no other server accepts them."
+            f"{node.url}: holds {_commits(node.late)} of the root that the list lacks; no other server accepts them."
             " They may be the attacker's; if they are yours: --reopen"
             + (f" --trust-alone {node.url}" if node.alone else "")
         )
@@ -237,7 +240,7 @@ def _claim_text(claim: Claim) -> str:
 
 
 def _commits(count: int) -> str:
-    return "1 commit" if count == 1 else f"{count} commits"
+    return describe_count(count, "commit")
 
 
 def _warnings(report: RevocationReport) -> list[str]:

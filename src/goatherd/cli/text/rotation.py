@@ -1,6 +1,7 @@
 """Format the output of `goatherd rotate`: the plan, the report at the end, and how the last rotation ended.
 
-The output holds only ids, times, addresses and counts. Data and lines state the same facts.
+The output holds only ids, times, addresses and counts. The JSON output and the human-readable output state the same
+facts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from goatherd.rotation.events import Report
 from goatherd.rotation.health_checks import HealthCommand, HealthSignal
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
+from goatherd.telemetry import describe_count
 from goatherd.times import format_duration, iso, milliseconds
 
 _TIMES = {1: "once", 2: "twice"}
@@ -80,7 +82,8 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         lines += _cancelled_key_lines(report, copies)
     elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED, Outcome.ABANDONED):
         retired = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
-        due = iso(report.ended_ms + milliseconds(grace))
+        ended_ms = report.ended_ms if report.recorded_ms is None else report.recorded_ms
+        due = iso(ended_ms + milliseconds(grace))
         lines.append(
             f"the private key of {retired} stays in the store for {format_duration(grace)}: "
             f"`goatherd retire` destroys it from {due} on"
@@ -110,7 +113,7 @@ def restart_lines(report: Report) -> list[str]:
     if silent:
         lines.append(f"restarts not known, because the server did not show which process serves: {', '.join(silent)}")
     return lines + [
-        f"warning: {url} restarted {count} times; {what} restarts a server at most {_TIMES[needed]}"
+        f"warning: {url} restarted {describe_count(count, 'time')}; {what} restarts a server at most {_TIMES[needed]}"
         for url, count in seen.items()
         if count > needed
     ]
@@ -135,7 +138,7 @@ def _cancelled_key_lines(report: Report, copies: str | None) -> list[str]:
     lines = []
     if report.destroyed:
         what = "the copies of the private key that it had made" if report.is_restore else "the private key"
-        count = "1 version" if len(report.destroyed) == 1 else f"{len(report.destroyed)} versions"
+        count = describe_count(len(report.destroyed), "version")
         lines.append(f"destroyed {what} of {report.to_id}, in {count}")
     lines += [f"gave up version {version}: {copies}" for version in report.given_up]
     lines += [describe_kept(one.version, one.labels) for one in report.kept]
@@ -194,6 +197,8 @@ def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
         "startedBy": plan.started_by or None,
         "startedAt": plan.started_at or None,
         "nodes": list(plan.nodes),
+        "regions": {region: list(urls) for region, urls in plan.regions.items()},
+        "followers": list(plan.followers),
         "notWaitedFor": list(plan.not_waited_for),
         "obstacles": list(plan.obstacles),
         "remarks": list(plan.remarks),
@@ -224,8 +229,16 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
     if plan.resumes:
         who = plan.started_by or "an unnamed operator"
         begins = f"resumes rotation {plan.resumes}, started by {who} at {plan.started_at}"
-    lines = [f"{begins}: {plan.current_id} signs now, phase {plan.phase.value}, {len(plan.nodes)} nodes"]
-    lines += [f"  {url}" for url in plan.nodes]
+    lines = [
+        f"{begins}: {plan.current_id} signs now, phase {plan.phase.value}, {describe_count(len(plan.nodes), 'node')}"
+    ]
+    of = {url: region for region, urls in plan.regions.items() for url in urls}
+    for region, urls in plan.regions.items():
+        lines += [f"  region {region}:", *(f"    {url}" for url in urls)]
+    lines += [f"  {url}" for url in plan.nodes if url not in of]
+    if plan.followers:
+        regions = ", ".join(plan.followers)
+        lines.append(f"  before each change, the stores of these regions must show the one before: {regions}")
     lines.append("")
     for number, step in enumerate(steps, 1):
         lines.append(f"{number}. {step.step.value} -> {step.leads_to.value}: {step.effect}")

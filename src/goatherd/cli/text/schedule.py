@@ -1,4 +1,4 @@
-"""Format the output of `goatherd controller`: the schedule and the next action, and what ``--once`` has done."""
+"""Format the output of `goatherd controller`: the schedule, the next action, and what a run with ``--once`` did."""
 
 from __future__ import annotations
 

@@ -1,41 +1,81 @@
-"""Format the row that `goatherd status` prints for each server: its ids, times and address.
-
-The state itself is read by `goatherd.operations.server_state`.
-"""
+"""Format what `goatherd status` shows about each server: a row in the table, or an object in the JSON output."""
 
 from __future__ import annotations
 
-from goatherd.cluster.server_answers import AgentReport
+from goatherd.cluster.node import NodeView
+from goatherd.cluster.server_answers import AgentReport, LogsReport
 from goatherd.identity.document import IdentityDocument
-from goatherd.operations.server_state import NodeState
 from goatherd.rotation.obstacles import WENT_BACK
 from goatherd.settings.base import Origin
+from goatherd.times import format_duration, iso
 
 __all__ = ["WENT_BACK", "server_row"]
 
 
-def server_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
+def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:
     """Return the row of one server in the table of `goatherd status`: a cell for each column."""
+    report = node.report
     trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
     generation = "?" if node.generation is None else str(node.generation)
-    age = "?" if node.view_age is None else f"{node.view_age.total_seconds():.1f} s ago"
-    if node.is_unmodified and node.agent is None:
+    age = "?" if report.view_age is None else f"{report.view_age.total_seconds():.1f} s ago"
+    if node.is_unmodified and report.agent is None:
         generation, age = "-", "-"
     kind = "an unmodified GoatDB server" if node.is_unmodified else ""
-    if node.agent is not None:
-        kind = f"{kind}{':' if node.agent.activity else ''} {_describe_agent(node.agent)}"
-    problem = node.problem or kind
-    if node.is_of_another_identity(document):
-        problem = "; ".join(filter(None, (f"another identity: trusts {', '.join(node.roots[:5])}", problem)))
-    if node.source == Origin.LAST_KNOWN_GOOD:
+    if report.agent is not None:
+        kind = f"{kind}{':' if report.agent.activity else ''} {_describe_agent(report.agent)}"
+    problem = node.find_problem() or kind
+    if node.is_of_another_identity({root.id for root in document.roots}):
+        problem = "; ".join(filter(None, (f"another identity: trusts {', '.join((node.roots or ())[:5])}", problem)))
+    if report.source == Origin.LAST_KNOWN_GOOD:
         problem = "; ".join(filter(None, ("LAST KNOWN GOOD: cannot reach the store", problem)))
-    elif node.is_degraded and not problem:
+    elif report.is_degraded and not problem:
         problem = "degraded: cannot use what the store holds"
-    if node.data is not None and node.data.unusable is not None:
-        problem = "; ".join(filter(None, (problem, node.data.unusable)))
-    if node.data is not None and node.data.cannot_write is not None:
-        problem = "; ".join(filter(None, (problem, node.data.cannot_write)))
-    return (node.url, node.signs_with or "?", trusts, generation, node.phase or "?", age, problem)
+    if report.stores_not_followed:
+        regions = ", ".join(report.stores_not_followed)
+        problem = "; ".join(filter(None, (problem, f"does not follow the store of region {regions}")))
+    if report.data is not None and report.data.unusable is not None:
+        problem = "; ".join(filter(None, (problem, report.data.unusable)))
+    if report.data is not None and report.data.cannot_write is not None:
+        problem = "; ".join(filter(None, (problem, report.data.cannot_write)))
+    version = "-" if node.version == "" else node.version or "?"
+    return (node.url, node.signs_with or "?", trusts, generation, report.phase or "?", age, version, problem)
+
+
+def region_cells(node: NodeView) -> tuple[str, str]:
+    """Return the cells of one server for its region, and for the store that it read last."""
+    report = node.report
+    return report.region or "?", "?" if report.store_region is None else report.store_region
+
+
+def server_data(node: NodeView) -> dict[str, object]:
+    """Return the entry of one server in ``goatherd status --json``."""
+    report = node.report
+    return {
+        "url": node.url,
+        "unmodified": node.is_unmodified,
+        "trustsCurrent": node.trusts_current,
+        "trustsNext": node.trusts_next,
+        "holdsIntroduction": node.holds_introduction,
+        "holdsCrossSignature": node.holds_cross_signature,
+        "signsWith": node.signs_with,
+        "generation": node.generation,
+        "phase": report.phase,
+        "viewAge": None if report.view_age is None else format_duration(report.view_age),
+        "degraded": report.is_degraded,
+        "source": report.source,
+        "roots": list(node.roots or ()),
+        "viewInterval": None if report.view_interval is None else format_duration(report.view_interval),
+        "watching": report.is_watching,
+        "data": None if report.data is None else _data_of_logs(report.data),
+        "agent": None if report.agent is None else _data_of_agent(report.agent),
+        "clockAheadMs": node.clock_ahead_ms,
+        "version": report.version,
+        "region": node.region,
+        "storeRegion": report.store_region,
+        "storeVersion": report.store_version,
+        "storesNotFollowed": list(report.stores_not_followed),
+        "problem": node.find_problem(),
+    }
 
 
 def _describe_agent(agent: AgentReport) -> str:
@@ -43,3 +83,27 @@ def _describe_agent(agent: AgentReport) -> str:
     if agent.activity is not None:
         return agent.activity
     return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"
+
+
+def _data_of_logs(data: LogsReport) -> dict[str, object]:
+    return {
+        "complete": data.is_complete,
+        "records": data.records,
+        "damaged": data.damaged,
+        "unverifiable": data.unverifiable,
+        "unwritable": data.unwritable,
+    }
+
+
+def _data_of_agent(agent: AgentReport) -> dict[str, object]:
+    door = agent.door
+    return {
+        "state": agent.state,
+        "started": agent.started,
+        "restarts": agent.restarts,
+        "leakCheck": None if agent.checked_ms is None else iso(agent.checked_ms),
+        "pending": list(agent.pending),
+        "door": None
+        if door is None
+        else {"passedOn": door.passed_on, "exposed": door.is_exposed, "stopped": door.stopped},
+    }

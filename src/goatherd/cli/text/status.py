@@ -1,7 +1,7 @@
 """Format the output of `goatherd status`: the store, the identity, and a row for each server.
 
-The status itself is read by `goatherd.operations.status`. Data and lines state the same facts: ids, times and
-addresses.
+`goatherd.operations.status` reads the status. The JSON output and the human-readable output state the same facts: ids,
+times and addresses.
 """
 
 from __future__ import annotations
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 def status_data(status: ClusterStatus) -> dict[str, Any]:
     """Return the status of a cluster, as data for ``--json``."""
+    servers: list[dict[str, object]] = []
+    if status.servers:
+        from goatherd.cli.text.server_state import server_data
+
+        servers = [server_data(server) for server in status.servers]
+    regions: list[dict[str, object]] = []
+    if status.regions:
+        from goatherd.cli.text.stores import regions_data
+
+        regions = regions_data(status.regions)["stores"]
     return {
         "store": status.store,
         "storeVersion": status.version,
@@ -34,7 +44,8 @@ def status_data(status: ClusterStatus) -> dict[str, Any]:
         "notes": list(status.notes),
         "obstacles": [one.text for one in status.obstacles],
         "storeClockAheadMs": status.store_ahead_ms,
-        "nodes": [server.to_json() for server in status.servers],
+        "stores": regions,
+        "nodes": servers,
     }
 
 
@@ -47,12 +58,30 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
         lines.insert(2, ending_line(status.last_rotation))
     if status.progress is not None:
         lines += ["", *progress_lines(status.progress)]
+    if status.regions:
+        from goatherd.cli.text.stores import regions_lines
+
+        lines += ["", *regions_lines(status.regions, out)]
     lines += ["", *inventory_lines(status.keys, out, status.at_ms)]
     if status.servers or status.obstacles:
-        from goatherd.cli.text.server_state import WENT_BACK, server_row
+        from goatherd.cli.text.server_state import WENT_BACK, region_cells, server_row
+        from goatherd.cluster.node import group_by_region
 
-        heads = ("SERVER", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "LAST STORE READ", "")
+        heads: tuple[str, ...] = (
+            "SERVER",
+            "SIGNS WITH",
+            "TRUSTS CURRENT",
+            "GENERATION",
+            "PHASE",
+            "LAST STORE READ",
+            "VERSION",
+            "",
+        )
         rows = [server_row(server, status.document) for server in status.servers]
+        if any(server.region for server in status.servers):
+            heads = ("REGION", "STORE READ", *heads)
+            servers = [one for group in group_by_region(status.servers).values() for one in group]
+            rows = [(*region_cells(server), *server_row(server, status.document)) for server in servers]
         lines += ["", *out.table(heads, rows)] if rows else []
         went_back = [one for one in status.obstacles if one.kind in WENT_BACK]
         for one in status.obstacles:

@@ -39,15 +39,15 @@ FORM: Final = AddressForm(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AWSAddress:
-    """How to reach AWS Secrets Manager. None leaves a value to the SDK's standard chain.
+    """How to reach AWS Secrets Manager. An attribute that is None is left to the SDK's standard chain.
 
     Attributes:
-        region: Such as ``eu-west-1``.
-        profile: A profile of ``~/.aws/config``.
+        region: The AWS region, such as ``eu-west-1``.
+        profile: The name of a profile in ``~/.aws/config``.
         endpoint: Another URL of the service, such as a VPC endpoint.
-        role_arn: A role to assume with the credentials that the SDK finds.
-        kms_key_id: The key that encrypts a secret created here; None for ``aws/secretsmanager``.
-        recovery_days: How long a deleted secret can be restored: 7 to 30 days, or 0 for not at all.
+        role_arn: The ARN of a role to assume with the credentials that the SDK finds.
+        kms_key_id: The KMS key that encrypts secrets that Goatherd creates; None for ``aws/secretsmanager``.
+        recovery_days: How long a deleted secret can be restored: 7 to 30 days, or 0 to delete it permanently at once.
     """
 
     region: str | None = None
@@ -67,12 +67,12 @@ class AWSAddress:
         if self.recovery_days != 0 and self.recovery_days not in RECOVERY_DAYS:
             raise ConfigurationError(
                 "aws address: recovery_days must be 7 to 30, or 0",
-                hint="0 deletes a secret at once and permanently: it cannot be restored.",
+                hint="With 0, a secret is deleted at once and cannot be restored.",
             )
 
 
 def parse_uri(uri: str) -> tuple[AWSAddress, str]:
-    """Return the address and the secret id that `uri` names; the id may contain ``{org}``.
+    """Parse an ``aws://`` URI into an `AWSAddress` and a secret id; the id may contain ``{org}``.
 
     Raises:
         ConfigurationError: The URI is not ``aws://REGION/SECRET``, or an option is unknown, repeated or invalid.
@@ -82,7 +82,7 @@ def parse_uri(uri: str) -> tuple[AWSAddress, str]:
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
-    """Return the address and the secret id from ``{"provider": "aws", "secretId": "…", "region": "…"}``.
+    """Parse a ``cloudConfig`` like ``{"provider": "aws", "secretId": "…", "region": "…"}`` into address and secret id.
 
     Raises:
         ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -105,7 +105,7 @@ def _build_address(region: str | None, options: Mapping[str, str]) -> AWSAddress
 
 def _check_pattern(value: str | None, pattern: re.Pattern[str], name: str, hint: str) -> None:
     if value is not None and not pattern.fullmatch(value):
-        raise ConfigurationError(f"aws address: not a {name}: {value[:80]!r}", hint=hint)
+        raise ConfigurationError(f"aws address: {value[:80]!r} is not a valid {name}", hint=hint)
 
 
 def _check_endpoint(endpoint: str) -> None:
@@ -113,7 +113,7 @@ def _check_endpoint(endpoint: str) -> None:
         parts = urlsplit(endpoint)
         _ = parts.port
     except ValueError:
-        raise ConfigurationError("aws address: the endpoint is not a URL", hint="Write https://host[:port].") from None
+        raise ConfigurationError("aws address: the endpoint must be a URL", hint="Write https://host[:port].") from None
     # SECURITY: a secret does not cross a network in the clear
     # (tests/unit/providers/aws/test_address.py::test_an_endpoint_without_tls_must_be_this_machine).
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):

@@ -1,8 +1,8 @@
 """Send requests to AWS Secrets Manager through boto3, check the answers, and translate the errors.
 
-`SecretsManagerAPI` sends one request in a thread and returns the answer or raises one of Goatherd's errors. It does
-not retry (`goatherd.providers.base` does) and knows no labels. Every exception of boto3 is translated here. An answer
-counts as damaged until its shape has been checked.
+`SecretsManagerAPI` sends one request in a thread and returns the answer or raises one of Goatherd's errors. It does not
+retry (`goatherd.providers.base` does) and does not handle labels. Every exception of boto3 is translated here. No
+answer is used before its shape has been checked.
 
 SECURITY: an exception of boto3 may quote what was sent or received, so it is never chained. Only its code, the HTTP
 status, the request id and the text of a denial are quoted (tests/contract/aws/test_answers.py, `test_no_error_log_…`).
@@ -117,7 +117,7 @@ _SET_UP: Final = (
 
 
 class Client(Protocol):
-    """The methods of boto3's ``secretsmanager`` client that are used; boto3 creates its class at run time."""
+    """The methods of boto3's Secrets Manager client that Goatherd calls; boto3 creates its class at run time."""
 
     def create_secret(self, **request: object) -> Answer: ...
     def delete_secret(self, **request: object) -> Answer: ...
@@ -131,11 +131,11 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRefusal:
-    """An error that the service answered with.
+    """An error that AWS Secrets Manager answered a request with.
 
     Attributes:
         code: The service's error code, or the name of the SDK's exception.
-        error: Goatherd's error for it.
+        error: The Goatherd error to raise for it.
     """
 
     code: str
@@ -144,7 +144,7 @@ class ServiceRefusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredVersion:
-    """One version and its value, as the service reports them."""
+    """One version of a secret with its value, as AWS Secrets Manager reports them."""
 
     id: VersionId
     stages: frozenset[str]
@@ -153,12 +153,12 @@ class StoredVersion:
 
 
 class SecretsManagerAPI:
-    """Sends requests to Secrets Manager: one boto3 client, created at the first request, and its threads.
+    """Sends requests to AWS Secrets Manager with one boto3 client, which is created at the first request, in threads.
 
     Args:
         address: The address of the service and the credentials to use.
         timeout: The deadline of a whole call; no single request takes longer than half of it.
-        clock: Measures how long an answer took.
+        clock: Measures how long the service took to answer.
         store_clock: Records the date of each answer.
     """
 
@@ -174,7 +174,7 @@ class SecretsManagerAPI:
     async def call_service(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
     ) -> Answer:
-        """Send one request and return the answer, unchecked.
+        """Send one request to AWS Secrets Manager, and return the answer without checking its contents.
 
         Args:
             call: The provider call that needs the request.
@@ -194,7 +194,7 @@ class SecretsManagerAPI:
     async def try_call(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
     ) -> Answer | ServiceRefusal:
-        """Send one request and return the answer, unchecked, or the service's error for the caller to handle."""
+        """Send one request to AWS Secrets Manager; return the answer, or the service's error instead of raising it."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="goatherd-aws")
@@ -210,7 +210,7 @@ class SecretsManagerAPI:
             raise
 
     def close(self) -> None:
-        """Close the client's connections and let the threads end."""
+        """Close the boto3 client's connections and end its threads."""
         with self._lock:
             pool, self._pool = self._pool, None
             made, self._made = self._made, None
@@ -222,7 +222,7 @@ class SecretsManagerAPI:
     def _send_request(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None
     ) -> Answer | ServiceRefusal:
-        """Send one request in a thread, and translate the SDK's exceptions here, so that no traceback leads to them."""
+        """Send one request to AWS in a thread; translate SDK exceptions there, so that no traceback leads to them."""
         began = self._clock.monotonic()
         try:
             client = self._get_client()
@@ -247,7 +247,7 @@ class SecretsManagerAPI:
 
 
 def _fields_of(value: SecretBytes) -> dict[str, object]:
-    """Return the request field for a value: a string if the value is plain text, so that other tools can read it."""
+    """Return the AWS request field for a value: a string if it is plain text, for other tools to read; else bytes."""
     raw = value.reveal()
     try:
         text = raw.decode()
@@ -263,8 +263,8 @@ async def _settle_future(
         await asyncio.wait({waiting}, timeout=_PATIENCE)
 
 
-def make_client(address: AWSAddress, timeout: timedelta) -> Client:
-    """Return a boto3 client with the standard chain's credentials, without retries, and with short timeouts.
+def make_client(address: AWSAddress, timeout: timedelta, service: str = _SERVICE) -> Client:
+    """Create a boto3 client for Secrets Manager with short timeouts and without the SDK's own retries.
 
     SECURITY: the SDK's debug log holds requests and answers with their values, so it is turned off for this process
     (tests/contract/aws/test_answers.py::test_no_error_log_or_traceback_shows_a_value).
@@ -283,11 +283,11 @@ def make_client(address: AWSAddress, timeout: timedelta) -> Client:
     session = boto3.Session(profile_name=address.profile, region_name=address.region)
     if address.role_arn is not None:
         session = _assume_role(session, address.role_arn, config)
-    return cast("Client", session.client(_SERVICE, endpoint_url=address.endpoint, config=config))
+    return cast("Client", session.client(service, endpoint_url=address.endpoint, config=config))
 
 
 def _assume_role(source: boto3.Session, role_arn: str, config: Config) -> boto3.Session:
-    """Return a session with the credentials of a role, renewed by the SDK before they expire."""
+    """Assume an IAM role and return a boto3 session with its credentials, which the SDK renews before they expire."""
     fetcher = AssumeRoleCredentialFetcher(
         client_creator=functools.partial(
             source._session.create_client,  # as the SDK's own profiles with a role_arn do
@@ -310,7 +310,7 @@ def _assume_role(source: boto3.Session, role_arn: str, config: Config) -> boto3.
 
 
 def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
-    """Translate an exception of the SDK."""
+    """Translate an exception of the AWS SDK into a `ServiceRefusal` with Goatherd's error."""
     if isinstance(error, sdk.ClientError):
         return _service_refusal(call, error.response)
     name = type(error).__name__
@@ -347,7 +347,7 @@ def _service_refusal(call: Call, response: Answer) -> ServiceRefusal:
 
 
 def _error_for(call: Call, code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
-    """Return Goatherd's error for an error of AWS. `text` helps to choose it, but is quoted for a denial only."""
+    """Choose Goatherd's error for an AWS error code. `text` helps to choose it, but only a denial quotes it."""
     if code in _THROTTLED or status == 429:
         error = call.error(ThrottledError, where)
         error.retry_after = _retry_after(headers)
@@ -363,7 +363,7 @@ def _error_for(call: Call, code: str, status: int, text: str, where: str, header
         return call.error(
             ProviderAccessDeniedError,
             f"{where}: {said}" if said and code != "?" else where,
-            hint="`goatherd policy` prints what a server and a rotator need.",
+            hint="`goatherd policy` prints the permissions that a server and a rotator need.",
         )
     if code in _KEY_TROUBLE:
         return call.error(
@@ -383,7 +383,8 @@ def _error_for(call: Call, code: str, status: int, text: str, where: str, header
         return call.error(
             ProviderConfigurationError,
             f"a quota of Secrets Manager is reached: {where}",
-            hint="About 100 versions a secret, none younger than 24 hours is removed; 20 labels a version.",
+            hint="AWS allows about 100 versions of a secret and 20 labels of a version. Remove labels, or wait until"
+            " AWS has deleted old versions, which are at least a day old.",
         )
     if status == 413 or "length less than or equal to 65536" in text:
         return call.error(SecretTooLargeError, f"AWS finds the value too long: {where}")
@@ -391,16 +392,16 @@ def _error_for(call: Call, code: str, status: int, text: str, where: str, header
 
 
 def deleted_error(call: Call) -> SecretDeletedError:
-    """Return the error for a secret that is scheduled for deletion."""
+    """Return the error for an AWS secret that is deleted but can still be restored during its recovery window."""
     return call.error(
         SecretDeletedError,
         "the secret is scheduled for deletion",
-        hint="aws secretsmanager restore-secret brings it back until the recovery window ends.",
+        hint="Until the recovery window ends, `aws secretsmanager restore-secret` restores the secret.",
     )
 
 
 def _retry_after(headers: Answer) -> float | None:
-    """Return the pause in seconds that the service asks for, at most an hour."""
+    """Return for how many seconds AWS asks to wait before a retry, at most an hour; None if it does not say."""
     for name, unit in (("retry-after", 1.0), ("x-amz-retry-after", 0.001)):
         value = str(headers.get(name, ""))
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
@@ -412,12 +413,12 @@ def _retry_after(headers: Answer) -> float | None:
 
 
 def damaged_error(call: Call, what: str) -> UnavailableError:
-    """Return the error for an incomplete answer; the SDK turns an answer that was cut off into an empty success."""
+    """Return the error for an incomplete answer of AWS; the SDK turns a cut-off answer into an empty success."""
     return call.error(UnavailableError, f"the answer is damaged: {what}")
 
 
 def check_named(call: Call, answer: Answer) -> None:
-    """Check that an answer names a secret, as every answer of this service does.
+    """Check that an answer of AWS Secrets Manager names a secret, as every complete answer does.
 
     Raises:
         UnavailableError: The answer names no secret, so it is unknown what the request did.
@@ -427,7 +428,7 @@ def check_named(call: Call, answer: Answer) -> None:
 
 
 def version_of(call: Call, answer: Answer) -> VersionId:
-    """Return the version id in an answer, checked."""
+    """Return the version id in an answer of AWS Secrets Manager, after checking its form."""
     told = answer.get("VersionId")
     if not isinstance(told, str) or not is_version_id(told):
         raise damaged_error(call, "it has no version id")
@@ -435,12 +436,12 @@ def version_of(call: Call, answer: Answer) -> VersionId:
 
 
 def is_version_id(text: str) -> bool:
-    """Return whether `text` can be the id of a version."""
+    """Return whether `text` has the form of a version id of AWS Secrets Manager."""
     return _VERSION_ID.fullmatch(text) is not None
 
 
 def stages_of(call: Call, told: object) -> frozenset[str]:
-    """Return the staging labels in an answer; AWS leaves the field out if there are none."""
+    """Return the staging labels in an answer of AWS Secrets Manager; AWS leaves the field out if there are none."""
     if told is None:
         return frozenset()
     if not isinstance(told, list) or not all(isinstance(stage, str) for stage in told):
@@ -449,7 +450,7 @@ def stages_of(call: Call, told: object) -> frozenset[str]:
 
 
 def created_of(call: Call, answer: Answer) -> int:
-    """Return an answer's ``CreatedDate`` in milliseconds since 1970."""
+    """Return the ``CreatedDate`` in an answer of AWS Secrets Manager, in milliseconds since 1970."""
     told = answer.get("CreatedDate")
     if not isinstance(told, datetime) or told.tzinfo is None:
         raise damaged_error(call, "it has no time of creation")
@@ -457,7 +458,7 @@ def created_of(call: Call, answer: Answer) -> int:
 
 
 def stored_of(call: Call, answer: Answer) -> StoredVersion:
-    """Return the version and the value in a ``GetSecretValue`` answer.
+    """Return the version and the value in AWS's answer to ``GetSecretValue``.
 
     Raises:
         UnavailableError: A part of the answer is missing, or it holds two values.

@@ -1,8 +1,8 @@
 """Write the IAM policies that a server, a rotator and an administrator need for one secret, and nothing more.
 
 The module returns text to paste; it sends nothing to AWS. A statement names only actions that
-`goatherd.providers.aws.provider` calls in that role. Conditions use a set operator for a multi-valued key and none for
-a single-valued key. tests/contract/aws/test_policy.py evaluates the policies over each request that the provider sends.
+`goatherd.providers.aws.provider` calls in that role. Conditions use a set operator only for multi-valued keys.
+tests/contract/aws/test_policy.py checks that the policies allow each request that the provider sends.
 Actions and condition keys: docs.aws.amazon.com/service-authorization/latest/reference/list_awssecretsmanager.html
 Set operators: docs.aws.amazon.com/IAM/latest/UserGuide/, "Single-valued vs. multivalued context keys"
 """
@@ -15,8 +15,7 @@ from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.aws.address import AWSAddress, parse_uri
-from goatherd.providers.permissions import Role, check_role
-from goatherd.providers.values import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD, Role, check_role
 
 Statement = dict[str, object]
 
@@ -36,7 +35,9 @@ _ROTATOR_ACTIONS: Final = [
     "secretsmanager:PutSecretValue",
     "secretsmanager:UpdateSecretVersionStage",
 ]
-_ADMIN_ACTIONS: Final = sorted([*_ROTATOR_ACTIONS, "secretsmanager:CreateSecret", "secretsmanager:DeleteSecret"])
+# An admin creates the secret, with its replicas in other regions, and promotes a replica there.
+_ADMIN_ONLY: Final = ["CreateSecret", "DeleteSecret", "ReplicateSecretToRegions", "StopReplicationToReplica"]
+_ADMIN_ACTIONS: Final = sorted([*_ROTATOR_ACTIONS, *(f"secretsmanager:{one}" for one in _ADMIN_ONLY)])
 # What would break the labels, or widen who may read, though another policy should allow it.
 _NEVER: Final = [
     "secretsmanager:DeleteSecret",
@@ -47,15 +48,16 @@ _NEVER: Final = [
 
 
 def policy(role: Role, secret: str, *, account: str = "*") -> str:
-    """Return the IAM policy for `role` as JSON text, ready to be pasted.
+    """Return the IAM policy that a server, rotator or admin needs for one secret, as JSON text.
 
     Args:
         role: ``server`` may read the versions with the labels `current` and `stable`. ``rotator`` may also write and
-            list versions and move labels. ``admin`` may do the same, and create and delete the secret.
-        secret: The address, such as ``aws://eu-west-1/goatdb/prod/root``; a name without a scheme means any region. If
-            the address has ``kms_key_id``, the rights to that key are added. ``{org}`` allows every organization's
-            secret.
-        account: The account's twelve digits. ``*`` means whichever account the policy is pasted into.
+            list versions and move labels. ``admin`` may do the same, create and delete the secret, replicate it to
+            other regions, and promote a replica in the region of the address.
+        secret: The address, such as ``aws://eu-west-1/goatdb/prod/root``. The name alone, such as ``goatdb/prod/root``,
+            stands for the secret of that name in any region. If the address has ``kms_key_id``, the rights to that key
+            are added. With the placeholder ``{org}`` in the name, the policy covers the secrets of all organizations.
+        account: The twelve digits of the AWS account, or ``*`` for the account in which the policy is used.
 
     Raises:
         ConfigurationError: The address is invalid, the role is unknown, or the name has a wildcard, which would match
@@ -66,7 +68,7 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
     # SECURITY: `*`, `?` and `$` mean something in a resource: a name must not grant more than itself
     # (tests/unit/providers/aws/test_permissions.py::test_a_name_that_would_grant_more_is_refused).
     if not _NAME.fullmatch(secret_id.replace(ORG_FIELD, "x")):
-        raise ConfigurationError(f"not a secret's name: {secret_id[:80]!r}")
+        raise ConfigurationError(f"{secret_id[:80]!r} is not a valid name for an AWS secret")
     if account != "*" and not (len(account) == 12 and account.isascii() and account.isdigit()):
         raise ConfigurationError("an AWS account must be twelve digits")
     region = address.region or "*"

@@ -1,9 +1,9 @@
-"""Keep secrets in AWS Secrets Manager: Goatherd's labels are AWS staging labels.
+"""Store secrets in AWS Secrets Manager, with Goatherd's labels as AWS staging labels.
 
 `AWSSecretProvider` decides which requests are sent; `goatherd.providers.aws.client` sends them and checks the answers.
 Every write names its ``VersionStages``, because AWS otherwise makes the new version the current one. A label that
-readers follow is moved only by an ``UpdateSecretVersionStage`` that names the version that holds it, so the move is a
-compare-and-swap. A value that was read is checked against the digest in its version id.
+readers follow is moved only by an ``UpdateSecretVersionStage`` that names the version that has the label, so the move
+is a compare-and-swap. Every value that is read is compared with the digest in its version id.
 API: docs.aws.amazon.com/secretsmanager/latest/apireference/
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Self
 
@@ -21,6 +21,7 @@ from goatherd.clock import Clock
 from goatherd.errors import (
     ConflictError,
     ProviderConfigurationError,
+    ReplicationFailedError,
     SecretDeletedError,
     SecretExistsError,
     SecretNotFoundError,
@@ -41,6 +42,7 @@ from goatherd.providers.aws.client import (
     version_of,
 )
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.providers.capabilities import ReplicaState
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 
 CANDIDATE: Final = "goatherd-candidate"
@@ -52,13 +54,15 @@ _LITERALLY: Final = "stage="
 _OURS = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-g([0-9a-f]{8})")
 _PAGE: Final = 100
 _MOST_PAGES: Final = 100
+_REPLICA_POLL: Final = timedelta(milliseconds=500)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stages:
-    """The staging labels of one secret and the version that each is on."""
+    """The staging labels of one AWS secret, the version that each label points at, and the state of its replicas."""
 
     by_version: Mapping[VersionId, frozenset[str]]
+    replicas: Mapping[str, ReplicaState] = field(default_factory=dict)
 
     def holder_of(self, call: Call, stage: str) -> VersionId | None:
         holders = [version for version, stages in self.by_version.items() if stage in stages]
@@ -68,19 +72,20 @@ class _Stages:
 
 
 class AWSSecretProvider(SecretProvider):
-    """Keep secrets in AWS Secrets Manager.
+    """Store secrets in AWS Secrets Manager.
 
     Address: ``aws://eu-west-1/goatdb/prod/root``, the region and the secret's name. Without a region
-        (``aws:///name``), the SDK's standard chain says which. Options after ``?``: ``profile``, ``endpoint`` (https,
+        (``aws:///name``), the SDK's standard chain decides. Options after ``?``: ``profile``, ``endpoint`` (https,
         or http to this machine), ``role_arn`` (assumed with the credentials found), ``kms_key_id`` (for a secret made
-        here), ``recovery_days`` (7 to 30, 30 unless given; 0 deletes at once and for good).
+        here), ``recovery_days`` (7 to 30, by default 30; 0 deletes immediately and permanently).
     Credentials: the SDK's standard chain: environment, ``~/.aws``, SSO, web identity, container, instance.
     Permissions: see `goatherd.providers.aws.policy`.
-    Guarantees: compare-and-swap on every label; all reads are eventually consistent, also those by version id, though a
-        write returns only after its version was read back whole. 64 KiB a value. AWS keeps about 100 versions, but may
-        remove any without a label; the previous current one has one of AWS's own. A single version cannot be destroyed:
-        `destroy` takes the last labels off it, AWS removes it in its own time. A deleted secret can be restored, and
-        its name is taken, until the recovery window ends. The first version always becomes the current one.
+    Guarantees: compare-and-swap on every label. All reads are eventually consistent, also those by version id, but a
+        write returns only after its version was read back completely. A value has at most 64 KiB. AWS keeps about 100
+        versions, but may remove any version without a label. A single version cannot be destroyed: `destroy` removes
+        its labels, and AWS deletes it later. A deleted secret can be restored, and its name is taken, until the
+        recovery window ends. The first version always becomes the current one. If the secret has replicas in other
+        regions, no label is moved before AWS reports that all of them are in sync.
     """
 
     scheme = "aws"
@@ -109,6 +114,7 @@ class AWSSecretProvider(SecretProvider):
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self.address = region if isinstance(region, AWSAddress) else AWSAddress(region=region)
         self._api = SecretsManagerAPI(self.address, timeout, self.clock, self.store_clock)
+        self.tolerated_replicas: frozenset[str] = frozenset()
         self._guarantees = Guarantees(
             cas=True,
             read_consistency=ReadConsistency.EVENTUAL,
@@ -132,7 +138,7 @@ class AWSSecretProvider(SecretProvider):
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
         """Return a provider and the secret id from ``{"provider": "aws", "secretId": "goatdb/root", "region": "…"}``.
 
-        More options: ``profile``, ``endpoint``, ``roleArn``, ``kmsKeyId``, ``recoveryDays``.
+        More members: ``region``, ``profile``, ``endpoint``, ``roleArn``, ``kmsKeyId``, ``recoveryDays``.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -191,11 +197,15 @@ class AWSSecretProvider(SecretProvider):
             stored = await self._read_back(call, token, value)
             return SecretVersion(id=token, labels=_labels_of(stored.stages), created_ms=stored.created_ms)
         _check_expected(call, label, holder, expected)
+        if self._find_lagging(call, stages):
+            await self._await_replicas(call)
         request = {"SecretId": call.secret_id, "ClientRequestToken": token, "VersionStages": [CANDIDATE]}
         answer = await self._api.call_service(call, "put_secret_value", request, value)
         self._check_written(call, answer, token)
         # No reader is led to a version that cannot be read yet, or not as it was written.
         stored = await self._read_back(call, token, value)
+        if stages.replicas:
+            await self._await_replicas(call)
         await self._move_label(call, label, token, expected)
         return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
 
@@ -205,6 +215,8 @@ class AWSSecretProvider(SecretProvider):
         _must_be_possible(call, version)
         _check_expected(call, label, stages.holder_of(call, stage), expected)
         if version != expected:
+            if self._find_lagging(call, stages):
+                await self._await_replicas(call)
             await self._move_label(call, label, version, expected)
 
     def takes_label(self, label: str) -> bool:
@@ -264,8 +276,9 @@ class AWSSecretProvider(SecretProvider):
         return {label: version for version, held in stages.items() for label in _labels_of(held)}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Take AWS's and our own labels off a version; "then Secrets Manager can automatically delete the version"
-        (API reference, DeleteSecret). The value stays readable by its id until then."""
+        """Remove all staging labels from a version, so that AWS Secrets Manager can delete it later (API reference,
+        DeleteSecret). The value stays readable by the version's id until then.
+        """
         _must_be_possible(call, version)
         stages = (await self._read_stages(call)).by_version.get(version)
         if stages is None:
@@ -297,6 +310,87 @@ class AWSSecretProvider(SecretProvider):
         request |= {"RecoveryWindowInDays": days} if days else {"ForceDeleteWithoutRecovery": True}
         check_named(call, await self._api.call_service(call, "delete_secret", request))
 
+    # --- replicas in other regions ----------------------------------------------------------------------------------
+
+    @property
+    def replica_place(self) -> str | None:
+        """The AWS region that this provider reads; None if the SDK's standard chain decides it."""
+        return self.address.region
+
+    async def replica_states(self, secret_id: str) -> Mapping[str, ReplicaState]:
+        """Return the state of each replica of a secret, by region (``DescribeSecret``, ``ReplicationStatus``).
+
+        Raises:
+            ProviderError: As for `versions`.
+        """
+
+        async def look(now: Call) -> Mapping[str, ReplicaState]:
+            return (await self._read_stages(now)).replicas
+
+        return await self._run_call(self._start_call("versions", secret_id), look)
+
+    async def add_replicas(self, secret_id: str, places: Sequence[str]) -> None:
+        """Start to replicate a secret to more regions (``ReplicateSecretToRegions``).
+
+        Raises:
+            ProviderError: AWS refused, or did not answer.
+        """
+
+        async def add(now: Call) -> None:
+            request: dict[str, object] = {
+                "SecretId": now.secret_id,
+                "AddReplicaRegions": [{"Region": place} for place in places],
+            }
+            check_named(now, await self._api.call_service(now, "replicate_secret_to_regions", request))
+
+        await self._run_call(self._start_call("create", secret_id), add)
+
+    async def promote_replica(self, secret_id: str) -> None:
+        """Make the replica in this region a secret of its own (``StopReplicationToReplica``). Idempotent.
+
+        Raises:
+            ProviderError: AWS refused, or did not answer.
+        """
+
+        async def stop(now: Call) -> None:
+            answer = await self._api.call_service(now, "describe_secret", {"SecretId": now.secret_id})
+            check_named(now, answer)
+            if answer.get("PrimaryRegion") in (None, "", self.address.region):
+                return  # it is no replica (any more)
+            check_named(
+                now, await self._api.call_service(now, "stop_replication_to_replica", {"SecretId": now.secret_id})
+            )
+
+        await self._run_call(self._start_call("write", secret_id), stop)
+
+    def _find_lagging(self, call: Call, stages: _Stages) -> list[str]:
+        """Return the regions whose replica is not in sync, as far as they are not tolerated.
+
+        Raises:
+            ReplicationFailedError: The replication to a region has failed. Nothing was changed.
+        """
+        # SECURITY: a label that moves while a replica lags can end the replication for good, and that region's servers
+        # would keep a key that was replaced (tests/contract/aws/test_replicas.py).
+        behind = [
+            one for one in stages.replicas.values() if not one.is_in_sync and one.place not in self.tolerated_replicas
+        ]
+        failed = [one for one in behind if one.has_failed]
+        if failed:
+            told = "; ".join(f"{one.place}: {one.message or 'no reason given'}" for one in failed)
+            regions = " ".join(one.place for one in failed)
+            raise call.error(
+                ReplicationFailedError,
+                f"AWS reports that the replication has failed: {told}",
+                hint="Remove the replica and add it again: `aws secretsmanager remove-regions-from-replication"
+                f" --secret-id {call.secret_id} --remove-replica-regions {regions}`, then `goatherd stores sync`.",
+            )
+        return [one.place for one in behind]
+
+    async def _await_replicas(self, call: Call) -> None:
+        while behind := self._find_lagging(call, await self._read_stages(call)):
+            call.waits.append(f"the replicas in {', '.join(behind)} are not in sync yet")
+            await self.clock.sleep(_REPLICA_POLL)
+
     # --- steps ------------------------------------------------------------------------------------------------------
 
     async def _must_be_missing(self, call: Call) -> None:
@@ -307,7 +401,7 @@ class AWSSecretProvider(SecretProvider):
         raise call.error(SecretExistsError, "the secret exists already")
 
     async def _get_version(self, call: Call, **at: str) -> StoredVersion:
-        """Read one version, and check its value against the digest in the version id, if Goatherd made the id."""
+        """Read one version from AWS and, if Goatherd made its id, check the value against the digest in the id."""
         stored = stored_of(
             call, await self._api.call_service(call, "get_secret_value", {"SecretId": call.secret_id, **at})
         )
@@ -335,11 +429,17 @@ class AWSSecretProvider(SecretProvider):
         told = answer.get("VersionIdsToStages", {})
         if not isinstance(told, dict):
             raise damaged_error(call, "its labels are not a map")
-        return _Stages({version_of(call, {"VersionId": one}): stages_of(call, told[one]) for one in told})
+        replicas = _replicas_of(call, answer.get("ReplicationStatus"))
+        return _Stages(
+            replicas=replicas,
+            by_version={version_of(call, {"VersionId": one}): stages_of(call, told[one]) for one in told},
+        )
 
     async def _move_label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        """Move a label, naming its holder: "If the label is attached and you either do not specify this parameter, or
-        the version ID does not match, then the operation fails" (API reference, UpdateSecretVersionStage)."""
+        """Move a label to another version, naming the version that has it now: "If the label is attached and you either
+        do not specify this parameter, or the version ID does not match, then the operation fails" (API reference,
+        UpdateSecretVersionStage).
+        """
         stage = _stage_for(call, label)
         request = {"SecretId": call.secret_id, "VersionStage": stage, "MoveToVersionId": version}
         if expected is not None:
@@ -366,11 +466,11 @@ class AWSSecretProvider(SecretProvider):
 
 
 def version_id_for(request: str, value: SecretBytes) -> VersionId:
-    """Return the id of the version that a call writes; all attempts of the call get the same id.
+    """Return the AWS version id for the version that a write creates; every retry of the write gets the same id.
 
-    The id is the request as a UUID, followed by 32 bits of a digest over the request and the value, by which a read
-    detects damage. The digest reveals nothing about a value that contains a key; a guessable value must not be stored
-    here.
+    The id is a UUID made from `Call.request`, followed by 32 bits of a digest over the request and the value, by which
+    a read detects damage. The digest reveals nothing about a value that contains a key; a guessable value must not be
+    stored here.
     """
     name = str(uuid.UUID(hex=request))
     return VersionId(f"{name}-g{_value_digest(name, value)}")
@@ -380,8 +480,26 @@ def _value_digest(name: str, value: SecretBytes) -> str:
     return hashlib.sha256(name.encode() + value.reveal()).hexdigest()[:8]
 
 
+def _replicas_of(call: Call, told: object) -> dict[str, ReplicaState]:
+    """Return the state of each replica in an answer to ``DescribeSecret``, by region."""
+    if told is None:
+        return {}
+    if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+        raise damaged_error(call, "its replicas are not a list")
+    found = {}
+    for one in told:
+        place, status, message = one.get("Region"), one.get("Status"), one.get("StatusMessage")
+        if not isinstance(place, str) or not place:
+            raise damaged_error(call, "a replica has no region")
+        shown = " ".join(message.split())[:200] if isinstance(message, str) else ""
+        found[place] = ReplicaState(
+            place=place, is_in_sync=status == "InSync", has_failed=status == "Failed", message=shown
+        )
+    return found
+
+
 def _stage_for(call: Call, label: Label) -> str:
-    """Return the AWS staging label that stands for one of Goatherd's labels."""
+    """Return the AWS staging label for one of Goatherd's labels, such as ``AWSCURRENT`` for ``current``."""
     if label == CURRENT:
         return _CURRENT_STAGE
     if _is_kept_back(label):
@@ -396,7 +514,7 @@ def _is_kept_back(label: str) -> bool:
 
 
 def _labels_of(stages: frozenset[str]) -> frozenset[Label]:
-    """Return the labels of a version: all staging labels but AWS's ``AWSPREVIOUS`` and Goatherd's candidate label.
+    """Return a version's labels: all its staging labels except ``AWSPREVIOUS`` and Goatherd's candidate label.
 
     AWS takes any text of 1 to 256 characters (API reference, UpdateSecretVersionStage). A staging label that is not a
     valid label of Goatherd's is listed too: while a version has it, AWS and `destroy` keep the version.
@@ -405,7 +523,7 @@ def _labels_of(stages: frozenset[str]) -> frozenset[Label]:
 
 
 def _label_of(stage: str) -> Label:
-    """Return the label under which a staging label is listed: the same text, except for AWS's name of ``current``.
+    """Return the name that `versions` lists for a staging label: the same string, except for ``AWSCURRENT``.
 
     If another tool has set a staging label that is spelled ``current``, the prefix `_LITERALLY` is added to tell it
     apart; a staging label that already looks like the result gets the prefix once more, so that no two look alike.
@@ -417,7 +535,7 @@ def _label_of(stage: str) -> Label:
 
 
 def _held_stage(label: Label) -> str:
-    """Return the staging label that is listed as `label`: the reverse of `_label_of`."""
+    """Return the AWS staging label that `versions` lists as `label`: the reverse of `_label_of`."""
     if label == CURRENT:
         return _CURRENT_STAGE
     return str(label).removeprefix(_LITERALLY) if _label_of(str(label)) != label else str(label)

@@ -47,14 +47,15 @@ _ENDPOINT = re.compile(r"https://[a-z0-9.-]+(?::[0-9]{1,5})?/?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AzureAddress:
-    """The vault, and the identity to use there.
+    """An Azure key vault, and the identity that Goatherd uses there.
 
     Attributes:
-        vault: The vault's name, as the portal and ``az`` take it.
+        vault: The vault's name, as in the Azure portal and in ``az`` commands.
         url: The vault's URL, such as ``https://name.vault.azure.net``.
         authority: The host that issues tokens in this cloud; None for the value of `AZURE_AUTHORITY_HOST`.
-        identity: The client id of a user-assigned managed identity; None for `AZURE_CLIENT_ID`, or the only one.
-        ca: A file with the certificates to trust instead of the system's.
+        identity: The client id of a user-assigned managed identity; None for the one in `AZURE_CLIENT_ID`, or the
+            machine's only one.
+        ca: A file with the CA certificates to trust instead of the system's.
         check_challenge: Whether the URL must be in the domain for which the vault demands a token. SECURITY: without
             this check, any server that answers at the URL is sent a token (the SDK's `verify_challenge_resource`).
     """
@@ -68,7 +69,7 @@ class AzureAddress:
 
 
 def parse_uri(uri: str) -> tuple[AzureAddress, str]:
-    """Return the address and the secret's name that a URI names; the name may contain ``{org}``.
+    """Parse an ``azure://`` URI into the vault's address and the secret's name, which may contain ``{org}``.
 
     Raises:
         ConfigurationError: The URI is not the address of a secret in a vault.
@@ -78,9 +79,10 @@ def parse_uri(uri: str) -> tuple[AzureAddress, str]:
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
-    """Return the address and the name from ``{"provider": "azure", "vault": "my-vault", "secretId": "goatdb-root"}``.
+    """Parse a ``cloudConfig`` like ``{"provider": "azure", "vault": "v", "secretId": …}`` into vault and secret name.
 
-    Without ``vault``, the secret id is ``my-vault/goatdb-root``. A region is ignored, because a vault has a fixed one.
+    Without the member ``vault``, the secret id must begin with the vault's name: ``v/goatdb-root``. A region is
+    ignored, because a vault has a fixed one.
 
     Raises:
         ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -93,7 +95,7 @@ def parse_config(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
 
 
 def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
-    """Return the address of a vault.
+    """Build the address of an Azure key vault from its name and options.
 
     Raises:
         ConfigurationError: The vault's name is invalid, or an option is unknown or invalid.
@@ -101,13 +103,14 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
     check_options(FORM, options)
     vault = vault.lower()
     if not _VAULT.fullmatch(vault):
-        raise ConfigurationError(f"not the name of a key vault: {vault!r}", hint=FORM.example)
+        raise ConfigurationError(f"{vault!r} is not a valid name for a key vault", hint=FORM.example)
     suffix, endpoint = options.get("suffix", PUBLIC_SUFFIX), options.get("endpoint")
     if not _SUFFIX.fullmatch(suffix):
-        raise ConfigurationError(f"not a domain: suffix={suffix!r}", hint=f"Such as {', '.join(AUTHORITIES)}.")
+        raise ConfigurationError(f"suffix={suffix!r} is not a valid domain", hint=f"Such as {', '.join(AUTHORITIES)}.")
     if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
         raise ConfigurationError(
-            f"not an https address: endpoint={endpoint!r}", hint="Such as endpoint=https://name.vault.azure.net."
+            f"endpoint={endpoint!r} is not an https address",
+            hint="Write, for example, endpoint=https://name.vault.azure.net.",
         )
     return AzureAddress(
         vault=vault,
@@ -121,7 +124,7 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
 
 
 def parse_vault(vault_url: str) -> AzureAddress:
-    """Return the address of a vault from its URL, such as ``https://my-vault.vault.azure.net``, or from its name.
+    """Build the address of an Azure key vault from its URL, such as ``https://my-vault.vault.azure.net``, or its name.
 
     Raises:
         ConfigurationError: `vault_url` is neither a vault's URL nor a valid name.
@@ -130,7 +133,7 @@ def parse_vault(vault_url: str) -> AzureAddress:
     vault, _, suffix = host.partition(".")
     if vault_url.startswith("https://") and not suffix:
         raise ConfigurationError(
-            f"not the URL of a key vault: {vault_url[:200]!r}", hint="Such as https://name.vault.azure.net."
+            f"{vault_url[:200]!r} is not the URL of a key vault", hint="Such as https://name.vault.azure.net."
         )
     return address(vault, {"suffix": suffix} if suffix else {})
 
@@ -145,12 +148,12 @@ def check_name(name: str) -> None:
     # would get the other's identity (tests/unit/providers/azure/test_address.py, `…_capital_letters…`).
     if not _SECRET.fullmatch(name):
         raise ConfigurationError(
-            f"not a name that Goatherd gives a secret in a key vault: {name[:200]!r}",
+            f"{name[:200]!r} is not a name that Goatherd accepts for a secret in a key vault",
             hint=f"Use up to {127 - len(POINTER_SUFFIX)} of a-z 0-9 and -; capital letters mean the same to Key Vault.",
         )
     for suffix in (POINTER_SUFFIX, EARLIER_VIEW_SUFFIX):
         if name.endswith(suffix):
-            raise ConfigurationError(f"the azure store keeps names that end in {suffix!r} for its own use")
+            raise ConfigurationError(f"the azure store reserves names that end in {suffix!r} for its own use")
 
 
 def _parse_secret(secret_id: str) -> str:

@@ -1,8 +1,8 @@
 """Send requests to one Azure key vault through Microsoft's SDK, check the answers, and translate the errors.
 
 `KeyVault` sends one request and returns the checked answer or raises one of Goatherd's errors. The SDK's retries are
-off, because `goatherd.providers.base` retries. The module knows no labels. Every exception of the SDK is translated
-here. An answer counts as damaged until its shape has been checked.
+off, because `goatherd.providers.base` retries. The module does not handle labels. Every exception of the SDK is
+translated here. No answer is used before its shape has been checked.
 
 SECURITY: an exception of the SDK may quote what was sent or received, so it is never chained. Only its status, the
 service's codes and the text of a denial are quoted (tests/contract/azure/test_faults.py, `…_shows_no_value`).
@@ -55,12 +55,12 @@ _NOT_A_DATE = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StoredSecret:
-    """One version with its value, as the service reports it. SECURITY: no repr shows the value.
+    """One version of a secret with its value, as Azure Key Vault reports it. SECURITY: no repr shows the value.
 
     Attributes:
-        version: Its id.
-        created: Seconds since 1970, by the service's clock.
-        value: The value.
+        version: The version's id.
+        created: When the version was written: seconds since 1970, by the service's clock.
+        value: The secret value.
         content_type: The content type with which the version was written.
         tags: The tags with which the version was written.
         enabled: Whether the value can be read; if not, `value` is empty.
@@ -76,12 +76,12 @@ class StoredSecret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedSecret:
-    """One version as the service lists it, without its value.
+    """One version of a secret without its value, as Azure Key Vault lists it.
 
     Attributes:
-        version: Its id.
-        created: Seconds since 1970, by the service's clock.
-        enabled: Whether its value can be read.
+        version: The version's id.
+        created: When the version was written: seconds since 1970, by the service's clock.
+        enabled: Whether the version's value can be read.
         content_type: The content type with which the version was written.
         tags: The tags with which the version was written.
     """
@@ -95,11 +95,11 @@ class ListedSecret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """All versions of one secret, in no particular order.
+    """All versions of one secret in Azure Key Vault, without their values and in no particular order.
 
     Attributes:
-        now: The service's clock at the request, or slightly earlier, in seconds since 1970.
-        items: The versions; none if there is no such secret.
+        now: The time of the request by the service's clock, or slightly earlier, in seconds since 1970.
+        items: The versions by their ids; empty if there is no such secret.
     """
 
     now: int
@@ -107,13 +107,13 @@ class Listing:
 
 
 class KeyVault:
-    """Sends requests to one key vault. It owns the SDK's client and, unless the caller passes one, the credential.
+    """Sends requests to one Azure key vault; owns the SDK's client and, unless the caller passes one, the credential.
 
     Args:
         address: The vault, and the identity to use there.
         timeout: The deadline of a whole call; no single wait for the service takes longer than half of it.
-        clock: Measures the time between two answers.
-        credential: Used instead of Azure's default chain. The caller closes it.
+        clock: Measures the time since the service's last answer.
+        credential: The credential to use instead of Azure's default chain. The caller closes it.
         store_clock: Records the date of each answer.
     """
 
@@ -135,10 +135,10 @@ class KeyVault:
         self._client: SecretClient | None = None
 
     async def open(self) -> None:
-        """Create the SDK's client. Sends nothing.
+        """Create the Azure SDK's client for the key vault. Sends no request.
 
         Raises:
-            ConfigurationError: The file of certificates cannot be used.
+            ConfigurationError: The file of CA certificates cannot be used.
         """
         async with AsyncExitStack() as stack:
             options: dict[str, Any] = {}
@@ -152,7 +152,7 @@ class KeyVault:
                 credential = await stack.enter_async_context(DefaultAzureCredential(**options))
             half = self._timeout.total_seconds() / 2
             options = {"retry_total": 0, "connection_timeout": half, "read_timeout": half}
-            options["transport"] = AioHttpTransport(session=_new_session(self._address.ca))
+            options["transport"] = AioHttpTransport(session=new_session(self._address.ca))
             client = SecretClient(
                 self._address.url,
                 credential,
@@ -166,12 +166,12 @@ class KeyVault:
             self._stack = stack.pop_all()
 
     async def close(self) -> None:
-        """Close the client and the credential that `open` created."""
+        """Close the Azure SDK's client, and the credential that `open` created."""
         self._client = None
         await self._stack.aclose()
 
     async def get_secret(self, call: Call, name: str, version: str = "") -> StoredSecret | None:
-        """Return one version, the newest by default; None if there is none or the secret is deleted."""
+        """Read one version of a secret, by default the newest; None if there is none or the secret is deleted."""
         found = await self._call_sdk(call, self._open_client(call).get_secret(name, version), name, missing=None)
         if found is None:
             return None
@@ -183,7 +183,7 @@ class KeyVault:
     async def put_secret(
         self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]
     ) -> StoredSecret:
-        """Write a new version and return it. If cancelled after sending, wait a moment for the answer."""
+        """Write a new version of a secret and return it. If cancelled after sending, wait a moment for the answer."""
         writing = self._call_sdk(
             call,
             self._open_client(call).set_secret(name, value, content_type=content_type, tags=tags),
@@ -196,7 +196,7 @@ class KeyVault:
         return _checked_secret(call, value, made.properties, name)
 
     async def list_versions(self, call: Call, name: str) -> Listing:
-        """Return all versions of a secret, without values. Another request must come first, for the service's time."""
+        """List all versions of a secret without values. Call another method first: this one needs its service time."""
         # An answer's date says when it was sent, which may be long after what it tells was looked up. So the time is
         # taken from the answer before, and what has passed since: it is not later than any look-up of this listing.
         now = self.service_time(call)
@@ -209,7 +209,7 @@ class KeyVault:
         return Listing(now=now, items={item.version: item for item in items})
 
     def service_time(self, call: Call) -> int:
-        """Return the service's clock, or slightly less, in seconds since 1970, from the last answer's date.
+        """Return the time by the key vault's clock, or slightly less, in seconds since 1970, from its last answer.
 
         Raises:
             UnavailableError: The service's answers have no date.
@@ -224,7 +224,7 @@ class KeyVault:
     async def update_version(
         self, call: Call, name: str, version: str, *, enabled: bool | None = None, content_type: str | None = None
     ) -> None:
-        """Change attributes of one version, such as whether it is enabled; None leaves an attribute unchanged."""
+        """Change attributes of a version of a secret, such as whether it is enabled; None leaves one unchanged."""
         work = self._open_client(call).update_secret_properties(
             name, version, enabled=enabled, content_type=content_type
         )
@@ -232,11 +232,11 @@ class KeyVault:
             raise call.error(UnavailableError, f"version {version} of {name} is listed, but the service has none")
 
     async def delete_secret(self, call: Call, name: str) -> None:
-        """Delete a secret with all its versions, recoverable for a while. A missing secret is not an error."""
+        """Delete a secret with all its versions; it can be recovered for a while. A missing secret is not an error."""
         await self._call_sdk(call, self._open_client(call).delete_secret(name), name, missing=None)
 
     async def is_deleted(self, call: Call, name: str) -> bool:
-        """Return whether a secret is deleted and can be recovered; False if the caller lacks the right to know."""
+        """Return whether a secret is deleted but recoverable; also False if the caller has no permission to know."""
         try:
             return (
                 await self._call_sdk(call, self._open_client(call).get_deleted_secret(name), name, missing=None)
@@ -246,7 +246,7 @@ class KeyVault:
             return False
 
     def deleted_error(self, call: Call) -> SecretDeletedError:
-        """Return the error for a secret that is deleted and can be recovered."""
+        """Return the error for a secret in Azure Key Vault that is deleted but can be recovered."""
         return _deleted_error(call, self._address.vault)
 
     def _note_date(self, response: PipelineResponse[Any, Any]) -> None:
@@ -258,21 +258,23 @@ class KeyVault:
 
     def _open_client(self, call: Call) -> SecretClient:
         if self._client is None:
-            raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
+            raise call.error(
+                ProviderConfigurationError, "the provider is not open", hint="Open the provider with `async with`."
+            )
         return self._client
 
     async def _call_sdk(self, call: Call, work: Awaitable[Any], name: str, *, missing: Any) -> Any:
-        """Await one operation of the SDK.
+        """Await one operation of the Azure SDK, and translate its errors; return `missing` if there is no such secret.
 
         Raises:
-            ProviderError: The operation failed. If there is no such secret, `missing` is returned instead.
+            ProviderError: The operation failed.
         """
         try:
             return await work
         except Exception as error:  # noqa: BLE001 - the SDK lets out JSON errors, aiohttp's and its own
             if not (isinstance(error, sdk.HttpResponseError) and error.status_code == 404):
                 ours = self._translate_error(call, error, name)
-            elif _error_codes(error)[0] == "SecretNotFound":
+            elif error_codes(error)[0] == "SecretNotFound":
                 return missing
             else:
                 # One of something else on the way (a proxy, a wrong address) is not taken for an absent secret.
@@ -293,7 +295,7 @@ class KeyVault:
                 "AZURE_CLIENT_SECRET, or run `az login`.",
             )
         if isinstance(error, sdk.ServiceRequestError | sdk.ServiceResponseError | aiohttp.ClientError | OSError):
-            return call.error(UnavailableError, f"no answer from {self._address.url}: {_cause_of(error)}")
+            return call.error(UnavailableError, f"no answer from {self._address.url}: {cause_of(error)}")
         if isinstance(error, TimeoutError):
             return call.error(UnavailableError, f"no answer from {self._address.url} in time")
         if isinstance(error, ValueError) and "challenge" in str(error):
@@ -307,7 +309,7 @@ class KeyVault:
 
     def _refusal_error(self, call: Call, error: sdk.HttpResponseError, name: str) -> ProviderError:
         status = error.status_code or 0
-        code, inner, message = _error_codes(error)
+        code, inner, message = error_codes(error)
         told = f"{status} {inner or code}".rstrip()
         if status == 403 and inner == "SecretDisabled":
             return call.error(
@@ -319,7 +321,7 @@ class KeyVault:
         if status in (401, 403):
             return call.error(
                 ProviderAccessDeniedError,
-                f"{told}: {_first_line(message)}",
+                f"{told}: {first_line(message)}",
                 hint="`goatherd policy azure` prints the roles that are needed; a new assignment takes some minutes. "
                 "ForbiddenByFirewall and ForbiddenByConnection are caused by the vault's network settings.",
             )
@@ -330,7 +332,7 @@ class KeyVault:
             return call.error(UnavailableError, f"{name} is being changed ({told})")
         if status == 429:
             throttled = call.error(ThrottledError, f"the vault limits the rate of requests ({told})")
-            throttled.retry_after = _retry_after(error)
+            throttled.retry_after = retry_after_of(error)
             return throttled
         if status == 413 or (status == 400 and "length" in message.lower() and "secret" in message.lower()):
             return call.error(SecretTooLargeError, f"the value is too long for the vault ({told})")
@@ -339,12 +341,12 @@ class KeyVault:
         return call.error(ProviderConfigurationError, f"the vault rejected the request ({told})")
 
 
-def _new_session(ca: str | None) -> aiohttp.ClientSession:
-    """Return an HTTP session like the SDK's own, with two differences.
+def new_session(ca: str | None) -> aiohttp.ClientSession:
+    """Create the HTTP session for requests to Azure: like the SDK's own, with two differences.
 
-    It trusts the file `ca`, if one is given; the SDK's own option for that would disable its connection pool. And it
-    does not repeat a PUT when a connection ends before the answer: aiohttp does so because PUT is idempotent by
-    standard, but in Key Vault each PUT makes a version
+    It trusts the CA certificates in the file `ca`, if one is given; the SDK's own option for that would disable its
+    connection pool. And it sends a PUT only once, even if the connection ends before the answer. By default aiohttp
+    sends it again, because HTTP defines PUT as idempotent, but in Key Vault each PUT makes a version
     (tests/contract/azure/test_faults.py::test_a_write_whose_answer_was_lost_is_done_once).
     """
     try:
@@ -398,8 +400,8 @@ def _deleted_error(call: Call, vault: str) -> SecretDeletedError:
     )
 
 
-def _error_codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
-    """Return the service's error code, inner code (whose key has two spellings) and message."""
+def error_codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
+    """Return the code, the inner code (whose JSON key has two spellings) and the message of an Azure error."""
     try:
         body = json.loads(error.response.text()) if error.response is not None else {}
         told = body["error"]
@@ -414,16 +416,19 @@ def _error_codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
     )
 
 
-def _first_line(message: str) -> str:
+def first_line(message: str) -> str:
+    """Return the first line of an error message of Azure."""
     return message.splitlines()[0][:200] if message else "the vault refuses"
 
 
-def _cause_of(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
+    """Return the name of the exception that caused an exception of the Azure SDK."""
     inner = getattr(error, "inner_exception", None) or error.__cause__ or error
     return type(inner).__name__
 
 
-def _retry_after(error: sdk.HttpResponseError) -> float | None:
+def retry_after_of(error: sdk.HttpResponseError) -> float | None:
+    """Return for how many seconds Azure asks the client to wait before a retry; None if it does not say."""
     header = getattr(error.response, "headers", {}).get("Retry-After")
     try:
         seconds = float(header) if header is not None else None
@@ -433,7 +438,7 @@ def _retry_after(error: sdk.HttpResponseError) -> float | None:
 
 
 def _parse_date(header: str | None) -> int:
-    """Return an HTTP date in seconds since 1970; 0 if the header is not a date."""
+    """Parse the ``Date`` header of an HTTP answer into seconds since 1970; 0 if it is not a date."""
     try:
         told = parsedate_to_datetime(header) if header else _NOT_A_DATE
     except (TypeError, ValueError):

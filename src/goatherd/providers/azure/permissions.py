@@ -1,7 +1,8 @@
 """Write the Azure role assignments that a server, a rotator and an administrator need for one secret, and nothing more.
 
-The module returns text to paste; it sends nothing to Azure. A role has only data actions that
-`goatherd.providers.azure.provider` uses in that role; tests/contract/azure/test_policy.py runs under them.
+The module returns text to paste; it sends nothing to Azure. A role has only the data actions that
+`goatherd.providers.azure.provider` uses in that role; tests/contract/azure/test_policy.py runs the provider with
+exactly these.
 Data actions: learn.microsoft.com/azure/role-based-access-control/permissions/security#microsoftkeyvault
 """
 
@@ -11,8 +12,7 @@ import json
 from typing import Final
 
 from goatherd.providers.azure.address import POINTER_SUFFIX, parse_uri
-from goatherd.providers.permissions import check_role
-from goatherd.providers.values import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD, check_role
 
 _PREFIX: Final = "Microsoft.KeyVault/vaults/secrets/"
 _READ: Final = (f"{_PREFIX}getSecret/action", f"{_PREFIX}readMetadata/action")
@@ -31,7 +31,7 @@ _PURPOSE: Final = {
 
 
 def policy(role: str, uri: str) -> str:
-    """Return the ``az`` commands that grant a principal `role` for one secret; the vault must use Azure RBAC.
+    """Return the ``az`` commands that grant a server, rotator or admin access to one secret in a vault with Azure RBAC.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
@@ -72,7 +72,7 @@ def policy(role: str, uri: str) -> str:
 
 
 def _role_definition(role: str, vault: str) -> str:
-    """Return a custom role as JSON inside single quotes, which are interrupted for the one shell variable in it."""
+    """Return an Azure custom role as JSON in single quotes for a shell, interrupted for one shell variable."""
     definition = {
         "Name": f"Goatherd {role} of {vault}",
         "Description": f"Goatherd: {_PURPOSE[role]}.",

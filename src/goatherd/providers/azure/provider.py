@@ -1,26 +1,26 @@
-"""Keep a secret in two secrets of an Azure key vault, because Key Vault has no compare-and-swap.
+"""Store one of Goatherd's secrets in two secrets of an Azure key vault, because Key Vault has no compare-and-swap.
 
-The secret ``name-pointer`` holds the pointer: the list of versions and labels that counts. Each change writes a new
-pointer, together with the new value if there is one. The secret ``name`` is the view: its newest version is the value
-with the label ``current``, for readers that do not know the pointer. `client` sends the requests; `records` has the
-rule by which one of two writers wins.
+The secret ``name-pointer`` holds the pointer, a record with the valid list of versions and labels. Each change writes a
+new pointer, together with the new value if there is one. The secret ``name`` is the view: its newest version is the
+value with the label ``current``, for readers that do not know the pointer. `client` sends the requests; `records`
+decides which of two writers wins.
 
-- A pointer and its value are written in one request, so a crash leaves both or neither. `versions` lists the values of
-  writers that lost, and `destroy` disables them.
+- A pointer and its value are written in one request, so a crash leaves no value without a pointer. `versions` also
+  lists the values of writers that lost, and `destroy` disables them.
 - A written pointer is only a proposal. The writer waits until the proposals are decided (`decide_proposals`) and starts
   again if another writer won. A reader waits too, and never uses an undecided pointer.
-- The view is written after the decision. Before a change, the writer checks that the view shows the pointer that
-  counts; after a late write of the view, it checks that nothing newer was decided meanwhile.
+- The view is written after the decision. Before a change, the writer checks that the view matches the decided pointer;
+  after a late write of the view, it checks that no newer pointer was decided meanwhile.
 - One request reads the newest pointer. The proposals are listed only if that pointer was not seen before.
 - If a delayed writer copies a destroyed value to the view, `versions` lists that value as enabled again, and `destroy`
   disables the copy.
 - The pointer forgets old versions, but the vault keeps them: `versions` lists these as leftovers.
-- Each request takes time and counts against the vault's limits, so a change makes no request whose answer is known
-  (docs/adr, "What a change in Azure costs").
+- Each request takes time and counts against the vault's limits, so a change makes no request whose answer is already
+  known (docs/adr, "What a change in Azure costs").
 - Tags are for humans, with three exceptions: the tags of a disabled pointer say what it added; one tag names the
   request, so that a retry does not write a value twice; one tag of the view names the version that was copied.
-- Earlier builds stored values in ``name`` and the view in ``name-current``. Both are read; the next change writes the
-  new format.
+- Earlier builds stored values in ``name`` and the view in ``name-current``. The provider reads that format, too; the
+  next change writes the new one.
 """
 
 from __future__ import annotations
@@ -107,11 +107,12 @@ _SPARE: Final = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
-    """What this provider knows of one secret; valid as long as `newest` is the newest proposal.
+    """A cached result of reading one secret; valid as long as `newest` is the newest proposal.
 
     Attributes:
-        newest: The version id of the newest proposal if no proposal was pending, else empty.
-        decided: The decided proposal that counted then.
+        newest: The version id of the secret's newest proposal, that is, of the pointer written last; empty if a
+            proposal was still pending.
+        decided: The proposal that was in effect at that time.
     """
 
     newest: str
@@ -120,11 +121,11 @@ class _Known:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shown:
-    """The state in which the view (the copy of the current value) was last seen.
+    """The last known state of the view, the copy of the current value for readers without Goatherd.
 
     Attributes:
-        decided: The id of the decided proposal that counted then.
-        version: The version whose value the view showed, and which had the label ``current``.
+        decided: The id of the proposal (a pointer that was written) that was in effect at that time.
+        version: The version with the label ``current``, whose value the view held.
     """
 
     decided: str
@@ -133,11 +134,11 @@ class _Shown:
 
 @dataclass(slots=True, kw_only=True)
 class _ValueDraft:
-    """A value that is being written. SECURITY: its repr hides the value, as `SecretBytes` does.
+    """A value that is being written to Azure Key Vault. SECURITY: its repr hides the value, as `SecretBytes` does.
 
     Attributes:
         value: The value.
-        entry: The entry that the pointer gets for the value.
+        entry: The entry for the value in the next pointer, the record of versions and labels.
         version: The version of the pointer secret that already stores the value, though no valid pointer names it.
     """
 
@@ -147,16 +148,16 @@ class _ValueDraft:
 
 
 class AzureSecretProvider(SecretProvider):
-    """Keep secrets in Azure Key Vault.
+    """Store secrets in Azure Key Vault.
 
     Address: ``azure://vault-name/secret-name``. Options in the query: ``suffix=vault.azure.cn`` (another cloud),
         ``endpoint=https://…`` (a host of your own before the vault; then mostly with ``challenge=unchecked``),
         ``identity`` (the client id of a user-assigned managed identity), ``ca`` (a file of certificates).
     Credentials: Azure's default chain: the environment, workload identity, managed identity, ``az login``.
     Permissions: ``goatherd policy azure --role server`` (or rotator, admin) prints the role assignments.
-    Guarantees: compare-and-swap by best effort. Key Vault has none; of two writers the earlier wins, as long as the
-        service lists a version within two seconds of its time, differing clocks included. A change takes four
-        seconds. At least 40 versions without a label are kept. `destroy` switches a version off. A deleted secret can
+    Guarantees: compare-and-swap by best effort, because Key Vault has none: of two writers the earlier wins, if the
+        service lists each version within two seconds of the version's timestamp. A change takes four
+        seconds. At least 40 versions without a label are kept. `destroy` disables a version. A deleted secret can
         be recovered, and keeps its name, until it is purged.
     """
 
@@ -270,7 +271,7 @@ class AzureSecretProvider(SecretProvider):
         return SecretValue(version=pointer.describe_version(version), value=value)
 
     async def _read_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretValue:
-        """Read a value that no valid pointer names: one that an interrupted write or destruction left."""
+        """Read a value that the record of versions does not list, because a write or destruction was interrupted."""
         names = (call.secret_id + POINTER_SUFFIX, call.secret_id)[: 2 if pointer.after_earlier else 1]
         off: VersionDisabledError | None = None
         found: StoredSecret | None = None
@@ -298,7 +299,7 @@ class AzureSecretProvider(SecretProvider):
         return SecretValue(version=described, value=value)
 
     async def _read_copy(self, call: Call, vault: KeyVault, version: VersionId) -> StoredSecret | None:
-        """Return the view's copy of a version that is disabled; None if there is no copy."""
+        """Return the copy of a disabled version's value in the secret for other readers (the view), if there is one."""
         copies = (await vault.list_versions(call, call.secret_id)).items.values()
         at = next((item.version for item in copies if item.enabled and item.tags.get(_VERSION_TAG) == version), None)
         return None if at is None else await vault.get_secret(call, call.secret_id, at)
@@ -368,7 +369,7 @@ class AzureSecretProvider(SecretProvider):
         return seen
 
     async def _list_values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, ListedSecret]:
-        """Return the values that the vault lists, without the copies in the view."""
+        """List the values that the vault stores, without the copies for readers without Goatherd (the view)."""
         items = dict((await vault.list_versions(call, call.secret_id + POINTER_SUFFIX)).items)
         if pointer.after_earlier:
             earlier = (await vault.list_versions(call, call.secret_id)).items
@@ -378,9 +379,9 @@ class AzureSecretProvider(SecretProvider):
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Disable a version, because Key Vault cannot destroy a single one.
 
-        The copies in the secret that other readers use (the view) are disabled first, then the version is marked in
-        the pointer, so that no label can move to it; last the value is disabled. If the run is interrupted, the
-        version is still listed, and another run can finish.
+        First, the copies for readers without Goatherd (the view) are disabled. Then the version is marked as disabled
+        in the pointer (the record of versions and labels), so that no label can move to it. Last, the value is
+        disabled. If the run is interrupted, the version is still listed, and another run can finish.
         """
         vault = self._open_vault(call)
 
@@ -423,9 +424,9 @@ class AzureSecretProvider(SecretProvider):
         return pointer.with_leftover(version, created=item.created, text=_is_text(item.content_type), home=home)
 
     async def _disable_copies(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> bool:
-        """Disable the copies of a destroyed version in the view; return whether there was a copy.
+        """Disable a destroyed version's copies in the secret for other readers (the view); return whether it had any.
 
-        The view of earlier builds is disabled as a whole, because it is not written any more.
+        A view that earlier builds wrote is disabled completely, because Goatherd no longer writes to it.
         """
         done = False
         for item in (await vault.list_versions(call, call.secret_id)).items.values():
@@ -464,7 +465,7 @@ class AzureSecretProvider(SecretProvider):
     # --- diagnosis --------------------------------------------------------------------------------------------------
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return whether the view holds the current document. See `capabilities`."""
+        """Check whether the copy for readers without Goatherd (the view) holds the current value; return findings."""
         call = self._start_call("diagnose", secret_id)
         return await self._run_call(call, self._diagnose_secret)
 
@@ -501,10 +502,10 @@ class AzureSecretProvider(SecretProvider):
     async def _with_value(
         self, call: Call, vault: KeyVault, pointer: Pointer, label: Label, draft: _ValueDraft
     ) -> Pointer:
-        """Return the pointer with a new value and its label added.
+        """Return the pointer (the record of versions and labels) with a new value added, which gets `label`.
 
-        The value is written together with the pointer if both fit into one version; else before it, in a version of its
-        own.
+        The value is written later, together with the pointer, if both fit into one Key Vault version. Otherwise this
+        method writes the value now, as a version of its own.
         """
         if call.attempt > 1 and draft.version is None:
             await self._find_earlier_attempt(call, vault, pointer, draft)
@@ -520,7 +521,7 @@ class AzureSecretProvider(SecretProvider):
         return pointer.with_version(label, VersionId(draft.version or ""), draft.entry)
 
     async def _find_earlier_attempt(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _ValueDraft) -> None:
-        """If an earlier attempt of the same call has stored the value, note in the draft where."""
+        """Find the value that an earlier attempt of the same call has stored, and record its version in the draft."""
         name = call.secret_id + POINTER_SUFFIX
         for item in (await vault.list_versions(call, name)).items.values():
             is_same = item.tags.get(REQUEST_TAG) == call.request and _holds_value(item.content_type)
@@ -545,7 +546,7 @@ class AzureSecretProvider(SecretProvider):
     async def _read_back(
         self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId, newest: StoredSecret | None = None
     ) -> SecretBytes:
-        """Return the value of a version, without a request if it is in the `newest` pointer."""
+        """Return the value of a version; no request is needed if it was stored together with the pointer `newest`."""
         entry = pointer.versions[version]
         if newest is not None and newest.enabled and newest.version == version and entry.home is not Home.EARLIER:
             found: StoredSecret | None = newest
@@ -559,7 +560,7 @@ class AzureSecretProvider(SecretProvider):
             raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
 
     async def _missing_value_error(self, call: Call, vault: KeyVault) -> Exception:
-        """Return the error for a version that is listed although its value is missing.
+        """Return the error for a version that the pointer (the record of versions) lists although its value is missing.
 
         The error is never "no such secret", because a caller might then create the secret.
         """
@@ -574,7 +575,9 @@ class AzureSecretProvider(SecretProvider):
     # --- the pointer ------------------------------------------------------------------------------------------------
 
     async def _read_newest_pointer(self, call: Call, vault: KeyVault) -> StoredSecret | None:
-        """Return the newest pointer; None if there is none. A disabled pointer has no value."""
+        """Read the newest version of the pointer secret (the record of versions and labels); None if there is none. A
+        disabled version has no value.
+        """
         name = call.secret_id + POINTER_SUFFIX
         off: VersionDisabledError | None = None
         try:
@@ -603,9 +606,10 @@ class AzureSecretProvider(SecretProvider):
         )
 
     async def _read_decided(self, call: Call, vault: KeyVault) -> tuple[StoredSecret, Proposal]:
-        """Return the newest pointer and the one that counts.
+        """Return the newest pointer (the record of versions and labels), and the proposal that is in effect.
 
-        Wait until recent proposals are decided, so that a change whose outcome was never reported is seen too.
+        The method waits until recent proposals are decided, so that a change whose outcome was never reported is seen
+        too.
         """
         newest = await self._read_newest_pointer(call, vault)
         if newest is None:
@@ -618,7 +622,7 @@ class AzureSecretProvider(SecretProvider):
         return newest, await self._decide_pointers(call, vault, newest)
 
     async def _decide_pointers(self, call: Call, vault: KeyVault, newest: StoredSecret) -> Proposal:
-        """List the proposals and decide them. Wait for the one that is pending at first, but not for later ones."""
+        """List the proposed pointers and find the one in effect; wait once for a proposal that is still undecided."""
         known = self._known.get(call.secret_id)
         if newest.enabled:
             with contextlib.suppress(ForeignRecordError):
@@ -646,7 +650,7 @@ class AzureSecretProvider(SecretProvider):
             await self._wait_until_decidable(decision.pending, listing.now)
 
     def _first_decided(self, call: Call, newest: StoredSecret, listing: Listing) -> Proposal:
-        """Return a decided pointer from which to start: a writer follows only decided pointers."""
+        """Return the proposal that the newest one follows; it is decided, as writers follow only decided pointers."""
         try:
             if newest.enabled:
                 pointer = self._decode_proposal(call, newest).pointer
@@ -685,7 +689,7 @@ class AzureSecretProvider(SecretProvider):
         return decision
 
     async def _complete_proposal(self, call: Call, vault: KeyVault, proposal: Proposal, listing: Listing) -> Proposal:
-        """Return a proposal together with its pointer, even if it is disabled."""
+        """Return a proposal with its pointer (the record of versions), which is read, or rebuilt if it is disabled."""
         if proposal.is_read:
             return proposal
         item = listing.items.get(proposal.id)
@@ -738,15 +742,16 @@ class AzureSecretProvider(SecretProvider):
         current: Sequence[SecretBytes] = (),
         draft: _ValueDraft | None = None,
     ) -> Pointer:
-        """Propose pointers made by `change` until one is decided. `change` returns its argument unchanged to stop.
+        """Change the record of versions and labels: propose pointers made by `change` until one of them is decided.
 
-        The first proposal follows the pointer that this provider last saw, without checking that it still counts: a
-        proposal that follows any other pointer is never decided. Before an error is raised, the pointer is read again.
+        If `change` returns its argument, nothing is proposed. The first proposal follows the pointer that this provider
+        last saw, without checking that it is still in effect: a proposal that follows any other pointer is never
+        decided. Before an error is raised, the pointer is read again.
 
         Args:
-            call: The call.
-            vault: The vault.
-            change: Makes the next pointer.
+            call: The provider call.
+            vault: The open key vault.
+            change: Makes the next pointer from the one that is in effect.
             current: The value that has the label ``current`` after `change`, if the caller has it.
             draft: The value that `change` adds, if any.
         """
@@ -773,10 +778,10 @@ class AzureSecretProvider(SecretProvider):
     async def _propose_pointer(
         self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer, draft: _ValueDraft | None = None
     ) -> tuple[Proposal, float] | None:
-        """Write a pointer that follows `last`, with the value that the pointer names `ITSELF`.
+        """Write a pointer (a record of versions and labels) that follows the proposal `last`, with any new value.
 
         Returns:
-            The proposal and the time before it was written, once it is decided; None when another one was.
+            The proposal and the time before it was written, once it is decided; None if another proposal won.
         """
         proposed = replace(pointer, epoch=last.pointer.epoch + 1, parent=last.id, request=call.request)
         name, kind, stored = call.secret_id + POINTER_SUFFIX, POINTER_TYPE, encode_pointer(proposed)
@@ -819,10 +824,11 @@ class AzureSecretProvider(SecretProvider):
     async def _read_view(
         self, call: Call, vault: KeyVault, foreign: type[ProviderError] = ProviderConfigurationError
     ) -> StoredSecret | None:
-        """Return the newest version of the view (the copy of the current value); None if there is none.
+        """Read the newest version of the view, the copy of the current value for other readers; None if there is none.
 
         Raises:
-            ProviderError: A secret of that name exists that Goatherd did not write. `foreign` gives the error's class.
+            ProviderError: A secret with the view's name exists that Goatherd did not write. The argument `foreign` is
+                the class of this error.
         """
         found = await vault.get_secret(call, call.secret_id)
         if found is not None and found.content_type not in VALUE_TYPES:
@@ -841,14 +847,14 @@ class AzureSecretProvider(SecretProvider):
         since: float | None = None,
         current: SecretBytes | None = None,
     ) -> None:
-        """Make sure that the newest version of the view is the value with the label ``current``.
+        """Write the value with the label ``current`` to the view, the copy for readers without Goatherd, if it differs.
 
         Args:
-            call: The call.
-            vault: The vault.
-            decided: The last decided proposal.
+            call: The provider call.
+            vault: The open key vault.
+            decided: The proposal that is in effect; it holds the record of versions and labels.
             since: The time before the proposal was written, if this call has written it.
-            current: The value, if the caller has it.
+            current: The value with the label ``current``, if the caller has it.
         """
         while (version := decided.pointer.labels.get(CURRENT)) is not None:
             shown = self._shown.get(call.secret_id)

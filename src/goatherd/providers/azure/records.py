@@ -1,16 +1,16 @@
-"""Encode the values and pointers of a secret in Azure Key Vault, and decide which pointer counts.
+"""Encode the values and pointers of a secret in Azure Key Vault, and decide which pointer is valid.
 
 Pure; `provider` decides the order of writes. A `Pointer` lists a secret's versions and labels. It carries a digest of
-itself and of every value, because Key Vault provides none. A record that is not exactly as written is damaged, and is
-not repaired.
+itself and of every value, because Key Vault provides none. A record that differs from what was written counts as
+damaged, and is not repaired.
 
 Key Vault has no compare-and-swap, but it keeps every version of a secret with a timestamp. So each written pointer is
 a proposal: "number n+1, after the version with that id". Of the proposals that follow one decided pointer, the
 earliest wins; of several with the same second, the one with the highest id. A reader waits until no earlier proposal
 can appear. From then on, all readers find the same winner (`decide_proposals`).
 
-A proposal can carry a new value after its pointer. The value's version id is then that of the proposal, which is not
-known before the write, so the pointer names it `ITSELF`.
+A proposal can carry a new value after its pointer. The value's version id is then that of the proposal. Since Key Vault
+assigns this id only at the write, the pointer contains `ITSELF` in its place.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Home(StrEnum):
-    """Where the value of a version is stored."""
+    """Where in Azure Key Vault the value of a version is stored."""
 
     POINTER = "pointer"
     """In the secret of the pointers, after the pointer that brought it."""
@@ -88,7 +88,7 @@ class Home(StrEnum):
     """In the secret that is the view today, where earlier builds stored values."""
 
     def content_type(self, *, text: bool) -> str:
-        """Return the content type with which such a value is stored."""
+        """Return the content type by which Key Vault marks a value that is stored here, as text or as base64."""
         if self is Home.POINTER:
             return WITH_TEXT_TYPE if text else WITH_BASE64_TYPE
         return TEXT_TYPE if text else BASE64_TYPE
@@ -96,15 +96,15 @@ class Home(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What a pointer records of one version of the value.
+    """What the pointer (the record of versions and labels) holds about one version of the value.
 
     Attributes:
-        number: 1, 2, 3…: the order of the versions, which Key Vault's ids and whole seconds do not give. Negative for a
-            value that no pointer had named, in the order in which such values were disabled.
-        created: Seconds since 1970, by Key Vault's clock.
-        request: The `goatherd.providers.base.Call.request` that wrote it.
+        number: The version's number, 1, 2, 3…, which orders the versions; Key Vault's ids and whole seconds cannot.
+            Negative for a value that no pointer had named, in the order in which such values were disabled.
+        created: When the value was written: seconds since 1970, by Key Vault's clock.
+        request: The `goatherd.providers.base.Call.request` of the call that wrote the value.
         digest: SHA-256 of the value in hex.
-        text: Whether the value is stored as it is; otherwise in base64.
+        text: Whether the value is stored unchanged; False if it is stored in base64.
         home: Where the value is stored.
         disabled: Whether the version was disabled.
     """
@@ -120,7 +120,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pointer(LabelledVersions[VersionId, Entry]):
-    """The versions and labels of one secret, as one record.
+    """The versions and labels of one secret in Azure Key Vault, as one record.
 
     Attributes:
         epoch: 1 for the first pointer, and one more for each following one.
@@ -128,7 +128,8 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         request: The `Call.request` of the call that proposes the pointer.
         versions: The versions of the value.
         labels: The version that each label points at.
-        after_earlier: Whether it follows pointers of `EARLIER_FORMAT`, so that the view can hold values.
+        after_earlier: Whether the pointer follows pointers in the format of earlier builds (`EARLIER_FORMAT`), so that
+            values may be stored in the secret that is now the copy for other readers (the view).
     """
 
     epoch: int
@@ -137,7 +138,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
     after_earlier: bool = False
 
     def describe_version(self, version: VersionId) -> SecretVersion:
-        """Return the description of a version for the caller."""
+        """Return a version of the secret as the `SecretVersion` that callers of the provider get."""
         entry = self.versions[version]
         return SecretVersion(
             id=version,
@@ -148,19 +149,19 @@ class Pointer(LabelledVersions[VersionId, Entry]):
 
     @property
     def next_number(self) -> int:
-        """The number of the next version."""
+        """The number of the next version that is added to the secret."""
         return max((known.number for known in self.versions.values()), default=0) + 1
 
     def newest_first(self) -> list[SecretVersion]:
-        """Return all versions, the highest number first."""
+        """Return all versions of the secret, sorted by number, highest first."""
         return [self.describe_version(version) for version in self._in_order()]
 
     def made_by(self, request: str) -> VersionId | None:
-        """Return the version that an earlier attempt of the same call wrote, if there is one."""
+        """Return the id of the version that the call with `request` has already written, if there is one."""
         return next((version for version, entry in self.versions.items() if entry.request == request), None)
 
     def with_version(self, label: Label, version: VersionId, entry: Entry) -> Pointer:
-        """Return the pointer with one more version, which gets `label`. The oldest unlabelled versions are dropped."""
+        """Return the pointer with one more version, which gets `label`; the oldest unlabelled versions are dropped."""
         grown = replace(
             self,
             versions=MappingProxyType({**self.versions, version: replace(entry, number=self.next_number)}),
@@ -174,7 +175,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         )
 
     def without_value(self, call: Call, version: VersionId) -> Pointer:
-        """Return the pointer with a version marked as disabled; unchanged if it is disabled already.
+        """Return the pointer with a version marked as disabled; a version that is already disabled is not changed.
 
         Raises:
             SecretNotFoundError: No such version.
@@ -187,9 +188,9 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         return replace(self, versions=MappingProxyType({**self.versions, known: off}))
 
     def with_leftover(self, version: VersionId, *, created: int, text: bool, home: Home) -> Pointer:
-        """Return the pointer with a disabled entry for a value that no pointer has named, so that no writer can use it.
+        """Return the pointer with a disabled entry for a value that no pointer listed, so that no writer can add it.
 
-        Of such entries only the latest few are kept, so that any number of leftovers can be destroyed.
+        Only the latest few of such entries are kept, so that any number of unlisted values can be destroyed.
         """
         number = self.epoch - _AFTER_LEFTOVERS
         entry = Entry(number=number, created=created, request="", digest="", text=text, home=home)
@@ -199,7 +200,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         return replace(self, versions=MappingProxyType({**kept, version: entry}))
 
     def with_version_id(self, version: VersionId, created: int) -> Pointer:
-        """Return the pointer with the version id of its own proposal in place of `ITSELF`."""
+        """Return the pointer with the id of the Key Vault version that holds it instead of the placeholder `ITSELF`."""
         if ITSELF not in self.versions:
             return self
         versions = {known: entry for known, entry in self.versions.items() if known != ITSELF}
@@ -228,9 +229,9 @@ class Proposal:
     """One version of the pointer secret: a pointer that has been written, but not necessarily decided.
 
     Attributes:
-        id: Its version id; empty for `BEGINNING`.
-        created: Seconds since 1970, by Key Vault's clock.
-        pointer: The pointer in it.
+        id: The Key Vault version id; empty for `BEGINNING`.
+        created: When it was written: seconds since 1970, by Key Vault's clock.
+        pointer: The proposed pointer, a record of versions and labels.
         is_read: Whether `pointer` was read. If not, only its epoch, parent and request are known: it has not been read
             yet, or is disabled (see `links_of`).
     """
@@ -242,7 +243,7 @@ class Proposal:
 
     @classmethod
     def unread_proposal(cls, version: str, created: int, epoch: int) -> Proposal:
-        """Return a proposal whose outcome is known, without reading its pointer.
+        """Return a proposal that is known to be decided, without reading its pointer from the vault.
 
         The proposal's parent stays empty: only an undecided proposal needs its parent.
         """
@@ -255,11 +256,11 @@ BEGINNING: Final = Proposal(id="", created=0, pointer=NOTHING)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The result of deciding the proposals that were listed.
+    """Which of the listed proposals (pointers that were written) are decided, and which one is still pending.
 
     Attributes:
-        chain: The decided proposals, oldest first, beginning with the start.
-        pending: The earliest proposal that follows the last of them, if it is too recent to be decided.
+        chain: The decided proposals, oldest first, beginning with the one from which the search started.
+        pending: The earliest proposal that follows the last decided one, if it is too recent to be decided.
     """
 
     chain: tuple[Proposal, ...]
@@ -267,7 +268,7 @@ class Decision:
 
     @property
     def last(self) -> Proposal:
-        """The proposal that counts now."""
+        """The newest decided proposal: its pointer is in effect."""
         return self.chain[-1]
 
 
@@ -278,13 +279,14 @@ def decide_proposals(
     now: int,
     settle: int,
 ) -> Decision:
-    """Follow the chain of decided proposals from `start` to its end.
+    """Find which proposed pointers are decided: of those that follow the same one, the earliest wins.
 
     Args:
-        start: A decided proposal.
-        proposals: All that were stored at the time `now`, or later; proposals older than `start` may be missing.
-        now: Key Vault's clock, in seconds, before the proposals were listed.
-        settle: Seconds after a proposal's timestamp after which no proposal with an earlier timestamp can appear.
+        start: A proposal that is known to be decided.
+        proposals: All proposals that were stored at the time `now`, and possibly later ones. Proposals older than
+            `start` may be missing.
+        now: The time by Key Vault's clock before the proposals were listed, in seconds since 1970.
+        settle: How many seconds after a proposal's timestamp no proposal with an earlier timestamp can appear any more.
     """
     listed = list(proposals)
     chain = [start]
@@ -300,12 +302,12 @@ def decide_proposals(
 
 
 def is_version_id(text: object) -> bool:
-    """Return whether `text` is an id as Key Vault assigns them: 32 hexadecimal digits."""
+    """Return whether `text` has the form of a Key Vault version id: 32 hexadecimal digits."""
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
 def encode_value(value: SecretBytes) -> tuple[str, bool]:
-    """Return the string that is stored for a value, and whether it is the value itself: readable text is."""
+    """Encode a secret value as the string that Key Vault stores; return it, and whether it is the plain text."""
     raw = value.reveal()
     try:
         text = raw.decode("utf-8")
@@ -317,7 +319,7 @@ def encode_value(value: SecretBytes) -> tuple[str, bool]:
 
 
 def decode_value(stored: str, entry: Entry) -> SecretBytes:
-    """Decode a stored value, and check its digest.
+    """Decode a value that Key Vault stores as text or base64, and check its digest.
 
     Raises:
         DamagedRecordError: The value is not the one that was written.
@@ -329,7 +331,7 @@ def decode_value(stored: str, entry: Entry) -> SecretBytes:
 
 
 def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
-    """Decode a stored value for which no pointer has a digest.
+    """Decode a stored value that the record of versions does not list, so that no digest can be checked.
 
     Raises:
         DamagedRecordError: The value is not base64.
@@ -341,17 +343,17 @@ def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
 
 
 def encode_pointer(pointer: Pointer) -> str:
-    """Return the string that is stored for a pointer: one line."""
+    """Encode a pointer (the record of versions and labels) as one line of text, as it is stored."""
     return _encode_content(POINTER_FORMAT, _pointer_content(pointer))
 
 
 def value_after_pointer(stored: str) -> str:
-    """Return the value that is stored after a pointer."""
+    """Return the value that is stored in the same Key Vault version as a pointer, after the pointer's line."""
     return stored.partition("\n")[2]
 
 
 def decode_pointer(stored: str) -> Pointer:
-    """Decode a stored pointer, which may be followed by a value.
+    """Decode a stored pointer (the record of versions and labels); a value may follow it in the same string.
 
     Raises:
         ForeignRecordError: Goatherd did not write the record.
@@ -379,10 +381,10 @@ def decode_pointer(stored: str) -> Pointer:
 
 
 def tags_of(pointer: Pointer) -> dict[str, str]:
-    """Return the tags of a pointer: at most 15.
+    """Return the Key Vault tags for a pointer (the record of versions and labels), at most 15.
 
-    Most tags are for humans only. The others repeat what a pointer with a value adds: if the value is destroyed, the
-    pointer is disabled with it, and its content is rebuilt from the tags. Nothing else is decided by them.
+    Most tags are for humans only. The others repeat what a pointer that is stored together with a value adds to the
+    record. If that value is destroyed, the pointer is disabled with it, and its content is rebuilt from these tags.
     """
     tags = {_EPOCH_TAG: str(pointer.epoch), _PARENT_TAG: pointer.parent or _NO_PARENT}
     if (brought := pointer.versions.get(ITSELF)) is not None:
@@ -393,12 +395,12 @@ def tags_of(pointer: Pointer) -> dict[str, str]:
 
 
 def value_tags(number: int, request: str) -> dict[str, str]:
-    """Return the tags of a version that holds a value."""
+    """Return the Key Vault tags for a version that holds a value and no pointer."""
     return {NUMBER_TAG: str(number), REQUEST_TAG: request}
 
 
 def links_of(version: str, created: int, tags: Mapping[str, str]) -> Proposal:
-    """Return what the tags of a disabled proposal say of it.
+    """Return a disabled proposal with what its tags contain: its parent, epoch and request, but no versions and labels.
 
     Raises:
         ForeignRecordError: The tags are not those of a proposal.

@@ -1,4 +1,4 @@
-"""Secrets as files: the default store, which needs no server and no account.
+"""The file store: secrets as files. It is the default store, and needs no server and no account.
 
 - `provider`: `FileSecretProvider`, its address, its asyncio code and its errors.
 - `layout`: the layout of a secret's directory and the order of writes.

@@ -1,4 +1,4 @@
-"""Keep one secret in a directory, written in such an order that a crash at any system call leaves the old or new state.
+"""Store one secret in a directory, with writes in such an order that a crash at any point leaves the old or new state.
 
 These are the synchronous steps of the file provider; `goatherd.providers.file.provider` adds asyncio, retries and the
 errors for `OSError`. The layout of ``base/secret_id/``, all files 0600 in a directory of 0700::
@@ -14,10 +14,10 @@ Rules:
 - A reader syncs the directory before it uses a manifest: if the writer died before its own sync, a power failure could
   bring the previous manifest back after the reader has acted on the new one.
 - Readers take no lock: they read the manifest, then the value, and start again if the manifest changed in between.
-- A killed writer can leave a value that the manifest does not name. `versions` lists it, `read` takes its number, and
-  the next writer removes it under the lock.
-- Values without a manifest are damage, not a missing secret: an empty manifest is written before the first value and
-  removed after the last.
+- A killed writer can leave a value that the manifest does not name. `versions` lists such a value, `read` can read it
+  by its number, and the next writer removes it under the lock.
+- A directory that has values but no manifest is a damaged secret, not a missing one: an empty manifest is written
+  before the first value and removed after the last.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ Durable = dict[str, tuple[int, ...]]
 
 
 class LockHeldError(Exception):
-    """Another writer holds the lock or replaced the directory: the caller tries again."""
+    """Another writer holds the lock of a secret's directory or replaced the directory; the caller must try again."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A secret's open directory: its descriptor, its parent's descriptor, and its name in the parent."""
+    """The open directory of a secret: its file descriptor, its parent's descriptor, and its name in the parent."""
 
     descriptor: int
     parent: int
@@ -99,15 +99,17 @@ class _Opened:
 
 
 class SecretDirectory:
-    """The directory of one secret, used for one call.
+    """Reads and changes the directory of one secret in the file store, during one provider call.
 
-    Every method may raise `OSError`, and `UnavailableError` for damage; those that write raise `LockHeldError`.
+    Every method may raise `OSError`, and `UnavailableError` if a file is damaged; methods that write may raise
+    `LockHeldError`.
 
     Args:
-        call: The provider call.
-        base: The parent directory.
-        system: The operating system calls.
-        durable: For each path, the last manifest that this process knows to be synced; shared by its calls.
+        call: The provider call that uses the directory.
+        base: The base directory, which contains the secret's directory.
+        system: The functions of the operating system that are called.
+        durable: For each path, the last manifest (record of versions and labels) that this process knows to be synced
+            to disk; shared by all its calls.
     """
 
     def __init__(self, call: Call, base: str, system: System, durable: Durable | None = None) -> None:
@@ -120,7 +122,7 @@ class SecretDirectory:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def read_version(self, at: Label | VersionId) -> SecretValue:
-        """Return a version with its value."""
+        """Read one version of the secret with its value, by label or id."""
         for _ in range(_ATTEMPTS):
             with self._open_directory() as here:
                 raw, ledger = self._load_record(here)
@@ -142,7 +144,7 @@ class SecretDirectory:
         raise self._call.error(UnavailableError, "the secret changed faster than it could be read")
 
     def list_versions(self) -> list[SecretVersion]:
-        """List the versions, newest first, including values that a killed writer left."""
+        """List the versions of the secret, newest first, including values that a killed writer left."""
         with self._open_directory() as here:
             _, ledger = self._load_record(here)
             ledger.must_exist(self._call)
@@ -166,7 +168,7 @@ class SecretDirectory:
                 return [found[number] for number in sorted(found, reverse=True)]
 
     def _find_leftovers(self, here: _Opened, ledger: VersionedRecord) -> set[int]:
-        """Return the numbers of the stored values that the record `ledger` does not name."""
+        """Return the numbers of the stored values that the secret's record `ledger` does not list."""
         names = (VALUE.fullmatch(name) for name in self._system.list_names(here.descriptor))
         return {int(name[1]) for name in names if name is not None} - _living_numbers(ledger)
 
@@ -185,32 +187,32 @@ class SecretDirectory:
     # --- writing --------------------------------------------------------------------------------------------------
 
     def create_secret(self, value: SecretBytes, label: Label, now_ms: int) -> SecretVersion:
-        """Create the secret."""
+        """Create the secret's directory with a first version."""
         self._make_directory()
         return self._add_version(
             value, now_ms, lambda ledger, entry: ledger.with_first_version(self._call, entry, label)
         )
 
     def write_version(self, value: SecretBytes, label: Label, expected: VersionId | None, now_ms: int) -> SecretVersion:
-        """Add a version and move `label` to it."""
+        """Add a version to the secret and move `label` to it."""
         return self._add_version(
             value, now_ms, lambda ledger, entry: ledger.with_version(self._call, entry, label, expected)
         )
 
     def move_label(self, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        """Move `label`."""
+        """Move `label` to another version of the secret."""
         with self._lock_directory() as here:
             _, ledger = self._load_and_clean(here)
             self._replace_record(here, ledger.with_label(self._call, label, version, expected))
 
     def remove_label(self, label: Label, expected: VersionId) -> None:
-        """Remove `label` from the version that has it."""
+        """Remove `label` from the version of the secret that has it."""
         with self._lock_directory() as here:
             _, ledger = self._load_and_clean(here)
             self._replace_record(here, ledger.without_label(self._call, label, expected))
 
     def destroy_version(self, version: VersionId) -> None:
-        """Remove a value from the manifest, then delete its file."""
+        """Destroy a version's value: mark it in the manifest (the record of versions), then delete its file."""
         with self._lock_directory() as here:
             _, ledger = self._load_record(here)
             is_left = parse_number(version) in self._find_leftovers(here, ledger)
@@ -223,7 +225,7 @@ class SecretDirectory:
                 self._remove_leftovers(here, changed)
 
     def delete_secret(self) -> None:
-        """Delete the secret: readers lose it in one step, then its files are deleted."""
+        """Delete the secret: one step hides it from all readers, then its files are deleted."""
         with self._lock_directory() as here:
             _, ledger = self._load_and_clean(here)
             ledger.must_exist(self._call)
@@ -239,7 +241,7 @@ class SecretDirectory:
             self._system.sync_file(here.parent)
 
     def reserve_room(self) -> None:
-        """Create the reserve file if it is missing, so that a command's writes have space on a disk that runs full.
+        """Create the secret's reserve file if it is missing: space that a command can use if the disk becomes full.
 
         A write that finds the disk full deletes the file and tries once more.
         """
@@ -255,7 +257,7 @@ class SecretDirectory:
             self._system.sync_file(here.descriptor)
 
     def _forget_reserve(self, here: _Opened) -> bool:
-        """Delete the reserve file; return whether there was one."""
+        """Delete the reserve file, which frees disk space; return whether there was one."""
         try:
             self._system.unlink_file(RESERVE, here.descriptor)
         except FileNotFoundError:
@@ -287,7 +289,7 @@ class SecretDirectory:
             return changed.describe_version(number)
 
     def _replace_record(self, here: _Opened, ledger: VersionedRecord) -> None:
-        """Replace the manifest: the commit point of every change."""
+        """Replace the manifest (the record of versions and labels) atomically: this commits a change of the secret."""
         self._write_new(here, NEW_MANIFEST, encode_record(ledger, FORM))
         try:
             self._system.rename_file(NEW_MANIFEST, MANIFEST, here.descriptor)
@@ -319,19 +321,19 @@ class SecretDirectory:
             raise
 
     def _remove_quietly(self, here: _Opened, name: str) -> None:
-        """Remove a value whose commit failed, unless readers see the commit after all."""
+        """Delete the file of a value whose commit failed, unless the manifest that readers see lists it after all."""
         with contextlib.suppress(OSError, UnavailableError, ProviderConfigurationError):
             _, ledger = self._load_record(here)
             self._remove_leftovers(here, ledger, only=name)
 
     def _load_and_clean(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
-        """Return the manifest, after removing the values that a killed writer left. The caller holds the lock."""
+        """Read the secret's manifest, and delete the values that a killed writer left. The caller holds the lock."""
         raw, ledger = self._load_record(here)
         self._remove_leftovers(here, ledger)
         return raw, ledger
 
     def _remove_leftovers(self, here: _Opened, ledger: VersionedRecord, *, only: str | None = None) -> None:
-        """Remove value files that the record `ledger` does not name; files of other tools are kept."""
+        """Delete value files that the secret's record `ledger` does not list; files of other tools are kept."""
         live = {f"{number}.value" for number in _living_numbers(ledger)}
         removed = False
         for name in self._system.list_names(here.descriptor):
@@ -345,7 +347,7 @@ class SecretDirectory:
     # --- the files ------------------------------------------------------------------------------------------------
 
     def _load_record(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
-        """Return the manifest's bytes (None if there is no manifest) and the record in it."""
+        """Read the manifest; return its bytes (None if there is none) and the record of versions and labels in it."""
         for _ in range(_ATTEMPTS):
             try:
                 raw, seen = self._content_and_identity(here, MANIFEST, _MAX_MANIFEST_BYTES)
@@ -362,7 +364,7 @@ class SecretDirectory:
         raise self._damaged_error(f"{MANIFEST} is missing although the directory holds values")
 
     def _make_durable(self, here: _Opened, seen: tuple[int, ...]) -> None:
-        """Make sure that the manifest that was read survives a power failure."""
+        """Sync the manifest that was read, so that it survives a power failure."""
         if self._durable.get(self._path) == seen:
             return
         try:
@@ -377,7 +379,7 @@ class SecretDirectory:
         return self._content_and_identity(here, name, limit)[0]
 
     def _content_and_identity(self, here: _Opened, name: str, limit: int) -> tuple[bytes, tuple[int, ...]]:
-        """Return a file's bytes, and attributes that tell it apart from any file that replaces it."""
+        """Read a file; return its bytes, and attributes that tell it apart from any file that replaces it."""
         descriptor = self._system.open_read(name, here.descriptor)
         try:
             status = self._system.file_status(descriptor)
@@ -393,7 +395,7 @@ class SecretDirectory:
 
     @contextlib.contextmanager
     def _open_directory(self) -> Iterator[_Opened]:
-        """Open the secret's directory from the base directory down, and check each step.
+        """Open the secret's directory, beginning at the base directory, and check each component of the path.
 
         Raises:
             SecretNotFoundError: The directory does not exist.
@@ -422,7 +424,7 @@ class SecretDirectory:
 
     @contextlib.contextmanager
     def _lock_directory(self) -> Iterator[_Opened]:
-        """Open the directory and take its lock."""
+        """Open the secret's directory and take its lock."""
         with self._open_directory() as here:
             try:
                 lock = self._system.open_lock(LOCK, here.descriptor)
@@ -446,7 +448,7 @@ class SecretDirectory:
                 self._system.close_file(lock)
 
     def _make_directory(self) -> None:
-        """Create missing directories, each with mode 0700 and synced before the next."""
+        """Create missing directories on the path to the secret, each with mode 0700 and synced before the next one."""
         missing: list[str] = []
         path = self._base
         while not os.path.lexists(path):
@@ -485,7 +487,7 @@ class SecretDirectory:
         if status.st_uid != self._system.effective_user():
             raise self._configuration_error(
                 f"{path} belongs to user {status.st_uid}, this process runs as {self._system.effective_user()}",
-                hint="Run as its owner, or give it to this user with chown.",
+                hint="Run as the owner of the file, or change its owner with chown.",
             )
         if status.st_mode & _OTHERS:
             raise self._configuration_error(
@@ -501,7 +503,8 @@ class SecretDirectory:
             )
         if status.st_uid not in (0, self._system.effective_user()):
             raise self._configuration_error(
-                f"{path} belongs to user {status.st_uid}", hint="Use a directory of this user's or root's."
+                f"{path} belongs to user {status.st_uid}, not to this user or root",
+                hint="Use a directory that this user or root owns.",
             )
 
     def _not_a_directory(self) -> ProviderConfigurationError:

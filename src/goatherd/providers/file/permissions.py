@@ -1,6 +1,6 @@
 """Write the commands that give a secret of the file store its owners and modes, for each role.
 
-Pure: it takes a role and an address and returns commands to paste. The provider itself checks the modes.
+Pure: the module takes a role and an address, and returns commands to paste. `provider` checks the modes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.addresses import split_path
-from goatherd.providers.permissions import check_role
-from goatherd.providers.values import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD, check_role
 
 _PURPOSE: Final = {
     "server": "reads the identity; needs no right to write, and the file system may be mounted read-only",
@@ -23,9 +22,9 @@ _COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
 def policy(role: str, secret: str) -> str:
-    """Return the commands that give a secret of the file store its owner and modes.
+    """Return the shell commands that set owner and mode of a secret in the file store for a server, rotator or admin.
 
-    One user must own all of a secret, so a server that must not write gets a read-only mount.
+    All files of a secret must belong to one user, so a server that must not write gets a read-only mount.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
@@ -43,7 +42,7 @@ def policy(role: str, secret: str) -> str:
     # (tests/unit/cli/test_policy.py::test_a_name_that_a_shell_would_read_is_refused).
     checked = [component.replace(ORG_FIELD, "x") for component in components]
     if wrong or len(components) < 2 or not all(_COMPONENT.fullmatch(one) and one.strip(".") for one in checked):
-        raise ConfigurationError(f"not a file address: {secret[:200]!r}", hint="Such as file:///srv/keys/root.")
+        raise ConfigurationError(f"{secret[:200]!r} is not a file address", hint="Such as file:///srv/keys/root.")
     base, _ = split_path(path, example="Such as file:///srv/keys/root.")
     directory = path.replace(ORG_FIELD, "$ORG")
     lines = [

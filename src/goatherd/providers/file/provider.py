@@ -1,22 +1,22 @@
-"""Keep secrets as files: the default store, which needs no server and no account.
+"""Store secrets as files. This is the default store; it needs no server and no account.
 
-This module has the provider's address, its asyncio code and its errors; `goatherd.providers.file.layout` has the
-layout and the order of writes. File system calls run in a thread. No thread ever blocks on a lock: the provider tries
-the lock again after a pause, so that deadlines and cancellations always take effect.
+This module has the provider's address, its asyncio code and its errors; `goatherd.providers.file.layout` has the layout
+and the order of writes. File system calls run in a separate thread if an event loop is running, otherwise in the
+caller's thread (`goatherd.event_loop`). No thread blocks on a lock: the provider tries to take the lock again after a
+pause, so that deadlines and cancellations always take effect.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from goatherd.clock import Clock
+from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
     ConfigurationError,
     ProviderAccessDeniedError,
@@ -24,10 +24,10 @@ from goatherd.errors import (
     ProviderError,
     UnavailableError,
 )
+from goatherd.event_loop import find_running_loop
 from goatherd.files import SUPPORTED, System
 from goatherd.providers.addresses import AddressForm, parse_config, path_of_uri, split_path
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
-from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.file.layout import (
     FULL,
@@ -41,6 +41,9 @@ from goatherd.providers.file.layout import (
     SecretDirectory,
 )
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 Result = TypeVar("Result")
 
@@ -56,21 +59,21 @@ _RANDOM = secrets.SystemRandom()
 
 
 class FileSecretProvider(SecretProvider):
-    """Keep secrets in a directory of this machine.
+    """Store secrets in a directory of this machine.
 
     Address: ``file:///srv/keys/root``: the secret ``root`` in the base directory ``/srv/keys``. With ``{org}`` in a
         component, the base ends before that one: ``file:///srv/keys/{org}/root``. Missing directories are made by
         `create` only.
     Credentials: the user that the process runs as.
-    Permissions: the secret's directory belongs to that user, mode 0700, its files 0600; what others could look into
-        or replace is refused, and the error says what to chmod. A reader needs no right to write.
-    Guarantees: compare-and-swap between all processes of the machine, strong reads, every version kept until
-        destroyed, durable once a call has returned, a read included. A rotation reserves room for its writes before it
-        begins. On a local file system: a network file system's locks and renames
-        are not promised.
+    Permissions: the secret's directory belongs to that user, mode 0700, its files 0600; files that
+        others could read or replace are rejected, and the error names the chmod. A reader needs no write access.
+    Guarantees: compare-and-swap between all processes of the machine, and strong reads. Every version is kept until it
+        is destroyed. What a call has written or read is durable once it has returned. A rotation reserves space for its
+        writes before it begins. This holds on local file systems only.
     """
 
     scheme = "file"
+    needs_event_loop = False
     confirms_labels = False
 
     def __init__(
@@ -87,6 +90,7 @@ class FileSecretProvider(SecretProvider):
         self.base = str(base)
         self._system = system or System()
         self._durable: Durable = {}
+        self._system_clock = SystemClock()
         self._guarantees = Guarantees(
             cas=True,
             read_consistency=ReadConsistency.STRONG,
@@ -102,7 +106,8 @@ class FileSecretProvider(SecretProvider):
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
         """Return a provider and the secret id from ``{"provider": "file", "secretId": "/srv/keys/root"}``.
 
-        With ``"directory": "/srv/keys"``, the secret id is relative to it. A region is ignored.
+        The secret id is an absolute path, or relative to the member ``directory``, such as ``/srv/keys``. A region is
+        ignored.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -131,14 +136,14 @@ class FileSecretProvider(SecretProvider):
                 raise ConfigurationError(f"the file store keeps the name {component!r} for its own use")
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return whether the process may write, and whether there is space. See `capabilities`."""
+        """Check whether the process may write to the secret's directory and the disk has space; return the findings."""
         call = self._start_call("diagnose", secret_id)
         return await self._run_call(
             call, lambda now: self._run_blocking(now, lambda _: self._diagnose_secret(secret_id))
         )
 
     async def reserve(self, secret_id: str) -> None:
-        """Reserve 128 KiB of the disk, which a write uses if the disk is full. See `capabilities`."""
+        """Reserve 128 KiB of disk space for a secret; a later write uses it if the disk is full."""
         call = self._start_call("reserve", secret_id)
         await self._run_call(call, lambda now: self._run_change(now, lambda secret: secret.reserve_room()))
 
@@ -173,10 +178,11 @@ class FileSecretProvider(SecretProvider):
         return await self._run_blocking(call, lambda secret: secret.list_versions())
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Delete the version's file. Its content is not overwritten.
+        """Delete the file with a version's value. Its content is not overwritten.
 
-        On journals, copy-on-write file systems, snapshots and SSDs the old blocks may stay readable for a process
-        with the raw device, and overwriting would not change that: use an encrypted volume, and backups that expire.
+        On SSDs, and with journals, copy-on-write file systems or snapshots, a process that reads the raw device may
+        still find the old blocks, and overwriting would not change that: use an encrypted volume, and backups that
+        expire.
         """
         await self._run_change(call, lambda secret: secret.destroy_version(version))
 
@@ -184,7 +190,7 @@ class FileSecretProvider(SecretProvider):
         await self._run_change(call, lambda secret: secret.delete_secret())
 
     async def _run_change(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
-        """Run `work`, and retry while another writer holds the lock."""
+        """Run the change `work` of a secret, and retry it while another writer holds the secret's lock."""
         while True:
             try:
                 return await self._run_blocking(call, work)
@@ -192,7 +198,7 @@ class FileSecretProvider(SecretProvider):
                 call.waits.append(f"another writer holds the lock of {self.base.rstrip('/')}/{call.secret_id}")
                 del call.waits[:-1]
             # Not the provider's clock: this waits for another process, whose time no test turns.
-            await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
+            await self._system_clock.sleep(timedelta(seconds=_RANDOM.uniform(0.001, _LONGEST_PAUSE)))
 
     async def _run_blocking(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
         if not SUPPORTED:
@@ -200,11 +206,20 @@ class FileSecretProvider(SecretProvider):
                 ProviderConfigurationError, "the file store needs POSIX locks, which this system does not have"
             )
         secret = SecretDirectory(call, self.base, self._system, self._durable)
-        running = asyncio.get_running_loop().run_in_executor(None, work, secret)
         try:
-            return await asyncio.shield(running)
+            loop = find_running_loop()
+            return work(secret) if loop is None else await self._run_in_thread(loop, lambda: work(secret))
         except OSError as error:
             raise self._translate_error(call, error) from error
+
+    async def _run_in_thread(self, loop: AbstractEventLoop, work: Callable[[], Result]) -> Result:
+        import asyncio  # here, since a short command has no event loop and does not import it
+
+        from goatherd.providers.cancellation import retrieve_outcome
+
+        running = loop.run_in_executor(None, work)
+        try:
+            return await asyncio.shield(running)
         except asyncio.CancelledError:
             # A thread cannot be stopped. Its few system calls end soon; when they have, the outcome is settled.
             running.add_done_callback(retrieve_outcome)
@@ -212,7 +227,7 @@ class FileSecretProvider(SecretProvider):
             raise
 
     def _existing_parent(self) -> str:
-        """Return the base directory, or its nearest existing parent."""
+        """Return the store's base directory or, if that is missing, its nearest existing parent."""
         path = Path(self.base)
         return str(next((each for each in (path, *path.parents) if os.path.isdir(each)), path))  # noqa: PTH112
 

@@ -1,7 +1,7 @@
 """Parse the address of a secret in Google Secret Manager, ``gcp://PROJECT/SECRET?option=…``, and its resource names.
 
-Pure. When a resource name in an answer is compared with the requested one, the project is ignored: the address may
-give the project's id where the service answers with the project's number.
+Pure. When a resource name in an answer is compared with the requested one, the project is ignored, because the service
+answers with the project's number even if the address has the project's id.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _RESOURCE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GCPAddress:
-    """A Google Cloud project, and how to reach its secrets.
+    """A project of Google Cloud, and how to reach its secrets in Secret Manager.
 
     Attributes:
         project: The project's id or number.
         location: The region of a regional secret; None for a global one.
         endpoint: ``host`` or ``host:port`` of the API, if not Google's public one (Private Service Connect).
-        replication: The locations for a secret created here; empty for Google's automatic choice.
+        replication: The locations that store a secret that Goatherd creates; empty for Google's automatic choice.
     """
 
     project: str
@@ -51,24 +51,30 @@ class GCPAddress:
     replication: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check all parts of the address.
+        """Check project, location, endpoint and replication of the address.
 
         Raises:
             ConfigurationError: A part is invalid.
         """
         if not _PROJECT.fullmatch(self.project):
-            raise ConfigurationError(f"not a Google Cloud project: {self.project[:100]!r}", hint=FORM.example)
+            raise ConfigurationError(
+                f"{self.project[:100]!r} is not a valid name for a Google Cloud project", hint=FORM.example
+            )
         for location in ([] if self.location is None else [self.location]) + list(self.replication):
             if not _LOCATION.fullmatch(location):
-                raise ConfigurationError(f"not a Google Cloud location: {location[:50]!r}", hint=FORM.example)
+                raise ConfigurationError(
+                    f"{location[:50]!r} is not a valid name for a Google Cloud location", hint=FORM.example
+                )
         if self.endpoint is not None and not _ENDPOINT.fullmatch(self.endpoint):
-            raise ConfigurationError(f"not an endpoint: {self.endpoint[:100]!r}", hint="Write host or host:port.")
+            raise ConfigurationError(
+                f"{self.endpoint[:100]!r} is not a valid endpoint", hint="Write host or host:port."
+            )
         if self.location is not None and self.replication:
             raise ConfigurationError("a regional secret is not replicated: give location or replication, not both")
 
     @property
     def host(self) -> str:
-        """The API's host name. Each region has its own for regional secrets.
+        """The host name of the Secret Manager API; each region has its own host for regional secrets.
 
         https://docs.cloud.google.com/secret-manager/regional-secrets/create-regional-secret
         """
@@ -78,23 +84,23 @@ class GCPAddress:
 
     @property
     def parent(self) -> str:
-        """The resource name under which the secret is created."""
+        """The resource name under which the secret is created: the project, or a location in the project."""
         return f"projects/{self.project}" + ("" if self.location is None else f"/locations/{self.location}")
 
     def secret_name(self, secret_id: str) -> str:
-        """Return the secret's resource name."""
+        """Return the secret's resource name, such as ``projects/my-project/secrets/goatdb-root``."""
         return f"{self.parent}/secrets/{secret_id}"
 
     def version_name(self, secret_id: str, version: str | int) -> str:
-        """Return the resource name of a version, by number or by alias."""
+        """Return the resource name of a version of the secret, which is named by its number or by an alias."""
         return f"{self.secret_name(secret_id)}/versions/{version}"
 
     def is_secret(self, name: str, secret_id: str) -> bool:
-        """Return whether a resource name in an answer is this secret's."""
+        """Return whether a resource name in an answer of the API is that of the given secret."""
         return self._parse_name(name, secret_id) == ""
 
     def number_in(self, name: str, secret_id: str) -> int | None:
-        """Return the version number in a resource name from an answer; None if it is not a version of this secret."""
+        """Return the version number in a resource name from an answer; None if it is not the secret's version."""
         found = self._parse_name(name, secret_id)
         return parse_number(found) if found else None
 
@@ -106,32 +112,32 @@ class GCPAddress:
 
 
 def parse_number(text: str) -> int | None:
-    """Return the version number that `text` denotes; None if `text` is not a version id of this store."""
+    """Parse the id of a version in Google Secret Manager, a whole number; None if `text` has another form."""
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def check_name(secret_id: str) -> None:
-    """Check a secret's name by the service's rule: 1 to 255 letters, digits, ``_`` and ``-``.
+    """Check the name of a secret by Google's rule: 1 to 255 letters, digits, ``_`` and ``-``.
 
     Raises:
         ConfigurationError: The name breaks the rule.
     """
     if not _SECRET.fullmatch(secret_id):
         raise ConfigurationError(
-            f"not a name for a secret at Google: {secret_id[:255]!r}",
+            f"{secret_id[:255]!r} is not a valid name for a Google secret",
             hint="Use A-Z a-z 0-9 _ - only: no slash and no dot, also not in an organization's id.",
         )
 
 
 def parse_uri(uri: str) -> tuple[GCPAddress, str]:
-    """Return the address and the secret id that `uri` names; the id may contain ``{org}``.
+    """Parse a ``gcp://`` URI into a project's address and a secret id; the id may contain ``{org}``.
 
     Raises:
-        ConfigurationError: The URI does not have the form above, or an option is unknown or repeated.
+        ConfigurationError: The URI is not ``gcp://PROJECT/SECRET``, or an option is unknown or repeated.
     """
     parsed = addresses.parse_uri(FORM, uri)
     if not parsed.host or "/" in parsed.path:
-        raise FORM.error("it must name a project and a secret without a slash")
+        raise FORM.error("it must name a project and a secret, and the secret's name must not contain a slash")
     given = parsed.options
     replication = tuple(given["replication"].split(",")) if "replication" in given else ()
     return (
@@ -146,10 +152,10 @@ def parse_uri(uri: str) -> tuple[GCPAddress, str]:
 
 
 def parse_config(config: Mapping[str, object], environment: Mapping[str, str]) -> tuple[GCPAddress, str]:
-    """Return the address and the id from ``{"provider": "gcp", "project": "my-project", "secretId": "goatdb-root"}``.
+    """Parse a ``cloudConfig`` like ``{"provider": "gcp", "project": "p", "secretId": …}`` into address and secret id.
 
-    The secret id may be the full name, ``projects/my-project/secrets/goatdb-root``. Without a project in either,
-    GOOGLE_CLOUD_PROJECT is taken. A ``region`` means a regional secret.
+    The secret id may be the full name, ``projects/p/secrets/goatdb-root``. If neither names a project, the environment
+    variable GOOGLE_CLOUD_PROJECT does. With a ``region``, the secret is a regional one.
 
     Raises:
         ConfigurationError: An option is missing, of the wrong kind, contradicts another, or is unknown.
@@ -171,7 +177,7 @@ def parse_config(config: Mapping[str, object], environment: Mapping[str, str]) -
 
 
 def parse_resource(name: str) -> tuple[str, str | None, str] | None:
-    """Return the project, location and secret id in a secret's full resource name; None for another string."""
+    """Parse the full resource name of a Google secret into project, location and secret id; None for another string."""
     match = _RESOURCE.fullmatch(name)
     if match is None or match["version"] is not None:
         return None

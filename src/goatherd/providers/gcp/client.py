@@ -1,23 +1,19 @@
 """Call Google Secret Manager through its asynchronous SDK: one method for each API call that Goatherd makes.
 
 `SecretManagerAPI` sends one request and returns the checked answer or raises one of Goatherd's errors. It does not
-retry (`goatherd.providers.base` does) and has no rules for labels. An answer counts as damaged until its names, state
-and checksum have been checked; a damaged answer raises `UnavailableError` and is never reported as a missing secret.
+retry (`goatherd.providers.base` does) and has no rules for labels. The names, the state and the checksum in every
+answer are checked; a damaged answer raises `UnavailableError` and is never reported as a missing secret.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-import google.auth
 import google_crc32c
 from google.api_core import exceptions as sdk
-from google.api_core.client_options import ClientOptions
 from google.auth.credentials import Credentials
 from google.cloud.secretmanager_v1 import SecretManagerServiceAsyncClient as Client
 from google.cloud.secretmanager_v1 import types as wire
@@ -29,6 +25,7 @@ from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
 from goatherd.errors import SecretNotFoundError, UnavailableError
 from goatherd.providers.base import Call
 from goatherd.providers.gcp.address import GCPAddress
+from goatherd.providers.gcp.connection import Connection, first_page
 from goatherd.providers.gcp.problem import EtagMovedError, status_of, translate_error
 from goatherd.providers.values import Label, SecretBytes, SecretVersion, VersionId, VersionState
 
@@ -37,20 +34,11 @@ Answer = TypeVar("Answer")
 # SECURITY: the SDK logs requests and answers, values too, where its loggers are let
 # (tests/contract/gcp/test_answers.py::test_the_sdk_logs_no_value).
 _NOISY: Final = ("google", "google.cloud.secretmanager_v1", Client.__module__, Transport.__module__)
-SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
 PAGE: Final = 250
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _MOVED: Final = frozenset({"FAILED_PRECONDITION", "ABORTED"})
-# gRPC waits a second after a connection broke, longer than our first retries take.
-_CHANNEL: Final = (
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-)
 _STATES: Final = {
     wire.SecretVersion.State.ENABLED: VersionState.ENABLED,
     wire.SecretVersion.State.DISABLED: VersionState.DISABLED,
@@ -60,20 +48,20 @@ _STATES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secret:
-    """The used fields of the API's resource `Secret`."""
+    """The fields of Google Secret Manager's resource `Secret` that Goatherd uses: etag, aliases and annotations."""
 
     etag: str
     aliases: Mapping[str, int]
     annotations: Mapping[str, str]
 
     def labels_of(self, number: int) -> frozenset[Label]:
-        """Return the labels that point at version `number`."""
+        """Return the labels (aliases) that point at version `number` of the secret."""
         return frozenset(Label(alias) for alias, target in self.aliases.items() if target == number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """The used fields of the API's resource `SecretVersion`; `doomed` if it is destroyed or will be at a set time."""
+    """The fields of Google's resource `SecretVersion` that Goatherd uses. `doomed`: destroyed, or scheduled to be."""
 
     number: int
     created_ms: int
@@ -81,11 +69,11 @@ class Version:
     doomed: bool
 
     def describe_version(self, labels: frozenset[Label], *, is_left: bool = False) -> SecretVersion:
-        """Return the description of the version for the caller.
+        """Return the version as the `SecretVersion` that callers of the provider get.
 
         Args:
             labels: The labels that point at the version.
-            is_left: Whether a note says that a writer that died has left the version.
+            is_left: Whether the secret's annotations list the version as left by a writer that died.
         """
         return SecretVersion(
             id=VersionId(self.number),
@@ -97,28 +85,24 @@ class Version:
 
 
 class SecretManagerAPI:
-    """The API's methods. Each raises `goatherd.errors`; `goatherd.providers.gcp.problem` translates them."""
+    """Calls the API of Google Secret Manager and raises Goatherd's errors, which `problem` makes from the SDK's."""
 
     def __init__(self, address: GCPAddress, credentials: Credentials | None, timeout: timedelta) -> None:
         self._address = address
-        self._credentials = credentials
         self._timeout = timeout.total_seconds()
-        self._client: Client | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connection = Connection(Client, Transport, host=address.host, credentials=credentials, quiet=_NOISY)
 
     async def close(self) -> None:
-        """Close the connection, if there is one."""
-        client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
-            await client.transport.close()  # type: ignore[no-untyped-call]
+        """Close the connection to Google Secret Manager, if there is one."""
+        await self._connection.close()
 
     async def get_secret(self, call: Call) -> Secret:
-        """Call GetSecret. It counts against the project's quota of 600 metadata reads a minute."""
+        """Read a secret's etag, aliases and annotations (GetSecret; quota: 600 metadata reads a minute)."""
         request = wire.GetSecretRequest(name=self._secret_name(call))
         return self._checked_secret(call, await self._send_request(call, lambda it: it.get_secret, request))
 
     async def create_secret(self, call: Call, annotations: Mapping[str, str]) -> Secret:
-        """Call CreateSecret, which creates the secret without a version."""
+        """Create a secret without a version in Google Secret Manager (CreateSecret)."""
         body = wire.Secret(annotations=dict(annotations))
         if self._address.replication:
             replicas = [wire.Replication.UserManaged.Replica(location=each) for each in self._address.replication]
@@ -136,12 +120,12 @@ class SecretManagerAPI:
         annotations: Mapping[str, str],
         aliases: Mapping[str, int] | None = None,
     ) -> Secret:
-        """Call UpdateSecret, which succeeds only if the secret's etag is still that of `seen`.
+        """Change a secret's aliases or annotations (UpdateSecret), only if its etag is still that of `seen`.
 
         https://docs.cloud.google.com/secret-manager/docs/etags
 
         Raises:
-            EtagMovedError: The etag has changed.
+            EtagMovedError: The etag has changed: another writer has changed the secret since it was read.
         """
         body = wire.Secret(name=self._secret_name(call), etag=seen.etag, annotations=dict(annotations))
         mask = ["annotations"]
@@ -154,12 +138,12 @@ class SecretManagerAPI:
         )
 
     async def delete_secret(self, call: Call) -> None:
-        """Call DeleteSecret, which deletes the secret with all its versions."""
+        """Delete a secret with all its versions from Google Secret Manager (DeleteSecret)."""
         request = wire.DeleteSecretRequest(name=self._secret_name(call))
         await self._send_request(call, lambda it: it.delete_secret, request, silent=True)
 
     async def add_version(self, call: Call, value: SecretBytes, *, timeout: float) -> Version:
-        """Call AddSecretVersion with the value's CRC32C, which the service checks."""
+        """Add a version to a secret (AddSecretVersion), with the value's CRC32C, which the service checks."""
         data = value.reveal()
         payload = wire.SecretPayload(data=data, data_crc32c=google_crc32c.value(data))
         request = wire.AddSecretVersionRequest(parent=self._secret_name(call), payload=payload)
@@ -169,7 +153,7 @@ class SecretManagerAPI:
         return self._checked_version(call, answer)
 
     async def access_version(self, call: Call, at: str | int) -> tuple[int, SecretBytes]:
-        """Call AccessSecretVersion, by alias or by number. Return the version's number and its value."""
+        """Read a version's value by alias or number (AccessSecretVersion); return the number and the value."""
         name = self._address.version_name(call.secret_id, at)
         request = wire.AccessSecretVersionRequest(name=name)
         answer = await self._send_request(call, lambda it: it.access_secret_version, request)
@@ -186,7 +170,7 @@ class SecretManagerAPI:
         return number, SecretBytes(data)
 
     async def get_version(self, call: Call, number: int) -> Version:
-        """Call GetSecretVersion. It counts against the project's quota of 600 metadata reads a minute."""
+        """Read a version's metadata (GetSecretVersion; the project's quota is 600 metadata reads a minute)."""
         request = wire.GetSecretVersionRequest(name=self._address.version_name(call.secret_id, number))
         found = self._checked_version(call, await self._send_request(call, lambda it: it.get_secret_version, request))
         if found.number != number:
@@ -194,11 +178,11 @@ class SecretManagerAPI:
         return found
 
     async def list_versions(self, call: Call, *, after: int = 0) -> list[Version]:
-        """Call ListSecretVersions. Return the versions with numbers above `after`, newest first."""
+        """List the versions of a secret with numbers above `after`, newest first (ListSecretVersions)."""
         request = wire.ListSecretVersionsRequest(parent=self._secret_name(call), page_size=PAGE)
         found: list[Version] = []
         while True:
-            page = await self._send_request(call, _first_page, request)
+            page = await self._send_request(call, lambda it: first_page(it.list_secret_versions), request)
             listed = [self._checked_version(call, each) for each in page.versions]
             found += [each for each in listed if each.number > after]
             last = page.next_page_token in ("", request.page_token)
@@ -207,17 +191,17 @@ class SecretManagerAPI:
             request.page_token = page.next_page_token
 
     async def destroy_version(self, call: Call, number: int) -> None:
-        """Call DestroySecretVersion. With a `version_destroy_ttl`, it disables the version and destroys it later."""
+        """Destroy a version of a secret; with `version_destroy_ttl`, the service disables it and destroys it later."""
         request = wire.DestroySecretVersionRequest(name=self._address.version_name(call.secret_id, number))
         await self._send_request(call, lambda it: it.destroy_secret_version, request)
 
     async def disable_version(self, call: Call, number: int) -> None:
-        """Call DisableSecretVersion; EnableSecretVersion undoes it."""
+        """Disable a version of a secret (DisableSecretVersion); EnableSecretVersion undoes that."""
         request = wire.DisableSecretVersionRequest(name=self._address.version_name(call.secret_id, number))
         await self._send_request(call, lambda it: it.disable_secret_version, request)
 
     async def granted_permissions(self, call: Call, permissions: Iterable[str]) -> frozenset[str]:
-        """Call TestIamPermissions, which needs no permission, and return those that the credentials have."""
+        """Return the permissions that the credentials have on a secret (TestIamPermissions, which needs none)."""
         request = iam_policy_pb2.TestIamPermissionsRequest(
             resource=self._secret_name(call), permissions=sorted(permissions)
         )
@@ -237,10 +221,10 @@ class SecretManagerAPI:
         compares: bool = False,
         silent: bool = False,
     ) -> Answer:
-        """Send one request with its own deadline and without the SDK's retries."""
+        """Send one request to Google Secret Manager with its own deadline and without the SDK's retries."""
         doing = type(request).__name__.removesuffix("Request")
         try:
-            client = await self._connect_client()
+            client = await self._connection.open()
             answer = await method(client)(request=request, retry=None, timeout=timeout or self._timeout)
             if answer is not None or silent:
                 return answer
@@ -252,20 +236,6 @@ class SecretManagerAPI:
         except Exception as error:  # noqa: BLE001 - the libraries below raise what they like when bytes are cut
             problem = translate_error(call, error, doing=doing)
         raise problem  # outside of the handlers, so that the SDK's exception is not its context
-
-    async def _connect_client(self) -> Client:
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            # In a thread: it reads files, and may ask the metadata server.
-            credentials = self._credentials or await asyncio.to_thread(_default_credentials)
-            if self._client is None or self._loop is not loop:
-                for name in _NOISY:
-                    logger = logging.getLogger(name)
-                    logger.setLevel(max(logger.level, logging.INFO))
-                options = ClientOptions(api_endpoint=self._address.host)
-                self._client = Client(credentials=credentials, transport=_new_transport, client_options=options)
-                self._loop = loop
-        return self._client
 
     # --- one answer -------------------------------------------------------------------------------------------------
 
@@ -292,28 +262,5 @@ class SecretManagerAPI:
 
 
 def not_there(call: Call, version: str) -> SecretNotFoundError:
-    """Return the error for a string that is not a version id of this store."""
+    """Return the "not found" error for a string that is not a version id of Google Secret Manager."""
     return call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
-
-
-def _first_page(client: Client) -> Callable[..., Awaitable[wire.ListSecretVersionsResponse]]:
-    """Return the method without the SDK's pager, which requests further pages itself and fails on a damaged page."""
-
-    async def ask(**arguments: Any) -> wire.ListSecretVersionsResponse:
-        pager = await client.list_secret_versions(**arguments)
-        return await anext(aiter(pager.pages))
-
-    return ask
-
-
-def _default_credentials() -> Credentials:
-    found: Credentials = google.auth.default(scopes=list(SCOPES))[0]
-    return found
-
-
-def _new_transport(**options: Any) -> Transport:
-    return Transport(channel=_new_channel, **options)
-
-
-def _new_channel(host: str, *, options: list[tuple[str, object]], **others: Any) -> Any:
-    return Transport.create_channel(host, options=[*options, *_CHANNEL], **others)

@@ -1,12 +1,13 @@
-"""Keep notes in a secret's annotations: announced changes, completed calls, and leftovers of writers that died.
+"""Keep notes in a secret's annotations: announced changes, completed calls, and versions that killed writers have left.
 
-Annotations exist "to allow client tools to store their own state information" (type `Secret` of the API). They change
-under the same etag as the aliases, so that a label and its note change in one step. Pure: maps in, maps out.
+Annotations exist "to allow client tools to store their own state information" (type `Secret` of the API). One write
+under one etag changes annotations and aliases, so that a label and its note change together. Pure: the module takes and
+returns maps of annotations.
 
 Rules:
-- A writer announces itself before it adds a version, so only one at a time adds one and the newest version is the
-  current one. The etag, not the announcement, decides a race for a label.
-- A missing, foreign or damaged note is ignored.
+- A writer announces itself before it adds a version. So only one writer at a time adds a version, and the newest
+  version is the current one. If two writers move a label, the etag decides.
+- Missing and damaged notes, and annotations that Goatherd did not write, are ignored.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ _ENTRY = re.compile(r"([1-9][0-9]{0,17})=([0-9a-f]{16})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """A note that a writer is adding or destroying a version.
+    """A note in a secret's annotations that a writer is adding or destroying a version.
 
     Attributes:
-        purpose: ``add`` or ``destroy`` a version.
+        purpose: What the writer does with a version: ``add`` or ``destroy``.
         request: The beginning of the writer's `Call.request`.
         nonce: A random string, new each time that the same call announces itself.
-        base: The versions that this writer adds have higher numbers.
+        base: The highest version number before the writer began; versions that it adds have higher numbers.
     """
 
     purpose: str
@@ -50,12 +51,12 @@ class Announcement:
 
 
 def short_request(request: str) -> str:
-    """Return the part of a `Call.request` that is stored in notes."""
+    """Return the beginning of a `Call.request`, by which a secret's annotations identify the writer."""
     return request[:16]
 
 
 def read_announcement(annotations: Mapping[str, str]) -> Announcement | None:
-    """Return the announcement of the writer that is working on the secret; None if there is none."""
+    """Return the announcement of an active writer in a secret's annotations; None if there is none."""
     match = _ANNOUNCEMENT.fullmatch(annotations.get(ANNOUNCED, ""))
     if match is None:
         return None
@@ -65,24 +66,24 @@ def read_announcement(annotations: Mapping[str, str]) -> Announcement | None:
 
 
 def with_announcement(annotations: Mapping[str, str], new: Announcement) -> dict[str, str]:
-    """Return the annotations with `new` in place of any other announcement."""
+    """Return a secret's annotations with the announcement `new`, which replaces any other one."""
     return {**annotations, ANNOUNCED: str(new)}
 
 
 def without_announcement(annotations: Mapping[str, str]) -> dict[str, str]:
-    """Return the annotations without an announcement."""
+    """Return a secret's annotations without a writer's announcement."""
     return {key: text for key, text in annotations.items() if key != ANNOUNCED}
 
 
 def with_done_note(annotations: Mapping[str, str], request: str, number: int) -> dict[str, str]:
-    """Return the annotations without an announcement, and with the note that `request` wrote version `number`."""
+    """Return a secret's annotations with a note that `request` wrote version `number`, and without an announcement."""
     entries = _ENTRY.findall(annotations.get(DONE, ""))[: REMEMBERED - 1]
     noted = [(str(number), short_request(request)), *entries]
     return {**without_announcement(annotations), DONE: " ".join(f"{version}={by}" for version, by in noted)}
 
 
 def written_by(annotations: Mapping[str, str], request: str) -> int | None:
-    """Return the version that `request` wrote, if it is among the last few that are noted."""
+    """Return the number of the version that the call with `request` wrote, if the annotations still note it."""
     for version, by in _ENTRY.findall(annotations.get(DONE, "")):
         if by == short_request(request):
             return int(version)
@@ -90,16 +91,16 @@ def written_by(annotations: Mapping[str, str], request: str) -> int | None:
 
 
 def newest_known(annotations: Mapping[str, str], aliases: Mapping[str, int]) -> int:
-    """Return the highest number of a version that a label points at or that Goatherd has written, or 0."""
+    """Return the highest number of a secret's versions that have a label or that Goatherd wrote; 0 if there is none."""
     return max([0, *aliases.values(), *(int(number) for number, _ in _ENTRY.findall(annotations.get(DONE, "")))])
 
 
 def read_left(annotations: Mapping[str, str]) -> frozenset[int]:
-    """Return the numbers of the versions that were disabled because their writer had died."""
+    """Return the numbers of the versions that a secret's annotations list as left by writers that died."""
     return frozenset(int(number) for number in annotations.get(LEFT, "").split() if _NUMBER.fullmatch(number))
 
 
 def with_left(annotations: Mapping[str, str], numbers: Collection[int]) -> dict[str, str]:
-    """Return the annotations with these versions noted as left by dead writers; at most the newest `MOST_LEFT` stay."""
+    """Return a secret's annotations with versions listed as left by dead writers; the newest `MOST_LEFT` stay."""
     noted = sorted(read_left(annotations).union(numbers))[-MOST_LEFT:]
     return {**annotations, LEFT: " ".join(map(str, noted))}

@@ -1,7 +1,7 @@
 """Write the commands that grant each role the IAM permissions that it needs for one secret, and nothing more.
 
-Pure: it takes a role and an address and returns text to paste. A role has only permissions that
-`goatherd.providers.gcp.provider` uses in that role; tests/contract/gcp/test_policy.py runs the provider under exactly
+Pure: the module takes a role and an address, and returns text to paste. A role has only permissions that
+`goatherd.providers.gcp.provider` uses in that role; tests/contract/gcp/test_policy.py runs the provider with exactly
 these. Permissions: https://docs.cloud.google.com/secret-manager/docs/access-control
 """
 
@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from goatherd.providers.gcp.address import GCPAddress, check_name, parse_uri
-from goatherd.providers.permissions import check_role
-from goatherd.providers.values import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD, check_role
 
 ACCESSOR: Final = "roles/secretmanager.secretAccessor"
 
@@ -39,7 +38,7 @@ _ADMINISTERS: Final = _ROTATES | {"secretmanager.secrets.create", "secretmanager
 
 
 def permissions(role: str) -> frozenset[str]:
-    """Return the IAM permissions that `role` needs.
+    """Return the names of the IAM permissions that a server, rotator or admin needs in Google Secret Manager.
 
     Raises:
         ConfigurationError: There is no such role.
@@ -49,7 +48,8 @@ def permissions(role: str) -> frozenset[str]:
 
 
 def policy(role: str, uri: str) -> str:
-    """Return the ``gcloud`` commands that grant `role` its permissions for one secret, with the custom role's YAML.
+    """Return the ``gcloud`` commands, with a custom role's YAML, that grant a server, rotator or admin access to one
+    secret.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
@@ -102,6 +102,6 @@ def _binding_lines(address: GCPAddress, secret_id: str | None, role: str) -> lis
 
 
 def _account_domain(address: GCPAddress) -> str:
-    """Return the domain of the project's service accounts; for a project ``example.com:name`` the parts are swapped."""
+    """Return the domain of a Google project's service accounts, such as ``p.example.com…`` for ``example.com:p``."""
     domain, separator, name = address.project.partition(":")
     return f"{name}.{domain}.iam.gserviceaccount.com" if separator else f"{domain}.iam.gserviceaccount.com"

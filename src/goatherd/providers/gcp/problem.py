@@ -1,10 +1,10 @@
 """Translate the errors of Google's libraries to Goatherd's.
 
-An error is recognized by its status, never by its class, because the class differs between transports. The service's
-text is quoted only where it cannot hold a value.
+An error is recognized by its status, never by its class, because the class depends on the transport. The service's
+message is quoted only where it cannot contain a secret's value.
 
-SECURITY: an exception of the SDK may carry the request, so it never becomes the cause or the context of ours
-(tests/contract/gcp/test_answers.py::test_no_error_of_the_service_shows_a_value).
+SECURITY: an exception of the SDK may contain the request, so it never becomes the cause or the context of Goatherd's
+error (tests/contract/gcp/test_answers.py::test_no_error_of_the_service_shows_a_value).
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ _FINAL_LOGIN = re.compile(r"invalid_grant|RefreshError|[Rr]eauthentication|unaut
 
 
 class EtagMovedError(Exception):
-    """The secret has changed since it was read: read it again. This error never leaves the provider."""
+    """The secret has changed since it was read; the provider must read it again. Callers never see this error."""
 
 
 def status_of(error: sdk.GoogleAPICallError) -> str:
-    """Return the name of the gRPC status, such as ``NOT_FOUND``."""
+    """Return the name of the gRPC status of a Google SDK error, such as ``NOT_FOUND``."""
     return str(getattr(error.grpc_status_code, "name", "UNKNOWN"))
 
 
 def translate_error(call: Call, error: Exception, *, doing: str, quoting: bool = True) -> ProviderError:
-    """Return Goatherd's error for an error of the SDK.
+    """Return Goatherd's error for an error of Google's SDK.
 
     Args:
         call: The provider call that failed.
         error: The SDK's exception.
-        doing: The API's method, such as ``AccessSecretVersion``.
+        doing: The API method that was called, such as ``AccessSecretVersion``.
         quoting: Whether the service's text may be shown; False if the request held a value.
     """
     if isinstance(error, sdk.GoogleAPICallError):
@@ -107,7 +107,7 @@ def _from_status(call: Call, error: sdk.GoogleAPICallError, *, doing: str, quoti
 
 
 def _retry_after(error: sdk.GoogleAPICallError) -> float | None:
-    """Return the pause in seconds that the service asks for (google.rpc.RetryInfo), if any."""
+    """Return for how many seconds Google asks to wait before a retry (google.rpc.RetryInfo), if it says so."""
     for detail in error.details or ():
         if isinstance(detail, error_details_pb2.RetryInfo):
             return max(0.0, float(detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9))

@@ -1,4 +1,4 @@
-"""Keep secrets in Google Secret Manager: aliases are the labels, and the secret's etag is the compare-and-swap.
+"""Store secrets in Google Secret Manager, with aliases as labels and the secret's etag for compare-and-swap.
 
 `goatherd.providers.gcp.client` sends the requests, and `goatherd.providers.base` retries. How a version is written:
 
@@ -7,11 +7,11 @@
    ``latest`` at once.
 3. `UpdateSecret` moves the alias and removes the note, under the etag of step 1. This is the only commit point.
 
-The alias alone decides every race. The note protects readers of ``latest``, which is the newest version in whatever
-state: without the note, they would get the version of a writer that lost the race, or an error once it is destroyed.
-With the note, only one writer at a time adds a version, so a loser has added none. If a note stays unchanged for
-`LEASE`, its writer is presumed dead: the next writer disables the versions that it added, without destroying them, and
-notes them as leftovers, so that `retire` destroys them.
+The alias alone decides which of several writers wins. The note protects readers of ``latest``, the newest version in
+whatever state: without the note, these readers could get the version of a writer that lost, or an error once that
+version is destroyed. With the note, only one writer at a time adds a version, so a writer that loses has added none. If
+a note stays unchanged for `LEASE`, its writer is presumed dead: the next writer disables the versions that it added,
+without destroying them, and notes them as leftovers, so that `retire` destroys them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _RANDOM = secrets.SystemRandom()
 
 @dataclass(slots=True)
 class _Work:
-    """The progress of one attempt to add or destroy a version, for the cleanup after it."""
+    """The progress of one attempt to add or destroy a version; the cleanup after the attempt needs it."""
 
     announced: bool = False
     began: float = 0.0
@@ -76,7 +76,7 @@ class _Work:
 
 
 class GCPSecretProvider(SecretProvider):
-    """Keep secrets in Google Secret Manager. Needs the extra ``gcp``.
+    """Store secrets in Google Secret Manager. Needs the extra ``gcp``.
 
     Address: ``gcp://PROJECT/SECRET``. ``?location=europe-west3`` for a regional secret and its regional endpoint;
         ``?replication=europe-west3,europe-west4`` for where a global secret is kept, if it is created here (Google
@@ -106,7 +106,7 @@ class GCPSecretProvider(SecretProvider):
         clock: Clock | None = None,
         credentials: Credentials | None = None,
     ) -> None:
-        """Create the provider for an address. Connects to nothing.
+        """Create a provider for the secrets of a Google Cloud project. Connects to nothing.
 
         Args:
             project_id: The project's id or number, or an address with more details, such as the location.
@@ -128,7 +128,7 @@ class GCPSecretProvider(SecretProvider):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return a provider and the secret id; see `goatherd.providers.gcp.address.parse_config`.
+        """Create a provider from a ``cloudConfig`` for Google Secret Manager, and return it with the secret id.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, contradicts another, or is unknown.
@@ -148,7 +148,7 @@ class GCPSecretProvider(SecretProvider):
         await self._api.close()
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what the credentials allow. See `capabilities`."""
+        """Check which permissions the credentials have on a secret, and return the findings."""
         call = self._start_call("diagnose", secret_id)
         rotator = permissions("rotator")
         granted = await self._run_call(call, lambda now: self._api.granted_permissions(now, rotator))
@@ -196,7 +196,7 @@ class GCPSecretProvider(SecretProvider):
         return {Label(alias): VersionId(number) for alias, number in aliases.items()}
 
     async def _by_label(self, call: Call, label: Label) -> tuple[int, SecretBytes]:
-        """Read a version by its alias, which has a large quota; the secret itself knows new aliases earlier."""
+        """Read the version that a label points at, by its alias; look up an unknown alias in the metadata."""
         try:
             return await self._api.access_version(call, label)
         except SecretNotFoundError as missing:
@@ -209,7 +209,7 @@ class GCPSecretProvider(SecretProvider):
         return await self._api.access_version(call, number)
 
     async def _read_labels(self, call: Call, number: int) -> tuple[frozenset[Label], bool]:
-        """Return a version's labels, and whether it was noted as left by a writer that had died."""
+        """Return a version's labels, and whether the annotations list it as left by a writer that died."""
         try:
             secret = await self._api.get_secret(call)
         except ProviderAccessDeniedError:  # a server may read values and nothing else
@@ -217,7 +217,7 @@ class GCPSecretProvider(SecretProvider):
         return secret.labels_of(number), number in journal.read_left(secret.annotations)
 
     async def _created_ms(self, call: Call, number: int, value: SecretBytes) -> int:
-        """Return when a version was created; 0 if that is denied. Asks once, because metadata has a small quota."""
+        """Return when a version was created, or 0 without permission; cached, because metadata has a small quota."""
         # The value too: a secret that was deleted and created again has other versions with the same numbers.
         key = (call.secret_id, number, hash(value.reveal()))
         if key not in self._created:
@@ -260,7 +260,7 @@ class GCPSecretProvider(SecretProvider):
         )
 
     async def _must_be_empty(self, call: Call) -> None:
-        """Reject a secret that holds a value. An empty one is accepted: it was created to grant permissions."""
+        """Raise an error if a secret holds a value. An empty secret may exist so that permissions can be granted."""
         secret = await self._api.get_secret(call)
         if journal.read_announcement(secret.annotations) or journal.written_by(secret.annotations, call.request):
             return
@@ -270,7 +270,7 @@ class GCPSecretProvider(SecretProvider):
     async def _add_labelled(
         self, call: Call, value: SecretBytes, label: Label, check: Check, work: _Work, secret: Secret | None = None
     ) -> SecretVersion:
-        """Add a version and move `label` to it, if `check` allows that; clean up unless another attempt follows."""
+        """Add a version to a secret and move `label` to it, if `check` allows it; clean up if the call fails."""
         try:
             if secret is None:
                 secret = await self._announce_work(call, "add", check, work)
@@ -292,7 +292,7 @@ class GCPSecretProvider(SecretProvider):
         return version.describe_version(secret.labels_of(version.number))
 
     async def _announce_work(self, call: Call, purpose: str, check: Check, work: _Work) -> Secret:
-        """Announce the work as soon as no other writer is active; if it is done already, set `_Work.done`."""
+        """Note in a secret's annotations that this writer changes it, once no other writer does; return the secret."""
         watched, since, pause = "", 0.0, _Pause()
         while True:
             secret = await self._api.get_secret(call)
@@ -347,7 +347,7 @@ class GCPSecretProvider(SecretProvider):
         return version
 
     async def _move_label(self, call: Call, secret: Secret, label: Label, number: int, check: Check) -> Secret:
-        """Move the label and remove the announcement, in one step."""
+        """Move a label to version `number`, and remove this writer's announcement, in one update of the secret."""
         pause = _Pause()
         while True:
             aliases = {**secret.aliases, label: number}
@@ -372,7 +372,7 @@ class GCPSecretProvider(SecretProvider):
                 )
 
     async def _find_version(self, call: Call, value: SecretBytes, base: int) -> int | None:
-        """Return a version above `base` that holds `value`. Reads by number: only those are strongly consistent."""
+        """Return the number of a version above `base` that holds `value`; reads by number are strongly consistent."""
         for number in range(base + 1, base + 1 + _PROBES):
             try:
                 _, found = await self._api.access_version(call, number)
@@ -459,7 +459,7 @@ class GCPSecretProvider(SecretProvider):
     # --- clearing up ------------------------------------------------------------------------------------------------
 
     async def _undo_work(self, call: Call, value: SecretBytes, work: _Work) -> None:
-        """Remove the announcement and the version of this call, unless the call has moved the label after all."""
+        """Remove this writer's announcement and the version that it added, unless the version has got its label."""
         secret = await self._withdraw_announcement(call)
         if secret is None:
             return
@@ -470,10 +470,10 @@ class GCPSecretProvider(SecretProvider):
             await self._api.destroy_version(call, work.number)
 
     async def _withdraw_announcement(self, call: Call) -> Secret | None:
-        """Remove the announcement if it is still there; return None if the version already has its label.
+        """Remove this writer's announcement from the secret; return None if the version already has its label.
 
-        The secret is updated in any case: any of our requests still on its way to the store then fails with an old
-        etag.
+        The secret is updated even if the announcement is missing: a request of this writer that is still on its way to
+        the store then fails because its etag is outdated.
         """
         pause = _Pause()
         while True:
@@ -489,7 +489,7 @@ class GCPSecretProvider(SecretProvider):
                 await pause()
 
     async def _disable_leftovers(self, call: Call, value: SecretBytes, work: _Work, secret: Secret) -> None:
-        """Destroy versions that earlier attempts of this call added; disable those that a dead writer has left."""
+        """Destroy versions that earlier attempts of this call added; disable those that another, dead writer left."""
         base = work.base if work.abandoned_base is None else min(work.base, work.abandoned_base)
         abandoned = []
         for version in await self._api.list_versions(call, after=base):
@@ -507,7 +507,7 @@ class GCPSecretProvider(SecretProvider):
             await self._api.disable_version(call, number)
 
     async def _note_left(self, call: Call, numbers: Collection[int]) -> None:
-        """Note versions as leftovers, so that `versions` shows them as such when they are disabled."""
+        """List versions in the annotations as left by a dead writer; `versions` then shows them as leftovers."""
         pause = _Pause()
         while True:
             secret = await self._api.get_secret(call)
@@ -520,7 +520,7 @@ class GCPSecretProvider(SecretProvider):
                 return
 
     async def _await_briefly(self, clearing: Coroutine[object, object, object]) -> None:
-        """Clean up for at most a second, even when cancelled. The next writer does what fails here."""
+        """Run a cleanup for at most a second, even when cancelled. The next writer completes a cleanup that fails."""
         task = asyncio.ensure_future(clearing)
         task.add_done_callback(retrieve_outcome)
         try:
@@ -538,12 +538,12 @@ class GCPSecretProvider(SecretProvider):
         )
 
     def _forget_secret(self, call: Call) -> None:
-        """Forget the cached versions of a secret that is created or deleted here."""
+        """Remove a secret's versions from the cache, because this call creates or deletes the secret."""
         self._created = {key: known for key, known in self._created.items() if key[0] != call.secret_id}
 
 
 class _Pause:
-    """Waits longer each time, between two reads of something that another writer changes."""
+    """Pauses between two reads of a secret that another writer is changing; each pause is longer than the last."""
 
     def __init__(self) -> None:
         self._next = 0.02

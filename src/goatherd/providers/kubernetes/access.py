@@ -1,7 +1,7 @@
 """Find the Kubernetes API server and the credentials for it: a pod's service account, or a kubeconfig.
 
-`load_access` chooses one of the two. `ClusterAccess` returns the credential that is valid now. `kubeconfig` reads the
-files, `credentials` renews the credentials, and `client` sends the requests.
+`load_access` chooses between these sources. `ClusterAccess` returns the credential that is valid now. `kubeconfig`
+reads the files, `credentials` renews the credentials, and `client` sends the requests.
 
 Follows https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/.
 """
@@ -28,13 +28,13 @@ SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 @dataclass(slots=True, kw_only=True)
 class ClusterAccess:
-    """One API server, and the identity of Goatherd there.
+    """How to reach one Kubernetes API server: its URL, the TLS settings and the credentials.
 
     Attributes:
-        server: Its URL.
+        server: The URL of the API server.
         verify: The TLS context, with the client certificate if there is one; None for a plain ``http`` address.
         tls_server_name: The name that the server's certificate must have, if it is not the URL's host.
-        source: Where this configuration comes from, for messages.
+        source: Where this configuration was found, for messages.
         credentials: The source of the token.
     """
 
@@ -45,11 +45,11 @@ class ClusterAccess:
     credentials: ClusterCredentials = field(repr=False)
 
     async def credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
-        """Return the credential for the next request. See `ClusterCredentials.current_credential`."""
+        """Return the credential for the next request to the Kubernetes API server."""
         return await self.credentials.current_credential(clock, rejected=rejected)
 
     async def close(self) -> None:
-        """Stop a running credential plugin."""
+        """Stop a credential plugin that is running."""
         await self.credentials.close()
 
 
@@ -59,9 +59,9 @@ def load_access(
     *,
     service_account: str = SERVICE_ACCOUNT,
 ) -> ClusterAccess:
-    """Return how to reach the cluster of `address`. Blocks on disk; runs no plugin yet.
+    """Find the configuration of a Kubernetes cluster, and return how to reach it. Reads files; runs no plugin yet.
 
-    Checked in this order: the address's own kubeconfig; the files in `KUBECONFIG`; the pod's service account;
+    The first that exists is used: the address's own kubeconfig; the files in `KUBECONFIG`; the pod's service account;
     ``~/.kube/config``. If a context is named, only kubeconfig files are checked.
 
     Raises:

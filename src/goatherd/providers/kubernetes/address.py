@@ -34,7 +34,7 @@ FORM: Final = AddressForm(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesAddress:
-    """The address of a Kubernetes cluster.
+    """The address of a Kubernetes cluster: a kubeconfig file and a context.
 
     Attributes:
         kubeconfig: The kubeconfig file; None for `KUBECONFIG`, the pod's own cluster, or ``~/.kube/config``.
@@ -46,7 +46,7 @@ class KubernetesAddress:
 
 
 def split_secret_id(secret_id: str) -> tuple[str, str]:
-    """Split a secret id into the namespace and the name of the Secret.
+    """Split a secret id, ``namespace/name``, into the namespace and the name of the Kubernetes Secret.
 
     Raises:
         ConfigurationError: The id is not two names that Kubernetes allows.
@@ -54,17 +54,18 @@ def split_secret_id(secret_id: str) -> tuple[str, str]:
     namespace, _, name = secret_id.partition("/")
     if not _NAMESPACE.fullmatch(namespace) or not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
         raise ConfigurationError(
-            f"not a namespace and the name of a Secret: {secret_id!r}",
-            hint=f"{_SAMPLE} Both take a-z, 0-9 and '-' inside; the name also dots.",
+            f"{secret_id!r} must be a namespace and the name of a Secret",
+            hint=f"{_SAMPLE} Both names may contain a-z and 0-9, and '-' except at the ends; the Secret's name may also"
+            " contain dots.",
         )
     return namespace, name
 
 
 def parse_uri(uri: str) -> tuple[KubernetesAddress, str]:
-    """Return the cluster and the secret id that a URI names; the id may contain ``{org}``.
+    """Parse a ``k8s://`` URI into a cluster's address and a secret id; the id may contain ``{org}``.
 
     Raises:
-        ConfigurationError: The URI is not an address of this kind.
+        ConfigurationError: The URI is not ``k8s://namespace/name``, or an option is invalid.
     """
     parsed = addresses.parse_uri(FORM, uri)
     secret_id = f"{unquote(parsed.host)}/{parsed.path}".removeprefix("/")
@@ -73,7 +74,7 @@ def parse_uri(uri: str) -> tuple[KubernetesAddress, str]:
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[KubernetesAddress, str]:
-    """Return the cluster and the id from ``{"provider": "k8s", "secretId": "goatdb/root", "context": …}``.
+    """Parse a ``cloudConfig`` like ``{"provider": "k8s", "secretId": "goatdb/root", …}`` into cluster and secret id.
 
     Raises:
         ConfigurationError: An option is missing, of the wrong kind, or unknown.

@@ -1,9 +1,9 @@
 """A thin client of the Kubernetes API for what Goatherd needs: one Secret at a time, and the endpoints of a Service.
 
-The client knows no versions or labels, and does not retry, except once with a renewed credential after the server has
-rejected one. An answer is used only if it is the requested Secret. A damaged answer raises `UnavailableError`. A
-Secret counts as missing only if a ``Status`` of the API server names it, never because of a bare 404, which a proxy
-may have sent.
+The client does not handle versions or labels. It does not retry, except once with a renewed credential if the server
+has rejected the old one. An answer is used only if it holds the requested Secret. A damaged answer raises
+`UnavailableError`. A Secret counts as missing only if a ``Status`` of the API server names it, never because of a bare
+404, which a proxy may have sent.
 
 Follows https://kubernetes.io/docs/reference/kubernetes-api/config-and-storage-resources/secret-v1/ and
 https://kubernetes.io/docs/reference/using-api/api-concepts/; checked against the answers of a real kube-apiserver.
@@ -70,11 +70,11 @@ _REASONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchEvent:
-    """One event of a watch.
+    """One event of a watch on a Kubernetes Secret.
 
     Attributes:
         content: The Secret as it is now; None if it was deleted, or if nothing but time has passed.
-        is_deleted: Whether it was deleted.
+        is_deleted: Whether the Secret was deleted.
         resource_version: The version from which the next watch continues.
     """
 
@@ -87,11 +87,11 @@ class WatchEvent:
 
 
 class WatchExpiredError(Exception):
-    """The API server no longer has the version from which a watch was to continue; start from the present version."""
+    """The API server no longer has the version from which a watch should continue; watch from the present state."""
 
 
 class KubernetesClient:
-    """A client for one API server and one identity. `open` opens it, `close` closes it."""
+    """A client for Secrets of one Kubernetes API server, with one set of credentials, between `open` and `close`."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class KubernetesClient:
         self._certificate = 0
 
     def open(self) -> None:
-        """Create the connection pool. Sends nothing."""
+        """Create the connection pool for the Kubernetes API server. Sends no request."""
         self._http = self._make_pool()
 
     def _make_pool(self) -> httpx2.AsyncClient:
@@ -124,7 +124,7 @@ class KubernetesClient:
         )
 
     async def close(self) -> None:
-        """Close the connections, and stop a running credential plugin."""
+        """Close the connections to the Kubernetes API server, and stop a running credential plugin."""
         await self._access.close()
         http, self._http = self._http, None
         if http is not None:
@@ -133,7 +133,7 @@ class KubernetesClient:
     # --- Secrets ----------------------------------------------------------------------------------------------------
 
     async def get_secret(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """Return a Secret; None if there is none.
+        """Read a Kubernetes Secret; None if there is none.
 
         Without a resourceVersion in the query, the answer is the most recent state, "consistent read":
         https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-get-and-list.
@@ -145,7 +145,7 @@ class KubernetesClient:
         return _decode_secret(answer, namespace, name)
 
     async def create_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Create a Secret; return None if one exists already."""
+        """Create a Kubernetes Secret and return it as stored; None if it exists already."""
         status, answer = await finish_request(self._call_api("POST", _secret_path(namespace), body=content))
         if status == 404:
             raise PlatformError(
@@ -163,7 +163,7 @@ class KubernetesClient:
         return _decode_secret(answer, namespace, name)
 
     async def replace_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Replace a Secret if its resourceVersion is still that in `content`; return None if it is not, or is gone."""
+        """Replace a Secret if its resourceVersion is still that in `content`; None if it has changed or was deleted."""
         # SECURITY: without a resourceVersion the server replaces whatever is there
         # (tests/contract/kubernetes/test_contract.py::test_every_replacement_names_the_state_that_it_replaces).
         if not content["metadata"].get("resourceVersion"):
@@ -174,7 +174,7 @@ class KubernetesClient:
         return _decode_secret(answer, namespace, name)
 
     async def delete_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> bool:
-        """Delete a Secret if its state is still that of `content`; return False if it is not, or is gone."""
+        """Delete a Secret if it is unchanged since `content` was read; False if it has changed or was deleted."""
         metadata = content["metadata"]
         preconditions = {"uid": metadata.get("uid"), "resourceVersion": metadata["resourceVersion"]}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
@@ -187,10 +187,10 @@ class KubernetesClient:
         return True
 
     async def endpoint_slices(self, namespace: str, service: str) -> list[dict[str, Any]]:
-        """Return all EndpointSlices of a Service; none if there is no such Service.
+        """Return all EndpointSlices of a Kubernetes Service; an empty list if there is no such Service.
 
-        https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/#ownership. The answer to a list without
-        a limit is whole: reference/using-api/api-concepts/#retrieving-large-results-sets-in-chunks.
+        https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/#ownership. The answer to a list request
+        without a limit is complete: reference/using-api/api-concepts/#retrieving-large-results-sets-in-chunks.
         """
         path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
         status, answer = await self._call_api("GET", f"{path}?labelSelector=kubernetes.io%2Fservice-name%3D{service}")
@@ -204,7 +204,7 @@ class KubernetesClient:
         return items
 
     async def may_access(self, verb: str, namespace: str, name: str) -> bool | None:
-        """Return whether the credentials allow a verb on a Secret; None if the server does not say.
+        """Return whether the credentials allow a verb on a Secret; None if the API server does not say.
 
         Every user may ask about itself: reference/access-authn-authz/authorization/#checking-api-access.
         """
@@ -229,7 +229,7 @@ class KubernetesClient:
     async def watch_secret(
         self, namespace: str, name: str, resource_version: str | None, seconds: int
     ) -> AsyncIterator[AsyncIterator[WatchEvent]]:
-        """Watch one Secret for some time, from a known version, or from the present one, which is yielded first.
+        """Watch a Secret for some time, from a known version or from its present state, which is yielded first.
 
         Args:
             namespace: The Secret's namespace.
@@ -239,7 +239,7 @@ class KubernetesClient:
 
         Raises:
             WatchExpiredError: The server no longer has that version.
-            PlatformError: As for any request.
+            PlatformError: The request failed.
 
         The field selector is what lets RBAC check the name:
         https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources.
@@ -292,7 +292,7 @@ class KubernetesClient:
     async def _call_api(
         self, method: str, path: str, *, body: Mapping[str, Any] | None = None
     ) -> tuple[int, Mapping[str, Any]]:
-        """Send a request; return its status (200 to 202, 404 or 409) and the JSON object in the answer."""
+        """Send a request to the Kubernetes API; return its status (200 to 202, 404 or 409) and the JSON object."""
         content = None if body is None else json.dumps(body).encode()
         credential = await self._access.credential(self._clock)
         for is_last in (False, True):
@@ -316,7 +316,9 @@ class KubernetesClient:
     ) -> AsyncIterator[httpx2.Response]:
         http = self._http
         if http is None:
-            raise PlatformError(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+            raise PlatformError(
+                ProviderConfigurationError, "the provider is not open", hint="Open the client with `async with`."
+            )
         if credential.certificate != self._certificate:
             # A connection shows the certificate that it was made with, for as long as it lasts.
             self._certificate, self._http = credential.certificate, self._make_pool()
@@ -427,7 +429,7 @@ class KubernetesClient:
         return PlatformError(
             ProviderAccessDeniedError,
             f"the server refuses {what}{': ' if told else ''}{told}",
-            hint="Give the account a role: `goatherd policy k8s --role server` (or rotator, admin) prints it.",
+            hint="Give the account a role: `goatherd policy k8s --role server` (or rotator, admin) prints this role.",
         )
 
     def _must_be_missing(self, answer: Mapping[str, Any], namespace: str, name: str) -> None:
@@ -443,7 +445,7 @@ def _secret_path(namespace: str, name: str | None = None) -> str:
 
 
 def _decode_secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
-    """Return the Secret in an answer, after checking that it is the requested one."""
+    """Decode the Secret in an answer of the Kubernetes API, and check that it is the requested one."""
     metadata = answer.get("metadata")
     if answer.get("kind") != "Secret" or not isinstance(metadata, Mapping):
         raise _damaged_error("it is not a Secret")
@@ -455,7 +457,7 @@ def _decode_secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict
 
 
 def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
-    """Return the event in one line of a watch; None if the line does not concern this Secret.
+    """Decode one line of a watch into an event; None if the line does not concern the watched Secret.
 
     https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
     """
@@ -492,31 +494,31 @@ def _parse_object(raw: bytes) -> Mapping[str, Any] | None:
 
 
 def _reason_of(answer: Mapping[str, Any], before: str = "") -> str:
-    """Return the machine-readable reason of a Status, if Kubernetes defines it; other text is not quoted."""
+    """Return the machine-readable reason in a Kubernetes Status, if it is a known one; other text is not quoted."""
     reason = answer.get("reason")
     return f"{before}{reason}" if isinstance(reason, str) and reason in _REASONS else ""
 
 
 def _invalid_reason(answer: Mapping[str, Any]) -> PlatformError:
-    """Return the meaning of a status 422. Its message is not shown, because it may quote what was sent."""
+    """Return the error for a Kubernetes answer with status 422, which may hold a secret and is not quoted."""
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, Mapping) else None
     found = [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else []
     if any(cause.get("reason") == "FieldValueTooLong" for cause in found):
-        return PlatformError(SecretTooLargeError, "the Secret would be longer than the server takes")
+        return PlatformError(SecretTooLargeError, "the Secret would be longer than the API server accepts")
     told = str(answer.get("message") or "")
     if "field is immutable when `immutable` is set" in told:
         return PlatformError(
             ProviderConfigurationError,
             "the Secret is immutable",
-            hint="Nothing can change it any more: delete it and create it again, without `immutable`.",
+            hint="An immutable Secret cannot be changed. Delete it, and create it again without `immutable`.",
         )
     fields = ", ".join(sorted({str(cause.get("field"))[:60] for cause in found}))
     return PlatformError(ProviderConfigurationError, f"the server finds the Secret invalid: {fields or '?'}")
 
 
 def _retry_after(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:
-    """Return the pause that a 429 asks for: a number of seconds, a date, or a member of the Status."""
+    """Return for how many seconds a Kubernetes answer with status 429 asks to wait: from its header or its Status."""
     if header is not None:
         if header.strip().isdecimal():
             return float(header)

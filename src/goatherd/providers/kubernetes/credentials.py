@@ -1,8 +1,9 @@
 """Credentials for the Kubernetes API server: a fixed token, a token in a file, or the output of a credential plugin.
 
 Each source gives a bearer token or a client certificate and renews it. `kubeconfig` reads the configuration; `client`
-sends the requests. No repr, error, log or file of Goatherd's holds a token or a private key. Requests that need a
-plugin at the same time share one run; the run continues if the request that started it ends, and stops with the client.
+sends the requests. Goatherd writes no token or private key into a repr, an error, a log or a file. Requests that need
+the plugin at the same time share one run of it. The run continues if the request that started it ends, and stops when
+the client is closed.
 
 Follows https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins and
 https://kubernetes.io/docs/reference/config-api/client-authentication.v1/.
@@ -45,8 +46,9 @@ class Credential:
 
     Attributes:
         token: The bearer token; None if a client certificate or nothing identifies the caller.
-        generation: How often the credential was renewed.
-        certificate: How often the client certificate was replaced; connections with an older one must not be reused.
+        generation: How often the source has renewed the credential.
+        certificate: How often the source has replaced the client certificate; connections with an older one must not be
+            reused.
     """
 
     token: str | None = field(repr=False)
@@ -55,7 +57,7 @@ class Credential:
 
 
 class ClusterCredentials(Protocol):
-    """A source of credentials.
+    """The interface of a source of credentials for a Kubernetes API server.
 
     Attributes:
         can_renew: Whether the source can return another credential than one that was rejected.
@@ -65,7 +67,7 @@ class ClusterCredentials(Protocol):
     def can_renew(self) -> bool: ...
 
     async def current_credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
-        """Return the credential to use now.
+        """Return the credential for the next request to the Kubernetes API server.
 
         Args:
             clock: Decides whether a credential has expired.
@@ -79,12 +81,12 @@ class ClusterCredentials(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stop a running plugin."""
+        """Stop a credential plugin that is running."""
         ...
 
 
 class FixedToken:
-    """A token from the configuration, or no token."""
+    """A bearer token from the Kubernetes configuration that never changes, or no token."""
 
     can_renew = False
 
@@ -99,7 +101,7 @@ class FixedToken:
 
 
 class TokenFile:
-    """A token in a file that another process, such as the kubelet, replaces."""
+    """A bearer token in a file that another process, such as the kubelet, replaces."""
 
     can_renew = True
 
@@ -123,7 +125,7 @@ class TokenFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginSettings:
-    """The checked ``exec`` member of a kubeconfig's user.
+    """The checked ``exec`` member of a user in a kubeconfig: the credential plugin to run.
 
     Attributes:
         arguments: The program and its arguments.
@@ -145,7 +147,8 @@ class PluginSettings:
 
 
 class CredentialPlugin:
-    """A program that prints an ``ExecCredential``: ``aws eks get-token``, ``gke-gcloud-auth-plugin``, ``kubelogin``.
+    """A program that prints an ``ExecCredential``, such as ``aws eks get-token``, ``gke-gcloud-auth-plugin``,
+    ``kubelogin``.
 
     Args:
         settings: The plugin to run.
@@ -199,7 +202,7 @@ class CredentialPlugin:
         return renewed
 
     def _check_status(self, status: object) -> tuple[str | None, tuple[bytes, bytes] | None, int | None]:
-        """Return the token, the certificate with its key, and the expiry in the plugin's output."""
+        """Check a credential plugin's output; return the token, the certificate with its key, and the expiry."""
         if not isinstance(status, Mapping):
             raise self._output_error("a status that is not an object")
         for name in ("token", "clientCertificateData", "clientKeyData", "expirationTimestamp"):
@@ -229,7 +232,8 @@ class CredentialPlugin:
         return PlatformError(
             ProviderConfigurationError,
             f"{self._settings.source}: the credential plugin {self._settings.command} printed {what}",
-            hint="Run it by hand, with the arguments and variables of the kubeconfig, and compare it with its manual.",
+            hint="Run the plugin by hand, with the arguments and variables of the kubeconfig, and compare its output"
+            " with its manual.",
         )
 
 
@@ -278,7 +282,7 @@ async def run_plugin(settings: PluginSettings) -> object:
 
 
 async def _run_process(settings: PluginSettings) -> tuple[int, bytes, bytes]:
-    """Return the exit code, output and error output of the plugin; leave no process behind when cancelled."""
+    """Run a credential plugin; return exit code, output and error output. Leave no process behind when cancelled."""
     process = await asyncio.create_subprocess_exec(
         *settings.arguments,
         env=settings.environment,
@@ -306,7 +310,7 @@ def _plugin_error(settings: PluginSettings, why: str) -> PlatformError:
 
 
 def shorten_text(text: str) -> str:
-    """Return `text` as one short line, with anything that looks like a token removed."""
+    """Return a credential plugin's output as one short line, with anything that looks like a token removed."""
     line = " ".join(_TOKEN_LIKE.sub("…", text).split())
     return line if len(line) <= _QUOTED else line[:_QUOTED] + "…"
 

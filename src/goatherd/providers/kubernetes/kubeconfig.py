@@ -1,9 +1,9 @@
 """Read one context of one or several kubeconfig files: the API server, its certificate authority, and the credentials.
 
-`kubernetes_asyncio` reads and merges the files; `read_kubeconfig` checks every member that is used. `access` decides
-which files are read. A client certificate is loaded into a TLS context without writing its key to a disk. No message
-quotes a file, because it may hold a key. A member that would change the server or the credentials but is not supported
-is rejected by name.
+`kubernetes_asyncio` reads and merges the files; `read_kubeconfig` checks every member that Goatherd uses. `access`
+decides which files are read. A client certificate is loaded into a TLS context without writing its key to a disk. No
+message quotes a file, because it may hold a key. An unsupported member that would change the server or the credentials
+is rejected, with an error that names it.
 
 Follows https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/ and
 https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/#merging-kubeconfig-files.
@@ -34,10 +34,10 @@ from goatherd.providers.kubernetes.credentials import (
 
 
 def make_context(authority: str | Path | None, *, source: str) -> ssl.SSLContext:
-    """Return a TLS context that trusts only the given certificate authority. Blocks on disk.
+    """Create the TLS context for a Kubernetes API server, which trusts only the given CA. Reads files.
 
     Args:
-        authority: A file, or PEM in base64, or None for the system's authorities.
+        authority: The CA's certificates: a file, or PEM in base64, or None for the system's authorities.
         source: Where the authority is configured, for messages.
 
     Raises:
@@ -60,12 +60,12 @@ def make_context(authority: str | Path | None, *, source: str) -> ssl.SSLContext
 
 
 def use_certificate(context: ssl.SSLContext, cert: Path | bytes, key: Path | bytes, *, source: str) -> None:
-    """Use a client certificate for all connections that are made with `context` from now on.
+    """Load a client certificate into a TLS context, for all connections that are made with it from now on.
 
     Args:
-        context: The TLS context for the API server.
-        cert: A file or PEM bytes.
-        key: A file or PEM bytes, not encrypted.
+        context: The TLS context for the Kubernetes API server.
+        cert: The client certificate, as a file or PEM bytes.
+        key: The certificate's key, not encrypted, as a file or PEM bytes.
         source: Where the certificate is configured, for messages.
 
     Raises:
@@ -88,7 +88,7 @@ def _no_password() -> str:
 
 @contextlib.contextmanager
 def _as_file(pem: Path | bytes) -> Iterator[str]:
-    """Give OpenSSL a path, because it accepts nothing else.
+    """Yield the path of a file that contains a PEM certificate or key, because OpenSSL accepts only paths.
 
     SECURITY: bytes are put into a file in memory, never on a disk
     (tests/unit/providers/kubernetes/test_access.py::test_a_key_in_the_kubeconfig_never_becomes_a_file_on_a_disk).
@@ -116,7 +116,7 @@ _USER_REFUSED: Final = ("auth-provider", "username", "password", "as", "as-uid",
 
 
 class Merged(Protocol):
-    """The used part of the library's merged configuration: each entry of a list knows the file it came from."""
+    """An entry of the merged kubeconfig of the Kubernetes library: its value and the file that it came from."""
 
     value: Any
     path: str | None
@@ -125,7 +125,7 @@ class Merged(Protocol):
 def read_kubeconfig(
     paths: str, context_name: str | None
 ) -> tuple[str, ssl.SSLContext | None, str | None, ClusterCredentials, str]:
-    """Return the server, TLS context, TLS server name, credentials, and a description of the source for messages.
+    """Read kubeconfig files; return API server, TLS context, TLS server name, credentials, and the source for messages.
 
     Args:
         paths: One file, or several as in `KUBECONFIG`. If several files have an entry of the same name or a
@@ -193,7 +193,7 @@ def _read_credentials(
 def _read_plugin(
     told: object, user_file: Path, cluster: Mapping[str, Any], authority: str | Path | None, source: str
 ) -> PluginSettings:
-    """Return the checked ``exec`` member. https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/#ExecConfig"""
+    """Check the ``exec`` member of a kubeconfig's user, and return the settings of the credential plugin."""
     if not isinstance(told, Mapping):
         raise ConfigurationError(f"{source}: exec must be a mapping")
     command, version = _read_text(told, "command", source), _read_text(told, "apiVersion", source)
@@ -248,7 +248,7 @@ def _read_plugin(
 
 
 def _cluster_info(cluster: Mapping[str, Any], authority: str | Path | None, source: str) -> dict[str, object]:
-    """Return the description of the cluster for a plugin that asks for it."""
+    """Return the description of the cluster that a credential plugin gets if its kubeconfig asks for that."""
     members: dict[str, object] = {
         "server": cluster.get("server"),
         "tls-server-name": cluster.get("tls-server-name"),
@@ -267,7 +267,7 @@ def _cluster_info(cluster: Mapping[str, Any], authority: str | Path | None, sour
 
 
 def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
-    """Return the merged configuration and the name of its current context."""
+    """Merge several kubeconfig files; return the configuration and the name of its current context."""
     try:
         from kubernetes_asyncio.config.kube_config import KubeConfigMerger
     except ImportError as error:
@@ -291,14 +291,14 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
             f"the kubeconfig {paths} is invalid: it must be YAML with clusters, contexts and users"
         ) from None
     if not isinstance(config, Mapping):
-        raise ConfigurationError(f"the kubeconfig {paths} is not a YAML mapping")
+        raise ConfigurationError(f"the kubeconfig {paths} must be a YAML mapping")
     return config, next((current for current in currents if current), None)
 
 
 def _find_section(
     config: Mapping[str, Any], plural: str, singular: str, name: object, source: str
 ) -> tuple[Mapping[str, Any], Path]:
-    """Return the entry called `name` in the section `plural` (such as clusters), and the file that contains it."""
+    """Find the entry called `name` in a list of the kubeconfig, such as ``clusters``; return it and its file."""
     entries: list[Merged] = config.get(plural) or []
     for entry in entries:
         found = entry.value
@@ -325,7 +325,7 @@ def _read_text(section: Mapping[str, Any], member: str, source: str) -> str | No
 
 
 def _read_path(beside: Path, section: Mapping[str, Any], member: str, source: str) -> Path | None:
-    """Return the file that a member names; the name may be relative to the kubeconfig's directory."""
+    """Return the path that a kubeconfig member names; a relative path starts at the kubeconfig's directory."""
     value = _read_text(section, member, source)
     return None if value is None else beside.parent / value
 
@@ -334,7 +334,9 @@ def _checked_server(server: str, source: str) -> str:
     try:
         parts = urlsplit(server)
     except ValueError:
-        raise ConfigurationError(f"{source}: the server is not a URL", hint="Such as https://10.0.0.1:6443.") from None
+        raise ConfigurationError(
+            f"{source}: the server must be a URL", hint="Write a URL, such as https://10.0.0.1:6443."
+        ) from None
     # SECURITY: a token is not sent where the network can read it
     # (tests/unit/providers/kubernetes/test_access.py::test_a_server_without_tls_is_refused_unless_it_is_this_machine).
     is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
@@ -348,7 +350,7 @@ def _checked_server(server: str, source: str) -> str:
 def _read_certificate_pair(
     beside: Path, user: Mapping[str, Any], source: str
 ) -> tuple[Path | bytes, Path | bytes] | None:
-    """Return a client certificate and its key, each as a file or as PEM bytes."""
+    """Return the client certificate and the key of a kubeconfig's user, each as a file or as PEM bytes."""
     cert = _read_pem(user, "client-certificate-data", source) or _read_path(beside, user, "client-certificate", source)
     key = _read_pem(user, "client-key-data", source) or _read_path(beside, user, "client-key", source)
     if cert is None and key is None:
@@ -365,4 +367,4 @@ def _read_pem(section: Mapping[str, Any], member: str, source: str) -> bytes | N
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise ConfigurationError(f"{source}: {member} is not base64") from None
+        raise ConfigurationError(f"{source}: {member} must be base64") from None

@@ -1,6 +1,6 @@
 """Write the Kubernetes RBAC Roles that a server, a rotator and an administrator need for one secret, and nothing more.
 
-Pure: it takes a role and an address and returns YAML. The provider's tests run under exactly these Roles.
+Pure: the module takes a role and an address, and returns YAML. The provider's tests run with exactly these Roles.
 
 Follows https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources: ``create`` cannot be
 restricted by name, because the name is not known yet when the request is authorized; ``watch`` can, with a field
@@ -14,8 +14,7 @@ from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.kubernetes.address import parse_uri, split_secret_id
-from goatherd.providers.permissions import check_role
-from goatherd.providers.values import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD, check_role
 
 _PURPOSE: Final = {
     "server": "reads the identity and is told of changes, and can change nothing",
@@ -32,7 +31,7 @@ _PATH = re.compile(r"(?:/[A-Za-z0-9._-]+)+")
 
 
 def policy(role: str, uri: str) -> str:
-    """Return the RBAC Role that a role needs for one secret, and its RoleBinding, as YAML for ``kubectl apply -f -``.
+    """Return an RBAC Role and RoleBinding for a server, rotator or admin of one secret, as YAML for ``kubectl apply``.
 
     The binding names a service account ``goatherd-server`` (or rotator, admin) in the Secret's namespace.
 
@@ -75,14 +74,14 @@ def policy(role: str, uri: str) -> str:
 
 
 def volume_policy(role: str, uri: str) -> str:
-    """Return the part of a pod's YAML that lets its servers read a mounted Secret. It grants no right to write.
+    """Return the part of a pod's YAML with which a server can read a mounted Secret. It grants no right to write.
 
     Args:
-        role: Must be ``server``.
-        uri: The directory, ``k8s-volume:///var/run/secrets/goatherd``, or only the path.
+        role: The role, which must be ``server``.
+        uri: The directory of the mounted volume, ``k8s-volume:///var/run/secrets/goatherd``, or only the path.
 
     Raises:
-        ConfigurationError: The role is another one, or no YAML can be written for the address.
+        ConfigurationError: The role is not ``server``, or no YAML can be written for the address.
     """
     check_role(role)
     if role != "server":
@@ -94,7 +93,7 @@ def volume_policy(role: str, uri: str) -> str:
     # SECURITY: what is pasted into YAML is a plain path (tests/unit/cli/test_policy.py).
     if not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
         raise ConfigurationError(
-            f"not the directory of a mounted Secret: {uri!r}", hint="Such as k8s-volume:///var/run/secrets/goatherd."
+            f"{uri!r} is not the address of a mounted Secret", hint="Such as k8s-volume:///var/run/secrets/goatherd."
         )
     return (
         f"# Goatherd server: reads the identity from a volume. The pod's service account needs no Role for it.\n"

@@ -1,9 +1,9 @@
-"""Keep secrets in Kubernetes: one Secret object holds every version and label of a secret.
+"""Store secrets in Kubernetes: one Secret object holds all versions and labels of a secret.
 
 `client` sends the requests, `access` provides the credentials, and `record` encodes the object.
 
-- Every change is one PUT of the whole object with the resourceVersion that was read, so that a value and the label
-  that points at it change together or not at all. After a conflict, the writer reads again and decides again.
+- Every change is one PUT of the whole object with the resourceVersion that was read, so that a value and the label that
+  points at it change together or not at all. After a conflict, the writer reads the object and decides again.
 - An object that Goatherd did not write, or that is damaged, is never changed, and never counts as missing.
 - A version that a label points at is never removed to make room.
 """
@@ -15,11 +15,11 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import httpx2
 
-from goatherd.clock import Clock
+from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
     ConfigurationError,
     ProviderConfigurationError,
@@ -38,7 +38,7 @@ from goatherd.providers.base import (
     SecretProvider,
 )
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
-from goatherd.providers.kubernetes.access import load_access
+from goatherd.providers.kubernetes.access import ClusterAccess, load_access
 from goatherd.providers.kubernetes.address import (
     KubernetesAddress,
     parse_config,
@@ -72,15 +72,40 @@ _WATCH_SECONDS: Final = (240, 300)
 _RANDOM = secrets.SystemRandom()
 
 
+class KubernetesServices:
+    """Reads Kubernetes Services; a `goatherd.providers.capabilities.ServiceReader`.
+
+    Args:
+        address: The kubeconfig and its context.
+        timeout: Timeout of one request.
+    """
+
+    def __init__(self, address: KubernetesAddress, timeout: timedelta) -> None:
+        self._address, self._timeout = address, timeout
+        self._access: ClusterAccess | None = None
+
+    async def endpoint_slices(self, namespace: str, service: str) -> list[dict[str, Any]]:
+        """Return all EndpointSlices of a Service; an empty list if there is no such Service."""
+        # Kept, because otherwise a credential plugin would run for each request.
+        if self._access is None:
+            self._access = await asyncio.to_thread(load_access, self._address)
+        client = KubernetesClient(self._access, timeout=self._timeout.total_seconds(), clock=SystemClock())
+        client.open()
+        try:
+            return await client.endpoint_slices(namespace, service)
+        finally:
+            await client.close()
+
+
 class KubernetesSecretProvider(SecretProvider):
-    """Keep secrets in Kubernetes Secrets.
+    """Store secrets in Kubernetes Secrets.
 
     Address: ``k8s://namespace/name``: one Secret of type Opaque holds all versions of a secret. Options in the query:
         ``kubeconfig`` (a file) and ``context`` (one of its contexts). ``{org}`` may stand in the name or the namespace.
     Credentials: the files in `KUBECONFIG`, merged; a pod's service account, whose token is read again every minute; or
         ``~/.kube/config``, with a token, a token file, a client certificate or a credential plugin (exec).
     Permissions: ``goatherd policy k8s --role server`` (or rotator, admin) prints a Role.
-    Guarantees: compare-and-swap, strong reads, and changes are told by a watch. A Secret takes 1 MiB: the oldest
+    Guarantees: compare-and-swap, strong reads, and a watch that reports changes. A Secret holds 1 MiB: the oldest
         unlabelled versions make room for new ones, and at least eight are kept.
     """
 
@@ -110,6 +135,12 @@ class KubernetesSecretProvider(SecretProvider):
         return cls(address), secret_id
 
     @classmethod
+    def service_reader(cls, options: Mapping[str, str], *, timeout: timedelta) -> KubernetesServices:
+        """Return a reader of Services, for `goatherd.cluster.discovery`. No request is made yet."""
+        address = KubernetesAddress(kubeconfig=options.get("kubeconfig"), context=options.get("context"))
+        return KubernetesServices(address, timeout)
+
+    @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
         """Return a provider and the secret id from ``{"provider": "k8s", "secretId": "goatdb/root"}``.
 
@@ -137,7 +168,7 @@ class KubernetesSecretProvider(SecretProvider):
         split_secret_id(secret_id)
 
     async def watch(self, secret_id: str) -> AsyncIterator[None]:
-        """Yield once when the watch is established, then each time that the Secret may have changed.
+        """Watch a Secret: yield once when the watch is established, then each time that the Secret may have changed.
 
         The API server ends a watch after some minutes. A new watch continues where the last one ended, if the server
         still has that version. Otherwise it starts afresh and, if the Secret exists, yields a second time at once.
@@ -172,7 +203,7 @@ class KubernetesSecretProvider(SecretProvider):
             raise problem.for_call(call)
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what the credentials allow, and how full the Secret is. See `capabilities`."""
+        """Check what the credentials allow and how full the Kubernetes Secret is, and return the findings."""
         call = self._start_call("diagnose", secret_id)
         return await self._run_call(
             call, lambda now: self._with_client(now, lambda client: self._diagnose_secret(now, client))
@@ -264,7 +295,7 @@ class KubernetesSecretProvider(SecretProvider):
         await self._change_record(call, lambda record: record.ledger.without_label(call, label, expected))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        """List the versions. The API cannot return a part of a Secret, so the values are transferred too."""
+        """List the versions of a secret. The values are sent too: the API cannot return a part of a Secret."""
         record = await self._with_client(call, lambda client: self._read_record(client, call))
         found = {int(version.id): version for version in record.ledger.newest_first()}
         found |= {number: _describe_leftover(number) for number in record.leftover_numbers()}
@@ -275,7 +306,7 @@ class KubernetesSecretProvider(SecretProvider):
         return {label: VersionId(number) for label, number in ledger.labels.items()}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Remove the version's value from the object.
+        """Remove a version's value from the Kubernetes Secret.
 
         etcd keeps earlier states until it is compacted (every five minutes by default) and defragmented, and its
         backups keep them longer; the how-to page says what to do about that.
@@ -306,7 +337,7 @@ class KubernetesSecretProvider(SecretProvider):
     async def _change_record(
         self, call: Call, step: Callable[[SecretObject], VersionedRecord | None], new: SecretBytes | None = None
     ) -> SecretObject:
-        """Replace the record by the result of `step`, again after each conflict; None from `step` changes nothing."""
+        """Replace the Secret by the result of `step`, again after a conflict; do nothing if `step` returns None."""
         return await self._with_client(call, lambda client: self._replace_record(client, call, step, new))
 
     async def _replace_record(
@@ -351,19 +382,19 @@ class KubernetesSecretProvider(SecretProvider):
             raise call.error(
                 ProviderConfigurationError,
                 f"this Secret was not made by Goatherd: {error}",
-                hint="Choose another name: nothing in it was changed.",
+                hint="Choose another name. Nothing in this Secret was changed.",
             ) from None
         except DamagedRecordError as error:
             raise _damaged_error(call, error) from None
 
     def _must_be(self, call: Call, content: Mapping[str, object], ledger: VersionedRecord) -> None:
-        """Raise `UnavailableError` unless the server's answer shows that it stored what was sent."""
+        """Raise `UnavailableError` unless the API server's answer shows that it stored these versions and labels."""
         stored = _record_or_none(content)
         if stored is None or stored.ledger != ledger:
             raise call.error(UnavailableError, "the server's answer is damaged: it holds another list of versions")
 
     async def _pause_before_retry(self, call: Call) -> None:
-        """Wait a random moment, so that several writers do not retry at the same time."""
+        """Wait a random moment before a change of the Secret is retried, so that writers do not collide again."""
         call.waits[:] = ["other writers keep changing the Secret"]
         # Not the provider's clock: this waits for another process, whose time no test turns.
         await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))

@@ -1,9 +1,9 @@
-"""Encode the Secret object that holds a secret: its values, and a pointer that lists the versions and labels.
+"""Encode the Secret object that holds a secret: the values, and a list of versions and labels (the pointer).
 
-Pure; `provider` decides the order of requests. The key ``identity-7.json`` holds the bytes of version 7 unchanged.
-The key ``pointer.json`` holds the list of versions, the labels, and a digest of itself. The module also chooses which
-old versions are removed to make room. An object that is not exactly as written is damaged, and is not repaired. Other
-keys, labels and annotations of the object survive every change.
+Pure; `provider` decides the order of requests. The key ``identity-7.json`` holds the bytes of version 7 unchanged. The
+key ``pointer.json`` holds the list of versions, the labels, and a digest of itself. The module also chooses which old
+versions are removed to make room. An object that differs from what was written counts as damaged, and is not repaired.
+Other keys, labels and annotations of the object survive every change.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _VALUE = re.compile(r"identity-([1-9][0-9]{0,17})\.json", re.ASCII)
 
 
 class NoRoomError(ValueError):
-    """The labelled versions leave no room in the Secret for one more version."""
+    """The Kubernetes Secret has no space for one more version, because the versions with labels fill it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretObject:
-    """One Secret object: the decoded pointer, and the object itself.
+    """One Kubernetes Secret with the record of versions and labels (the pointer) that was decoded from it.
 
     Attributes:
         ledger: The versions and labels.
-        content: The object as the API server sent it. It holds the values, so it must not be shown.
+        content: The Kubernetes object as the API server sent it. It holds the secret values, so it must not be shown.
     """
 
     ledger: VersionedRecord
@@ -63,7 +63,7 @@ class SecretObject:
         return f"Record({len(self.ledger.versions)} versions)"
 
     def read_value(self, number: int) -> SecretBytes:
-        """Return the bytes of a version that is not destroyed.
+        """Return the secret value of a version that is not destroyed, after checking its digest.
 
         Raises:
             DamagedRecordError: The bytes are missing, or are not those that were written.
@@ -72,15 +72,16 @@ class SecretObject:
         return check_value(number, self.ledger.versions[number], None if encoded is None else decode_base64(encoded))
 
     def leftover_numbers(self) -> set[int]:
-        """Return the numbers of stored values that the pointer does not name.
+        """Return the numbers of the values in the Kubernetes Secret that its record of versions does not list.
 
-        Goatherd leaves none. They appear if an older state of the object is merged into it, for example by a restore.
+        Goatherd leaves no such values. They appear if an older state of the Secret is merged into it, for example by a
+        restore.
         """
         numbers = {int(match[1]) for key in self.content["data"] if (match := _VALUE.fullmatch(key)) is not None}
         return numbers - {number for number, entry in self.ledger.versions.items() if not entry.destroyed}
 
     def leftover_value(self, number: int) -> SecretBytes:
-        """Return a stored value that the pointer does not name.
+        """Return a value in the Kubernetes Secret that its record of versions does not list.
 
         Raises:
             DamagedRecordError: The value is not base64.
@@ -89,12 +90,12 @@ class SecretObject:
 
 
 def key_of(number: int) -> str:
-    """Return the key of the object under which a version's bytes are stored."""
+    """Return the key in a Kubernetes Secret's ``data`` under which a version's value is stored."""
     return f"identity-{number}.json"
 
 
 def check_value(number: int, entry: RecordedVersion, raw: bytes | None) -> SecretBytes:
-    """Return a version's bytes, after checking them against the pointer's digest.
+    """Return a version's value, after checking it against the digest in the record of versions.
 
     Raises:
         DamagedRecordError: The bytes are missing or do not match.
@@ -107,7 +108,7 @@ def check_value(number: int, entry: RecordedVersion, raw: bytes | None) -> Secre
 
 
 def decode_object(content: Mapping[str, Any]) -> SecretObject:
-    """Decode a Secret object.
+    """Decode a Kubernetes Secret into a `SecretObject`, with the record of its versions and labels.
 
     Raises:
         ForeignRecordError: Goatherd did not write the Secret.
@@ -122,7 +123,7 @@ def decode_object(content: Mapping[str, Any]) -> SecretObject:
 
 
 def new_object(namespace: str, name: str, ledger: VersionedRecord, value: SecretBytes) -> dict[str, Any]:
-    """Return the object of a new secret with one version."""
+    """Build the Kubernetes Secret for a new secret with one version."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -142,13 +143,13 @@ def new_object(namespace: str, name: str, ledger: VersionedRecord, value: Secret
 def encode_changes(
     record: SecretObject, ledger: VersionedRecord, new: SecretBytes | None, pinned: Collection[int]
 ) -> SecretObject:
-    """Return the object with a new pointer, without the values that are no longer needed.
+    """Build a Kubernetes Secret with changed versions and labels; values that are no longer needed are removed.
 
     Args:
-        record: The object as it was read.
+        record: The Secret as it was read.
         ledger: The new versions and labels.
-        new: The value of the newest version, if that is new.
-        pinned: Versions that are kept, labelled or not.
+        new: The value of the newest version, if the change adds one.
+        pinned: The numbers of versions that are kept even without a label.
 
     Raises:
         NoRoomError: The versions that must be kept take too much room.
@@ -170,9 +171,10 @@ def encode_changes(
 
 
 def trim_record(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: int = 0) -> VersionedRecord:
-    """Return the versions and labels without the oldest versions, as far as the limits of count and size require.
+    """Remove a secret's oldest versions, so that number and size of the versions are within the limits.
 
-    Labelled versions, `pinned` versions and the newest version are always kept.
+    Return the versions and labels that remain. Labelled versions, `pinned` versions and the newest version are always
+    kept.
 
     Raises:
         NoRoomError: The versions that must be kept exceed the limits.
@@ -201,12 +203,12 @@ def trim_record(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: 
 
 
 def encode_pointer(ledger: VersionedRecord) -> bytes:
-    """Return the bytes of ``pointer.json``."""
+    """Encode the record of versions and labels as the bytes of ``pointer.json`` in a Kubernetes Secret."""
     return versioned_record.encode_record(ledger, FORM)
 
 
 def decode_pointer(raw: bytes) -> VersionedRecord:
-    """Return the versions and labels that ``pointer.json`` holds.
+    """Decode the record of versions and labels from ``pointer.json`` in a Kubernetes Secret.
 
     Raises:
         ForeignRecordError: The record is in another format.

@@ -1,11 +1,15 @@
 """Read a Secret that is mounted into the pod, for pods that may not call the API server.
 
 The provider only reads: it cannot write or watch. The kubelet updates the mounted files within one or two minutes. The
-pointer (the list of versions and labels) and the value always come from the same snapshot, even if the kubelet swaps
-it meanwhile. File modes are the pod's configuration and are not checked.
+pointer (the list of versions and labels) and the value always come from the same state, even if the kubelet replaces
+the files meanwhile. File modes are the pod's configuration and are not checked.
 
 The kubelet writes each state into a new directory and then swaps the symbolic link ``..data``, so a reader sees a
 complete state: https://kubernetes.io/docs/concepts/configuration/secret/#mounted-secrets-are-updated-automatically.
+
+Another operator, such as External Secrets, copies the current identity document of another store into a Secret of its
+own. Such a Secret has no pointer, but the member ``identity.json``: one version, labelled ``current``, whose id is
+derived from its bytes.
 """
 
 # ruff: noqa: ARG002 - what cannot be done does not look at what it was to be done with
@@ -13,6 +17,7 @@ complete state: https://kubernetes.io/docs/concepts/configuration/secret/#mounte
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -28,29 +33,33 @@ from goatherd.errors import (
 from goatherd.providers.addresses import path_of_uri, split_path
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes.record import HISTORY, MAX_OBJECT_BYTES, POINTER, check_value, decode_pointer, key_of
-from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, VersionedRecord
 
 Result = TypeVar("Result")
 
 SNAPSHOT: Final = "..data"
+COPY: Final = "identity.json"
+"""The member of a Secret that holds a copy of the current identity document of another store."""
 
 _EXAMPLE: Final = "The directory of a mounted Secret, such as k8s-volume:///var/run/secrets/goatherd."
 _TRIES: Final = 20
 
 
 class SwappedError(Exception):
-    """The kubelet removed the snapshot while it was read; a newer one exists."""
+    """The kubelet removed the snapshot of the mounted Secret while it was read; a newer one exists."""
 
 
 class KubernetesVolumeProvider(SecretProvider):
-    """Read a Secret from a volume that is mounted into the pod.
+    """Read a secret from a Kubernetes Secret volume that is mounted into the pod.
 
     Address: ``k8s-volume:///var/run/secrets/goatherd``. The path is the directory at which the whole Secret is
-        mounted: without ``items``, and without ``subPath``, because the kubelet never updates such a mount.
-    Credentials: none; the kubelet fetches it.
+        mounted: without ``items``, and without ``subPath``, because the kubelet never updates such a mount. The Secret
+        is that of a ``k8s://`` address, or holds a copy of another store's current document as ``identity.json``.
+    Credentials: none; the kubelet fetches the Secret.
     Permissions: the volume's ``defaultMode`` and the pod's user. The pod's service account needs none.
-    Guarantees: read-only. Reads are eventual: the kubelet brings a change within about two minutes.
+    Guarantees: read-only. Reads are eventually consistent: the kubelet updates the volume within about two minutes. A
+        copy has one version.
     """
 
     scheme = "k8s-volume"
@@ -81,6 +90,10 @@ class KubernetesVolumeProvider(SecretProvider):
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         def work(snapshot: int) -> SecretValue:
             ledger = self._read_ledger(call, snapshot)
+            if isinstance(ledger, SecretValue):
+                if at in (CURRENT, ledger.version.id):
+                    return ledger
+                raise call.error(SecretNotFoundError, f"{COPY} holds the current version only, not {str(at)[:40]!r}")
             number = ledger.find_version(call, at)
             value = check_value(number, ledger.versions[number], _bytes_of(snapshot, key_of(number)))
             return SecretValue(version=ledger.describe_version(number), value=value)
@@ -88,7 +101,11 @@ class KubernetesVolumeProvider(SecretProvider):
         return await self._run_blocking(call, work)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        return await self._run_blocking(call, lambda snapshot: self._read_ledger(call, snapshot).newest_first())
+        def work(snapshot: int) -> list[SecretVersion]:
+            ledger = self._read_ledger(call, snapshot)
+            return [ledger.version] if isinstance(ledger, SecretValue) else ledger.newest_first()
+
+        return await self._run_blocking(call, work)
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         self._refuse_write(call)
@@ -112,13 +129,21 @@ class KubernetesVolumeProvider(SecretProvider):
             hint="Change it through the API: use its address k8s://namespace/name, with a rotator's role.",
         )
 
-    def _read_ledger(self, call: Call, snapshot: int) -> VersionedRecord:
+    def _read_ledger(self, call: Call, snapshot: int) -> VersionedRecord | SecretValue:
+        """Return the record of versions in a snapshot, or the copied value of a Secret without a record."""
         raw = _bytes_of(snapshot, POINTER)
+        if raw is None and (copied := _bytes_of(snapshot, COPY)) is not None:
+            version = SecretVersion(
+                id=VersionId(hashlib.sha256(copied).hexdigest()[:16]),
+                labels=frozenset({CURRENT}),
+                created_ms=os.fstat(snapshot).st_mtime_ns // 1_000_000,
+            )
+            return SecretValue(version=version, value=SecretBytes(copied))
         if raw is None:
             names = [name for name in os.listdir(snapshot) if not name.startswith("..")]
             if not names:  # an `optional: true` volume whose Secret does not exist
                 raise call.error(SecretNotFoundError, "there is no such secret: the mounted directory is empty")
-            raise ForeignRecordError(f"it holds no {POINTER}")
+            raise ForeignRecordError(f"it holds neither {POINTER} nor {COPY}")
         return decode_pointer(raw)
 
     async def _run_blocking(self, call: Call, work: Callable[[int], Result]) -> Result:
@@ -144,7 +169,7 @@ class KubernetesVolumeProvider(SecretProvider):
                 raise call.error(
                     ProviderConfigurationError,
                     f"the Secret mounted at {directory} was not made by Goatherd: {error}",
-                    hint="Mount the whole Secret of a k8s:// address, without items.",
+                    hint=f"Mount the whole Secret of a k8s:// address, or one with the member {COPY}, without items.",
                 ) from None
             except DamagedRecordError as error:
                 raise call.error(UnavailableError, f"the Secret mounted at {directory} is damaged: {error}") from None
@@ -176,7 +201,7 @@ class KubernetesVolumeProvider(SecretProvider):
 
 
 def _is_newest(snapshot: int, directory: str) -> bool:
-    """Return whether the open snapshot is still the newest; the kubelet removes a snapshot that it has replaced."""
+    """Return whether an open snapshot of a mounted Secret is still the newest; the kubelet removes older ones."""
     try:
         return os.path.samestat(os.fstat(snapshot), os.stat(f"{directory}/{SNAPSHOT}"))  # noqa: PTH116
     except FileNotFoundError:
@@ -184,7 +209,7 @@ def _is_newest(snapshot: int, directory: str) -> bool:
 
 
 def _bytes_of(snapshot: int, name: str) -> bytes | None:
-    """Return the content of a file in the snapshot; None if there is no such file."""
+    """Return the content of a file in a snapshot of a mounted Secret; None if there is no such file."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=snapshot)
     except FileNotFoundError:

@@ -1,7 +1,8 @@
 """Parse the address of a secret in Vault or OpenBao, from a URI or ``cloudConfig`` and the environment.
 
-The module only parses: it opens and sends nothing. An unknown option is rejected. An address never holds a secret.
-`VAULT_…` and `BAO_…` variables both count; if both are set, the URI's scheme decides which is used.
+The module opens no connection. An unknown option is rejected. An address never holds a secret. The environment
+variables can begin with `VAULT_` or `BAO_`; if a variable is set under both names, the URI's scheme decides which one
+is used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DEFAULT_PORT: Final = 8200
 TOKEN_FILE: Final = "~/.vault-token"  # noqa: S105 - a path
 
 _EXAMPLE: Final = "Such as vault://vault.example.org:8200/secret/goatdb/root, the mount first."
-_OPTIONS: Final = {
+OPTIONS: Final = {
     "auth": Option(choices=("token", "approle", "kubernetes")),
     "auth-mount": Option(),
     "ca": Option(),
@@ -41,7 +42,7 @@ FORMS: Final = {
     scheme: AddressForm(
         scheme=scheme,
         example=_EXAMPLE,
-        options=_OPTIONS,
+        options=OPTIONS,
         parts=("address",),
         missing="it names no mount and path",
     )
@@ -51,14 +52,14 @@ FORMS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaultAddress:
-    """One mount of a Vault or OpenBao server, and how to log in.
+    """The address of one key/value mount of a Vault or OpenBao server, and how to log in.
 
     Attributes:
         url: The server's URL, such as ``https://vault.example.org:8200``.
         mount: The mount of a key/value engine, version 2.
-        auth: How to get a token.
-        namespace: The namespace, or None.
-        ca: A file or directory of certificates to trust instead of the system's.
+        auth: The login method, by which Goatherd gets a token.
+        namespace: The Vault namespace; None for the root namespace.
+        ca: A file or directory of CA certificates to trust instead of the system's.
         cert: The client certificate's file, if the server requires one.
         key: The client certificate's key file.
         reads_active: Whether the active node answers all reads, so that they are strong: true for a single server, and
@@ -76,7 +77,7 @@ class VaultAddress:
 
 
 def parse_uri(scheme: str, uri: str, *, environment: Mapping[str, str] | None = None) -> tuple[VaultAddress, str]:
-    """Return the address and the secret id that a URI names.
+    """Parse a ``vault://`` or ``openbao://`` URI into the address of a mount and a secret id.
 
     Args:
         scheme: ``vault`` or ``openbao``.
@@ -86,14 +87,27 @@ def parse_uri(scheme: str, uri: str, *, environment: Mapping[str, str] | None = 
     Raises:
         ConfigurationError: The URI does not have this form.
     """
-    parsed = addresses.parse_uri(FORMS[scheme], uri)
-    return _build_address(scheme, parsed.host, parsed.path, parsed.options, environment)
+    address, secret_id, _ = parse_with_form(FORMS[scheme], uri, environment=environment)
+    return address, secret_id
+
+
+def parse_with_form(
+    form: AddressForm, uri: str, *, environment: Mapping[str, str] | None = None
+) -> tuple[VaultAddress, str, Mapping[str, str]]:
+    """Parse a URI of any form that has the options of ``vault://``; return address, path below the mount, and options.
+
+    Raises:
+        ConfigurationError: The URI does not have this form.
+    """
+    parsed = addresses.parse_uri(form, uri)
+    address, path = _build_address(form, parsed.host, parsed.path, parsed.options, environment)
+    return address, path, parsed.options
 
 
 def parse_config(
     scheme: str, config: Mapping[str, object], *, environment: Mapping[str, str] | None = None
 ) -> tuple[VaultAddress, str]:
-    """Return the address and the id from ``{"provider": "vault", "secretId": "secret/goatdb/root", "address": "…"}``.
+    """Parse a ``cloudConfig`` like ``{"provider": "vault", "secretId": "secret/goatdb/root", …}`` into address and id.
 
     The other members are the options of the URI. A region is ignored.
 
@@ -102,20 +116,21 @@ def parse_config(
     """
     parsed = addresses.parse_config(FORMS[scheme], config)
     path = parsed.secret_id.removeprefix("/")
-    return _build_address(scheme, parsed.parts.get("address", ""), path, parsed.options, environment)
+    return _build_address(FORMS[scheme], parsed.parts.get("address", ""), path, parsed.options, environment)
 
 
 def _build_address(
-    scheme: str, host: str, path: str, options: Mapping[str, str], environment: Mapping[str, str] | None
+    form: AddressForm, host: str, path: str, options: Mapping[str, str], environment: Mapping[str, str] | None
 ) -> tuple[VaultAddress, str]:
-    """Build the address. `host` is ``host:port``, a URL, or empty."""
+    """Build the address of a Vault mount from host, mount and options. `host` is ``host:port``, a URL, or empty."""
+    scheme = form.scheme
     env = _Environment(scheme, os.environ if environment is None else environment)
     mount = options.get("mount")
     secret_id = path
     if mount is None:
         mount, _, secret_id = path.partition("/")
     if not mount or not secret_id or ORG_FIELD in mount:
-        raise FORMS[scheme].error(FORMS[scheme].missing)
+        raise form.error(form.missing)
     return (
         VaultAddress(
             url=_read_url(scheme, host, options, env),
@@ -132,7 +147,7 @@ def _build_address(
 
 
 class _Environment:
-    """The variables ``VAULT_…`` and ``BAO_…``, by the rest of their names; those of the URI's scheme win."""
+    """Reads the variables ``VAULT_…`` and ``BAO_…`` by the rest of their names; the URI's scheme decides which wins."""
 
     def __init__(self, scheme: str, variables: Mapping[str, str]) -> None:
         self._prefixes = ("BAO_", "VAULT_") if scheme == "openbao" else ("VAULT_", "BAO_")

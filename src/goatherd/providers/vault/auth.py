@@ -1,8 +1,9 @@
 """Log in to Vault or OpenBao, and renew or replace the token.
 
-There are three ways to log in. `Credentials` returns a token that should still be valid; `client` handles a request
-that the server rejects all the same. Files and the environment are read again at each login, because Vault agents
-rewrite them. Callers that need a token at the same time share one login. No token is in any repr, error or log.
+The ways to log in are a token, AppRole and Kubernetes. `Credentials` returns a token that should still be valid; if the
+server rejects it nevertheless, `client` requests a new one. Files and the environment are read again at each login,
+because Vault agents rewrite them. Callers that need a token at the same time share one login. No token is in any repr,
+error or log.
 
 Follows https://openbao.org/api-docs/auth/token/ (lookup-self, renew-self), …/auth/approle/ and …/auth/kubernetes/
 (login).
@@ -35,7 +36,7 @@ _QUOTED: Final = 200
 
 
 class Send(Protocol):
-    """Sends one request with a token, and returns the status and the JSON object of the answer."""
+    """The type of a function that sends a request with a token to Vault and returns status and JSON object."""
 
     def __call__(
         self, method: str, path: str, *, token: str | None, body: Mapping[str, object] | None = None
@@ -44,12 +45,13 @@ class Send(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenAuth:
-    """Log in with an existing token.
+    """Log in to Vault with an existing token.
 
     Attributes:
-        token: The token itself; if None,
-        variables: environment variables that may hold it, the first one that is set; if none is set,
-        file: a file that holds it, such as ``~/.vault-token`` or the sink of a Vault agent.
+        token: The token itself; None to use `variables` or `file`.
+        variables: Environment variables that may hold the token; the first one that is set is used.
+        file: A file that holds the token if none of the variables is set, such as ``~/.vault-token`` or the sink of a
+            Vault agent.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -57,7 +59,7 @@ class TokenAuth:
     file: str | None = None
 
     def read_token(self, environment: Mapping[str, str]) -> str:
-        """Return the token."""
+        """Return the existing token, from the configuration, an environment variable or a file."""
         found = self.token or next((environment[name] for name in self.variables if environment.get(name)), None)
         if not found and self.file:
             found = _text_of(self.file, missing_ok=True)
@@ -73,11 +75,12 @@ class TokenAuth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppRoleAuth:
-    """Log in with AppRole: a role id, which is public, and a secret id, which is secret.
+    """Log in to Vault with AppRole: a role id, which is public, and a secret id, which is secret.
 
     Attributes:
-        role_id: The role id; else the environment variables `role_id_variables`.
-        secret_id: The secret id; else that in `secret_id_file`; else that in the variables. Some roles need none.
+        role_id: The role id; if empty, it is read from the environment variables `role_id_variables`.
+        secret_id: The secret id; if empty, it is read from `secret_id_file` or from the environment. Some roles need no
+            secret id.
         mount: The mount path of the auth method.
     """
 
@@ -89,7 +92,7 @@ class AppRoleAuth:
     mount: str = "approle"
 
     def login_body(self, environment: Mapping[str, str]) -> dict[str, object]:
-        """Return the body of the login request."""
+        """Return the body of the AppRole login request: role id and secret id."""
         role_id = self.role_id or _first_set(environment, self.role_id_variables)
         if not role_id:
             names = ", ".join(self.role_id_variables)
@@ -101,10 +104,10 @@ class AppRoleAuth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesAuth:
-    """Log in with the pod's service account.
+    """Log in to Vault with the pod's Kubernetes service account.
 
     Attributes:
-        role: The role of the auth method.
+        role: The role in Vault's auth method for Kubernetes.
         token_file: The file in which the kubelet keeps the service account's token; read at each login.
         mount: The mount path of the auth method.
     """
@@ -114,7 +117,7 @@ class KubernetesAuth:
     mount: str = "kubernetes"
 
     def login_body(self, environment: Mapping[str, str]) -> dict[str, object]:  # noqa: ARG002 - the same shape as AppRole's
-        """Return the body of the login request."""
+        """Return the body of the Kubernetes login request: the role and the service account's token."""
         return {"role": self.role, "jwt": _text_of(self.token_file).strip()}
 
 
@@ -123,7 +126,7 @@ AuthMethod = TokenAuth | AppRoleAuth | KubernetesAuth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lease:
-    """A token, and when it must be renewed and expires, by the monotonic clock; None means never."""
+    """A Vault token, and when it must be renewed and when it expires by the monotonic clock; None means never."""
 
     token: str = field(repr=False)
     renewable: bool
@@ -132,7 +135,7 @@ class _Lease:
 
 
 class Credentials:
-    """Returns a token, and renews or replaces it after two thirds of its lifetime.
+    """Gets a Vault token, and renews or replaces it after two thirds of its lifetime.
 
     No background task is needed: a server reads its store every half minute anyway.
     """
@@ -149,7 +152,7 @@ class Credentials:
         self._waiting = 0
 
     async def current_token(self) -> str:
-        """Return a token that should still be valid."""
+        """Return a Vault token that should still be valid; log in or renew it first if necessary."""
         lease = self._lease
         if lease is None:
             lease = await self._share_login(self._log_in)
@@ -158,14 +161,14 @@ class Credentials:
         return lease.token
 
     async def replace_token(self, token: str) -> bool:
-        """After the server has rejected `token`, get another one if the token is no longer valid.
+        """Get a new Vault token after the server has rejected `token`, if that token is no longer valid.
 
         Returns:
-            True when there is another one, so that the request is worth sending again; False when the token lives, so
-            that the refusal stands.
+            Whether there is a new token, with which to send the request again. False if the rejected token is still
+            valid, so that the request was rejected for another reason.
 
         Raises:
-            PlatformError: The token is not valid and there is no other.
+            PlatformError: The token is not valid, and no new one can be obtained.
         """
         if self._work is not None and not self._work.done():
             await asyncio.wait({self._work})
@@ -192,13 +195,13 @@ class Credentials:
         return self._lease is not None and self._lease.token != token
 
     async def close(self) -> None:
-        """Stop a login that is in progress."""
+        """Cancel a Vault login that is in progress."""
         if self._work is not None and not self._work.done():
             self._work.cancel()
             await asyncio.wait({self._work})
 
     async def _share_login(self, work: Callable[[], Coroutine[Any, Any, _Lease]]) -> _Lease:
-        """Run `work` in one task for all callers that need it; it is cancelled only when no caller waits any more."""
+        """Run the login `work` once for all callers that need a token; cancel it when no caller waits any more."""
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(work())
             self._work.add_done_callback(retrieve_outcome)
@@ -282,7 +285,7 @@ def _expired_error() -> PlatformError:
     return PlatformError(
         ProviderAccessDeniedError,
         "the token is expired, revoked or unknown",
-        hint="Log in again, or use auth=approle or auth=kubernetes, which get a new one by themselves.",
+        hint="Log in again, or use auth=approle or auth=kubernetes, with which Goatherd gets new tokens automatically.",
     )
 
 

@@ -1,6 +1,6 @@
 """A thin client of the HTTP API that Vault and OpenBao share, for the key/value engine, version 2.
 
-The client knows no labels, and does not retry, except with a new token after the server has rejected an expired one.
+The client does not handle labels. It does not retry, except with a new token if the server has rejected an expired one.
 An answer is used only if its shape and version number are right. A damaged answer raises `UnavailableError` and is
 never reported as a missing secret.
 
@@ -52,7 +52,7 @@ _UPGRADING: Final = "Upgrading from non-versioned to versioned"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One version of an entry with its data."""
+    """One version of an entry in Vault, with its data."""
 
     data: Mapping[str, Any]
     version: int
@@ -61,7 +61,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gone:
-    """One version of an entry without its data: deleted (which can be undone) or destroyed."""
+    """One version of an entry in Vault without data: it was deleted (which can be undone) or destroyed."""
 
     version: int
     state: VersionState
@@ -69,11 +69,11 @@ class Gone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """The server's description of a version that it has just written.
+    """Vault's description of a version of an entry that it has just written.
 
     Attributes:
-        version: Its number.
-        created_ms: Milliseconds since 1970, by the server's clock.
+        version: The version's number.
+        created_ms: When the version was written, in milliseconds since 1970, by the server's clock.
         expires: Whether the server will delete the version automatically.
     """
 
@@ -84,11 +84,12 @@ class Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """The server's metadata of an entry, without its values; zeros if there is no entry.
+    """Vault's metadata of an entry, without the values; all zeros or empty if there is no entry.
 
     Attributes:
         current: The number of the newest version, 0 when there is none.
-        max_versions: How many versions the entry's own setting keeps; 0 means that of the mount (ten by default).
+        max_versions: How many versions the entry's own setting keeps; 0 if the mount's setting applies (ten by
+            default).
         states: The state of each version that is kept.
         created_ms: When each version was written, in milliseconds since 1970, by the server's clock.
     """
@@ -100,7 +101,7 @@ class Metadata:
 
 
 class VaultClient:
-    """A client for one server, one mount and one way to log in. `open` opens it, `close` closes it."""
+    """A client for one key/value mount of a Vault server, with one login. Call `open` first and `close` last."""
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class VaultClient:
         self._index: str | None = None
 
     def open(self) -> None:
-        """Create the connection pool. Sends nothing.
+        """Create the connection pool for the Vault server. Sends no request.
 
         Raises:
             ConfigurationError: A certificate or key file cannot be used.
@@ -136,7 +137,7 @@ class VaultClient:
         )
 
     async def close(self) -> None:
-        """Close the connections. A token from a login is not revoked: others may share it."""
+        """Close the connections to the Vault server. A token from a login is not revoked, as others may share it."""
         http, self._http = self._http, None
         await self._credentials.close()
         if http is not None:
@@ -145,9 +146,9 @@ class VaultClient:
     # --- the key/value engine ---------------------------------------------------------------------------------------
 
     async def read_secret(self, path: str, version: int | None = None) -> Found | Gone | None:
-        """Return a version of an entry, the newest by default; None if there is no such version or entry."""
+        """Read a version of an entry in Vault, by default the newest; None if there is no such version or entry."""
         params = {} if version is None else {"version": str(version)}
-        status, answer = await self._call_api("GET", self._api_path("data", path), params=params)
+        status, answer = await self.call_api("GET", self._api_path("data", path), params=params)
         if _is_absence(status, answer):
             return None
         data = _require_object(answer, "data")
@@ -159,9 +160,9 @@ class VaultClient:
         return Found(data=_require_object(data, "data"), version=number, created_ms=created_ms)
 
     async def write_secret(self, path: str, data: Mapping[str, object], *, cas: int) -> Written | None:
-        """Write the next version of an entry if its newest is `cas` (0: none exists); return None if it is not."""
+        """Write the next version of an entry if its newest is `cas` (0: no entry exists); return None otherwise."""
         body = {"data": data, "options": {"cas": cas}}
-        status, answer = await finish_request(self._call_api("POST", self._api_path("data", path), body=body))
+        status, answer = await finish_request(self.call_api("POST", self._api_path("data", path), body=body))
         if status == 400:
             return None
         metadata = _require_object(answer, "data")
@@ -171,8 +172,8 @@ class VaultClient:
         return Written(version=number, created_ms=created_ms, expires=bool(metadata.get("deletion_time")))
 
     async def read_metadata(self, path: str) -> Metadata:
-        """Return the metadata of an entry."""
-        status, answer = await self._call_api("GET", self._api_path("metadata", path))
+        """Read the metadata of an entry in Vault: its versions and their states."""
+        status, answer = await self.call_api("GET", self._api_path("metadata", path))
         if _is_absence(status, answer):
             return Metadata()
         data = _require_object(answer, "data")
@@ -193,29 +194,29 @@ class VaultClient:
         )
 
     async def set_max_versions(self, path: str, versions: int) -> None:
-        """Configure the server to keep this many versions of an entry, which need not exist yet."""
+        """Set how many versions of an entry Vault keeps; the entry need not exist yet."""
         # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.permissions).
         await finish_request(
-            self._call_api("POST", self._api_path("metadata", path), body={"max_versions": str(versions)})
+            self.call_api("POST", self._api_path("metadata", path), body={"max_versions": str(versions)})
         )
 
     async def destroy_versions(self, path: str, *versions: int) -> None:
-        """Destroy the data of versions permanently."""
-        await finish_request(self._call_api("POST", self._api_path("destroy", path), body={"versions": list(versions)}))
+        """Destroy the data of some versions of an entry in Vault permanently."""
+        await finish_request(self.call_api("POST", self._api_path("destroy", path), body={"versions": list(versions)}))
 
     async def remove_secret(self, path: str) -> None:
-        """Remove an entry with all its versions; a missing entry is not an error."""
-        await finish_request(self._call_api("DELETE", self._api_path("metadata", path)))
+        """Remove an entry with all its versions from Vault; a missing entry is not an error."""
+        await finish_request(self.call_api("DELETE", self._api_path("metadata", path)))
 
     async def may_destroy(self, path: str) -> bool:
-        """Return whether the token may destroy versions; also True if the server does not say."""
+        """Return whether the token may destroy versions of an entry; also True if Vault does not say."""
         return await self.has_capability("update", "destroy", path) is not False
 
     async def has_capability(self, capability: str, kind: str, path: str) -> bool | None:
-        """Return whether the token has a capability, such as ``update``; None if the server does not say."""
+        """Return whether the token has a capability on a path, such as ``update``; None if Vault does not say."""
         where = self._api_path(kind, path)
         try:
-            _, answer = await self._call_api("POST", "sys/capabilities-self", body={"paths": [where]})
+            _, answer = await self.call_api("POST", "sys/capabilities-self", body={"paths": [where]})
         except PlatformError as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
@@ -224,9 +225,9 @@ class VaultClient:
         return any(each in listed for each in (capability, "root", "sudo")) if isinstance(listed, list) else None
 
     async def engine_version(self) -> str | None:
-        """Return the type of the mounted engine, such as ``kv 2``; None if the token may not read that."""
+        """Return the type of the secrets engine at the mount, such as ``kv 2``; None if the token may not read it."""
         try:
-            status, answer = await self._call_api("GET", f"sys/internal/ui/mounts/{self._address.mount}")
+            status, answer = await self.call_api("GET", f"sys/internal/ui/mounts/{self._address.mount}")
         except PlatformError as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
@@ -242,9 +243,17 @@ class VaultClient:
     def _api_path(self, kind: str, path: str) -> str:
         return f"{self._address.mount}/{kind}/{path}"
 
-    async def _call_api(
+    async def call_api(
         self, method: str, path: str, *, body: Mapping[str, object] | None = None, params: Mapping[str, str] = {}
     ) -> tuple[int, Mapping[str, Any]]:
+        """Send a request to Vault with a token; if the token has expired, get a new one and send the request again.
+
+        Returns:
+            The status, which is 200, 204, 400 or 404, and the JSON object in the answer.
+
+        Raises:
+            PlatformError: Vault did not answer, denied the request, or gave a damaged answer.
+        """
         token = await self._credentials.current_token()
         status, answer = await self._send_request(method, path, token=token, body=body, params=params)
         if status == 403 and await self._credentials.replace_token(token):
@@ -255,7 +264,8 @@ class VaultClient:
             raise PlatformError(
                 ProviderAccessDeniedError,
                 f"the server refuses {method} {path}",
-                hint="Give the token a policy: `goatherd policy vault --role server` (or rotator, admin) prints it.",
+                hint="Give the token a policy: `goatherd policy vault --role server` (or rotator, admin) prints this"
+                " policy.",
             )
         told = _errors_text(answer)
         if status == 404 and "no handler for route" in told:
@@ -288,10 +298,10 @@ class VaultClient:
         body: Mapping[str, object] | None = None,
         params: Mapping[str, str] = {},
     ) -> tuple[int, Mapping[str, Any]]:
-        """Send one request; return its status (200, 204, 400, 403 or 404) and the JSON object in the answer.
+        """Send one request to Vault; return its status (200, 204, 400, 403 or 404) and the JSON object in the answer.
 
         Raises:
-            PlatformError: No answer, a damaged one, or a status whose meaning does not depend on the request.
+            PlatformError: Vault did not answer, gave a damaged answer, or answered with another status.
         """
         http = self._http
         if http is None:
@@ -347,13 +357,14 @@ class VaultClient:
                 return PlatformError(
                     ProviderConfigurationError,
                     f"the certificate of {where} is not to be trusted: {cause.verify_message}",
-                    hint="Name its authority: ca=/path/to/ca.pem in the address, or VAULT_CACERT.",
+                    hint="Name the server's certificate authority: ca=/path/to/ca.pem in the address, or VAULT_CACERT.",
                 )
             if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
                 return PlatformError(
                     ProviderConfigurationError,
                     f"{where} does not speak TLS",
-                    hint="If that is meant (a proxy on this machine), say tls=off in the address.",
+                    hint="If you want a connection without TLS (to a proxy on this machine), write tls=off in the"
+                    " address.",
                 )
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
@@ -361,7 +372,7 @@ class VaultClient:
         return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
 
     def _follow_redirect(self, url: str, location: str | None) -> str:
-        """Return the URL to which a standby redirects a request: that of the active node.
+        """Return the URL to which a Vault standby redirects a request: that of the active node.
 
         SECURITY: the token is sent there, as Vault's own clients do. So a redirect is followed only from a server whose
         certificate was checked, and never from TLS to plain HTTP (tests/unit/providers/vault/test_client.py).
@@ -392,7 +403,7 @@ class VaultClient:
             told = _errors_text(_parse_answer(raw) or {})
             if "sealed" in told:
                 raise PlatformError(
-                    UnavailableError, "the server is sealed", hint="Unseal it: `vault operator unseal`."
+                    UnavailableError, "the server is sealed", hint="Unseal the server: `vault operator unseal`."
                 )
             if "value being too large" in told or "exceeds maximum" in told:
                 raise PlatformError(SecretTooLargeError, "the value is too large for the server")
@@ -443,12 +454,12 @@ def _parse_answer(raw: bytes) -> Mapping[str, Any] | None:
 
 
 def _is_absence(status: int, answer: Mapping[str, Any]) -> bool:
-    """Return whether the answer means "no such version or entry": only a 404 with an empty list of errors does."""
+    """Return whether Vault's answer means "no such version or entry": only a 404 with an empty list of errors does."""
     return status == 404 and "data" not in answer and answer.get("errors") == []
 
 
 def _errors_text(answer: Mapping[str, Any]) -> str:
-    """Return the server's error messages. They name paths and parameters; the server echoes no values."""
+    """Return Vault's error messages as text. They name paths and parameters; Vault repeats no secret values in them."""
     errors = answer.get("errors")
     return "; ".join(str(each) for each in errors)[:_QUOTED] if isinstance(errors, list) else ""
 
@@ -482,7 +493,7 @@ def _state_of(metadata: Mapping[str, Any], now_ms: int) -> VersionState:
 
 
 def _parse_time(text: str) -> int:
-    """Return a time such as ``2026-11-24T16:05:27.03791695Z`` as milliseconds since 1970."""
+    """Parse a timestamp of Vault such as ``2026-11-24T16:05:27.03791695Z`` into milliseconds since 1970."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -491,9 +502,10 @@ def _parse_time(text: str) -> int:
 
 
 def _retry_after(header: str | None, now_ms: int) -> float | None:
-    """Return ``Retry-After`` in seconds, at least 1; the header is a number or a date (RFC 9110, 10.2.3).
+    """Return for how many seconds Vault's ``Retry-After`` header asks to wait, at least 1.
 
-    OpenBao rounds down, so that its 0 means "in less than a second", not "now".
+    The header is a number or a date (RFC 9110, 10.2.3). OpenBao rounds down, so that its 0 means "in less than a
+    second", not "now".
     """
     if header is None:
         return None

@@ -1,6 +1,6 @@
 """Write the Vault and OpenBao policies that a server, a rotator and an administrator need, and nothing more.
 
-Pure: it takes a role and a secret and returns HCL. The provider's tests run under exactly these policies.
+Pure: the module takes a role and an address, and returns HCL. The provider's tests run with exactly these policies.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import re
 from typing import Final
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.permissions import check_role
-from goatherd.providers.values import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD, check_role
 from goatherd.providers.vault.address import parse_uri
 
 MAX_VERSIONS: Final = 64
@@ -25,7 +24,7 @@ _COMPONENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
-    """Return the Vault policy that a role needs for one secret, as HCL.
+    """Return the Vault policy that a server, rotator or admin needs for one secret, as HCL.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
@@ -40,7 +39,7 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
     scheme, separator, _ = secret_id.partition("://")
     if separator:
         if scheme not in ("vault", "openbao"):
-            raise ConfigurationError(f"not a vault address: {secret_id!r}")
+            raise ConfigurationError(f"{secret_id!r} is not a vault address")
         # Which server it is makes no difference here, so none has to be known.
         anywhere = {"VAULT_ADDR": "https://anywhere"}
         address, secret_id = parse_uri(scheme, secret_id, environment=anywhere)
@@ -52,7 +51,7 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
     # (tests/unit/providers/vault/test_permissions.py::test_a_path_that_would_change_the_policy_is_refused).
     if not secret_id or not all(_COMPONENT.fullmatch(each) and each.strip(".") for each in components):
         raise ConfigurationError(
-            f"not a mount and a path: {mount}/{secret_id}", hint="Write the mount first, as in secret/goatdb/root."
+            f"{mount}/{secret_id} must be a mount and a path", hint="Write the mount first, as in secret/goatdb/root."
         )
     values, pointer = _path_pattern(secret_id), _path_pattern(secret_id + POINTER_SUFFIX)
     write = ["create", "read", "update"] if role != "server" else ["read"]

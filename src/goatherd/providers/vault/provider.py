@@ -1,17 +1,18 @@
-"""Keep a secret in two entries of a Vault or OpenBao key/value engine, version 2.
+"""Store a secret in two entries of a Vault or OpenBao key/value engine, version 2.
 
-The entry ``path`` holds the values, one per version. The entry ``path-pointer`` holds the pointer: the list of versions
-and labels that counts (`goatherd.providers.versioned_record.VersionedRecord`) and, for other readers, the current
-value. Each change replaces the pointer as a whole, with check-and-set. `client` sends the requests; `auth` logs in.
+The entry ``path`` holds the values, one per version. The entry ``path-pointer`` holds the pointer, a record with the
+valid list of versions and labels (`goatherd.providers.versioned_record.VersionedRecord`) and, for readers that do not
+know the list, the current value. Each change replaces the pointer as a whole, with check-and-set. `client` sends the
+requests; `auth` logs in.
 
-- A value is written first, where no reader looks for it yet. Replacing the pointer is the only commit point of every
-  change. A crash before it leaves a value that the pointer does not name: `versions` lists it from the server's
-  metadata, `destroy` removes it, and later writes displace it.
+- A change writes the value first, and then replaces the pointer, which is the only commit point. A crash between the
+  two writes leaves a value that the pointer does not name: `versions` lists it from the server's metadata, `destroy`
+  removes it, and later writes displace it.
 - Older versions of the pointer hold values that were current. Destroying a value destroys those copies first and the
-  value last, so `versions` lists it as long as the server has it. `versions` also lists a value that the server has
-  dropped from ``path`` but still has in an older pointer.
-- Values are written with check-and-set too, so that the check "would this write make the server drop a labelled
-  version?" cannot be outdated by another writer.
+  value last, so `versions` lists the value as long as the server has any copy. `versions` also lists a value that the
+  server has dropped from ``path`` but still has in an older pointer.
+- Values are written with check-and-set, too. So no other writer can interfere between a write and the check that the
+  write does not make the server drop a labelled version.
 - Custom metadata is not used, because Vault writes it without compare-and-swap.
 """
 
@@ -84,7 +85,7 @@ _RANDOM = secrets.SystemRandom()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pointer:
-    """The pointer entry as it was read: its content, and its version for check-and-set."""
+    """The pointer entry (the record of versions and labels) as read from Vault, and its version for check-and-set."""
 
     stored: StoredPointer
     version: int
@@ -95,15 +96,16 @@ class _Pointer:
 
 
 class VaultSecretProvider(SecretProvider):
-    """Keep secrets in HashiCorp Vault or OpenBao.
+    """Store secrets in HashiCorp Vault or OpenBao.
 
     Address: ``vault://host:port/mount/path``, ``https`` on port 8200; ``vault:///mount/path`` takes `VAULT_ADDR`.
         Options in the query: ``tls=off``, ``ca``, ``cert``, ``key``, ``namespace``, ``mount`` (one with a slash in it),
         ``auth`` (token, approle, kubernetes), ``auth-mount``, ``role``, ``role-id``, ``secret-id-file``,
         ``token-file``, ``reads``. `VAULT_NAMESPACE`, `VAULT_CACERT`, `VAULT_CAPATH`, `VAULT_CLIENT_CERT` and
-        `VAULT_CLIENT_KEY` fill in; so do the same with ``BAO_``.
+        `VAULT_CLIENT_KEY` provide the options that the URI does not name; the same variables with ``BAO_`` are read as
+        well.
     Credentials: a token in `VAULT_TOKEN`, ``~/.vault-token`` or a file; AppRole with `VAULT_ROLE_ID` and
-        `VAULT_SECRET_ID` or a file; or a pod's service account. Tokens are renewed, or got anew.
+        `VAULT_SECRET_ID` or a file; or a pod's service account. Tokens are renewed, or replaced by a new login.
     Permissions: ``goatherd policy vault --role server`` (or rotator, admin) prints them.
     Guarantees: compare-and-swap. Reads are strong with ``reads=active``, which says that all requests are answered by
         the active node; otherwise eventual, because standbys may answer reads. At least 50 versions are kept, never
@@ -147,7 +149,7 @@ class VaultSecretProvider(SecretProvider):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return a provider and the secret id; see `goatherd.providers.vault.address.parse_config`.
+        """Create a provider from a ``cloudConfig`` for Vault, and return it with the secret id.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
@@ -163,7 +165,7 @@ class VaultSecretProvider(SecretProvider):
         super().check_secret_id(secret_id)
         if secret_id.endswith(POINTER_SUFFIX):
             raise ConfigurationError(
-                f"the {self.scheme} store keeps names that end in {POINTER_SUFFIX!r} for its own use"
+                f"the {self.scheme} store reserves names that end in {POINTER_SUFFIX!r} for its own use"
             )
 
     async def _open(self) -> None:
@@ -215,7 +217,7 @@ class VaultSecretProvider(SecretProvider):
         await self._with_client(call, lambda client: self._delete_secret(call, client))
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what the token allows, and whether the server keeps enough versions. See `capabilities`."""
+        """Check what the token allows and whether Vault keeps enough versions of a secret, and return the findings."""
         call = self._start_call("diagnose", secret_id)
         return await self._run_call(
             call, lambda now: self._with_client(now, lambda client: self._diagnose_secret(now, client))
@@ -226,7 +228,9 @@ class VaultSecretProvider(SecretProvider):
         may_write = await client.has_capability("update", "data", path + POINTER_SUFFIX)
         if may_write is None:
             text = "the server does not say what the token may do"
-            first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint="Give it the `default` policy.")
+            first = Finding(
+                name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint="Give the token the policy `default`."
+            )
         else:
             first = rights_finding(
                 self.scheme, may_write=may_write, may_destroy=await client.has_capability("update", "destroy", path)
@@ -251,7 +255,7 @@ class VaultSecretProvider(SecretProvider):
         return [first, Finding(name="history", verdict=Verdict.FINE, text=text)]
 
     async def _with_client(self, call: Call, work: Callable[[VaultClient], Awaitable[Result]]) -> Result:
-        """Run `work` with the client, and raise its errors as errors of this call."""
+        """Run `work` with the Vault client, and raise its errors as errors of the provider call."""
         if self._client is None:
             raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
         try:
@@ -299,7 +303,7 @@ class VaultSecretProvider(SecretProvider):
     async def _reading_leftover(
         self, call: Call, client: VaultClient, ledger: VersionedRecord, number: int
     ) -> SecretValue:
-        """Read a value that the pointer does not name: one that an interrupted write or destruction left."""
+        """Read a value that the record of versions does not list, because a write or destruction was interrupted."""
         found = await client.read_secret(call.secret_id, number)
         if isinstance(found, Found):
             version = SecretVersion(id=VersionId(number), created_ms=found.created_ms, is_leftover=True)
@@ -421,11 +425,11 @@ class VaultSecretProvider(SecretProvider):
     async def _find_copies(
         self, client: VaultClient, path: str, known: Metadata | None = None
     ) -> dict[int, tuple[SecretVersion, SecretBytes]]:
-        """Return the values that the server has dropped from their own entry, but still has in an older pointer.
+        """Find values that Vault has dropped from the entry of values, but that an older pointer entry still contains.
 
         Args:
-            client: The client.
-            path: The secret.
+            client: The Vault client.
+            path: The path of the secret below the mount.
             known: The metadata of the entry of values, if the caller has it.
         """
         copies: dict[int, tuple[SecretVersion, SecretBytes]] = {}
@@ -485,7 +489,7 @@ class VaultSecretProvider(SecretProvider):
     async def _with_leftover(
         self, client: VaultClient, path: str, ledger: VersionedRecord, version: VersionId
     ) -> VersionedRecord:
-        """Return the record with a version that it did not name, so that no writer can add that version any more."""
+        """Return the record of versions with an unlisted version added as destroyed, so that no writer can use it."""
         number = parse_number(version)
         if not number or number in ledger.versions:
             return ledger
@@ -517,7 +521,7 @@ class VaultSecretProvider(SecretProvider):
     # --- the two entries --------------------------------------------------------------------------------------------
 
     async def _read_pointer(self, call: Call, client: VaultClient) -> _Pointer | None:
-        """Return the pointer; None if there is none."""
+        """Read the pointer entry (the record of versions and labels) of a secret; None if there is none."""
         path = call.secret_id + POINTER_SUFFIX
         found = await client.read_secret(path)
         if found is None:
@@ -547,9 +551,10 @@ class VaultSecretProvider(SecretProvider):
         ledger: VersionedRecord,
         current: SecretBytes | None = None,
     ) -> int | None:
-        """Replace the pointer and return its new version; None if another writer has replaced it meanwhile.
+        """Replace a secret's pointer entry (its versions and labels); None if another writer has replaced it meanwhile.
 
-        `current` is the value of the version with the label ``current``, if the caller has it.
+        The result is the entry's new version. `current` is the value of the version with the label ``current``, if the
+        caller has it.
         """
         holder = ledger.labels.get(CURRENT)
         if current is None and holder is not None:
@@ -564,7 +569,7 @@ class VaultSecretProvider(SecretProvider):
     async def _write_value(
         self, call: Call, client: VaultClient, value: SecretBytes, ledger: VersionedRecord
     ) -> tuple[int, RecordedVersion] | None:
-        """Write a value that no pointer names yet, or find that of an earlier attempt; None means "read again"."""
+        """Write a secret's next value, or find an earlier attempt's; None if the caller must read again."""
         known = await client.read_metadata(call.secret_id)
         newest = max(ledger.versions, default=0)
         if known.current < newest:
@@ -610,7 +615,7 @@ class VaultSecretProvider(SecretProvider):
     async def _make_room(
         self, client: VaultClient, path: str, number: int, keeps: int, ledger: VersionedRecord
     ) -> None:
-        """Make sure that writing version `number` does not make the server drop a labelled version.
+        """Make sure that Vault does not drop a labelled version when version `number` is written.
 
         By default, a server keeps ten versions and drops the oldest, labelled or not.
         """
@@ -639,7 +644,7 @@ class VaultSecretProvider(SecretProvider):
 
 
 class OpenBaoSecretProvider(VaultSecretProvider):
-    """The same under the scheme ``openbao``, where `BAO_ADDR` and the other ``BAO_`` variables win.
+    """Store secrets in OpenBao: as `VaultSecretProvider`, but `BAO_ADDR` and other ``BAO_`` variables win.
 
     Address: ``openbao://host:port/mount/path``. Credentials, Permissions and Guarantees: see `VaultSecretProvider`.
     """

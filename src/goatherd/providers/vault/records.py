@@ -1,11 +1,11 @@
-"""Encode the two entries in which Vault keeps a secret: its values, and a pointer that lists the versions and labels.
+"""Encode the two Vault entries of a secret: its values, and a list of its versions and labels (the pointer).
 
 Pure; `provider` decides the order of writes. Each entry carries a digest of itself, because Vault provides none. An
-entry that is not exactly as written is damaged, and is not repaired.
+entry that differs from what was written counts as damaged, and is not repaired.
 
-The pointer also holds the value with the label ``current``, unchanged, in the field ``identity``: a reader gets it with
-one request, and it changes in the same write as the label. Pointers of the first format have no such field; they are
-read, and the next change writes the second format.
+The pointer also holds the value with the label ``current`` in the field ``identity``, so that a reader gets this value
+with one request, and one write changes the value and the label. Pointers of the first format have no such field. They
+can still be read; the next change writes the second format.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ BASE64_FIELD: Final = "identity_base64"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredValue:
-    """One version of the entry that holds the values.
+    """A secret value as decoded from one version of an entry in Vault.
 
     Attributes:
-        value: The bytes.
+        value: The value as bytes.
         digest: The SHA-256 of the value in hex, checked.
-        request: The `goatherd.providers.base.Call.request` of the call that wrote it.
+        request: The `goatherd.providers.base.Call.request` of the call that wrote the value.
     """
 
     value: SecretBytes
@@ -55,12 +55,12 @@ class StoredValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPointer:
-    """The content of the pointer entry: the versions, the labels and the current value.
+    """The content of a pointer entry in Vault: a secret's versions, labels and current value.
 
     Attributes:
         ledger: The versions and labels.
-        current: The value of the version with the label ``current``. None if no version has the label, and in the first
-            format.
+        current: The value of the version with the label ``current``. None if no version has the label, or if the entry
+            is in the first format, which does not contain it.
         format: The format in which the entry was stored.
     """
 
@@ -70,7 +70,7 @@ class StoredPointer:
 
 
 def encode_value(value: SecretBytes, request: str) -> dict[str, str]:
-    """Return the data that are stored for one value."""
+    """Encode a secret value as the data of an entry in Vault."""
     return {
         "format": VALUE_FORMAT,
         "request": request,
@@ -80,7 +80,7 @@ def encode_value(value: SecretBytes, request: str) -> dict[str, str]:
 
 
 def decode_value(data: Mapping[str, Any]) -> StoredValue:
-    """Decode an entry that holds a value.
+    """Decode the data of an entry in Vault that holds a secret value.
 
     Raises:
         ForeignRecordError: Goatherd did not write the entry.
@@ -97,12 +97,12 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
 
 
 def encode_pointer(stored: StoredPointer) -> dict[str, Any]:
-    """Return the data that are stored for versions, labels and the current value."""
+    """Encode a secret's versions, labels and current value as the data of an entry in Vault."""
     return {**with_digest(stored.format, record_content(stored.ledger)), **_encode_current(stored.current)}
 
 
 def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
-    """Decode a pointer entry: the versions, the labels and the current value.
+    """Decode the data of a pointer entry in Vault: a secret's versions, labels and current value.
 
     Raises:
         ForeignRecordError: Goatherd did not write the entry.

@@ -1,23 +1,61 @@
-"""Format the output of `goatherd doctor --data`: damaged records, sessions in conflict, and their repair."""
+"""Format the output of `goatherd doctor`: its checks, also of a signer (--signer) or a data directory (--data)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from goatherd.operations.check_data import DataReport, LogFinding
-from goatherd.operations.concurrent_creations import Conflict
-from goatherd.operations.repair_data import Repair
+from goatherd.operations.store_checks import FAILED, SKIPPED, WARNING, Check
+from goatherd.telemetry import describe_count
+
+if TYPE_CHECKING:
+    from goatherd.operations.check_data import DataReport, LogFinding
+    from goatherd.operations.check_signer import SignerReport
+    from goatherd.operations.concurrent_creations import Conflict
+    from goatherd.operations.repair_data import Repair
+
+
+def check_lines(checks: Sequence[Check]) -> list[str]:
+    """Return the results of all checks as lines, with a total at the end."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check.level:<4}  {check.name:<22}  {check.text}")
+        if check.hint:
+            lines.append(f"      {'':<22}  -> {check.hint}")
+    failed, warnings, skipped = (sum(check.level == level for check in checks) for level in (FAILED, WARNING, SKIPPED))
+    total = f"{describe_count(len(checks), 'check')}, {failed} failed, {describe_count(warnings, 'warning')}"
+    return [*lines, "", f"{total}, {skipped} not possible" if skipped else total]
+
+
+def signer_lines(report: SignerReport) -> list[str]:
+    """Return the facts of a signer and the results of its checks as lines."""
+    facts = report.facts
+    lines = [
+        f"signer       {report.scheme}",
+        f"key          {report.name}",
+        f"exportable   {'yes' if facts.exportable else 'no'}",
+        f"latency      {facts.latency}",
+    ]
+    if facts.region is not None:
+        lines.append(f"region       {facts.region}")
+    if facts.signatures_per_second is not None:
+        lines.append(f"rate limit   {facts.signatures_per_second} signatures per second")
+    if facts.max_text_bytes is not None:
+        lines.append(f"longest text {facts.max_text_bytes} bytes")
+    return [*lines, "", *check_lines(report.checks)]
+
 
 SHOWN: Final = 100
 
 
-def check_lines(reports: Sequence[DataReport], directory: Path) -> list[str]:
+def data_check_lines(reports: Sequence[DataReport], directory: Path) -> list[str]:
     """Return what a check of a data directory found, as lines."""
     lines = []
     for report in reports:
-        lines.append(f"{report.directory}: {len(report.logs)} logs, {report.records} records")
+        lines.append(
+            f"{report.directory}: {describe_count(len(report.logs), 'log')}, {describe_count(report.records, 'record')}"
+        )
         lines.append(f"  {_describe_anchor(report)}")
         lines += _list_findings(report.findings, report.directory)
         lines += _list_conflicts(report.conflicts)
@@ -31,8 +69,8 @@ def check_lines(reports: Sequence[DataReport], directory: Path) -> list[str]:
         )
     if conflicts:
         lines.append(
-            f"{conflicts} sessions in conflict. `goatherd doctor --data repair {directory}` joins their creations;"
-            " --peer URL for each other server joins them there too."
+            f"{describe_count(conflicts, 'session')} in conflict. `goatherd doctor --data repair {directory}` joins"
+            " their creations; --peer URL for each other server joins them there too."
         )
     if not count and not conflicts:
         lines.append("nothing found")
@@ -49,31 +87,31 @@ def _list_conflicts(conflicts: Sequence[Conflict]) -> list[str]:
 
 
 def _describe_anchor(report: DataReport) -> str:
-    if report.anchor is None:
+    if report.verified_with is None:
         return (
             "signatures were NOT verified: no store is named, and no file in the directory names the roots. Give"
             " --provider URI."
         )
-    return f"signatures were verified with the identity of {report.anchor}"
+    return f"signatures were verified with the identity of {report.verified_with}"
 
 
 def _list_findings(findings: Sequence[LogFinding], directory: Path) -> list[str]:
     lines = []
     for one in findings[:SHOWN]:
         commit = f" (commit {one.commit_id})" if one.commit_id is not None and one.commit_id not in one.reason else ""
-        where = f"{one.file.relative_to(directory)}, byte {one.offset}, {one.length} bytes"
+        where = f"{one.file.relative_to(directory)}, byte {one.offset}, {describe_count(one.length, 'byte')}"
         lines.append(f"  {where}: {one.kind.value}: {one.reason}{commit}")
     if len(findings) > SHOWN:
         lines.append(f"  and {len(findings) - SHOWN} more; --json lists all")
     return lines
 
 
-def repair_lines(repairs: Sequence[Repair]) -> list[str]:
+def data_repair_lines(repairs: Sequence[Repair]) -> list[str]:
     """Return what a repair of a data directory did, as lines."""
     lines = []
     for one in repairs:
         directory = one.before.directory
-        lines.append(f"{directory}: {one.before.records} records before, {one.after.records} now")
+        lines.append(f"{directory}: {describe_count(one.before.records, 'record')} before, {one.after.records} now")
         lines.append(f"  {_describe_anchor(one.before)}")
         if not one.set_aside and not one.restored and not one.fetched and not one.joined:
             lines.append("  nothing was moved or fetched")
@@ -86,7 +124,8 @@ def repair_lines(repairs: Sequence[Repair]) -> list[str]:
         if one.fetched:
             lines.append(f"  fetched from peers: {one.fetched}")
         if one.joined:
-            lines.append(f"  joined: the creations of {len(one.joined)} sessions: {' '.join(one.joined[:SHOWN])}")
+            sessions = describe_count(len(one.joined), "session")
+            lines.append(f"  joined: the creations of {sessions}: {' '.join(one.joined[:SHOWN])}")
             lines.append(
                 f"  joining commits that were pushed to peers: {one.given}"
                 if one.given
@@ -100,7 +139,7 @@ def repair_lines(repairs: Sequence[Repair]) -> list[str]:
             lines.append("  A server with --peer fetches what its peers hold. `repair --peer URL` does so now.")
         lines += [f"  problem: {problem}" for problem in one.problems]
         if one.after.conflicts:
-            lines.append(f"  still in conflict: {len(one.after.conflicts)} sessions")
+            lines.append(f"  still in conflict: {describe_count(len(one.after.conflicts), 'session')}")
             lines += _list_conflicts(one.after.conflicts)
         if one.after.findings:
             lines.append(f"  not repaired: {len(one.after.findings)}")

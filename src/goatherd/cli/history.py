@@ -1,0 +1,43 @@
+"""`goatherd history`: show past rotations with their outcome, as a list or a timeline."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from goatherd.audit.records import Anchors
+from goatherd.cli.main import App, audit_option, command
+from goatherd.cli.text.history import history_data, history_lines, timeline_lines
+from goatherd.clock import SystemClock
+from goatherd.config.build import open_store
+from goatherd.web.collector import read_trail_view
+from goatherd.web.view import history_rows
+
+
+@command(
+    example="goatherd history --provider file:///srv/keys/root\n"
+    "goatherd history --timeline --audit-log /var/log/goatherd/audit.jsonl",
+)
+@click.option("--timeline", is_flag=True, help="Draw the events on a line of time, oldest first.")
+@audit_option()
+def history(app: App, timeline: bool) -> None:
+    """Show past rotations with their outcome, as a list or a timeline.
+
+    The events are those in the identity in the store, which keeps the newest ones. An audit trail adds when each
+    rotation started, and who started it.
+    """
+    asyncio.run(_show(app, timeline))
+
+
+async def _show(app: App, timeline: bool) -> None:
+    async with open_store(app.options, is_reader=True) as store:
+        _, document = await store.read()
+    now_ms, trail = SystemClock().now_ms(), None
+    if app.options.audit_log is not None:
+        trail = read_trail_view(app.options.audit_log, Anchors.of(document), now_ms)
+        if trail.verdict != "whole":
+            app.out.write_note(f"note: the audit trail is {trail.verdict}: {trail.text}")
+    rows = history_rows(document, trail)
+    lines = timeline_lines(rows, now_ms) if timeline else history_lines(rows, app.out)
+    app.out.result(history_data(store.name, rows), lines)

@@ -1,0 +1,177 @@
+"""The anchor of an identity: a root whose key is in an HSM or a KMS, and which alone says which roots may sign.
+
+Pure. `AnchorRecord` names the anchor in the identity document. The root that signs every day is then a *working root*:
+an ordinary local key with a short life, endorsed by the anchor. A server that uses an identity with an anchor follows
+only the anchor's word (`goatherd.identity.succession`; the rules are in docs/explanation/anchor.md).
+
+The role itself passes on by an `AnchorChange`: the anchor's signed statement that another root is the anchor from now
+on, or that a root needs no anchor. An endorsement is not enough for that, because every working root has one.
+
+The signer itself is not used here: the functions return the text to sign, and take signatures as arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+
+from goatherd.errors import SuccessionError, VerificationError
+from goatherd.identity.root_signatures import Endorsement
+from goatherd.identity.session import Session, parse_signature, signed_text, verify_data
+from goatherd.wire.javascript_values import UNDEFINED
+
+DOMAIN: Final = "anchor/1"
+KEPT_CHANGES: Final = 1
+"""How many permanent changes of the anchor a document keeps. A server that has missed more of them must be told to
+accept the identity."""
+MAX_SIGNER_CHARACTERS: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorRecord:
+    """The anchor as the identity document names it.
+
+    Attributes:
+        id: Session id of the anchor; its public half is among the roots.
+        signer: URI of the signer that holds its key. It contains no credential.
+        extra: Members of the JSON that this version of Goatherd does not know.
+    """
+
+    id: str
+    signer: str
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "signer": self.signer, **self.extra}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorChange:
+    """The anchor's signed statement that its role ends: `to` is the next anchor, or root `root` needs no anchor.
+
+    Attributes:
+        by: Id of the anchor that has signed.
+        to: Id of the next anchor; None if there is none.
+        root: Id of the root that signs without an anchor; None if `to` is given.
+        until: The last generation of the document for which the statement counts; None for no limit. A statement that
+            only makes a roll-back possible is limited, so that it is worthless after the rotation.
+        signature: A signature string in GoatDB's format.
+        extra: Members of the JSON that this version of Goatherd does not know; they are not signed.
+    """
+
+    by: str
+    to: str | None = None
+    root: str | None = None
+    until: int | None = None
+    signature: str
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        members = {"by": self.by, "to": self.to, "root": self.root, "until": self.until, "signature": self.signature}
+        return {**{name: value for name, value in members.items() if value is not None}, **self.extra}
+
+    def counts_at(self, generation: int) -> bool:
+        """Return whether the statement counts for a document of this generation."""
+        return self.until is None or generation <= self.until
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorWord:
+    """The anchor's signatures for one write of the identity document, collected before the document is made.
+
+    Attributes:
+        anchor: The anchor from the moment at which the next root signs; None if there is none then.
+        session: The anchor's root session; None if there is no anchor then.
+        endorsements: Endorsements by this anchor and by the anchor before it.
+        changes: The changes of the anchor that begin with the next root.
+        proofs: For each root that is revoked, by id, the anchor's signature of the revocation.
+    """
+
+    anchor: AnchorRecord | None
+    session: Session | None
+    endorsements: tuple[Endorsement, ...] = ()
+    changes: tuple[AnchorChange, ...] = ()
+    proofs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AnchoredTrust:
+    """Which roots may introduce other roots, in an identity with an anchor.
+
+    Attributes:
+        anchors: Ids of the roots that are, were, or will be the anchor.
+        working: Ids of the listed working roots, which may introduce user sessions only.
+    """
+
+    anchors: frozenset[str]
+    working: frozenset[str]
+
+
+def change_text(by_id: str, subject: Session, *, is_anchor: bool, until: int | None) -> str:
+    """Return the text that the anchor `by_id` signs to end its role.
+
+    Args:
+        by_id: Id of the anchor that signs.
+        subject: The next anchor, or the root that needs no anchor.
+        is_anchor: Whether `subject` is the next anchor.
+        until: As `AnchorChange.until`.
+    """
+    return signed_text(by_id, _change_statement(subject, is_anchor=is_anchor, until=until), None)
+
+
+def _change_statement(subject: Session, *, is_anchor: bool, until: int | None) -> dict[str, Any]:
+    # SECURITY: the first member keeps a change from ever being an endorsement, a proof, a commit or a request, and an
+    # endorsement from being a change (tests/unit/identity/test_anchor.py).
+    statement: dict[str, Any] = {"goatherd": DOMAIN, ("anchor" if is_anchor else "root"): subject.to_json()}
+    return statement if until is None else {**statement, "until": until}
+
+
+def verify_change(change: AnchorChange, *, by: Session, subject: Session) -> None:
+    """Check that anchor `by` has signed the change to `subject`, the next anchor or the root that needs none.
+
+    Raises:
+        SuccessionError: The ids differ, the signature covers other data, or it was made after `by` had expired.
+    """
+    if change.by != by.id or subject.id != (change.to or change.root) or subject.id == by.id:
+        raise SuccessionError(f"the change of the anchor {change.by} names other roots")
+    _verify_change(change.signature, by, subject, change.to is not None, change.until)
+
+
+# SECURITY: everything that is verified is in the cache key, and only a success is kept.
+@lru_cache(maxsize=64)
+def _verify_change(signature: str, by: Session, subject: Session, is_anchor: bool, until: int | None) -> None:
+    try:
+        envelope = parse_signature(signature)
+        valid = envelope.data is UNDEFINED
+        if valid:
+            verify_data(by, envelope, external=_change_statement(subject, is_anchor=is_anchor, until=until))
+    except VerificationError:
+        valid = False
+    if not valid:
+        raise SuccessionError(f"the change of the anchor from {by.id} to {subject.id} has an invalid signature")
+
+
+REVOCATION_DOMAIN: Final = "anchored-revocation/1"
+
+
+def revocation_text(anchor_id: str, revoked_id: str, at: int) -> str:
+    """Return the text that the anchor signs to revoke a root at `at` (ms since 1970)."""
+    return signed_text(anchor_id, _revocation_statement(revoked_id, at), None)
+
+
+def _revocation_statement(revoked_id: str, at: int) -> dict[str, Any]:
+    return {"goatherd": REVOCATION_DOMAIN, "revoked": revoked_id, "at": at}
+
+
+def is_revocation_signed(signature: str, *, anchor: Session, revoked_id: str, at: int) -> bool:
+    """Return whether `signature` is the anchor's valid signature of exactly this revocation."""
+    try:
+        envelope = parse_signature(signature)
+        if envelope.data is not UNDEFINED:
+            return False
+        verify_data(anchor, envelope, external=_revocation_statement(revoked_id, at))
+    except VerificationError:
+        return False
+    return True

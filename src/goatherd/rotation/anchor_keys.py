@@ -1,0 +1,250 @@
+"""Collect the signatures of an anchor, whose key is in an HSM or a KMS, before an identity document is written.
+
+All calls to the signer are made here, and all before the write: once a rotation is prepared, the identity document
+holds every signature of the anchor that the rotation needs. So a signer that fails later stops nothing.
+
+Each signature is verified with the pinned public key (`goatherd.signers.verified`). A signer's error propagates; then
+nothing was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from goatherd.crypto import PublicKey
+from goatherd.errors import IllegalStepError
+from goatherd.identity.anchor import AnchorChange, AnchorRecord, AnchorWord, change_text, revocation_text
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.root_signatures import Endorsement, IntroducedBy
+from goatherd.identity.session import ROOT_OWNER, Session, exact_expiration_ms, format_signature
+from goatherd.times import milliseconds
+
+if TYPE_CHECKING:
+    from goatherd.signers.base import SignerKey
+
+LIFETIME: Final = timedelta(days=3650)
+"""How long a new anchor is valid. Its key cannot be copied, so it is replaced for other reasons than its age."""
+ROLL_BACK_WRITES: Final = 4
+"""How many generations after the prepared document a roll-back can be written at the latest."""
+
+
+class AnchorSigner(Protocol):
+    """What this module needs of a signer; `goatherd.signers.verified.VerifiedSigner` has it."""
+
+    async def public_key(self) -> SignerKey: ...
+
+    async def sign(self, text: bytes) -> bytes: ...
+
+    async def aclose(self) -> None: ...
+
+
+SignerOpener = Callable[[str, PublicKey | None], AnchorSigner]
+"""Returns the signer that a URI names. Signatures must match the public key, if one is given."""
+
+
+def open_pinned_signer(uri: str, pinned: PublicKey | None) -> AnchorSigner:
+    """Return the signer that `uri` names, whose signatures must match `pinned`. Connects to nothing."""
+    from goatherd.signers.verified import open_signer  # most identities have no anchor
+
+    return open_signer(uri, pinned=pinned)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorChoice:
+    """What a rotation changes about the anchor. By default nothing.
+
+    Attributes:
+        signer: URI of the signer that holds the key of a new anchor; None for no new anchor.
+        is_removed: Whether the next root signs without an anchor.
+    """
+
+    signer: str | None = None
+    is_removed: bool = False
+
+
+UNCHANGED: Final = AnchorChoice()
+
+
+class AnchorKey:
+    """One anchor: its session and its signer."""
+
+    def __init__(self, session: Session, record: AnchorRecord, signer: AnchorSigner, org: str) -> None:
+        self.session = session
+        self.record = record
+        self._signer = signer
+        self._org = org
+
+    async def introduce(self, root: Session, now_ms: int, *, is_earlier: bool = False) -> Endorsement:
+        """Return the anchor's endorsement of a root, which is also its introduction in ``/sys/sessions``.
+
+        Args:
+            root: The root to endorse.
+            now_ms: Milliseconds since 1970.
+            is_earlier: Whether the root was trusted before the anchor.
+        """
+        commit = IntroducedBy(ts=now_ms, org=self._org, is_earlier=is_earlier)
+        text = commit.draft_commit(root, by_id=self.session.id).signed_text(self.session.id)
+        return Endorsement(by=self.session.id, of=root.id, signature=await self._sign(text, now_ms), commit=commit)
+
+    async def pass_on(
+        self, subject: Session, now_ms: int, *, is_anchor: bool, until: int | None = None
+    ) -> AnchorChange:
+        """Return the anchor's statement that `subject` is the next anchor, or needs no anchor."""
+        text = change_text(self.session.id, subject, is_anchor=is_anchor, until=until)
+        return AnchorChange(
+            by=self.session.id,
+            to=subject.id if is_anchor else None,
+            root=None if is_anchor else subject.id,
+            until=until,
+            signature=await self._sign(text, now_ms),
+        )
+
+    async def sign_revocation(self, revoked_id: str, at: int) -> str:
+        """Return the anchor's signature of a revocation."""
+        return await self._sign(revocation_text(self.session.id, revoked_id, at), at)
+
+    async def check(self) -> None:
+        """Let the signer sign a test text, which GoatDB would accept neither as a commit nor as a request.
+
+        Raises:
+            SignerError: The signer refused, did not answer, or returned an invalid signature.
+        """
+        await self._signer.sign(f"goatherd check {self.session.id}".encode())
+
+    async def _sign(self, text: str, now_ms: int) -> str:
+        return format_signature(self.session.id, await self._signer.sign(text.encode()), now_ms)
+
+
+class AnchorKeys:
+    """Opens the signers of anchors for one run of an operation, and closes them at its end.
+
+    Args:
+        org: The organization id, which is part of every signed commit.
+        opener: Opens a signer by its URI.
+    """
+
+    def __init__(self, org: str, opener: SignerOpener = open_pinned_signer) -> None:
+        self._org = org
+        self._opener = opener
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every signer that was opened. The object can be used again."""
+        await self._stack.aclose()
+
+    def open_current(self, document: IdentityDocument) -> AnchorKey:
+        """Return the anchor of an identity. Connects to nothing."""
+        record, session = document.anchor, document.anchor_session
+        assert record is not None
+        assert session is not None
+        return AnchorKey(session, record, self._open(record.signer, session.public_key), self._org)
+
+    async def open_new(
+        self, uri: str, *, session_id: str, now_ms: int, document: IdentityDocument | None = None
+    ) -> AnchorKey:
+        """Return a new anchor, whose session has the public key that the signer reports.
+
+        Args:
+            uri: The signer's URI.
+            session_id: A new id for the session; not used if the identity lists the key already.
+            now_ms: Milliseconds since 1970.
+            document: The identity that gets the anchor; None for a new identity.
+
+        Raises:
+            IllegalStepError: The key belongs to a root of the identity that cannot become its anchor.
+        """
+        signer = self._open(uri, None)
+        key = (await signer.public_key()).public_key
+        known = None if document is None else next((one for one in document.roots if one.public_key == key), None)
+        if document is not None and known is not None:
+            signing = {one.id for one in (document.current, document.next) if one is not None}
+            if known.id in signing | document.revoked_ids or known.is_expired(now_ms):
+                raise IllegalStepError(f"the signer's key is that of root {known.id}, which cannot be the anchor")
+            if document.anchor is not None and known.id == document.anchor.id:
+                raise IllegalStepError(
+                    f"the signer's key is that of the present anchor {known.id}",
+                    hint="`goatherd rotate` without --anchor renews the working root.",
+                )
+        session = known or Session(
+            id=session_id,
+            public_key=key,
+            owner=ROOT_OWNER,
+            expiration_ms=exact_expiration_ms(now_ms + milliseconds(LIFETIME)),
+        )
+        return AnchorKey(session, AnchorRecord(id=session.id, signer=uri), signer, self._org)
+
+    def _open(self, uri: str, pinned: PublicKey | None) -> AnchorSigner:
+        signer = self._opener(uri, pinned)
+        self._stack.push_async_callback(signer.aclose)
+        return signer
+
+
+async def collect_word(
+    keys: AnchorKeys,
+    document: IdentityDocument,
+    successor: Session,
+    choice: AnchorChoice,
+    *,
+    anchor_id: str,
+    now_ms: int,
+) -> AnchorWord | None:
+    """Return the anchor's signatures for a rotation to `successor`; None if the identity has no anchor and gets none.
+
+    A renewal of the working root needs one signature. A new anchor needs three, or six if it replaces one. All are
+    made before anything is written.
+
+    Args:
+        keys: Opens the signers.
+        document: The identity, without a rotation in progress.
+        successor: The next root.
+        choice: What the rotation changes about the anchor.
+        anchor_id: A new id for the session of a new anchor.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        SignerError: A signer refused, did not answer, or returned invalid signatures.
+        IllegalStepError: The choice does not fit the identity.
+    """
+    before = None if document.anchor is None else keys.open_current(document)
+    if choice.signer is None:
+        if before is None:
+            if choice.is_removed:
+                raise IllegalStepError("the identity has no anchor that could be removed")
+            return None
+        endorsement = await before.introduce(successor, now_ms)
+        if not choice.is_removed:
+            return AnchorWord(anchor=before.record, session=before.session, endorsements=(endorsement,))
+        release = await before.pass_on(successor, now_ms, is_anchor=False)
+        return AnchorWord(anchor=None, session=None, endorsements=(endorsement,), changes=(release,))
+    after = await keys.open_new(choice.signer, session_id=anchor_id, now_ms=now_ms, document=document)
+    # SECURITY: the way back ends with the rotation; otherwise the previous key could undo it at any time
+    # (tests/unit/identity/test_anchor.py).
+    until = document.generation + 1 + ROLL_BACK_WRITES
+    endorsements = [await after.introduce(successor, now_ms)]
+    changes: list[AnchorChange] = []
+    if before is None:
+        endorsements.append(await after.introduce(document.current.session, now_ms, is_earlier=True))
+        changes.append(await after.pass_on(document.current.session, now_ms, is_anchor=False, until=until))
+    else:
+        endorsements.append(await before.introduce(after.session, now_ms))
+        # The next root stays listed after a cancellation or a roll-back, when only the previous anchor's word counts.
+        endorsements.append(await before.introduce(successor, now_ms))
+        changes.append(await before.pass_on(after.session, now_ms, is_anchor=True))
+        endorsements.append(await after.introduce(before.session, now_ms, is_earlier=True))
+        changes.append(await after.pass_on(before.session, now_ms, is_anchor=True, until=until))
+    return AnchorWord(
+        anchor=after.record, session=after.session, endorsements=tuple(endorsements), changes=tuple(changes)
+    )

@@ -1,0 +1,153 @@
+"""The anchor in the model: what it has signed, and what a node that knows it follows.
+
+What it is: `goatherd.identity.anchor` and the anchored half of `goatherd.identity.succession` as abstract records;
+test_model_matches.py holds them against the real ones. What it is not: the rest of a document (`store`).
+
+Anchors are roots with numbers of their own, K and L. Their signatures cannot be forged, but copied: a client that can
+read the store has each that was ever written there.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from goatherd.identity.anchor import KEPT_CHANGES
+from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES
+
+NO_ANCHOR = -1
+K, L = 5, 6
+THIEFS = 7
+"""The anchor that a thief brings; its key is the thief's own."""
+
+Pair = tuple[int, int]
+
+
+class Choice(StrEnum):
+    """What a rotation does about the anchor (`goatherd.rotation.anchor_keys.AnchorChoice`)."""
+
+    KEEP = "keep the anchor"
+    SET = "another anchor"
+    REMOVE = "no anchor"
+
+
+class Change(NamedTuple):
+    """`goatherd.identity.anchor.AnchorChange`: `by` says that `to` is the anchor, or that `root` needs none."""
+
+    by: int
+    to: int = NO_ANCHOR
+    root: int = NO_ANCHOR
+    until: int | None = None
+
+    def counts_at(self, generation: int) -> bool:
+        return self.until is None or generation <= self.until
+
+
+class Anchoring(NamedTuple):
+    """What a document says of its anchor.
+
+    Attributes:
+        anchor: Who is it, or `NO_ANCHOR`.
+        next: Who is it once the next root signs.
+        changes: The statements by which the role passes on.
+        earlier: The endorsements (by, of) of roots that signed before that anchor; they may not sign again under it.
+        is_whole: Whether all signatures of anchors that the rotation needs are there, and valid.
+        is_changing: Whether the rotation in progress changes the anchor.
+    """
+
+    anchor: int = NO_ANCHOR
+    next: int = NO_ANCHOR
+    changes: tuple[Change, ...] = ()
+    earlier: frozenset[Pair] = frozenset()
+    is_whole: bool = True
+    is_changing: bool = False
+
+    def at(self, generation: int) -> Anchoring:
+        """Return what is left of it in a document of this generation."""
+        kept = tuple(one for one in self.changes if one.counts_at(generation))
+        return self if kept == self.changes else self._replace(changes=kept)
+
+    def chosen(self, choice: Choice) -> int:
+        """Return the anchor after a rotation."""
+        if choice is Choice.KEEP:
+            return self.anchor
+        return NO_ANCHOR if choice is Choice.REMOVE else L if self.anchor == K else K
+
+    def finalized(self) -> Anchoring:
+        changes = tuple(one for one in self.changes if one.until is None)[-KEPT_CHANGES:]
+        return self._replace(next=self.anchor, changes=changes, is_changing=False)
+
+    def cancelled(self, target: int) -> Anchoring:
+        if not self.is_changing:
+            return self
+        new = {target, self.next} - {NO_ANCHOR}
+        kept = tuple(one for one in self.changes if one.until is None and not {one.by, one.to, one.root} & new)
+        return self._replace(next=self.anchor, changes=kept, is_changing=False)
+
+    def rolled_back(self, before: Anchoring) -> Anchoring:
+        return self._replace(anchor=before.anchor, next=before.anchor, is_changing=False)
+
+
+def asked_to_sign(before: Anchoring, choice: Choice) -> tuple[int, ...]:
+    """Return the anchors whose signatures a rotation needs before anything is written."""
+    return tuple(one for one in dict.fromkeys((before.chosen(choice), before.anchor)) if one != NO_ANCHOR)
+
+
+def with_word(
+    before: Anchoring, endorsed: tuple[Pair, ...], *, current: int, target: int, choice: Choice, generation: int
+) -> tuple[Anchoring, tuple[Pair, ...]]:
+    """Return what a prepared document says of the anchor, and all its endorsements (`transitions._with_word`).
+
+    Args:
+        before: The same of the document before.
+        endorsed: Its endorsements.
+        current, target: The root that signs, and the next one.
+        choice: What the rotation does about the anchor.
+        generation: Of the prepared document.
+    """
+    old, new = before.anchor, before.chosen(choice)
+    until = generation + ROLL_BACK_WRITES
+    signed: tuple[Pair, ...] = ((old, target),)
+    earlier: frozenset[Pair] = frozenset()
+    changes: tuple[Change, ...] = ()
+    if choice is Choice.REMOVE:
+        changes = (Change(by=old, root=target),)
+    elif choice is Choice.SET and old == NO_ANCHOR:
+        signed, earlier = ((new, target), (new, current)), frozenset({(new, current)})
+        changes = (Change(by=new, root=current, until=until),)
+    elif choice is Choice.SET:
+        signed, earlier = ((new, target), (old, new), (old, target), (new, old)), frozenset({(new, old)})
+        changes = (Change(by=old, to=new), Change(by=new, to=old, until=until))
+    pairs = (*(one for one in endorsed if one not in signed), *signed)
+    if old == NO_ANCHOR and (current, new) not in pairs:
+        pairs = (*pairs, (current, new))
+    after = Anchoring(
+        old,
+        new,
+        (*before.changes, *changes),
+        before.earlier - set(signed) | earlier,
+        is_changing=choice is not Choice.KEEP,
+    )
+    return after.at(generation), pairs
+
+
+def find_anchors(anchoring: Anchoring, known: int, listed: int, generation: int) -> tuple[int, int]:
+    """Return, as bits, the anchors to which the role of a known one passes, and the roots that need none.
+
+    `goatherd.identity.succession.find_anchors`.
+
+    Args:
+        anchoring: What the new document says.
+        known: The anchor of the identity in use.
+        listed: Bits: the roots of the new document that are not revoked.
+        generation: Of the new document.
+    """
+    anchors, released = 1 << known, 0
+    while True:
+        before = anchors
+        for one in anchoring.changes:
+            if one.counts_at(generation) and anchors >> one.by & 1:
+                anchors |= 1 << one.to & listed if one.to != NO_ANCHOR else 0
+                released |= 1 << one.root & listed if one.root != NO_ANCHOR else 0
+        if anchors == before:
+            return anchors, released
