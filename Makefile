@@ -8,7 +8,10 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 
-.PHONY: help demo test test-fast test-deep tools lint types vectors bench model docs reference format clean
+# After the checkout was moved, .venv is made anew.
+$(shell scripts/bootstrap check)
+
+.PHONY: help demo test test-fast test-deep tools lint types vectors bench model screenshots docs reference man dist image sbom onefile format clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +28,8 @@ test-fast: .venv/.dev ## the tests that take no time
 test-deep: .venv/.dev tools ## what takes long: exploration at full size, thousands of seeds, chaos
 	$(BIN)/python -m pytest -m deep -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-tools: ## servers and linters that the tests run against, into build/tools: OpenBao, moto, promtool, hadolint
-	@for tool in openbao moto linters promtool; do \
+tools: ## servers and linters that the tests run against, into build/tools: OpenBao, moto, SoftHSM2, promtool, hadolint, Chromium, helm's templates
+	@for tool in openbao moto softhsm linters promtool chromium release-tools bubblewrap helm-template; do \
 	    scripts/install-$$tool || echo "scripts/install-$$tool failed: the tests that need it are skipped, and counted" >&2; \
 	done
 
@@ -41,11 +44,14 @@ types: .venv/.dev ## mypy --strict over src, and over the fakes, the simulation 
 vectors: .venv/.dev ## GoatDB's own vectors, file by file
 	$(BIN)/python -m tests.vectors
 
-bench: .venv/.dev ## ratios: signing, verifying, commits per second, start-up, cost of a store
+bench: .venv/.dev ## what users feel, over the bare limit; ARGS=--help: one part, two runs compared, growth
 	$(BIN)/python -m tests.bench $(ARGS)
 
 model: .venv/.dev ## every state of a small cluster in rotation; ARGS=--mutants takes protections away
 	$(BIN)/python -m tests.model $(ARGS)
+
+screenshots: .venv/.dev ## pictures of the page for the docs, taken in the browser of the tests
+	$(BIN)/python -m tests.browser.screenshots
 
 docs: .venv/.docs ## docs/ as HTML in build/docs, warnings are errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
@@ -53,6 +59,25 @@ docs: .venv/.docs ## docs/ as HTML in build/docs, warnings are errors
 
 reference: .venv/.dev ## bring the generated parts of docs/reference into step with the code
 	$(BIN)/python -m tests.docs.reference
+
+man: .venv/.dev ## man pages and shell completions, into build/share
+	@scripts/install-release-tools
+	@rm -rf build/share
+	$(BIN)/python scripts/build-man build/share
+
+dist: man ## sdist, wheel, man pages and checksums, into dist/; built twice and compared
+	$(BIN)/python scripts/build-dist
+
+image: .venv/.dev ## the container image's file system, into build/image, without a container engine
+	$(BIN)/python scripts/build-image-folder build/image
+
+sbom: image ## what the image holds, as CycloneDX, and its licences, into build/sbom; checks the licences
+	@scripts/install-release-tools
+	$(BIN)/python scripts/build-sbom build/sbom
+
+onefile: image ## one executable with its own interpreter and every extra, into build/onefile; takes minutes
+	@scripts/install-release-tools
+	scripts/build-onefile
 
 format: .venv/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

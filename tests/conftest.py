@@ -43,6 +43,9 @@ LONG_FILES = tuple(
 )
 """Longest first; each takes a good part of a minute."""
 
+SHOWN = 3000
+"""Characters of a failure that are printed at once; the whole of it comes at the end."""
+
 settings.register_profile("full", deadline=None)
 settings.register_profile("fast", deadline=None, max_examples=20)
 settings.load_profile("full")
@@ -55,6 +58,24 @@ def loggers_as_they_were() -> Iterator[None]:
     yield
     for logger, level in before:
         logger.setLevel(level)
+
+
+class FailurePrinter:
+    """Print each failure when it happens: a run that is stopped by its time limit prints no summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line(f"\nFAILED {report.nodeid} ({report.when})\n{report.longreprtext[-SHOWN:]}")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    plugins = session.config.pluginmanager
+    terminal = plugins.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(session.config, "workerinput"):
+        plugins.register(FailurePrinter(terminal), "failure-printer")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

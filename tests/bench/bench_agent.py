@@ -16,60 +16,55 @@ from goatherd.agent.organization import ManagedOrganization
 from goatherd.agent.settings_file import SettingsFile
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
-from goatherd.identity.document import encode_document
-from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create_document
-from goatherd.ids import new_id
-from goatherd.providers.memory import MemorySecretProvider
+from goatherd.plugins import open_provider
 from goatherd.settings import CloudSecretSettings
 
-from .bench_startup import session_log
+from . import bare
+from .clients import SESSIONS
+from .data import AUTHORS, Data, write_log
+from .rows import Row
+from .scale import Scale
 
-SIZES = (1_000, 10_000)
+SAMPLE = 100
 
 
-async def measure(top: Path, count: int) -> tuple[float, float, int]:
-    """Return seconds for the first start and for a restart, and the size of settings.json."""
-    now_ms = SystemClock().now_ms()
-    root = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
-    log, _ = session_log(root, count)
-    directory = top / str(count) / "localhost"
-    (directory / "sys").mkdir(parents=True)
-    (directory / "sys" / "sessions.jsonl").write_bytes(log)
-    async with MemorySecretProvider() as provider:
-        await provider.create("root", encode_document(create_document(root, now_ms)))
-        file = SettingsFile(link=directory / "settings.json", target=top / f"{count}.json")
+async def run(scale: Scale, data: Data) -> list[Row]:
+    """Return the CPU seconds of a first start and of a restart."""
+    size = max(scale.managed, AUTHORS)
+    with tempfile.TemporaryDirectory() as name:
+        first, again = await _write_twice(Path(name), data, size)
+    limit = size * bare.cpu_seconds(bare.verify, SAMPLE)
+    common = {"unit": "s CPU", "size": size, "power": 1}
+    return [
+        Row(name="agent/first", samples=[first], bare=[limit], limit="verification", **common),
+        Row(name="agent/restart", samples=[again], bare=[limit], limit="verification", **common),
+    ]
+
+
+async def _write_twice(top: Path, data: Data, size: int) -> tuple[float, float]:
+    clock = SystemClock()
+    lines = await asyncio.to_thread(data.sessions, size)
+    write_log(top, SESSIONS, lines)
+    directory = top / "localhost"
+    provider, secret_id = open_provider(await data.create_store(top))
+    async with provider:
+        file = SettingsFile(link=directory / "settings.json", target=top / "settings.json")
         async with ManagedOrganization(
             org="localhost",
-            settings=CloudSecretSettings(provider, "root"),
+            settings=CloudSecretSettings(provider, secret_id),
             directory=directory,
             file=file,
             client=NodeClient("http://127.0.0.1:9"),
-            clock=SystemClock(),
+            clock=clock,
         ) as organization:
             await organization.load_identity(asyncio.Event())
-            began = time.perf_counter()
-            await organization.write_file()
-            first = time.perf_counter() - began
-            began = time.perf_counter()
-            await organization.write_file()
-            again = time.perf_counter() - began
-    tree = json.loads(file.link.read_bytes())
-    assert len(tree["trustedSessions"]) == count + 1
-    return first, again, file.link.stat().st_size
+            first = await _cpu_seconds(organization)
+            again = await _cpu_seconds(organization)
+    assert len(json.loads(file.link.read_bytes())["trustedSessions"]) == size + 1
+    return first, again
 
 
-def run() -> dict[str, float]:
-    """Return seconds and MiB for each size."""
-    results: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as name:
-        for size in SIZES:
-            first, again, octets = asyncio.run(measure(Path(name), size))
-            results[f"agent_{size}_first_s"] = first
-            results[f"agent_{size}_again_s"] = again
-            results[f"agent_{size}_settings_mib"] = octets / (1 << 20)
-    return results
-
-
-if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+async def _cpu_seconds(organization: ManagedOrganization) -> float:
+    began = time.process_time()
+    await organization.write_file()
+    return time.process_time() - began

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-ROUNDS = 15
+from .data import Data
+from .rows import Row
+from .scale import Scale
 
 
-def cpu_seconds(command: list[str]) -> float:
+async def run(scale: Scale, data: Data) -> list[Row]:
+    """Measure `goatherd --help`, and `goatherd status` on a file store."""
+    program = str(Path(sys.executable).with_name("goatherd"))
+    with tempfile.TemporaryDirectory() as directory:
+        store = await data.create_store(Path(directory))
+        commands = {
+            "bare": [sys.executable, "-c", "pass"],
+            "help": [program, "--help"],
+            "status": [program, "status", "--provider", store],
+        }
+        return await asyncio.to_thread(_measure, commands, scale.times(5))
+
+
+def _measure(commands: dict[str, list[str]], rounds: int) -> list[Row]:
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for turn in range(rounds + 1):
+        for name, command in commands.items():
+            taken = cpu_seconds(command)
+            if turn:  # the first round compiles
+                times[name].append(taken * 1000)
+    bare = times.pop("bare")
+    limit = "python -c pass"
+    return [
+        Row(name=f"command/{name}", unit="ms CPU", size=1, samples=found, bare=bare, limit=limit)
+        for name, found in times.items()
+    ]
+
+
+def cpu_seconds(command: Sequence[str]) -> float:
     """Return the CPU time, user and system, that a command takes with all that it starts."""
     # Without compiled modules each run would measure the compiler.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -21,28 +52,3 @@ def cpu_seconds(command: list[str]) -> float:
     subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def run() -> dict[str, float]:
-    """Return the medians of `goatherd --help` and of `goatherd status` on a file store over a bare interpreter."""
-    program = str(Path(sys.executable).with_name("goatherd"))
-    with tempfile.TemporaryDirectory() as directory:
-        store = ["--provider", f"file://{directory}/keys/root"]
-        subprocess.run([program, "init", *store], check=True, stdout=subprocess.DEVNULL)
-        commands = {
-            "bare": [sys.executable, "-c", "pass"],
-            "help": [program, "--help"],
-            "status": [program, "status", *store],
-        }
-        seen: dict[str, list[float]] = {name: [] for name in commands}
-        for at in range(ROUNDS + 1):
-            for name, command in commands.items():
-                taken = cpu_seconds(command)
-                if at:  # the first round compiles
-                    seen[name].append(taken)
-    median = {name: statistics.median(found) for name, found in seen.items()}
-    return {
-        "bare_interpreter_ms": 1000 * median["bare"],
-        "help_over_bare_interpreter": median["help"] / median["bare"],
-        "status_over_bare_interpreter": median["status"] / median["bare"],
-    }

@@ -1,4 +1,4 @@
-"""What the door adds to a request: directly and through it, in turns, on kept connections of one run.
+"""What the door adds: the same requests directly and through it, in turns, and commits that are sent again.
 
 The server behind it is `goatherd serve`, which does GoatDB's own work for each request: a signature for each poll, and
 one more for each commit.
@@ -7,198 +7,126 @@ one more for each commit.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import json
-import os
-import signal
-import socket
-import statistics
-import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from goatherd.cluster.client import NodeClient
-from goatherd.identity.session import OwnedSession, sign_request
-from goatherd.ids import new_id
-from goatherd.wire.json import to_json
 from tests.ports import free_ports
 
-from . import herd
-from .bench_node import bodies_of, commits_of
+from . import bare
+from .clients import SESSIONS, USERS, Line, Request, batch, element, filter_over, post, signature
+from .data import AUTHORS, Data, ids_of, write_log
+from .rows import Row
+from .scale import Scale
+from .servers import Program, door, serve
 
-ROUNDS = 20
-PER_ROUND = 25
-CALLERS = 16
-REST = 5
-POLLED = ("/sys/sessions", "/sys/users", "/data/bench")
-HELD = 5000
-EMPTY = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
-FULL = {"__t": "E", "__v": {"d": "AA==", "s": []}}
-
-Request = bytes
+POLLED = "/data/few"
 
 
-class Line:
-    """One kept connection, spoken to without a library, so that little of the client is measured."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def ask(self, request: Request) -> float:
-        """Return how many seconds the whole answer took."""
-        started = time.perf_counter()
-        self._socket.sendall(request)
-        data = bytearray()
-        while b"\r\n\r\n" not in data:
-            data += self._receive()
-        head, _, body = bytes(data).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200"), head[:200]
-        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        left = length - len(body)
-        while left > 0:
-            left -= len(self._receive())
-        return time.perf_counter() - started
-
-    def _receive(self) -> bytes:
-        part = self._socket.recv(1 << 20)
-        assert part, "the connection was closed"
-        return part
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-def post(owned: OwnedSession, body: bytes) -> Request:
-    """Return a signed request as bytes."""
-    signature = sign_request(owned, now_ms=time.time_ns() // 1_000_000, nonce=new_id())
-    head = (
-        "POST /batch-sync HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\naccept: */*\r\n"
-        f"user-agent: bench\r\nx-goat-sig: {signature}\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def polls(callers: list[OwnedSession]) -> Iterator[Request]:
-    message = {"ver": 50595584, "f": FULL, "s": 0, "c": [], "ad": []}
-    body = to_json([{"path": path, "msg": message} for path in POLLED]).encode()
-    for owned in itertools.cycle(callers):
-        yield post(owned, body)
-
-
-def pushes(callers: list[OwnedSession], size: int) -> Iterator[Request]:
-    for owned in itertools.cycle(callers):
-        (body,) = bodies_of("/data/bench", commits_of(owned, size), size)
-        yield post(owned, body)
-
-
-def repeats(callers: list[OwnedSession], body: bytes) -> Iterator[Request]:
-    """Give the same commits again and again, as of a client that got no answer."""
-    for owned in itertools.cycle(callers):
-        yield post(owned, body)
-
-
-def pulls(callers: list[OwnedSession]) -> Iterator[Request]:
-    message = {"ver": 50595584, "f": EMPTY, "s": 0, "c": [], "ad": []}
-    body = to_json([{"path": "/data/bench", "msg": message}]).encode()
-    for owned in itertools.cycle(callers):
-        yield post(owned, body)
-
-
-def healths() -> Iterator[Request]:
-    while True:
-        yield b"GET /healthy HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
-
-
-def compare(
-    direct: Line, guarded: Line, make: Callable[[], Iterator[Request]], per_round: int, rounds: int = ROUNDS
-) -> tuple[float, float]:
-    """Return the medians of both in milliseconds, taken in turns."""
-    times: dict[Line, list[float]] = {direct: [], guarded: []}
-    sources = {direct: make(), guarded: make()}
-    for turn in range(rounds + 1):
-        for line in (direct, guarded) if turn % 2 else (guarded, direct):
-            requests = [next(sources[line]) for _ in range(per_round)]
-            taken = [line.ask(request) for request in requests]
-            if turn:  # the first round warms up
-                times[line] += taken
-    return statistics.median(times[direct]) * 1000, statistics.median(times[guarded]) * 1000
-
-
-def cpu_ms(pid: int) -> float:
-    """Return the processor time that a process has used, which a busy machine does not change."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
-
-
-@contextlib.asynccontextmanager
-async def door(upstream: str, port: int, store: str) -> AsyncIterator[int]:
-    """Run one door until the block ends; yields its process id."""
-    command = [sys.executable, "-m", "goatherd", "door", "--upstream", upstream, "--port", str(port)]
-    process = await asyncio.create_subprocess_exec(
-        *command, "--provider", store, "--json", stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
-        assert "ready" in json.loads(await process.stdout.readline())
-        yield process.pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        await process.wait()
-
-
-async def measure() -> dict[str, float]:
-    """Run everything, in turns, and return medians and what the door adds to them."""
-    results: dict[str, float] = {}
+async def run(scale: Scale, data: Data) -> list[Row]:
+    """Measure a server and the door in front of it."""
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
-        store = f"file://{top}/keys/root"
-        init = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "goatherd", "init", "--provider", store, stdout=asyncio.subprocess.DEVNULL
-        )
-        assert await init.wait() == 0
+        store = await data.create_store(top)
+        write_log(top / "data", SESSIONS, data.sessions(AUTHORS))
+        write_log(top / "data", POLLED, data.commits(0, scale.few))
         ports = free_ports(2)
-        async with herd.serve(top / "a", port=ports[0], settings=["--provider", store]) as (_, url):
-            async with NodeClient(url) as client:
-                callers = [one for one, _ in await asyncio.gather(*[client.create_session() for _ in range(CALLERS)])]
-                held = commits_of(callers[0], HELD)
-                await client.push("/data/held", held, callers[0])
-            (again,) = bodies_of("/data/held", held, HELD)
-            async with door(url, ports[1], store) as pid:
-                kinds: list[tuple[str, Callable[[], Iterator[Request]], int, int]] = [
-                    ("health", healths, PER_ROUND, ROUNDS),
-                    ("poll", lambda: polls(callers), PER_ROUND, ROUNDS),
-                    ("push_1", lambda: pushes(callers, 1), PER_ROUND, ROUNDS),
-                    ("push_20", lambda: pushes(callers, 20), 5, ROUNDS),
-                    ("push_1000", lambda: pushes(callers, 1000), 1, 5),
-                    ("push_held", lambda: repeats(callers, again), 1, 5),
-                    ("pull_all", lambda: pulls(callers), 2, ROUNDS),
-                ]
-                for kind, make, per_round, rounds in kinds:
-                    await asyncio.sleep(REST)  # the limits must not be what is measured
-                    lines = [Line(port) for port in ports]
-                    # What the first request costs once is not what is measured.
-                    await asyncio.to_thread(lines[1].ask, next(make()))
-                    before = cpu_ms(pid)
-                    direct, guarded = await asyncio.to_thread(compare, lines[0], lines[1], make, per_round, rounds)
-                    results[f"{kind}_direct_ms"] = direct
-                    results[f"{kind}_added_ms"] = guarded - direct
-                    results[f"{kind}_over_direct"] = guarded / direct
-                    results[f"{kind}_door_cpu_ms"] = (cpu_ms(pid) - before) / (per_round * (rounds + 1))
-                    for line in lines:
-                        line.close()
-    return results
+        async with serve(top / "data", ports[0], store) as server, door(server, ports[1], store) as front:
+            return await asyncio.to_thread(_measure, scale, data, server, front)
 
 
-def run() -> dict[str, float]:
-    """Return the medians of this file."""
-    return asyncio.run(measure())
+def _measure(scale: Scale, data: Data, server: Program, front: Program) -> list[Row]:
+    requests = _Requests(scale, data)
+    size = scale.few
+    return [
+        _compare(server, front, "poll", size, requests.polls, scale.times(30)),
+        _compare(server, front, "push-one", 1, lambda: requests.pushes(1), scale.times(15)),
+        _compare(server, front, "pull", size, requests.pulls, scale.times(2)),
+        _compare(server, front, "push", scale.pushed, lambda: requests.pushes(scale.pushed), scale.rounds),
+        _push_again(server, front, scale, requests),
+    ]
 
 
-if __name__ == "__main__":
-    for title, value in run().items():
-        print(f"{title:<24} {value:10.3f}")
+class _Requests:
+    """Makes requests, each by another client and with other commits."""
+
+    def __init__(self, scale: Scale, data: Data) -> None:
+        self._size = scale.few
+        self._data = data
+        self._users = itertools.cycle(data.user(number) for number in range(AUTHORS))
+        self._held = ids_of(data.commits(0, scale.few))
+        self._next_commit = scale.few
+        self._next_path = 0
+
+    def signed(self, body: bytes) -> Request:
+        return post(signature(next(self._users)), body)
+
+    def polls(self) -> Iterator[Request]:
+        filters = [filter_over(self._held) for _ in range(8)]
+        system = [element(path, filter_over([]), 0) for path in (SESSIONS, USERS)]
+        for known in itertools.cycle(filters):
+            yield self.signed(batch(*system, element(POLLED, known, self._size)))
+
+    def pulls(self) -> Iterator[Request]:
+        while True:
+            yield self.signed(batch(element(POLLED, filter_over([]), 0)))
+
+    def pushes(self, count: int) -> Iterator[Request]:
+        """Yield pushes of new commits, each into an empty repository."""
+        while True:
+            yield self.signed(self.new_body(count))
+
+    def new_body(self, count: int) -> bytes:
+        commits = self._data.commits(self._next_commit, self._next_commit + count)
+        self._next_commit += count
+        self._next_path += 1
+        return batch(element(f"/data/push-{self._next_path}", filter_over(ids_of(commits)), count, commits))
+
+
+def _compare(
+    server: Program, front: Program, name: str, size: int, make: Callable[[], Iterator[Request]], count: int
+) -> Row:
+    """Return the milliseconds of requests through the door, and of such requests without it as the bare limit."""
+    source = make()
+    direct: list[float] = []
+    guarded: list[float] = []
+    with Line(server.port) as straight, Line(front.port) as through:
+        for turn in range(count + 1):
+            for line, times in (
+                ((straight, direct), (through, guarded))
+                if turn % 2
+                else (
+                    (through, guarded),
+                    (straight, direct),
+                )
+            ):
+                taken = line.ask(next(source))
+                if turn or count == 1:  # the first of each warms up
+                    times.append(taken * 1000)
+    limit = "without the door"
+    return Row(name=f"door/{name}", unit="ms", size=size, samples=guarded, bare=direct, limit=limit, power=1)
+
+
+def _push_again(server: Program, front: Program, scale: Scale, requests: _Requests) -> Row:
+    """Return the processor seconds of door and server for commits that both have, from a client that got no answer."""
+    body = requests.new_body(scale.few)
+    times: list[float] = []
+    limits: list[float] = []
+    with Line(front.port) as line:
+        line.ask(requests.signed(body))
+        for _ in range(scale.times(2)):
+            request = requests.signed(body)
+            began = server.cpu_seconds() + front.cpu_seconds()
+            line.ask(request)
+            times.append(server.cpu_seconds() + front.cpu_seconds() - began)
+            limits.append(bare.cpu_seconds(lambda: bare.parse_and_digest(body)))
+    return Row(
+        name="door/push-again",
+        unit="s CPU",
+        size=scale.few,
+        samples=times,
+        bare=limits,
+        limit="parsing, a digest",
+        power=1,
+    )

@@ -1,10 +1,9 @@
 """200 nodes through an hour without their store, and its return: calls per second, against loops that only retry.
 
 Everything is real but the time and the store's health: 200 `CloudSecretSettings` with their retries, breakers and
-jitter, on one clock that jumps to whoever wakes next. A call is what reaches the store: every attempt counts.
+jitter, on one clock that jumps to the next wake-up. A call is what reaches the store: every attempt counts.
 
-- ``lockstep``: a loop that reads every 30 s, with the provider's five attempts; all nodes were started at once.
-- ``jittered``: the same, spread by a fifth.
+- ``jittered``: a loop that reads every 30 s, spread by a fifth, with the provider's five attempts.
 - ``goatherd``: what a node does.
 """
 
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import json
 import logging
 import secrets
 from collections import Counter
@@ -33,6 +31,10 @@ from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
 from tests.fakes.herd import FakeClock
 
+from .data import Data
+from .rows import Row
+from .scale import Scale
+
 NODES: Final = 200
 INTERVAL: Final = timedelta(seconds=30)
 BEFORE: Final = timedelta(minutes=5)
@@ -41,12 +43,13 @@ AFTER: Final = timedelta(minutes=10)
 ONSET: Final = timedelta(minutes=2)
 """The part of the outage in which nodes find out; what comes after is its long run."""
 SECRET: Final = "cluster/root"
+JITTER: Final = 0.2
 
-KINDS: Final = ("lockstep", "jittered", "goatherd")
+KINDS: Final = ("jittered", "goatherd")
 
 
 class SharedClock(FakeClock):
-    """A `FakeClock` for many: it jumps to whoever wakes next, once everybody sleeps."""
+    """A `FakeClock` for many: it jumps to the next wake-up, once every task sleeps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,11 +137,11 @@ class _Run:
     last_good: dict[int, float] = field(default_factory=dict)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
-    async def loop(self, number: int, jitter: float) -> None:
+    async def loop(self, number: int) -> None:
         """Read for ever, as one would write it."""
         dice = secrets.SystemRandom()
         while True:
-            await self.clock.sleep(INTERVAL * dice.uniform(1 - jitter, 1 + jitter))
+            await self.clock.sleep(INTERVAL * dice.uniform(1 - JITTER, 1 + JITTER))
             try:
                 await self.store.read(SECRET)
                 self.last_good.setdefault(number, self.clock.monotonic())
@@ -168,7 +171,7 @@ async def simulate(kind: str, *, nodes: int = NODES, outage: timedelta = OUTAGE,
                 settings.append(await stack.enter_async_context(one))
                 await one.load()
             else:
-                loop: Coroutine[Any, Any, None] = run.loop(number, 0.0 if kind == "lockstep" else 0.2)
+                loop: Coroutine[Any, Any, None] = run.loop(number)
                 run.tasks.append(asyncio.create_task(loop))
         store.calls.clear()
         began = clock.now_ms()
@@ -212,19 +215,27 @@ async def simulate(kind: str, *, nodes: int = NODES, outage: timedelta = OUTAGE,
     )
 
 
-def run() -> dict[str, float]:
-    """Return calls per second for each kind of node."""
+async def run(scale: Scale, data: Data) -> list[Row]:
+    """Return calls per second of Goatherd's nodes, beside those of loops that only retry."""
     # 200 nodes that each say that their store is away are no news here.
-    logging.getLogger("goatherd.settings").setLevel(logging.CRITICAL)
-    results: dict[str, float] = {}
-    for kind in KINDS:
-        weather = asyncio.run(simulate(kind))
-        for name in Weather.__slots__:
-            results[f"{kind}_{name}"] = getattr(weather, name)
-    for name in ("onset_peak", "outage_mean", "outage_calls", "return_mean"):
-        results[f"jittered_over_goatherd_{name}"] = results[f"jittered_{name}"] / results[f"goatherd_{name}"]
-    return results
-
-
-if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+    logger = logging.getLogger("goatherd.settings")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        times = {} if scale.rounds > 1 else {"nodes": 2, "outage": 2 * ONSET, "after": timedelta(minutes=2)}
+        jittered, goatherd = [await simulate(kind, **times) for kind in ("jittered", "goatherd")]
+    finally:
+        logger.setLevel(level)
+    return [
+        Row(
+            name=f"outage/{name.replace('_', '-')}",
+            unit="calls/s",
+            size=times.get("nodes", NODES),
+            samples=[getattr(goatherd, name)],
+            bare=[getattr(jittered, name)],
+            limit="loops that retry",
+            power=1,
+        )
+        for name in Weather.__slots__
+        if name.endswith(("_mean", "_peak"))
+    ]

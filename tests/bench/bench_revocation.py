@@ -1,82 +1,83 @@
-"""A revocation on two servers that hold sessions by the thousand: how long each part takes, and how many requests."""
+"""A revocation on two servers that hold sessions by the thousand: how long each part takes."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 import tempfile
-import time
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
 from goatherd.cluster.client import NodeClient
-from goatherd.identity.document import decode_document
 from goatherd.plugins import open_provider
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.machine import Policy
 from tests.ports import free_ports
 
-from . import herd
-from .bench_startup import session_log
+from . import bare
+from .clients import SESSIONS
+from .data import Data, write_log
+from .rows import Row
+from .scale import Scale
+from .servers import serve
 
-SIZES = (1_000, 50_000)
 SERVERS = 2
-PATIENCE = timedelta(minutes=10)
+PATIENCE = timedelta(minutes=30)
+SAMPLE = 500
+PARTS = {"freeze": "freeze", "collect": "survey", "reissue": "introduce again", "spread": "spread"}
+"""Of the report's parts, those whose work grows with the number of sessions."""
 
 
-async def revoke(top: Path, store: str, size: int) -> RevocationReport:
-    """Return the report of a revocation of the root of `store`, which has introduced `size` sessions."""
+async def run(scale: Scale, data: Data) -> list[Row]:
+    """Return the seconds of each part, and of all."""
+    size = scale.reissued
+    with tempfile.TemporaryDirectory() as name:
+        report = await _revoke(Path(name), data, size)
+    sample = min(SAMPLE, size)
+    signing = bare.seconds_on_all_cores(bare.sign, sample) / sample
+    verifying = bare.seconds_on_all_cores(bare.verify, sample) / sample
+    # Each is verified when it is collected, signed anew, and verified by each server.
+    limit = size * (signing + (1 + SERVERS) * verifying)
+    seconds = report.seconds
+    rejected = Row(
+        name="revocation/rejected", unit="s", size=size, samples=[seconds["revoke"] + seconds["adoption"]], power=0
+    )
+    parts = [
+        Row(name=f"revocation/{name}", unit="s", size=size, samples=[seconds[part]], power=1)
+        for name, part in PARTS.items()
+    ]
+    total = Row(
+        name="revocation/total",
+        unit="s",
+        size=size,
+        samples=[sum(seconds.values())],
+        bare=[limit],
+        limit="signing and verifying on two threads",
+        power=1,
+    )
+    calls = Row(name="revocation/requests", unit="", size=size, samples=[report.node_calls], power=1)
+    return [rejected, *parts, total, calls]
+
+
+async def _revoke(top: Path, data: Data, size: int) -> RevocationReport:
+    """Revoke the root that has introduced `size` sessions, and check that both servers know them afterwards."""
+    store = await data.create_store(top)
     provider, secret_id = open_provider(store)
+    lines = (await asyncio.to_thread(data.sessions, size))[:size]
+    ports = free_ports(SERVERS)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(provider)
-        root = decode_document((await provider.read(secret_id)).value.reveal()).current
-        log, last = session_log(root, size)
-        ports = free_ports(SERVERS)
-        urls = [f"http://127.0.0.1:{port}" for port in ports]
         nodes = []
-        for number, port in enumerate(ports):
-            folder = top / f"node-{number}" / "localhost" / "sys"
-            folder.mkdir(parents=True, mode=0o700)
-            (folder / "sessions.jsonl").write_bytes(log)
-            peers = [url for url in urls if not url.endswith(f":{port}")]
-            data = top / f"node-{number}"
-            await stack.enter_async_context(herd.serve(data, port=port, settings=["--provider", store], peers=peers))
-            nodes.append(await stack.enter_async_context(NodeClient(urls[number], timeout=PATIENCE)))
+        for port in ports:
+            write_log(top / str(port), SESSIONS, lines)
+            peers = [f"http://127.0.0.1:{other}" for other in ports if other != port]
+            server = await stack.enter_async_context(serve(top / str(port), port, store, peers=peers))
+            nodes.append(await stack.enter_async_context(NodeClient(server.url, timeout=PATIENCE)))
         policy = Policy(adoption=PATIENCE, settle=PATIENCE)
-        report = await Revoker(provider, secret_id, nodes, policy=policy).revoke(root.id, reason="measured")
+        report = await Revoker(provider, secret_id, nodes, policy=policy).revoke(data.root.id, reason="measured")
         assert report.is_complete
         assert report.sessions == size
-        assert last is not None
         for node in nodes:
-            assert await node.answers(last)
+            assert await node.answers(data.user(size - 1))
         return report
-
-
-def run() -> dict[str, float]:
-    """Return seconds by part, sessions a second, and requests, for each size."""
-    results: dict[str, float] = {}
-    for size in SIZES:
-        with tempfile.TemporaryDirectory() as name:
-            store = f"file://{name}/keys/root"
-            init = [sys.executable, "-m", "goatherd", "init", "--provider", store]
-            subprocess.run(init, check=True, capture_output=True)
-            began = time.perf_counter()
-            report = asyncio.run(revoke(Path(name), store, size))
-            results[f"revocation_{size}_with_start_s"] = time.perf_counter() - began
-        for part, seconds in report.seconds.items():
-            results[f"revocation_{size}_{part.replace(' ', '_')}_s"] = seconds
-        total = sum(report.seconds.values())
-        results[f"revocation_{size}_total_s"] = total
-        results[f"revocation_{size}_refused_after_s"] = report.seconds["revoke"] + report.seconds["adoption"]
-        results[f"revocation_{size}_sessions_per_s"] = size / total
-        results[f"revocation_{size}_node_calls"] = report.node_calls
-        results[f"revocation_{size}_store_calls"] = report.store_calls
-    return results
-
-
-if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))

@@ -1,22 +1,18 @@
-"""What a rotation costs: on 3, 10 and 100 simulated nodes, and on five real ones under load.
+"""What a rotation costs: on 3, 10 and 100 simulated nodes, and on real ones under load.
 
 Simulated (`tests.fakes.herd`): the time of each phase on the herd's clock, calls of the store, questions to a
 node, and milliseconds of work (the rotator's own and the nodes' answers; what the herd does by itself is taken out).
+With an anchor: its signatures for each renewal of the working root; the goal is 2 or fewer.
 
-Real: five ``goatherd serve`` processes around the file store, that look at it by themselves once an hour, so that only
-being told counts; clients that write and read all the time; and a rotator in a process of its own, as an operator's is.
-It rotates several times. Of each rotation: how long it took, how much of that it slept, the processor time of the
-rotator, how much slower than its processor time work was done on this machine then, and the latency of the clients'
-requests during all rotations over that in equally long times before each, in the same run.
+Real: ``goatherd serve`` processes around the file store that read it once an hour, so that only notifications count;
+clients that write and read all the time; and a rotator in a process of its own, at normal priority. It rotates several
+times. Measured: the latency of the clients' requests during the rotations over that in equally long times before each.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,22 +23,29 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from goatherd.cli.process import LAST
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.operations.workload import RequestSample, Workload
 from goatherd.plugins import open_provider
-from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Phase, Rotator
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
 from goatherd.rotation.events import Event, PhaseEntered
+from goatherd.stores import ReplicatedStore, Replication, StoreMember
+from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import FakeClock, Herd
 from tests.ports import free_ports
 
-from . import herd
+from .data import Data
+from .rows import Row
+from .scale import Scale
+from .servers import UNLIMITED, serve
 
 SIZES: Final = (3, 10, 100)
-NODES: Final = 5
-ROUNDS: Final = 10
+CLIENTS: Final = 6
+GROUP: Final = 3
+"""Rotations whose requests are taken together for one p99."""
 ENOUGH: Final = 20
 """Requests before each rotation, at least."""
 PHASES: Final = (Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED)
@@ -124,105 +127,136 @@ async def _ring(cluster: Herd) -> None:
                 await node.sync_with(cluster.nodes[(number + step) % count])
 
 
-def simulated(sizes: Sequence[int] = SIZES) -> dict[str, float]:
-    """Return the figures of one rotation for each size, and how they grow."""
-    results: dict[str, float] = {}
-    runs = {size: asyncio.run(simulate(size)) for size in sizes}
-    for size, run in runs.items():
-        for phase in PHASES:
-            results[f"simulated_{size}_{phase.value}_s"] = run.phases[phase]
-        for operation, count in sorted(run.store_calls.items()):
-            if count:
-                results[f"simulated_{size}_store_{operation}"] = count
-        results[f"simulated_{size}_questions_per_node"] = run.questions
-        results[f"simulated_{size}_work_ms_per_node"] = run.work_ms / size
-    first, last = runs[sizes[0]], runs[sizes[-1]]
-    name = f"simulated_{sizes[-1]}_over_{sizes[0]}"
-    results[f"{name}_store_calls"] = sum(last.store_calls.values()) / sum(first.store_calls.values())
-    results[f"{name}_work_per_node"] = (last.work_ms / sizes[-1]) / (first.work_ms / sizes[0])
-    return results
+async def _simulate_growth(scale: Scale) -> list[Row]:
+    """Return the rotator's own work on herds of several sizes."""
+    samples = {size: [await simulate(size) for _ in range(scale.rounds)] for size in SIZES[: scale.nodes]}
+    return [
+        Row(
+            name="rotation/simulated",
+            unit="ms",
+            size=size,
+            samples=[run.work_ms for run in runs],
+            power=1,
+        )
+        for size, runs in samples.items()
+    ]
+
+
+async def rotate_in_regions(count: int) -> tuple[float, int]:
+    """Rotate three simulated servers with stores in `count` regions; return the CPU seconds, and the calls of stores.
+
+    The followers are of the way ``goatherd``. The servers' own reads are on other providers, which are not counted.
+    """
+    clock = FakeClock()
+    places = [MemoryStore() for _ in range(count)]
+    stores = [MemorySecretProvider(place, clock=clock) for place in places]
+    members = [
+        StoreMember(
+            region=f"region-{number}",
+            provider=store,
+            template=Herd.secret_id,
+            replication=Replication.GOATHERD if number else None,
+        )
+        for number, store in enumerate(stores)
+    ]
+    provider: SecretProvider = stores[0] if count == 1 else ReplicatedStore(members, clock=clock)
+    cluster = await Herd.start(provider, clock=clock, nodes=3)
+    for node in cluster.nodes:
+        node.provider = MemorySecretProvider(places[0], clock=clock)
+    aside = 0.0
+
+    async def step() -> None:
+        nonlocal aside
+        began = time.process_time()
+        await _ring(cluster)
+        aside += time.process_time() - began
+
+    clock.on_tick = step
+    before = sum(sum(store.call_counts.ended.values()) for store in stores)
+    began = time.process_time()
+    report = await Rotator(provider, cluster.secret_id, cluster.nodes, clock=clock).rotate()
+    seconds = time.process_time() - began - aside
+    assert report.behind == ()
+    return seconds, sum(sum(store.call_counts.ended.values()) for store in stores) - before
+
+
+async def _rotate_in_all_regions(scale: Scale) -> list[Row]:
+    """Return what stores in three regions add to a rotation with one."""
+    rows = []
+    for count in (1, 3):
+        runs = [await rotate_in_regions(count) for _ in range(scale.rounds)]
+        times = [1000 * seconds for seconds, _ in runs]
+        calls = [float(made) for _, made in runs]
+        rows.append(Row(name="rotation/regions", unit="ms CPU", size=count, samples=times, power=1))
+        rows.append(Row(name="rotation/store-calls", unit="calls", size=count, samples=calls, power=1))
+    return rows
+
+
+async def count_anchor_calls(rounds: int) -> list[float]:
+    """Add an anchor to three simulated servers and renew its working root; return its signatures for each renewal."""
+    clock, signers = FakeClock(), MemorySigners()
+    provider = MemorySecretProvider(clock=clock)
+    cluster = await Herd.start(provider, clock=clock, nodes=3)
+
+    async def step() -> None:
+        await _ring(cluster)
+
+    clock.on_tick = step
+    rotator = Rotator(provider, cluster.secret_id, cluster.nodes, clock=clock, open_signer=signers.open)
+    spent, anchor = [], AnchorChoice(signer="memory:kms")
+    # The renewal after the first one also introduces the root from before the anchor.
+    for choice in (anchor, UNCHANGED, *[UNCHANGED] * rounds):
+        before = signers.signed
+        report = await rotator.rotate(anchor=choice)
+        assert report.behind == ()
+        spent.append(float(signers.signed - before))
+    return spent[1:]
 
 
 # --- real ---------------------------------------------------------------------------------------------------------
 
 
-class CountingClock(SystemClock):
-    """The machine's clock, and how long somebody has slept on it."""
-
-    def __init__(self) -> None:
-        self.slept = 0.0
-
-    async def sleep(self, duration: timedelta) -> None:
-        began = self.monotonic()
-        await super().sleep(duration)
-        self.slept += self.monotonic() - began
-
-
 async def operate(store: str, urls: Sequence[str]) -> None:
     """Rotate once for each line of input, and write a line about it; the part of the benchmark in another process."""
-    os.nice(LAST)  # as `goatherd rotate` does
-    clock = CountingClock()
+    clock = SystemClock()
     provider, secret_id = open_provider(store)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(provider)
         nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
         print(json.dumps({"ready": True}), flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
-            clock.slept, phases = 0.0, Phases()
-            before = sum(provider.call_counts.ended.values())
-            rotator = Rotator(provider, secret_id, nodes, clock=clock, started_by="bench", on_event=phases.told)
+            rotator = Rotator(provider, secret_id, nodes, clock=clock, started_by="bench")
             began, cpu = clock.monotonic(), time.process_time()
             report = await rotator.rotate()
             took, cpu = clock.monotonic() - began, time.process_time() - cpu
-            line = {
-                "began": began,
-                "took": took,
-                "slept": clock.slept,
-                "cpu": cpu,
-                "busy": busy(),
-                "behind": len(report.behind),
-                "store_calls": sum(provider.call_counts.ended.values()) - before,
-                "phases": {phase.value: phases.seconds[phase] for phase in PHASES},
-            }
-            print(json.dumps(line), flush=True)
-
-
-def busy(seconds: float = 0.05) -> float:
-    """Return how much longer work takes here and now than it computes: 1 on an idle machine."""
-    began, cpu = time.perf_counter(), time.process_time()
-    while time.process_time() - cpu < seconds:
-        pass
-    return (time.perf_counter() - began) / seconds
+            print(json.dumps({"began": began, "took": took, "cpu": cpu, "behind": len(report.behind)}), flush=True)
 
 
 @dataclass(slots=True)
 class Measured:
-    """All rotations of one run. Latencies in seconds."""
+    """All rotations of one run. Latencies in seconds, one list for each rotation."""
 
     rotations: list[dict[str, float]] = field(default_factory=list)
-    phases: dict[str, list[float]] = field(default_factory=dict)
-    before: list[float] = field(default_factory=list)
-    during: list[float] = field(default_factory=list)
+    before: list[list[float]] = field(default_factory=list)
+    during: list[list[float]] = field(default_factory=list)
     refused: int = 0
 
 
-async def measure(*, nodes: int = NODES, rounds: int = ROUNDS, clients: int = 6) -> Measured:
+async def measure(data: Data, *, nodes: int, rounds: int, clients: int = CLIENTS) -> Measured:
     """Rotate `nodes` real servers under load, `rounds` times after one that warms up."""
     clock = SystemClock()
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
-        store = f"file://{top}/keys/root"
-        command = [sys.executable, "-m", "goatherd", "init", "--provider", store]
-        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        store = await data.create_store(top)
         ports = free_ports(nodes)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
+        settings = {**UNLIMITED, "GOATHERD_SETTINGS_REFRESH_INTERVAL": "1h"}
         async with AsyncExitStack() as stack:
             for port, url in zip(ports, urls, strict=True):
                 peers = [peer for peer in urls if peer != url]
-                settings = ["--provider", store, "--refresh-interval", "1h"]
-                await stack.enter_async_context(herd.serve(top / str(port), port=port, settings=settings, peers=peers))
+                await stack.enter_async_context(serve(top / str(port), port, store, peers=peers, settings=settings))
             operator = await asyncio.create_subprocess_exec(
-                *[sys.executable, "-m", "tests.bench.bench_rotation", "operate", store, *urls],
+                *[sys.executable, "-m", "tests.bench.bench_rotation", store, *urls],
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
             )
@@ -248,16 +282,12 @@ async def measure(*, nodes: int = NODES, rounds: int = ROUNDS, clients: int = 6)
 
 def _take(measured: Measured, done: dict[str, float], samples: Sequence[RequestSample], rest: float) -> None:
     """Add one rotation, and the requests during it and since `rest` before it."""
-    phases = done.pop("phases")
-    assert isinstance(phases, dict)
-    for phase, seconds in phases.items():
-        measured.phases.setdefault(phase, []).append(seconds)
     assert done["behind"] == 0
     began, took = done["began"], done["took"]
     inside = [sample for sample in samples if began <= sample.at + sample.seconds and sample.at < began + took]
     measured.rotations.append(done)
-    measured.during += [sample.seconds for sample in inside]
-    measured.before += [sample.seconds for sample in samples if rest <= sample.at < began - sample.seconds]
+    measured.during.append([sample.seconds for sample in inside])
+    measured.before.append([sample.seconds for sample in samples if rest <= sample.at < began - sample.seconds])
     measured.refused += sum(not sample.accepted for sample in inside)
 
 
@@ -282,36 +312,26 @@ def quantile(values: Sequence[float], fraction: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))]
 
 
-def real(*, nodes: int = NODES, rounds: int = ROUNDS) -> dict[str, float]:
-    """Return the figures of several rotations under load."""
-    measured = asyncio.run(measure(nodes=nodes, rounds=rounds))
-    took = [one["took"] for one in measured.rotations]
-    name = f"real_{nodes}"
-    results = {
-        f"{name}_total_s": statistics.median(took),
-        f"{name}_total_max_s": max(took),
-        f"{name}_slept_over_total": sum(one["slept"] for one in measured.rotations) / sum(took),
-        f"{name}_rotator_cpu_s": statistics.median(one["cpu"] for one in measured.rotations),
-        f"{name}_machine_busy": statistics.median(one["busy"] for one in measured.rotations),
-        f"{name}_store_calls": statistics.median(one["store_calls"] for one in measured.rotations),
-    }
-    for phase, seconds in measured.phases.items():
-        results[f"{name}_{phase}_s"] = statistics.median(seconds)
-    results[f"{name}_requests_during"] = len(measured.during)
-    results[f"{name}_refused_during"] = measured.refused
-    for label, fraction in (("p50", 0.5), ("p99", 0.99)):
-        ratio = quantile(measured.during, fraction) / quantile(measured.before, fraction)
-        results[f"{name}_{label}_during_over_before"] = ratio
-    return results
-
-
-def run() -> dict[str, float]:
-    """Return the figures of this file."""
-    return simulated() | real()
+async def run(scale: Scale, data: Data) -> list[Row]:
+    """Measure rotations of real servers under load, and of simulated herds."""
+    measured = await measure(data, nodes=scale.nodes, rounds=scale.times(GROUP))
+    assert measured.refused == 0, f"{measured.refused} requests were refused during a rotation"
+    size = scale.nodes
+    groups = range(0, len(measured.rotations), GROUP)
+    during, before = (
+        [1000 * quantile([one for part in parts[at : at + GROUP] for one in part], 0.99) for at in groups]
+        for parts in (measured.during, measured.before)
+    )
+    times, cpu = ([one[name] for one in measured.rotations] for name in ("took", "cpu"))
+    return [
+        Row(name="rotation/p99", unit="ms", size=size, samples=during, bare=before, limit="p99 before"),
+        Row(name="rotation/total", unit="s", size=size, samples=times, power=1),
+        Row(name="rotation/cpu", unit="s CPU", size=size, samples=cpu, power=1),
+        *await _simulate_growth(scale),
+        *await _rotate_in_all_regions(scale),
+        Row(name="rotation/anchor-calls", unit="calls", size=3, samples=await count_anchor_calls(scale.rounds)),
+    ]
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["operate"]:
-        asyncio.run(operate(sys.argv[2], sys.argv[3:]))
-    else:
-        print(json.dumps(run(), indent=2))
+    asyncio.run(operate(sys.argv[1], sys.argv[2:]))

@@ -123,7 +123,7 @@ def kill_in_a_loop(directory: Path, seconds: float, seed: int) -> None:
         claims += victim.communicate()[0].splitlines(keepends=True)
         kills += 1
     for process in steady:
-        assert process.poll() is None, "a writer that nobody killed has ended by itself"
+        assert process.poll() is None, "a writer that was not killed has ended by itself"
         process.send_signal(signal.SIGKILL)
         claims += process.communicate()[0].splitlines(keepends=True)
     stop.touch()
@@ -153,12 +153,12 @@ def kill_in_a_loop(directory: Path, seconds: float, seed: int) -> None:
     assert len(won) >= kills >= 2
 
 
-def test_writers_killed_for_two_seconds_harm_nobody(tmp_path: Path):
+def test_killing_writers_for_two_seconds_harms_no_other_writer(tmp_path: Path):
     kill_in_a_loop(tmp_path / "keys", 2, seed=1)
 
 
 @pytest.mark.deep
-def test_writers_killed_for_ten_seconds_harm_nobody(tmp_path: Path):
+def test_killing_writers_for_ten_seconds_harms_no_other_writer(tmp_path: Path):
     kill_in_a_loop(tmp_path / "keys", 10, seed=2)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from goatherd.door import Rule
+from goatherd.door import DoorRule
 from goatherd.identity.session import OwnedSession
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.commit import Commit
@@ -28,7 +28,7 @@ def note(author: OwnedSession = X, key: str | None = None, **more: Any) -> Commi
 
 
 async def both_ways(
-    rule: Rule,
+    rule: DoorRule,
     attack: Callable[[], Any],
     path: str = NOTES,
     *,

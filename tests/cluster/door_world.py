@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 
 from goatherd.clock import SystemClock
-from goatherd.door import Door, DoorLimits, Rule, TrustedSessions
+from goatherd.door import Door, DoorLimits, DoorRule, TrustedSessions
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
@@ -72,7 +72,7 @@ class World:
     def stored(self, path: str) -> set[str]:
         return set(self.child.repositories.get(path, {}))
 
-    def stopped(self, rule: Rule) -> int:
+    def stopped(self, rule: DoorRule) -> int:
         return self.door.status.stopped.get(rule, 0)
 
     def pushes(self) -> list[bytes]:
@@ -115,6 +115,7 @@ class Identity:
         self.current = current
         self.roots = roots
         self.revoked = tuple(Revoked(each) for each in revoked)
+        self.anchored_trust = None
 
 
 @contextlib.asynccontextmanager

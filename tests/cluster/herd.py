@@ -44,10 +44,11 @@ class CutOff(FileSecretProvider):
 
 @dataclass(slots=True)
 class Herd:
-    """The servers' URLs and cables, the store, and the root that it began with."""
+    """The servers' URLs, sockets and cables, the store, and the root that it began with."""
 
     urls: list[str]
     servers: list[Server]
+    listeners: list[ServerListener]
     cables: Sequence[SecretProvider]
     provider: SecretProvider
     secret_id: str
@@ -66,7 +67,13 @@ async def herd(top: Path, count: int = 5) -> AsyncIterator[Herd]:
 
 @contextlib.asynccontextmanager
 async def herd_around(
-    top: Path, factory: Callable[[], SecretProvider], secret_id: str, *, count: int = 5
+    top: Path,
+    factory: Callable[[], SecretProvider],
+    secret_id: str,
+    *,
+    count: int = 5,
+    neighbours: int | None = None,
+    refresh_interval: timedelta = timedelta(seconds=1),
 ) -> AsyncIterator[Herd]:
     """Yield servers around a store, with a first identity in it.
 
@@ -75,6 +82,8 @@ async def herd_around(
         factory: Makes one more client of the store, not entered yet: one for each server, and one for the operator.
         secret_id: The secret; it must not exist.
         count: How many servers.
+        neighbours: With how many others each server exchanges commits: with the next ones in a ring; None for all.
+        refresh_interval: How often each server reads the store.
     """
     provider = factory()
     async with contextlib.AsyncExitStack() as stack:
@@ -84,14 +93,23 @@ async def herd_around(
         await provider.create(secret_id, encode_document(create_document(first, now_ms)))
         ports = free_ports(count)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
-        servers, cables = [], []
+        servers, listeners, cables = [], [], []
         for number, port in enumerate(ports):
             cable = factory()
-            settings = CloudSecretSettings(cable, secret_id, refresh_interval=timedelta(seconds=1))
-            peers = [url for url in urls if not url.endswith(f":{port}")]
+            settings = CloudSecretSettings(cable, secret_id, refresh_interval=refresh_interval)
+            others = [*urls[number + 1 :], *urls[:number]]
+            peers = others if neighbours is None else others[:neighbours]
             server = Server(top / f"node-{number}", settings, peers=peers)
             await stack.enter_async_context(server)
-            await stack.enter_async_context(ServerListener(server, port=port))
+            listeners.append(await stack.enter_async_context(ServerListener(server, port=port)))
             servers.append(server)
             cables.append(cable)
-        yield Herd(urls=urls, servers=servers, cables=cables, provider=provider, secret_id=secret_id, first=first)
+        yield Herd(
+            urls=urls,
+            servers=servers,
+            listeners=listeners,
+            cables=cables,
+            provider=provider,
+            secret_id=secret_id,
+            first=first,
+        )

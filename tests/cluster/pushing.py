@@ -14,10 +14,13 @@ from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_seeds
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
+from tests.deadlines import HANG
 from tests.unit.goats import NOW, element, signed_header
 
 OFFERS = 10
 """GoatDB's client offers a commit in so many answered messages and then takes it for replicated."""
+IMPATIENT = 50
+"""After so many timeouts a client waits for each answer, since on a busy machine its patience may never be enough."""
 
 
 @dataclass
@@ -63,9 +66,10 @@ class PushingClient:
         own = BloomFilter.for_size(size, 1e-6, new_seeds(seed_count(size, 1e-6)))
         own.update([each.id for each in self.commits])
         body = [element(self.path, commits, held=own, size=size)]
+        patience = self.patience if self.timeouts < IMPATIENT else HANG
         try:
             # A client that gives up closes the connection.
-            async with httpx2.AsyncClient(verify=False, timeout=None) as http, asyncio.timeout(self.patience):
+            async with httpx2.AsyncClient(verify=False, timeout=None) as http, asyncio.timeout(patience):
                 headers = {"x-goat-sig": signed_header(self.owned, NOW)}
                 response = await http.post(f"{self.url}/batch-sync", content=json.dumps(body), headers=headers)
         except (TimeoutError, httpx2.HTTPError):

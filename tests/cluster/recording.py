@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 
 class StandingClock:
-    """Stands at `at_ms` until somebody turns the hands."""
+    """Stands at `at_ms` until a test turns the hands."""
 
     def __init__(self, at_ms: int) -> None:
         self.at_ms = at_ms

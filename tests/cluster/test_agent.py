@@ -118,7 +118,7 @@ async def test_what_goatdb_does_with_14_days_left_is_never_let_happen(tmp_path: 
 async def test_a_server_that_gives_its_key_away_is_stopped_at_once_and_the_agent_says_so_and_ends(
     tmp_path: Path,
 ) -> None:
-    """Somebody's start script strips `roots` from the file."""
+    """A start script strips `roots` from the file."""
     strip = "import json,sys,os; p=sys.argv[1]; t=json.load(open(p)); t['roots']=[]; f=open(p,'r+'); f.truncate(0); "
     strip += "json.dump(t,f); f.close(); os.execv(sys.argv[2],sys.argv[2:])"
     async with cluster(tmp_path, 1) as made:
@@ -174,7 +174,7 @@ async def test_the_agent_is_killed_and_the_next_one_carries_on(tmp_path: Path) -
         await node.logged("agent.up")
         first_child = node.child_pid()
         assert await node.stop(signal.SIGKILL) == -signal.SIGKILL
-        assert os.path.lexists(node.settings), "nobody was there to remove it"
+        assert os.path.lexists(node.settings), "no process was left to remove it"
         await node.start()
         await node.up(made.first)
         await node.logged("agent.up", times=2)
@@ -370,7 +370,7 @@ async def test_whatever_is_killed_at_random_writes_acknowledged_before_a_rotatio
         assert all(not os.path.lexists(node.settings) for node in made.nodes)
 
 
-async def test_a_rotation_drives_our_own_server_an_agent_and_a_bare_server_that_nobody_restarts(
+async def test_a_rotation_drives_our_own_server_an_agent_and_a_manual_restart_server(
     tmp_path: Path,
 ) -> None:
     async with cluster(tmp_path, 3) as made, contextlib.AsyncExitStack() as stack:

@@ -180,7 +180,7 @@ async def test_a_brand_new_client_after_a_has_expired_verifies_the_oldest_commit
         await herd.in_step()
 
         new = await GoatClient.born(herd.urls[1], herd.clock)
-        assert set(new.roots) == {b}, "nobody tells it of A"
+        assert set(new.roots) == {b}, "no answer tells it of A"
         await new.sync()
 
         assert a in new.roots, "it learnt A by B's word, in time for the sessions that A had introduced"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import DoorLimits, Rate, Rule
+from goatherd.door import DoorLimits, DoorRule, Rate
 from tests.cluster.door_world import World, X, Y, world
 from tests.unit.goats import ORG, element, new_id, owned, signed_header
 
@@ -34,7 +34,7 @@ async def test_who_asks_too_often_is_told_when_to_come_again(
         statuses = [await attempt(w) for _ in range(5)]
         assert [each.status_code for each in statuses] == [200, 200, 200, 429, 429]
         assert int(statuses[-1].headers["retry-after"]) >= 1
-        assert w.stopped(Rule.TOO_MANY) == 2
+        assert w.stopped(DoorRule.TOO_MANY) == 2
 
 
 async def test_forged_requests_do_not_fill_the_table_of_repositories() -> None:
@@ -73,7 +73,7 @@ async def test_the_indexes_of_repositories_are_not_more_than_so_many() -> None:
 NEW = {"publicKey": owned("new").session.public_key.to_jwk()}
 
 
-async def test_nobody_uses_up_the_share_of_another_s_session() -> None:
+async def test_no_caller_uses_up_the_share_of_another_session() -> None:
     async with world(limits=DoorLimits(session_requests=FEW)) as w:
         forged = envelope(signed_header(Y), i=X.id)
         for _ in range(10):
@@ -93,7 +93,7 @@ async def test_addresses_are_counted_apart_where_a_trusted_proxy_names_them() ->
         answers = [
             await w.http.get(w.door.url + "/healthy", headers={"x-forwarded-for": f"192.0.2.{n}"}) for n in range(4)
         ]
-        assert answers[-1].status_code == 429, "a header that anybody can write"
+        assert answers[-1].status_code == 429, "a header that any client can write"
 
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
@@ -108,7 +108,7 @@ async def test_a_body_that_is_too_large_is_413(is_chunked: bool) -> None:
             content: Any = parts() if is_chunked else b" " * 200_000
             response = await w.http.post(w.door.url + path, content=content, headers={"x-goat-sig": signed_header(X)})
             assert response.status_code == 413
-        assert w.stopped(Rule.TOO_LARGE) == 2
+        assert w.stopped(DoorRule.TOO_LARGE) == 2
 
 
 async def test_bodies_that_do_not_fit_into_memory_together_wait() -> None:

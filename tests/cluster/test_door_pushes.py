@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 import goatherd.trust
-from goatherd.door import DoorLimits, Rule, door, proxy
+from goatherd.door import DoorLimits, DoorRule, door, proxy
 from goatherd.door.delivery import smallest_portion
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
@@ -233,8 +233,8 @@ async def test_a_push_in_parts_brings_parents_before_their_children_and_drops_wh
         response = await w.push(True, NOTES, *given)
         assert response.status_code == 200
         assert w.stored(NOTES) == {each.id for each in chain}
-        assert w.stopped(Rule.SIGNATURE) == len(forged)
-        assert not w.stopped(Rule.BIRTH)
+        assert w.stopped(DoorRule.SIGNATURE) == len(forged)
+        assert not w.stopped(DoorRule.BIRTH)
 
 
 async def test_a_session_and_what_it_wrote_arrive_in_their_order_in_a_push_of_many_parts() -> None:
@@ -253,7 +253,7 @@ async def test_a_forgery_under_the_id_of_a_commit_on_its_way_does_not_count_as_t
         forged = [{**each.to_json(), "k": "other"} for each in commits]
         async with w.child.stalled():
             first = asyncio.create_task(w.push(True, NOTES, *forged))
-            while not w.stopped(Rule.SIGNATURE):
+            while not w.stopped(DoorRule.SIGNATURE):
                 await asyncio.sleep(0.01)
             second = asyncio.create_task(w.push(True, NOTES, *commits))
         await asyncio.gather(first, second)
@@ -346,7 +346,7 @@ async def push_at_random(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-async def test_whoever_gives_up_and_whenever_everything_is_stored_once_and_nothing_is_left(
+async def test_everything_is_stored_once_whichever_client_gives_up_and_when(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await push_at_random(seed, monkeypatch)
@@ -354,7 +354,7 @@ async def test_whoever_gives_up_and_whenever_everything_is_stored_once_and_nothi
 
 @pytest.mark.deep
 @pytest.mark.parametrize("seed", range(3, 100))
-async def test_whoever_gives_up_and_whenever_everything_is_stored_once_at_many_seeds(
+async def test_everything_is_stored_once_whichever_client_gives_up_at_many_seeds(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await push_at_random(seed, monkeypatch)
@@ -434,4 +434,4 @@ async def test_an_unknown_session_is_looked_for_once_in_a_push_of_many_parts() -
         w.trust.look_up = counted  # type: ignore[method-assign]
         commits = [commit_by(FRESH, f"k{number}", {"text": "x"}) for number in range(300)]
         assert (await w.push(True, NOTES, *commits)).status_code == 200
-        assert (look_ups, w.stored(NOTES), w.stopped(Rule.UNKNOWN_SIGNER)) == (1, set(), len(commits))
+        assert (look_ups, w.stored(NOTES), w.stopped(DoorRule.UNKNOWN_SIGNER)) == (1, set(), len(commits))

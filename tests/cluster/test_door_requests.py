@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import Rule
+from goatherd.door import DoorRule
 from goatherd.identity.session import OwnedSession, sign_data
 from goatherd.wire.base32 import base32_encode
 from tests.cluster.door_world import A, World, X, Y, world
@@ -78,7 +78,7 @@ async def test_the_elements_before_a_malformed_one_take_no_effect() -> None:
 async def test_a_count_by_which_the_server_would_size_its_answer_is_refused(size: Any) -> None:
     async with world() as w:
         assert (await w.send(True, message(s=size))).status_code == 400
-        assert w.stopped(Rule.MESSAGE) == 1
+        assert w.stopped(DoorRule.MESSAGE) == 1
         if size == 1e8:
             with pytest.raises(Exception, match=r".*"):
                 await w.send(False, message(s=size))
@@ -140,7 +140,9 @@ def token(by: OwnedSession = A) -> str:
     ],
     ids=["none", "no base32", "no JSON", "no data", "no signature", "unknown", "late", "a login token"],
 )
-async def test_a_request_that_nobody_has_signed_as_one(header: Callable[[], str], bare: int, guarded: int) -> None:
+async def test_a_request_without_valid_signature_is_rejected(
+    header: Callable[[], str], bare: int, guarded: int
+) -> None:
     async with world() as w:
         for through, status in ((False, bare), (True, guarded)):
             fields = {"x-goat-sig": header()} if header() else {}
@@ -164,7 +166,7 @@ async def test_before_many_signatures_are_checked_the_sender_s_own_is() -> None:
         forged = envelope(signed_header(Y), i=X.id)
         response = await w.send(True, [element(NOTES, [note() for _ in range(10)])], forged)
         assert response.status_code == 403
-        assert w.stopped(Rule.REQUEST_SIGNATURE) == 1
+        assert w.stopped(DoorRule.REQUEST_SIGNATURE) == 1
 
 
 # --- /auth/* ----------------------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ async def test_no_login_mail_goes_out_on_a_forged_signature() -> None:
         assert len(w.child.mails) == 2
 
 
-async def test_an_old_login_token_signs_nobody_in() -> None:
+async def test_an_old_login_token_does_not_sign_in() -> None:
     for through in (False, True):
         async with world() as w:
             old = w.child.login_token("u1", X.id, NOW - 10 * DAY)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import Rule
+from goatherd.door import DoorRule
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from tests.cluster.door_world import A, B, World, X, Y, identity, world
@@ -52,7 +52,7 @@ async def test_an_answer_without_a_key_passes_byte_for_byte() -> None:
         assert w.door.status.leaks == 0
 
 
-async def test_members_that_somebody_wrote_into_a_root_are_not_published() -> None:
+async def test_foreign_members_of_a_root_are_not_published() -> None:
     async with world(leaks=False) as w:
         w.child.roots["root-a"] = replace(A.session, extra={"note": "internal"})
         w.child.publishes_extra = True
@@ -78,12 +78,12 @@ async def test_a_root_key_that_lies_in_a_repository_is_made_unreadable_and_the_r
 
 
 async def test_a_commit_that_claims_another_session_than_its_signer_is_taken_out() -> None:
-    await both_ways(Rule.AUTHOR, lambda: note(X, claimed=A.id), "/sys/stats")
+    await both_ways(DoorRule.AUTHOR, lambda: note(X, claimed=A.id), "/sys/stats")
 
 
 async def test_a_root_session_in_the_name_of_the_root_does_not_become_a_root_at_the_next_start() -> None:
     evil = root("evil")
-    await both_ways(Rule.AUTHOR, lambda: introduction(evil, X, claimed=A.id), "/sys/sessions")
+    await both_ways(DoorRule.AUTHOR, lambda: introduction(evil, X, claimed=A.id), "/sys/sessions")
     for through in (False, True):
         async with world() as w:
             await w.push(through, "/sys/sessions", introduction(evil, X, claimed=A.id))
@@ -104,7 +104,7 @@ async def test_a_value_that_is_no_session_does_not_keep_the_server_from_ever_sta
 
 
 async def test_an_unknown_signer_is_looked_for_once_and_then_taken_out() -> None:
-    await both_ways(Rule.UNKNOWN_SIGNER, lambda: note(owned("stranger")), works=False)
+    await both_ways(DoorRule.UNKNOWN_SIGNER, lambda: note(owned("stranger")), works=False)
     async with world() as w:
         late = owned("late-comer")
         w.child.introduce(late.session)
@@ -128,12 +128,12 @@ async def test_a_session_that_only_a_forged_root_has_introduced_is_unknown() -> 
             assert (commit.id in w.stored(NOTES)) is not through
             answer = await ask_for_a_session(w, through)
             assert ("evil" in answer.text) is not through
-            assert w.stopped(Rule.UNTRUSTED_ROOT) == (1 if through else 0)
+            assert w.stopped(DoorRule.UNTRUSTED_ROOT) == (1 if through else 0)
 
 
 async def test_a_revoked_session_writes_nothing_and_asks_for_nothing() -> None:
     given = identity(A, revoked=(X.id, B.id))
-    await both_ways(Rule.REVOKED, lambda: note(X), by=Y, given=given)
+    await both_ways(DoorRule.REVOKED, lambda: note(X), by=Y, given=given)
     async with world(given=given) as w:
         assert (await w.send(False, [element(NOTES)])).status_code == 200
         assert (await w.send(True, [element(NOTES)])).status_code == 403
@@ -152,7 +152,9 @@ async def test_a_revocation_counts_at_once() -> None:
 async def test_a_commit_written_after_its_session_expired_is_taken_out() -> None:
     """The time in a signature is not signed, so the server believes a back-dated one."""
     short = owned("short", expiration_ms=NOW - DAY)
-    await both_ways(Rule.EXPIRED, lambda: note(short, ts=NOW, signed_at=NOW - 2 * DAY), by=Y, sessions=(X, Y, short))
+    await both_ways(
+        DoorRule.EXPIRED, lambda: note(short, ts=NOW, signed_at=NOW - 2 * DAY), by=Y, sessions=(X, Y, short)
+    )
 
 
 async def test_a_signature_without_a_time_is_taken_out() -> None:
@@ -160,7 +162,7 @@ async def test_a_signature_without_a_time_is_taken_out() -> None:
         commit = note()
         return replace(commit, signature=envelope(commit.signature, ts=None))
 
-    await both_ways(Rule.SIGNATURE, attack)
+    await both_ways(DoorRule.SIGNATURE, attack)
 
 
 @pytest.mark.parametrize(
@@ -174,13 +176,13 @@ async def test_a_signature_without_a_time_is_taken_out() -> None:
     ids=["none", "malformed", "empty", "of something else"],
 )
 async def test_a_bad_signature_is_taken_out(broken: Callable[[Commit], Commit]) -> None:
-    await both_ways(Rule.SIGNATURE, lambda: broken(note()), works=False)
+    await both_ways(DoorRule.SIGNATURE, lambda: broken(note()), works=False)
 
 
 async def test_a_root_session_that_no_root_introduces_is_taken_out() -> None:
     evil = root("evil")
-    await both_ways(Rule.ROOT_SESSION, lambda: introduction(evil, X), "/sys/sessions", works=False)
-    await both_ways(Rule.UNKNOWN_SIGNER, lambda: introduction(evil, evil), "/sys/sessions", works=False)
+    await both_ways(DoorRule.ROOT_SESSION, lambda: introduction(evil, X), "/sys/sessions", works=False)
+    await both_ways(DoorRule.UNKNOWN_SIGNER, lambda: introduction(evil, evil), "/sys/sessions", works=False)
 
 
 async def test_a_client_does_not_learn_of_a_revoked_root_from_the_sessions_and_a_peer_does() -> None:
@@ -194,7 +196,7 @@ async def test_a_client_does_not_learn_of_a_revoked_root_from_the_sessions_and_a
             assert {"anon-x", "anon-y", "user-z"} <= keys
         before = w.trust._read_at
         await w.send(True, [element("/sys/sessions")])
-        assert w.stopped(Rule.UNTRUSTED_ROOT) == 1
+        assert w.stopped(DoorRule.UNTRUSTED_ROOT) == 1
         assert w.trust._read_at == before, "the sessions are not read again for each answer"
 
 
@@ -248,11 +250,11 @@ async def test_a_client_learns_of_a_trusted_root_from_the_sessions_at_once() -> 
 
 
 async def test_a_session_under_another_key_is_taken_out() -> None:
-    await both_ways(Rule.SESSION_ITEM, lambda: introduction(owned("z"), A, key="y"), "/sys/sessions", by=A)
+    await both_ways(DoorRule.SESSION_ITEM, lambda: introduction(owned("z"), A, key="y"), "/sys/sessions", by=A)
 
 
 async def test_a_session_commit_in_another_repository_is_taken_out() -> None:
-    await both_ways(Rule.SESSION_ITEM, lambda: introduction(owned("z"), A), NOTES, by=A)
+    await both_ways(DoorRule.SESSION_ITEM, lambda: introduction(owned("z"), A), NOTES, by=A)
 
 
 async def test_a_root_and_a_session_that_it_introduces_count_in_their_order() -> None:

@@ -57,7 +57,13 @@ class Store:
 def rotator_of(cluster: Cluster, *, listed: bool = True, **policy: object) -> Rotator:
     nodes = cluster.clients if listed else []
     settings: dict[str, object] = {name: getattr(POLICY, name) for name in POLICY.__slots__} | policy
-    return Rotator(cluster.provider, "root", nodes, policy=Policy(**settings))  # type: ignore[arg-type]
+    return Rotator(
+        cluster.provider,
+        "root",
+        nodes,
+        policy=Policy(**settings),  # type: ignore[arg-type]
+        unsafe_without_nodes=not listed,
+    )
 
 
 def document_of(member: Member) -> IdentityDocument:
@@ -131,7 +137,7 @@ async def test_no_command_writes_to_a_store_that_went_back_and_no_server_follows
             assert "--accept-identity" in caught.value.hint
             assert store.contents == restored
 
-        # Somebody goes on all the same, from a machine that knows of no server: twice, past the servers' generation.
+        # An operator goes on all the same, from a machine that knows of no server: twice, past the servers' generation.
         for _ in range(2):
             await rotator_of(cluster, listed=False).rotate()
         assert (await cluster.document()).find_root(b.id) is None

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,11 +28,11 @@ SECOND = timedelta(seconds=1)
 
 
 @contextlib.asynccontextmanager
-async def rotator_of(cluster: Herd, adoption: timedelta = ADOPTION) -> AsyncIterator[Rotator]:
+async def rotator_of(cluster: Herd, adoption: timedelta = ADOPTION, **options: Any) -> AsyncIterator[Rotator]:
     async with contextlib.AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(NodeClient(url, timeout=ANSWER)) for url in cluster.urls]
         policy = Policy(adoption=adoption, settle=ADOPTION, node_timeout=ANSWER)
-        yield Rotator(cluster.provider, cluster.secret_id, nodes, policy=policy, started_by="test")
+        yield Rotator(cluster.provider, cluster.secret_id, nodes, policy=policy, started_by="test", **options)
 
 
 async def audit_of(cluster: Herd, load: Workload) -> LoadAudit:

@@ -62,7 +62,7 @@ async def look(url: str, path: str) -> list[dict[str, Any]]:
 
 
 async def check_old_commits(url: str, anchors: Sequence[Session]) -> None:
-    """Every commit that GoatDB wrote is there, and verifies for somebody who knows nothing but `anchors`."""
+    """Every commit that GoatDB wrote is there, and verifies for a client that knows nothing but `anchors`."""
     commits = await look(url, NOTES)
     assert {c["id"] for c in commits} >= {c["id"] for c in REPOSITORIES[NOTES]["commits"]}
     known = {session.id: session for session in anchors}
@@ -95,7 +95,7 @@ async def test_a_goatdb_server_is_migrated_served_rotated_and_exported_with_ever
             await Rotator(store, secret_id, [node], started_by="test").rotate()
         second = server.database().pool.current.session
         assert second.id != A["id"]
-        # Somebody who comes now and is told of B alone must be able to verify what was signed under A.
+        # A client that comes now and is told of B alone must be able to verify what was signed under A.
         await check_old_commits(listener.url, [second])
 
     settings = tmp_path / "settings.json"

@@ -135,7 +135,7 @@ async def test_gcp():
         async with GCPSecretProvider(address, credentials=AnonymousCredentials()) as provider:
 
             async def read() -> str:
-                client = await provider._api._connect_client()
+                client = await provider._api._connection.open()
                 wanted = f"projects/goatherd-testing/secrets/{found[2]}/versions/{found[1]}"
                 return (await client.access_secret_version(request={"name": wanted})).payload.data.decode()
 

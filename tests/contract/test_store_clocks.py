@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_interrupted_changes import STORES
+from .interrupted_stores import STORES
 
 DAY_MS = 86_400_000
 WITH_DATES = {"vault", "azure", "aws", "kubernetes"}

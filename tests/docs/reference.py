@@ -18,13 +18,13 @@ from pathlib import Path
 import click
 
 import goatherd.errors
-from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Fields
 from goatherd.cli.main import EXIT_CODES, EXIT_MEANINGS, cli
 from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import option_keys
 from goatherd.errors import GoatherdError
 from goatherd.metrics import FAMILIES
 from goatherd.telemetry import Event
+from tests.docs.json_fields import DOCUMENTS, OBJECTS, Fields
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCE = DOCS.parent / "src/goatherd"
@@ -105,12 +105,12 @@ def options() -> str:
         [
             f"`{key.name}`",
             key.form,
-            "" if key.form == "table" else f"`{key.variable}`",
+            "" if key.is_table else f"`{key.variable}`",
             f"`{key.default_text}`",
             key.help,
         ]
         if key.default_text
-        else [f"`{key.name}`", key.form, "" if key.form == "table" else f"`{key.variable}`", "", key.help]
+        else [f"`{key.name}`", key.form, "" if key.is_table else f"`{key.variable}`", "", key.help]
         for key in option_keys()
     ]
     return _table(["key", "form", "environment", "default", "meaning"], rows)
@@ -150,9 +150,9 @@ def metrics() -> str:
     return _table(["metric", "type", "labels", "of", "meaning"], rows)
 
 
-def _docstring(class_name: str) -> str:
-    """Return a provider's docstring from its source, so that no SDK has to be installed to write the page."""
-    for path in sorted((SOURCE / "providers").rglob("*.py")):
+def _docstring(class_name: str, room: str = "providers") -> str:
+    """Return a plugin's docstring from its source, so that no SDK has to be installed to write the page."""
+    for path in sorted((SOURCE / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and node.name == class_name:
                 return (ast.get_docstring(node) or "").replace("``", "`")
@@ -168,6 +168,19 @@ def schemes() -> str:
         address = re.search(r"Address: (.*?)(?=\n[A-Z]\w+:|\Z)", text, re.DOTALL)
         rows.append([f"`{scheme}://`", _short(text), address[1] if address else ""])
     return _table(["scheme", "what it is", "address"], rows)
+
+
+def signer_schemes() -> str:
+    """Return the table of the signers' URI schemes, from the docstrings of the signers."""
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    rows = []
+    for scheme, place in sorted(project["entry-points"]["goatherd.signers"].items()):
+        text = _docstring(place.partition(":")[2], "signers")
+        address = re.search(r"Address: (.*?)(?=\n[A-Z]\w+:|\Z)", text, re.DOTALL)
+        facts = re.search(r"Facts: (.*?)(?=\n[A-Z]\w+:|\Z)", text, re.DOTALL)
+        page = f"[`{scheme}`](../how-to/signer-{scheme}.md)"
+        rows.append([page, _short(text), address[1] if address else "", facts[1] if facts else ""])
+    return _table(["scheme", "what it is", "address", "facts"], rows)
 
 
 def _field_rows(fields: Fields) -> list[list[str]]:
@@ -214,6 +227,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "events": events,
     "metrics": metrics,
     "schemes": schemes,
+    "signer-schemes": signer_schemes,
 }
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import re
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
@@ -16,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.cli.main import EXIT_FINDINGS
+import goatherd
+from goatherd.cli.main import EXIT_FINDINGS, EXIT_KEY_FOUND
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import encode_document
@@ -28,6 +31,7 @@ from goatherd.providers.values import CURRENT
 from tests.deadlines import ANSWER
 from tests.docs.reference import DOCS
 from tests.docs.typist import ROOT, Shell, Typed, steps
+from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
@@ -117,7 +121,7 @@ def test_the_tutorial_works_as_it_is_written(world: World) -> None:
     world.shell().follow(page("docs/tutorials/first-light.md"))
 
 
-@pytest.mark.parametrize("name", ["rotate", "schedule", "monitor", "find-nodes", "outages"])
+@pytest.mark.parametrize("name", ["rotate", "schedule", "monitor", "alerts", "find-nodes", "outages"])
 def test_a_page_about_a_running_cluster_works_as_it_is_written(world: World, name: str) -> None:
     world.healthy()
     world.replace |= {
@@ -164,6 +168,12 @@ def test_the_page_about_a_restored_store_works_as_it_is_written(world: World) ->
     shell.follow([Typed(f"cp -a {backup} {keys}"), *page("docs/how-to/restored-store.md")])
 
 
+def test_the_page_about_regions_works_as_it_is_written(world: World) -> None:
+    for number in (1, 2):
+        (world.home / f"srv/goatdb-{number}").mkdir()
+    world.shell(GOATHERD_ROTATION_ADOPTION="20s").follow(page("docs/how-to/regions.md"))
+
+
 def test_the_page_about_going_back_works_as_it_is_written(world: World) -> None:
     shell = world.cluster(2)
     shell.follow([Typed("goatherd rotate"), *page("docs/how-to/restore.md")])
@@ -186,7 +196,18 @@ def test_the_page_about_damaged_data_works_as_it_is_written(world: World) -> Non
     shell.follow([Typed(repair.line), Typed(check.line)])
 
 
+def test_the_page_about_installing_names_targets_that_exist() -> None:
+    """The page itself is not typed: docs/how-to/install.md would build all packages and images."""
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = (HOW_TO / "install.md").read_text()
+    named = set(re.findall(r"(?:^\$ |`)make (\w+)", text, re.MULTILINE))
+    assert named >= {"dist", "onefile", "image", "sbom"}
+    assert named <= targets
+    assert f"goatherd-{goatherd.__version__}-share.tar.gz" in text
+
+
 def test_every_page_with_commands_is_typed_by_a_test_here_or_by_those_of_its_store() -> None:
+    """Typed elsewhere: docs/how-to/external-secrets.md, by tests/cluster/test_external_secrets.py."""
     text = Path(__file__).read_text()
     for path in HOW_TO.glob("*.md"):
         named = f"docs/how-to/{path.name}" in text or f'"{path.stem}"' in text
@@ -201,6 +222,23 @@ def test_the_page_about_the_audit_trail_works_as_it_is_written(world: World) -> 
     (configuration,) = found[:1]
     shell.follow([configuration, Typed("goatherd rotate")])
     shell.follow(found[1:])
+
+
+def test_the_page_about_the_browser_works_as_it_is_written(world: World) -> None:
+    shell = world.cluster(2)
+    one, two, three, four = free_ports(4)
+    world.replace |= {
+        "--port 8090": f"--port {one}",
+        "--host 0.0.0.0 --token": f"--host 127.0.0.1 --port={two} --token",
+        "--host 0.0.0.0 --behind": f"--host 127.0.0.1 --port={three} --behind",
+        "--web 127.0.0.1:8090": f"--web 127.0.0.1:{four}",
+        "/etc/goatherd": f"{world.home}/log",
+    }
+    certificate = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -out web.pem -keyout web.key"
+    assert shell.run(f"{certificate} && mkdir log/goatherd")[0] == 0, shell.story
+    shell.follow(page("docs/how-to/web.md"))
+    assert "signs on 2 of 2 servers" in (world.home / "status.html").read_text()
+    assert shell.run(f"curl -sfk https://127.0.0.1:{two}/page.css")[0] == 0, shell.story
 
 
 def test_the_page_about_an_unsigned_identity_works_as_it_is_written(world: World) -> None:
@@ -294,6 +332,67 @@ def test_the_page_about_unmodified_servers_works_as_it_is_written(world: World) 
     }
     found = page("docs/how-to/run-unmodified-servers.md")
     shell.follow(found)
+
+
+def test_the_page_about_ec2_works_as_it_is_written(world: World) -> None:
+    """The emulator's address and keys are in the place of a region and the instance's role."""
+    program = find_moto()
+    if program is None:
+        pytest.skip(WHY_SKIPPED)
+    settings(world.home / "srv/goatdb/localhost/settings.json")
+    inside, door = world.ports[:2]
+    with MotoServer(program) as moto:
+        named = "aws://eu-west-1/goatdb/prod/root"
+        world.replace |= {
+            f"{named}-lease": "LEASE",
+            named: f"{named}?endpoint={moto.url}",
+            "LEASE": f"{named}-lease?endpoint={moto.url}",
+            "/opt/app/server": "python -m tests.cluster.goatlike",
+            "http://127.0.0.1:8081 --door 8080": f"http://127.0.0.1:{inside} --door {door}",
+            "--port 8081": f"--port {inside}",
+            "http://127.0.0.1:8080": f"http://127.0.0.1:{door}",
+        }
+        keys = {"AWS_ACCESS_KEY_ID": "AKIAMOTO000000000000", "AWS_SECRET_ACCESS_KEY": "x" * 40}
+        shell = world.shell(PYTHONPATH=str(ROOT), **keys)
+        before = json.loads((world.home / "srv/goatdb/localhost/settings.json").read_text())["currentSession"]["id"]
+        shell.follow(page("docs/how-to/ec2.md"))
+        assert current_root(shell) != before
+        shell.__exit__()
+        world.stack.pop_all()
+
+
+def test_the_commands_of_the_page_about_systemd_are_what_its_units_run(world: World) -> None:
+    """The rest of the page is systemd's; tests/deploy/test_systemd.py runs the units."""
+    shell = world.shell(GOATHERD_PROVIDER=world.provider)
+    assert shell.run("goatherd init && mkdir data")[0] == 0, shell.story
+    world.replace["/home/APP/data"] = f"{world.home}/data"
+    ours = [step for step in page("docs/how-to/systemd.md") if isinstance(step, Typed) and step.line.startswith("goat")]
+    assert ours
+    shell.follow(ours)
+    assert (world.home / "data/localhost/settings.json").is_file()
+
+
+def test_the_page_about_leaked_keys_works_as_it_is_written(world: World) -> None:
+    shell = world.shell(GOATHERD_PROVIDER=world.provider)
+    assert shell.run("goatherd init")[0] == 0, shell.story
+    assert shell.run("mkdir srv/app && cd srv/app && git init -q . && echo nothing >README")[0] == 0, shell.story
+    assert shell.run("tar -cf ../image.tar README")[0] == 0, shell.story
+    shell.follow(page("docs/how-to/scan.md"))
+    shell.run("goatherd export settings.json && git add settings.json")
+    code, out = shell.run(shell.told("goatherd scan /srv/app"))
+    assert (code, "current root (LIVE)" in out) == (EXIT_KEY_FOUND, True), shell.story
+
+
+def test_the_pattern_that_a_page_shows_for_gitleaks_finds_a_key_in_every_common_form(world: World) -> None:
+    shell = world.shell(GOATHERD_PROVIDER=world.provider)
+    assert shell.run("goatherd init && goatherd export settings.json")[0] == 0, shell.story
+    (shown,) = re.findall(r"```text\n(\[\[rules.*?)```", (HOW_TO / "scan.md").read_text(), re.DOTALL)
+    (rule,) = tomllib.loads(shown)["rules"]
+    settings = (world.home / "settings.json").read_text()
+    for text in (settings, json.dumps(json.loads(settings)), json.dumps(settings)):
+        assert re.search(rule["regex"], text)
+        assert any(keyword in text for keyword in rule["keywords"])
+    assert not re.search(rule["regex"], json.dumps({"privateKey": "withheld", "d": "short"}))
 
 
 def test_a_page_s_command_that_fails_fails_its_test(world: World) -> None:

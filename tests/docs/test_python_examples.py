@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -112,6 +113,16 @@ def test_a_settings_json_is_written_changed_and_migrated(place: Place) -> None:
     store = place.uri("migrated")
     assert "is now in the store" in place.run("migrate.py", store, settings)
     assert "is already in the store" in place.run("migrate.py", store, settings)
+
+
+def test_an_identity_gets_an_anchor_and_its_working_root_is_renewed(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ.get("PATH", ""), "GOATHERD_SIGNER_SEAL_KEY": secrets.token_hex(32)}
+    place = Place(lambda name: f"file://{tmp_path}/{name}", environment, tmp_path)
+    signer = f"local:{tmp_path}/anchor.json"
+    shown = place.run("anchor.py", place.uri("root"), signer).splitlines()
+    first = re.fullmatch(rf"(\w{{24}}) signs, endorsed by the key in {re.escape(signer)}", shown[0])
+    assert first is not None
+    assert re.fullmatch(rf"\w{{24}} signs in place of {first[1]}", shown[1])
 
 
 def test_every_program_is_listed() -> None:

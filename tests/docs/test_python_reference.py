@@ -38,6 +38,7 @@ def test_every_public_name_has_its_generated_text_and_an_example_that_uses_it() 
 async def test_the_examples_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOOGLE_CLOUD_PROJECT", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", "an example sets it")
     ports = free_ports(3)
     replace = {
         "/srv": str(tmp_path / "srv"),

@@ -32,7 +32,7 @@ ROOT: Final = Path(__file__).parents[2]
 ELSEWHERE: Final = frozenset({"aws", "az", "bao", "docker", "gcloud", "kubectl", "make", "pip", "systemctl", "vault"})
 """Programs of platforms, and what would install or test all over again: not typed here, nor is what needs a cluster."""
 
-_SERVE: Final = re.compile(r"goatherd (?:serve|run|door|watch|controller)\b(?!.*--(?:explain|once|help))")
+_SERVE: Final = re.compile(r"goatherd (?:serve|run|door|watch|controller|web)\b(?!.*--(?:explain|once|help))")
 _ASKS: Final = re.compile(r"goatherd (?:retire|revoke)\b(?!.*--(?:yes|plan|dry-run))")
 _END: Final = "<<the shell is done with "
 

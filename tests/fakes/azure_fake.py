@@ -256,7 +256,7 @@ class FakeKeyVault:
                 target, method = urlsplit(self.path), self.command
                 if (token := vault._token(self.headers.get("Authorization"))) is None:
                     vault.challenges += 1
-                    # GENERAL/authentication-requests-and-responses: whoever brings no token is told where to get one.
+                    # GENERAL/authentication-requests-and-responses: a request without a token is told where to get one.
                     self.send(
                         401,
                         {"error": {"code": "Unauthorized", "message": "AKV10000: Request is missing a Bearer token."}},

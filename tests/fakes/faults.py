@@ -209,7 +209,7 @@ async def _pump(reader: asyncio.StreamReader, deal: Callable[[bytes], Awaitable[
 
 
 async def _closed(writer: asyncio.StreamWriter) -> None:
-    """Close once what was written is on its way; at once where nobody takes it."""
+    """Close once what was written is on its way; at once where the other side does not take it."""
     writer.close()
     with contextlib.suppress(OSError, TimeoutError):
         await asyncio.wait_for(writer.wait_closed(), _LAST_BYTES)

@@ -5,8 +5,8 @@ the ten submissions, a view of the store that lags), with faults to switch on. W
 HTTP, and commits are never merged.
 
 What it keeps of GoatDB 0.5.1: a request by an unknown or expired session is refused; a pushed commit by one is dropped
-and nobody is told; all commits of a message are verified before any is stored, so a session commit and what that
-session signed do not pass together; a session is learnt when its commit is stored and a trusted root has signed it; a
+and the sender is not told; all commits of a message are verified before one is stored, so a session commit and what
+that session signed do not pass together; a session is known once its commit is stored and a trusted root signed it; a
 commit is offered ten times in the life of the process that wrote it, and then never again. Signatures of commits are
 real; those of requests are only looked up (the key must be the known one), which keeps a thousand runs affordable.
 """
@@ -25,6 +25,7 @@ from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     DecodeError,
     ExpiredSessionError,
+    IdentityError,
     NodeRefusedError,
     NodeUnreachableError,
     ProviderError,
@@ -35,10 +36,12 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, parse_signature, sign_commit, verify_request
 from goatherd.identity.session_commits import session_from_commit
+from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import create_document
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation.cross_signing import make_session_commit
+from goatherd.stores import DocumentMark, RegionalReader
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
@@ -52,7 +55,7 @@ MAX_SUBMISSIONS: Final = 10
 
 
 class FakeClock:
-    """A clock that moves only when somebody sleeps on it, or when told to; `on_tick` runs after each move."""
+    """A clock that moves only when a task sleeps on it, or when told to; `on_tick` runs after each move."""
 
     def __init__(self, now_ms: int = 1_790_000_000_000) -> None:
         self._now_ms = now_ms
@@ -82,7 +85,7 @@ class Faults:
     """What is wrong with a node; all of it can be switched while it runs.
 
     Attributes:
-        cut_off: Nothing gets through, from nobody.
+        cut_off: No request gets through, from any sender.
         store_lost: It cannot read the store: its view stays as it is.
         admits_loss: It says that it cannot read the store, as a server of Goatherd's does; else its replica lags.
         deaf: It does not hear that it should look at the store; it still does by itself, at its interval.
@@ -128,6 +131,7 @@ class HerdNode:
         faults: See `Faults`.
         peers: The nodes that it was told of, and synchronizes with; None for all.
         instance: The id of its process.
+        provider: The store that it reads; by default that of the herd.
         restarts: How often it was started again.
         asked: How often each method was called.
     """
@@ -143,7 +147,9 @@ class HerdNode:
         self.refusal: str | None = None
         self.peers: Sequence[HerdNode] | None = None
         self.instance = f"instance-of-{name}"
+        self.version: str | None = None
         self.restarts = 0
+        self.provider = herd.provider
         self._herd = herd
         self._logs: dict[str, dict[str, Commit]] = {SESSIONS: {}, DATA: {}}
         self._sender = _Sender()
@@ -189,6 +195,7 @@ class HerdNode:
             "degraded": refusal is not None,
             "refusal": None if refusal is None else {"code": refusal},
             "instance": self.instance,
+            "version": self.version,
             "peers": [
                 {
                     "online": peer in reached,
@@ -273,8 +280,20 @@ class HerdNode:
         if self.faults.refuses_documents:
             self.refusal = SuccessionError.code
             return
+        if self.document.anchor is not None or document.anchor is not None:
+            try:
+                verify_successor(document, self.document, self._logs[SESSIONS].values())
+            except IdentityError as error:
+                self.refusal = error.code
+                return
+        self.adopt(document)
+
+    def adopt(self, document: IdentityDocument) -> None:
+        """Put an identity into use."""
         self.document = document
         self.pool.adopt_document(document)
+        if isinstance(self.provider, RegionalReader):
+            self.provider.note_used(self._herd.secret_id, DocumentMark.from_document(document))
 
     def restart(self) -> None:
         """Start again: the log stays; what was learnt is learnt anew from it; submissions are forgotten."""
@@ -309,7 +328,7 @@ class HerdNode:
 
     async def _read_store(self) -> IdentityDocument | None:
         try:
-            found = await self._herd.provider.read(self._herd.secret_id, CURRENT)
+            found = await self.provider.read(self._herd.secret_id, CURRENT)
         except ProviderError:
             return None
         self._looked_ms = self._herd.clock.now_ms()
@@ -343,7 +362,11 @@ class HerdNode:
     def _new_pool(self) -> TrustPool:
         document = self.document
         pool = TrustPool(
-            org=ORG, current=document.current, roots=document.roots, revoked=[one.id for one in document.revoked]
+            org=ORG,
+            current=document.current,
+            roots=document.roots,
+            revoked=[one.id for one in document.revoked],
+            anchored=None if self.unmodified or self.is_agented else document.anchored_trust,
         )
         pool.offer_session_commits(self._logs[SESSIONS].values())
         return pool
@@ -382,7 +405,7 @@ class HerdNode:
             try:
                 self.pool.verify_commit(commit)
             except VerificationError:
-                continue  # COMPAT: dropped, and nobody is told
+                continue  # COMPAT: dropped, and the sender is not told
             accepted.append(commit)
         self._keep(path, accepted)
 

@@ -7,7 +7,7 @@ before it stores any of it, answers others meanwhile, and goes on when the clien
 
 What would end the original's process ends this one's listening (`died`), what would hang it is never answered (`hung`).
 
-Never use it to hold data: it gives its private key to whoever asks.
+Never use it to hold data: it gives its private key to every caller.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class UpstreamChild:
         settle: How long ``/auth/session`` waits before it answers; a second in the original.
         leaks: Whether the root's private key is in the answers of ``/auth/session``.
         host: The address to listen on; the original has no option for it and listens on all of the machine's.
-        work: How long it verifies one commit, one after the other, whoever has sent them.
+        work: How long it verifies one commit, one after the other, from every sender.
 
     Attributes:
         reached: Every request that came: method, target, body.
@@ -416,7 +416,7 @@ class UpstreamChild:
             return self.sessions[parse_signature(header).session_id]
         try:
             if parse_json(base32_decode(header)) == {}:
-                raise FailedError(403)  # names nobody
+                raise FailedError(403)  # names no session
             envelope = parse_signature(header)
         except (VerificationError, DecodeError):
             raise FailedError from None  # a malformed signature throws
@@ -506,7 +506,7 @@ class UpstreamChild:
         return commit
 
     def _follow_deltas(self, path: str, commit_id: str) -> None:
-        """A delta that leads back to itself is followed for ever, as soon as somebody reads its key."""
+        """A delta that leads back to itself is followed endlessly, as soon as a client reads its key."""
         seen: set[str] = set()
         base: str | None = commit_id
         while base is not None:

@@ -1,4 +1,4 @@
-"""Every place of Goatherd that takes bytes from somebody else, each as a function of these bytes, with good samples."""
+"""Every place of Goatherd that takes bytes from outside, each as a function of these bytes, with good samples."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _commit(data: bytes) -> object:
 
 def _stable_text(data: bytes) -> object:
     value = parse_json(data)
-    # Nothing that somebody else sends is signed as a bare text, of which GoatDB makes a member a character.
+    # Nothing that comes from outside is signed as a bare text, of which GoatDB makes a member a character.
     return stable_stringify(value) if isinstance(value, dict | list) else None
 
 

@@ -35,7 +35,7 @@ LONGEST = 0.05
 """Seconds of the processor that one callback may take."""
 SIZE = 512 * 1024
 FREE = Rate(per_second=1e6, burst=1e6)
-"""The door's limits on how often somebody asks, which are not what is tested here."""
+"""The door's limits on how often a client asks, which are not what is tested here."""
 
 
 class Longest:

@@ -28,6 +28,7 @@ from goatherd.errors import (
     SecretNotFoundError,
     UnavailableError,
 )
+from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, Phase, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import (
@@ -52,6 +53,8 @@ from goatherd.metrics import (
     identity_samples,
     require_library,
     serve_metrics,
+    settings_samples,
+    signer_samples,
     signing_since_ms,
     write_file,
 )
@@ -61,15 +64,21 @@ from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, possible_outcomes
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
+from goatherd.rotation.anchor_keys import AnchorKeys
 from goatherd.rotation.events import NodesSeen, PhaseEntered, Report, RunEnded
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.rotator import Rotator
 from goatherd.serving.caller_limits import Excess
 from goatherd.settings import CloudSecretSettings
+from goatherd.settings.base import SettingsStatus
+from goatherd.signers.verified import SignerCounts
+from goatherd.stores import StoreState
 from goatherd.telemetry import Metric
+from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import FakeClock, Herd
 
 ROOT = Path(__file__).parents[2]
+NOW_MS = 1_790_000_000_000
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
 PROMTOOL = shutil.which("promtool", path=f"{ROOT / 'build/tools/promtool'}{os.pathsep}{os.environ.get('PATH', '')}")
 NOW = 1_790_000_000_000
@@ -335,6 +344,7 @@ def everything() -> RotationMetrics:
         pass
     seen.document = create_document(root(), NOW)
     seen.next_ms = NOW + HOUR
+    seen.is_anchor_reachable = lambda: True
     report = Report(
         outcome=Outcome.ROTATED,
         rotation_id="r",
@@ -411,6 +421,15 @@ async def node_text() -> bytes:
         return of_a_node(settings)
 
 
+def signed() -> SignerCounts:
+    """Return the counts of a signer after one call with one retry and one invalid signature."""
+    counts = SignerCounts("local")
+    with counts.count_call("sign", lambda: 0.0):
+        counts.count_retry("sign")
+        counts.invalid_signatures += 1
+    return counts
+
+
 def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> None:
     def exported(text: bytes) -> set[str]:
         return {re.sub("_(bucket|sum|count)$", "", name) for name, _ in read(text)}
@@ -419,10 +438,23 @@ def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> No
     seen.record_event(NodesSeen(nodes=()))
 
     def table(*where: Exporter) -> set[str]:
-        return {metric.value for metric, about in FAMILIES.items() if about.where in where}
+        found = {metric for metric, about in FAMILIES.items() if about.where in where}
+        return {metric.value for metric in found - {Metric.WORKING_ROOT_LIFETIME}}  # the next test
 
     callers = [*caller_samples(1, {Excess.TOO_MANY: 1}), *paused_samples({"requests": 1}), *unused_samples(1, 0)]
-    assert exported(node_text) | exported(format_samples(callers)) == table(
+    store = StoreState(region="eu", is_primary=True, is_reachable=True)
+    status = SettingsStatus(
+        source="",
+        generation=1,
+        version="1",
+        last_success_ms=1,
+        age=None,
+        failures=0,
+        last_refusal=None,
+        stores=(store,),
+    )
+    regions = settings_samples(status)
+    assert exported(node_text) | exported(format_samples([*callers, *regions])) == table(
         Exporter.NODE, Exporter.BOTH, Exporter.FRONT
     )
     assert exported(format_samples(seen.all_samples())) == table(Exporter.ROTATOR, Exporter.BOTH)
@@ -431,7 +463,19 @@ def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> No
     )
     assert exported(format_samples(door_samples(door))) == table(Exporter.DOOR, Exporter.FRONT)
     assert exported(format_samples(agent_samples({"restarts": 0, "state": "serving"}))) == table(Exporter.AGENT)
+    assert exported(format_samples(signer_samples(signed()))) == table(Exporter.SIGNER)
     assert set(FAMILIES) == set(Metric)
+
+
+async def test_the_lifetime_of_a_working_root_is_exported_if_an_anchor_has_endorsed_it() -> None:
+    root = OwnedSession.generate(session_id="working", owner="root", now_ms=NOW_MS, lifetime=timedelta(days=30))
+    key = await AnchorKeys("localhost", MemorySigners().open).open_new("memory:kms", session_id="anchor", now_ms=NOW_MS)
+    word = AnchorWord(
+        anchor=key.record, session=key.session, endorsements=(await key.introduce(root.session, now_ms=NOW_MS),)
+    )
+    found = {one.metric: one.value for one in identity_samples(create_document(root, NOW_MS, word=word))}
+    assert found[Metric.WORKING_ROOT_LIFETIME] == timedelta(days=30).total_seconds()
+    assert Metric.WORKING_ROOT_LIFETIME not in {one.metric for one in identity_samples(create_document(root, NOW_MS))}
 
 
 @pytest.mark.parametrize("metric", list(Metric), ids=lambda metric: metric.value)
@@ -516,6 +560,8 @@ def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do() -> None:
         assert rule["labels"]["severity"] in ("info", "warning", "critical")  # type: ignore[index]
         assert set(rule["annotations"]) >= {"summary", "description"}  # type: ignore[call-overload]
         assert str(rule["alert"]) in (ROOT / "docs/how-to/monitor.md").read_text()
+    sections = re.findall(r"^## (.+)$", (ROOT / "docs/how-to/alerts.md").read_text(), re.MULTILINE)
+    assert sections == [rule["alert"] for rule in alerts], "the runbook has a section for each alert"
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: scripts/install-promtool")

@@ -1,4 +1,4 @@
-"""Every regular expression in `src` takes time in proportion to the text, whoever wrote the text.
+"""Every regular expression in `src` takes time in proportion to the text, whatever the text is.
 
 Looked at is the parsed pattern: a part that repeats without a bound must not stand where the part before it could have
 taken the same characters in many ways, nor begin a search. Both make the time grow with the square of the length.

@@ -15,7 +15,14 @@ import pytest
 
 from goatherd import plugins
 from goatherd.errors import ConfigurationError, MissingExtraError, PluginNotFoundError
-from goatherd.plugins import check_providers, open_provider, policy_text, provider_from_config, provider_schemes
+from goatherd.plugins import (
+    check_providers,
+    open_provider,
+    policy_text,
+    provider_from_config,
+    provider_schemes,
+    signer_schemes,
+)
 from goatherd.providers.memory import MemorySecretProvider
 
 
@@ -168,12 +175,12 @@ def test_every_extra_that_an_install_command_may_name_exists_and_all_brings_each
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
     schemes = set(provider_schemes()) - {"file", "memory"}
     assert {plugins._EXTRAS.get(scheme, scheme) for scheme in schemes} <= set(extras)
-    named = set(re.findall(r"[a-z]+", extras["all"][0].partition("[")[2]))
+    named = set(re.findall(r"[a-z0-9]+", extras["all"][0].partition("[")[2]))
     assert named == set(extras) - {"all"}
 
 
-def test_whoever_has_a_provider_prints_policies_too():
-    assert {point.name for point in plugins._entry_points(plugins.POLICIES)} == set(provider_schemes())
+def test_every_scheme_of_a_provider_has_a_policy():
+    assert {point.name for point in plugins._entry_points(plugins.POLICIES)} == {*provider_schemes(), *signer_schemes()}
 
 
 def test_a_name_that_a_package_hands_out_later_is_the_provider_and_no_other_is_made_up():

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from goatherd import trust
+from goatherd.crypto import PublicKey
 from goatherd.errors import (
     AuthorMismatchError,
+    ClockSkewError,
     ExpiredSessionError,
     InvalidSignatureError,
     RevokedSessionError,
@@ -38,6 +40,7 @@ class Document:
     current: OwnedSession
     roots: tuple[Session, ...]
     revoked: tuple[Revoked, ...] = ()
+    anchored_trust: None = None
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def test_a_session_introduced_by_a_root_may_sign() -> None:
     pool.verify_commit(commit_by(USER, "k", {"t": "x"}))
 
 
-def test_a_session_introduced_by_somebody_else_may_not_sign() -> None:
+def test_a_session_that_no_root_introduced_may_not_sign() -> None:
     pool = pool_of(A, A)
     pool.add_session_commit(introduction(USER, A))
     assert not pool.add_session_commit(introduction(ANON, USER))
@@ -245,7 +248,7 @@ def test_a_run_in_a_thread_does_not_need_the_pool() -> None:
 def test_a_verification_is_not_concluded_before_it_ran() -> None:
     pool = pool_of(A, A)
     pool.offer_session_commits([introduction(USER, A)])
-    with pytest.raises(RuntimeError, match="run before"):
+    with pytest.raises(RuntimeError, match=r"call run\(\) before"):
         pool.conclude_verification(pool.prepare_verification([commit_by(USER, "k", {"t": "x"})]))
 
 
@@ -283,6 +286,25 @@ def test_sessions_that_a_former_root_introduced_and_we_hold_are_still_found() ->
     pool.offer_session_commits([introduction(USER, A)])
     pool.adopt_document(Document(B, (B.session,)))
     assert pool.get_session(USER.id) == USER.session
+
+
+def test_a_request_that_was_verified_before_is_checked_again_in_all_but_its_signature(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = pool_of(A, A, B)
+    header = signed_header(B)
+    signer = pool.verify_request(header, NOW)
+    verified: list[bytes] = []
+    monkeypatch.setattr(PublicKey, "verify", lambda _, signature, __: verified.append(signature))
+    assert pool.verify_request(header, NOW + 1, verified_by=signer) == B.session
+    assert not verified
+    with pytest.raises(ClockSkewError):
+        pool.verify_request(header, NOW + 10 * 60_000, verified_by=signer)
+    pool.verify_request(header, NOW, verified_by=C.session)
+    assert len(verified) == 1, "another session's key proves nothing"
+    pool.adopt_document(Document(A, (A.session, B.session), (Revoked("root-b"),)))
+    with pytest.raises(RevokedSessionError):
+        pool.verify_request(header, NOW, verified_by=signer)
 
 
 def test_a_revoked_root_signs_nothing_new() -> None:

@@ -35,6 +35,7 @@ class Document:
     current: OwnedSession
     roots: tuple[Session, ...]
     revoked: tuple[Revoked, ...]
+    anchored_trust: None = None
 
 
 class Trust(RuleBasedStateMachine):

@@ -134,7 +134,7 @@ def test_a_torn_last_line_costs_no_earlier_record(tmp_path: Path) -> None:
             ]
 
 
-def test_births_of_one_key_are_merged_before_anybody_is_answered() -> None:
+def test_creations_of_one_key_are_merged_before_any_request_is_answered() -> None:
     node = node_with(X, Y)
     first = commit_by(X, "k", {"text": "x", "a": 1}, ts=NOW - 9000)
     second = commit_by(Y, "k", {"text": "y", "b": 2}, ts=NOW - 8000)

@@ -76,7 +76,7 @@ class Sheet:
             self.ok += 1
 
     def leave(self, cases: int, reason: str) -> None:
-        """Count cases that nobody judges."""
+        """Count cases that no test judges."""
         if cases:
             self.total += cases
             self.not_judged[reason] += cases

@@ -224,7 +224,7 @@ async def test_a_value_that_is_not_the_one_written_as_its_version_is_damaged(fak
                 await store.read(SECRET, at)
 
 
-async def test_nobody_is_led_to_a_version_that_was_not_stored_as_it_was_written(fake: FakeSecretsManager):
+async def test_no_label_points_at_a_version_that_was_not_stored_as_written(fake: FakeSecretsManager):
     async with provider_at(fake.url, retry=NO_RETRY) as store:
         first = await store.create(SECRET, b"1")
         fake.damage(b"{}", operation="GetSecretValue")

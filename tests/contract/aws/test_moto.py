@@ -1,4 +1,4 @@
-"""AWS Secrets Manager through boto3 against moto, an emulator that somebody else wrote."""
+"""AWS Secrets Manager through boto3 against moto, an emulator from another project."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TestMoto(ProviderContract):
 
     def test_of_many_label_movers_exactly_one_wins(self, monkeypatch: pytest.MonkeyPatch):
         """It moves a label of one's own although the holder is not named."""
-        # Whoever looks after two have moved it finds two holders, which is another error.
+        # A client that looks after two have moved it finds two holders, which is another error.
         monkeypatch.setattr(self, "provider", lambda: MoversTogether(self.address))
         with pytest.raises(ContractViolationError, match="4 movers won"):
             self.run(provider_checks.of_many_label_movers_exactly_one_wins)

@@ -253,7 +253,7 @@ async def test_a_vault_in_another_domain_than_the_token_is_refused(vault: FakeKe
     assert vault.requests == [], "no token was sent"
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_unavailable(vault: FakeKeyVault):
+async def test_an_untrusted_certificate_is_unavailable(vault: FakeKeyVault):
     address = AzureAddress(vault="fake", url=vault.url, check_challenge=False)
     async with AzureSecretProvider(address, credential=FakeCredential(), retry=ONCE) as provider:
         with pytest.raises(UnavailableError, match="Certificate"):
@@ -390,7 +390,7 @@ async def test_after_a_fault_on_the_way_old_or_new_is_there_and_nothing_was_writ
         assert [value_of(one) for one in vault.versions("herd-pointer").values()] == ["0", "1", "2", "3"]
 
 
-async def test_nobody_there_is_unavailable(vault: FakeKeyVault):
+async def test_a_refused_connection_is_unavailable(vault: FakeKeyVault):
     async with FaultProxy("127.0.0.1", vault.port) as proxy, made(vault, port=proxy.port, retry=ONCE) as provider:
         await provider.create("herd", VALUE)
         await proxy.stop()

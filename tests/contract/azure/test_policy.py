@@ -138,7 +138,7 @@ async def test_an_administrator_switches_off_and_deletes(as_: dict[str, AzureSec
         await admin.read("root")
 
 
-async def test_nobody_reaches_another_secret_of_the_vault(as_: dict[str, AzureSecretProvider]):
+async def test_no_role_grants_access_to_another_secret_of_the_vault(as_: dict[str, AzureSecretProvider]):
     for provider in as_.values():
         with pytest.raises(ProviderAccessDeniedError):
             await provider.read("root2")

@@ -89,5 +89,5 @@ async def test_of_two_processes_at_most_one_believes_that_it_won_and_all_readers
         for rotator in rotators:
             rotator.kill()
             await rotator.wait()
-    assert sum(won.values()) == rounds, f"somebody always wins while the vault is well: {won}"
+    assert sum(won.values()) == rounds, f"one client always wins while the vault is well: {won}"
     assert len(vault.versions("root-pointer")) > rounds + 1, f"they did race: {won}"

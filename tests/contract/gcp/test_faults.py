@@ -154,7 +154,7 @@ async def test_without_a_retry_old_or_new_is_there_and_the_next_writer_gets_on(
             assert version.labels == {CURRENT}
 
 
-async def test_a_silent_store_costs_one_attempt_and_its_late_effect_harms_nobody(fake: FakeSecretManager):
+async def test_a_silent_store_costs_one_attempt_and_its_late_effect_harms_no_writer(fake: FakeSecretManager):
     name, silent = new_secret(), threading.Event()
     async with client(fake.port) as calm, client(fake.port, timeout=6) as unlucky:
         await calm.create(name, b"first")

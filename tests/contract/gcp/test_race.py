@@ -67,7 +67,7 @@ def fake() -> Iterator[FakeSecretManager]:
 
 
 @pytest.mark.parametrize("rounds", [15, pytest.param(100, marks=pytest.mark.deep)])
-async def test_of_two_rotators_one_wins_each_round_and_latest_is_what_he_wrote(fake: FakeSecretManager, rounds: int):
+async def test_one_of_two_rotators_wins_each_round_and_latest_is_its_version(fake: FakeSecretManager, rounds: int):
     async with rotator(fake.endpoint) as provider:
         holder: str = (await provider.create(SECRET, b"start")).id
         processes = [start(fake.endpoint, name) for name in ("ann", "bob")]

@@ -51,7 +51,7 @@ def kubeconfig(path: Path, server: str, token: str = ADMIN_TOKEN, **cluster: str
     }
     raw = json.dumps(config)
     file = path / f"kubeconfig-{hashlib.sha256(raw.encode()).hexdigest()[:8]}"
-    if not file.exists():  # somebody may be reading it
+    if not file.exists():  # another process may be reading it
         file.write_text(raw)
     return str(file)
 
@@ -457,7 +457,7 @@ async def test_a_provider_opens_itself_and_says_so_when_it_is_closed(fake: FakeK
         await provider.read(ROOT)
 
 
-async def test_a_deadline_ends_a_call_that_nobody_answers(fake: FakeKubernetes, tmp_path: Path):
+async def test_a_deadline_ends_a_call_without_an_answer(fake: FakeKubernetes, tmp_path: Path):
     async with provider_of(fake, tmp_path) as calm, provider_of(fake, tmp_path, timeout=0.3) as provider:
         await calm.create(ROOT, b"first")
         with fake.changed, pytest.raises(UnavailableError) as caught:  # the server stands still

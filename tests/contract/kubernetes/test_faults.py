@@ -146,7 +146,7 @@ async def test_without_a_retry_a_fault_leaves_old_or_new_and_says_unavailable(
         assert fake.stored("default", "root") == old
 
 
-# --- nobody there, nobody answers -----------------------------------------------------------------------------------
+# --- no server there, or one that does not answer ---------------------------------------------------------------------
 
 
 async def test_a_refused_connection_is_unavailable(tmp_path: Path):

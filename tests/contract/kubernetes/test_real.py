@@ -438,7 +438,7 @@ def volatile(answer: object) -> object:
         return {
             key: "…" if key in ("uid", "creationTimestamp") else volatile(value)
             for key, value in answer.items()
-            # The list's own link and the bookkeeping of fields are not asked for, and read by nobody here.
+            # The list's own link and the bookkeeping of fields are not asked for, and not read here.
             if key not in ("managedFields", "selfLink", "resourceVersion", "message")
         }
     return [volatile(each) for each in answer] if isinstance(answer, list) else answer

@@ -237,7 +237,7 @@ async def test_what_others_wrote_to_the_entry_of_values_stops_nothing_and_only_g
             "4": ("disabled; a user who may change the secret can enable it again", True),
         }
         policy_of_test = Policy(settle=timedelta(0), clock_tolerance=timedelta(days=1000))
-        rotator = Rotator(provider, name, [], policy=policy_of_test, clock=clock)
+        rotator = Rotator(provider, name, [], policy=policy_of_test, clock=clock, unsafe_without_nodes=True)
         await rotator.rotate()
         clock.turn(policy_of_test.grace + timedelta(days=1))
         report = await rotator.retire()

@@ -148,7 +148,7 @@ async def test_too_short_a_history_that_the_token_may_not_lengthen_is_refused_wi
             await rotator.create(secret, b"first")
         assert f"vault kv metadata put -mount=secret -max-versions=64 {secret}" in caught.value.hint
         server.ask("POST", f"secret/metadata/{secret}", {"max_versions": 50})
-        assert (await rotator.create(secret, b"first")).id == "1", "fifty, by whoever may, are enough"
+        assert (await rotator.create(secret, b"first")).id == "1", "fifty, by a client that may write, are enough"
 
 
 @pytest.mark.slow

@@ -185,7 +185,7 @@ class FakeSecretManager:
         return None
 
     def _tester(self) -> object:
-        """Answer which of the asked permissions the caller has, whoever it is [rpc, TestIamPermissions]."""
+        """Answer which of the asked permissions every caller has [rpc, TestIamPermissions]."""
 
         def serve(request: Any, context: Any) -> Any:
             asked = frozenset(request.permissions)

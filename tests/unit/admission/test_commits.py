@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from goatherd.admission.commits import CommitFault, NotAdmittedError, decode_commit, is_nested_deeper
-from goatherd.admission.limits import RequestLimits
-from goatherd.door import DoorLimits, Rule
+from goatherd.admission.requests import RequestLimits
+from goatherd.door import DoorLimits, DoorRule
 from goatherd.door.request_checks import DroppedError
 from goatherd.door.request_checks import read_commit as read_at_door
 from goatherd.node.commit_checks import read_commit as read_at_node
@@ -43,7 +43,7 @@ def test_node_and_door_reject_the_same_form(change: dict[str, Any], fault: Commi
     with pytest.raises(DroppedError) as at_door:
         read_at_door(raw, "/data/a", org=ORG, limits=DoorLimits(), now_ms=NOW)
     assert at_node.value.fault is fault
-    assert at_door.value.rule is Rule(fault.value)
+    assert at_door.value.rule is DoorRule(fault.value)
     assert str(at_door.value) == str(at_node.value)
 
 
@@ -54,7 +54,7 @@ def test_a_session_repository_holds_sessions_only() -> None:
 
 
 def test_every_fault_is_a_rule_of_the_door() -> None:
-    assert {fault.value for fault in CommitFault} <= {rule.value for rule in Rule}
+    assert {fault.value for fault in CommitFault} <= {rule.value for rule in DoorRule}
 
 
 def test_the_same_limits_apply_unless_one_of_the_two_says_otherwise() -> None:

@@ -144,7 +144,7 @@ async def test_a_signal_is_passed_on_once_and_stop_does_not_send_it_again(tmp_pa
     assert said.read_text() == "got\n"
 
 
-async def test_a_cancelled_start_leaves_no_child_that_nobody_knows() -> None:
+async def test_a_cancelled_start_leaves_no_unsupervised_child() -> None:
     one = supervisor(["sleep", "600"])
     starting = asyncio.create_task(one.start())
     await asyncio.sleep(0)

@@ -94,7 +94,7 @@ def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
         make_private(tmp_path / "open")
 
 
-def test_a_link_that_somebody_has_planted_is_refused_and_not_followed(tmp_path: Path) -> None:
+def test_a_planted_link_is_rejected_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "planted").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NotInMemoryError):
@@ -103,8 +103,8 @@ def test_a_link_that_somebody_has_planted_is_refused_and_not_followed(tmp_path: 
     assert (tmp_path / "elsewhere").is_dir()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory of somebody else's")
-def test_somebody_elses_directory_is_refused_and_not_cleared(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory of another user")
+def test_a_directory_of_another_user_is_rejected_and_not_cleared(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir(mode=0o700)
     os.chown(theirs, 12345, 12345)

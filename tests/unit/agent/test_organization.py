@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from goatherd.agent.organization import ManagedOrganization
-from goatherd.agent.server_checks import Standing
 from goatherd.agent.settings_file import FileState, SettingsFile
 from goatherd.cluster.client import NewSession
 from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, NodeUnreachableError
@@ -45,18 +44,18 @@ class FakeClient:
 
     async def answers(self, signer: OwnedSession) -> bool:
         if self.is_away:
-            raise NodeUnreachableError("nobody there")
+            raise NodeUnreachableError("no server there")
         return signer.id in self.trusts
 
     async def new_session(self) -> NewSession:
         self.asked += 1
         if self.is_away:
-            raise NodeUnreachableError("nobody there")
+            raise NodeUnreachableError("no server there")
         return NewSession(USER, (A.session,), self.leaked)
 
     async def batch_sync(self, requests: Any, signer: OwnedSession, now_ms: int) -> list[dict[str, Any]]:
         if self.is_away:
-            raise NodeUnreachableError("nobody there")
+            raise NodeUnreachableError("no server there")
         made = [introduction(USER.session, self.signs_with)] if self.asked else []
         return [{"s": len(made), "f": {}, "c": made}]
 
@@ -386,11 +385,11 @@ async def test_forged_roots_and_damage_in_the_log_are_told_once(kit: Kit, told: 
 
 async def test_how_the_server_stands_to_its_root(kit: Kit) -> None:
     await kit.organization.write_file()
-    assert await kit.organization.check_standing() is Standing.READY
+    assert await kit.organization.is_root_trusted() is True
     kit.client.trusts = set()
-    assert await kit.organization.check_standing() is Standing.UNKNOWN_ROOT
+    assert await kit.organization.is_root_trusted() is False
     kit.client.is_away = True
-    assert await kit.organization.check_standing() is Standing.UNREACHABLE
+    assert await kit.organization.is_root_trusted() is None
 
 
 async def test_a_private_key_that_comes_back_is_an_error_that_names_the_root_and_nothing_more(
@@ -434,14 +433,14 @@ async def test_a_server_that_starts_again_by_itself_is_asked_who_signs_after_it_
     kit.client.trusts = {A.id, B.id}
     for _ in range(300):
         await kit.clock.turn(timedelta(milliseconds=200))
-        await kit.organization.check_standing()
+        await kit.organization.is_root_trusted()
         assert not await kit.organization.check_signer()
     assert kit.client.asked <= 6, "in a minute"
     asked = kit.client.asked
     kit.client.is_away = True
-    await kit.organization.check_standing()
+    await kit.organization.is_root_trusted()
     kit.client.is_away, kit.client.signs_with = False, B
-    await kit.organization.check_standing()
+    await kit.organization.is_root_trusted()
     assert await kit.organization.check_signer()
     assert kit.client.asked == asked + 1
 

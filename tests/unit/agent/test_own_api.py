@@ -15,10 +15,11 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import goatherd
 from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
 from goatherd.cluster.client import INSTANCE_HEADER, NodeClient
-from goatherd.door import Door, DoorStatus, Rule, TrustedSessions
+from goatherd.door import Door, DoorRule, DoorStatus, TrustedSessions
 from goatherd.door.report import DoorAPI
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestBinding, RequestGuard, sign_bound_request
@@ -114,7 +115,7 @@ async def test_a_door_says_that_its_server_is_away_and_whether_its_agent_restart
             await child._listener.close()  # type: ignore[union-attr]
             for _ in range(3):
                 assert (await http.get(door.url + "/healthy")).status_code == 503
-            assert door.status.stopped == {Rule.CHILD: 3}
+            assert door.status.stopped == {DoorRule.CHILD: 3}
     (line,) = [one for one in caplog.records if "door.server_away" in one.getMessage()]
     assert (line.levelname, "restarted by its agent" in line.getMessage()) == (
         "INFO" if is_restarting else "WARNING",
@@ -217,6 +218,7 @@ async def test_the_answer_has_what_a_goatherd_server_says_and_what_the_agent_doe
     told = await identity(own)
     assert told["signer"] == told["agent"]["started"] == document.current.id
     assert (told["generation"], told["phase"], told["instance"]) == (document.generation, "activated", "i")
+    assert told["version"] == goatherd.__version__
     assert set(told["roots"]) == {one.id for one in document.roots}
     assert (told["agent"]["state"], told["agent"]["restarts"], told["agent"]["door"]) == ("serving", 3, None)
     assert not shows_key(json.dumps(told), document.current, owned("a"))
@@ -320,7 +322,7 @@ def numbers(text: bytes) -> dict[str, float]:
 
 def status_of_door(**changed: Any) -> DoorStatus:
     given = {"handed_on": 7, "connections": 2, "requests": 1, "upstream_connections": 1, "sessions": 4}
-    return DoorStatus(url="http://d", stopped={Rule.TOO_MANY: 3}, **{**given, "is_blind": False, **changed})
+    return DoorStatus(url="http://d", stopped={DoorRule.TOO_MANY: 3}, **{**given, "is_blind": False, **changed})
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ async def ticket(provider: CountingProvider) -> LeaseRecord:
 
 
 class Turn:
-    """Somebody who takes the lease and keeps it until told."""
+    """Another holder, which takes the lease and keeps it until told."""
 
     def __init__(self, one: Lease) -> None:
         self.has_it = asyncio.Event()
@@ -63,10 +63,10 @@ class Turn:
 
 
 async def until(clock: HandClock, turn: Turn, limit: timedelta) -> timedelta:
-    """Turn the clock until somebody has the lease; return how long that took."""
+    """Turn the clock until a server has the lease; return how long that took."""
     passed = timedelta(0)
     while not turn.has_it.is_set():
-        assert passed < limit, "nobody got it"
+        assert passed < limit, "no server got it"
         await clock.turn(SECOND)
         passed += SECOND
     return passed

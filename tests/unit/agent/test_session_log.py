@@ -28,7 +28,7 @@ async def ids(one: SessionLogReader, document: IdentityDocument) -> set[str]:
     return {session.id for session in (await one.read_sessions(document)).sessions}
 
 
-async def test_a_server_that_has_no_log_yet_knows_nobody(tmp_path: Path) -> None:
+async def test_a_server_without_a_log_has_no_sessions(tmp_path: Path) -> None:
     found = await book(tmp_path).read_sessions(first())
     assert (found.sessions, found.unvouched, found.damage) == ((), (), None)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,9 @@ from goatherd.errors import (
     NotRestorableError,
     PluginNotFoundError,
     SecretNotFoundError,
+    SignerError,
+    SignerKeyNotFoundError,
+    SignerWrongKeyError,
     UnconfirmedError,
 )
 from tests.ports import free_ports
@@ -72,6 +76,51 @@ async def test_a_root_is_rotated_restored_revoked_and_retired_by_urls(herd: Herd
         await goatherd.retire(herd.store, herd.nodes)
     retirement = await goatherd.retire(herd.store, herd.nodes, confirmed=True)
     assert retirement.report.current_id == first
+
+
+async def test_an_anchor_is_named_by_a_uri_or_an_open_signer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    store, first, second = f"file://{tmp_path}/root", f"local:{tmp_path}/first.json", f"local:{tmp_path}/second.json"
+    alone: Any = {"unsafe_without_nodes": True}
+    await goatherd.init(store, anchor=first, create_key=True)
+    async with goatherd.open_signer(second) as signer:
+        with pytest.raises(SignerKeyNotFoundError):
+            await goatherd.rotate(store, anchor=second, **alone)
+        plan = await goatherd.plan_rotation(store, anchor=signer)
+        assert any("the anchor cannot sign" in one for one in plan.obstacles)
+        await goatherd.rotate(store, anchor=signer, create_key=True, **alone)
+        with pytest.raises(SignerWrongKeyError):
+            await goatherd.rotate(store, signer=first, **alone)
+        assert len(await signer.sign(b"it has read its key")) == 96
+        monkeypatch.delenv("GOATHERD_SIGNER_SEAL_KEY")
+        with pytest.raises(SignerError):
+            await goatherd.rotate(store, **alone)
+        # With the open signer, the URI in the identity is not opened.
+        root_id = (await goatherd.read_identity(store)).current.id
+        await goatherd.revoke(store, root_id=root_id, reason="stolen", confirmed=True, signer=signer, **alone)
+        document = await goatherd.read_identity(store)
+        assert document.anchor is not None
+        assert document.anchor.signer == second
+        assert root_id in document.revoked_ids
+        await goatherd.rotate(store, remove_anchor=True, signer=signer, **alone)
+        assert len(await signer.sign(b"it is still open")) == 96
+    assert (await goatherd.read_identity(store)).anchor is None
+
+
+async def test_a_new_identity_has_an_anchor_if_its_signer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    store, uri = f"file://{tmp_path}/keys/root", f"local:{tmp_path}/anchor.json"
+    for wrong in ({"create_key": True}, {"anchor": object()}):
+        with pytest.raises(ConfigurationError):
+            await goatherd.init(store, **wrong)  # type: ignore[arg-type]
+    async with goatherd.open_signer(uri) as signer:
+        document = await goatherd.init(store, anchor=signer, create_key=True)
+        assert document.anchor is not None
+        assert document.anchor.signer == uri
+        with pytest.raises(ConfigurationError):
+            await goatherd.rotate(store, anchor=signer, remove_anchor=True, unsafe_without_nodes=True)
+        report = await goatherd.rotate(store, unsafe_without_nodes=True)
+    assert report.from_id == document.current.id
 
 
 async def test_an_interrupted_rotation_is_resumed_cancelled_or_rolled_back(herd: Herd):
@@ -165,7 +214,7 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
         assert caught.value.hint
     with pytest.raises(ConfigurationError, match="lifetime must be a timedelta, not a int"):
         goatherd.Policy(lifetime=90)
-    with pytest.raises(ConfigurationError, match="not their URLs"):
+    with pytest.raises(ConfigurationError, match="not URLs"):
         goatherd.Rotator(goatherd.MemorySecretProvider(), "root", ["http://127.0.0.1:8101"])
     with pytest.raises(ConfigurationError, match="must not be a URI"):
         goatherd.CloudSecretSettings(store, "file")

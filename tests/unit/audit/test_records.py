@@ -1,4 +1,4 @@
-"""The chain of an audit trail: whatever is done to a file that somebody has signed, the first wrong line is named."""
+"""The chain of an audit trail: however a signed file is changed, the first wrong line is named."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_root_with_the_id_of_another_is_found() -> None:
     assert broken(lines).line == 3
     assert broken(lines, anchors=Anchors.of(after())).line == 3
     again = Writer().add(after()).add(before()).add(transitions.create_document(double, NOW_MS)).lines
-    assert broken(again).line == 3, "root-a is vouched for by nobody here"
+    assert broken(again).line == 3, "root-a is vouched for by no root here"
 
 
 def test_a_record_of_a_signer_that_was_not_introduced_is_found() -> None:

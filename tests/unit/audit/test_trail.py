@@ -21,7 +21,7 @@ from goatherd.audit.records import Anchors, Checked, Head, Record, read_record, 
 from goatherd.audit.trail import AuditTrail, Journal, read_lines
 from goatherd.errors import AuditBrokenError, AuditError, DecodeError
 from goatherd.files import System
-from goatherd.rotation.events import ConflictMet, Decided, NodesSeen, NodeTold, PhaseEntered, RunEnded
+from goatherd.rotation.events import ConflictMet, Decided, NodeNotified, NodesSeen, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Advance, NodeView, Phase, Step, Wait
 from tests.fakes.herd import FakeClock
 from tests.unit.audit.trails import NOW_MS, after, before, root, secret_text
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 def make(file: Path, **options: Any) -> AuditTrail:
     trail = AuditTrail(file, actor="alice@host-1:4711", clock=FakeClock(NOW_MS), **options)
-    trail.use(before())
+    trail.use_identity(before())
     return trail
 
 
@@ -77,11 +77,11 @@ def test_another_process_carries_on_where_the_last_one_ended(file: Path) -> None
 def test_the_signer_follows_the_identity_and_is_introduced_each_time_it_changes(file: Path) -> None:
     trail = make(file)
     trail.record("one", {})
-    trail.use(after())
+    trail.use_identity(after())
     trail.record("two", {})
-    trail.use(after())
+    trail.use_identity(after())
     trail.record("three", {})
-    trail.use(before())
+    trail.use_identity(before())
     trail.record("four", {})
     assert events(file) == ["signer", "one", "signer", "two", "three", "signer", "four"]
     assert check(file).signers == ("root-a", "root-b")
@@ -224,12 +224,12 @@ def test_a_disk_that_is_full_half_way_leaves_a_torn_line_that_the_next_record_st
     trail = make(file, system=system)
     trail.record("one", {})
     system.is_full = True
-    assert not trail.note("two", {})
-    assert not trail.note("three", {})
+    assert not trail.add_if_possible("two", {})
+    assert not trail.add_if_possible("three", {})
     assert caplog.text.count("audit.failed") == 1
     assert "No space left" in caplog.text
     system.is_full = False
-    assert trail.note("four", {})
+    assert trail.add_if_possible("four", {})
     assert "audit.torn" in caplog.text
     checked = check(file)
     assert (checked.lost, len(checked.torn)) == (2, 2)
@@ -240,7 +240,7 @@ def test_a_file_whose_end_is_no_trail_is_not_added_to(file: Path) -> None:
     make(file).record("one", {})
     with file.open("ab") as end:
         end.write(b"x\n" * 20)
-    with pytest.raises(AuditError, match="does not end with a record"):
+    with pytest.raises(AuditError, match="is not a complete record"):
         make(file).record("two", {})
 
 
@@ -251,7 +251,7 @@ def test_processes_that_write_at_the_same_time_make_one_chain(file: Path) -> Non
         "from goatherd.identity.document import decode_document\n"
         "from goatherd.audit.trail import AuditTrail\n"
         "trail = AuditTrail(pathlib.Path(sys.argv[1]), actor=sys.argv[2])\n"
-        "trail.use(decode_document(sys.stdin.read()))\n"
+        "trail.use_identity(decode_document(sys.stdin.read()))\n"
         "for number in range(20):\n"
         "    trail.record('decided', {'number': number})\n"
     )
@@ -281,6 +281,8 @@ def test_evidence_is_ids_versions_times_and_addresses() -> None:
     assert name == "nodes-seen"
     assert data["nodes"][0]["trustsNext"] is True
     assert data["nodes"][0]["holdsIntroduction"] is None
+    assert data["nodes"][0]["answers"] is None
+    assert not {"trustsCurrent", "report"} & data["nodes"][0].keys(), "a record keeps its names"
     name, data = EventData().of(Decided(action=Advance(step=Step.PUBLISH, expected="7"))) or ("", {})
     assert (name, data["action"], data["step"], data["expected"]) == ("decided", "advance", "publish", "7")
 
@@ -288,12 +290,13 @@ def test_evidence_is_ids_versions_times_and_addresses() -> None:
 def test_what_is_repeated_in_a_phase_is_told_once_and_anew_in_the_next() -> None:
     evidence = EventData()
     wait = Decided(action=Wait(nodes=("http://a",), reason="signs", until_ms=5))
-    told = NodeTold(url="http://a", heard=False)
+    told = NodeNotified(url="http://a", is_reached=False)
     entered = PhaseEntered(phase=Phase.PREPARED, generation=2, rotation_id="r", current_id="a", next_id="b", at_ms=1)
     found = [evidence.of(event) for event in (wait, told, wait, told, ConflictMet(), ConflictMet(), entered, wait)]
     assert [one and one[0] for one in found] == [
         "decided", "node-told", None, None, "conflict-met", "conflict-met", "phase-entered", "decided",
     ]  # fmt: skip
+    assert found[1] == ("node-told", {"url": "http://a", "heard": False, "problem": None}), "a record keeps its names"
 
 
 @pytest.mark.parametrize(
@@ -328,9 +331,9 @@ async def test_the_trail_of_a_rotation_holds_every_step_and_no_key(
     herd = await make_herd()
     trail = AuditTrail(file, actor="alice@host-1:4711", clock=herd.clock)
     first = await document_of(herd)
-    trail.use(first)
+    trail.use_identity(first)
     journal = Journal(trail)
-    await rotator_for(herd, listener=journal.told).rotate()
+    await rotator_for(herd, listener=journal.record_event).rotate()
     document = await check_steady(herd)
     checked = check(file, anchors=Anchors.of(document))
     assert checked.lost == 0
@@ -355,7 +358,7 @@ def test_a_trail_that_fails_does_not_stop_a_rotation_that_has_begun(file: Path, 
     journal = Journal(trail)
     file.unlink()
     file.mkdir()
-    journal.told(ConflictMet())
+    journal.record_event(ConflictMet())
     assert trail.head is not None
 
 
@@ -380,7 +383,7 @@ def test_an_ended_run_is_told_with_its_report_and_its_repetitions_are_forgotten(
         generation=6, began_ms=1, ended_ms=2,
     )  # fmt: skip
     evidence = EventData()
-    told = NodeTold(url="http://a", heard=True)
+    told = NodeNotified(url="http://a", is_reached=True)
     evidence.of(told)
     name, data = evidence.of(RunEnded(report=report)) or ("", {})
     assert (name, data["report"]["outcome"], data["report"]["behind"]) == ("run-ended", "rotated", [])
@@ -395,17 +398,17 @@ def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(f
     clock = FakeClock(NOW_MS)
     trail = AuditTrail(file, actor="alice@host-1:4711", clock=clock)
     journal = Journal(trail, holds=True)
-    journal.use(before())
+    journal.use_identity(before())
     journal.begin("run-began", {})
-    journal.note("one", {})
-    mark = journal.mark()
+    journal.record_decision("one", {})
+    mark = journal.mark_position()
     clock.turn(timedelta(seconds=1))
-    journal.note("two", {})
+    journal.record_decision("two", {})
     assert events(file) == ["signer", "run-began"]
-    journal.use(before(), up_to=mark)
+    journal.use_identity(before(), up_to=mark)
     assert events(file) == ["signer", "run-began", "one"], "what came after the mark waits for the next identity"
     clock.turn(timedelta(seconds=1))
-    journal.use(after())
+    journal.use_identity(after())
     journal.end("run-over", {})
     found = {record.event: record for record in read_trail(file) if record.event != "signer"}
     assert {name: record.by for name, record in found.items()} == {

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli import doctor, retire, revoke, rotate, rotation_run, status
+from goatherd.cli import doctor, retire, revoke, rotate, status
 from goatherd.cli.main import run
 from goatherd.config.build import build_policy
 from goatherd.rotation.policy import Policy
@@ -142,5 +142,5 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def impatient(*given: Any, **named: Any) -> Policy:
         return replace(build_policy(*given, **named), flow_patience=timedelta(0), settle=timedelta(seconds=1))
 
-    for module in (doctor, retire, revoke, rotate, rotation_run, status):
+    for module in (doctor, retire, revoke, rotate, status):
         monkeypatch.setattr(module, "build_policy", impatient)

@@ -1,4 +1,4 @@
-"""Checks JSON documents against the fields that `goatherd.cli.json_fields` declares."""
+"""Checks JSON documents against the fields that `tests.docs.json_fields` declares."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Fields
 from goatherd.cli.menu import FORMS
+from tests.docs.json_fields import DOCUMENTS, OBJECTS, Fields
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -26,7 +26,7 @@ def find_document_name(arguments: Sequence[str], value: Mapping[str, Any]) -> st
     if "--version" in arguments:
         return "--version"
     command = next((other for flag, other in FORMS.get(words[0], {}).items() if flag in arguments), words[0])
-    if command in ("audit", "data"):
+    if command in ("audit", "data", "stores"):
         return f"{command} {words[1]}"
     if command == "versions" and words[1:2] in (["label"], ["unlabel"]):
         return "versions label"

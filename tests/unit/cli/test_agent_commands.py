@@ -425,7 +425,7 @@ def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_it
     orphan = int((tmp_path / "pid").read_text())
     first.kill()
     first.wait(120)
-    assert settings(data).exists(), "nobody was there to remove it"
+    assert settings(data).exists(), "no process was left to remove it"
     (tmp_path / "pid").unlink()
     second = start(store, data, *words)
     wait_for(tmp_path / "pid", second)
@@ -448,7 +448,7 @@ def test_the_key_of_an_agent_that_was_killed_is_cleared_also_where_the_next_one_
     where = settings(data).readlink()
     killed.kill()
     killed.communicate(timeout=120)
-    assert where.exists(), "nobody was there to remove it"
+    assert where.exists(), "no process was left to remove it"
     where.with_name("another-organization.json").touch()
     script = 'test ! -e "$1" && test -f "$2" && test ! -L "$2"'
     following = start(store, data, "--plain-file", "--", "sh", "-c", script, "sh", str(where), str(settings(data)))

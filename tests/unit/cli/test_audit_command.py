@@ -229,7 +229,7 @@ def test_what_a_stolen_root_signs_into_the_trail_later_is_found(goatherd: Goathe
     goatherd("revoke", before.current.id, *options, "--reason", "stolen", "--yes")
     assert goatherd("audit", "verify", str(file), "--provider", store).code == 0
     thief = AuditTrail(file, actor="thief@elsewhere:1")
-    thief.use(before)
+    thief.use_identity(before)
     thief.record("run-over", {"command": "rotate"})
     broken = goatherd("audit", "verify", str(file), "--provider", store)
     assert broken.code == EXIT_CODES["audit"]

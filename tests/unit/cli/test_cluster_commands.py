@@ -36,7 +36,7 @@ NOW_MS = 1_795_000_000_000
 # --- the store alone ------------------------------------------------------------------------------------------------
 
 
-def test_a_rotation_that_would_wait_for_nobody_is_refused(goatherd: Goatherd, store: str) -> None:
+def test_a_rotation_that_would_wait_for_no_server_is_rejected(goatherd: Goatherd, store: str) -> None:
     goatherd("init", "--provider", store)
     for arguments in (["rotate"], ["rotate", "--resume"]):
         refused = goatherd(*arguments, "--provider", store)
@@ -140,7 +140,7 @@ def test_old_keys_are_destroyed_only_after_the_grace_period_and_only_when_meant(
 ) -> None:
     goatherd("init", "--provider", store)
     goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
-    assert goatherd("retire", "--provider", store).code == 2, "nobody can be asked"
+    assert goatherd("retire", "--provider", store).code == 2, "no server can be asked"
     assert "nothing to destroy" in goatherd("retire", "--yes", "--provider", store).out
     done = goatherd("retire", "--yes", "--grace", "0s", "--provider", store, "--json").json
     assert "1" in done["destroyed"]
@@ -183,7 +183,8 @@ def test_doctor_passes_a_healthy_store_and_says_that_no_node_was_asked(goatherd:
     result = goatherd("doctor", "--provider", store, "--json")
     assert result.code == 0
     assert result.json["healthy"] is True
-    assert checks(result)["nodes"][0][0] == "warn"
+    assert checks(result)["servers"][0][0] == "warn"
+    assert "nodes" in [check["name"] for check in result.json["checks"]], "the former name"
 
 
 def test_doctor_fails_where_others_can_read_the_store(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_doctor_warns_of_a_root_that_soon_expires(goatherd: Goatherd, store: str
     ]
 
 
-def test_doctor_warns_of_a_rotation_that_nobody_drives(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+def test_doctor_warns_of_a_rotation_that_no_process_drives(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
     goatherd("init", "--provider", store)
     goatherd("rotate", "--to", "published", "--provider", store, "--unsafe-without-nodes")
     (tmp_path / "goatherd.toml").write_text('[rotation]\nadoption = "0s"\n')

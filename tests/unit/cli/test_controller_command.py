@@ -134,7 +134,7 @@ def test_the_schedule_can_stand_in_the_file_and_in_the_environment(
 # --- once -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_controller_that_would_wait_for_nobody_is_refused(goatherd: Goatherd, old_store: str) -> None:
+def test_a_controller_that_would_wait_for_no_server_is_rejected(goatherd: Goatherd, old_store: str) -> None:
     refused = goatherd("controller", "--once", "--provider", old_store, *DUE)
     assert refused.code == EXIT_CODES["configuration"]
     assert "no server is listed" in refused.err

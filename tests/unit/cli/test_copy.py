@@ -83,4 +83,4 @@ def test_nothing_is_said_to_be_copied_into_a_store_that_ends_with_the_command(go
     for dry in ((), ("--dry-run",)):
         result = goatherd("copy", store, f"memory:///{new_id()}/root", *dry)
         assert result.code == EXIT_CODES["provider"]
-        assert "this store is lost when the command ends" in result.err
+        assert "the memory store is lost when the command ends" in result.err

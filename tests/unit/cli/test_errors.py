@@ -52,7 +52,7 @@ def test_every_error_says_what_to_do_next() -> None:
 
 
 @pytest.mark.parametrize("name", ["versions", "rotate", "retire", "status", "lease"])
-def test_no_command_leaves_whoever_has_no_secret_without_a_hint(goatherd: Goatherd, store: str, name: str) -> None:
+def test_every_command_gives_a_hint_if_there_is_no_secret(goatherd: Goatherd, store: str, name: str) -> None:
     options = {"rotate": ["--unsafe-without-nodes"], "retire": ["--yes"]}.get(name, [])
     result = goatherd(name, "--provider", store, *options)
     assert result.code == EXIT_CODES["provider"]
@@ -151,13 +151,13 @@ def test_of_several_errors_at_once_ours_is_told(goatherd: Goatherd, monkeypatch:
     assert "that one" in result.err
 
 
-def test_whoever_interrupts_a_rotation_is_told_how_to_go_on(
+def test_an_interrupted_rotation_prints_how_to_resume(
     goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("goatherd.cli.rotation_run.open_store", interrupt)
+    monkeypatch.setattr("goatherd.cli.rotate.open_store", interrupt)
     result = goatherd("rotate", "--unsafe-without-nodes", "--provider", store)
     assert result.code == 130
     assert "goatherd rotate --resume" in result.err
@@ -223,7 +223,7 @@ def test_no_other_module_ends_the_process_or_maps_exit_codes() -> None:
 @pytest.mark.parametrize(
     ("command", "module", "told"),
     [
-        (["rotate", "--unsafe-without-nodes"], "rotation_run", "`goatherd rotate --resume` continues it"),
+        (["rotate", "--unsafe-without-nodes"], "rotate", "`goatherd rotate --resume` continues it"),
         (["retire", "--yes"], "retire", "run `goatherd retire` again to destroy the rest"),
         (
             ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes", "--yes"],
@@ -261,7 +261,7 @@ def test_sigterm_ends_what_changes_a_cluster_as_ctrl_c_does(
 
 @pytest.mark.parametrize("command", [["retire"], ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes"]])
 @pytest.mark.parametrize(("sees", "answers"), [(True, False), (False, True)])
-def test_nobody_is_asked_who_cannot_see_the_question_or_answer_it(
+def test_no_question_is_asked_that_cannot_be_seen_or_answered(
     goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch, command: list[str], sees: bool, answers: bool
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: sees)

@@ -178,7 +178,7 @@ def test_every_option_says_what_it_is_for_in_a_complete_phrase(name: str) -> Non
             assert text.endswith((".", ").")), f"{option.opts}: {text}"
 
 
-OF_TWO_MEANINGS = {"--resume", "--grace", "--distrust"}
+OF_TWO_MEANINGS = {"--audit-log", "--resume", "--grace", "--distrust"}
 """What is resumed, what ends with the grace, and what is not believed of a server depends on the command."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -22,7 +23,6 @@ from unittest.mock import patch
 
 import pytest
 
-from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Field
 from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
@@ -31,6 +31,7 @@ from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
 from tests.deadlines import HANG
+from tests.docs.json_fields import DOCUMENTS, OBJECTS, Field
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from tests.ports import free_ports
 from tests.unit.goats import introduction
@@ -67,6 +68,7 @@ def without_store(stage: Stage) -> None:
     stage.goatherd("config", "--json")
     stage.goatherd("policy", "aws", "--role", "server", "aws://eu-west-1/goatdb/root", "--json")
     stage.goatherd("show", "--provider", stage.store, "--json")
+    stage.goatherd("doctor", "--signer", "local:/no/such/key.json", "--json")
 
 
 def identity_of_a_new_store(stage: Stage) -> None:
@@ -75,8 +77,22 @@ def identity_of_a_new_store(stage: Stage) -> None:
     stage.run("doctor")
     stage.run("sign")
     stage.run("export", str(stage.directory / "settings.json"))
+    stage.run("scan", str(stage.directory / "settings.json"))
     stage.run("fetch", "--data", str(stage.directory / "data"), "--create", "--plain-file")
     stage.run("lease", "--make")
+
+
+def stores_of_three_regions(stage: Stage) -> None:
+    followers = [
+        f'{{region = "{name}", provider = "file://{stage.directory}/{name}/root", replication = "goatherd"}}'
+        for name in ("us", "ap")
+    ]
+    file = stage.directory / "regions.toml"
+    file.write_text(
+        f'[stores]\nprimary = {{region = "eu", provider = "{stage.store}"}}\nfollowers = [{", ".join(followers)}]\n'
+    )
+    for words in ("init", "stores status", "stores sync", "stores promote us", "stores status"):
+        stage.goatherd(*words.split(), "--config", str(file), "--json")
 
 
 def rotation_and_what_it_leaves(stage: Stage) -> None:
@@ -86,6 +102,7 @@ def rotation_and_what_it_leaves(stage: Stage) -> None:
     stage.run("rotate", "--unsafe-without-nodes", "--audit-log", trail)
     stage.run("audit", "verify", trail)
     stage.run("audit", "show", trail)
+    stage.run("history", "--audit-log", trail)
     stage.run("versions")
     stage.run("versions", "label", "mine", "1")
     stage.run("retire", "--dry-run", "--grace", "0s")
@@ -96,6 +113,24 @@ def rotation_and_what_it_leaves(stage: Stage) -> None:
     with FakeSecretsManager() as fake, patch.dict(os.environ, credentials):
         stage.goatherd("copy", stage.store, f"aws://{REGION}/copy?endpoint={fake.url}", "--dry-run", "--json")
     stage.goatherd("copy", stage.store, f"file://{stage.directory}/copy/root", "--json")
+    anchored(stage)
+
+
+def anchored(stage: Stage) -> None:
+    """Add an anchor, prepare its replacement and its removal, and drop it as lost."""
+    key = stage.directory / "seal"
+    key.write_text(secrets.token_hex(32))
+    key.chmod(0o600)
+    first, second = (f"local:{stage.directory}/{name}.json?seal-key=file:{key}" for name in ("first", "second"))
+    stage = replace(stage, store=f"file://{stage.directory}/anchored/root")
+    made = stage.goatherd("init", "--anchor", first, "--create-key", "--provider", stage.store)
+    assert made.code == 0, made.err
+    for choice in (("--anchor", second, "--create-key"), ("--remove-anchor",)):
+        stage.run("rotate", *choice, "--to", "prepared", "--unsafe-without-nodes")
+        stage.run("show")
+        stage.run("rotate", "--cancel", "--unsafe-without-nodes")
+    stage.run("status")
+    stage.run("rotate", "--drop-lost-anchor")
 
 
 def expired_root(stage: Stage) -> None:
@@ -189,6 +224,7 @@ def revocation_with_a_server(stage: Stage) -> None:
     assert stage.goatherd("rotate", *node, "--provider", stage.store).code == 0
     assert stage.goatherd("restore", "--to", "published", "--provider", stage.store, *node).code == 0
     stage.run("show")
+    anchored(stage)
 
 
 def door(stage: Stage) -> None:
@@ -202,6 +238,15 @@ def door(stage: Stage) -> None:
             process.terminate()
 
 
+def page(stage: Stage) -> None:
+    stage.run("init")
+    line = [sys.executable, "-m", "goatherd", "web", "--json", "--port", "0", "--provider", stage.store]
+    with subprocess.Popen(line, cwd=stage.directory, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        stage.documents.check(["web"], json.loads(process.stdout.readline()))
+        process.terminate()
+
+
 def demo(stage: Stage) -> None:
     assert stage.goatherd("demo", "--json").code == 0
 
@@ -209,12 +254,14 @@ def demo(stage: Stage) -> None:
 Scenario = Callable[[Stage], None]
 
 FAST: dict[Scenario, list[str]] = {
-    without_store: ["--version", "config", "policy", "error"],
-    identity_of_a_new_store: ["init", "show", "doctor", "sign", "export", "fetch", "lease", "session"],
+    without_store: ["--version", "config", "policy", "error", "doctor --signer"],
+    identity_of_a_new_store: ["init", "show", "doctor", "sign", "export", "scan", "fetch", "lease", "session"],
     rotation_and_what_it_leaves: [
         *["rotate", "rotate --plan", "restore", "retire", "retire --dry-run", "key inventory"],
-        *["kept version", "versions", "versions label", "audit verify", "audit show", "copy"],
+        "rotate --drop-lost-anchor",
+        *["kept version", "versions", "versions label", "audit verify", "audit show", "history", "copy"],
     ],
+    stores_of_three_regions: ["stores status", "stores sync", "stores promote", "region"],
     expired_root: ["rotate --replace-expired"],
     schedule: ["controller --explain", "controller --once", "due"],
     migration: ["migrate"],
@@ -223,6 +270,7 @@ FAST: dict[Scenario, list[str]] = {
 SLOW: dict[Scenario, list[str]] = {
     revocation_with_a_server: ["serve", "status", "revoke", "identity", "rotation report"],
     door: ["door"],
+    page: ["web"],
     demo: ["demo"],
 }
 """By scenario, the documents and objects of which every declared field occurs in it."""

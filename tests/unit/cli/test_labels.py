@@ -71,8 +71,8 @@ def test_a_label_that_servers_or_rotations_rely_on_is_protected(
         (["unlabel", "mine", "1"], "unlabel needs one label"),
         (["list", "mine"], "list takes no argument"),
         (["lable", "mine", "1"], "'lable' is not one of"),
-        (["label", "1st", "1"], "not a label: '1st'"),
-        (["label", "latest", "1"], "not a label: 'latest'"),
+        (["label", "1st", "1"], "'1st' is not a valid label"),
+        (["label", "latest", "1"], "'latest' is not a valid label"),
     ],
 )
 def test_a_wrong_call_says_what_is_missing(goatherd: Goatherd, secret: str, arguments: list[str], message: str) -> None:

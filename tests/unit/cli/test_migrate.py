@@ -253,7 +253,7 @@ def test_of_several_files_the_broken_one_is_named(goatherd: Goatherd, data: Path
     )
 
 
-def test_of_a_root_that_has_expired_nobody_is_told_to_rotate_it(goatherd: Goatherd, data: Path, store: str) -> None:
+def test_no_hint_recommends_to_rotate_an_expired_root(goatherd: Goatherd, data: Path, store: str) -> None:
     tree = settings(data)
     tree["currentSession"]["expiration"] = 1_600_000_000
     tree["roots"], tree["trustedSessions"] = [], []
@@ -339,7 +339,7 @@ def test_a_server_that_gives_its_key_away_is_named_and_a_rotation_asked_for(
     assert any("to any caller" in note and "goatherd rotate" in note for note in outcome["notes"])
 
 
-def test_on_the_first_day_the_doctor_says_that_goatdbs_roots_live_short_and_blames_nobody(
+def test_on_the_first_day_the_doctor_notes_the_short_life_of_goatdbs_roots_without_a_failure(
     goatherd: Goatherd, data: Path, store: str
 ) -> None:
     tree = settings(data)

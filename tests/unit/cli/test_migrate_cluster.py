@@ -194,7 +194,7 @@ def test_items_that_both_servers_created_are_named_before_anything_is_written(
             log.append_record(introduction(user, b, key="settings").to_json())
             log.flush()
     told = goatherd(*command).err
-    assert "1 items were created on more than one server independently (/data/common/settings)" in told
+    assert "1 item was created on more than one server independently (/data/common/settings)" in told
     assert "goatherd serve" in told
 
 
@@ -322,7 +322,7 @@ def test_a_dry_run_removes_nothing(goatherd: Goatherd, data: Path, store: str) -
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
 
 
-def test_without_a_terminal_nobody_is_asked_and_the_key_stays(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+def test_without_a_terminal_there_is_no_question_and_the_key_stays(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
     result = goatherd("migrate", str(data), "--provider", store)
     assert "still holds the private key" in result.out
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])

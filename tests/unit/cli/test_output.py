@@ -1,4 +1,4 @@
-"""Output that nobody reads, or that cannot be kept: the work goes on, the exit code is its own, no traceback."""
+"""Output that is not read, or that cannot be kept: the work goes on, the exit code is its own, no traceback."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_rotation_whose_reader_goes_away_is_brought_to_its_end(goatherd: Goath
     assert shown["rotatedFrom"] is not None
 
 
-def test_the_exit_code_is_that_of_the_work_though_nobody_reads(made: str, tmp_path: Path) -> None:
+def test_the_exit_code_is_that_of_the_work_even_if_the_output_is_not_read(made: str, tmp_path: Path) -> None:
     node = "http://127.0.0.1:1"
     line = f"goatherd status --provider {made} --node {node} | true; exit ${{PIPESTATUS[0]}}"
     assert shell(line, tmp_path).returncode == 11
@@ -148,7 +148,7 @@ def test_nothing_that_commands_a_terminal_is_written() -> None:
     out, err = io.StringIO(), io.StringIO()
     text = Output(as_json=False, stdout=out, stderr=err)
     text.result({}, [nasty])
-    text.note(nasty)
+    text.write_note(nasty)
     text.failure("code", nasty, nasty)
     assert out.getvalue() == f"{shown}\n"
     assert err.getvalue() == f"{shown}\nerror: {shown} [code]\nhint: {shown}\n"

@@ -59,10 +59,12 @@ def test_without_an_address_the_configured_store_is_taken(goatherd: Goatherd) ->
     assert "no secret is named" in nowhere.err
 
 
-def test_a_scheme_that_nobody_has_is_answered_with_the_known_ones(goatherd: Goatherd) -> None:
+def test_an_unknown_scheme_is_answered_with_the_known_ones(goatherd: Goatherd) -> None:
     result = goatherd("policy", "s3", "--role", "server", "s3://bucket/key")
     assert result.code == EXIT_CODES["plugin"]
-    assert "aws, azure, file, gcp, k8s" in result.err
+    known = result.err.partition("known schemes: ")[2].partition(" [")[0].split(", ")
+    assert known == sorted(known)
+    assert {"aws", "azure", "file", "gcp", "k8s", "vault"} <= set(known)
 
 
 def test_an_address_of_another_scheme_is_refused(goatherd: Goatherd) -> None:
@@ -133,12 +135,12 @@ def test_the_volume_s_part_of_a_pod_mounts_the_whole_secret_read_only() -> None:
     assert spec["volumes"][0]["secret"] == {"secretName": "NAME", "defaultMode": 0o440}
 
 
-def test_nobody_rotates_through_a_volume() -> None:
+def test_a_volume_has_no_policy_for_a_rotator() -> None:
     with pytest.raises(ConfigurationError, match="read-only"):
         volume_policy("rotator", "/var/run/secrets/goatherd")
 
 
 @pytest.mark.parametrize("path", ['/a"/b', "/a/../b", "relative", "/", "/a\nb"])
 def test_a_path_that_would_change_the_yaml_is_refused(path: str) -> None:
-    with pytest.raises(ConfigurationError, match="not the directory"):
+    with pytest.raises(ConfigurationError, match="is not the address of a mounted Secret"):
         volume_policy("server", path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.output import Output
-from goatherd.cli.text.progress import Progress
+from goatherd.cli.text.progress import RotationProgress
 from goatherd.rotation.events import Decided, HealthSeen, NodesSeen, NodesUnknown
 from goatherd.rotation.machine import HealthView, NodeView, Wait
 
@@ -64,7 +64,7 @@ def view(url: str) -> NodeView:
 
 def test_who_joins_and_who_leaves_in_the_middle_is_told_and_so_is_health_when_it_changes() -> None:
     stderr = io.StringIO()
-    progress = Progress(Output(as_json=False, stderr=stderr))
+    progress = RotationProgress(Output(as_json=False, stderr=stderr))
     for event in (
         NodesSeen(nodes=(view("http://a"), view("http://b"))),
         NodesSeen(nodes=(view("http://a"), view("http://c"))),
@@ -93,7 +93,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_that_writes_nothing_over_gets_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     stderr = Terminal()
-    with Progress(Output(as_json=False, stderr=stderr)) as progress:
+    with RotationProgress(Output(as_json=False, stderr=stderr)) as progress:
         progress.show(NodesUnknown(problem="dns://x: no answer"))
     assert stderr.getvalue() == "the servers could not be discovered: dns://x: no answer; trying again\n"
 
@@ -103,7 +103,7 @@ def test_where_it_is_narrow_nothing_of_an_address_is_cut_off(monkeypatch: pytest
     monkeypatch.setenv("COLUMNS", "60")
     url = "http://goatdb-0.example:8080"
     stderr = Terminal()
-    with Progress(Output(as_json=False, stderr=stderr)) as progress:
+    with RotationProgress(Output(as_json=False, stderr=stderr)) as progress:
         progress.show(NodesSeen(nodes=(view(url),)))
     assert "…" not in stderr.getvalue()
     column = "".join(

@@ -88,7 +88,7 @@ def test_a_server_that_is_not_there_leaves_it_unfinished(goatherd: Goatherd, sto
         (("--reason", "x", "--node", "http://127.0.0.1:9"), 2, "nothing can be confirmed without a terminal"),
         (("--reason", "x", "--unsafe-without-nodes", "--yes"), 10, "is not a root of this identity"),
     ],
-    ids=["no reason", "no node", "nobody to ask", "no such root"],
+    ids=["no reason", "no node", "no server to ask", "no such root"],
 )
 def test_what_is_missing_is_said_and_nothing_is_written(
     goatherd: Goatherd, store: str, arguments: tuple[str, ...], code: int, text: str

@@ -3,7 +3,7 @@
 A line ``$ …`` is typed; ``$ ls DIR`` lists a directory. What follows is standard output; lines that begin with ``! ``
 are standard error; ``? N`` is an exit code other than 0. Ids are shown as ID (ID1, ID2, … in the order of their first
 appearance), times as TIME, fingerprints as FINGERPRINT, milliseconds and megabytes as N, the list of known schemes as
-SCHEMES, the directory of the test as $DIR, who began a rotation as SOMEBODY; several blanks are two, empty lines none.
+SCHEMES, the directory of the test as $DIR, who began a rotation as ACTOR; several blanks are two, empty lines none.
 
 To write the answers anew, for review: WRITE_SCRIPTS=1 pytest tests/unit/cli/test_scripts.py.
 """
@@ -35,7 +35,7 @@ def normalized(text: str, directory: Path, ids: dict[str, str]) -> str:
     text = re.sub(r"\b\d+(?:\.\d)? (ms|MB)\b", r"N \1", text)
     # Lists of ids are sorted by the ids themselves, which are drawn.
     text = re.sub(r"\bID\d+(?: ID\d+)+\b", lambda ids: " ".join(sorted(ids[0].split())), text)
-    text = re.sub(r"\b\S+@\S+:\d+ at TIME", "SOMEBODY at TIME", text)
+    text = re.sub(r"\b\S+@\S+:\d+ at TIME", "ACTOR at TIME", text)
     return re.sub(r"\n\n+", "\n", re.sub(r"  +", "  ", text)).lstrip("\n")
 
 

@@ -64,7 +64,7 @@ CALLS: list[tuple[str, int, str]] = [
     ("watch --data {D} --provider {P}", USAGE, "--on-change is missing"),
     ("watch --data {D} --on-change command --provider {P}", USAGE, "--on-change command needs a command"),
     ("serve --data {D} --settings {TEXT} --provider {P}", USAGE, "--settings and --provider cannot be combined"),
-    ("lease --lease none --provider {P}", USAGE, "there is no lease"),
+    ("lease --lease none --provider {P}", USAGE, "there is no restart lease"),
     ("lease --lease x --provider {P}", USAGE, "--lease: must be the URI of a secret or `none`"),
     ("policy aws --role server", USAGE, "no secret is named"),
     ("rotate --provider {P}", USAGE, "no server is listed"),
@@ -77,7 +77,7 @@ CALLS: list[tuple[str, int, str]] = [
     ("init --provider file://{TEXT}/root", PROVIDER, "on the way to {TEXT}/root"),
     ("init --provider file://{TEXT}", PROVIDER, "a file or a symbolic link is where a directory must be"),
     ("copy {P} {P}", PROVIDER, "source and destination are the same secret"),
-    ("copy {P} memory:///a/b", PROVIDER, "this store is lost when the command ends"),
+    ("copy {P} memory:///a/b", PROVIDER, "the memory store is lost when the command ends"),
     ("audit verify {TEXT} --provider {P}", AUDIT, "is not an audit trail"),
     ("audit show {BIN}", AUDIT, "is not an audit trail"),
     ("audit verify nowhere --provider {P}", AUDIT, "No such file"),
@@ -146,7 +146,7 @@ def test_a_busy_metrics_port_gets_no_hint_at_an_option_that_the_command_has_not(
     assert "--port" not in result.err
 
 
-def test_the_doctor_sends_nobody_to_the_doctor(goatherd: Goatherd, places: dict[str, str]) -> None:
+def test_no_hint_of_the_doctor_recommends_the_doctor(goatherd: Goatherd, places: dict[str, str]) -> None:
     for uri in (f"file://{places['{TEXT}']}/root", places["{P2}"], "vault://127.0.0.1:9/secret/root"):
         result = goatherd("doctor", "--provider", uri)
         assert "goatherd doctor" not in result.out + result.err

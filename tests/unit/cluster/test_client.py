@@ -110,7 +110,7 @@ async def test_an_answer_that_is_no_session_is_refused_by_name(answer: bytes) ->
         await client.create_session()
 
 
-async def test_a_session_for_somebody_elses_key_is_refused() -> None:
+async def test_a_session_for_another_key_is_rejected() -> None:
     def handler(request: httpx2.Request) -> httpx2.Response:
         answer = session_answer(request)
         answer["session"]["publicKey"] = owned("other").session.public_key.to_jwk()

@@ -1,4 +1,4 @@
-"""Who the nodes are, by DNS and by a Service of Kubernetes; and that "not known" is never "nobody"."""
+"""Which nodes there are, by DNS and by a Service of Kubernetes; and that "not known" is never "none"."""
 
 from __future__ import annotations
 
@@ -378,6 +378,91 @@ async def test_a_pod_with_addresses_of_both_families_is_one_node(cluster: FakeKu
     assert await places(service) == ["http://10.0.0.1:8080"]
 
 
+async def test_a_port_without_a_name_is_found_by_its_number(cluster: FakeKubernetes, service: str) -> None:
+    """The name of a Service's only port may be left out: https://kubernetes.io/docs/concepts/services-networking/service/."""
+    for number, unnamed in enumerate(({"port": 8080}, {"name": None, "port": 8080}, {"name": "", "port": 8080})):
+        cluster.slices["prod"] = [{**slice_of(endpoint(f"10.0.0.{number}")), "ports": [unnamed]}]
+        assert await places(service.replace(":http?", ":8080?")) == [f"http://10.0.0.{number}:8080"]
+        with pytest.raises(DiscoveryError) as caught:
+            await places(service)
+        assert "(no name) (8080)" in caught.value.hint
+    for none in (None, []):
+        cluster.slices["prod"] = [{**slice_of(endpoint("10.0.0.1")), "ports": none}]
+        with pytest.raises(DiscoveryError, match="have no port"):
+            await places(service)
+
+
+async def test_each_slice_has_its_own_number_for_a_named_port(cluster: FakeKubernetes, service: str) -> None:
+    """Pods whose container port differs, as in the middle of an update, are in different slices."""
+    moved = slice_of(endpoint("10.0.0.2")) | {"ports": [{"name": "http", "port": 9000, "protocol": "TCP"}]}
+    cluster.slices["prod"] = [slice_of(endpoint("10.0.0.1")), moved, slice_of()]
+    assert await places(service) == ["http://10.0.0.1:8080", "http://10.0.0.2:9000"]
+
+
+async def test_conditions_that_are_left_out_mean_ready_and_lists_may_be_null(
+    cluster: FakeKubernetes, service: str
+) -> None:
+    """Null means true, or unknown: reference/kubernetes-api/service-resources/endpoint-slice-v1/."""
+    unknown = {"ready": None, "serving": None, "terminating": None}
+    cluster.slices["prod"] = [
+        slice_of({"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"], "conditions": None}),
+        slice_of({"addresses": ["10.0.0.3"], "conditions": unknown, "targetRef": None}),
+        {**slice_of(), "endpoints": None},
+    ]
+    assert await places(service) == [f"http://10.0.0.{n}:8080" for n in (1, 2, 3)]
+
+
+async def test_a_pod_that_moves_between_slices_is_one_node_and_counts_while_one_of_them_says_that_it_serves(
+    cluster: FakeKubernetes, service: str
+) -> None:
+    """For a time it is in both: concepts/services-networking/endpoint-slices/#duplicate-endpoints."""
+    ends = endpoint("10.0.0.1", ready=False, serving=False, terminating=True)
+    cluster.slices["prod"] = [slice_of(ends, endpoint("10.0.0.2")), slice_of(endpoint("10.0.0.1"))]
+    assert await places(service) == ["http://10.0.0.2:8080", "http://10.0.0.1:8080"]
+    cluster.slices["prod"] = [slice_of(ends, endpoint("10.0.0.2")), slice_of(ends)]
+    assert await places(service) == ["http://10.0.0.2:8080"]
+
+
+async def test_pods_of_a_cluster_with_both_families_are_found_by_the_family_that_each_has(
+    cluster: FakeKubernetes, service: str
+) -> None:
+    cluster.slices["prod"] = [
+        slice_of(endpoint("fd00::1"), endpoint("fd00::2", ready=False, serving=False), family="IPv6"),
+        slice_of(endpoint("10.0.0.1", ready=False, serving=False)),
+    ]
+    assert await places(service) == ["http://10.0.0.1:8080", "http://[fd00::2]:8080"]
+    del cluster.slices["prod"][1]
+    assert await places(service) == ["http://[fd00::1]:8080", "http://[fd00::2]:8080"]
+
+
+async def test_a_pod_that_is_replaced_between_two_lists_leaves_at_once_and_the_others_stay_connected(
+    cluster: FakeKubernetes, service: str
+) -> None:
+    closed: list[str] = []
+
+    class Client(NodeClient):
+        async def aclose(self) -> None:
+            closed.append(self.base_url)
+
+    def connect(place: Place) -> NodeClient:
+        return Client(place.url)
+
+    cluster.slices["prod"] = [slice_of(endpoint("10.0.0.1"), endpoint("10.0.0.2"))]
+    async with NodeDirectory([service], timeout=PATIENT, connect=connect) as directory:
+        first = await directory()
+        cluster.slices["prod"] = [slice_of(endpoint("10.0.0.1")), slice_of(endpoint("10.0.0.3", ready=False))]
+        second = await directory()
+        assert [client.base_url for client in second] == ["http://10.0.0.1:8080", "http://10.0.0.3:8080"]
+        assert second[0] is first[0], "it was connected to anew"
+        assert closed == ["http://10.0.0.2:8080"]
+        cluster.slices["prod"] = []
+        with pytest.raises(DiscoveryError, match="no pod"):
+            await directory()
+        assert closed == ["http://10.0.0.2:8080"], "an empty answer removes no server"
+        cluster.slices["prod"] = [slice_of(endpoint("10.0.0.1"), endpoint("10.0.0.3"))]
+        assert await directory() == second
+
+
 async def test_over_https_the_name_is_the_services(cluster: FakeKubernetes, service: str) -> None:
     cluster.slices["prod"] = [slice_of(endpoint("10.0.0.1"))]
     assert await source_of(f"{service}&scheme=https", timeout=PATIENT).find() == [
@@ -504,3 +589,37 @@ async def test_a_rotation_does_not_take_an_empty_answer_for_a_cluster_without_no
         with pytest.raises(ObstructedError, match="the servers of the cluster are not known"):
             await rotator_for(herd, nodes=directory).rotate()
         assert await document_of(herd) == before
+
+
+async def test_a_rotation_waits_for_a_pod_that_joins_and_not_for_one_that_leaves(
+    cluster: FakeKubernetes, service: str
+) -> None:
+    clock = FakeClock()
+    async with MemorySecretProvider(clock=clock) as provider:
+        herd = await Herd.start(provider, clock=clock, nodes=3)
+        phases: list[str] = []
+
+        def list_pods(*numbers: int) -> None:
+            cluster.slices["prod"] = [slice_of(endpoint(f"10.0.0.{number}")) for number in numbers]
+
+        def connect(place: Place) -> Any:
+            return _Named(herd.nodes[int(place.url.removeprefix("http://10.0.0.")[0])], place.url)
+
+        class Watched(NodeDirectory):
+            async def __call__(self) -> list[NodeClient]:
+                phase = (await document_of(herd)).rotation
+                phases.append(phase.phase.value if phase else "steady")
+                if phases[-1] == "published":
+                    list_pods(0, 1, 2)
+                elif phases[-1] == "activated":
+                    list_pods(0, 2)
+                return await super().__call__()
+
+        list_pods(0, 1)
+        async with Watched([service], timeout=PATIENT, clock=clock, connect=connect) as directory:
+            report = await rotator_for(herd, nodes=directory).rotate()
+        assert report.outcome is Outcome.ROTATED
+        assert {"published", "activated"} <= set(phases)
+        current = (await document_of(herd)).current.id
+        assert herd.nodes[2].asked["identity"], "the pod that joined was asked"
+        assert [herd.nodes[number].pool.current.id for number in (0, 2)] == [current] * 2

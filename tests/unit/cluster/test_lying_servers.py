@@ -16,9 +16,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from goatherd.cli.text.server_state import server_data
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
-from goatherd.cluster.observer import Observer, Question
+from goatherd.cluster.observer import Observer, Question, observe_servers
 from goatherd.cluster.server_answers import LONGEST_TEXT, ServerIdentity, make_printable
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeError, RotationError
 from goatherd.identity.document import IdentityDocument, decode_document
@@ -26,7 +27,6 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import prepare_rotation
 from goatherd.node import Server
 from goatherd.operations.doctor import CheckScope, _check_server
-from goatherd.operations.server_state import read_server_state
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Policy
@@ -221,8 +221,8 @@ async def watch(client: NodeClient, signer: OwnedSession, document: IdentityDocu
     await observer.probe_flow(client.base_url, [], asker=signer, patience=timedelta(0))
     async for commits in observer.read_commits(["a" * 24], signer):
         assert isinstance(commits, list)
-    state = await read_server_state(client, document, "localhost")
-    check_shown(json.loads(json.dumps(state.to_json())))
+    (view,) = await observe_servers([client], document.current, org="localhost", timeout=5 * SECOND)
+    check_shown(json.loads(json.dumps(server_data(view))))
     for check in await _check_server(
         client,
         document,
@@ -313,6 +313,8 @@ async def test_a_lying_server_ends_no_revocation_whatever_it_says(tmp_path: Path
         {"roots": ["a", 1]},
         {"roots": ["r"] * 10_001},
         {"instance": "x" * 65},
+        {"version": 1},
+        {"version": "0.1.0\x1b[2J"},
         {"peers": [{"instances": [{}]}]},
         {"data": {"records": 1}},
         {"signer": ""},

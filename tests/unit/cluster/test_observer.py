@@ -17,7 +17,8 @@ from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.cluster.session_queries import ExpectedCommit, filter_all_but
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
-from goatherd.rotation.cross_signing import introduction_id, make_session_commit
+from goatherd.identity.session_commits import introduction_id
+from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.machine import NodeView
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.paths import SESSIONS_PATH
@@ -210,7 +211,7 @@ async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_
         assert observer.count_restarts() == {}
 
 
-async def test_a_server_of_which_nobody_knows_the_process_is_known_to_have_restarted_when_the_new_root_signs() -> None:
+async def test_a_server_without_a_process_id_counts_as_restarted_when_the_new_root_signs() -> None:
     """Until then it costs no session, and then it costs one."""
     clock = Later()
     root, b = (
@@ -453,7 +454,7 @@ async def test_a_node_rejects_a_document_only_when_it_says_so_now(
     assert view.rejects == rejects
 
 
-async def test_a_clock_that_nobody_turns_stands_still(clock: FakeClock) -> None:
+async def test_a_clock_that_is_not_turned_stands_still(clock: FakeClock) -> None:
     before = clock.now_ms()
     await clock.sleep(timedelta(seconds=2))
     assert clock.now_ms() - before == 2000

@@ -6,7 +6,7 @@ import pytest
 
 from goatherd.agent.own_address import OwnAddress
 from goatherd.cluster.client import INSTANCE_HEADER, NodeClient
-from goatherd.door import Rule
+from goatherd.door import DoorRule
 from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
 from goatherd.identity.session import OwnedSession, sign_data
 from goatherd.ids import new_id
@@ -28,7 +28,7 @@ async def test_a_door_takes_a_bound_request_once_and_for_its_body_only() -> None
         assert (await w.send(True, b"[ ]", header)).status_code == 403
         assert (await w.send(True, b"[]", header)).status_code == 200
         assert (await w.send(True, b"[]", header)).status_code == 403
-        assert w.stopped(Rule.REQUEST_SIGNATURE) == 2
+        assert w.stopped(DoorRule.REQUEST_SIGNATURE) == 2
         assert (await w.send(False, b"[ ]", header)).status_code == 200, "COMPAT: GoatDB itself takes all of them"
 
 

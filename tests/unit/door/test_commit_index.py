@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from goatherd.clock import SystemClock
 from goatherd.door.commit_index import FirstSeen, RepositoryIndex
+from goatherd.door.received_commits import ReceivedCommit
 from goatherd.door.request_checks import (
-    Rule,
+    DoorRule,
 )
 from goatherd.errors import NodeUnreachableError
 from goatherd.wire.commit import Commit
@@ -210,7 +211,7 @@ async def test_a_server_that_has_started_again_is_read_before_anything_is_judged
     assert await index.hold_accepted(on_both) == [None, None]
     index.settle_commits(on_both, is_stored=False)
     held.commits, held.server_generation = [birth], 1
-    assert [each and each.rule for each in await index.hold_accepted(on_both)] == [None, Rule.BIRTH]
+    assert [each and each.rule for each in await index.hold_accepted(on_both)] == [None, DoorRule.BIRTH]
     assert await index.hold_accepted([note("j")]) == [None], "nothing of that key is there any more"
 
 
@@ -249,37 +250,38 @@ async def test_a_commit_that_comes_twice_in_a_message_is_one() -> None:
     await index.refresh()
     assert [each and each.rule for each in await index.hold_accepted([note("k", "a"), note("j", "a")])] == [
         None,
-        Rule.COMMIT,
+        DoorRule.COMMIT,
     ]
 
 
 async def test_what_another_push_delivers_is_waited_for_and_not_delivered_twice() -> None:
     index = index_of(Held())
     await index.refresh()
-    first, other = note("k").to_json(), note("j").to_json()
+    first, other = ReceivedCommit(note("k").to_json()), ReceivedCommit(note("j").to_json())
+    assert first.id is not None
     assert index.claim_commits([first], "A") == ([first], [])
     assert index.claim_commits([first, other], "B") == ([other], [first])
-    waiting = asyncio.create_task(index.wait_for_claims([first], "B"))
+    index.release_claims([first.id], "B")
+    assert index.find_claimant(first.id) == "A", "only who has claimed it releases it"
+    waiting = asyncio.create_task(index.wait_for_release())
     await asyncio.sleep(0)
     assert not waiting.done()
-    index.release_claims([first["id"]], "B")
-    await asyncio.sleep(0)
-    assert not waiting.done(), "only who has claimed it releases it"
-    index.release_claims([first["id"]], "A")
+    index.release_claims([first.id], "A")
     await asyncio.wait_for(waiting, HANG)
-    assert not index.holds_id(first["id"]), "the delivery failed: another push may deliver it"
+    assert not index.holds_id(first.id), "the delivery failed: another push may deliver it"
     assert index.claim_commits([first], "B") == ([first], [])
 
 
 async def test_a_commit_under_the_id_of_one_that_is_being_delivered_is_not_taken_for_that_one() -> None:
     index = index_of(Held())
     await index.refresh()
-    genuine = note("k").to_json()
-    forged = {**genuine, "k": "other"}
+    genuine = ReceivedCommit(note("k").to_json())
+    forged = ReceivedCommit({**genuine.raw, "k": "other"})
+    assert genuine.id is not None
     assert index.claim_commits([forged], "attacker") == ([forged], [])
     assert index.claim_commits([genuine], "owner") == ([genuine], [])
-    index.release_claims([genuine["id"]], "owner")
-    assert index.find_claimant(genuine["id"]) == "attacker"
+    index.release_claims([genuine.id], "owner")
+    assert index.find_claimant(genuine.id) == "attacker"
 
 
 async def test_what_the_server_has_is_not_delivered_again_but_another_commit_of_its_id_is_judged() -> None:
@@ -300,7 +302,7 @@ async def test_a_commit_that_is_on_its_way_keeps_its_id() -> None:
     first = note("k", "a")
     assert await index.hold_accepted([first]) == [None]
     assert await index.hold_accepted([first]) == [None]
-    assert [each and each.rule for each in await index.hold_accepted([note("j", "a")])] == [Rule.COMMIT]
+    assert [each and each.rule for each in await index.hold_accepted([note("j", "a")])] == [DoorRule.COMMIT]
 
 
 def test_no_more_ids_are_remembered_than_there_is_room_for() -> None:

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.door import DoorLimits, Rule
+from goatherd.door import DoorLimits, DoorRule
 
 DOCS = Path(__file__).parents[3] / "docs"
 REFERENCE = (DOCS / "reference/door.md").read_text()
 EXPLANATION = (DOCS / "explanation/door.md").read_text()
 
 
-@pytest.mark.parametrize("rule", list(Rule), ids=lambda rule: rule.value)
-def test_every_rule_is_documented(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", list(DoorRule), ids=lambda rule: rule.value)
+def test_every_rule_is_documented(rule: DoorRule) -> None:
     assert f"\n| `{rule.value}` |" in REFERENCE
 
 
 def test_no_rule_is_documented_that_is_none() -> None:
     head = REFERENCE.partition("## Limits")[0]
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", head, re.MULTILINE)) == {rule.value for rule in Rule}
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", head, re.MULTILINE)) == {rule.value for rule in DoorRule}
 
 
 def test_every_limit_is_documented() -> None:

@@ -205,8 +205,8 @@ def test_nothing_is_refused_that_a_real_client_or_server_was_recorded_to_send() 
             if path == "/batch-sync":
                 batches += 1
                 for element in read_batch(body, limits):
-                    for raw in element.commits:
-                        read_commit(raw, element.path, org="localhost", limits=limits, now_ms=now_ms)
+                    for commit in element.commits:
+                        read_commit(commit.raw, element.path, org="localhost", limits=limits, now_ms=now_ms)
                         commits += 1
             elif path == "/auth/session":
                 check_session_request(body)

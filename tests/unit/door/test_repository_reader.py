@@ -1,10 +1,65 @@
-"""Callers that ask at once share one reading."""
+"""The server's repositories are read by one round at a time, which keeps nothing back and lets other requests go on."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 
-from goatherd.door.repository_reader import SharedRounds
+import pytest
+
+from goatherd.clock import SystemClock
+from goatherd.door.repository_reader import SLICE, Ask, RepositoryReader, SharedRounds
+from goatherd.errors import NodeUnreachableError
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.json import to_json_bytes
+from tests.cluster.door_world import A
+
+
+def reader_of(ask: Ask) -> RepositoryReader:
+    return RepositoryReader("/data/x", ask=ask, signer=lambda: A, clock=SystemClock(), error_rate=1e-3)
+
+
+def answer(ids: list[str], size: int) -> tuple[int, bytes]:
+    return 200, to_json_bytes([{"path": "/data/x", "res": {"c": [{"id": each} for each in ids], "s": size}}])
+
+
+async def test_what_was_read_before_a_round_failed_is_returned_by_the_next_read() -> None:
+    ids = [f"id{number}" for number in range(20)]
+    asked = 0
+
+    async def ask(body: bytes, signature: str) -> tuple[int, bytes]:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise NodeUnreachableError("away")
+        held = BloomFilter.from_json(json.loads(body)[0]["msg"]["f"]["__v"])
+        return answer([each for each in ids if each not in held][:12], len(ids))
+
+    reader = reader_of(ask)
+    with pytest.raises(NodeUnreachableError):
+        await reader.read_new()
+    assert [each["id"] for each in await reader.read_new()] == ids
+    assert await reader.read_new() == []
+
+
+async def test_other_requests_are_answered_while_a_large_repository_is_read() -> None:
+    ids = [f"id{number}" for number in range(8 * SLICE)]
+
+    async def ask(body: bytes, signature: str) -> tuple[int, bytes]:
+        return answer(ids, len(ids))
+
+    reader = reader_of(ask)
+    reading = asyncio.create_task(reader.read_new())
+    turns = 0
+    while not reader.ids:
+        await asyncio.sleep(0)
+    while not reading.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert [each["id"] for each in reading.result()] == ids
+    assert turns >= 7
+    assert not any(reader.hides_commit(each) for each in ids)
+    assert all(each in reader._filter for each in ids)
 
 
 async def test_many_who_ask_at_once_share_one_round_and_never_one_that_began_before() -> None:

@@ -14,8 +14,8 @@ from goatherd.admission.commits import is_nested_deeper
 from goatherd.door import request_checks
 from goatherd.door.limits import DoorLimits
 from goatherd.door.request_checks import (
+    DoorRule,
     DroppedError,
-    Rule,
     check_headers,
     check_target,
     read_batch,
@@ -147,7 +147,7 @@ PATHS = st.text(alphabet="ab/.-_ A0\\", max_size=12)
 def test_a_path_that_is_taken_is_the_repository_that_the_server_opens(path: str) -> None:
     outcome = tried(lambda: read_batch(to_json_bytes([element(path)]), LIMITS))
     if isinstance(outcome, RefusedError):
-        assert outcome.rule is Rule.PATH
+        assert outcome.rule is DoorRule.PATH
     else:
         assert repository_id(path) == outcome[0].path
 
@@ -203,7 +203,7 @@ EVIL = {"ver": 1, "f": {"d": "AA==", "s": [1] * 5000}, "s": 10**9, "c": [{"id": 
 def test_nothing_is_hidden_in_a_message_s_wrapping(given: dict[str, Any]) -> None:
     outcome = tried(lambda: read_batch(to_json_bytes([given]), LIMITS))
     assert isinstance(outcome, RefusedError)
-    assert outcome.rule is Rule.MESSAGE
+    assert outcome.rule is DoorRule.MESSAGE
 
 
 COMMIT = commit_by(X, "k", {"text": "x"}).to_json()
@@ -228,7 +228,7 @@ TWICE = {"__t": "S", "__v": [{"__r": [{"x": 1}], "__d": {"a": {"__rId": 0}, "b":
 def test_what_would_be_another_commit_when_it_is_read_again_is_taken_out(raw: dict[str, Any]) -> None:
     outcome = tried(lambda: read_commit(raw, "/a/b", org=ORG, limits=LIMITS, now_ms=NOW, registry=TAGS))
     assert isinstance(outcome, DroppedError)
-    assert outcome.rule is Rule.CONTENTS
+    assert outcome.rule is DoorRule.CONTENTS
     assert "read again" in str(outcome)
 
 
@@ -250,7 +250,7 @@ def test_what_is_written_in_another_form_and_stays_the_same_is_let_through() -> 
 def test_nothing_is_hidden_in_a_commit_s_wrapping(change: dict[str, Any]) -> None:
     outcome = tried(lambda: read_commit({**COMMIT, **change}, "/a/b", org=ORG, limits=LIMITS, now_ms=NOW))
     assert isinstance(outcome, DroppedError)
-    assert outcome.rule is Rule.COMMIT
+    assert outcome.rule is DoorRule.COMMIT
 
 
 @given(
@@ -261,7 +261,7 @@ def test_any_commit_is_read_or_taken_out(changes: dict[str, Any], removed: list[
     raw = {name: value for name, value in {**COMMIT, **changes}.items() if name not in removed}
     outcome = tried(lambda: read_commit(raw, "/data/notes", org=ORG, limits=LIMITS, now_ms=NOW))
     if isinstance(outcome, DroppedError):
-        assert outcome.rule in Rule
+        assert outcome.rule in DoorRule
     else:
         assert (outcome.id, outcome.key) == (raw["id"], raw["k"])
 
@@ -281,4 +281,4 @@ def test_a_batch_of_more_values_than_any_has_is_refused_before_it_is_parsed(
     monkeypatch.setattr("goatherd.door.request_checks.parse_json", lambda _: pytest.fail("it was parsed"))
     with pytest.raises(RefusedError) as refused:
         read_batch(body, LIMITS)
-    assert (refused.value.rule, refused.value.status) == (Rule.BODY, 400)
+    assert (refused.value.rule, refused.value.status) == (DoorRule.BODY, 400)

@@ -12,6 +12,7 @@ import goatherd.trust
 from goatherd.clock import SystemClock
 from goatherd.door import TrustedSessions
 from goatherd.door import trusted_sessions as door_trust
+from goatherd.door.received_commits import ReceivedCommit
 from goatherd.errors import InvalidSignatureError, NodeUnreachableError, RevokedSessionError
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
@@ -61,6 +62,10 @@ def follow(sessions: Sessions) -> TrustedSessions:
     return trust
 
 
+def received(*commits: Commit) -> list[tuple[ReceivedCommit, Commit]]:
+    return [(ReceivedCommit(each.to_json()), each) for each in commits]
+
+
 async def test_after_a_stall_of_fifteen_seconds_a_new_session_waits_less_than_its_client_does() -> None:
     sessions = Sessions(Measured())
     trust = follow(sessions)
@@ -96,7 +101,7 @@ async def test_a_push_is_answered_although_the_server_does_not_list_its_sessions
     sessions.is_silent = True
     trust = follow(sessions)
     with pytest.raises(NodeUnreachableError):
-        await trust.verify_commits("/data/x", [commit_by(X, "k", {"text": "x"})], None)
+        await trust.verify_commits("/data/x", received(commit_by(X, "k", {"text": "x"})), None)
     await trust.aclose()
 
 
@@ -104,7 +109,7 @@ async def test_a_commit_that_is_sent_again_is_verified_once(monkeypatch: pytest.
     trust = follow(Sessions(Measured()))
     await trust.refresh()
     commits = [commit_by(X, f"k{number}", {"text": "x"}) for number in range(5)]
-    assert await trust.verify_commits("/data/x", commits, None) == [None] * 5
+    assert await trust.verify_commits("/data/x", received(*commits), None) == [None] * 5
     checked: list[str] = []
     verify = goatherd.trust.verify_commit_by
 
@@ -114,7 +119,7 @@ async def test_a_commit_that_is_sent_again_is_verified_once(monkeypatch: pytest.
 
     monkeypatch.setattr(goatherd.trust, "verify_commit_by", counted)
     more = commit_by(X, "other", {"text": "x"})
-    assert await trust.verify_commits("/data/x", [*commits, more], None) == [None] * 6
+    assert await trust.verify_commits("/data/x", received(*commits, more), None) == [None] * 6
     assert checked == [more.id]
 
 
@@ -122,12 +127,12 @@ async def test_a_commit_that_was_well_signed_once_is_no_excuse_for_another_one()
     trust = follow(Sessions(Measured()))
     await trust.refresh()
     good = commit_by(X, "k", {"text": "x"})
-    assert await trust.verify_commits("/data/x", [good], None) == [None]
+    assert await trust.verify_commits("/data/x", received(good), None) == [None]
     for forged in (replace(good, contents=commit_by(X, "k", {"text": "y"}).contents), replace(good, key="j")):
-        (verdict,) = await trust.verify_commits("/data/x", [forged], None)
+        (verdict,) = await trust.verify_commits("/data/x", received(forged), None)
         assert isinstance(verdict, InvalidSignatureError)
     trust.adopt_identity(identity(A, revoked=(X.id,)))
-    (verdict,) = await trust.verify_commits("/data/x", [good], None)
+    (verdict,) = await trust.verify_commits("/data/x", received(good), None)
     assert isinstance(verdict, RevokedSessionError)
 
 
@@ -135,5 +140,6 @@ async def test_no_more_verdicts_are_kept_than_there_is_room_for(monkeypatch: pyt
     monkeypatch.setattr(door_trust, "VERDICTS", 3)
     trust = follow(Sessions(Measured()))
     await trust.refresh()
-    await trust.verify_commits("/data/x", [commit_by(X, f"k{number}", {"text": "x"}) for number in range(9)], None)
-    assert len(trust._verdicts) == 3
+    commits = [commit_by(X, f"k{number}", {"text": "x"}) for number in range(9)]
+    await trust.verify_commits("/data/x", received(*commits), None)
+    assert len(trust.known_commits) == 3

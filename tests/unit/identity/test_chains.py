@@ -19,9 +19,9 @@ from goatherd.identity import (
     verify_succession,
     verify_successor,
 )
-from goatherd.identity.session_commits import earlier_introduction_id
+from goatherd.identity.session_commits import earlier_introduction_id, introduction_id
 from goatherd.identity.transitions import prunable_roots
-from goatherd.rotation.cross_signing import introduction_id, make_session_commit
+from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.wire.commit import Commit
 
 from .make import DAY, NOW, first, owned, rotated

@@ -33,7 +33,13 @@ from goatherd.identity import (
 )
 from goatherd.identity.document import _MEMBERS as KNOWN_MEMBERS
 from goatherd.identity.document import Phase
-from goatherd.identity.strict_json import _indent_value, holds_private_key, to_pretty_json
+from goatherd.identity.strict_json import (
+    _canonical_text,
+    _indent_value,
+    holds_private_key,
+    to_canonical_json,
+    to_pretty_json,
+)
 
 from .make import NOW, everything_in, first, owned, secret_of, shows_key
 
@@ -43,9 +49,10 @@ NAMES = ("a", "b", "c", "d", "e", "f", "g")
 SESSIONS = [owned(name) for name in NAMES]
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+names = st.text(max_size=8) | st.text("09az", max_size=3)
 values = st.recursive(
     scalars | st.text(st.characters(exclude_categories=()), max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
     max_leaves=12,
 )
 KNOWN = {"version", "trustedSessions", "privateKey", *KNOWN_MEMBERS}
@@ -316,3 +323,4 @@ def test_any_member_order_and_unknown_members_inside_sessions_come_back_byte_for
 @given(values)
 def test_however_it_is_written_the_text_is_the_same(value: Any) -> None:
     assert to_pretty_json(value) == _indent_value(value, "\n").encode()
+    assert to_canonical_json(value) == _canonical_text(value).encode()

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from goatherd.identity.introductions_for_clients import MARGIN, RootIntroductions
-from goatherd.identity.session_commits import claims_root, session_fields
+from goatherd.identity.session_commits import claims_root, introduction_id, session_fields
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from tests.unit.following import Client
@@ -39,6 +39,34 @@ def test_an_old_client_that_was_away_for_two_rotations_believes_everything_too()
     client = Client({"root-z"})
     client.take(sent(LOG, [OLD], born_under={"root-z"}))
     assert client.sessions == {"new", "root-z", "root-a", "root-b"}
+
+
+def test_a_client_born_under_a_working_root_learns_the_earlier_ones_from_the_anchor() -> None:
+    # Nothing leads from the working root to the one before, which it has replaced after its expiration.
+    log = [
+        introduction(A, Z, commit_id=introduction_id(A.id)),
+        introduction(owned("old"), A),
+        introduction(B, Z, commit_id=introduction_id(B.id)),
+        introduction(owned("new"), B),
+    ]
+    index, client = RootIntroductions(log), Client({"root-z", "root-b"})
+    client.take(index.for_client(log, born_under={"root-b"}, counts=lambda _: True, anchors={"root-z"}))
+    assert client.sessions == {"old", "new", "root-a", "root-b"}
+    # An ordinary root that has introduced its successor may be unknown to a client of the successor.
+    chosen = index.for_client(log, born_under={"root-b"}, counts=lambda _: True)
+    assert "root-a" not in {commit.key for commit in chosen}
+
+
+def test_a_client_born_under_the_first_working_root_learns_the_next_one_from_the_anchor() -> None:
+    log = [introduction(B, Z, commit_id=introduction_id(B.id)), introduction(owned("new"), B)]
+    index, client = RootIntroductions(log), Client({"root-z", "root-a"})
+    client.take(index.for_client(log, born_under={"root-a"}, counts=lambda _: True, anchors={"root-z"}))
+    assert client.sessions == {"new", "root-b"}
+    # A client of an ordinary first root has not got an anchor that was added later.
+    log = [introduction(Z, A, commit_id=introduction_id(Z.id)), *log]
+    index, client = RootIntroductions(log), Client({"root-a"})
+    client.take(index.for_client(log, born_under={"root-a"}, counts=lambda _: True, anchors={"root-z"}))
+    assert client.sessions == {"new", "root-z", "root-b"}
 
 
 @pytest.mark.parametrize("held", [1, 2, 3, 4, 5])

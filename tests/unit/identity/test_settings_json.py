@@ -143,7 +143,7 @@ REFUSED: dict[str, Callable[[dict[str, Any]], object]] = {
     "trusted sessions no list": lambda t: t.update(trustedSessions="x"),
     "two keys under one id": lambda t: t["trustedSessions"].append({**GUEST.session.to_json(), "id": USER.id}),
     "its own id with another key": lambda t: t.update(roots=[{**owned("b").session.to_json(), "id": owned("a").id}]),
-    "somebody else's private key": swapped,
+    "another session's private key": swapped,
 }
 
 

@@ -294,7 +294,7 @@ ORDERS: Mapping[str, tuple[type[NodeClient], tuple[bool, bool]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 async def test_a_cluster_that_is_half_upgraded_rotates(tmp_path: Path, order: str) -> None:
-    """With the servers first, they follow at their next look at the store: nobody can tell them to look."""
+    """With the servers first, they follow at their next look at the store: no request can tell them to look."""
     make, are_old = ORDERS[order]
     signer, store = root(), MemoryStore()
     async with contextlib.AsyncExitStack() as stack:

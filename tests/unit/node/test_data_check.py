@@ -19,6 +19,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Server, ServerListener, data_check
 from goatherd.node.data_check import BATCH, REST
+from goatherd.node.log_storage import FileLog
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records
 from tests.unit.node.nodes import (
@@ -64,6 +65,32 @@ def altered(commit: Commit) -> dict[str, Any]:
 async def is_complete(server: Server) -> bool:
     status = server.database().data
     return status is not None and status.is_complete
+
+
+def test_a_log_is_read_part_by_part_up_to_what_it_held_or_to_an_unfinished_line(
+    tmp_path: Path, user: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_check, "PART_BYTES", 100)
+    commits = [signed_commit(user) for _ in range(5)]
+    file = write(tmp_path, NOTES, [commits[0], b"{damaged", *commits[1:4]])
+    whole = file.read_bytes()
+    log = FileLog(file)
+    assert log.read_part(0, 100) == whole[: whole.index(b"\n", 100) + 1]
+
+    expected = list(data_check.decode_lines(whole, ORG))
+    found = data_check.decode_file(log, ORG)
+    first = next(found)
+    file.write_bytes(whole + frame_records([commits[4].to_json()]))
+    assert [first, *found] == [(line.start, outcome) for line, outcome in expected]
+
+    file.write_bytes(whole + b'\n{"id":')
+    found = data_check.decode_file(log, ORG)
+    read = [next(found) for _ in range(len(expected) + 1)]
+    assert isinstance(read[-1][1], data_check.Unreadable)
+    assert read[-1][1].kind is data_check.LineProblem.TORN
+    file.write_bytes(whole + frame_records([commits[4].to_json()]))
+    assert list(found) == []
+    assert list(data_check.decode_file(FileLog(tmp_path / "none.jsonl"), ORG)) == []
 
 
 async def test_damage_is_counted_said_once_for_each_file_and_withheld(

@@ -27,7 +27,7 @@ from goatherd.node.log_storage import FileLog, GroupCommit, LogDirectory
 from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.cross_signing import make_session_commit as session_of_root
 from goatherd.serving.caller_limits import Rate
-from goatherd.trust import Verification
+from goatherd.trust import TrustPool, Verification
 from goatherd.wire.paths import SESSIONS_PATH
 from tests.unit.node.nodes import (
     ORG,
@@ -180,6 +180,108 @@ async def test_what_cannot_be_believed_is_not_looked_at_anew_for_every_session_t
         assert not database.deferred_count
 
 
+class BackoffClock(SystemClock):
+    """A clock that notes each pause of the task that follows the trusted sessions, and makes it short."""
+
+    def __init__(self) -> None:
+        self.rests: list[timedelta] = []
+
+    async def sleep(self, duration: timedelta) -> None:
+        task = asyncio.current_task()
+        if task is not None and task.get_name().endswith(("follow the trusted sessions", "verify sessions")):
+            self.rests.append(duration)
+            duration = timedelta(milliseconds=1)
+        await super().sleep(duration)
+
+
+async def test_pending_commits_are_verified_again_after_a_verification_that_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    signer, stranger, clock = root("signer"), root("stranger"), BackoffClock()
+    settings = settings_of(await store_of(document_of(signer)))
+    async with Server(tmp_path, settings, debug=True, clock=clock) as server:
+        database = server.database()
+        take, left = database.store_commits, 1
+
+        async def fail_once(path: str, commits: Sequence[Any]) -> int:
+            nonlocal left
+            if left and path != SESSIONS_PATH:
+                left -= 1
+                raise MemoryError
+            return await take(path, commits)
+
+        commits = {path: signed_commit(stranger) for path in ("/data/x", "/data/y")}
+        for path, commit in commits.items():
+            await take(path, [commit.to_json()])
+        monkeypatch.setattr(database, "store_commits", fail_once)
+        await take(SESSIONS_PATH, [session_commit(signer, stranger.session).to_json()])
+
+        async def are_stored() -> bool:
+            return all(
+                [one.id in (await database.open_repository(path)).get_repository(path) for path, one in commits.items()]
+            )
+
+        await eventually(are_stored)
+        assert clock.rests == [database_module.VERIFY_AGAIN]
+        assert "cannot verify pending commits of /data/x" in caplog.text
+        assert not left
+
+
+async def test_a_verification_that_always_raises_is_retried_at_growing_intervals_and_the_server_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer, stranger, clock = root("signer"), root("stranger"), BackoffClock()
+    settings = settings_of(await store_of(document_of(signer)))
+    async with Server(tmp_path, settings, debug=True, clock=clock) as server:
+        database = server.database()
+        take = database.store_commits
+
+        async def fail(path: str, commits: Sequence[Any]) -> int:
+            raise MemoryError
+
+        await take("/data/x", [signed_commit(stranger).to_json()])
+        monkeypatch.setattr(database, "store_commits", fail)
+        await take(SESSIONS_PATH, [session_commit(signer, stranger.session).to_json()])
+
+        async def rested(times: int) -> bool:
+            return len(clock.rests) >= times
+
+        await eventually(lambda: rested(9))
+        first, most = database_module.VERIFY_AGAIN, database_module.VERIFY_AGAIN_AT_MOST
+        assert clock.rests[:9] == [min(2**number * first, most) for number in range(9)]
+        assert database.deferred_count == 1
+        accepted = await take("/data/z", [signed_commit(stranger).to_json()])
+        assert accepted == 1
+
+
+async def test_sessions_are_verified_after_the_choice_of_a_batch_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer, clock = root("signer"), BackoffClock()
+    one = OwnedSession.generate(session_id="one", owner=None, now_ms=now_ms()).session
+    log = tmp_path / ORG / "sys" / "sessions.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"\n" + json.dumps(session_commit(signer, one).to_json()).encode() + b"\n")
+    prepare, left = TrustPool.prepare_pending, [1]
+
+    def fail_once(pool: TrustPool, limit: int) -> Verification:
+        if left[0]:
+            left[0] -= 1
+            raise MemoryError
+        return prepare(pool, limit)
+
+    monkeypatch.setattr(TrustPool, "prepare_pending", fail_once)
+    settings = settings_of(await store_of(document_of(signer)))
+    async with Server(tmp_path, settings, debug=True, clock=clock) as server:
+        pool = server.database().pool
+
+        async def is_known() -> bool:
+            return pool.known_count == 2
+
+        await eventually(is_known)
+    assert left == [0]
+
+
 class Shelf:
     """A log whose flush waits for a gate, or fails."""
 
@@ -205,7 +307,7 @@ class Shelf:
         self.unflushed = 0
 
 
-async def test_nobody_is_told_that_something_is_on_the_disk_that_another_ones_flush_has_failed_to_write() -> None:
+async def test_no_answer_claims_durability_after_the_flush_of_another_request_failed() -> None:
     disk = GroupCommit()
     first, second, third = Shelf(), Shelf(fails=True), Shelf(fails=True)
     second.gate.set()
@@ -253,7 +355,7 @@ def _no_space(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-async def test_a_session_whose_requests_take_long_waits_for_its_share_and_nobody_else_does(
+async def test_only_the_session_whose_requests_take_long_waits_for_its_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database_module, "WORK", Rate(per_second=0.001, burst=1))

@@ -17,7 +17,9 @@ from goatherd.errors import AccessDeniedError, DecodeError, StorageError, Verifi
 from goatherd.identity.session import sign_commit, verify_commit
 from goatherd.identity.session_commits import session_fields
 from goatherd.node.engine import EngineStep, drive_inline, drive_steps
+from goatherd.node.repository import Repository
 from goatherd.node.views import SyncLimits
+from goatherd.trust import Verification
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Registry, Schema, SchemaField
@@ -184,7 +186,7 @@ def test_sessions_and_what_they_sign_may_come_in_one_batch_in_any_order() -> Non
     assert node.pool.root_ids == ("root-a", "root-b")
 
 
-def test_nobody_but_a_root_writes_sessions(node: Node) -> None:
+def test_only_a_root_may_write_sessions(node: Node) -> None:
     node.sync(X, "/sys/sessions", [introduction(owned("friend"), X), introduction(owned("evil", "root"), X)])
     assert not node.stored("/sys/sessions")
 
@@ -272,6 +274,22 @@ def test_pulled_commits_pass_the_same_checks_as_pushed_ones(node: Node) -> None:
     assert done.accepted == [good]
     assert [commit_id for commit_id, _ in done.refused] == ["", forged.id]
     assert isinstance(done.refused[1][1], VerificationError)
+
+
+def test_a_commit_that_a_server_brings_while_it_is_being_verified_is_left_out_but_not_another_one_of_its_id(
+    node: Node,
+) -> None:
+    good = note(X)
+    forged = replace(good, key="other")
+    first = node.engine.ingest_commits("/data/test", [forged.to_json()], NOW)
+    step = next(first)
+    while not node.engine._in_verification:
+        step = first.send(step.run(None))
+    again = drive_inline(node.engine.ingest_commits("/data/test", [forged.to_json(), good.to_json()], NOW))
+    assert (again.accepted, again.refused) == ([good], [])
+    step.run(None)
+    first.close()
+    assert not node.engine._in_verification
 
 
 @pytest.mark.parametrize(
@@ -417,7 +435,7 @@ def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_a
         step = merging.send(step.run())
     mine, again = commit_by(X, "mine", {"text": "x"}), commit_by(X, "both", {"text": "three"})
     reply = node.sync(X, commits=[mine])
-    assert {commit["id"] for commit in reply["c"]} == {mine.id}, "what is not merged yet is shown to nobody"
+    assert {commit["id"] for commit in reply["c"]} == {mine.id}, "what is not merged yet is shown to no client"
     assert mine.id in BloomFilter.from_json(reply["f"]["__v"])
     # Who brings one more creation of the same item merges all of them, and is told of all.
     reply = node.sync(X, commits=[again])
@@ -430,3 +448,43 @@ def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_a
     assert all(leaf.parents for leaf in node.repository("/data/test").find_leaves("both")), (
         "no creation is left unmerged"
     )
+
+
+def test_a_portion_is_decoded_and_the_previous_one_stored_while_another_is_verified(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    for name in ("start", "finish"):
+        method = getattr(Verification, name)
+        monkeypatch.setattr(
+            Verification, name, lambda self, ex=None, *, _m=method, _n=name: (steps.append(_n), _m(self, ex))[1]
+        )
+    store = Repository.add_commit
+    monkeypatch.setattr(Repository, "add_commit", lambda self, one: (steps.append("store"), store(self, one))[1])
+    monkeypatch.setattr("goatherd.node.engine.PORTION_COMMITS", 1)
+    node.sync(X, commits=[note(X, "a"), note(X, "b"), note(X, "c")])
+    assert steps == ["start", "start", "finish", "store", "start", "finish", "store", "finish", "store"]
+
+
+def test_portions_have_the_result_of_one_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = [note(X, f"k{number}") for number in range(6)]
+    forged = [replace(one, contents=note(X, one.key, "forged").contents) for one in good]
+    stranger = note(owned("stranger"), "s")
+    sent = [forged[0], good[1], good[0], stranger, forged[1], good[2], good[2], good[3], forged[4], good[5], good[4]]
+
+    def take(size: int) -> tuple[set[str], list[str], list[str]]:
+        monkeypatch.setattr("goatherd.node.engine.PORTION_COMMITS", size)
+        node = Node(A, A)
+        node.pool.add_session_commit(introduction(X, A))
+        done = drive_inline(node.engine.ingest_commits("/data/test", [one.to_json() for one in sent], NOW))
+        refused = sorted(type(error).__name__ for _, error in done.refused if not isinstance(error, DecodeError))
+        texts = [str((one.data or {})["text"]) for one in node.repository("/data/test")]
+        return node.stored(), refused, texts
+
+    whole = take(100)
+    assert whole[0] == {one.id for one in good}
+    assert set(whole[2]) == {"x"}
+    for size in (1, 2, 3, 7):
+        stored, refused, texts = take(size)
+        assert (stored, texts) == (whole[0], whole[2])
+        assert "UnknownSignerError" in refused

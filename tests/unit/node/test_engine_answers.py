@@ -92,6 +92,20 @@ def test_a_reply_is_capped_and_the_rest_follows() -> None:
     assert rounds == 3
 
 
+def test_the_commits_of_a_reply_are_bounded_in_bytes_and_the_rest_follows() -> None:
+    commits = [note(A, f"k{number}", "x" * 1000) for number in range(20)]
+    node = Node(A, A, limits=SyncLimits(reply_commit_bytes=7000))
+    node.sync(A, commits=commits)
+    held = BloomFilter(bytearray(512), (1, 2, 3))
+    rounds = 0
+    while missing := node.sync(A, held=held)["c"]:
+        assert len(json.dumps(missing)) < 8000
+        held.update([each["id"] for each in missing])
+        rounds += 1
+    assert rounds >= 4
+    assert all(commit.id in held for commit in commits)
+
+
 def test_an_answer_that_everything_is_asked_for_a_hundred_times_stays_bounded() -> None:
     node = Node(A, A, limits=SyncLimits(reply_bytes=20_000))
     commits = [note(A, f"k{number}") for number in range(30)]
@@ -188,7 +202,7 @@ def test_an_owner_of_a_big_private_repository_is_not_asked_about_key_by_key(
     assert not asked
 
 
-def test_a_rule_that_raises_allows_nothing_and_harms_nobody_else() -> None:
+def test_a_rule_that_raises_allows_nothing_and_affects_no_other_repository() -> None:
     def broken(access: Access) -> bool:
         raise RuntimeError(access.key)
 

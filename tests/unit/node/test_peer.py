@@ -141,7 +141,7 @@ async def test_a_server_fetches_what_its_clients_only_read_from_a_peer_that_does
 
 
 @pytest.mark.slow
-async def test_of_paths_that_clients_ask_for_and_nobody_has_only_the_latest_are_looked_for(tmp_path: Path) -> None:
+async def test_of_requested_paths_that_no_server_has_only_the_latest_are_polled(tmp_path: Path) -> None:
     signer = root("shared")
     async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as nodes:
         reader, _ = await nodes[0].client.create_session()
@@ -227,7 +227,7 @@ async def test_a_pulled_commit_is_verified_like_a_pushed_one_and_a_refused_one_w
 
 
 class TurnedClock:
-    """Time passes only where somebody sleeps."""
+    """Time passes only while a task sleeps."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -458,7 +458,7 @@ async def test_half_a_character_in_a_commit_does_not_end_the_syncing() -> None:
     await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 2)
 
 
-async def test_what_nobody_foresaw_is_said_aloud_and_the_syncing_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_error_is_logged_and_synchronization_continues(caplog: pytest.LogCaptureFixture) -> None:
     link = Link(PATH)
     link.there.down = ZeroDivisionError("a bug")
     link.here.shelves[PATH].put(*fake_commits(1))
@@ -509,7 +509,7 @@ async def test_a_hint_that_the_peer_is_back_is_taken_at_once() -> None:
     assert link.clock.seconds - now < 0.1
 
 
-async def test_requests_are_signed_by_whoever_is_current_at_that_moment() -> None:
+async def test_requests_are_signed_by_the_root_that_is_current_when_they_are_sent() -> None:
     link = Link(PATH)
     await link.until(lambda: len(link.there.signers) >= 2)
     link.here.current = root("next")

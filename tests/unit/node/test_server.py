@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
+import goatherd
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import (
@@ -24,7 +25,7 @@ from goatherd.errors import (
     StorageError,
 )
 from goatherd.identity.document import Phase, encode_document
-from goatherd.identity.session import OwnedSession, verify_commit
+from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope, verify_commit, verify_data
 from goatherd.identity.transitions import activate_rotation, prepare_rotation, with_phase
 from goatherd.node import Server
 from goatherd.node.log_storage import FileLog
@@ -92,6 +93,22 @@ async def test_a_path_is_compared_as_it_was_sent(
     assert seen == ["http://node/Heal%74hy?x=%31"]
 
 
+async def test_a_request_with_a_large_body_is_verified_once(
+    http: httpx2.AsyncClient, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str] = []
+
+    def note(session: Session, envelope: SignatureEnvelope) -> None:
+        verified.append(session.id)
+        verify_data(session, envelope)
+
+    monkeypatch.setattr("goatherd.identity.session.verify_data", note)
+    for size in (10, 100_000):
+        verified.clear()
+        answer = await http.post("/batch-sync", content=b"[]".ljust(size), headers=header(signer))
+        assert (answer.status_code, verified) == (200, [signer.id])
+
+
 async def test_two_signatures_are_none(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
     good = header(signer)["x-goat-sig"]
     for twice in ((good, good), ("x", good), (good, "x")):
@@ -143,7 +160,7 @@ async def test_a_body_beyond_the_limit_is_413_and_is_not_kept_in_memory(tmp_path
         assert (await http.post("/auth/session", content=b"{}")).status_code == 400
 
 
-async def test_a_failure_nobody_foresaw_is_a_bare_500_and_the_server_lives_on(
+async def test_an_unexpected_failure_is_a_bare_500_and_the_server_continues(
     server: Server, http: httpx2.AsyncClient, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(*_: object) -> None:
@@ -164,7 +181,7 @@ def by_host(url: str) -> str:
     return url.split("://")[1].split(".goats.test")[0].split("/")[0]
 
 
-async def test_organizations_are_opened_once_by_whoever_comes_first(tmp_path: Path, signer: OwnedSession) -> None:
+async def test_an_organization_is_opened_once_by_the_first_request(tmp_path: Path, signer: OwnedSession) -> None:
     provider = await store_of(document_of(signer))
     opened: list[str] = []
 
@@ -245,7 +262,7 @@ async def test_a_push_is_answered_after_its_commits_are_on_the_disk(
 async def test_no_answer_shows_a_commit_that_is_not_on_the_disk_yet(
     server: Server, http: httpx2.AsyncClient, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read by somebody else, and the same push again, wait for the flush of the push that stored the commit."""
+    """A read by another client, and the same push again, wait for the flush of the push that stored the commit."""
     import threading
 
     flush, begun, gate = FileLog.flush, threading.Event(), threading.Event()
@@ -333,6 +350,7 @@ async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient,
     assert answer == {
         "peers": [],
         "watching": False,
+        "version": goatherd.__version__,
         "org": ORG,
         "signer": "the-root",
         "roots": ["the-root"],

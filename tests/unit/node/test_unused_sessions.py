@@ -36,7 +36,7 @@ DAY = 86_400_000
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unused_session_exchange, "FIRST_LOOK", timedelta(0))
+    monkeypatch.setattr(unused_session_exchange, "INTRODUCED_AFTER_START", timedelta(0))
     monkeypatch.setattr(unused_session_exchange, "LOOK", timedelta(milliseconds=20))
     monkeypatch.setattr(unused_session_exchange, "FETCH_AGAIN", timedelta(milliseconds=20))
     monkeypatch.setattr(unused_session_exchange, "AGAIN_AFTER", timedelta(milliseconds=20))

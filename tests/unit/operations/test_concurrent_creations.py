@@ -17,8 +17,9 @@ from goatherd.errors import DecodeError, NodeError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import session_from_commit
 from goatherd.node.log_storage import LogDirectory
-from goatherd.operations.check_data import Anchor, check_organization, lock_organization
+from goatherd.operations.check_data import TrustedRoots, check_organization
 from goatherd.operations.concurrent_creations import find_conflicts, join_creations
+from goatherd.operations.data import lock_organization
 from goatherd.operations.repair_data import Repair, read_peers
 from goatherd.operations.repair_data import repair_organization as repair
 from goatherd.wire.commit import Commit
@@ -104,7 +105,7 @@ class Poisoned:
             replace(user.session, owner="u7"), self.root, commit_id="second", ts=minute_ago + 1000
         )
         self.third = introduction(replace(user.session, owner="u8"), self.root, commit_id="third", ts=minute_ago + 2000)
-        self.anchor = Anchor(source="the store", roots=(self.root.session,), current=self.root)
+        self.trusted = TrustedRoots(source="the store", roots=(self.root.session,), current=self.root)
 
     def directory(self, path: Path, *commits: Commit) -> Path:
         file = path / ORG / "sys/sessions.jsonl"
@@ -122,11 +123,11 @@ def records(directory: Path) -> list[str]:
         return [record["id"] for record in logs.open_log(SESSIONS).read_records()]
 
 
-async def repaired(directory: Path, anchor: Anchor, *urls: str) -> Repair:
+async def repaired(directory: Path, trusted: TrustedRoots, *urls: str) -> Repair:
     clients = [NodeClient(url) for url in urls]
     try:
         with lock_organization(directory) as logs:
-            return await repair(logs, ORG, anchor, clients)
+            return await repair(logs, ORG, trusted, clients)
     finally:
         for client in clients:
             await client.aclose()
@@ -144,7 +145,7 @@ async def test_a_server_that_meets_a_second_creation_ends_and_lives_once_the_fir
     async with UpstreamChild(world.root) as child:
         child.create(SESSIONS, world.first)
         directory = world.directory(tmp_path, world.second)
-        done = await repaired(directory, world.anchor, child.url)
+        done = await repaired(directory, world.trusted, child.url)
         assert (done.joined, done.given, done.is_complete) == (("user-now",), 1, True)
         joining = records(directory)[-1]
         assert records(directory) == ["second", "first", joining]
@@ -158,9 +159,9 @@ async def test_a_server_that_meets_a_second_creation_ends_and_lives_once_the_fir
 async def test_a_repair_without_the_other_servers_is_enough_for_what_this_server_sends_them(tmp_path: Path) -> None:
     world = Poisoned()
     directory = world.directory(tmp_path, world.first, world.second)
-    done = await repaired(directory, world.anchor)
+    done = await repaired(directory, world.trusted)
     assert (done.joined, done.given, done.is_complete) == (("user-now",), 0, True)
-    again = await repaired(directory, world.anchor)
+    again = await repaired(directory, world.trusted)
     assert (again.joined, len(records(directory))) == ((), 3)
     async with UpstreamChild(world.root) as child:
         child.create(SESSIONS, world.second)
@@ -176,13 +177,13 @@ async def test_check_finds_what_only_a_peer_holds_and_a_peer_that_does_not_answe
     async with UpstreamChild(world.root) as child, NodeClient(child.url) as client:
         child.create(SESSIONS, world.first)
         with lock_organization(directory) as logs:
-            assert check_organization(logs, ORG, world.anchor).is_clean
-            held, problems = await read_peers(logs, ORG, world.anchor, [client])
-            report = check_organization(logs, ORG, world.anchor, held_by_peers=held)
+            assert check_organization(logs, ORG, world.trusted).is_clean
+            held, problems = await read_peers(logs, ORG, world.trusted, [client])
+            report = check_organization(logs, ORG, world.trusted, held_by_peers=held)
         assert [one.holders for one in report.conflicts] == [(str(directory), child.url)]
         assert problems == ()
         down = child.url
-    done = await repaired(directory, world.anchor, down)
+    done = await repaired(directory, world.trusted, down)
     assert (done.joined, done.is_complete) == ((), False)
     assert down in done.problems[0]
 
@@ -190,7 +191,7 @@ async def test_check_finds_what_only_a_peer_holds_and_a_peer_that_does_not_answe
 async def test_without_the_roots_private_key_nothing_is_joined_and_the_error_says_so(tmp_path: Path) -> None:
     world = Poisoned()
     directory = world.directory(tmp_path, world.first, world.second)
-    done = await repaired(directory, replace(world.anchor, current=None))
+    done = await repaired(directory, replace(world.trusted, current=None))
     assert (done.joined, done.is_complete, len(done.after.conflicts)) == ((), False, 1)
     assert "--provider" in done.problems[0]
     assert records(directory) == ["first", "second"]
@@ -200,6 +201,6 @@ async def test_a_creation_that_no_root_has_signed_is_set_aside_and_not_joined(tm
     world = Poisoned()
     forged = introduction(session_from_commit(world.second), world.user, commit_id="forged", ts=now_ms() - 60_000)
     directory = world.directory(tmp_path, world.first, forged)
-    done = await repaired(directory, world.anchor)
+    done = await repaired(directory, world.trusted)
     assert (done.joined, [one.commit_id for one in done.set_aside]) == ((), ["forged"])
     assert json.loads((directory / "sys/sessions.jsonl").read_bytes())["id"] == "first"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, UnavailableError
+from goatherd.metrics import Metric, RotationMetrics
 from goatherd.operations.controller import (
     StartProblem,
     explain_schedule,
@@ -18,8 +20,11 @@ from goatherd.operations.controller import (
     refuse_start,
     run_controller,
 )
+from goatherd.operations.identity_store import Store
+from goatherd.operations.init import init_identity
 from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Schedule, make_schedule
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import rotator_for
@@ -160,3 +165,29 @@ async def test_an_explanation_is_data_and_writes_nothing(make_herd: MakeHerd) ->
     assert found.verdict.at_ms is not None
     assert found.obstacles == ()
     assert await store.versions() == before
+
+
+async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    async with MemorySecretProvider() as provider:
+        store = Store(provider=provider, secret_id="root", org="localhost", name="memory:///root")
+
+        async def look() -> dict[str, float]:
+            seen, schedule = RotationMetrics(), Schedule(controller="one", started_by="one")
+            await run_controller(
+                store, [], schedule, stop=asyncio.Event(), once=True, unsafe_without_nodes=True, metrics=seen
+            )
+            samples = {(one.metric, *one.labels): one.value for one in seen.all_samples()}
+            found = {
+                "reachable": samples.get((Metric.ANCHOR_REACHABLE,)),
+                "signed": samples.get((Metric.SIGNER_CALLS, "local", "sign", "ok")),
+                "missing": samples.get((Metric.SIGNER_CALLS, "local", "sign", "signer.not_found")),
+            }
+            return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+        await init_identity(store, Policy(), anchor=f"local:{tmp_path}/anchor.json", create_key=True)
+        assert await look() == {"reachable": 1, "signed": 1, "missing": 0}
+        (tmp_path / "anchor.json").unlink()
+        assert await look() == {"reachable": 0, "signed": 0, "missing": 1}

@@ -122,7 +122,7 @@ async def test_a_store_is_asked_for_one_version_at_a_time_however_many_there_are
     assert target.most == 1
 
 
-async def test_nobody_sees_a_current_version_before_the_copy_is_complete() -> None:
+async def test_no_version_is_current_before_the_copy_is_complete() -> None:
     target = Emulated()
     await copy_secret(await usual(), store_of(target))
     assert target.current_seen == [None] * len(target.current_seen)

@@ -16,7 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from goatherd.errors import AgentBusyError, ConfigurationError, NodeUnreachableError, StorageError
+from goatherd.errors import (
+    AgentBusyError,
+    ConfigurationError,
+    NodeUnreachableError,
+    StorageError,
+    UnknownSignerError,
+    UntrustedRootError,
+)
+from goatherd.identity.anchor import AnchoredTrust
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import to_settings
@@ -24,15 +32,8 @@ from goatherd.identity.succession import TrustCheckpoint
 from goatherd.identity.transitions import create_document
 from goatherd.node.data_check import LineProblem
 from goatherd.node.log_storage import LogDirectory
-from goatherd.operations.check_data import (
-    Anchor,
-    DataReport,
-    check_organization,
-    find_anchor,
-    find_organizations,
-    lock_organization,
-)
-from goatherd.operations.data import check_data, repair_data
+from goatherd.operations.check_data import DataReport, TrustedRoots, check_organization
+from goatherd.operations.data import check_data, find_organizations, find_trusted_roots, lock_organization, repair_data
 from goatherd.operations.identity_store import Store
 from goatherd.operations.repair_data import Repair, repair_organization
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
@@ -48,7 +49,7 @@ SESSIONS = [
     introduction(USER, EARLIER, commit_id="s1"),
 ]
 NOTES = [commit_by(USER, f"k{n}", {"text": f"note {n}"}, commit_id=f"n{n}") for n in range(6)]
-ANCHOR = Anchor(source="the store", roots=(CURRENT.session,), current=CURRENT)
+TRUSTED = TrustedRoots(source="the store", roots=(CURRENT.session,), current=CURRENT)
 
 
 class FakePeer:
@@ -113,14 +114,14 @@ def tree(directory: Path) -> dict[str, tuple[bytes, int, int]]:
     }
 
 
-def check(directory: Path, anchor: Anchor | None = ANCHOR) -> DataReport:
+def check(directory: Path, trusted: TrustedRoots | None = TRUSTED) -> DataReport:
     with lock_organization(directory) as logs:
-        return check_organization(logs, ORG, anchor)
+        return check_organization(logs, ORG, trusted)
 
 
-async def repair(directory: Path, *peers: FakePeer, anchor: Anchor | None = ANCHOR) -> Repair:
+async def repair(directory: Path, *peers: FakePeer, trusted: TrustedRoots | None = TRUSTED) -> Repair:
     with lock_organization(directory) as logs:
-        return await repair_organization(logs, ORG, anchor, peers)
+        return await repair_organization(logs, ORG, trusted, peers)
 
 
 def damage_everything(directory: Path) -> dict[str, LineProblem]:
@@ -150,7 +151,7 @@ def test_a_healthy_directory_has_no_findings_roots_that_only_the_log_introduces_
     report = check(directory)
     assert report.findings == ()
     assert report.records == len(SESSIONS) + len(NOTES)
-    assert report.anchor == "the store"
+    assert report.verified_with == "the store"
 
 
 def test_every_kind_of_damage_is_found_with_its_offset_and_nothing_is_written(directory: Path) -> None:
@@ -174,10 +175,10 @@ def test_every_kind_of_damage_is_found_with_its_offset_and_nothing_is_written(di
     assert tree(directory) == before
 
 
-def test_without_an_anchor_damage_is_found_and_signatures_are_said_not_to_be_verified(directory: Path) -> None:
+def test_without_trusted_roots_damage_is_found_and_signatures_are_said_not_to_be_verified(directory: Path) -> None:
     damage_everything(directory)
     report = check(directory, None)
-    assert report.anchor is None
+    assert report.verified_with is None
     assert {finding.kind for finding in report.findings} == {
         LineProblem.TORN,
         LineProblem.DAMAGED,
@@ -195,18 +196,20 @@ def test_a_session_that_no_root_has_introduced_is_found(directory: Path) -> None
 
 
 def test_what_a_revoked_root_has_signed_and_the_log_holds_verifies(directory: Path) -> None:
-    revoked = Anchor(
+    revoked = TrustedRoots(
         source="the store", roots=(CURRENT.session, EARLIER.session), revoked=frozenset({EARLIER.id}), current=CURRENT
     )
     assert check(directory, revoked).findings == ()
 
 
-@pytest.mark.parametrize("anchor", [Anchor(source="another store", roots=(root("other").session,))])
-async def test_with_the_identity_of_another_cluster_nothing_is_set_aside(directory: Path, anchor: Anchor) -> None:
+@pytest.mark.parametrize("trusted", [TrustedRoots(source="another store", roots=(root("other").session,))])
+async def test_with_the_identity_of_another_cluster_nothing_is_set_aside(
+    directory: Path, trusted: TrustedRoots
+) -> None:
     before = tree(directory)
-    for work in (lambda: check(directory, anchor), None):
+    for work in (lambda: check(directory, trusted), None):
         with pytest.raises(ConfigurationError, match="none of the 8 commits"):
-            work() if work else await repair(directory, anchor=anchor)
+            work() if work else await repair(directory, trusted=trusted)
     assert tree(directory) == before
 
 
@@ -275,14 +278,49 @@ async def test_what_was_set_aside_and_verifies_later_is_taken_back(directory: Pa
 
 
 async def test_nothing_of_a_revoked_root_is_taken_from_a_peer(directory: Path) -> None:
-    revoked = Anchor(
+    revoked = TrustedRoots(
         source="the store", roots=(CURRENT.session, EARLIER.session), revoked=frozenset({EARLIER.id}), current=CURRENT
     )
     replace(notes(directory), b'"id":"n5"', b'"id":n5"')
     backdated = commit_by(EARLIER, "k5", {"text": "stolen"}, commit_id="n8")
-    done = await repair(directory, FakePeer({"/data/notes": [backdated, NOTES[5]]}), anchor=revoked)
+    done = await repair(directory, FakePeer({"/data/notes": [backdated, NOTES[5]]}), trusted=revoked)
     assert done.fetched == 1
     assert b"stolen" not in notes(directory).read_bytes()
+
+
+ANCHOR_ROOT, WORKING, THIEF = root("anchor"), root("working"), root("thief")
+FORGED = [
+    introduction(THIEF, WORKING, commit_id="t0"),
+    introduction(STRANGER, THIEF, commit_id="t1"),
+]
+
+
+@pytest.mark.parametrize("has_anchor", [True, False])
+async def test_a_root_that_a_working_root_has_introduced_is_found_and_not_fetched_again(
+    directory: Path, has_anchor: bool
+) -> None:
+    anchored = AnchoredTrust(frozenset({ANCHOR_ROOT.id}), frozenset({WORKING.id}))
+    trusted = TrustedRoots(
+        source="the store",
+        roots=(WORKING.session, ANCHOR_ROOT.session, CURRENT.session),
+        current=WORKING,
+        anchored=anchored if has_anchor else None,
+    )
+    repeated = introduction(WORKING, ANCHOR_ROOT, commit_id="t2"), introduction(ANCHOR_ROOT, WORKING, commit_id="t3")
+    with (directory / "sys" / "sessions.jsonl").open("ab") as log:
+        log.write(frame_records([commit.to_json() for commit in (*repeated, *FORGED)]))
+    codes = {one.commit_id: one.code for one in check(directory, trusted).findings}
+    assert codes == ({"t0": UntrustedRootError.code, "t1": UnknownSignerError.code} if has_anchor else {})
+    done = await repair(directory, FakePeer({"/sys/sessions": [*SESSIONS, *FORGED]}), trusted=trusted)
+    assert (done.restored, done.fetched) == (0, 0)
+    assert {one.commit_id for one in done.set_aside} == ({"t0"} if has_anchor else set())
+    seen = TrustCheckpoint(
+        generation=1, digest="0", roots=trusted.roots, revoked_ids=frozenset(), anchored_trust=trusted.anchored
+    )
+    remembered = TrustedRoots.from_checkpoint(TrustCheckpoint.from_bytes(seen.to_bytes()), "remembered")
+    assert remembered.anchored == trusted.anchored
+    done = await repair(directory, FakePeer({"/sys/sessions": FORGED}), trusted=remembered)
+    assert done.fetched == 0
 
 
 async def test_a_peer_that_does_not_answer_is_a_problem_and_no_loss(directory: Path) -> None:
@@ -295,15 +333,15 @@ async def test_a_peer_that_does_not_answer_is_a_problem_and_no_loss(directory: P
 async def test_peers_without_roots_to_verify_with_are_an_error(directory: Path) -> None:
     replace(notes(directory), b'"id":"n5"', b'"id":n5"')
     with pytest.raises(ConfigurationError, match="could not be verified"):
-        await repair(directory, FakePeer(PEER), anchor=None)
-    done = await repair(directory, anchor=None)
+        await repair(directory, FakePeer(PEER), trusted=None)
+    done = await repair(directory, trusted=None)
     assert [finding.kind for finding in done.set_aside] == [LineProblem.DAMAGED]
 
 
 async def test_without_the_private_key_an_anonymous_session_asks_the_peer(directory: Path) -> None:
     replace(notes(directory), b'"id":"n5"', b'"id":n5"')
     peer = FakePeer(PEER)
-    done = await repair(directory, peer, anchor=Anchor(source="seen", roots=(CURRENT.session,)))
+    done = await repair(directory, peer, trusted=TrustedRoots(source="seen", roots=(CURRENT.session,)))
     assert done.fetched == 1
     assert peer.asked == [("/data/notes", "anonymous"), ("/sys/sessions", "anonymous")]
 
@@ -394,14 +432,14 @@ def document() -> IdentityDocument:
 
 
 def test_the_roots_are_found_in_what_a_server_remembers_or_in_its_settings(directory: Path) -> None:
-    assert find_anchor(directory, NOW) is None
+    assert find_trusted_roots(directory, NOW) is None
     (directory / "settings.json").write_bytes(to_settings(document()))
-    found = find_anchor(directory, NOW)
+    found = find_trusted_roots(directory, NOW)
     assert found is not None
     assert (found.source, found.current) == (str(directory / "settings.json"), CURRENT)
     assert "current=" not in repr(found), "it holds the private key"
     (directory / ".goatherd.seen.json").write_bytes(TrustCheckpoint.from_document(document()).to_bytes())
-    found = find_anchor(directory, NOW)
+    found = find_trusted_roots(directory, NOW)
     assert found is not None
     assert (found.source, found.current) == (str(directory / ".goatherd.seen.json"), None)
     assert check(directory, found).findings == ()
@@ -457,7 +495,7 @@ async def store_with_identity(org: str) -> AsyncIterator[Store]:
 async def test_a_data_directory_is_checked_and_repaired_with_the_identity_in_the_store(directory: Path) -> None:
     replace(notes(directory), b"note 2", b"note X")
     (report,) = await check_data(directory.parent, org=None, open_store=store_with_identity)
-    assert (report.org, report.anchor, report.is_clean) == (ORG, "the store", False)
+    assert (report.org, report.verified_with, report.is_clean) == (ORG, "the store", False)
     (repaired,) = await repair_data(directory.parent, org=None, open_store=store_with_identity, peers=[FakePeer(PEER)])
     assert (len(repaired.set_aside), repaired.fetched, repaired.is_complete) == (1, 1, True)
     (report,) = await check_data(directory.parent, org=ORG, open_store=store_with_identity)
@@ -466,9 +504,9 @@ async def test_a_data_directory_is_checked_and_repaired_with_the_identity_in_the
 
 async def test_without_a_store_the_roots_that_the_files_name_verify_the_records(directory: Path) -> None:
     (report,) = await check_data(directory.parent, org=None, open_store=None)
-    assert report.anchor is None
+    assert report.verified_with is None
     (directory / "settings.json").write_bytes(to_settings(create_document(CURRENT, NOW), (), now_ms=None))
     (report,) = await check_data(directory.parent, org=None, open_store=None)
-    assert report.anchor == str(directory / "settings.json")
+    assert report.verified_with == str(directory / "settings.json")
     with pytest.raises(ConfigurationError, match="no data of organization"):
         await check_data(directory.parent, org="another", open_store=None)

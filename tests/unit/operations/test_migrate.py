@@ -11,13 +11,24 @@ from typing import Any
 
 import pytest
 
-from goatherd.errors import ConfigurationError, IdentityExistsError, SecretNotFoundError, SettingsError
+from goatherd.errors import (
+    ConfigurationError,
+    IdentityExistsError,
+    SecretNotFoundError,
+    SettingsError,
+    UnconfirmedError,
+)
+from goatherd.identity.document import IdentityDocument
 from goatherd.operations.export import export_settings
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.operations.migrate import MigrationTarget, migrate_all, remove_keys
+from goatherd.operations.migration_files import verified_sessions
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.policy import Policy
+from goatherd.wire.commit_log import frame_records
+from tests.unit.goats import NOW, introduction, owned, root
+from tests.unit.identity.test_anchor import World
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 DESCRIPTION: dict[str, Any] = json.loads((VECTORS / "jsonl/description.json").read_text())
@@ -75,6 +86,7 @@ async def test_a_dry_run_says_the_same_and_writes_nothing(data: Path) -> None:
     assert done.is_dry
     assert [(one.current_id, one.is_new) for one in done.outcomes] == [(ROOT_ID, True)]
     assert (done.removable, done.find_kept_settings()) == ((), [])
+    assert await remove_keys(target.described, done, confirmed=True) == []
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
     async with target.open_store("localhost") as store:
         with pytest.raises(SecretNotFoundError):
@@ -85,17 +97,20 @@ async def test_a_key_leaves_the_disk_only_while_the_store_returns_it_and_can_be_
     target, file = Target(), data / "localhost/settings.json"
     done = await migrate_all(target.described, [data], dry_run=False, write_sessions=True)
     assert done.find_kept_settings() == [file]
+    with pytest.raises(UnconfirmedError, match="nothing was removed"):
+        await remove_keys(target.described, done, confirmed=False)
+    assert file.exists()
     kept, target.memory = target.memory, MemoryStore()
     with pytest.raises(SecretNotFoundError):
-        await remove_keys(target.described, done)
+        await remove_keys(target.described, done, confirmed=True)
     assert file.exists()
     async with target.open_store("localhost") as store:
         await init_identity(store, Policy())
     with pytest.raises(SettingsError, match="did not return root"):
-        await remove_keys(target.described, done)
+        await remove_keys(target.described, done, confirmed=True)
     assert file.exists()
     target.memory = kept
-    messages = await remove_keys(target.described, done)
+    messages = await remove_keys(target.described, done, confirmed=True)
     assert f"{file} is removed" in messages[0]
     assert not file.exists()
     async with target.open_store("localhost") as store:
@@ -112,6 +127,17 @@ async def test_a_store_with_another_identity_keeps_it(data: Path) -> None:
         await migrate_all(target.described, [data], dry_run=False, write_sessions=True)
     async with target.open_store("localhost") as store:
         assert (await store.read())[1] == other
+
+
+async def test_a_session_whose_root_only_a_working_root_has_introduced_is_not_migrated(data: Path) -> None:
+    log, working = data / "localhost/sys/sessions.jsonl", root("working")
+    forged = [introduction(root("thief"), working), introduction(owned("friend"), root("thief"))]
+    by_working = [*forged, introduction(owned("user"), working)]
+    log.write_bytes(b"".join(frame_records([commit.to_json()]) for commit in by_working))
+    identity = IdentityDocument(generation=1, current=working, roots=(working.session,), last_updated=NOW)
+    assert {one.id for one in verified_sessions(log.parents[1], identity, "localhost")} == {"user", "friend"}
+    anchored = await World().anchored(working)
+    assert {one.id for one in verified_sessions(log.parents[1], anchored, "localhost")} == {"user"}
 
 
 async def test_a_path_without_settings_is_refused(tmp_path: Path) -> None:

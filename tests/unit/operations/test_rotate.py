@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,12 +11,24 @@ import pytest
 
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError, IllegalStepError, LifetimeError
+from goatherd.operations.identity_store import Store
+from goatherd.operations.init import init_identity
 from goatherd.operations.restore import restore
-from goatherd.operations.rotate import cancel, plan_rotation, replace_expired, resume, roll_back, rotate
+from goatherd.operations.rotate import (
+    cancel,
+    drop_lost_anchor,
+    plan_rotation,
+    replace_expired,
+    resume,
+    roll_back,
+    rotate,
+)
 from goatherd.operations.runs import AuditLog
-from goatherd.rotation.events import Event, PhaseEntered
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.rotation.events import Event, LostAnchorDropped, PhaseEntered
 from goatherd.rotation.health_checks import HealthCommand
 from goatherd.rotation.machine import Outcome, Phase
+from goatherd.rotation.policy import Policy
 
 from .conftest import POLICY, MakeHerd, store_of
 
@@ -96,3 +109,30 @@ async def test_a_plan_writes_nothing_and_runs_no_command(make_herd: MakeHerd, tm
     assert any(command.name in stop for stop in plan.stops)
     assert await store.versions() == before
     assert not mark.exists()
+
+
+async def test_a_lost_anchor_that_is_dropped_is_recorded_with_its_signer_and_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    signer, log = f"local:{tmp_path}/anchor.json", AuditLog(tmp_path / "audit.jsonl")
+    async with MemorySecretProvider() as provider:
+        store = Store(provider=provider, secret_id="root", org="localhost", name="memory:///root")
+        _, before = await init_identity(store, Policy(), anchor=signer, create_key=True)
+        events: list[Event] = []
+        after = await drop_lost_anchor(store, "the token is broken", audit_log=log, on_event=events.append)
+        with pytest.raises(IllegalStepError):
+            await drop_lost_anchor(store, audit_log=log, on_event=events.append)
+    assert before.anchor is not None
+    (event,) = events
+    assert isinstance(event, LostAnchorDropped)
+    records = [json.loads(line) for line in log.path.read_text().splitlines()]
+    (dropped,) = [one["data"] for one in records if one["event"] == "lost-anchor-dropped"]
+    assert dropped == {
+        "anchorId": before.anchor.id,
+        "signer": signer,
+        "currentId": before.current.id,
+        "atMs": event.at_ms,
+        "generation": after.generation,
+        "reason": "the token is broken",
+    }

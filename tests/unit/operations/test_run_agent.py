@@ -9,7 +9,7 @@ import pytest
 
 from goatherd.agent import Rules
 from goatherd.errors import ConfigurationError
-from goatherd.operations.run_agent import ServerFiles, fetch_settings, hide_credentials, run_agent
+from goatherd.operations.run_agent import ServerFiles, fetch_settings, hide_credentials, run_agent, signal_notifier
 
 
 def files_in(data: Path, *orgs: str, creates: bool = False) -> ServerFiles:
@@ -44,7 +44,12 @@ async def test_a_missing_data_directory_is_created_only_where_that_is_asked_for(
 
 def test_what_opens_the_store_and_the_sealed_copy_is_not_in_the_servers_environment() -> None:
     environ = {"VAULT_TOKEN": "t", "SEAL": "s", "PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "of another program"}
-    hidden = hide_credentials(environ, store="vault:///secret/x", sealing_key="env:SEAL", passed=())
+    hidden = hide_credentials(environ, stores=["vault:///secret/x"], sealing_key="env:SEAL", passed=())
     assert set(hidden) == {"PATH", "AWS_SECRET_ACCESS_KEY"}
-    passed = hide_credentials(environ, store="vault:///secret/x", sealing_key="file:/k", passed=("VAULT_TOKEN",))
+    passed = hide_credentials(environ, stores=["vault:///secret/x"], sealing_key="file:/k", passed=("VAULT_TOKEN",))
     assert set(passed) == set(environ)
+
+
+def test_a_signal_without_a_process_to_send_it_to_is_rejected_before_anything_starts() -> None:
+    with pytest.raises(ConfigurationError, match="process id"):
+        signal_notifier(15, supervisor=None, pid_file=None)

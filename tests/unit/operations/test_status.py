@@ -8,10 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 from goatherd.cluster.discovery import NodeDirectory
+from goatherd.cluster.node import NodeView
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import rotate
-from goatherd.operations.server_state import NodeState
 from goatherd.operations.status import find_obstacles_now, read_status
 from goatherd.operations.store_checks import FAILED, WARNING
 from goatherd.providers.memory import MemorySecretProvider
@@ -68,15 +69,16 @@ async def test_a_store_without_an_identity_is_a_failed_check_and_no_error() -> N
             yield Store(provider=provider, secret_id="none", org="localhost", name="memory:///none")
 
     checks = await run_checks(opened(), scope)
-    assert [(check.name, check.level) for check in checks] == [("store", FAILED), ("nodes", WARNING)]
+    assert [(check.name, check.level) for check in checks] == [("store", FAILED), ("servers", WARNING)]
 
 
 def test_the_interval_at_which_a_server_reads_the_store_says_when_its_view_is_stale() -> None:
-    def node(**told: Any) -> NodeState:
-        return NodeState(url="http://a", view_age=timedelta(minutes=10), **told)
+    def node(**told: Any) -> NodeView:
+        report = ServerIdentity(view_age=timedelta(minutes=10), **told)
+        return NodeView(url="http://a", reachable=True, report=report)
 
     usual = timedelta(seconds=30)
     assert node().is_stale(usual), "a server that does not say how often it reads"
-    assert node(is_telling_interval=True, view_interval=timedelta(seconds=36)).is_stale(usual)
-    assert not node(is_telling_interval=True, view_interval=timedelta(minutes=6)).is_stale(usual), "watched or slow"
-    assert not node(is_telling_interval=True, view_interval=None).is_stale(usual), "nothing to read at intervals"
+    assert node(says_interval=True, view_interval=timedelta(seconds=36)).is_stale(usual)
+    assert not node(says_interval=True, view_interval=timedelta(minutes=6)).is_stale(usual), "watched or slow"
+    assert not node(says_interval=True, view_interval=None).is_stale(usual), "nothing to read at intervals"

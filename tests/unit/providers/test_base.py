@@ -163,12 +163,12 @@ async def test_the_store_s_own_wish_for_patience_is_heeded_unless_it_exceeds_the
 async def test_a_store_that_never_answers_is_unavailable_at_the_deadline():
     class Silent(MemorySecretProvider):
         async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-            call.waits.append("somebody holds the lock")
+            call.waits.append("another client holds the lock")
             await asyncio.Event().wait()
             raise AssertionError
 
     provider = Silent(timeout=timedelta(milliseconds=20))
-    with pytest.raises(UnavailableError, match=r"no answer within 0\.02 s: somebody holds the lock") as caught:
+    with pytest.raises(UnavailableError, match=r"no answer within 0\.02 s: another client holds the lock") as caught:
         await provider.read("root")
     assert (caught.value.provider, caught.value.secret_id, caught.value.operation) == ("memory", "root", "read")
 
@@ -225,7 +225,7 @@ async def test_a_secret_deleted_by_an_attempt_whose_answer_was_lost_is_deleted()
 async def test_a_string_is_a_label_and_a_label_is_not_taken_for_a_version():
     provider = await made()
     assert (await provider.read("root", "current")).version == (await provider.read("root", CURRENT)).version
-    with pytest.raises(ProviderConfigurationError, match="not a label"):
+    with pytest.raises(ProviderConfigurationError, match="is not a valid label"):
         await provider.read("root", "1")
     with pytest.raises(TypeError, match="label was given in place of a version id"):
         await provider.write("root", b"x", expected=CURRENT)
@@ -301,7 +301,7 @@ async def test_who_enters_while_it_is_being_opened_waits_for_that():
     assert provider.events == ["opening", "open", "used", "used", "close"]
 
 
-async def test_where_opening_fails_whoever_waited_for_it_opens_by_himself():
+async def test_if_opening_fails_each_waiting_caller_tries_to_open():
     class Opens(MemorySecretProvider):
         tries = 0
 

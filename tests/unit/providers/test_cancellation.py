@@ -30,7 +30,7 @@ async def test_a_cancelled_request_that_is_answered_in_time_has_taken_effect(fai
         await answered.wait()
         done.append("it was done")
         if fails:
-            raise OSError("an answer that nobody awaits")
+            raise OSError("an answer that is not awaited")
 
     task = asyncio.create_task(finish_request(work(), timedelta(minutes=1)))
     await begun.wait()

@@ -58,7 +58,7 @@ async def test_what_is_not_there_is_not_made_and_not_mistaken():
             await call
     with pytest.raises(SecretNotFoundError):
         await provider.get_secret_version("root", STABLE)
-    with pytest.raises(ProviderConfigurationError, match="not a label"):
+    with pytest.raises(ProviderConfigurationError, match="is not a valid label"):
         await provider.update_secret("root", b"x", version_label="latest")
 
 

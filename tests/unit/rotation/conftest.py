@@ -50,6 +50,8 @@ def rotator_for(herd: Herd, *, policy: Policy = POLICY, events: list[Event] | No
         started_by=options.pop("started_by", "alice@host-1:4711"),
         on_event=options.pop("listener", None if events is None else events.append),
         health=options.pop("health", ()),
+        unsafe_without_nodes=options.pop("unsafe_without_nodes", False),
+        **options,
     )
 
 

@@ -21,8 +21,9 @@ from goatherd.rotation.attempts import evidence_of
 from goatherd.rotation.events import Decided, Event
 from goatherd.rotation.machine import Action, Destroy, LabelStable, Observation, Step, StoreView
 from tests.fakes.herd import FakeClock, Herd
-from tests.unit.revocation.test_revoker import SECRET, cluster_of, root
-from tests.unit.revocation.test_revoker import document_of as document_for
+from tests.unit.node.nodes import SECRET, root
+from tests.unit.node.nodes import document_of as document_for
+from tests.unit.revocation.clusters import cluster_of
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 

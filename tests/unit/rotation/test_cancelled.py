@@ -106,7 +106,7 @@ async def test_what_a_crash_has_left_is_destroyed_by_retire_without_a_grace_peri
 
 
 class Refusing:
-    """A store that lets nobody destroy."""
+    """A store that refuses every destroy."""
 
     def __init__(self, inner: SecretProvider, error: type[Exception]) -> None:
         self._inner, self._error = inner, error

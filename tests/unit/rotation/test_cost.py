@@ -35,12 +35,3 @@ def test_an_endorsement_is_verified_once_however_often_its_document_is_read() ->
     for _ in range(5):
         assert decode_document(raw).endorsements
     assert _verify_endorsement.cache_info().misses == before
-
-
-@pytest.mark.slow
-async def test_the_benchmark_on_real_nodes_runs_and_refuses_nothing() -> None:
-    measured = await bench_rotation.measure(nodes=2, rounds=1, clients=2)
-    assert measured.refused == 0
-    assert len(measured.rotations) == 1
-    assert measured.during
-    assert measured.before

@@ -40,7 +40,7 @@ def published() -> IdentityDocument:
     return transitions.with_phase(prepared, transitions.Phase.PUBLISHED, NOW + 2000)
 
 
-def test_whoever_carries_a_rotation_on_makes_the_very_same_commits(published: IdentityDocument) -> None:
+def test_a_process_that_resumes_a_rotation_makes_the_same_commits(published: IdentityDocument) -> None:
     activated = transitions.activate_rotation(published, NOW + 3000)
     assert make_introduction(published, org="acme") == make_introduction(published, org="acme")
     assert make_cross_signature(activated, org="acme") == make_cross_signature(activated, org="acme")

@@ -18,8 +18,9 @@ from goatherd.rotation.machine import Kept
 from goatherd.schedule.alerts import AlertKind
 from goatherd.schedule.due import Act
 from tests.fakes.herd import Herd
-from tests.unit.revocation.test_revoker import SECRET, cluster_of, root
-from tests.unit.revocation.test_revoker import document_of as document_for
+from tests.unit.node.nodes import SECRET, root
+from tests.unit.node.nodes import document_of as document_for
+from tests.unit.revocation.clusters import cluster_of
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.schedule.test_controller import LIFETIME, Rung, make
 
@@ -89,12 +90,12 @@ async def test_a_controller_whose_retirement_a_label_blocks_rings_once_and_goes_
     controller = make(herd, max_age=timedelta(days=40), alarm=alarm)
     labelled = (await herd.provider.read(herd.secret_id, CURRENT)).version
     herd.clock.turn(timedelta(days=41))
-    await controller.turn()
+    await controller.act_once()
     await herd.provider.label(herd.secret_id, AUDIT, labelled.id, expected=None)
     acts = []
     for _ in range(100):
         herd.clock.turn(timedelta(days=1))
-        turn = await controller.turn()
+        turn = await controller.act_once()
         if turn.has_acted and turn.verdict is not None:
             acts.append(turn.verdict.act)
             assert turn.error is None
@@ -114,12 +115,12 @@ async def test_a_retirement_that_fails_keeps_no_rotation_waiting(make_herd: Make
     policy = replace(POLICY, grace=timedelta(days=39))
     controller = make(herd, max_age=timedelta(days=40), backoff=timedelta(days=5), policy=policy)
     herd.clock.turn(timedelta(days=39, hours=20))
-    failed = await controller.turn()
+    failed = await controller.act_once()
     assert failed.verdict is not None
     assert failed.verdict.act is Act.RETIRE
     assert failed.error is not None
     herd.clock.turn(timedelta(days=1))
-    turn = await controller.turn()
+    turn = await controller.act_once()
     assert turn.verdict is not None
     assert (turn.verdict.act, turn.error) == (Act.ROTATE, None)
     assert turn.report is not None

@@ -170,7 +170,7 @@ async def test_a_command_whose_run_is_cancelled_is_killed(tmp_path: Path) -> Non
 
 async def is_gone(pid: int) -> None:
     async with asyncio.timeout(60):
-        # A killed process whose parent has gone may stay as a zombie until somebody reaps it.
+        # A killed process whose parent has gone may stay as a zombie until another process reaps it.
         while Path(f"/proc/{pid}/stat").exists() and ") Z " not in Path(f"/proc/{pid}/stat").read_text():
             await asyncio.sleep(0.01)
 

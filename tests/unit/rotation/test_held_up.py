@@ -1,4 +1,4 @@
-"""A run that is held up between two of its own calls, while somebody else is at work. Found by tests/model."""
+"""A run that is held up between two of its own calls, while another operator is at work. Found by tests/model."""
 
 from __future__ import annotations
 

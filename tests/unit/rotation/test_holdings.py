@@ -82,7 +82,7 @@ class WithADarkVersion(MemorySecretProvider):
 
 
 async def test_a_version_that_is_switched_off_is_listed_and_no_key_is_recorded_as_gone(make_herd: MakeHerd) -> None:
-    """SECURITY: whoever may change the secret can switch it on again, and it may hold any key."""
+    """SECURITY: a client that may change the secret can switch it on again, and it may hold any key."""
     clock = (await make_herd(clients=0)).clock
     async with WithADarkVersion(clock=clock) as provider:
         herd = await Herd.start(provider, clock=clock, nodes=1)
@@ -167,7 +167,7 @@ def failing(kind: type[ProviderError], *, retryable: bool = False) -> ProviderEr
 async def test_a_leftover_whose_keys_cannot_be_known_is_destroyed_after_the_grace_period(
     make_herd: MakeHerd, left: bytes | ProviderError, state: VersionState
 ) -> None:
-    """SECURITY: it may hold the retired key, and nobody would look at it again."""
+    """SECURITY: it may hold the retired key, and no command would look at it again."""
     clock = (await make_herd(clients=0)).clock
     async with WithALeftover(clock=clock) as provider:
         herd = await Herd.start(provider, clock=clock, nodes=1)

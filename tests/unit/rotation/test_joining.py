@@ -36,7 +36,7 @@ def leaves(herd: Herd) -> None:
 
 
 def restarts(herd: Herd) -> None:
-    """It answers nobody for a moment, and comes back with what its log and the store hold."""
+    """It answers no request for a moment, and comes back with what its log and the store hold."""
     node = herd.nodes[1]
     away(herd, node, then=node.restart)
 
@@ -242,7 +242,7 @@ def is_empty() -> Sequence[Node]:
 async def test_not_to_know_who_the_nodes_are_is_not_to_have_none(
     make_herd: MakeHerd, answer: Callable[[], Sequence[Node]]
 ) -> None:
-    """SECURITY: else a rotation would wait for nobody as soon as the name server is away."""
+    """SECURITY: else a rotation would wait for no server as soon as the name server is away."""
     herd = await make_herd()
     events: list[Event] = []
 

@@ -14,8 +14,9 @@ from goatherd.errors import ConfigurationError, LifetimeError
 from goatherd.rotation import Outcome, Phase, Policy
 from goatherd.rotation.policy import Quorum, check_lifetime, check_quorum, lifetime_floor
 from goatherd.schedule.due import Schedule, make_schedule
-from tests.unit.revocation.test_revoker import cluster_of, root
-from tests.unit.revocation.test_revoker import document_of as document_for
+from tests.unit.node.nodes import document_of as document_for
+from tests.unit.node.nodes import root
+from tests.unit.revocation.clusters import cluster_of
 from tests.unit.rotation.conftest import POLICY, MakeHerd, document_of, rotator_for
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

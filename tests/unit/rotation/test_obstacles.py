@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import goatherd
 from goatherd.errors import (
     ConfigurationError,
     DegradedError,
@@ -221,6 +222,29 @@ async def test_a_label_of_others_and_a_version_that_cannot_be_read_are_remarks(m
     assert (await rotator_for(herd).rotate()).outcome is Outcome.ROTATED
 
 
+async def test_different_versions_are_a_remark_and_no_obstacle(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=4, clients=0, unmodified=[3])
+
+    async def remarks() -> list[str]:
+        plan = await rotator_for(herd).plan()
+        assert plan.obstacles == ()
+        return [remark for remark in plan.remarks if "run" in remark and "Goatherd" in remark]
+
+    assert await remarks() == []  # servers of an earlier build do not report their version
+    for node in herd.nodes:
+        node.version = goatherd.__version__
+    assert await remarks() == []
+    herd.nodes[1].version = "0.2.0"
+    (mixed,) = await remarks()
+    assert f"{goatherd.__version__} at http://node-0 and http://node-2; 0.2.0 at http://node-1" in mixed
+    herd.nodes[2].version = None
+    assert "unknown at http://node-2" in (await remarks())[0]
+    for node in herd.nodes:
+        node.version = "0.2.0"
+    (newer,) = await remarks()
+    assert f"the servers run Goatherd 0.2.0, and this command is Goatherd {goatherd.__version__}" in newer
+
+
 # --- which servers exchange commits ---------------------------------------------------------------------------------
 
 
@@ -251,7 +275,7 @@ def test_what_is_not_known_is_neither_proven_nor_interrupted() -> None:
     assert find_flow([]).is_proven
 
 
-def test_a_server_that_says_nothing_of_its_process_is_named_twice_by_nobody() -> None:
+def test_a_server_that_does_not_identify_its_process_never_counts_as_listed_twice() -> None:
     assert find_named_twice([says("a", None), says("b", None)]) == ()
     assert find_named_twice([says("a", "1"), says("b", "2"), says("c", "1")]) == (("a", "c"),)
 
@@ -315,7 +339,9 @@ async def built(cluster: Cluster, provider: MemorySecretProvider, clock: FakeClo
     elif cluster.extra == "expired":
         clock.turn(timedelta(days=91))
     elif cluster.extra == "in progress":
-        await rotator_for(herd, nodes=[], started_by="bob@host-2:1").rotate(to_phase=Phase.PREPARED)
+        await rotator_for(herd, nodes=[], unsafe_without_nodes=True, started_by="bob@host-2:1").rotate(
+            to_phase=Phase.PREPARED
+        )
     elif cluster.extra == "back in time":
         clock._now_ms -= 30 * 60_000
     return herd, nodes

@@ -122,7 +122,7 @@ async def test_what_would_stop_it_and_who_is_not_waited_for_is_said(make_herd: M
     assert any("there should be none" in who for who in (await rotator_for(herd).plan()).not_waited_for)
 
 
-async def test_a_server_that_nobody_restarts_is_named(make_herd: MakeHerd) -> None:
+async def test_a_server_that_is_not_restarted_is_named(make_herd: MakeHerd) -> None:
     herd = await make_herd(unmodified=[1])
     bare = herd.nodes[1].base_url
     plan = await rotator_for(herd, policy=replace(POLICY, bare=frozenset([bare]))).plan()

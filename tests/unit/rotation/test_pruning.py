@@ -30,7 +30,7 @@ from goatherd.rotation.machine import (
 )
 from tests.fakes.herd import DATA, SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
-from tests.unit.rotation.test_machine import NOW, store
+from tests.unit.rotation.views import NOW, store
 
 GRACE = timedelta(hours=1)
 QUICK = replace(POLICY, grace=GRACE)
@@ -42,12 +42,12 @@ FULL = replace(OVER, is_full=True)
 
 def node(number: int, *held: str, **changes: object) -> NodeView:
     view = NodeView(
-        url=f"http://n{number}", reachable=True, signs_with="B", answers=True, holds_earlier=frozenset(held)
+        url=f"http://n{number}", reachable=True, signs_with="B", trusts_current=True, holds_earlier=frozenset(held)
     )
     return replace(view, **changes)
 
 
-SILENT = node(3, reachable=False, answers=None, holds_earlier=None, signs_with=None)
+SILENT = node(3, reachable=False, trusts_current=None, holds_earlier=None, signs_with=None)
 ROTATED = Done(outcome=Outcome.ROTATED)
 
 
@@ -69,7 +69,7 @@ ROTATED = Done(outcome=Outcome.ROTATED)
         ),
         ([], ROTATED),
     ],
-    ids=["all", "one of them", "a node lacks both", "not known is not yes", "nobody is listed"],
+    ids=["all", "one of them", "a node lacks both", "not known is not yes", "no server is listed"],
 )
 def test_a_root_leaves_only_when_every_listed_node_was_seen_to_hold_it(nodes: list[NodeView], expected: object) -> None:
     assert decide(Observation(store=OVER, nodes=tuple(nodes)), POLICY, MINE, NOW) == expected

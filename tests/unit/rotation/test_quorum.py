@@ -1,4 +1,4 @@
-"""A declared quorum: whom it leaves out, whom never, and that nobody who is left out loses anything."""
+"""A declared quorum: which servers it leaves out, which never, and that a server that is left out loses nothing."""
 
 from __future__ import annotations
 

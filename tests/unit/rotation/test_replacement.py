@@ -23,7 +23,7 @@ from goatherd.rotation.machine import Policy
 from goatherd.rotation.replacement import Replacer
 from goatherd.settings import CloudSecretSettings
 from tests.unit.node.nodes import SECRET, document_of, now_ms, root
-from tests.unit.revocation.test_revoker import Cluster, Counting, Faltering, client_of, cluster_of
+from tests.unit.revocation.clusters import Cluster, Counting, Faltering, client_of, cluster_of
 
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)

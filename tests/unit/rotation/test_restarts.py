@@ -64,7 +64,7 @@ async def test_an_unmodified_server_under_the_agent_restarts_once_in_a_rotation_
     assert max(real_restarts(herd).values()) == 1, "nor does it restart afterwards"
 
 
-async def test_an_unmodified_server_that_nobody_restarts_is_counted_too_and_costs_no_session(
+async def test_an_unmodified_server_without_an_agent_is_counted_and_costs_no_session(
     make_herd: MakeHerd,
 ) -> None:
     herd = await make_herd(nodes=2, clients=0, unmodified=[1])

@@ -291,7 +291,7 @@ async def test_an_expired_root_and_one_with_too_little_left_are_refused(make_her
 async def test_an_unmodified_server_is_not_given_a_root_with_15_days_left(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1, unmodified=[1])
     with pytest.raises(NotAdoptedError, match="signs with the next root"):
-        await rotator_for(herd).rotate()  # nobody restarts it, so that is rolled back
+        await rotator_for(herd).rotate()  # it is not restarted, so that is rolled back
     b = (await document_of(herd)).rotated_from
     assert b is not None
     herd.clock.turn(166 * DAY)

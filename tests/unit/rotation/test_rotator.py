@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from goatherd.errors import IllegalStepError, NotAdoptedError, ObstructedError, RotationBusyError
+from goatherd.errors import ConfigurationError, IllegalStepError, NotAdoptedError, ObstructedError, RotationBusyError
 from goatherd.rotation import Outcome, Phase
-from goatherd.rotation.events import Event, NodesSeen, NodeTold, PhaseEntered, RunEnded
+from goatherd.rotation.events import Event, NodeNotified, NodesSeen, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Step, Wait
 from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
@@ -187,7 +187,7 @@ async def test_a_node_that_hangs_is_said_to_give_no_answer(make_herd: MakeHerd) 
     hasty = replace(hasty, adoption=timedelta(0))
     with pytest.raises(NotAdoptedError):
         await rotator_for(herd, nodes=nodes, policy=hasty, events=events).resume()
-    told = [event for event in events if isinstance(event, NodeTold) and event.url == Hanging.base_url]
+    told = [event for event in events if isinstance(event, NodeNotified) and event.url == Hanging.base_url]
     assert {one.problem for one in told} == {"no answer within 0.02 s"}
 
 
@@ -378,3 +378,16 @@ async def test_waiting_is_told_with_whom_and_until_when(make_herd: MakeHerd) -> 
     pauses = herd.clock.slept
     assert min(pauses) >= POLICY.poll_min
     assert max(pauses) <= POLICY.poll_max
+
+
+@pytest.mark.parametrize("work", ["rotate", "resume", "restore"])
+async def test_without_a_server_nothing_begins_unless_that_is_meant(make_herd: MakeHerd, work: str) -> None:
+    herd = await make_herd(clients=0)
+    before = await document_of(herd)
+    with pytest.raises(ConfigurationError, match="no server is listed") as refused:
+        await getattr(rotator_for(herd, nodes=[]), work)()
+    assert "nodes=[" in refused.value.hint
+    assert "--node URL" in refused.value.command_hint
+    assert await document_of(herd) == before
+    await rotator_for(herd, nodes=[], unsafe_without_nodes=True).rotate()
+    assert (await document_of(herd)).current != before.current

@@ -1,4 +1,4 @@
-"""No command puts a root's signature under what somebody wrote into the store who does not hold the root."""
+"""No command puts a root's signature under a document whose writer does not hold the root."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COMMANDS = ("rotate", "resume", "abandon", "retire", "restore", "plan")
 
 
 def changed(document: IdentityDocument, *, keeps_signature: bool, **members: object) -> IdentityDocument:
-    """Return what somebody writes who does not sign: by default the next generation."""
+    """Return what a writer without the root's key writes: by default the next generation."""
     tree = {**document_tree(document), "generation": document.generation + 1, **members}
     if not keeps_signature:
         tree.pop("documentSignature", None)

@@ -59,7 +59,7 @@ async def test_the_time_is_waited_for_beside_the_evidence_and_is_told(make_herd:
     assert "servers that are not listed read the store" in reasons
 
 
-async def test_whoever_resumes_leaves_them_the_time_anew_since_clocks_differ(make_herd: MakeHerd) -> None:
+async def test_resuming_restarts_the_wait_for_unlisted_servers_since_clocks_differ(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd, policy=ALLOWED).rotate(to_phase=Phase.PUBLISHED)
     herd.clock.turn(timedelta(hours=1))

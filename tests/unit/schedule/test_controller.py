@@ -18,13 +18,17 @@ from goatherd.errors import UnavailableError
 from goatherd.identity.document import IdentityDocument
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Phase, Rotator
+from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Decided, Event, PhaseEntered
 from goatherd.rotation.machine import Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
+from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
 from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
+from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.stores.world import World
 
 DAY = timedelta(days=1)
 LIFETIME = timedelta(days=180)
@@ -38,8 +42,8 @@ class Rung(Alarm):
         super().__init__()
         self.alerts: list[Alert] = []
 
-    async def ring(self, alert: Alert) -> None:
-        await super().ring(alert)
+    async def raise_alert(self, alert: Alert) -> None:
+        await super().raise_alert(alert)
         self.alerts.append(alert)
 
     @property
@@ -77,14 +81,14 @@ def make(
 async def test_a_key_that_is_due_is_replaced_once(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     controller = make(herd, max_age=timedelta(days=40))
-    first = await controller.turn()
+    first = await controller.act_once()
     assert (first.has_acted, first.verdict and first.verdict.act) == (False, Act.ROTATE)
     herd.clock.turn(DAY * 41)
-    done = await controller.turn()
+    done = await controller.act_once()
     assert done.report is not None
     document = await check_steady(herd)
     assert document.current.id == done.report.to_id
-    assert not (await controller.turn()).has_acted
+    assert not (await controller.act_once()).has_acted
 
 
 async def test_a_look_writes_nothing(make_herd: MakeHerd) -> None:
@@ -92,7 +96,7 @@ async def test_a_look_writes_nothing(make_herd: MakeHerd) -> None:
     herd.clock.turn(DAY * 170)
     seen: list[tuple[IdentityDocument, DueDecision]] = []
     controller = make(herd, on_look=lambda *told: seen.append(told))
-    _, verdict = await controller.look()
+    _, verdict = await controller.read_next_action()
     assert verdict.is_due(herd.clock.now_ms())
     assert (await document_of(herd)).generation == 1
     assert seen == []
@@ -106,7 +110,7 @@ async def test_of_controllers_that_act_at_the_same_moment_one_rotates_and_the_ot
     herd.clock.turn(DAY * 130)
     alarm = Rung()
     controllers = [make(herd, name, alarm=alarm) for name in "abcd"]
-    turns = await asyncio.gather(*(controller.turn() for controller in controllers))
+    turns = await asyncio.gather(*(controller.act_once() for controller in controllers))
     assert sorted(turn.has_yielded for turn in turns) == [False, True, True, True]
     assert sum(turn.report is not None for turn in turns) == 1
     document = await check_steady(herd)
@@ -114,7 +118,7 @@ async def test_of_controllers_that_act_at_the_same_moment_one_rotates_and_the_ot
     assert alarm.alerts == []
     assert caplog.text.count("controller.yielded") == 3
     # None of them does it again.
-    again = [await controller.turn() for controller in controllers]
+    again = [await controller.act_once() for controller in controllers]
     assert not any(turn.has_acted for turn in again)
 
 
@@ -135,7 +139,7 @@ async def test_in_weeks_of_several_controllers_that_die_every_slot_is_served_onc
             # One of them is started anew: it knows nothing but the document.
             controllers[step % 3] = make(herd, "abc"[step % 3], **plan)
         for controller in controllers:
-            done = await controller.turn()
+            done = await controller.act_once()
             assert done.error is None
             if done.report is not None and done.verdict is not None and done.verdict.act is Act.ROTATE:
                 assert done.verdict.slot_ms is not None
@@ -152,9 +156,9 @@ async def test_a_slot_that_passed_while_no_controller_ran_is_caught_up_or_skippe
     herd.clock.turn(DAY * 8)
     alarm = Rung()
     controller = make(herd, alarm=alarm, cron="0 12 * * MON", missed=missed)
-    done = await controller.turn()
+    done = await controller.act_once()
     assert done.has_acted is (missed is Missed.CATCH_UP)
-    await controller.turn()
+    await controller.act_once()
     assert alarm.kinds == ([] if missed is Missed.CATCH_UP else [AlertKind.SLOT_SKIPPED])
 
 
@@ -167,7 +171,7 @@ async def test_a_failed_rotation_is_told_and_tried_again_later_and_ever_more_sel
     attempts: list[int] = []
     controller = make(herd, alarm=alarm, backoff=timedelta(minutes=10))
     for _ in range(60):
-        done = await controller.turn()
+        done = await controller.act_once()
         if done.has_acted:
             attempts.append(herd.clock.now_ms())
         herd.clock.turn(timedelta(minutes=2))
@@ -179,7 +183,7 @@ async def test_a_failed_rotation_is_told_and_tried_again_later_and_ever_more_sel
     assert pauses[1] >= 1_200_000
     herd.nodes[1].faults.forgets_pushes = False
     herd.clock.turn(timedelta(hours=7))
-    assert (await controller.turn()).report is not None
+    assert (await controller.act_once()).report is not None
     await check_steady(herd)
 
 
@@ -207,7 +211,7 @@ async def test_a_failure_that_leaves_no_trace_in_the_document_makes_it_rest_too(
         alarm=alarm,
     )
     for _ in range(120):
-        await controller.turn()
+        await controller.act_once()
         herd.clock.turn(timedelta(minutes=1))
     # 5, 10, 20, 40 minutes, each up to a quarter longer.
     assert 4 <= refusing.calls <= 6
@@ -247,7 +251,7 @@ async def test_a_store_that_is_away_is_told_after_a_few_looks_and_asked_ever_mor
     assert alarm.kinds == [AlertKind.STORE_AWAY]
     assert caplog.text.count("controller.troubled") == 2
     away.is_away = False
-    assert (await controller.turn()).error is None
+    assert (await controller.act_once()).error is None
 
 
 async def test_a_rotation_that_a_dead_controller_left_is_carried_on_when_it_is_stale(make_herd: MakeHerd) -> None:
@@ -255,9 +259,9 @@ async def test_a_rotation_that_a_dead_controller_left_is_carried_on_when_it_is_s
     await rotator_for(herd, started_by="controller dead").rotate(to_phase=Phase.PUBLISHED)
     controller = make(herd, stale=timedelta(minutes=15))
     herd.clock.turn(timedelta(minutes=14))
-    assert not (await controller.turn()).has_acted
+    assert not (await controller.act_once()).has_acted
     herd.clock.turn(timedelta(minutes=1))
-    done = await controller.turn()
+    done = await controller.act_once()
     assert done.verdict is not None
     assert done.verdict.act is Act.RESUME
     assert done.report is not None
@@ -267,7 +271,7 @@ async def test_a_rotation_that_a_dead_controller_left_is_carried_on_when_it_is_s
 async def test_its_own_rotation_is_carried_on_without_waiting(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     await rotator_for(herd, started_by="controller a").rotate(to_phase=Phase.ACTIVATED)
-    assert (await make(herd).turn()).report is not None
+    assert (await make(herd).act_once()).report is not None
     await check_steady(herd)
 
 
@@ -276,13 +280,13 @@ async def test_old_private_keys_are_destroyed_after_the_grace_period(make_herd: 
     await rotator_for(herd).rotate()
     controller = make(herd)
     herd.clock.turn(timedelta(days=29))
-    assert not (await controller.turn()).has_acted
+    assert not (await controller.act_once()).has_acted
     herd.clock.turn(timedelta(days=2))
-    done = await controller.turn()
+    done = await controller.act_once()
     assert done.report is not None
     assert done.report.destroyed
     assert (await document_of(herd)).retired_ids == {"root-a"}
-    assert not (await controller.turn()).has_acted
+    assert not (await controller.act_once()).has_acted
 
 
 async def test_what_died_between_destroying_the_last_copy_and_recording_it_is_recorded_by_the_next(
@@ -301,10 +305,10 @@ async def test_what_died_between_destroying_the_last_copy_and_recording_it_is_re
             await rotator_for(herd).retire()
     assert (await document_of(herd)).retired_ids == frozenset()
     controller = make(herd)
-    assert (await controller.turn()).has_acted
+    assert (await controller.act_once()).has_acted
     assert (await document_of(herd)).retired_ids == {"root-a"}
     herd.clock.turn(RETIRE_PAUSE)
-    assert not (await controller.turn()).has_acted
+    assert not (await controller.act_once()).has_acted
 
 
 async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_herd: MakeHerd) -> None:
@@ -325,7 +329,7 @@ async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_he
     controller = Controller(herd.provider, herd.secret_id, plan, worker=lambda told: keeping, clock=herd.clock)
     herd.clock.turn(timedelta(days=31))
     for _ in range(5 * 4):
-        await controller.turn()
+        await controller.act_once()
         herd.clock.turn(timedelta(hours=6))
     assert keeping.calls == 5 * DAY // RETIRE_PAUSE
 
@@ -338,7 +342,7 @@ async def test_a_key_near_its_end_is_told_once_and_an_expired_one_is_not_rotated
     left = document.current.session.expiration_ms - herd.clock.now_ms()
     herd.clock.turn(timedelta(milliseconds=left + 1000))
     for _ in range(3):
-        done = await controller.turn()
+        done = await controller.act_once()
         assert not done.has_acted
     assert alarm.kinds == [AlertKind.KEY_NEAR_END]
     assert "expired" in alarm.alerts[0].reason
@@ -414,7 +418,7 @@ async def test_asked_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_to
     assert decided(Wait)([event for event in events if isinstance(event, Decided)][-1])
     assert "controller.stopped leaves_rotation=true" in caplog.text
     herd.nodes[1].faults.cut_off = False
-    assert (await make(herd).turn()).report is not None
+    assert (await make(herd).act_once()).report is not None
     await check_steady(herd)
 
 
@@ -422,7 +426,7 @@ async def test_in_a_hurry_it_leaves_at_once_whatever_it_does(make_herd: MakeHerd
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     herd.clock.turn(DAY * 130)
     await run_until(herd, lambda event: isinstance(event, Decided), hurry=True)
-    assert (await make(herd, policy=ALWAYS_DUE).turn()).report is not None
+    assert (await make(herd, policy=ALWAYS_DUE).act_once()).report is not None
     await check_steady(herd)
 
 
@@ -460,7 +464,7 @@ ALERT = Alert(kind=AlertKind.ROTATION_FAILED, reason="not adopted in time", root
 async def test_an_alert_is_an_error_in_the_log_and_a_command_that_gets_it_as_json(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await Alarm(f"cat > {tmp_path}/told").ring(ALERT)
+    await Alarm(f"cat > {tmp_path}/told").raise_alert(ALERT)
     assert json.loads((tmp_path / "told").read_text()) == ALERT.to_json()
     (record,) = caplog.records
     assert (record.levelno, record.message.split()[0]) == (logging.ERROR, "controller.alert")
@@ -475,17 +479,70 @@ async def test_an_alert_is_an_error_in_the_log_and_a_command_that_gets_it_as_jso
 async def test_an_alert_command_that_does_not_end_well_is_logged_and_nothing_more(
     command: str, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await Alarm(command, timeout=timedelta(seconds=1)).ring(ALERT)
+    await Alarm(command, timeout=timedelta(seconds=1)).raise_alert(ALERT)
     assert "controller.alert_failed" in caplog.text
     assert told in caplog.text
 
 
 async def test_a_command_that_does_not_read_what_it_is_told_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
-    await Alarm("exec true").ring(replace(ALERT, reason="x" * 60 + " " + "y " * 100_000))
+    await Alarm("exec true").raise_alert(replace(ALERT, reason="x" * 60 + " " + "y " * 100_000))
     assert "alert_failed" not in caplog.text
 
 
 async def test_an_alert_holds_no_key(caplog: pytest.LogCaptureFixture) -> None:
     key = "A1b2C3d4" * 8
-    await Alarm().ring(replace(ALERT, reason=f"the plugin said {key}"))
+    await Alarm().raise_alert(replace(ALERT, reason=f"the plugin said {key}"))
     assert key not in caplog.text
+
+
+async def test_an_anchor_that_does_not_sign_rings_once_in_an_outage_and_is_asked_seldom(make_herd: MakeHerd) -> None:
+    signers, alarm = MemorySigners(), Rung()
+    herd = await make_herd(clients=0)
+    await rotator_for(herd, open_signer=signers.open).rotate(anchor=AnchorChoice(signer="memory:kms"))
+    signer = signers["memory:kms"]
+    asks = rotator_for(herd, open_signer=signers.open).find_anchor_problem
+    watch = AnchorWatch(asks, clock=herd.clock)
+    controller = make(herd, alarm=alarm, anchor_watch=watch)
+
+    async def look_for(span: timedelta) -> int:
+        before = signer.signed
+        for _ in range(int(span / timedelta(minutes=1))):
+            await controller.act_once()
+            herd.clock.turn(timedelta(minutes=1))
+        return signer.signed - before
+
+    assert watch.is_reachable is None
+    assert await look_for(timedelta(hours=2)) == 2
+    assert watch.is_reachable is True
+    signer.is_down = True
+    await look_for(timedelta(hours=2))
+    assert watch.is_reachable is False
+    assert [(one.kind, "cannot sign" in one.reason) for one in alarm.alerts] == [(AlertKind.ANCHOR_UNREACHABLE, True)]
+    signer.is_down = False
+    assert await look_for(timedelta(minutes=6)) == 1
+    signer.is_down = True
+    await look_for(timedelta(hours=2))
+    assert alarm.kinds == [AlertKind.ANCHOR_UNREACHABLE] * 2
+
+
+async def test_while_the_primary_store_is_away_the_identity_is_read_from_another_region_and_nothing_is_begun() -> None:
+    world = await World.start(lifetime=LIFETIME)
+    herd, alarm, seen = world.herd, Rung(), []
+    writer = world.regions.writer()
+    controller = make(herd, alarm=alarm, provider=writer, on_look=lambda document, _: seen.append(document.generation))
+    world.regions.eu.is_cut_off = True
+    herd.clock.turn(DAY * 170)
+    for _ in range(4):
+        turn = await controller.act_once()
+        assert turn.verdict is not None
+        assert turn.verdict.is_due(herd.clock.now_ms())
+        assert isinstance(turn.error, UnavailableError)
+        assert not turn.has_acted
+        herd.clock.turn(timedelta(minutes=10))
+    assert seen == [1] * 4
+    assert alarm.kinds == [AlertKind.KEY_NEAR_END, AlertKind.STORE_AWAY]
+    world.regions.eu.is_cut_off = False
+    done = await controller.act_once()
+    assert done.error is None
+    assert done.report is not None
+    assert world.regions.eu.document().current.id == done.report.to_id

@@ -139,7 +139,7 @@ def test_the_jitter_of_a_controller_is_its_own_and_always_the_same_and_stays_in_
     assert len(begins) == 8
 
 
-def test_the_end_of_a_key_beats_every_window_and_slot_and_somebody_is_told() -> None:
+def test_the_end_of_a_key_overrides_windows_and_slots_and_raises_an_alert() -> None:
     near = ms("2026-11-01T00:00") + LIFETIME - 20 * DAY_MS
     plan = schedule(cron="0 3 1 11 *", windows=["Sun 02:00-04:00"])
     served = replace(facts(), history=(replace(facts().history[0], at=ms("2026-11-01T04:00")),))
@@ -235,8 +235,8 @@ def test_from_within_the_hour_that_comes_again_no_slot_of_its_first_coming_is_na
         ({"cron": "0 0 3 * * *"}, "five fields"),
         ({"cron": "61 3 * * *"}, "Bad minute"),
         ({"cron": "0 3 30 2 *"}, "Bad day-of-month"),
-        ({"cron": "*/10 * * * *"}, "more often than every hour"),
-        ({"cron": "0,30 3 1 * *"}, "more often than every hour"),
+        ({"cron": "*/10 * * * *"}, "more often than once an hour"),
+        ({"cron": "0,30 3 1 * *"}, "more often than once an hour"),
         ({"cron": "0 3 * * *", "max_age": timedelta(days=30)}, "cannot be combined"),
         ({"max_age": timedelta(minutes=59)}, "at least 1h"),
         ({"max_age": timedelta(days=180)}, "less than the lifetime"),
@@ -296,7 +296,7 @@ def underway(since: str, started_by: str = "bob") -> Facts:
     return facts(underway=record)
 
 
-def test_a_rotation_of_somebody_else_is_left_alone_until_it_counts_as_stale() -> None:
+def test_the_rotation_of_another_process_is_left_alone_until_it_is_stale() -> None:
     plan = schedule(stale=timedelta(minutes=15), windows=["Sun 02:00-04:00"])
     verdict = next_due(underway("2026-11-24T12:00"), plan, ms("2026-11-24T12:05"))
     assert (verdict.act, verdict.at_ms) == (Act.RESUME, ms("2026-11-24T12:15"))

@@ -88,7 +88,7 @@ async def test_the_rest_of_a_body_that_was_answered_is_not_read_without_end() ->
         assert await ended(reader) == b""
 
 
-async def test_a_small_rest_of_a_body_that_was_answered_costs_nobody_the_connection() -> None:
+async def test_a_small_rest_of_an_answered_body_does_not_close_the_connection() -> None:
     async with listening(CallerLimits()) as listener, line(listener) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\n")
         assert await reader.readexactly(len(ANSWER)) == ANSWER

@@ -87,7 +87,7 @@ class CountingProvider(MemorySecretProvider):
         await super()._label(call, label, version, expected)
 
     async def put(self, value: IdentityDocument | bytes) -> str:
-        """Write as somebody else would, whatever is there."""
+        """Write as another client would, whatever is there."""
         raw = value if isinstance(value, bytes) else encode_document(value)
         holder = next((one.id for one in await self.versions(SECRET) if CURRENT in one.labels), None)
         return str((await self.write(SECRET, raw, expected=holder)).id)

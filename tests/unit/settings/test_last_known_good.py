@@ -40,8 +40,8 @@ from goatherd.identity import (
     prepare_rotation,
     with_phase,
 )
+from goatherd.providers.breaker import CAP, GAP
 from goatherd.settings import CloudSecretSettings, KeySource, LastKnownGood, Origin
-from goatherd.settings.refresh import CAP, GAP
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
 
@@ -534,7 +534,7 @@ async def test_a_key_that_is_not_there_is_an_error(make: Make, key: Path, monkey
     ids=["nothing", "relative", "no name", "a space", "up", "up only", "another kind", "the key itself"],
 )
 def test_a_place_that_is_none_is_refused_and_not_quoted(text: str) -> None:
-    """Somebody may have written the key itself where its place should stand."""
+    """An operator may have written the key itself where its place should stand."""
     with pytest.raises(ConfigurationError) as caught:
         KeySource.from_text(text)
     assert text in ("", "env:") or text not in f"{caught.value} {caught.value.hint}"

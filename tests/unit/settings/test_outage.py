@@ -21,7 +21,7 @@ async def test_an_hour_without_the_store_is_no_storm_and_its_return_is_none_eith
     seen = await simulate("goatherd")
     usual = NODES / 30
     assert usual * 0.8 < seen.healthy_mean < usual * 1.2
-    # Nobody knows yet, and each poll makes two attempts: the mean doubles. The worst second of a random spread is more.
+    # No server knows yet, and each poll makes two attempts: the mean doubles. The worst second is higher.
     assert seen.onset_peak < 6 * usual
     # Then each node probes once in five minutes at most, two and a half on average.
     assert seen.outage_mean < NODES / 150 * 1.25

@@ -16,10 +16,10 @@ from goatherd.errors import (
 )
 from goatherd.identity import OwnedSession, create_document, encode_document, prepare_rotation
 from goatherd.providers.base import Call, RetryPolicy
+from goatherd.providers.breaker import CAP, GAP, Breaker
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
-from goatherd.settings.refresh import CAP, GAP, Breaker
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
 

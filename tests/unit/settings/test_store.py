@@ -38,10 +38,10 @@ from goatherd.identity import (
     with_phase,
 )
 from goatherd.providers.base import Call
+from goatherd.providers.breaker import CAP
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings, DBSettings, settings_from_options
-from goatherd.settings.refresh import CAP
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
 

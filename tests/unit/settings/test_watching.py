@@ -10,9 +10,10 @@ import pytest
 
 from goatherd.errors import ProviderAccessDeniedError, ProviderError, UnavailableError
 from goatherd.identity import OwnedSession, create_document, encode_document, prepare_rotation
+from goatherd.providers.breaker import CAP
 from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.settings import CloudSecretSettings
-from goatherd.settings.refresh import CAP, PUSH_SPREAD
+from goatherd.settings.refresh import PUSH_SPREAD
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
 
@@ -147,7 +148,7 @@ async def test_a_watch_that_ends_at_once_every_time_is_no_storm(
     assert provider.reads < 300
 
 
-async def test_a_plugin_whose_watch_fails_as_it_must_not_keeps_nobody_on_an_old_key(
+async def test_a_plugin_whose_watch_breaks_its_contract_does_not_stop_the_refresh(
     settings: CloudSecretSettings, provider: Telling, clock: HandClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider.refusal = ValueError("the value is hunter2")

@@ -47,10 +47,14 @@ def test_a_body_read_in_portions_says_what_it_says_when_it_is_parsed_whole(
     monkeypatch.setattr(batch, "_WINDOW", window)
     whole = text_of([commit(1), commit(2), 1, [2], None, {"a": 1}], [], [commit(3)])
     twice = whole.replace('"ad": []', f'"c": [{json.dumps(commit(4))}], "\\u0063": [0, 1]', 1)
+    tight = json.dumps(json.loads(text_of([commit(1), commit(2), commit(5)], [commit(3), 1])), separators=(",", ":"))
+    nested = tight.replace('"n":[[]', '"n":[{"a":{}},{"b":"},{\\""}', 1)
     lots = random.Random(7)
     bodies = [
         whole,
         twice,
+        tight,
+        nested,
         f" {whole}\n",
         "[]",
         "[ ]",
@@ -61,8 +65,8 @@ def test_a_body_read_in_portions_says_what_it_says_when_it_is_parsed_whole(
         '[{"a":{"b":[{"]}}]',
         "[[[[1]]]]",
     ]
-    for _ in range(400):
-        letters = list(whole)
+    for number in range(800):
+        letters = list((whole, tight)[number % 2])
         for _ in range(lots.randint(1, 3)):
             at, mark = lots.randrange(len(letters)), lots.choice('[]{}",:\\ 0a')
             letters[at] = lots.choice(["", mark, mark + letters[at]])

@@ -1,4 +1,4 @@
-"""Which of the proposals is decided, whoever looks and whenever; and what is stored of values and pointers."""
+"""Which of the proposals is decided, for every reader at every time; and what is stored of values and pointers."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ class Rotating:
         await self.provider.label("root", STABLE, "1", expected=None)
 
     def rotator(self) -> Rotator:
-        return Rotator(self.provider, "root", [], policy=PATIENT, clock=self.clock)
+        return Rotator(self.provider, "root", [], policy=PATIENT, clock=self.clock, unsafe_without_nodes=True)
 
     async def run(self, command: str) -> None:
         match command:
@@ -195,7 +195,7 @@ async def test_without_room_for_its_writes_no_command_begins(tmp_path: Path, com
 
 
 class FullAfterwards(Disk):
-    """A disk that somebody else fills as soon as room was reserved."""
+    """A disk that another process fills as soon as room was reserved."""
 
     def run_call(self, operation: Any, *args: Any, **options: Any) -> Any:
         done = super().run_call(operation, *args, **options)

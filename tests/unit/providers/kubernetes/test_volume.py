@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
-import shutil
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -25,8 +25,10 @@ from goatherd.plugins import open_provider
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesVolumeProvider, volume
 from goatherd.providers.kubernetes.record import POINTER, SecretObject, encode_changes, key_of, new_object
+from goatherd.providers.kubernetes.volume import COPY
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, VersionId
 from goatherd.providers.versioned_record import VersionedRecord, entry_for
+from tests.fakes.kubelet import Kubelet
 
 CALL = Call(provider="k8s", secret_id="ns/root", operation="write")
 
@@ -42,33 +44,6 @@ def grown(values: list[bytes]) -> SecretObject:
         ledger = record.ledger.with_version(CALL, entry, CURRENT, VersionId(number))
         record = encode_changes(record, ledger, SecretBytes(value), ())
     return record
-
-
-class Kubelet:
-    """Mounts as the kubelet does: a directory per state, one link that is swapped, links for the keys."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.states = 0
-        directory.mkdir()
-
-    def mount(self, data: dict[str, bytes], *, remove: bool = True) -> None:
-        self.states += 1
-        state = self.directory / f"..2026_11_24_{self.states}"
-        state.mkdir()
-        for name, value in data.items():
-            (state / name).write_bytes(value)
-            if not (self.directory / name).is_symlink():
-                (self.directory / name).symlink_to(f"..data/{name}")
-        before = self.directory / "..data"
-        old = before.resolve() if before.is_symlink() else None
-        (self.directory / "..data_tmp").symlink_to(state.name)
-        (self.directory / "..data_tmp").replace(before)
-        if old is not None and remove:
-            shutil.rmtree(old)
-
-    def show(self, record: SecretObject) -> None:
-        self.mount({name: base64.b64decode(value) for name, value in record.content["data"].items()})
 
 
 @pytest.fixture
@@ -263,3 +238,48 @@ async def test_a_provider_has_a_deadline_and_declares_that_reads_lag(provider: K
     assert provider.timeout == timedelta(seconds=10)
     assert provider.guarantees.read_consistency == "eventual"
     assert not provider.guarantees.push
+
+
+# --- a copy of another store's current document -------------------------------------------------------------------
+
+
+async def test_a_copied_document_is_the_current_version_until_the_next_copy(
+    kubelet: Kubelet, provider: KubernetesVolumeProvider
+):
+    kubelet.mount({COPY: b"first", "other": b"x"})
+    first = await provider.read(NAME)
+    assert (first.value.reveal(), first.version.labels) == (b"first", {CURRENT})
+    assert abs(first.version.created_ms / 1000 - time.time()) < 3600
+    assert await provider.read(NAME, first.version.id) == first
+    assert await provider.versions(NAME) == [first.version]
+    kubelet.mount({COPY: b"second"})
+    second = await provider.read(NAME)
+    assert second.value.reveal() == b"second"
+    assert second.version.id != first.version.id
+    for gone in (STABLE, first.version.id, VersionId("1")):
+        with pytest.raises(SecretNotFoundError, match="current version only"):
+            await provider.read(NAME, gone)
+    kubelet.mount({COPY: b"first"})
+    assert (await provider.read(NAME)).version.id == first.version.id, "the id is that of the bytes"
+
+
+async def test_a_record_wins_over_a_copy_and_a_damaged_one_is_not_replaced_by_it(
+    kubelet: Kubelet, provider: KubernetesVolumeProvider
+):
+    data = {name: base64.b64decode(value) for name, value in grown([b"first"]).content["data"].items()}
+    kubelet.mount({**data, COPY: b"copy"})
+    assert (await provider.read(NAME)).value.reveal() == b"first"
+    kubelet.mount({**data, POINTER: data[POINTER][:-5], COPY: b"copy"})
+    with pytest.raises(UnavailableError):
+        await provider.read(NAME)
+
+
+async def test_a_copy_cannot_be_changed_and_one_that_is_too_long_is_unavailable(
+    kubelet: Kubelet, provider: KubernetesVolumeProvider
+):
+    kubelet.mount({COPY: b"first"})
+    with pytest.raises(ProviderAccessDeniedError):
+        await provider.write(NAME, b"x", expected=(await provider.read(NAME)).version.id)
+    kubelet.mount({COPY: b"x" * ((1 << 20) + 1)})
+    with pytest.raises(UnavailableError):
+        await provider.read(NAME)

@@ -158,7 +158,7 @@ async def test_a_redirect_that_leads_out_of_tls_or_in_a_circle_is_not_followed(l
     assert len(hosts) <= 2
 
 
-async def test_what_this_client_has_seen_is_told_to_whoever_answers_next():
+async def test_the_next_request_names_the_index_that_this_client_has_seen():
     told = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:

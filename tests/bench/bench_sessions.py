@@ -1,0 +1,81 @@
+"""The start of a server that knows many sessions, and its memory at the peak, when all of them have been verified."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+import orjson
+
+from tests.ports import free_ports
+
+from . import bare
+from .clients import SESSIONS, Line, batch, post, signature
+from .data import Data, write_log
+from .rows import Row
+from .scale import Scale
+from .servers import serve
+
+IDENTITY = b"GET /goatherd/v1/identity HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+
+
+async def run(scale: Scale, data: Data) -> list[Row]:
+    """Start a server several times; the last time, wait until it has verified every session."""
+    ready: list[float] = []
+    answered: list[float] = []
+    limits: list[float] = []
+    size = scale.sessions
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        store = await data.create_store(top)
+        lines = await asyncio.to_thread(data.sessions, size)
+        octets = write_log(top / "data", SESSIONS, lines)
+        last = data.user(size - 1)
+        (port,) = free_ports(1)
+        async with serve(top / "empty", port, store) as server:
+            empty = server.peak_bytes()
+        for turn in range(scale.rounds):
+            limits.append(bare.seconds(lambda: bare.parse(lines)))
+            (port,) = free_ports(1)
+            began = time.perf_counter()
+            async with serve(top / "data", port, store) as server:
+                ready.append(time.perf_counter() - began)
+                with Line(port) as line:
+                    line.ask(post(signature(last), batch()))
+                    answered.append(time.perf_counter() - began)
+                    if turn == scale.rounds - 1:
+                        await _verify_all(line)
+                        peak = server.peak_bytes()
+    limit = "parsing"
+    return [
+        Row(name="sessions/ready", unit="s", size=size, samples=ready, bare=limits, limit=limit, power=1),
+        Row(name="sessions/answered", unit="s", size=size, samples=answered, bare=limits, limit=limit, power=1),
+        Row(
+            name="sessions/peak",
+            unit="MiB",
+            size=size,
+            samples=[peak / (1 << 20)],
+            bare=[empty / (1 << 20)],
+            limit="a server without sessions",
+            power=1,
+        ),
+        Row(
+            name="sessions/memory",
+            unit="B/session",
+            size=size,
+            samples=[(peak - empty) / size],
+            bare=[octets / len(lines)],
+            limit="its log",
+        ),
+    ]
+
+
+async def _verify_all(line: Line) -> None:
+    """Wait until the server has verified every session in the background."""
+    while True:
+        await asyncio.to_thread(line.ask, IDENTITY)
+        if not orjson.loads(line.body)["pending"]:
+            return
+        await asyncio.sleep(0.2)

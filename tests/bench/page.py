@@ -1,0 +1,107 @@
+"""What each row means, and the table of the last full run in docs/reference/performance.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from .rows import Row, format_number
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "performance.md"
+BEGIN, END = "<!-- made by make bench ARGS=--docs -->", "<!-- end -->"
+
+MEANINGS: Final[Mapping[str, str]] = {
+    "command/help": "`goatherd --help`",
+    "command/status": "`goatherd status`, file store",
+    "signing/sign": "sign a commit",
+    "signing/verify": "verify a commit",
+    "signing/receive": "decode a received commit, without verification",
+    "signers/local": "signatures of a sealed key in a file, each verified",
+    "signers/transit": "signatures of OpenBao's transit engine",
+    "signers/pkcs11": "signatures of a PKCS#11 token (SoftHSM)",
+    "repository/open": "open a log",
+    "repository/memory": "memory at its peak while a log is opened",
+    "repository/poll-cpu": "idle poll of a large repository, server's processor time",
+    "repository/poll": "the same, as the client waits for it",
+    "repository/polls": "idle polls on 16 connections",
+    "repository/pull": "a new client pulls a repository",
+    "repository/pull-rounds": "requests that this takes",
+    "repository/push-one": "push of one commit into a large repository",
+    "repository/push": "push of many commits in one body",
+    "sessions/ready": "start with many sessions, until the server listens",
+    "sessions/answered": "until it has answered a signed request",
+    "sessions/peak": "memory at its peak, all sessions verified",
+    "sessions/memory": "the same for each session",
+    "door/poll": "idle poll through the door",
+    "door/push-one": "push of one commit through the door",
+    "door/pull": "pull of a repository through the door",
+    "door/push": "push of many commits in one body through the door",
+    "door/push-again": "the same commits again, door and server",
+    "crowd/p50": "polls and pushes of many clients, median",
+    "crowd/p99": "the slowest of a hundred",
+    "crowd/answers": "answers to these clients",
+    "crowd/refused": "requests that were not answered, or rejected",
+    "crowd/cpu": "server's processor time for each answer",
+    "rotation/p99": "slowest of a hundred requests during a rotation",
+    "rotation/total": "a rotation of real servers under load",
+    "rotation/cpu": "its own processor time",
+    "rotation/simulated": "work of a rotation of simulated servers",
+    "rotation/regions": "CPU time of a rotation with stores in that many regions, three simulated servers",
+    "rotation/store-calls": "calls of all stores by that rotation",
+    "rotation/anchor-calls": "signatures of the anchor for one renewal of the working root, three simulated servers",
+    "revocation/rejected": "revocation: until every server rejects the root",
+    "revocation/freeze": "closing the list of frozen commits",
+    "revocation/collect": "collecting and verifying the sessions",
+    "revocation/reissue": "signing all sessions anew, and sending them to both servers",
+    "revocation/spread": "waiting until both servers hold all",
+    "revocation/total": "the whole revocation",
+    "revocation/requests": "requests to servers",
+    "agent/first": "agent: first start, every session verified",
+    "agent/restart": "agent: restart",
+    "outage/healthy-mean": "reads of a healthy store",
+    "outage/onset-peak": "outage of the store: first two minutes, worst second",
+    "outage/outage-mean": "rest of an hour, mean",
+    "outage/outage-peak": "rest of an hour, worst second",
+    "outage/return-mean": "first minute of its return, mean",
+    "outage/return-peak": "first minute of its return, worst second",
+    "outage/later-peak": "after that, worst second",
+    "page/view": "a view of 200 servers for many open pages, serving process",
+    "page/memory": "memory at its peak of that process",
+    "page/requests": "requests to each server for a view with many open pages",
+}
+
+
+def machine() -> str:
+    """Return what kind of machine this is, and how busy it is."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
+        platform.machine(),
+    )
+    kind = f"{os.cpu_count()} cores, {cpu}, {platform.system()}, Python {platform.python_version()}"
+    return f"{kind}; load average {os.getloadavg()[2]:.0f} in the fifteen minutes before the end"
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def markdown(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
+    yield "| what | size | measured | bare limit | ratio |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        bare = "" if row.bare_value is None else f"{format_number(row.bare_value)}: {row.limit}"
+        over = "" if row.over is None else f"{row.over:.2f}"
+        measured = f"{format_number(row.value)} {row.unit}".rstrip()
+        yield f"| {MEANINGS[row.name]} | {row.size} | {measured} | {bare} | {over} |"
+
+
+def write_page(rows: Iterable[Row], page: Path = PAGE) -> None:
+    """Replace the table of the page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    lines = [f"Measured on: {machine()}.", "", *markdown(rows)]
+    page.write_text("\n".join([before + BEGIN, "", *lines, "", END]) + after)

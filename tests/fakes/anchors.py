@@ -1,0 +1,75 @@
+"""Signers of anchors in memory, with faults to switch on, and with a count of their signatures."""
+
+from __future__ import annotations
+
+from goatherd.crypto import PrivateKey, PublicKey
+from goatherd.errors import SignerUnavailableError
+from goatherd.identity.session import OwnedSession
+from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
+from goatherd.signers.verified import SigningPolicy, VerifiedSigner
+
+
+class MemorySigner(Signer):
+    """A key that this process holds."""
+
+    scheme = "memory"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.key = PrivateKey.generate()
+        self.signed = 0
+        self.is_down = False
+        self.is_wrong = False
+
+    @classmethod
+    def from_uri(cls, uri: str) -> MemorySigner:
+        return cls(uri)
+
+    @property
+    def facts(self) -> SignerFacts:
+        return SignerFacts(exportable=True, latency=Latency.MEMORY)
+
+    async def public_key(self) -> SignerKey:
+        if self.is_down:
+            raise self.error(SignerUnavailableError, "public_key", "down", final=True)
+        return SignerKey(kind=KeyKind.ECDSA_P384, public_key=self.key.public_key)
+
+    async def sign(self, text: bytes) -> bytes:
+        if self.is_down:
+            raise self.error(SignerUnavailableError, "sign", "down", final=True)
+        self.signed += 1
+        return self.key.sign(text + (b"!" if self.is_wrong else b""))
+
+
+class OwnKey:
+    """A session's own key as a signer, such as a thief's."""
+
+    def __init__(self, owned: OwnedSession) -> None:
+        self._signer = owned.signer
+
+    async def public_key(self) -> SignerKey:
+        return SignerKey(kind=KeyKind.ECDSA_P384, public_key=self._signer.public_key)
+
+    async def sign(self, text: bytes) -> bytes:
+        return self._signer.sign(text)
+
+    async def aclose(self) -> None:
+        pass
+
+
+class MemorySigners:
+    """Every signer that a test uses, by URI; `open` makes one on first use."""
+
+    def __init__(self) -> None:
+        self.by_uri: dict[str, MemorySigner] = {}
+
+    def __getitem__(self, uri: str) -> MemorySigner:
+        return self.by_uri.setdefault(uri, MemorySigner(uri))
+
+    def open(self, uri: str, pinned: PublicKey | None) -> VerifiedSigner:
+        return VerifiedSigner(self[uri], pinned=pinned, policy=SigningPolicy(invalid_signatures=0))
+
+    @property
+    def signed(self) -> int:
+        """How many signatures all of them have made."""
+        return sum(one.signed for one in self.by_uri.values())

@@ -1,0 +1,309 @@
+"""What an agent does when the identity changes: alone, with a lease, and beside a server that another program runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.agent.agent import run_command
+from goatherd.agent.organization import ManagedOrganization
+from goatherd.agent.restart_lease import Lease, lease_id_for
+from goatherd.agent.restart_rules import OnChange
+from goatherd.clock import SystemClock
+from goatherd.errors import AgentError
+from goatherd.identity.document import Revocation
+from goatherd.identity.settings_json import to_settings
+from tests.unit.identity.make import NOW, activated, first, owned, published
+from tests.unit.settings.make import CountingProvider
+
+from .world import SECOND, SOON, A, B, LiveClient, World, left, quick
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")]
+
+# --- a change -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_signer_restarts_the_child_and_it_is_asked_again(world: World) -> None:
+    async with world.running():
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        world.settings.change(published())
+        await asyncio.sleep(0.3)
+        assert world.starts == [A.id], "trust alone needs no restart"
+        world.settings.change(activated())
+        await world.seen(A.id, B.id)
+        await world.until(lambda: world.asked > 1)
+
+
+@pytest.mark.parametrize("order", ["exits 3", "hangs"])
+async def test_a_child_that_does_not_come_up_with_the_new_root_gets_the_one_before(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    quick(monkeypatch)
+    world.rules = replace(world.rules, ready_timeout=3 * SECOND)
+    world.order(b=order)
+    async with world.running():
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        world.settings.change(activated())
+        await world.until(lambda: len(world.starts) == 3)
+        await world.until(lambda: world.asked > 1)
+        assert world.starts[0] == world.starts[2] == A.id
+        assert world.supervisor.is_running
+        settings = json.loads(world.file.link.read_text())
+        assert {root["id"] for root in settings["roots"]} == {A.id, B.id}
+        await asyncio.sleep(0.5)
+        assert len(world.starts) == 3, "B is not tried again for the same document"
+    assert "agent.stepped_back" in told.text
+
+
+async def test_there_is_no_way_back_to_a_root_that_is_revoked(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    world.order(b="exits 3")
+    world.rules = replace(world.rules, crashes=2)
+    revoked = replace(activated(), revoked=(Revocation(id=A.id, at=NOW, reason="stolen"),))
+    async with world.running() as task:
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        world.settings.change(revoked)
+        assert await task == 3
+    assert A.id not in world.starts[1:]
+
+
+async def test_a_change_that_a_server_cannot_be_started_with_leaves_it_running(
+    world: World, told: pytest.LogCaptureFixture
+) -> None:
+    short = owned("b", days=14)
+    document = replace(activated(), current=short, roots=(A.session, short.session))
+    async with world.running():
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        world.settings.change(document)
+        await world.until(lambda: "agent.change_refused" in told.text)
+        assert world.supervisor.is_running
+        assert world.starts == [A.id]
+
+
+async def test_a_child_that_ignores_signals_is_killed_for_a_restart(
+    world: World, told: pytest.LogCaptureFixture
+) -> None:
+    world.order(a="deaf")
+    world.supervisor._grace = SECOND
+    async with world.running():
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        world.settings.change(activated())
+        await world.seen(A.id, B.id)
+    assert "agent.killed" in told.text
+
+
+async def test_with_ignore_the_server_goes_on_as_it_is_until_its_next_start(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    world.rules = replace(world.rules, on_change=OnChange.IGNORE)
+    async with world.running():
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        world.settings.change(activated())
+        await world.until(lambda: "until its next start" in told.text)
+        assert world.starts == [A.id]
+        assert world.supervisor.pid is not None
+        os.kill(world.supervisor.pid, signal.SIGKILL)
+        await world.seen(A.id, B.id)
+
+
+async def test_with_signal_the_file_is_written_and_the_child_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.order(any="reads again")
+    world.rules = replace(world.rules, on_change=OnChange.SIGNAL)
+    monkeypatch.setattr(ManagedOrganization, "check_signer", signs_by(world))
+
+    async def notify() -> None:
+        world.supervisor.send_signal(signal.SIGHUP)
+
+    world.notify = notify
+    async with world.running():
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        pid = world.supervisor.pid
+        world.settings.change(activated())
+        await world.seen(A.id, B.id)
+        await world.until(lambda: world.asked > 1)
+        assert world.supervisor.pid == pid, "it was not restarted by the agent"
+
+
+def signs_by(world: World) -> Any:
+    async def signs(organization: ManagedOrganization) -> bool:
+        assert organization.running is not None
+        return bool(world.starts) and world.starts[-1] == organization.running.current.id
+
+    return signs
+
+
+async def test_with_command_the_command_is_run_and_a_server_that_wrote_over_the_file_gets_it_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.order(any="reads again")
+    world.rules = replace(world.rules, on_change=OnChange.COMMAND)
+    monkeypatch.setattr(ManagedOrganization, "check_signer", signs_by(world))
+    before: list[bytes] = []
+
+    async def notify() -> None:
+        if before:
+            # COMPAT: between the write and the start, the server has had another new client.
+            world.file.link.write_bytes(before.pop())
+        read = len(world.starts)
+        await run_command(["kill", "-HUP", str(world.supervisor.pid)], 10 * SECOND, world.clock, dict(os.environ))
+        # A signal is handled some time after it was sent: until then the agent could write the file again.
+        await world.until(lambda: len(world.starts) > read)
+
+    world.notify = notify
+    # The client believes what it is asked about, as a server that knows both roots does.
+    monkeypatch.setattr(LiveClient, "answers", always)
+    async with world.running():
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        before.append(world.file.link.read_bytes())
+        world.settings.change(activated())
+        await world.until(lambda: world.starts[-1] == B.id)
+    assert world.starts == [A.id, A.id, B.id]
+
+
+async def always(*_: object) -> bool:
+    return True
+
+
+async def test_a_command_that_fails_or_does_not_exist_or_hangs_is_an_error_without_consequences() -> None:
+    clock, environ = SystemClock(), dict(os.environ)
+    for command, patience in ((["false"], 10 * SECOND), (["no-such-command"], SECOND), (["sleep", "60"], SOON)):
+        with pytest.raises(AgentError):
+            await run_command(command, patience, clock, environ)
+
+
+# --- one at a time --------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_waits_for_its_turn_and_looks_again_when_it_has_it(world: World) -> None:
+    async with CountingProvider() as provider:
+        here = lease_id_for("x")
+        world.lease = Lease(provider, here, holder="me", poll=SOON)
+        async with world.running():
+            await world.seen(A.id)
+            await world.until(lambda: world.asked > 0)
+            async with Lease(provider, here, holder="other").hold():
+                world.settings.change(activated())
+                await asyncio.sleep(0.5)
+                assert world.starts == [A.id]
+                assert world.supervisor.is_running
+            await world.seen(A.id, B.id)
+
+
+async def test_a_change_that_was_taken_back_while_waiting_restarts_nothing(world: World) -> None:
+    async with CountingProvider() as provider:
+        here = lease_id_for("x")
+        world.lease = Lease(provider, here, holder="me", poll=SOON)
+        async with world.running():
+            await world.seen(A.id)
+            await world.until(lambda: world.asked > 0)
+            async with Lease(provider, here, holder="other").hold():
+                world.settings.change(activated())
+                await asyncio.sleep(0.3)
+                world.settings.change(published())
+                await asyncio.sleep(0.3)
+            await asyncio.sleep(0.5)
+            assert world.starts == [A.id]
+
+
+async def test_a_child_that_crashes_while_its_node_waits_is_started_with_the_new_root_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    async with CountingProvider() as provider:
+        here = lease_id_for("x")
+        world.lease = Lease(provider, here, holder="me", poll=SOON)
+        async with world.running():
+            await world.seen(A.id)
+            await world.until(lambda: world.asked > 0)
+            async with Lease(provider, here, holder="other").hold():
+                world.settings.change(activated())
+                await asyncio.sleep(0.3)
+                assert world.supervisor.pid is not None
+                os.kill(world.supervisor.pid, signal.SIGKILL)
+                await world.seen(A.id, B.id)
+
+
+async def test_an_agent_that_is_stopped_in_the_middle_of_a_switch_gives_the_lease_back_and_leaves_nothing(
+    world: World,
+) -> None:
+    world.order(b="hangs")
+    async with CountingProvider() as provider:
+        here = lease_id_for("x")
+        world.lease = Lease(provider, here, holder="me", poll=SOON)
+        async with world.running() as task:
+            await world.seen(A.id)
+            await world.until(lambda: world.asked > 0)
+            world.settings.change(activated())
+            await world.seen(A.id, f"hung {B.id}")
+            assert world.agent is not None
+            world.agent.stop()
+            assert await task == 0
+        async with asyncio.timeout(30), Lease(provider, here, holder="other", poll=SOON).hold():
+            pass
+    assert left(world) == []
+
+
+# --- beside a server that another program runs ------------------------------------------------------------------------
+
+
+async def test_beside_a_server_the_file_is_kept_up_to_date_and_stays_at_the_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveClient, "answers", always)
+    monkeypatch.setattr(ManagedOrganization, "check_signer", always)
+    world.rules = replace(world.rules, on_change=OnChange.COMMAND)
+    world.beside, calls = True, []
+
+    async def notify() -> None:
+        calls.append(json.loads(world.file.link.read_text())["currentSession"]["id"])
+
+    world.notify = notify
+    async with world.running() as task:
+        await world.until(lambda: world.asked > 0)
+        assert calls == [], "a server that has not been started yet needs not be told"
+        world.settings.change(activated())
+        await world.until(lambda: calls == [B.id])
+        await world.until(lambda: world.asked > 1)
+        assert world.agent is not None
+        world.agent.stop()
+        assert await task == 0
+    assert json.loads(world.file.link.read_text())["currentSession"]["id"] == B.id
+
+
+async def test_beside_a_server_that_runs_with_an_earlier_root_already_it_is_told_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveClient, "answers", always)
+    monkeypatch.setattr(ManagedOrganization, "check_signer", always)
+    world.file.write(to_settings(first()))
+    world.settings.document = activated()
+    world.rules = replace(world.rules, on_change=OnChange.COMMAND)
+    world.beside, calls = True, []
+
+    async def notify() -> None:
+        calls.append(json.loads(world.file.link.read_text())["currentSession"]["id"])
+
+    world.notify = notify
+    async with world.running():
+        await world.until(lambda: calls == [B.id])
+        await world.until(lambda: world.asked > 0)

@@ -1,0 +1,50 @@
+"""`goatherd history`: the events of the identity, as a table and as a timeline, with what the audit trail adds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .conftest import Goatherd
+
+
+def test_the_timeline_is_oldest_first_with_starts_and_reasons(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    here = ("--provider", store, "--audit-log", str(tmp_path / "audit.jsonl"))
+    assert goatherd("init", "--provider", store).code == 0
+    assert "no event is recorded" in goatherd("history", "--timeline", "--provider", store).out
+    assert goatherd("rotate", "--unsafe-without-nodes", *here).code == 0
+    assert goatherd("rotate", "--to", "activated", "--unsafe-without-nodes", *here).code == 0
+    assert goatherd("rotate", "--rollback", *here).code == 0
+
+    lines = goatherd("history", "--timeline", *here).out.splitlines()
+    marks = [line.split()[2:4] for line in lines if line[0].isdigit()]
+    assert marks == [["●", "rotated"], ["✕", "rolled-back"], ["▼", "now"]]
+    assert ", started by " in lines[0]
+    assert any("asked for by the operator" in line for line in lines)
+
+    events = goatherd("history", *here, "--json").json["events"]
+    assert [one["event"] for one in events] == ["rotated", "rolled-back"]
+    assert all(one["startedAt"] is not None and one["startedBy"] for one in events)
+    alone = goatherd("history", "--provider", store, "--json").json["events"]
+    assert [one["startedBy"] for one in alone] == [None, None]
+
+
+def test_a_trail_that_begins_in_the_middle_of_a_rotation_knows_its_start(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    assert goatherd("rotate", "--to", "prepared", "--unsafe-without-nodes", "--provider", store).code == 0
+    started = goatherd("show", "--provider", store, "--json").json["rotation"]["startedAt"]
+    here = ("--provider", store, "--audit-log", str(tmp_path / "audit.jsonl"))
+    assert goatherd("rotate", "--resume", "--unsafe-without-nodes", *here).code == 0
+    (event,) = goatherd("history", *here, "--json").json["events"]
+    assert event["startedAt"] == started
+
+
+def test_a_trail_that_was_changed_is_said_to_be_broken(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    trail = tmp_path / "audit.jsonl"
+    assert goatherd("init", "--provider", store).code == 0
+    assert goatherd("rotate", "--unsafe-without-nodes", "--audit-log", str(trail), "--provider", store).code == 0
+    trail.write_bytes(trail.read_bytes().replace(b'"command":"rotate"', b'"command":"rotten"', 1))
+    result = goatherd("history", "--audit-log", str(trail), "--provider", store)
+    assert "the audit trail is broken: line " in result.err
+    assert "rotated" in result.out

@@ -1,0 +1,101 @@
+"""A server that a test writes word by word, with a door in front, and one connection to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+from goatherd.door import Door, DoorLimits, TrustedSessions
+from tests.cluster.door_world import A, Standing, identity
+from tests.unit.goats import ORG
+
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+PATIENCE = 60
+
+
+class Quiet(TrustedSessions):
+    """Believes the identity only, and asks the server nothing."""
+
+    async def refresh(self) -> None:
+        pass
+
+
+@dataclass
+class Scripted:
+    """A server that a test writes word by word."""
+
+    url: str = ""
+    requests: list[bytes] = field(default_factory=list)
+    connections: int = 0
+    closed: int = 0
+
+
+@contextlib.asynccontextmanager
+async def scripted(
+    talk: Callable[[Reader, Writer, Scripted], Awaitable[None]], limits: DoorLimits | None = None
+) -> AsyncIterator[tuple[Scripted, Door]]:
+    """A scripted server with a door in front that asks nothing of its own."""
+    state = Scripted()
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        state.connections += 1
+        try:
+            await talk(reader, writer, state)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            state.closed += 1
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    state.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        trust = Quiet(org=ORG, identity=identity(A), clock=Standing())
+        async with Door(upstream=state.url, trust=trust, limits=limits, clock=trust.clock) as door:
+            yield state, door
+    finally:
+        server.close()
+
+
+async def head_of(reader: Reader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+@contextlib.asynccontextmanager
+async def line(port: int) -> AsyncIterator[tuple[Reader, Writer]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def answer_of(reader: Reader) -> tuple[int, dict[str, str], bytes]:
+    """Read one whole answer with a length."""
+    head = (await head_of(reader)).decode("latin-1")
+    fields = dict(re.findall(r"^([\w-]+): (.*)\r$", head, re.MULTILINE))
+    body = await reader.readexactly(int(fields.get("content-length", 0)))
+    return int(head.split()[1]), fields, body
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def quiet(door: Door) -> bool:
+    """Whether nothing of any request is left: no task, no connection in use."""
+    names = {task.get_name() for task in asyncio.all_tasks()}
+    status = door.status
+    return not status.requests and not names & {"request body", "answer"} and not door._server._busy
+
+
+GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"

@@ -1,0 +1,89 @@
+"""The door's own address, in place of the server's."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from goatherd.door import Door, TrustedSessions
+from goatherd.door.key_filter import script_with_server_url
+from goatherd.errors import ConfigurationError
+from tests.cluster.door_world import A, Standing, identity, world
+from tests.fakes.upstream_child import APPLICATION
+from tests.unit.goats import ORG, element
+
+from .scripted_server import Quiet
+
+
+async def test_the_server_s_own_address_becomes_the_public_one_where_one_is_given() -> None:
+    async with world() as w:
+        trust = TrustedSessions(org=ORG, identity=identity(A), clock=w.clock)
+        async with Door(upstream=w.child.url, trust=trust, clock=w.clock, public_url="https://goats.example/") as door:
+            health = await w.http.get(door.url + "/healthy")
+            assert health.headers["access-control-allow-origin"] == "https://goats.example"
+            login = await w.http.get(door.url + "/auth/temp-login", follow_redirects=False)
+            assert login.headers["location"] == "https://goats.example"
+            script = (await w.http.get(door.url + "/sub/App.js")).content
+            own = (await w.http.get(w.child.url + "/sub/app.js")).content
+            assert script == own.replace(w.child.url.encode(), b"https://goats.example", 1) != own
+            assert script.endswith(APPLICATION)
+        assert (await w.send(True, [element("/data/x")])).headers["access-control-allow-origin"] == w.child.url
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        b"",
+        b"console.log(1)\n",
+        b";\nglobalThis.GoatDBConfig = {;\n;code",
+        b";\nglobalThis.GoatDBConfig = {};\n;code",
+        b';\nglobalThis.GoatDBConfig = {"custom":{"serverURL":"http://own:1"}};\n;code',
+        b';\nglobalThis.GoatDBConfig = {"serverURL":5};\n;code',
+        b'code;\nglobalThis.GoatDBConfig = {"serverURL":"http://own:1"};\n;code',
+    ],
+)
+def test_a_script_without_goatdb_s_address_in_front_passes_byte_for_byte(script: bytes) -> None:
+    assert script_with_server_url(script, lambda _: b"https://goats.example") == script
+
+
+@pytest.mark.parametrize(
+    ("named", "public_url", "expected"),
+    [
+        (None, None, "start with --public-url"),
+        ("https://goats.example", None, "start with --public-url"),
+        ("https://[goats", None, "start with --public-url"),
+        (None, "https://goats.example", "login emails name http"),
+        ("https://goats.example", "https://goats.example", None),
+    ],
+)
+async def test_a_server_that_names_another_address_than_the_door_s_is_reported_with_the_remedy(
+    caplog: pytest.LogCaptureFixture, named: str | None, public_url: str | None, expected: str | None
+) -> None:
+    async with world() as w:
+        caplog.clear()
+        w.child.resolves_to = named
+        trust = TrustedSessions(org=ORG, identity=identity(A), clock=w.clock)
+        async with Door(upstream=w.child.url, trust=trust, clock=w.clock, public_url=public_url) as door:
+            await door._check_address()
+        found = [text for text in caplog.messages if "door.bypassed" in text]
+        assert bool(found) is (expected is not None)
+        assert all(expected in text and "domain.resolveOrg" in text for text in found if expected)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "host", "is_itself"),
+    [
+        ("http://127.0.0.1:8080", "127.0.0.1", True),
+        ("http://localhost:8080", "127.0.0.1", True),
+        ("http://localhost:8080", "0.0.0.0", True),
+        ("http://10.0.0.5:8080", "10.0.0.5", True),
+        ("http://127.0.0.1:8080", "10.0.0.5", False),
+        ("http://127.0.0.1:8081", "127.0.0.1", False),
+        ("http://goats:8080", "127.0.0.1", False),
+    ],
+)
+def test_a_door_does_not_stand_in_front_of_itself(upstream: str, host: str, is_itself: bool) -> None:
+    trust = Quiet(org=ORG, identity=identity(A), clock=Standing())
+    with pytest.raises(ConfigurationError) if is_itself else contextlib.nullcontext():
+        Door(upstream=upstream, trust=trust, host=host, port=8080)

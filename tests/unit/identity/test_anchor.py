@@ -1,0 +1,337 @@
+"""Identities with an anchor: their checks, and which documents a server follows by the anchor's word alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from goatherd.errors import IllegalStepError, MalformedIdentityError, SuccessionError, UnanchoredIdentityError
+from goatherd.identity.anchor import AnchorChange, AnchorWord, verify_change
+from goatherd.identity.document import (
+    SIZE_WARNING_BYTES,
+    IdentityDocument,
+    Phase,
+    decode_document,
+    encode_document,
+    sign_document,
+)
+from goatherd.identity.redaction import redact_document
+from goatherd.identity.revocations import Revocation
+from goatherd.identity.root_signatures import endorse_root
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.settings_json import to_settings
+from goatherd.identity.succession import TrustCheckpoint, verify_successor
+from goatherd.identity.transitions import (
+    activate_rotation,
+    cancel_rotation,
+    create_document,
+    drop_lost_anchor,
+    finalize_rotation,
+    mark_verified,
+    prepare_restore,
+    prepare_rotation,
+    prunable_roots,
+    prune_roots,
+    replace_expired,
+    revocations_to_sign,
+    revoke_root,
+    roll_back_rotation,
+    with_phase,
+)
+from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_word
+from tests.fakes.anchors import MemorySigners, OwnKey
+
+from .make import DAY, NOW, first, owned, shows_key
+
+A, B, C, THIEF = owned("a"), owned("b"), owned("c"), owned("thief")
+KMS, OTHER = "memory:kms", "memory:other"
+
+
+class World:
+    """One identity and its signers; every step returns the documents that it wrote, oldest first."""
+
+    def __init__(self) -> None:
+        self.signers = MemorySigners()
+        self.keys = AnchorKeys("localhost", self.signers.open)
+
+    async def anchored(self, root: OwnedSession = A) -> IdentityDocument:
+        key = await self.keys.open_new(KMS, session_id="anchor", now_ms=NOW)
+        endorsement = await key.introduce(root.session, NOW)
+        return create_document(
+            root, NOW, word=AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
+        )
+
+    async def word(self, document: IdentityDocument, to: OwnedSession, **choice: Any) -> AnchorWord | None:
+        return await collect_word(
+            self.keys, document, to.session, AnchorChoice(**choice), anchor_id=f"anchor-{to.id[:1]}", now_ms=NOW
+        )
+
+    async def prepare(self, document: IdentityDocument, to: OwnedSession, **choice: Any) -> IdentityDocument:
+        return prepare_rotation(
+            document,
+            to,
+            now_ms=NOW,
+            rotation_id=f"rotation-to-{to.id}",
+            started_by="alice",
+            stable_version="1",
+            word=await self.word(document, to, **choice),
+        )
+
+    async def rotate(self, document: IdentityDocument, to: OwnedSession, **choice: Any) -> list[IdentityDocument]:
+        prepared = await self.prepare(document, to, **choice)
+        published = with_phase(prepared, Phase.PUBLISHED, NOW)
+        activated = activate_rotation(published, NOW)
+        verified = mark_verified(activated, NOW)
+        return [prepared, published, activated, verified, finalize_rotation(verified, NOW)]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def follow(*documents: IdentityDocument) -> None:
+    """Let a server that uses the first document follow each of the others in turn."""
+    seen = TrustCheckpoint.from_bytes(TrustCheckpoint.from_document(documents[0]).to_bytes())
+    for document in documents[1:]:
+        verify_successor(decode_document(encode_document(document)), seen)
+        seen = TrustCheckpoint.from_document(document)
+
+
+def forge(document: IdentityDocument, by: OwnedSession, **changes: Any) -> IdentityDocument:
+    """Return what a thief of `by`'s key writes: the next generation with these changes, signed by `by`."""
+    changes.setdefault("generation", document.generation + 1)
+    forged = replace(document, current=by, rotation=None, next=None, lineage=None, **changes)
+    return decode_document(encode_document(sign_document(forged, NOW)))
+
+
+# --- the document -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_anchor_is_named_by_its_session_and_its_signer_and_nothing_else_of_it_is_in_the_document(
+    world: World,
+) -> None:
+    document = await world.anchored()
+    assert document.anchor is not None
+    assert (document.anchor.id, document.anchor.signer) == ("anchor", KMS)
+    assert decode_document(encode_document(document)) == document
+    shown = redact_document(document)
+    assert shown["anchor"]["signer"] == KMS
+    assert not shows_key(str(shown), A)
+    settings = to_settings(document)
+    assert b"memory:kms" not in settings
+    assert b'"anchor"' not in settings.replace(b'"id": "anchor"', b""), "a GoatDB server gets its public half only"
+    assert document.anchor.id not in prunable_roots(document)
+
+
+async def test_a_document_whose_root_the_anchor_has_not_endorsed_is_malformed(world: World) -> None:
+    document = await world.anchored()
+    with pytest.raises(MalformedIdentityError, match="no endorsement by the anchor"):
+        replace(document, endorsements=()).check()
+    ordinary = endorse_root(A, document.roots[-1], NOW)
+    with pytest.raises(MalformedIdentityError, match="no endorsement by the anchor"):
+        replace(document, endorsements=(ordinary,)).check()
+    with pytest.raises(MalformedIdentityError, match="anchor is not among the roots"):
+        replace(document, roots=document.roots[:1], endorsements=()).check()
+
+
+async def test_every_member_of_the_endorsing_commit_is_signed(world: World) -> None:
+    document = await world.anchored()
+    (endorsement,) = document.endorsements
+    assert endorsement.commit is not None
+    for changed in (
+        replace(endorsement.commit, ts=NOW + 1),
+        replace(endorsement.commit, org="other"),
+        replace(endorsement.commit, is_earlier=True),
+    ):
+        with pytest.raises(MalformedIdentityError, match="invalid"):
+            replace(document, endorsements=(replace(endorsement, commit=changed),)).check()
+
+
+# --- following --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_renewal_needs_one_signature_and_is_followed_at_every_step(world: World) -> None:
+    document = await world.anchored()
+    before = world.signers.signed
+    steps = await world.rotate(document, B)
+    assert world.signers.signed == before + 1
+    follow(document, *steps)
+    follow(document, steps[-1])
+    follow(document, steps[1], cancel_rotation(steps[1], NOW, reason="no"))
+    follow(document, steps[3], roll_back_rotation(steps[3], document, NOW, reason="no"))
+
+
+async def test_a_server_that_was_away_for_a_hundred_renewals_follows_by_the_anchor_s_endorsement(world: World) -> None:
+    document = await world.anchored()
+    root = owned("w100")
+    endorsement = await world.keys.open_current(document).introduce(root.session, NOW)
+    word = AnchorWord(anchor=document.anchor, session=document.anchor_session, endorsements=(endorsement,))
+    late = forge(create_document(root, NOW, word=word), root, generation=900, pruned=98)
+    verify_successor(late, document, is_pruning_believed=True)
+
+
+async def test_the_thief_of_a_working_root_can_add_no_root_and_leave_no_anchor(world: World) -> None:
+    document = await world.anchored()
+    anchor = document.anchor_session
+    assert anchor is not None
+    stolen = endorse_root(A, THIEF.session, NOW)
+    with_thief: dict[str, Any] = {
+        "roots": (*document.roots, THIEF.session),
+        "endorsements": (*document.endorsements, stolen),
+    }
+    with pytest.raises(SuccessionError):
+        follow(document, forge(document, A, **with_thief))
+    own = AnchorKey(THIEF.session, replace(document.anchor, id=THIEF.id), OwnKey(THIEF), "localhost")
+    for changes in (
+        {"anchor": None},
+        {"anchor": None, **with_thief},
+        {**with_thief, "anchor": own.record, "endorsements": (stolen, await own.introduce(A.session, NOW))},
+    ):
+        forged = forge(document, A, **changes)
+        with pytest.raises(UnanchoredIdentityError):
+            follow(document, forged)
+    with pytest.raises(SuccessionError):
+        follow(document, forge(document, THIEF, anchor=None, **with_thief))
+    follow(document, forge(document, A))
+
+
+async def test_the_thief_of_a_working_root_can_revoke_no_other_root(world: World) -> None:
+    document = await world.anchored()
+    (*_, rotated) = await world.rotate(document, B)
+    forged = revoke_root(
+        rotated, A.id, NOW, reason="", word=AnchorWord(anchor=rotated.anchor, session=rotated.anchor_session)
+    )
+    with pytest.raises(UnanchoredIdentityError, match="revoked"):
+        follow(rotated, forged)
+    proof = await world.keys.open_current(rotated).sign_revocation(A.id, NOW)
+    word = AnchorWord(anchor=rotated.anchor, session=rotated.anchor_session, proofs={A.id: proof})
+    follow(rotated, revoke_root(rotated, A.id, NOW, reason="", word=word))
+    later = replace(word, proofs={A.id: await world.keys.open_current(rotated).sign_revocation(A.id, NOW - 1)})
+    with pytest.raises(UnanchoredIdentityError, match="revoked"):
+        follow(rotated, revoke_root(rotated, A.id, NOW, reason="", word=later))
+
+
+async def test_the_thief_of_a_working_root_cannot_revoke_a_root_that_has_left_the_document(world: World) -> None:
+    document = await world.anchored()
+    (introduction,) = [one.introduction(A.session) for one in document.endorsements]
+    for to in (B, C):
+        document = (await world.rotate(document, to))[-1]
+    pruned = prune_roots(document, [A.id], NOW)
+    forged = forge(pruned, C, revoked=(Revocation(id=A.id, at=NOW, reason=""),))
+    with pytest.raises(UnanchoredIdentityError, match="revoked"):
+        verify_successor(forged, pruned, [introduction])
+    proof = await world.keys.open_current(pruned).sign_revocation(A.id, NOW)
+    signed = forge(pruned, C, revoked=(Revocation(id=A.id, at=NOW, reason="", anchor_proof=proof),))
+    verify_successor(signed, pruned, [introduction])
+
+
+async def test_a_stolen_working_root_is_revoked_with_one_signature_and_no_word_of_its_own(world: World) -> None:
+    document = await world.anchored()
+    before = world.signers.signed
+    assert revocations_to_sign(document, A.id, B) == ()
+    word = await world.word(document, B)
+    revoked = revoke_root(document, A.id, NOW, reason="stolen", successor=B, word=word)
+    assert world.signers.signed == before + 1
+    assert revoked.revoked[0].proof is None
+    assert not any(one.by == A.id for one in revoked.endorsements)
+    follow(document, revoked)
+    with pytest.raises(IllegalStepError, match="is the anchor"):
+        revoke_root(revoked, "anchor", NOW, reason="", word=word)
+    with pytest.raises(IllegalStepError, match="not endorsed"):
+        revoke_root(document, A.id, NOW, reason="stolen", successor=B)
+
+
+async def test_an_anchor_is_added_replaced_and_removed_and_each_can_be_undone_until_its_end(world: World) -> None:
+    document = first()
+    for to, choice in ((B, {"signer": KMS}), (C, {"signer": OTHER}), (owned("d"), {"is_removed": True})):
+        steps = await world.rotate(document, to, **choice)
+        follow(document, *steps)
+        follow(document, steps[-1])
+        follow(document, steps[0], cancel_rotation(steps[0], NOW, reason="no"))
+        follow(document, steps[1], cancel_rotation(steps[1], NOW, reason="no"))
+        back = roll_back_rotation(steps[3], document, NOW, reason="no")
+        assert back.anchor == document.anchor
+        follow(document, *steps[:4], back)
+        for away in (cancel_rotation(steps[0], NOW, reason="no"), cancel_rotation(steps[1], NOW, reason="no"), back):
+            follow(document, away)
+        # SECURITY: the way back is closed: the previous key signs a later document with the same statements.
+        replayed = forge(back, document.current, generation=steps[-1].generation + 1)
+        if choice != {"is_removed": True}:
+            with pytest.raises((UnanchoredIdentityError, MalformedIdentityError)):
+                follow(steps[-1], replayed)
+        document = steps[-1]
+    assert document.anchor is None
+    assert not any(change.until for change in document.anchor_changes)
+
+
+async def test_a_working_root_can_be_revoked_by_the_new_anchor_before_every_server_knows_that(world: World) -> None:
+    document = await world.anchored()
+    prepared, published, activated, verified, _ = await world.rotate(document, B, signer=OTHER)
+    for at in (activated, verified):
+        revoked = revoke_root(at, B.id, NOW, reason="stolen", successor=C, word=await world.word(at, C))
+        assert not any(one.until for one in revoked.anchor_changes)
+        for before in (document, prepared, published, at):
+            follow(before, revoked)
+    for at in (prepared, published):
+        revoked = revoke_root(at, A.id, NOW, reason="stolen", successor=C, word=await world.word(at, C))
+        assert revoked.anchor_changes == ()
+        for before in (document, prepared, at):
+            follow(before, revoked)
+
+
+async def test_a_change_of_the_anchor_covers_everything_that_it_says(world: World) -> None:
+    document = await world.anchored()
+    key: AnchorKey = world.keys.open_current(document)
+    change = await key.pass_on(B.session, NOW, is_anchor=True, until=7)
+    verify_change(change, by=key.session, subject=B.session)
+    for other in (
+        replace(change, until=8),
+        replace(change, until=None),
+        replace(change, to=None, root=B.id),
+        AnchorChange(by="anchor", to=B.id, until=7, signature=(await key.introduce(B.session, NOW)).signature),
+    ):
+        with pytest.raises(SuccessionError):
+            verify_change(other, by=key.session, subject=B.session)
+    with pytest.raises(SuccessionError):
+        verify_change(change, by=key.session, subject=replace(B.session, expiration_ms=1))
+
+
+async def test_a_lost_anchor_is_dropped_only_where_the_operator_accepts_it(world: World) -> None:
+    document = await world.anchored()
+    dropped = drop_lost_anchor(document, NOW, reason="the token is broken")
+    with pytest.raises(UnanchoredIdentityError):
+        follow(document, dropped)
+    accepted = TrustCheckpoint.from_document(dropped)
+    assert accepted.anchor is None
+    follow(dropped, *await world.rotate(dropped, B, signer=OTHER))
+    with pytest.raises(IllegalStepError):
+        drop_lost_anchor(dropped, NOW, reason="")
+
+
+async def test_an_expired_working_root_is_replaced_by_the_anchor_s_word(world: World) -> None:
+    document = await world.anchored()
+    late = NOW + 31 * DAY
+    successor = owned("new", days=60)
+    with pytest.raises(IllegalStepError, match="not endorsed"):
+        replace_expired(document, successor, late, rotation_id="r")
+    word = await world.word(document, successor)
+    follow(document, replace_expired(document, successor, late, rotation_id="r", word=word))
+
+
+async def test_a_root_from_before_the_anchor_cannot_be_restored(world: World) -> None:
+    (*_, document) = await world.rotate(first(), B, signer=KMS)
+    with pytest.raises(IllegalStepError, match="before the identity had the anchor"):
+        prepare_restore(document, A, now_ms=NOW, rotation_id="r", started_by="", stable_version="1")
+    (*_, renewed) = await world.rotate(document, C)
+    restoring = prepare_restore(renewed, B, now_ms=NOW, rotation_id="r", started_by="", stable_version="1")
+    follow(renewed, restoring)
+
+
+async def test_the_document_stays_below_10_kb_with_three_previous_roots_and_a_former_anchor(world: World) -> None:
+    (*_, document) = await world.rotate(await world.anchored(), B)
+    (*_, document) = await world.rotate(document, C, signer=OTHER)
+    (*_, document) = await world.rotate(document, owned("d"))
+    assert len(encode_document(document)) < SIZE_WARNING_BYTES

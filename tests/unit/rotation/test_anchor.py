@@ -1,0 +1,282 @@
+"""Rotations of an identity with an anchor: how often the anchor signs, and what a signer that fails can stop."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from goatherd.crypto import PublicKey
+from goatherd.errors import (
+    IllegalStepError,
+    LifetimeError,
+    NotRestorableError,
+    RotationBusyError,
+    SignerInvalidSignatureError,
+    SignerUnavailableError,
+    UntrustedRootError,
+)
+from goatherd.identity.document import SIZE_WARNING_BYTES, Phase, encode_document
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.session_commits import introduction_id
+from goatherd.revocation.revoker import Revoker
+from goatherd.rotation import Outcome, Policy, Rotator
+from goatherd.rotation.anchor_keys import AnchorChoice
+from goatherd.rotation.cross_signing import make_session_commit
+from goatherd.rotation.obstacles import ObstacleKind
+from goatherd.rotation.replacement import Replacer
+from goatherd.times import milliseconds
+from goatherd.wire.commit import Commit
+from tests.fakes.anchors import MemorySigners
+from tests.fakes.herd import ORG, SESSIONS, Herd
+from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
+
+KMS, OTHER = "memory:kms", "memory:other"
+GRACE = timedelta(days=1)
+
+
+@pytest.fixture
+def signers() -> MemorySigners:
+    return MemorySigners()
+
+
+def rotator(herd: Herd, signers: MemorySigners, **options: Any) -> Rotator:
+    return rotator_for(herd, open_signer=signers.open, policy=options.pop("policy", POLICY), **options)
+
+
+async def anchored(make_herd: MakeHerd, signers: MemorySigners, *, policy: Policy = POLICY, **options: Any) -> Herd:
+    herd = await make_herd(**options)
+    await rotator(herd, signers, policy=policy).rotate(anchor=AnchorChoice(signer=KMS))
+    return herd
+
+
+@pytest.mark.slow
+async def test_an_anchor_is_added_renews_is_replaced_and_removed_while_the_cluster_serves(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    policy = replace(POLICY, working_lifetime=timedelta(days=46))
+    herd = await make_herd(nodes=2, clients=1, agented=[1], refresh_interval=timedelta(seconds=5))
+    none, spent = AnchorChoice(), list[int]()
+    for choice in (none, AnchorChoice(signer=KMS), none, none, none, AnchorChoice(signer=OTHER), none):
+        before = signers.signed
+        await rotator(herd, signers, policy=policy).rotate(anchor=choice)
+        document = await check_steady(herd)
+        spent.append(signers.signed - before)
+        assert len(encode_document(document)) < SIZE_WARNING_BYTES
+    assert spent == [0, 3, 2, 1, 1, 6, 1], "the third also introduces the first root, which leaves the document"
+    assert document.pruned >= 3
+    known = set(herd.nodes[0].pool.root_ids)
+    herd.nodes[0].restart()
+    assert set(herd.nodes[0].pool.root_ids) == known, "a node trusts every earlier root by its log alone"
+    assert len(known) == 1 + 7 + 2
+    await rotator(herd, signers, policy=policy).rotate(anchor=AnchorChoice(is_removed=True))
+    assert (await check_steady(herd)).anchor is None
+    assert herd.refused == 0
+    now_ms = herd.clock.now_ms()
+    newcomer = herd.new_client_pool(herd.nodes[1].pool.public_roots(now_ms))
+    assert all(newcomer.get_root(one.id) for one in herd.nodes[0].pool.roots)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", [AnchorChoice(signer=OTHER), AnchorChoice(is_removed=True)])
+async def test_a_signer_that_fails_stops_a_rotation_before_it_begins_and_none_that_has_begun(
+    make_herd: MakeHerd, signers: MemorySigners, choice: AnchorChoice
+) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=1)
+    before = await document_of(herd)
+    for uri in (KMS, OTHER) if choice.signer else (KMS,):
+        signers[uri].is_down = True
+        with pytest.raises(SignerUnavailableError):
+            await rotator(herd, signers).rotate(anchor=choice)
+        signers[uri].is_down, signers[uri].is_wrong = False, True
+        with pytest.raises(SignerInvalidSignatureError):
+            await rotator(herd, signers).rotate(anchor=choice)
+        signers[uri].is_wrong = False
+        assert await document_of(herd) == before
+    await rotator(herd, signers).rotate(anchor=choice, to_phase=Phase.PREPARED)
+    signers[KMS].is_down = signers[OTHER].is_down = True
+    assert (await rotator(herd, signers).resume()).outcome is Outcome.ROTATED
+    await check_steady(herd)
+    assert herd.refused == 0
+
+
+@pytest.mark.slow
+async def test_a_changed_anchor_is_rolled_back_without_any_signer(make_herd: MakeHerd, signers: MemorySigners) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=1)
+    before = await document_of(herd)
+    for choice in (AnchorChoice(signer=OTHER), AnchorChoice(is_removed=True)):
+        await rotator(herd, signers).rotate(anchor=choice, to_phase=Phase.ACTIVATED)
+        signers[KMS].is_down = signers[OTHER].is_down = True
+        await rotator(herd, signers).abandon()
+        document = await check_steady(herd)
+        assert (document.anchor, document.current) == (before.anchor, before.current)
+        signers[KMS].is_down = signers[OTHER].is_down = False
+    await rotator(herd, signers).rotate()
+    await check_steady(herd)
+
+
+async def test_the_next_root_of_a_cancelled_change_of_the_anchor_leaves_the_document_by_the_anchor_s_word(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=1)
+    await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=OTHER), to_phase=Phase.PUBLISHED)
+    following = (await document_of(herd)).next
+    assert following is not None
+    await rotator(herd, signers).abandon()
+    for _ in range(2):
+        await rotator(herd, signers).rotate()
+    document = await check_steady(herd)
+    assert document.find_root(following.id) is None
+    assert following.id in herd.nodes[0].pool.root_ids
+
+
+@pytest.mark.parametrize(
+    ("slow", "quick"),
+    [
+        (AnchorChoice(), AnchorChoice(signer=OTHER)),
+        (AnchorChoice(signer=OTHER), AnchorChoice()),
+        (AnchorChoice(is_removed=True), AnchorChoice(signer=OTHER)),
+    ],
+)
+async def test_of_two_operators_who_rotate_at_once_with_an_anchor_one_is_told_that_the_other_is_at_it(
+    make_herd: MakeHerd, signers: MemorySigners, slow: AnchorChoice, quick: AnchorChoice
+) -> None:
+    """The signer of one answers only after the other has written, so it signs for a document that was replaced."""
+    herd = await anchored(make_herd, signers, nodes=1, clients=1)
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    class Held:
+        def __init__(self, uri: str, pinned: PublicKey | None) -> None:
+            self._signer = signers.open(uri, pinned)
+            self.public_key, self.aclose = self._signer.public_key, self._signer.aclose
+
+        async def sign(self, text: bytes) -> bytes:
+            asked.set()
+            await may_answer.wait()
+            return await self._signer.sign(text)
+
+    late = asyncio.create_task(rotator_for(herd, open_signer=Held, policy=POLICY).rotate(anchor=slow))
+    await asked.wait()
+    await rotator(herd, signers).rotate(anchor=quick, to_phase=Phase.PUBLISHED)
+    prepared = await document_of(herd)
+    may_answer.set()
+    with pytest.raises(RotationBusyError):
+        await late
+    assert await document_of(herd) == prepared
+    await rotator(herd, signers).resume()
+    anchor = (await check_steady(herd)).anchor
+    assert anchor is not None
+    assert anchor.signer == (quick.signer or KMS)
+    assert herd.refused == 0
+
+
+async def test_a_plan_says_that_the_anchor_cannot_sign(make_herd: MakeHerd, signers: MemorySigners) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=0)
+    assert (await rotator(herd, signers).plan()).obstacles == ()
+    signers[KMS].is_down = True
+    (obstacle,) = (await rotator(herd, signers).plan()).obstacles
+    assert "the anchor cannot sign" in obstacle
+    assert "memory" in obstacle
+    (found,) = (await rotator(herd, signers).survey()).obstacles
+    assert found.kind is ObstacleKind.ANCHOR
+    signers[KMS].is_down, signers[OTHER].is_wrong = False, True
+    (other,) = (await rotator(herd, signers).plan(anchor=AnchorChoice(signer=OTHER))).obstacles
+    assert "invalid" in other or "does not match" in other
+
+
+async def test_nodes_refuse_a_root_that_a_working_root_introduces(make_herd: MakeHerd, signers: MemorySigners) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=1)
+    document = await document_of(herd)
+    thief = OwnedSession.generate(session_id="thief", owner=ROOT_OWNER, now_ms=herd.clock.now_ms())
+    raw = make_session_commit(
+        thief.session,
+        signer=document.current,
+        commit_id=introduction_id("thief"),
+        ts=herd.clock.now_ms(),
+        org=ORG,
+    )
+    pool = herd.nodes[0].pool
+    with pytest.raises(UntrustedRootError, match="working root"):
+        pool.verify_commit(Commit.from_json(raw, org=ORG))
+    pool.offer_session_commits([Commit.from_json(raw, org=ORG)])
+    assert "thief" not in pool.root_ids
+    await herd.nodes[0].push(SESSIONS, [raw], document.current)
+    assert not herd.nodes[0].holds(SESSIONS, introduction_id("thief"))
+
+
+async def test_a_working_root_lives_thirty_days_and_longer_beside_an_unmodified_server(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=0)
+    left = (await document_of(herd)).current.session.expiration_ms - herd.clock.now_ms()
+    assert timedelta(days=29) < timedelta(milliseconds=left) <= timedelta(days=30)
+    unmodified = await make_herd_again(make_herd, herd)
+    with pytest.raises(LifetimeError, match="45d") as caught:
+        await rotator(unmodified, signers).rotate()
+    assert "--working-lifetime" in caught.value.hint
+
+
+async def make_herd_again(make_herd: MakeHerd, herd: Herd) -> Herd:
+    return Herd(herd.provider, await document_of(herd), clock=herd.clock, nodes=1, unmodified=[0])
+
+
+async def test_a_stolen_working_root_is_revoked_with_one_signature(make_herd: MakeHerd, signers: MemorySigners) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=0)
+    stolen = (await document_of(herd)).current.id
+    revoker = Revoker(
+        herd.provider,
+        herd.secret_id,
+        (),
+        policy=OWN_CLOCK,
+        clock=herd.clock,
+        open_signer=signers.open,
+    )
+    signers[KMS].is_down = True
+    with pytest.raises(SignerUnavailableError):
+        await revoker.revoke(stolen, reason="stolen")
+    assert (await document_of(herd)).revoked == ()
+    signers[KMS].is_down, before = False, signers.signed
+    report = await revoker.revoke(stolen, reason="stolen")
+    assert signers.signed == before + 1
+    assert report.has_proof
+    await herd.nodes[0].look()
+    assert herd.nodes[0].refusal is None
+    assert stolen not in herd.nodes[0].pool.root_ids
+    anchor = (await document_of(herd)).anchor
+    assert anchor is not None
+    with pytest.raises(IllegalStepError, match="is the anchor"):
+        await revoker.revoke(anchor.id, reason="stolen")
+
+
+async def test_an_expired_working_root_is_replaced_by_one_signature_of_the_anchor(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    herd = await anchored(make_herd, signers, nodes=2, clients=0)
+    herd.clock.turn(timedelta(days=31))
+    before = signers.signed
+    replacer = Replacer(
+        herd.provider, herd.secret_id, herd.nodes, policy=OWN_CLOCK, clock=herd.clock, open_signer=signers.open
+    )
+    report = await replacer.replace()
+    assert report.is_complete
+    assert signers.signed == before + 1
+    left = (await document_of(herd)).current.session.expiration_ms - herd.clock.now_ms()
+    assert left <= milliseconds(timedelta(days=30))
+
+
+@pytest.mark.slow
+async def test_restore_returns_to_a_working_root_and_to_no_other(make_herd: MakeHerd, signers: MemorySigners) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    ordinary = (await document_of(herd)).current.id
+    await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=KMS))
+    with pytest.raises(NotRestorableError, match="has not endorsed"):
+        await rotator(herd, signers).restore(ordinary)
+    working = (await document_of(herd)).current.id
+    await rotator(herd, signers).rotate()
+    before = signers.signed
+    await rotator(herd, signers).restore()
+    assert (await check_steady(herd)).current.id == working
+    assert signers.signed == before
