@@ -31,6 +31,7 @@ RULES = {
     "bounded": "a node goes on to no generation that no rotation can have led to",
     "anchored": "a node that knows an anchor follows no root, anchor or revocation that a working root alone has named",
     "signed first": "no run begins a rotation without every signature of the anchor that it needs",
+    "no signer": "no node needs a signer of an anchor, and a run needs one only to begin a rotation",
     "signed over": "no run signs what was altered without the key, once a signed document was stored",
     "went back": "no run begins while a listed node has used a later state than the store holds, or another one",
     "lost write": "a committed write is never lost",

@@ -15,6 +15,7 @@ from unittest.mock import patch
 from goatherd.rotation import machine
 from goatherd.rotation.machine import Evidence, Goal, Intent, NodeView, Observation, Phase, Step
 
+from .anchors import Choice
 from .configurations import BACK, CHOICES, EMERGENCY, EVERYTHING, RESTORED, UNATTENDED
 from .decisions import NEVER
 from .explorer import Exploration, explore
@@ -64,6 +65,7 @@ LEFT_OUT = Options(
 )
 ALTERED = Options(nodes=1, operators=1, alters=tuple(Alteration))
 ANCHORED = Options(nodes=1, operators=1, choices=CHOICES, has_anchor=True, mutes=True)
+RENEWED = Options(nodes=1, operators=1, rotations=2, has_anchor=True, mutes=True, goals=BACK)
 THIEF = replace(ANCHORED, mutes=False, liveness=False)
 RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
 
@@ -504,7 +506,32 @@ MUTANTS = (
         breaks="steady",
         options=ANCHORED,
         removed=Removed(parts=frozenset({"no later signature"})),
+        allowed=frozenset({"ends", "no signer"}),
+    ),
+    Mutant(
+        name="asking the anchor again to go on, and not to cancel or roll back",
+        breaks="no signer",
+        options=ANCHORED,
+        removed=Removed(parts=frozenset({"no signature to go on"})),
         allowed=frozenset({"ends"}),
+    ),
+    Mutant(
+        name="a node that follows a document only while a signer answers",
+        breaks="no signer",
+        options=ANCHORED,
+        removed=Removed(parts=frozenset({"nodes ask no signer"})),
+    ),
+    Mutant(
+        name="a restore that asks the anchor to sign",
+        breaks="no signer",
+        options=RENEWED,
+        removed=Removed(parts=frozenset({"no signature for a restore"})),
+    ),
+    Mutant(
+        name="a restore of a root that the anchor has not endorsed",
+        breaks="signed first",
+        options=replace(RENEWED, has_anchor=False, mutes=False, choices=(Choice.KEEP, Choice.SET)),
+        removed=Removed(parts=frozenset({"endorsed to sign again"})),
     ),
     Mutant(
         name="a new anchor that signs no way back",
@@ -530,6 +557,12 @@ MUTANTS = (
         breaks="anchored",
         options=replace(THIEF, thefts=(Theft.ANCHOR, Theft.REMOVAL)),
         removed=Removed(parts=frozenset({"anchor"})),
+    ),
+    Mutant(
+        name="a node that follows another anchor because the document names it",
+        breaks="anchored",
+        options=replace(THIEF, thefts=(Theft.ANCHOR,)),
+        removed=Removed(parts=frozenset({"change of the anchor"})),
     ),
     Mutant(
         name="a node for which the word of a working root counts",

@@ -253,7 +253,9 @@ def prepared(
     pair = (document.current, target)
     endorsed = document.endorsed if pair in document.endorsed else (*document.endorsed, pair)
     anchored, new = document.anchored, 0
-    if anchored is not None and (anchored.anchor, choice) != (NO_ANCHOR, Choice.KEEP):
+    if document.anchor != NO_ANCHOR and restored != NONE:
+        endorsed = document.endorsed  # the anchor's endorsement of before counts
+    elif anchored is not None and (anchored.anchor, choice) != (NO_ANCHOR, Choice.KEEP):
         anchored, endorsed = with_word(
             anchored,
             document.endorsed,
@@ -274,10 +276,30 @@ def prepared(
         origin=document.current,
         rollback=version,
         endorsed=endorsed,
-        anchored=anchored,
+        anchored=None if anchored is None else anchored.at(document.generation + 1),
         base=version,
         pruned=document.pruned & ~(1 << target),
     )
+
+
+def may_sign(document: Document, root: int, anchor: int) -> bool:
+    """Whether an anchor has endorsed a root to sign (`IdentityDocument.is_endorsed_to_sign`)."""
+    earlier = frozenset[tuple[int, int]]() if document.anchored is None else document.anchored.earlier
+    return (anchor, root) in document.endorsed and (anchor, root) not in earlier
+
+
+def is_signed_first(document: Document) -> bool:
+    """Whether a prepared document holds the endorsement by which its next root may sign under the anchor."""
+    authority = NO_ANCHOR if document.anchored is None else document.anchored.next
+    return authority == NO_ANCHOR or may_sign(document, document.target, authority)
+
+
+def may_sign_again(document: Document, root: int) -> bool:
+    """Whether the anchor lets an earlier root sign again (`goatherd.identity.transitions.may_sign_again`)."""
+    if document.anchor == NO_ANCHOR:
+        return True
+    introduced_by = next((by for by, of in document.endorsed if of == root and by > INTRUDER), NONE)
+    return introduced_by == document.anchor and may_sign(document, root, document.anchor)
 
 
 def advanced(document: Document, version: int, step: Step, rolled_back_to: Document | None = None) -> Document:
@@ -341,8 +363,8 @@ def _anchored_after(anchored: Anchoring, document: Document, step: Step, rolled_
 def revoked(document: Document, version: int, fresh: int) -> Document:
     """Return the document in which the anchor has replaced the stolen working root by a fresh one (`revoke_root`)."""
     assert document.anchored is not None
-    stolen = 1 << document.current | (0 if document.next == NONE else 1 << document.next)
-    gone = document.revoked | stolen
+    is_next_fresh = document.next != NONE and document.target == document.rotation
+    gone = document.revoked | 1 << document.current | (1 << document.next if is_next_fresh else 0)
     is_over = document.phase in (Phase.ACTIVATED, Phase.VERIFIED)
     anchored = document.anchored.finalized() if is_over else document.anchored.cancelled(document.target)
     return document._replace(
@@ -503,6 +525,7 @@ def follows_anchor(
     *,
     anchors_only: bool = True,
     limits: bool = True,
+    is_named_enough: bool = False,
 ) -> bool:
     """The same for a node that knows an anchor, whose word alone counts.
 
@@ -510,13 +533,17 @@ def follows_anchor(
         new, held, links: As above.
         anchors_only: Whether the word of a working root counts for no other root.
         limits: Whether a statement that ends the anchor's role counts only as long as it says.
+        is_named_enough: Whether the anchor that the document names counts, although the known one has not signed that.
     """
     anchored = new.anchored or Anchoring()
     if not anchored.is_whole:
         return False
     generation = new.generation if limits else 0
     anchors, released = find_anchors(anchored, held.anchor, new.roots & ~new.revoked, generation)
-    by_anchor = _reachable(new, held.roots, links, leaders=anchors if anchors_only else -1)
+    if is_named_enough and new.anchor != NO_ANCHOR:
+        anchors |= 1 << new.anchor
+    known = held.roots | (anchors if is_named_enough else 0)
+    by_anchor = _reachable(new, known, links, leaders=anchors if anchors_only else -1)
     if new.anchor != NO_ANCHOR:
         if not anchors >> new.anchor & 1:
             return False

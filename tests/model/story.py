@@ -114,6 +114,8 @@ class _Teller:
             case "crossed":
                 origin = NAMES[store.origin_of(about[0])]
                 return f"The introduction of {origin} by {NAMES[target]} reaches {who.lower()}, which takes it."
+            case "waits":
+                return f"{who} does not take version {about[1]}, because no signer answers."
             case "earlier":
                 root, signer = (NAMES[one] for one in about)
                 return f"The introduction of {root} by {signer} reaches {who.lower()}, which takes it."
@@ -140,6 +142,8 @@ class _Teller:
                 version, shown, action = about
                 seen = f"version {version} ({_content(before, version)}){self._shown(before, version, shown)}"
                 return f"{who} sees {seen}: {_decision(action)}."
+            case "waits":
+                return f"{who} cannot go on, because no signer answers."
         suffix = {"acts": "", "acts and crashes": " and crashes", "acts unknowingly": "; the reply is lost"}[kind]
         return f"{who} {_deed(before, after, about[0])}{suffix}."
 

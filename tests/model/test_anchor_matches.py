@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from itertools import chain, combinations
 
 import pytest
 
-from goatherd.errors import GenerationError, SuccessionError
+from goatherd.errors import GenerationError, IllegalStepError, NotRestorableError, SuccessionError
 from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorChange, AnchorWord
 from goatherd.identity.document import (
@@ -25,8 +27,9 @@ from goatherd.identity.root_signatures import Endorsement, endorse_root
 from goatherd.identity.session import Session
 from goatherd.identity.succession import verify_successor
 from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_word
-from goatherd.rotation.cross_signing import make_introductions
+from goatherd.rotation.cross_signing import expected_introductions, make_introductions
 from goatherd.rotation.machine import STEPS, Step
+from goatherd.rotation.restorable import choose_root
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from tests.fakes.anchors import MemorySigners
@@ -34,7 +37,21 @@ from tests.fakes.anchors import MemorySigners
 from .anchors import NO_ANCHOR, Anchoring, Change, Choice
 from .settings import Options
 from .state import Node
-from .store import ANCHORED, FIRST, NAMES, Document, Store, Theft, advanced, bits, prepared, revoked, stolen
+from .store import (
+    ANCHORED,
+    FIRST,
+    INTRUDER,
+    NAMES,
+    Document,
+    Store,
+    Theft,
+    advanced,
+    bits,
+    may_sign_again,
+    prepared,
+    revoked,
+    stolen,
+)
 from .test_model_matches import NOW, ORG, Pair, compare_documents, named, root
 from .world import World, knows_introducer
 
@@ -130,6 +147,46 @@ def histories(name: str) -> tuple[tuple[Pair, ...], ...]:
     return (start, *ways)
 
 
+@cache
+def restorations(name: str) -> tuple[tuple[Pair, ...], ...]:
+    """Every way that the documents of a restore can take after one of `histories`."""
+
+    def walk(history: tuple[Pair, ...]) -> Iterator[tuple[Pair, ...]]:
+        yield history
+        for before, step in STEPS:
+            if before is history[-1][1].phase and step not in (Step.PREPARE, Step.PRUNE):
+                yield from walk(followed(history, step))
+
+    begun = [
+        restored(history, earlier)
+        for history in histories(name)
+        for earlier in earlier_roots(history[-1][1])
+        if may_sign_again(history[-1][1], earlier)
+    ]
+    return tuple(way for one in begun for way in walk(one))
+
+
+def earlier_roots(document: Document) -> list[int]:
+    """Return the roots that an operator may name to a restore."""
+    is_steady = document.phase is Phase.STEADY
+    return [one for one in bits(document.roots & ~(1 << document.current)) if one < INTRUDER and is_steady]
+
+
+def restored(history: tuple[Pair, ...], earlier: int) -> tuple[Pair, ...]:
+    """Prepare a restore in the real code and in the model."""
+    real, abstract = history[-1]
+    version, number = len(history) - 1, 1 + max(document.rotation for _, document in history)
+    after = transitions.prepare_restore(
+        real,
+        root(NAMES[earlier]),
+        now_ms=NOW,
+        rotation_id=f"rotation-{number}",
+        started_by="",
+        stable_version=str(version),
+    )
+    return (*history, (after, prepared(abstract, version, number, earlier)))
+
+
 def as_change(change: AnchorChange) -> Change:
     numbers = {name: number for number, name in enumerate(NAMES)}
     return Change(
@@ -145,6 +202,65 @@ def test_documents_change_as_the_real_ones_do(name: str) -> None:
     assert len(histories(name)) > 15
     for history in histories(name):
         compare_anchored(*history[-1])
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_documents_of_a_restore_change_as_the_real_ones_do(name: str) -> None:
+    assert len(restorations(name)) > 30
+    for history in restorations(name):
+        compare_anchored(*history[-1])
+
+
+def test_both_or_neither_let_an_earlier_root_sign_again() -> None:
+    answers = set()
+    for history in [one for name in HISTORIES for one in histories(name)]:
+        real, abstract = history[-1]
+        for earlier in earlier_roots(abstract):
+            is_allowed = may_sign_again(abstract, earlier)
+            assert transitions.may_sign_again(real, NAMES[earlier]) is is_allowed
+            with nullcontext() if is_allowed else pytest.raises(NotRestorableError):
+                choose_root(real, NAMES[earlier], NOW)
+            with nullcontext() if is_allowed else pytest.raises(IllegalStepError):
+                restored(history, earlier)
+            answers.add(is_allowed)
+    assert answers == {True, False}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_a_node_follows_a_restore_as_the_real_one_does(name: str) -> None:
+    answers = set()
+    for history in restorations(name):
+        new, new_model = history[-1]
+        for held, held_model in history[:-1]:
+            is_taken = does_follow(new, held)
+            assert WORLD.takes(new_model, held_model) is is_taken
+            answers.add(is_taken)
+    assert True in answers
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_the_model_takes_the_introductions_for_proof_that_the_real_code_takes(name: str) -> None:
+    answers = set()
+    for history in (*histories(name), *restorations(name)):
+        real, abstract = history[-1]
+        if abstract.phase is not Phase.PUBLISHED:
+            continue
+        pushed = {
+            document.rotation: [one for push in make_introductions(before, org=ORG) for one in push]
+            for before, document in history
+            if document.phase is Phase.PUBLISHED
+        }
+        store = Store(docs=tuple(document for _, document in history), heads=(len(history) - 1,), stable=0)
+        for held in chain.from_iterable(combinations(pushed, count) for count in range(len(pushed) + 1)):
+            commits = {str(one["id"]): one for rotation in reversed(held) for one in pushed[rotation]}
+            is_shown = any(
+                one.commit_id in commits and one.matches(commits[one.commit_id], org=ORG)
+                for one in expected_introductions(real)
+            )
+            node = Node(version=len(history) - 1, introductions=sum(1 << rotation for rotation in held))
+            assert WORLD.sight(store, abstract, node).holds is is_shown
+            answers.add(is_shown)
+    assert answers == {True, False}
 
 
 def compare_anchored(real: IdentityDocument, abstract: Document) -> None:
@@ -183,7 +299,7 @@ def test_a_node_takes_what_the_real_one_takes(name: str) -> None:
 @pytest.mark.parametrize("name", HISTORIES)
 def test_a_revocation_by_the_anchor_is_what_the_real_one_is_and_every_node_follows_it(name: str) -> None:
     compared = 0
-    for history in histories(name):
+    for history in (*histories(name), *restorations(name)):
         real, abstract = history[-1]
         if abstract.anchor == NO_ANCHOR:
             continue
@@ -244,7 +360,7 @@ def forged(history: tuple[Pair, ...], new: Document) -> IdentityDocument:
 @pytest.mark.parametrize("how", list(Theft))
 def test_both_or_neither_follow_what_a_thief_of_a_working_root_writes(how: Theft) -> None:
     answers = set()
-    for history in [one for name in HISTORIES for one in histories(name)]:
+    for history in [one for name in HISTORIES for one in (*histories(name), *restorations(name))]:
         store = Store(docs=tuple(document for _, document in history), heads=(len(history) - 1,), stable=0)
         new_model = stolen(store, how)
         if new_model is None:
@@ -262,7 +378,7 @@ def test_both_or_neither_follow_what_a_thief_of_a_working_root_writes(how: Theft
 @pytest.mark.parametrize("name", HISTORIES)
 def test_a_node_trusts_the_roots_that_the_real_pool_trusts_once_the_next_root_is_introduced(name: str) -> None:
     compared = 0
-    for history in histories(name):
+    for history in (*histories(name), *restorations(name)):
         real, abstract = history[-1]
         if abstract.phase is not Phase.PUBLISHED:
             continue
@@ -275,7 +391,9 @@ def test_a_node_trusts_the_roots_that_the_real_pool_trusts_once_the_next_root_is
             node = Node(version=at, introductions=1 << abstract.rotation)
             if knows_introducer(store, held_model, abstract.rotation):
                 assert set(pool.root_ids) == named(WORLD.trusted(store, node))
-            else:
-                assert NAMES[abstract.target] not in pool.root_ids
+            else:  # it takes the introduction of the next anchor alone
+                anchor = (abstract.anchored or Anchoring()).next
+                trusted = WORLD.trusted(store, node._replace(introductions=0))
+                assert set(pool.root_ids) == named(trusted | (0 if anchor == NO_ANCHOR else 1 << anchor))
             compared += 1
     assert compared >= 4

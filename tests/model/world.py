@@ -46,7 +46,7 @@ from goatherd.rotation.machine import (
     Wait,
 )
 
-from .anchors import NO_ANCHOR, Choice, asked_to_sign
+from .anchors import NO_ANCHOR, Anchoring, Choice, asked_to_sign
 from .decisions import Decisions, Sight, unanswered
 from .settings import Options, Removed
 from .state import (
@@ -86,7 +86,9 @@ from .store import (
     follows,
     follows_anchor,
     is_revocation_signed,
+    is_signed_first,
     lost_roots,
+    may_sign_again,
     prepared,
     pruned,
     revoked,
@@ -192,6 +194,10 @@ class World:
             changes = list(self._changes(store, node, sent))
             if dead < self.options.deaths:
                 changes.append((node._replace(is_dead=True), None, ("dies",)))
+            if store.is_mute:
+                answering = store._replace(is_mute=False)
+                waits = [one for one in self._changes(answering, node, sent) if one not in changes]
+                changes += [(node, "no signer", ("waits", *what)) for _, _, what in waits]
             for after, broken, what in changes:
                 if after == node and broken is None:
                     continue
@@ -209,6 +215,8 @@ class World:
             if version != node.version and self.takes(
                 new, held, self.links(store, node), outlived=tuple(pairs(node.earlier)), is_grown=is_grown
             ):
+                if self._needs_signer(store, held) and "nodes ask no signer" in self.removed.parts:
+                    continue
                 broken = self._harm_of(store, new, node.version, is_grown=is_grown)
                 yield node._replace(version=version), broken, ("takes", version)
             if self.options.forgets and (version != node.version or node.unbelieved):
@@ -298,8 +306,14 @@ class World:
         if new.anchored is not None and held.anchor != NO_ANCHOR and "anchor" not in removed:
             if "signed revocations" not in removed and not is_revocation_signed(new, held):
                 return False
-            is_strict, is_limited = "word of working roots" not in removed, "end of the way back" not in removed
-            return follows_anchor(new, held, links, anchors_only=is_strict, limits=is_limited)
+            return follows_anchor(
+                new,
+                held,
+                links,
+                anchors_only="word of working roots" not in removed,
+                limits="end of the way back" not in removed,
+                is_named_enough="change of the anchor" in removed,
+            )
         return "succession" in removed or follows(new._replace(anchored=None), held._replace(anchored=None), links)
 
     def trusted(self, store: Store, node: Node) -> int:
@@ -330,7 +344,8 @@ class World:
             key = (store_number, -1 if is_apart else nodes, run)
             found = self._of_run.get(key)
             if found is None:
-                found = self._of_run[key] = tuple(dict.fromkeys(self._run_moves(store_number, nodes, run)))
+                moves = [*self._run_moves(store_number, nodes, run), *self._waits(store_number, nodes, run)]
+                found = self._of_run[key] = tuple(dict.fromkeys(moves))
             others = list(runs)
             others.remove(run)
             for store, after, sent, broken, what in found:
@@ -401,6 +416,24 @@ class World:
             if self.options.stale_reads and end is not None:
                 yield number, end._replace(highest=run.highest), 0, broken, ("acts unknowingly", run.pending)
 
+    def _waits(self, store_number: int, nodes: int, run: Run | None) -> Iterator[tuple[Any, ...]]:
+        """Yield, as a run's move, what it could do if a signer answered, and cannot do because none does.
+
+        Only to begin a rotation may a run need a signer.
+        """
+        store: Store = self.stores.values[store_number]
+        if not store.is_mute or run is None or (run.pending is not None and run.pending[0] == "prepare"):
+            return
+
+        def moves(at: int) -> list[tuple[Any, ...]]:
+            found = self._run_moves(at, nodes, run)
+            return [(self.stores.values[after]._replace(is_mute=False), *rest) for after, *rest in found]
+
+        possible = set(moves(store_number))
+        for move in moves(self.stores.number(store._replace(is_mute=False))):
+            if move not in possible:
+                yield store_number, run, 0, "no signer", ("waits", *move[-1])
+
     def _contradicts(self, store: Store, version: int, node: Node) -> bool:
         """Whether a listed node has used a later state than a version of the store, or another one."""
         return node.is_listed and not node.is_dead and not store.is_grown(version, node.version)
@@ -416,8 +449,11 @@ class World:
                             yield Run(goal, document.current, highest=highest, choice=choice), version
                 elif goal is Goal.RESTORE:
                     others = document.roots | document.pruned if document.phase is Phase.STEADY else 0
-                    others &= ~(1 << document.current)
+                    others &= ~(1 << document.current | document.revoked)
                     for root in bits(others):
+                        is_endorsed = may_sign_again(document, root)
+                        if not is_endorsed and "endorsed to sign again" not in self.removed.parts:
+                            continue  # it says so, and ends
                         yield Run(goal, document.current, highest=highest, aim=root), version
                 else:
                     bound = 0 if goal is Goal.RETIRE else document.rotation
@@ -551,7 +587,7 @@ class World:
     def _acts(self, store: Store, run: Run) -> Iterator[tuple[Store, Run | None, str | None]]:
         """Yield (store, run, broken rule) after the effect of what the run has decided; nothing where it cannot be."""
         assert run.pending is not None
-        kind, looking = run.pending[0], run._replace(pending=None)
+        kind, looking, removed = run.pending[0], run._replace(pending=None), self.removed.parts
         if kind == "label":
             _, version, expected = run.pending
             if (store.stable == expected or "label" in self.removed.blind) and not store.gone >> version & 1:
@@ -574,18 +610,21 @@ class World:
         if kind in ("prepare", "restore"):
             rotation = store.prepared + 1
             restored = NONE if kind == "prepare" else run.pending[2]
-            if kind == "restore" and not self._holds_key(store, restored):
+            is_restorable = kind == "prepare" or self._is_restorable(store, document, restored)
+            if not is_restorable or (self._needs_signer(store, document) and "no signature for a restore" in removed):
                 yield store, None, None  # it says so, and ends
                 return
             if rotation <= self.options.rotations:
                 broken = "once" if run.own or run.bound else "asked" if run.origin != document.current else None
                 after = prepared(document, expected, rotation, restored, run.choice)
-                if "listed again" in self.removed.parts:
+                if "listed again" in removed:
                     after = after._replace(roots=document.roots)
-                if document.anchored is not None and asked_to_sign(document.anchored, run.choice):
+                if not is_signed_first(after):
+                    broken = broken or "signed first"
+                if kind == "prepare" and document.anchored is not None and asked_to_sign(document.anchored, run.choice):
                     after, fails = self._signed(after), store.is_mute
                     yield store, None, None  # a signer refuses, does not answer, or returns wrong signatures
-                    if self.removed.parts & {"signed first", "signature check"}:
+                    if removed & {"signed first", "signature check"}:
                         assert after.anchored is not None
                         partly = after._replace(anchored=after.anchored._replace(is_whole=False))
                         yield from self._written(
@@ -598,8 +637,8 @@ class World:
         if kind == "prune":
             yield from self._written(store, kind, pruned(document, expected, run.pending[2]), looking, None)
             return
-        is_anchored = document.anchored is not None and document.anchored.anchor != NO_ANCHOR
-        if is_anchored and store.is_mute and "no later signature" in self.removed.parts:
+        asking = {"no later signature", *(("no signature to go on",) if kind == "advance" else ())}
+        if self._needs_signer(store, document) and removed & asking:
             return
         broken = None if document.rotation == run.bound else "stranger"
         earlier = None
@@ -621,6 +660,16 @@ class World:
             lasting = tuple(one for one in anchored.changes if one.until is None)
             after = after._replace(anchored=anchored._replace(changes=lasting))
         return after
+
+    @staticmethod
+    def _needs_signer(store: Store, document: Document) -> bool:
+        """Whether a mutant that asks the anchor of a document gets no answer."""
+        return store.is_mute and document.anchor != NO_ANCHOR
+
+    def _is_restorable(self, store: Store, document: Document, root: int) -> bool:
+        """Whether a restore can bring back a root, as far as the document and the stored versions show."""
+        is_endorsed = may_sign_again(document, root) or "endorsed to sign again" in self.removed.parts
+        return is_endorsed and self._holds_key(store, root)
 
     @staticmethod
     def _holds_key(store: Store, root: int) -> bool:
@@ -781,6 +830,11 @@ class World:
         """Whether a node holds any commit that introduces the next root (`expected_introductions`)."""
         if document.target == document.rotation:
             return bool(node.introductions >> document.rotation & 1)
+        anchored = document.anchored or Anchoring()
+        authority = anchored.anchor if anchored.next == NO_ANCHOR else anchored.next
+        if authority != NO_ANCHOR:
+            made = (store.introductions_of(rotation) for rotation in bits(node.introductions))
+            return any((authority, document.target) in pairs for pairs in made)
         known = 1 << document.rotation | document.ended
         return any(
             (node.introductions >> rotation & 1 and store.target_of(rotation) == document.target)

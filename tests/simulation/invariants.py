@@ -17,6 +17,7 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import introduction_id
+from goatherd.identity.transitions import may_sign_again
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, VersionState
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -51,7 +52,7 @@ def restorable_root(herd: Herd) -> str | None:
     previous = document.rotated_from
     if previous in document.revoked_ids:
         return None
-    if document.anchor is not None and not document.is_endorsed_to_sign(previous or "", document.anchor):
+    if not may_sign_again(document, previous or ""):
         return None
     if previous is None or (last is not None and last.event == "rolled-back" and last.to_id == previous):
         return None

@@ -179,8 +179,9 @@ def prepare_restore(
 ) -> IdentityDocument:
     """Start the restore of a previous root in an identity document: it becomes the next root, exactly as it is listed.
 
-    The current root endorses the previous root, unless the current root has already done so or has expired. The servers
-    trust the previous root already.
+    The current root endorses the previous root, unless the current root has already done so or has expired. In an
+    identity with an anchor, the anchor's earlier endorsement of the previous root counts instead. The servers trust the
+    previous root already.
 
     Args:
         document: An identity document without a rotation in progress.
@@ -195,7 +196,8 @@ def prepare_restore(
     Raises:
         IllegalStepError: A rotation is in progress, or `earlier` is not a root of the document with the same key and
             expiration, is the current root, is revoked, is recorded as destroyed, or has expired. Or it was removed
-            from the document, and the current root, which must endorse it, has expired.
+            from the document, and the current root, which must endorse it, has expired. Or the anchor does not let it
+            sign again (`may_sign_again`).
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
@@ -218,15 +220,10 @@ def prepare_restore(
         is_restore=True,
     )
     current, endorsements = document.current, document.endorsements
+    if not may_sign_again(document, earlier.id):
+        raise IllegalStepError(f"the anchor has not endorsed and introduced root {earlier.id}")
     is_endorsed = any(item.by == current.id and item.of == earlier.id for item in endorsements)
-    if document.anchor is not None:
-        is_endorsed = document.is_endorsed_to_sign(earlier.id, document.anchor)
-    if document.anchor is not None and not is_endorsed:
-        raise IllegalStepError(
-            f"root {earlier.id} signed before the identity had the anchor {document.anchor.id}",
-            hint="`goatherd rotate --remove-anchor` goes back to a root without an anchor.",
-        )
-    if not is_endorsed and not current.session.is_expired(now_ms):
+    if document.anchor is None and not is_endorsed and not current.session.is_expired(now_ms):
         endorsements = (*endorsements, endorse_root(current, earlier.session, now_ms))
     return _next_document(
         document,
@@ -237,6 +234,20 @@ def prepare_restore(
         roots=(*document.roots, earlier.session) if is_listed_again else document.roots,
         pruned=max(0, document.pruned - is_listed_again),
     )
+
+
+def may_sign_again(document: IdentityDocument, root_id: str) -> bool:
+    """Return whether a previous root can sign again as far as the anchor is concerned; True if there is no anchor.
+
+    The anchor must have endorsed the root as a working root, and servers must know the root by an introduction of this
+    anchor. The introductions of one root by two anchors have the same commit id, so a server that holds one of them
+    does not store the other.
+    """
+    anchor = document.anchor
+    if anchor is None:
+        return True
+    introduced_by = (one.by for one in document.endorsements if one.of == root_id and one.commit is not None)
+    return next(introduced_by, None) == anchor.id and document.is_endorsed_to_sign(root_id, anchor)
 
 
 def replace_expired(

@@ -17,6 +17,7 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import SHORT_LIFE
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
+from goatherd.identity.transitions import may_sign_again
 from goatherd.providers.base import StoreReader
 from goatherd.providers.values import VersionState
 from goatherd.rotation.cross_signing import find_introduction_ids
@@ -41,7 +42,7 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
 
     Raises:
         NotRestorableError: There is no previous root, or it was rolled back; or the root is the current root, was
-            revoked, has expired, or its key is recorded as destroyed.
+            revoked, has expired, its key is recorded as destroyed, or the anchor does not let it sign again.
     """
     chosen = named or _find_previous(document)
     if chosen == document.current.id:
@@ -53,10 +54,10 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
         raise NotRestorableError(f"{chosen} is an anchor, whose key is not in the store", hint=_NEW_ROOT)
     root = document.find_root(chosen)
     anchor = document.anchor
-    if anchor is not None and not document.is_endorsed_to_sign(chosen, anchor):
+    if anchor is not None and not may_sign_again(document, chosen):
         raise NotRestorableError(
-            f"the anchor {anchor.id} has not endorsed root {chosen}",
-            hint="A root from before the anchor can sign again only after `goatherd rotate --remove-anchor`.",
+            f"the anchor {anchor.id} has not endorsed root {chosen}, or another anchor introduced it to the servers",
+            hint=f"{_NEW_ROOT} A root from before the anchor can sign again after `goatherd rotate --remove-anchor`.",
         )
     if root is not None and root.is_expired(now_ms):
         raise NotRestorableError(f"root {chosen} has expired at {iso(root.expiration_ms)}", hint=_NEW_ROOT)

@@ -323,7 +323,7 @@ async def test_an_expired_working_root_is_replaced_by_the_anchor_s_word(world: W
 
 async def test_a_root_from_before_the_anchor_cannot_be_restored(world: World) -> None:
     (*_, document) = await world.rotate(first(), B, signer=KMS)
-    with pytest.raises(IllegalStepError, match="before the identity had the anchor"):
+    with pytest.raises(IllegalStepError, match="has not endorsed and introduced root"):
         prepare_restore(document, A, now_ms=NOW, rotation_id="r", started_by="", stable_version="1")
     (*_, renewed) = await world.rotate(document, C)
     restoring = prepare_restore(renewed, B, now_ms=NOW, rotation_id="r", started_by="", stable_version="1")

@@ -280,3 +280,18 @@ async def test_restore_returns_to_a_working_root_and_to_no_other(make_herd: Make
     await rotator(herd, signers).restore()
     assert (await check_steady(herd)).current.id == working
     assert signers.signed == before
+
+
+@pytest.mark.slow
+async def test_restore_rejects_a_root_that_servers_know_by_another_anchor(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    """They would not store this anchor's introduction of it, whose id is the same."""
+    herd = await anchored(make_herd, signers, nodes=1, clients=0)
+    await rotator(herd, signers).rotate(to_phase=Phase.ACTIVATED, anchor=AnchorChoice(signer=OTHER))
+    left = (await document_of(herd)).current.id
+    await rotator(herd, signers).abandon()
+    before = await check_steady(herd)
+    with pytest.raises(NotRestorableError, match="another anchor introduced it"):
+        await rotator(herd, signers).restore(left)
+    assert (await check_steady(herd)).generation == before.generation
