@@ -4,7 +4,7 @@ The names below are the public API; everything else may change with any version.
 name with an example. A name is imported when it is first used, so ``import goatherd`` is fast.
 
 - Operations: `init`, `migrate`, `status`, `rotate`, `resume`, `cancel`, `roll_back`, `plan_rotation`, `restore`,
-  `retire`, `revoke`, `read_identity`, `open_store`, `Store`, `Policy`. From synchronous code:
+  `retire`, `revoke`, `drop_lost_anchor`, `read_identity`, `open_store`, `Store`, `Policy`. From synchronous code:
   ``asyncio.run(goatherd.rotate(…))``.
 - A server and its settings: `Server`, `serve`, `SettingsProvider`, `CloudSecretSettings`, `FileSettings`, `DBSettings`,
   `settings_from_options`.
@@ -27,6 +27,7 @@ TYPE_CHECKING = False  # not from `typing`, which takes longer to import than al
 if TYPE_CHECKING:
     from goatherd.api.operations import (
         cancel,
+        drop_lost_anchor,
         init,
         migrate,
         open_store,
@@ -109,6 +110,7 @@ __all__ = [
     "create_session_commit",
     "decode_document",
     "decode_session",
+    "drop_lost_anchor",
     "encode_document",
     "encode_session",
     "generate_session",
@@ -133,6 +135,7 @@ __all__ = [
 _HOMES = {
     "api.operations": (
         "cancel",
+        "drop_lost_anchor",
         "init",
         "migrate",
         "open_store",

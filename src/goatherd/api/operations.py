@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, overload
 
 from goatherd.clock import Clock
 from goatherd.cluster.discovery import NodeDirectory
@@ -33,7 +33,7 @@ from goatherd.operations.runs import AuditLog, EventListener
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, Label, VersionId, secret_id_for
-from goatherd.rotation.anchor_keys import AnchorChoice, AnchorSigner, SignerOpener, open_pinned_signer
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, AnchorSigner, SignerOpener, open_pinned_signer
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.machine import Phase
 from goatherd.rotation.policy import Policy, unlisted_for
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from goatherd.revocation.report import RevocationReport
     from goatherd.rotation.events import Report
     from goatherd.rotation.plan import Plan
+    from goatherd.rotation.replacement import ReplacementReport
     from goatherd.signers.verified import VerifiedSigner
 
 StoreName = str | Mapping[str, object] | tuple[SecretProvider, str] | Store
@@ -295,6 +296,7 @@ async def plan_rotation(
         )
 
 
+@overload
 async def rotate(
     store: StoreName,
     nodes: Servers = (),
@@ -306,9 +308,41 @@ async def rotate(
     remove_anchor: bool = False,
     create_key: bool = False,
     signer: str | VerifiedSigner | None = None,
+    replace_expired: Literal[False] = False,
     unsafe_without_nodes: bool = False,
     **options: Unpack[RotationOptions],
-) -> Report:
+) -> Report: ...
+
+
+@overload
+async def rotate(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    signer: str | VerifiedSigner | None = None,
+    replace_expired: Literal[True],
+    unsafe_without_nodes: bool = False,
+    **options: Unpack[RunOptions],
+) -> ReplacementReport: ...
+
+
+async def rotate(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    to_phase: Phase | str | None = None,
+    anchor: str | VerifiedSigner | None = None,
+    remove_anchor: bool = False,
+    create_key: bool = False,
+    signer: str | VerifiedSigner | None = None,
+    replace_expired: bool = False,
+    unsafe_without_nodes: bool = False,
+    **options: Unpack[RotationOptions],
+) -> Report | ReplacementReport:
     """Replace the current root while the cluster serves, and return when every server signs with the new one.
 
     Args:
@@ -323,11 +357,16 @@ async def rotate(
         remove_anchor: Rotate to a root without an anchor; the anchor must sign that.
         create_key: Create the key of the new anchor first. It must not exist.
         signer: The signer of the present anchor, if it is not to be opened by the URI that the identity names.
+        replace_expired: Replace a root that has expired, which cannot endorse a next root; what it has signed stays
+            valid. The result is then a `goatherd.rotation.replacement.ReplacementReport`. If its ``is_complete`` is
+            false, a listed server has not followed: call again. Not with ``to_phase``, ``anchor``, ``remove_anchor``,
+            ``create_key`` or ``health``.
         unsafe_without_nodes: Rotate although no server is listed.
         options: ``audit_log``, ``on_event``, ``health``, ``clock``; see `goatherd.operations.rotate.rotate`.
 
     Raises:
         ConfigurationError: No server is listed, or an argument is wrong. Nothing was written.
+        IllegalStepError: With ``replace_expired``: the current root has not expired. Nothing was written.
         RotationBusyError: A rotation is in progress: `resume`, `cancel` or `roll_back` ends it.
         NotAdoptedError: A server did not follow in time. The rotation was cancelled or rolled back.
         SignerError: The signer of an anchor refused or did not answer. Nothing was written.
@@ -335,19 +374,54 @@ async def rotate(
     """
     choice = _anchor_choice(anchor, is_removed=remove_anchor)
     _check_key_is_named(choice.signer, create_key=create_key)
+    prepared = _prepared(options)
+    if replace_expired and (choice != UNCHANGED or to_phase is not None or prepared.pop("health", ())):
+        raise ConfigurationError(
+            "replace_expired cannot be combined with to_phase, anchor, remove_anchor, create_key or health",
+            hint="Replace the expired root first, then call rotate again.",
+        )
     if create_key and choice.signer is not None:
         await create_anchor_key(choice.signer, _signer_opener(anchor, None))
+    opener = _signer_opener(anchor, signer)
     async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
+        if replace_expired:
+            return await rotate_operations.replace_expired(
+                opened, servers, policy, open_signer=opener, unsafe_without_nodes=unsafe_without_nodes, **prepared
+            )
         return await rotate_operations.rotate(
             opened,
             servers,
             policy,
             to_phase=_phase(to_phase),
             anchor=choice,
-            open_signer=_signer_opener(anchor, signer),
+            open_signer=opener,
             unsafe_without_nodes=unsafe_without_nodes,
-            **_prepared(options),
+            **prepared,
         )
+
+
+async def drop_lost_anchor(
+    store: StoreName,
+    *,
+    org: str | None = None,
+    reason: str = rotate_operations.LOST,
+    **options: Unpack[RunOptions],
+) -> IdentityDocument:
+    """Remove an anchor whose key is lost, without its signature, and return the new identity.
+
+    The working root signs on. Every server rejects the new identity until it is started once with
+    ``--accept-identity``. If the anchor can still sign, use `rotate` with ``remove_anchor`` instead.
+
+    Args:
+        store, org, options: As for `rotate`.
+        reason: The reason, recorded in the identity's history.
+
+    Raises:
+        IllegalStepError: The identity has no anchor, or a rotation is in progress. Nothing was written.
+        AuditError, ProviderError, IdentityError: As `goatherd.operations.rotate.drop_lost_anchor`.
+    """
+    async with open_store(store, org=org) as opened:
+        return await rotate_operations.drop_lost_anchor(opened, reason, **_prepared(options))
 
 
 async def resume(
@@ -568,10 +642,7 @@ def _check_key_is_named(uri: str | None, *, create_key: bool) -> None:
 
 
 def _anchor_choice(anchor: str | VerifiedSigner | None, *, is_removed: bool) -> AnchorChoice:
-    uri = _signer_uri(anchor)
-    if uri is not None and is_removed:
-        raise ConfigurationError("anchor and remove_anchor cannot be combined", hint=_SIGNER_HINT)
-    return AnchorChoice(signer=uri, is_removed=is_removed)
+    return AnchorChoice(signer=_signer_uri(anchor), is_removed=is_removed)
 
 
 def _signer_opener(new: str | VerifiedSigner | None, present: str | VerifiedSigner | None) -> SignerOpener:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import Node, NodeSource
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.operations.identity_store import Store
@@ -32,6 +33,7 @@ from goatherd.rotation.plan import Plan
 from goatherd.rotation.policy import Policy, check_lifetime, check_rotation_servers, check_servers_listed
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.rotation.rotator import Rotator
+from goatherd.rotation.signed_store import SignatureCheck
 
 Nodes = Sequence[Node] | NodeSource
 """Every server that holds the identity: a list, or a function that discovers them, such as a `NodeDirectory`."""
@@ -281,10 +283,12 @@ async def drop_lost_anchor(
 
     Raises:
         IllegalStepError: The identity has no anchor, or a rotation is in progress.
+        UnsignedIdentityError: The identity was altered without a root's key. Nothing was written.
         AuditError, ProviderError, IdentityError: As for `rotate`.
     """
     async with record_run(store, "rotate", {"what": "drop-lost-anchor", "reason": reason}, audit_log) as journal:
         version, document = await store.read()
+        await SignatureCheck(store.provider, store.secret_id, _ask_no_server).check(document)
         now_ms = (clock or SystemClock()).now_ms()
         changed = transitions.drop_lost_anchor(document, now_ms, reason=reason)
         await store.provider.write(
@@ -301,6 +305,10 @@ async def drop_lost_anchor(
         )
         notify_each(on_event, journal.record_event)(event)
         return changed
+
+
+async def _ask_no_server() -> Mapping[str, ServerIdentity]:
+    return {}
 
 
 async def replace_expired(

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from goatherd.crypto import PublicKey
-from goatherd.errors import IllegalStepError
+from goatherd.errors import ConfigurationError, IllegalStepError
 from goatherd.identity.anchor import AnchorChange, AnchorRecord, AnchorWord, change_text, revocation_text
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.root_signatures import Endorsement, IntroducedBy
@@ -61,10 +61,17 @@ class AnchorChoice:
     Attributes:
         signer: URI of the signer that holds the key of a new anchor; None for no new anchor.
         is_removed: Whether the next root signs without an anchor.
+
+    Raises:
+        ConfigurationError: An anchor is to be set and removed.
     """
 
     signer: str | None = None
     is_removed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.signer is not None and self.is_removed:
+            raise ConfigurationError("one rotation cannot set and remove the anchor", hint="Choose one of the two.")
 
 
 UNCHANGED: Final = AnchorChoice()

@@ -1,7 +1,8 @@
 """Check, before a command writes, that a root has signed the identity document in the store.
 
 Every command that writes the identity makes this check: rotate, resume, cancel, roll back, restore, replace an expired
-root, retire, revoke, and the controller. To sign an unsigned document, use `goatherd.operations.sign`.
+root, drop a lost anchor, retire, revoke, and the controller. To sign an unsigned document, use
+`goatherd.operations.sign`.
 
 Every write is signed. So a command that continued from an altered document would sign, with the root, changes that came
 from a writer who does not have the root's key. Goatherd 0.1.0 wrote documents without a signature. Such a document is

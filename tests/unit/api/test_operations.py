@@ -15,6 +15,7 @@ import goatherd
 from goatherd.errors import (
     ConfigurationError,
     IdentityExistsError,
+    IllegalStepError,
     NotRestorableError,
     PluginNotFoundError,
     SecretNotFoundError,
@@ -23,6 +24,8 @@ from goatherd.errors import (
     SignerWrongKeyError,
     UnconfirmedError,
 )
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create_document
 from tests.ports import free_ports
 
 
@@ -121,6 +124,43 @@ async def test_a_new_identity_has_an_anchor_if_its_signer_is_named(tmp_path: Pat
             await goatherd.rotate(store, anchor=signer, remove_anchor=True, unsafe_without_nodes=True)
         report = await goatherd.rotate(store, unsafe_without_nodes=True)
     assert report.from_id == document.current.id
+
+
+async def test_only_an_expired_root_is_replaced_as_expired(herd: Herd):
+    with pytest.raises(IllegalStepError, match="has not expired"):
+        await goatherd.rotate(herd.store, herd.nodes, replace_expired=True)
+    for wrong in ({"to_phase": "published"}, {"remove_anchor": True}, {"health": [object()]}):
+        with pytest.raises(ConfigurationError, match="replace_expired"):
+            await goatherd.rotate(herd.store, herd.nodes, replace_expired=True, **wrong)  # type: ignore[call-overload]
+    with pytest.raises(ConfigurationError, match="no server is listed"):
+        await goatherd.rotate(herd.store, replace_expired=True)
+
+
+async def test_an_expired_root_is_replaced(tmp_path: Path):
+    store = f"file://{tmp_path}/root"
+    root = OwnedSession.generate(session_id="a" * 24, owner="root", now_ms=0)
+    async with goatherd.open_store(store) as opened:
+        await opened.provider.create(opened.secret_id, goatherd.encode_document(create_document(root, 0)))
+        report = await goatherd.rotate(opened, replace_expired=True, unsafe_without_nodes=True)
+    assert report.is_complete
+    assert report.expired_id == root.id
+    assert (await goatherd.read_identity(store)).current.id == report.current_id != root.id
+
+
+async def test_a_lost_anchor_is_dropped_without_its_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    store, key = f"file://{tmp_path}/root", tmp_path / "anchor.json"
+    before = await goatherd.init(store, anchor=f"local:{key}", create_key=True)
+    key.unlink()
+    trail = tmp_path / "audit.jsonl"
+    after = await goatherd.drop_lost_anchor(store, reason="the token is broken", audit_log=trail)
+    assert after.anchor is None
+    assert after.current == before.current
+    assert after.history[-1].reason == "the token is broken"
+    assert "lost-anchor-dropped" in trail.read_text()
+    with pytest.raises(IllegalStepError):
+        await goatherd.drop_lost_anchor(store)
+    await goatherd.rotate(store, unsafe_without_nodes=True)
 
 
 async def test_an_interrupted_rotation_is_resumed_cancelled_or_rolled_back(herd: Herd):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.errors import ConfigurationError, IllegalStepError, LifetimeError
+from goatherd.errors import ConfigurationError, IllegalStepError, LifetimeError, UnsignedIdentityError
+from goatherd.identity.document import encode_document
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.operations.restore import restore
@@ -25,6 +26,7 @@ from goatherd.operations.rotate import (
 )
 from goatherd.operations.runs import AuditLog
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Event, LostAnchorDropped, PhaseEntered
 from goatherd.rotation.health_checks import HealthCommand
 from goatherd.rotation.machine import Outcome, Phase
@@ -136,3 +138,19 @@ async def test_a_lost_anchor_that_is_dropped_is_recorded_with_its_signer_and_the
         "generation": after.generation,
         "reason": "the token is broken",
     }
+
+
+async def test_a_lost_anchor_is_not_dropped_from_an_identity_that_was_altered_without_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    async with MemorySecretProvider() as provider:
+        store = Store(provider=provider, secret_id="root", org="localhost", name="memory:///root")
+        version, document = await init_identity(
+            store, Policy(), anchor=f"local:{tmp_path}/anchor.json", create_key=True
+        )
+        altered = encode_document(replace(document, rotated_at=1, source=None))
+        await provider.write("root", altered, label=CURRENT, expected=version.id)
+        with pytest.raises(UnsignedIdentityError):
+            await drop_lost_anchor(store)
+        assert (await provider.read("root")).value.reveal() == altered
