@@ -14,9 +14,8 @@ from dataclasses import replace
 from datetime import timedelta
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Final, Literal, Unpack, overload
 
-from goatherd.clock import Clock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import IdentityDocument
@@ -29,7 +28,8 @@ from goatherd.operations import rotate as rotate_operations
 from goatherd.operations import status as status_operations
 from goatherd.operations.anchor_key import create_anchor_key
 from goatherd.operations.identity_store import Store, check_address_has_org
-from goatherd.operations.runs import AuditLog, EventListener
+from goatherd.operations.rotate import RotationOptions
+from goatherd.operations.runs import RunOptions
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, Label, VersionId, secret_id_for
@@ -68,31 +68,6 @@ _SIGNER_HINT: Final = (
 _SERVERS_HINT: Final = (
     "Give the URL of every server, such as http://10.0.0.1:8080, or an address such as dns://name:port."
 )
-
-
-class RunOptions(TypedDict, total=False):
-    """Options of every operation that changes an identity.
-
-    Attributes:
-        audit_log: The file that the audit trail is appended to.
-        on_event: Called with each event as it happens.
-        clock: Tells the time and waits.
-    """
-
-    audit_log: AuditLog | str | PathLike[str] | None
-    on_event: EventListener | None
-    clock: Clock | None
-
-
-class RotationOptions(RunOptions, total=False):
-    """Options of `rotate`, `resume`, `restore`, `cancel` and `roll_back`.
-
-    Attributes:
-        health: Health checks that must pass before the rotation begins, and from when the new root signs until the
-            rotation ends.
-    """
-
-    health: Sequence[HealthSignal]
 
 
 @asynccontextmanager
@@ -341,7 +316,8 @@ async def rotate(
     signer: str | VerifiedSigner | None = None,
     replace_expired: bool = False,
     unsafe_without_nodes: bool = False,
-    **options: Unpack[RotationOptions],
+    health: Sequence[HealthSignal] = (),
+    **options: Unpack[RunOptions],
 ) -> Report | ReplacementReport:
     """Replace the current root while the cluster serves, and return when every server signs with the new one.
 
@@ -362,7 +338,9 @@ async def rotate(
             false, a listed server has not followed: call again. Not with ``to_phase``, ``anchor``, ``remove_anchor``,
             ``create_key`` or ``health``.
         unsafe_without_nodes: Rotate although no server is listed.
-        options: ``audit_log``, ``on_event``, ``health``, ``clock``; see `goatherd.operations.rotate.rotate`.
+        health: Health checks that must pass before the rotation begins, and from when the new root signs until the
+            rotation ends.
+        options: ``audit_log``, ``on_event``, ``clock``; see `goatherd.operations.runs.RunOptions`.
 
     Raises:
         ConfigurationError: No server is listed, or an argument is wrong. Nothing was written.
@@ -374,8 +352,7 @@ async def rotate(
     """
     choice = _anchor_choice(anchor, is_removed=remove_anchor)
     _check_key_is_named(choice.signer, create_key=create_key)
-    prepared = _prepared(options)
-    if replace_expired and (choice != UNCHANGED or to_phase is not None or prepared.pop("health", ())):
+    if replace_expired and (choice != UNCHANGED or to_phase is not None or health):
         raise ConfigurationError(
             "replace_expired cannot be combined with to_phase, anchor, remove_anchor, create_key or health",
             hint="Replace the expired root first, then call rotate again.",
@@ -386,7 +363,7 @@ async def rotate(
     async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         if replace_expired:
             return await rotate_operations.replace_expired(
-                opened, servers, policy, open_signer=opener, unsafe_without_nodes=unsafe_without_nodes, **prepared
+                opened, servers, policy, open_signer=opener, unsafe_without_nodes=unsafe_without_nodes, **options
             )
         return await rotate_operations.rotate(
             opened,
@@ -396,7 +373,8 @@ async def rotate(
             anchor=choice,
             open_signer=opener,
             unsafe_without_nodes=unsafe_without_nodes,
-            **prepared,
+            health=health,
+            **options,
         )
 
 
@@ -421,7 +399,7 @@ async def drop_lost_anchor(
         AuditError, ProviderError, IdentityError: As `goatherd.operations.rotate.drop_lost_anchor`.
     """
     async with open_store(store, org=org) as opened:
-        return await rotate_operations.drop_lost_anchor(opened, reason, **_prepared(options))
+        return await rotate_operations.drop_lost_anchor(opened, reason, **options)
 
 
 async def resume(
@@ -445,7 +423,7 @@ async def resume(
             policy,
             to_phase=_phase(to_phase),
             unsafe_without_nodes=unsafe_without_nodes,
-            **_prepared(options),
+            **options,
         )
 
 
@@ -469,7 +447,7 @@ async def cancel(
         RotationError, ProviderError, IdentityError: As `rotate`.
     """
     async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
-        return await rotate_operations.cancel(opened, servers, policy, reason=reason, **_prepared(options))
+        return await rotate_operations.cancel(opened, servers, policy, reason=reason, **options)
 
 
 async def roll_back(
@@ -486,7 +464,7 @@ async def roll_back(
     Args and errors are those of `cancel`, except that `IllegalStepError` means that the next root does not sign yet.
     """
     async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
-        return await rotate_operations.roll_back(opened, servers, policy, reason=reason, **_prepared(options))
+        return await rotate_operations.roll_back(opened, servers, policy, reason=reason, **options)
 
 
 async def restore(
@@ -519,7 +497,7 @@ async def restore(
             root_id=root_id,
             to_phase=_phase(to_phase),
             unsafe_without_nodes=unsafe_without_nodes,
-            **_prepared(options),
+            **options,
         )
 
 
@@ -545,7 +523,7 @@ async def retire(
         RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.retire`.
     """
     async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
-        return await retire_operations.retire(opened, servers, policy, confirmed=confirmed, **_prepared(options))
+        return await retire_operations.retire(opened, servers, policy, confirmed=confirmed, **options)
 
 
 async def revoke(
@@ -606,7 +584,7 @@ async def revoke(
             trust_alone=trust_alone,
             open_signer=_signer_opener(None, signer),
             unsafe_without_nodes=unsafe_without_nodes,
-            **_prepared(options),
+            **options,
         )
 
 
@@ -720,11 +698,3 @@ def _phase(text: Phase | str | None) -> Phase | None:
     except ValueError:
         known = ", ".join(one.value for one in Phase)
         raise ConfigurationError(f"{text!r} is not a phase of a rotation", hint=f"Phases: {known}.") from None
-
-
-def _prepared(options: Mapping[str, object]) -> dict[str, Any]:
-    """Return the caller's options in the form that an operation takes."""
-    audit_log = options.get("audit_log")
-    if isinstance(audit_log, str | PathLike):
-        return {**options, "audit_log": AuditLog(Path(audit_log))}
-    return dict(options)

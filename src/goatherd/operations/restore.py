@@ -5,22 +5,13 @@ For a rotation that is still in progress use `goatherd.operations.rotate.roll_ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
-from goatherd.clock import Clock
 from goatherd.operations.identity_store import Store
-from goatherd.operations.rotate import (
-    ASKED,
-    Nodes,
-    distrusted,
-    resolve_nodes,
-    run_rotator,
-)
-from goatherd.operations.runs import AuditLog, EventListener
+from goatherd.operations.rotate import Nodes, RotationOptions, run_rotation
 from goatherd.rotation.events import Report
-from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.machine import Phase
-from goatherd.rotation.policy import Policy, check_rotation_servers
+from goatherd.rotation.policy import Policy
 
 
 async def restore(
@@ -31,17 +22,13 @@ async def restore(
     root_id: str | None = None,
     to_phase: Phase | None = None,
     unsafe_without_nodes: bool = False,
-    health: Sequence[HealthSignal] = (),
-    audit_log: AuditLog | None = None,
-    on_event: EventListener | None = None,
-    clock: Clock | None = None,
+    **options: Unpack[RotationOptions],
 ) -> Report:
     """Make a previous root sign again, if the store still holds its private key. The current root stays trusted.
 
     Args:
         root_id: The previous root; None for the last root before the current one.
-        store, nodes, policy, to_phase, unsafe_without_nodes, health, audit_log, on_event, clock: As for
-            `goatherd.operations.rotate.rotate`.
+        store, nodes, policy, to_phase, unsafe_without_nodes, options: As for `goatherd.operations.rotate.rotate`.
 
     Raises:
         ConfigurationError: No server is listed.
@@ -49,19 +36,15 @@ async def restore(
             stored version holds its private key. Nothing was written.
         AuditError, RotationError, ProviderError, IdentityError: As `goatherd.operations.rotate.rotate`.
     """
-    servers = await resolve_nodes(nodes)
-    check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
-    asked = {"what": "restore", "reason": ASKED, "toPhase": to_phase, **distrusted(policy), "root": root_id}
-    return await run_rotator(
+    return await run_rotation(
         lambda rotator: rotator.restore(root_id, to_phase=to_phase),
         store,
-        servers,
+        nodes,
         policy,
-        unsafe_without_nodes=unsafe_without_nodes,
-        asked=asked,
+        what="restore",
         command="restore",
-        health=health,
-        audit_log=audit_log,
-        on_event=on_event,
-        clock=clock,
+        to_phase=to_phase,
+        asked={"root": root_id},
+        unsafe_without_nodes=unsafe_without_nodes,
+        **options,
     )

@@ -7,13 +7,13 @@ private keys) is read again, so the result shows the keys that are left.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
-from goatherd.clock import Clock
 from goatherd.errors import UnconfirmedError
 from goatherd.key_inventory import KeyInventory, take_key_inventory
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import Nodes, resolve_nodes, run_rotator
-from goatherd.operations.runs import AuditLog, EventListener
+from goatherd.operations.runs import RunOptions
 from goatherd.rotation.events import Report
 from goatherd.rotation.policy import Policy
 
@@ -51,9 +51,7 @@ async def retire(
     policy: Policy | None = None,
     *,
     confirmed: bool = False,
-    audit_log: AuditLog | None = None,
-    on_event: EventListener | None = None,
-    clock: Clock | None = None,
+    **options: Unpack[RunOptions],
 ) -> Retirement:
     """Destroy old private keys whose grace period has ended. The public keys of these roots stay trusted.
 
@@ -62,7 +60,7 @@ async def retire(
         nodes: Servers whose clocks and identities are compared with the store's. No server need be listed.
         policy: How long a private key is kept after it was replaced (`grace`).
         confirmed: Must be true, since destroyed keys cannot be recovered. `read_key_inventory` lists them before.
-        audit_log, on_event, clock: As for `goatherd.operations.rotate.rotate`.
+        options: As for `goatherd.operations.rotate.rotate`.
 
     Raises:
         UnconfirmedError: `confirmed` is false.
@@ -78,10 +76,8 @@ async def retire(
         store,
         await resolve_nodes(nodes),
         policy,
-        asked={"grace": policy.grace},
         command="retire",
-        audit_log=audit_log,
-        on_event=on_event,
-        clock=clock,
+        asked={"grace": policy.grace},
+        **options,
     )
     return Retirement(report=report, keys=await read_key_inventory(store, policy))

@@ -15,7 +15,7 @@ from goatherd.clock import Clock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError, UnconfirmedError
 from goatherd.operations.identity_store import Store
-from goatherd.operations.runs import AuditLog, EventListener, notify_each, record_run
+from goatherd.operations.runs import AuditLogName, EventListener, notify_each, record_run
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import NEW, RevocableNode, Revoker
 from goatherd.rotation.anchor_keys import SignerOpener, open_pinned_signer
@@ -41,7 +41,7 @@ async def revoke(
     distrust: Sequence[str] = (),
     trust_alone: Sequence[str] = (),
     unsafe_without_nodes: bool = False,
-    audit_log: AuditLog | None = None,
+    audit_log: AuditLogName | None = None,
     on_event: EventListener | None = None,
     clock: Clock | None = None,
     open_signer: SignerOpener = open_pinned_signer,

@@ -8,7 +8,7 @@ recorded in the audit trail, if there is one.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.discovery import NodeDirectory
@@ -17,13 +17,7 @@ from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.operations.identity_store import Store
-from goatherd.operations.runs import (
-    AuditLog,
-    EventListener,
-    current_actor,
-    notify_each,
-    record_run,
-)
+from goatherd.operations.runs import AuditLogName, EventListener, RunOptions, current_actor, notify_each, record_run
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, SignerOpener, open_pinned_signer
 from goatherd.rotation.events import LostAnchorDropped, Report
@@ -38,6 +32,18 @@ from goatherd.rotation.signed_store import SignatureCheck
 Nodes = Sequence[Node] | NodeSource
 """Every server that holds the identity: a list, or a function that discovers them, such as a `NodeDirectory`."""
 
+
+class RotationOptions(RunOptions, total=False):
+    """Options of `rotate`, `resume`, `restore`, `cancel` and `roll_back`.
+
+    Attributes:
+        health: Health checks that must pass before the rotation begins, and from when the new root signs until the
+            rotation ends.
+    """
+
+    health: Sequence[HealthSignal]
+
+
 ASKED: Final = "asked for by the operator"
 """The default reason of a cancel or a roll-back."""
 
@@ -50,11 +56,8 @@ async def rotate(
     to_phase: Phase | None = None,
     anchor: AnchorChoice = UNCHANGED,
     unsafe_without_nodes: bool = False,
-    health: Sequence[HealthSignal] = (),
-    audit_log: AuditLog | None = None,
-    on_event: EventListener | None = None,
-    clock: Clock | None = None,
     open_signer: SignerOpener = open_pinned_signer,
+    **options: Unpack[RotationOptions],
 ) -> Report:
     """Replace the current root, and return when every server signs with the new one.
 
@@ -65,11 +68,8 @@ async def rotate(
         to_phase: Stop when this phase is reached; `resume` continues.
         anchor: What the rotation changes about the anchor; by default nothing.
         unsafe_without_nodes: Rotate although no server is listed.
-        health: Health checks that must pass before the rotation begins and while the new root signs.
-        audit_log: Where to append the audit trail.
-        on_event: Called with each event as it happens.
-        clock: Tells the time and waits.
         open_signer: Opens the signer of the anchor by its URI.
+        options: Health checks, and the options of every run.
 
     Raises:
         ConfigurationError: No server is listed.
@@ -78,22 +78,19 @@ async def rotate(
         SignerError: The anchor's signer refused or did not answer. Nothing was written.
         RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.rotate`.
     """
-    servers = await resolve_nodes(nodes)
-    check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
     check_lifetime(policy or Policy())
     changed = {} if anchor == UNCHANGED else {"anchor": anchor.signer, "removesAnchor": anchor.is_removed}
-    return await run_rotator(
+    return await run_rotation(
         lambda rotator: rotator.rotate(to_phase=to_phase, anchor=anchor),
         store,
-        servers,
+        nodes,
         policy,
+        what="rotate",
+        to_phase=to_phase,
+        asked=changed,
         unsafe_without_nodes=unsafe_without_nodes,
-        asked={"what": "rotate", "reason": ASKED, "toPhase": to_phase, **distrusted(policy), **changed},
-        health=health,
-        audit_log=audit_log,
-        on_event=on_event,
-        clock=clock,
         open_signer=open_signer,
+        **options,
     )
 
 
@@ -104,28 +101,21 @@ async def resume(
     *,
     to_phase: Phase | None = None,
     unsafe_without_nodes: bool = False,
-    health: Sequence[HealthSignal] = (),
-    audit_log: AuditLog | None = None,
-    on_event: EventListener | None = None,
-    clock: Clock | None = None,
+    **options: Unpack[RotationOptions],
 ) -> Report:
     """Resume the rotation in progress, whichever process started it. Does nothing if there is none.
 
     Args and errors are those of `rotate`, without `RotationBusyError`.
     """
-    servers = await resolve_nodes(nodes)
-    check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
-    return await run_rotator(
+    return await run_rotation(
         lambda rotator: rotator.resume(to_phase=to_phase),
         store,
-        servers,
+        nodes,
         policy,
+        what="resume",
+        to_phase=to_phase,
         unsafe_without_nodes=unsafe_without_nodes,
-        asked={"what": "resume", "reason": ASKED, "toPhase": to_phase, **distrusted(policy)},
-        health=health,
-        audit_log=audit_log,
-        on_event=on_event,
-        clock=clock,
+        **options,
     )
 
 
@@ -135,22 +125,19 @@ async def cancel(
     policy: Policy | None = None,
     *,
     reason: str = ASKED,
-    health: Sequence[HealthSignal] = (),
-    audit_log: AuditLog | None = None,
-    on_event: EventListener | None = None,
-    clock: Clock | None = None,
+    **options: Unpack[RotationOptions],
 ) -> Report:
     """Cancel the rotation in progress. Possible only before the next root signs.
 
     Args:
-        store, nodes, policy, health, audit_log, on_event, clock: As for `rotate`.
+        store, nodes, policy, options: As for `rotate`.
         reason: The reason, recorded in the identity's history.
 
     Raises:
         IllegalStepError: There is no rotation in progress, or the next root already signs: use `roll_back` instead.
         AuditError, RotationError, ProviderError, IdentityError: As `rotate`.
     """
-    return await _leave(store, nodes, policy, Step.CANCEL, reason, health, audit_log, on_event, clock)
+    return await _leave(store, nodes, policy, Step.CANCEL, reason, **options)
 
 
 async def roll_back(
@@ -159,40 +146,71 @@ async def roll_back(
     policy: Policy | None = None,
     *,
     reason: str = ASKED,
-    health: Sequence[HealthSignal] = (),
-    audit_log: AuditLog | None = None,
-    on_event: EventListener | None = None,
-    clock: Clock | None = None,
+    **options: Unpack[RotationOptions],
 ) -> Report:
     """Roll back the rotation in progress: the previous root signs again, and both roots stay trusted.
 
     Args and errors are those of `cancel`, except that `IllegalStepError` means that the next root does not sign yet.
     """
-    return await _leave(store, nodes, policy, Step.ROLL_BACK, reason, health, audit_log, on_event, clock)
+    return await _leave(store, nodes, policy, Step.ROLL_BACK, reason, **options)
 
 
 async def _leave(
+    store: Store, nodes: Nodes, policy: Policy | None, step: Step, reason: str, **options: Unpack[RotationOptions]
+) -> Report:
+    return await run_rotation(
+        lambda rotator: rotator.abandon(reason, by=step),
+        store,
+        nodes,
+        policy,
+        what="cancel" if step is Step.CANCEL else "rollback",
+        reason=reason,
+        waits_for_servers=False,
+        **options,
+    )
+
+
+async def run_rotation(
+    work: Callable[[Rotator], Awaitable[Report]],
     store: Store,
     nodes: Nodes,
     policy: Policy | None,
-    step: Step,
-    reason: str,
-    health: Sequence[HealthSignal],
-    audit_log: AuditLog | None,
-    on_event: EventListener | None,
-    clock: Clock | None,
+    *,
+    what: str,
+    command: str = "rotate",
+    reason: str = ASKED,
+    to_phase: Phase | None = None,
+    asked: Mapping[str, object] = {},
+    waits_for_servers: bool = True,
+    unsafe_without_nodes: bool = False,
+    open_signer: SignerOpener = open_pinned_signer,
+    **options: Unpack[RotationOptions],
 ) -> Report:
-    what = "cancel" if step is Step.CANCEL else "rollback"
+    """Check that servers are listed, then run one operation of a rotation, recorded as one run in the audit trail.
+
+    Args:
+        work: The operation; called with the rotator.
+        store, nodes, policy, to_phase, unsafe_without_nodes, open_signer, options: As for `rotate`.
+        what: What the operation does, for the audit trail.
+        command: The command that runs it.
+        reason: The reason, for the audit trail.
+        asked: Other arguments that the audit trail records.
+        waits_for_servers: Whether it is an error that no server is listed.
+    """
+    servers = await resolve_nodes(nodes)
+    if waits_for_servers:
+        check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
+    recorded = {"what": what, "reason": reason, "toPhase": to_phase, **distrusted(policy), **asked}
     return await run_rotator(
-        lambda rotator: rotator.abandon(reason, by=step),
+        work,
         store,
-        await resolve_nodes(nodes),
+        servers,
         policy,
-        asked={"what": what, "reason": reason, "toPhase": None, **distrusted(policy)},
-        health=health,
-        audit_log=audit_log,
-        on_event=on_event,
-        clock=clock,
+        command=command,
+        asked=recorded,
+        unsafe_without_nodes=unsafe_without_nodes,
+        open_signer=open_signer,
+        **options,
     )
 
 
@@ -202,32 +220,32 @@ async def run_rotator(
     servers: Nodes,
     policy: Policy | None,
     *,
-    unsafe_without_nodes: bool = False,
+    command: str,
     asked: Mapping[str, object],
-    command: str = "rotate",
-    health: Sequence[HealthSignal] = (),
-    audit_log: AuditLog | None,
-    on_event: EventListener | None,
-    clock: Clock | None,
+    unsafe_without_nodes: bool = False,
     open_signer: SignerOpener = open_pinned_signer,
+    health: Sequence[HealthSignal] = (),
+    audit_log: AuditLogName | None = None,
+    on_event: EventListener | None = None,
+    clock: Clock | None = None,
 ) -> Report:
     """Make a rotator, run one of its operations, and record it as one run in the audit trail.
 
     Args:
         work: The operation; called with the rotator.
-        store, policy, unsafe_without_nodes, health, audit_log, on_event, clock, open_signer: As for `rotate`.
+        store, policy, unsafe_without_nodes, open_signer: As for `rotate`.
+        health, audit_log, on_event, clock: As `RotationOptions`.
         servers: The result of `resolve_nodes`.
+        command: The name of the command.
         asked: The arguments that the audit trail records.
-        command: The name of the operation.
     """
     async with record_run(store, command, asked, audit_log) as journal:
-        listener = notify_each(on_event, journal.record_event)
         rotator = make_rotator(
             store,
             servers,
             policy,
             health=health,
-            on_event=listener,
+            on_event=notify_each(on_event, journal.record_event),
             clock=clock,
             unsafe_without_nodes=unsafe_without_nodes,
             open_signer=open_signer,
@@ -268,7 +286,7 @@ async def drop_lost_anchor(
     store: Store,
     reason: str = LOST,
     *,
-    audit_log: AuditLog | None = None,
+    audit_log: AuditLogName | None = None,
     on_event: EventListener | None = None,
     clock: Clock | None = None,
 ) -> IdentityDocument:
@@ -279,7 +297,7 @@ async def drop_lost_anchor(
     Args:
         store: The open store.
         reason: The reason, recorded in the identity's history.
-        audit_log, on_event, clock: As for `rotate`.
+        audit_log, on_event, clock: As `RunOptions`.
 
     Raises:
         IllegalStepError: The identity has no anchor, or a rotation is in progress.
@@ -317,15 +335,16 @@ async def replace_expired(
     policy: Policy | None = None,
     *,
     unsafe_without_nodes: bool = False,
-    audit_log: AuditLog | None = None,
+    open_signer: SignerOpener = open_pinned_signer,
+    audit_log: AuditLogName | None = None,
     on_event: EventListener | None = None,
     clock: Clock | None = None,
-    open_signer: SignerOpener = open_pinned_signer,
 ) -> ReplacementReport:
     """Replace a root that has expired, which cannot endorse a next root. The commits that it has signed stay valid.
 
     Args:
-        store, nodes, policy, unsafe_without_nodes, audit_log, on_event, clock, open_signer: As for `rotate`.
+        store, nodes, policy, unsafe_without_nodes, open_signer: As for `rotate`.
+        audit_log, on_event, clock: As `RunOptions`.
 
     Raises:
         ConfigurationError: No server is listed.

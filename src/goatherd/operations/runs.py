@@ -16,10 +16,11 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
-from goatherd.clock import SystemClock
+from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, GoatherdError
 from goatherd.operations.identity_store import Store
 
@@ -60,6 +61,24 @@ class AuditLog:
     on_missing: Callable[[Path, int], None] = lambda _path, _count: None
 
 
+AuditLogName = AuditLog | str | PathLike[str]
+"""What an operation takes as the file of its audit trail."""
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of every operation that changes an identity.
+
+    Attributes:
+        audit_log: The file that the audit trail is appended to.
+        on_event: Called with each event as it happens. It must not block and must not raise.
+        clock: Tells the time and waits.
+    """
+
+    audit_log: AuditLogName | None
+    on_event: EventListener | None
+    clock: Clock | None
+
+
 def current_actor() -> str:
     """Return the user, host and process of this program, such as ``ops@host1:4711``."""
     try:
@@ -74,7 +93,7 @@ async def record_run(
     store: Store,
     command: str,
     asked: Mapping[str, object],
-    audit_log: AuditLog | None,
+    audit_log: AuditLogName | None,
 ) -> AsyncIterator[Journal]:
     """Record the body of the ``async with`` statement as one run of an operation.
 
@@ -92,6 +111,8 @@ async def record_run(
     from goatherd.audit.trail import AuditTrail, Journal
     from goatherd.stores.writer import ReplicatedStore
 
+    if isinstance(audit_log, str | PathLike):
+        audit_log = AuditLog(Path(audit_log))
     revokes = command == "revoke"
     # The signature of a revoked or an expired root is not valid.
     holds = revokes or asked.get("what") == "replace-expired"
