@@ -127,31 +127,25 @@ def _parse_whole_number(value: object) -> int | None:
     return int(str(value)[:12])
 
 
-def parse_count(value: object) -> int:
+def _parse_number(value: object, least: int, most: int) -> int:
     number = _parse_whole_number(value)
-    if number is None or not 1 <= number <= 1000:
+    if number is None or not least <= number <= most:
         raise ConfigurationError(
-            f"{value!r} is not a whole number from 1 to 1000", hint="Write the number without a unit."
+            f"{value!r} is not a whole number from {least} to {most}", hint="Write the number without a unit."
         )
     return number
+
+
+def parse_count(value: object) -> int:
+    return _parse_number(value, 1, 1000)
 
 
 def parse_limit(value: object) -> int:
-    number = _parse_whole_number(value)
-    if number is None or not 1 <= number <= 1_000_000:
-        raise ConfigurationError(
-            f"{value!r} is not a whole number from 1 to 1000000", hint="Write the number without a unit."
-        )
-    return number
+    return _parse_number(value, 1, 1_000_000)
 
 
 def parse_limit_or_zero(value: object) -> int:
-    number = _parse_whole_number(value)
-    if number is None or not 0 <= number <= 1_000_000:
-        raise ConfigurationError(
-            f"{value!r} is not a whole number from 0 to 1000000", hint="Write the number without a unit."
-        )
-    return number
+    return _parse_number(value, 0, 1_000_000)
 
 
 def parse_networks(value: object) -> tuple[str, ...]:

@@ -111,16 +111,7 @@ def prepare_rotation(
             f"the current root {document.current.id} has expired and cannot endorse a successor",
             hint=EXPIRED_HINT,
         )
-    record = RotationRecord(
-        id=rotation_id,
-        phase=Phase.PREPARED,
-        from_id=document.current.id,
-        to_id=successor.id,
-        started_at=now_ms,
-        started_by=started_by[:_MAX_REASON],
-        phase_at=now_ms,
-        stable_version=stable_version,
-    )
+    record = _begin_record(document, successor.id, now_ms, rotation_id, started_by, stable_version)
     changes: dict[str, Any] = {
         "next": successor,
         "roots": (*document.roots, successor.session),
@@ -130,6 +121,21 @@ def prepare_rotation(
     if word is not None or document.anchor is not None:
         changes.update(_with_word(document, record, successor.session, _require_word(word), now_ms))
     return _next_document(document, now_ms, **changes)
+
+
+def _begin_record(
+    document: IdentityDocument, to_id: str, now_ms: int, rotation_id: str, started_by: str, stable_version: str | None
+) -> RotationRecord:
+    return RotationRecord(
+        id=rotation_id,
+        phase=Phase.PREPARED,
+        from_id=document.current.id,
+        to_id=to_id,
+        started_at=now_ms,
+        started_by=started_by[:_MAX_REASON],
+        phase_at=now_ms,
+        stable_version=stable_version,
+    )
 
 
 def _require_word(word: AnchorWord | None) -> AnchorWord:
@@ -208,17 +214,7 @@ def prepare_restore(
         raise IllegalStepError(f"{earlier.id} is not a previous root of this identity")
     if earlier.id in document.revoked_ids | document.retired_ids or earlier.session.is_expired(now_ms):
         raise IllegalStepError(f"the previous root {earlier.id} is revoked, destroyed or has expired")
-    record = RotationRecord(
-        id=rotation_id,
-        phase=Phase.PREPARED,
-        from_id=document.current.id,
-        to_id=earlier.id,
-        started_at=now_ms,
-        started_by=started_by[:_MAX_REASON],
-        phase_at=now_ms,
-        stable_version=stable_version,
-        is_restore=True,
-    )
+    record = _begin_record(document, earlier.id, now_ms, rotation_id, started_by, stable_version)
     current, endorsements = document.current, document.endorsements
     if not may_sign_again(document, earlier.id):
         raise IllegalStepError(f"the anchor has not endorsed and introduced root {earlier.id}")
@@ -229,7 +225,7 @@ def prepare_restore(
         document,
         now_ms,
         next=earlier,
-        rotation=record,
+        rotation=replace(record, is_restore=True),
         endorsements=endorsements,
         roots=(*document.roots, earlier.session) if is_listed_again else document.roots,
         pruned=max(0, document.pruned - is_listed_again),

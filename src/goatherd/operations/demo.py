@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -128,15 +128,39 @@ async def _run_demo_in(top: Path, tell: Tell) -> DemoReport:
         async with _run_servers(top, [["--provider", store]] * SERVERS) as servers:
             urls = [server.url for server in servers]
             tell("servers", f"{len(servers)} servers took it from there: {', '.join(urls)}")
-            load = Workload(urls, clients=CLIENTS, pause=PAUSE, clock=clock)
-            async with load:
-                tell("load", f"{CLIENTS} clients write and read, and newcomers keep arriving")
-                passages = await _run_parts(load, provider, secret_id, urls, clock, tell)
-                await load.stop()
-                document = decode_document((await provider.read(secret_id, CURRENT)).value.reveal())
-                tell("audit", "asking every server for everything, and checking every signature")
-                audit = await load.audit([first.session])
-            clean = all(await asyncio.gather(*(server.stop() for server in servers)))
+            return await _run_under_load(
+                servers,
+                first,
+                lambda load: _run_parts(load, provider, secret_id, urls, clock, tell),
+                clock,
+                tell,
+            )
+
+
+async def _run_under_load(
+    servers: Sequence[_Server],
+    first: OwnedSession,
+    run_parts: Callable[[Workload], Awaitable[tuple[tuple[DemoPart, ...], IdentityDocument]]],
+    clock: SystemClock,
+    tell: Tell,
+) -> DemoReport:
+    """Let clients write and read while the parts of the demo run; then audit every server, and stop it.
+
+    Args:
+        servers: The running servers.
+        first: The first root, which the audit trusts.
+        run_parts: Runs the parts, and returns them and the identity at their end.
+        clock: Tells the time and waits.
+        tell: Called at the start of each step.
+    """
+    load = Workload([server.url for server in servers], clients=CLIENTS, pause=PAUSE, clock=clock)
+    async with load:
+        tell("load", f"{CLIENTS} clients write and read, and newcomers keep arriving")
+        passages, document = await run_parts(load)
+        await load.stop()
+        tell("audit", "asking every server for everything, and checking every signature")
+        audit = await load.audit([first.session])
+    clean = all(await asyncio.gather(*(server.stop() for server in servers)))
     return DemoReport(
         servers=SERVERS,
         clients=CLIENTS,
@@ -183,23 +207,9 @@ async def _run_regions_in(top: Path, tell: Tell) -> DemoReport:
     async with _run_servers(top, places) as servers:
         urls = [server.url for server in servers]
         tell("servers", f"a server in each region: {', '.join(urls)}")
-        load = Workload(urls, clients=CLIENTS, pause=PAUSE, clock=clock)
-        async with load:
-            tell("load", f"{CLIENTS} clients write and read, and newcomers keep arriving")
-            passages, document = await _run_region_parts(top, load, urls, clock, tell)
-            await load.stop()
-            tell("audit", "asking every server for everything, and checking every signature")
-            audit = await load.audit([first.session])
-        clean = all(await asyncio.gather(*(server.stop() for server in servers)))
-    return DemoReport(
-        servers=SERVERS,
-        clients=CLIENTS,
-        passages=passages,
-        audit=audit,
-        roots={letter: root.id for letter, root in zip("ABCDEF", document.roots, strict=False)},
-        signer=document.current.id,
-        clean_exits=clean,
-    )
+        return await _run_under_load(
+            servers, first, lambda load: _run_region_parts(top, load, urls, clock, tell), clock, tell
+        )
 
 
 async def _run_region_parts(
@@ -270,7 +280,7 @@ class _Parts:
 
 async def _run_parts(
     load: Workload, provider: SecretProvider, secret_id: str, urls: Sequence[str], clock: SystemClock, tell: Tell
-) -> tuple[DemoPart, ...]:
+) -> tuple[tuple[DemoPart, ...], IdentityDocument]:
     parts = _Parts(load, tell)
     passage = parts.run
     async with contextlib.AsyncExitStack() as stack:
@@ -291,7 +301,8 @@ async def _run_parts(
             await rotator.abandon("the demo rolls one rotation back")
         async with passage("after", "B signs again, C stays trusted"):
             await clock.sleep(QUIET_TIME)
-    return tuple(parts.done)
+    document = decode_document((await provider.read(secret_id, CURRENT)).value.reveal())
+    return tuple(parts.done), document
 
 
 def _measure_phases(began: float, entered: Sequence[tuple[str, float]]) -> dict[str, float]:

@@ -12,12 +12,9 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/; checked against th
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 
 import httpx2
@@ -32,6 +29,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
+from goatherd.providers.http_answers import damaged_answer_error, no_answer_error, parse_object, parse_retry_after
 from goatherd.providers.kubernetes.access import ClusterAccess
 from goatherd.providers.kubernetes.credentials import Credential
 from goatherd.providers.tls import default_context
@@ -183,7 +181,7 @@ class KubernetesClient:
             return False
         # A Status of success, or the Secret where a finalizer keeps it for a while.
         if answer.get("kind") not in ("Status", "Secret"):
-            raise _damaged_error("it is neither a Status nor a Secret")
+            raise damaged_answer_error("it is neither a Status nor a Secret")
         return True
 
     async def endpoint_slices(self, namespace: str, service: str) -> list[dict[str, Any]]:
@@ -196,11 +194,11 @@ class KubernetesClient:
         status, answer = await self._call_api("GET", f"{path}?labelSelector=kubernetes.io%2Fservice-name%3D{service}")
         items, metadata = answer.get("items"), answer.get("metadata")
         if status != 200 or answer.get("kind") != "EndpointSliceList" or not isinstance(items, list):
-            raise _damaged_error("it is not a list of EndpointSlices")
+            raise damaged_answer_error("it is not a list of EndpointSlices")
         if not isinstance(metadata, Mapping) or metadata.get("continue"):
-            raise _damaged_error("it is only a part of a list")
+            raise damaged_answer_error("it is only a part of a list")
         if not all(isinstance(item, dict) for item in items):
-            raise _damaged_error("an EndpointSlice is not an object")
+            raise damaged_answer_error("an EndpointSlice is not an object")
         return items
 
     async def may_access(self, verb: str, namespace: str, name: str) -> bool | None:
@@ -265,7 +263,7 @@ class KubernetesClient:
                 raise WatchExpiredError
             if response.status_code != 401 or is_last or not self._access.credentials.can_renew:
                 self._error_for("watch", path, response, raw)
-                raise _damaged_error(f"HTTP {response.status_code} to a watch")
+                raise damaged_answer_error(f"HTTP {response.status_code} to a watch")
             credential = await self._access.credential(self._clock, rejected=credential)
 
     async def _read_events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[WatchEvent]:
@@ -281,7 +279,7 @@ class KubernetesClient:
                     if event is not None:
                         yield event
                 if len(line) > _LONGEST_ANSWER:
-                    raise _damaged_error("an event is too long")
+                    raise damaged_answer_error("an event is too long")
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
             failure = self._no_answer_error(error)
         if failure is not None:
@@ -360,7 +358,7 @@ class KubernetesClient:
             async for chunk in response.aiter_bytes():
                 raw += chunk
                 if len(raw) > _LONGEST_ANSWER:
-                    raise _damaged_error("it is too long")
+                    raise damaged_answer_error("it is too long")
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
             problem = self._no_answer_error(error)
         if problem is not None:
@@ -368,25 +366,14 @@ class KubernetesClient:
         return bytes(raw)
 
     def _no_answer_error(self, error: Exception) -> PlatformError:
-        where = self._access.server
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                return PlatformError(
-                    ProviderConfigurationError,
-                    f"the certificate of {where} is not to be trusted: {cause.verify_message}",
-                    hint=f"Check certificate-authority-data in the {self._access.source}.",
-                )
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-            return PlatformError(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
-        return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+        hint = f"Check certificate-authority-data in the {self._access.source}."
+        return no_answer_error(error, self._access.server, distrust_hint=hint)
 
     def _error_for(
         self, method: str, path: str, response: httpx2.Response, raw: bytes
     ) -> tuple[int, Mapping[str, Any]]:
         what, code = f"{method} {path}", response.status_code
-        answer = _parse_object(raw)
+        answer = parse_object(raw)
         if code == 429:
             # The body may be plain text: a server that is over its limit of requests in flight writes no Status.
             raise PlatformError(
@@ -410,9 +397,11 @@ class KubernetesClient:
                 f"the server does not understand {what}: HTTP {code}{_reason_of(answer or {}, ', ')}",
             )
         if answer is None or code not in (200, 201, 202, 404, 409):
-            raise _damaged_error(f"HTTP {code} without the JSON that an API server sends")
+            raise damaged_answer_error(f"HTTP {code} without the JSON that an API server sends")
         if code in (404, 409) and (answer.get("kind") != "Status" or answer.get("status") != "Failure"):
-            raise _damaged_error(f"HTTP {code} without a Status: something else answers in the API server's place")
+            raise damaged_answer_error(
+                f"HTTP {code} without a Status: something else answers in the API server's place"
+            )
         return code, answer
 
     def _denied_error(self, what: str, code: int, answer: Mapping[str, Any]) -> PlatformError:
@@ -436,7 +425,7 @@ class KubernetesClient:
         details = answer.get("details")
         told = (details.get("kind"), details.get("name")) if isinstance(details, Mapping) else None
         if answer.get("reason") != "NotFound" or told not in (("secrets", name), ("namespaces", namespace)):
-            raise _damaged_error("HTTP 404 that does not say that this Secret is missing")
+            raise damaged_answer_error("HTTP 404 that does not say that this Secret is missing")
 
 
 def _secret_path(namespace: str, name: str | None = None) -> str:
@@ -448,11 +437,11 @@ def _decode_secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict
     """Decode the Secret in an answer of the Kubernetes API, and check that it is the requested one."""
     metadata = answer.get("metadata")
     if answer.get("kind") != "Secret" or not isinstance(metadata, Mapping):
-        raise _damaged_error("it is not a Secret")
+        raise damaged_answer_error("it is not a Secret")
     if (metadata.get("namespace"), metadata.get("name")) != (namespace, name):
-        raise _damaged_error("it is another Secret than the requested one")
+        raise damaged_answer_error("it is another Secret than the requested one")
     if not isinstance(metadata.get("resourceVersion"), str) or not metadata["resourceVersion"]:
-        raise _damaged_error("it has no resourceVersion")
+        raise damaged_answer_error("it has no resourceVersion")
     return dict(answer)
 
 
@@ -461,10 +450,10 @@ def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
 
     https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
     """
-    parsed = _parse_object(line)
+    parsed = parse_object(line)
     content = None if parsed is None else parsed.get("object")
     if parsed is None or not isinstance(content, Mapping):
-        raise _damaged_error("a line of the watch is not an event")
+        raise damaged_answer_error("a line of the watch is not an event")
     kind = parsed.get("type")
     if kind == "ERROR":
         if content.get("code") == 410 or content.get("reason") in ("Expired", "Gone"):
@@ -473,7 +462,7 @@ def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
     metadata = content.get("metadata")
     version = metadata.get("resourceVersion") if isinstance(metadata, Mapping) else None
     if not isinstance(version, str) or not version:
-        raise _damaged_error("an event of a watch has no resourceVersion")
+        raise damaged_answer_error("an event of a watch has no resourceVersion")
     if kind == "BOOKMARK":
         return WatchEvent(resource_version=version)
     if not isinstance(metadata, Mapping) or metadata.get("name") != name:
@@ -482,15 +471,7 @@ def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
         return WatchEvent(is_deleted=True, resource_version=version)
     if kind in ("ADDED", "MODIFIED"):
         return WatchEvent(content=_decode_secret(content, namespace, name), resource_version=version)
-    raise _damaged_error("the watch sent an event of unknown type")
-
-
-def _parse_object(raw: bytes) -> Mapping[str, Any] | None:
-    try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) else None
+    raise damaged_answer_error("the watch sent an event of unknown type")
 
 
 def _reason_of(answer: Mapping[str, Any], before: str = "") -> str:
@@ -520,18 +501,7 @@ def _invalid_reason(answer: Mapping[str, Any]) -> PlatformError:
 def _retry_after(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:
     """Return for how many seconds a Kubernetes answer with status 429 asks to wait: from its header or its Status."""
     if header is not None:
-        if header.strip().isdecimal():
-            return float(header)
-        try:
-            until = parsedate_to_datetime(header)
-        except (TypeError, ValueError):
-            return None
-        until = until if until.tzinfo else until.replace(tzinfo=UTC)
-        return max(0.0, (until - datetime.fromtimestamp(now_ms / 1000, UTC)).total_seconds())
+        return parse_retry_after(header, now_ms)
     details = (answer or {}).get("details")
     seconds = details.get("retryAfterSeconds") if isinstance(details, Mapping) else None
     return float(seconds) if isinstance(seconds, int) and seconds > 0 else None
-
-
-def _damaged_error(why: str) -> PlatformError:
-    return PlatformError(UnavailableError, f"the server's answer is damaged: {why}")

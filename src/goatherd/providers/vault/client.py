@@ -16,7 +16,6 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -35,6 +34,13 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
+from goatherd.providers.http_answers import (
+    causes_of,
+    damaged_answer_error,
+    no_answer_error,
+    parse_object,
+    parse_retry_after,
+)
 from goatherd.providers.tls import default_context
 from goatherd.providers.values import VersionState
 from goatherd.providers.vault.address import VaultAddress
@@ -154,7 +160,7 @@ class VaultClient:
         data = _require_object(answer, "data")
         number, created_ms = _version_of(_require_object(data, "metadata"))
         if version not in (None, number):
-            raise _damaged_error("it holds another version than the requested one")
+            raise damaged_answer_error("it holds another version than the requested one")
         if status == 404:
             return Gone(version=number, state=_state_of(_require_object(data, "metadata"), self._clock.now_ms()))
         return Found(data=_require_object(data, "data"), version=number, created_ms=created_ms)
@@ -168,7 +174,7 @@ class VaultClient:
         metadata = _require_object(answer, "data")
         number, created_ms = _version_of(metadata)
         if number != cas + 1:
-            raise _damaged_error("it names another version than the one written")
+            raise damaged_answer_error("it names another version than the one written")
         return Written(version=number, created_ms=created_ms, expires=bool(metadata.get("deletion_time")))
 
     async def read_metadata(self, path: str) -> Metadata:
@@ -179,7 +185,7 @@ class VaultClient:
         data = _require_object(answer, "data")
         current, most, versions = data.get("current_version"), data.get("max_versions"), data.get("versions")
         if type(current) is not int or type(most) is not int or not isinstance(versions, Mapping):
-            raise _damaged_error("it is not the metadata of an entry")
+            raise damaged_answer_error("it is not the metadata of an entry")
         now_ms = self._clock.now_ms()
         kept = {
             int(number): _require_object(versions, number)
@@ -275,7 +281,7 @@ class VaultClient:
                 hint="The address begins with the mount of a key/value engine, version 2. See `vault secrets list`.",
             )
         if status == 404 and "data" not in answer and not isinstance(answer.get("errors"), list):
-            raise _damaged_error("HTTP 404 that no Vault server sends: another server answers in its place")
+            raise damaged_answer_error("HTTP 404 that no Vault server sends: another server answers in its place")
         if status == 400 and _UPGRADING in told:
             raise PlatformError(
                 UnavailableError, f"{self._address.mount} is being upgraded to version 2; this takes a moment"
@@ -341,7 +347,7 @@ class VaultClient:
                 async for chunk in response.aiter_bytes():
                     raw += chunk
                     if len(raw) > _LONGEST_ANSWER:
-                        raise _damaged_error("it is too long")
+                        raise damaged_answer_error("it is too long")
                 return response.status_code, response.headers, bytes(raw)
         # SECURITY: not `from error`: the exception carries the request, and that the token and the value
         # (tests/contract/vault/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
@@ -350,26 +356,16 @@ class VaultClient:
         raise problem
 
     def _no_answer_error(self, error: Exception) -> PlatformError:
-        where = self._address.url
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                return PlatformError(
-                    ProviderConfigurationError,
-                    f"the certificate of {where} is not to be trusted: {cause.verify_message}",
-                    hint="Name the server's certificate authority: ca=/path/to/ca.pem in the address, or VAULT_CACERT.",
-                )
+        for cause in causes_of(error):
             if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
                 return PlatformError(
                     ProviderConfigurationError,
-                    f"{where} does not speak TLS",
+                    f"{self._address.url} does not speak TLS",
                     hint="If you want a connection without TLS (to a proxy on this machine), write tls=off in the"
                     " address.",
                 )
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-            return PlatformError(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
-        return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+        hint = "Name the server's certificate authority: ca=/path/to/ca.pem in the address, or VAULT_CACERT."
+        return no_answer_error(error, self._address.url, distrust_hint=hint)
 
     def _follow_redirect(self, url: str, location: str | None) -> str:
         """Return the URL to which a Vault standby redirects a request: that of the active node.
@@ -400,7 +396,7 @@ class VaultClient:
         if status == 413:
             raise PlatformError(SecretTooLargeError, f"the request is too large for the server: {what}")
         if status >= 500 or status in (408, 412, 472, 473):
-            told = _errors_text(_parse_answer(raw) or {})
+            told = _errors_text(parse_object(raw) or {})
             if "sealed" in told:
                 raise PlatformError(
                     UnavailableError, "the server is sealed", hint="Unseal the server: `vault operator unseal`."
@@ -414,9 +410,9 @@ class VaultClient:
             )
         if status == 204:
             return status, {}
-        answer = _parse_answer(raw)
+        answer = parse_object(raw)
         if answer is None or status not in (200, 400, 403, 404):
-            raise _damaged_error(f"HTTP {status} without the JSON that a Vault server sends")
+            raise damaged_answer_error(f"HTTP {status} without the JSON that a Vault server sends")
         return status, answer
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -441,18 +437,6 @@ class VaultClient:
         return context
 
 
-def _damaged_error(why: str) -> PlatformError:
-    return PlatformError(UnavailableError, f"the server's answer is damaged: {why}")
-
-
-def _parse_answer(raw: bytes) -> Mapping[str, Any] | None:
-    try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) else None
-
-
 def _is_absence(status: int, answer: Mapping[str, Any]) -> bool:
     """Return whether Vault's answer means "no such version or entry": only a 404 with an empty list of errors does."""
     return status == 404 and "data" not in answer and answer.get("errors") == []
@@ -467,21 +451,21 @@ def _errors_text(answer: Mapping[str, Any]) -> str:
 def _require_object(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = answer.get(name)
     if not isinstance(value, Mapping):
-        raise _damaged_error(f"it has no {name!r}")
+        raise damaged_answer_error(f"it has no {name!r}")
     return value
 
 
 def _version_of(metadata: Mapping[str, Any]) -> tuple[int, int]:
     number = metadata.get("version")
     if type(number) is not int or not 1 <= number <= _MOST_VERSIONS:
-        raise _damaged_error("it names no version")
+        raise damaged_answer_error("it names no version")
     return number, _created_ms(metadata)
 
 
 def _created_ms(metadata: Mapping[str, Any]) -> int:
     created = metadata.get("created_time")
     if not isinstance(created, str):
-        raise _damaged_error("a version has no timestamp")
+        raise damaged_answer_error("a version has no timestamp")
     return _parse_time(created)
 
 
@@ -497,22 +481,14 @@ def _parse_time(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise _damaged_error("a timestamp is invalid") from None
+        raise damaged_answer_error("a timestamp is invalid") from None
     return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
 
 
 def _retry_after(header: str | None, now_ms: int) -> float | None:
     """Return for how many seconds Vault's ``Retry-After`` header asks to wait, at least 1.
 
-    The header is a number or a date (RFC 9110, 10.2.3). OpenBao rounds down, so that its 0 means "in less than a
-    second", not "now".
+    OpenBao rounds down, so that its 0 means "in less than a second", not "now".
     """
-    if header is None:
-        return None
-    try:
-        seconds = (
-            int(header) if header.strip().isdecimal() else parsedate_to_datetime(header).timestamp() - now_ms / 1e3
-        )
-        return max(1.0, seconds)
-    except ValueError:
-        return None
+    seconds = parse_retry_after(header, now_ms)
+    return None if seconds is None else max(1.0, seconds)

@@ -1,0 +1,77 @@
+"""Read the answers of platforms that providers call over HTTP themselves, without an SDK.
+
+No error here holds or chains the request, whose headers carry the token and whose body carries the value.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+
+from goatherd.errors import ProviderConfigurationError, UnavailableError
+from goatherd.providers.base import PlatformError
+
+
+def damaged_answer_error(why: str) -> PlatformError:
+    """Return the error for an answer that does not hold what was requested."""
+    return PlatformError(UnavailableError, f"the server's answer is damaged: {why}")
+
+
+def no_answer_error(error: Exception, where: str, *, distrust_hint: str) -> PlatformError:
+    """Return the error for a request without a whole answer.
+
+    Args:
+        error: What the HTTP client raised.
+        where: The server's URL.
+        distrust_hint: What to do if the server's certificate is not trusted.
+    """
+    for cause in causes_of(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return PlatformError(
+                ProviderConfigurationError,
+                f"the certificate of {where} is not to be trusted: {cause.verify_message}",
+                hint=distrust_hint,
+            )
+    if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+        return PlatformError(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
+    return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Return an exception and those that led to it, the last one first."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(cause)
+    return found
+
+
+def parse_object(raw: bytes) -> Mapping[str, Any] | None:
+    """Return the JSON object in an answer; None if it is something else."""
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def parse_retry_after(header: str | None, now_ms: int) -> float | None:
+    """Return for how many seconds a ``Retry-After`` header asks to wait; None if there is none, or it is invalid.
+
+    The header is a number or a date (RFC 9110, 10.2.3).
+    """
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        until = parsedate_to_datetime(header)
+    except (TypeError, ValueError):
+        return None
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.fromtimestamp(now_ms / 1000, UTC)).total_seconds())
