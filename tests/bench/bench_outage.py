@@ -138,7 +138,7 @@ class _Run:
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
     async def loop(self, number: int) -> None:
-        """Read for ever, as one would write it."""
+        """Read indefinitely, as one would write it."""
         dice = secrets.SystemRandom()
         while True:
             await self.clock.sleep(INTERVAL * dice.uniform(1 - JITTER, 1 + JITTER))

@@ -264,7 +264,7 @@ class FakeSecretsManager:
             # "A replica secret can't be updated independently from its primary secret, except for its encryption key."
             raise AWSFakeError("InvalidRequestException", "You can't make changes to a replica secret.")
         if known is not None and operation == "UpdateSecretVersionStage":
-            # Seen at AWS, and not in the reference: the replication then fails for good.
+            # Seen at AWS, and not in the reference: the replication then fails permanently.
             for replica in known.replicas.values():
                 replica.is_wedged = replica.is_wedged or replica.status != "InSync"
         told = method(self, fields)

@@ -68,7 +68,7 @@ class Trouble:
     Attributes:
         match: It befalls requests whose method and path contain this, such as ``PUT /secrets/root-pointer``. A space
             at the end stands for the end of the path.
-        times: How often; then all is well. None for ever.
+        times: How often; then all is well. None: indefinitely.
         status: Answer with this and do nothing, unless `after`.
         headers: With these.
         body: With this; None for an error as the service words it.

@@ -51,7 +51,7 @@ class Fault:
         after: For `Mode.CUT`: how many bytes of the reply get through.
         delay: For `Mode.DELAY`.
         match: It befalls only what holds these bytes, such as ``b"POST /v1/secret/data/x"``.
-        times: How often; then all is well. None for ever.
+        times: How often; then all is well. None: indefinitely.
     """
 
     mode: Mode = Mode.OK

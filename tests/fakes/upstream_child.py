@@ -72,7 +72,7 @@ class DiedError(Exception):
 
 
 class HungError(Exception):
-    """Here the original's event loop is blocked for ever."""
+    """Here the original's event loop is blocked indefinitely."""
 
 
 class FailedError(Exception):
@@ -410,7 +410,7 @@ class UpstreamChild:
         return to_json_bytes(replies)
 
     def _authenticate(self, header: str) -> Session:
-        if header in self._verdicts:  # for ever, whatever the time
+        if header in self._verdicts:  # indefinitely, whatever the time
             if not self._verdicts[header]:
                 raise FailedError(403)
             return self.sessions[parse_signature(header).session_id]

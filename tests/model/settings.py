@@ -19,14 +19,14 @@ class Options:
 
     Attributes:
         nodes, unlisted: Nodes that the rotation is told of, and nodes that it is not.
-        operators: How many runs there may be at once; each may end or crash and be followed by another, for ever.
+        operators: How many runs there may be at once; each may end or crash and be followed by another, indefinitely.
         rotations: How many rotations may be prepared in all.
         goals: What an operator may ask for.
         stale_reads: A read may show anything that was ever there (`ReadConsistency.EVENTUAL`); else the last write.
         forks: Once, two writers with the same `expected` both win (a store with `best_effort_cas` that is not well).
         forgets: A node that restarts does not remember what it has seen (no ``seen`` file).
         unmodified: A node may store an introduction without believing it until it restarts, as GoatDB can.
-        deaths: How many nodes may go away for good.
+        deaths: How many nodes may go away permanently.
         refusals: A node may refuse the document for a reason of its own, at any time.
         quorum: How many nodes are enough once the deadline has passed; None for all.
         retires: Time may pass the grace period, and operators may retire.
@@ -44,7 +44,7 @@ class Options:
         restores: Once, the store goes back to what it held at any earlier time, and gives version ids again.
         choices: What operators who rotate may do about the anchor; nothing where no document has one.
         has_anchor: It begins with an identity that has an anchor.
-        mutes: The signers of anchors may cease to answer, for good. Each call of them may fail anyhow.
+        mutes: The signers of anchors may stop answering permanently. Each call of them may fail anyhow.
         revokes: Once, the anchor revokes the working root.
         thefts: What a thief of the working root may do, once, who can also write to the store.
         liveness: Whether from every state there must be a way to steady.

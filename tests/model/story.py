@@ -119,7 +119,7 @@ class _Teller:
             case "earlier":
                 root, signer = (NAMES[one] for one in about)
                 return f"The introduction of {root} by {signer} reaches {who.lower()}, which takes it."
-        return f"{who} goes away for good."
+        return f"{who} goes away permanently."
 
     def _name(self, at: int) -> str:
         return f"Node {at + 1}" if self.nodes[at].is_listed else f"Node {at + 1} (not listed)"

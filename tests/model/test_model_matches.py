@@ -115,7 +115,7 @@ def histories(rotations: int) -> tuple[tuple[Pair, ...], ...]:
         phase = history[-1][1].phase
         for before, step in STEPS:
             is_full = step is Step.PREPARE and max(document.rotation for _, document in history) == rotations
-            # A prune leads back to where it was, so it is taken where roots can leave, which is not for ever.
+            # A prune leads back to where it was, so it is taken only where roots can leave; that ends.
             is_idle = step is Step.PRUNE and not may_leave(history[-1][1])
             if before is phase and not is_full and not is_idle:
                 yield from walk(followed(history, step))

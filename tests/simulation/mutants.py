@@ -99,7 +99,7 @@ def silent() -> None:
 
 
 def unlabelled_orphans() -> None:
-    """Retiring looks at labelled versions only, so that what a dead process has put there stays for ever."""
+    """Retiring looks at labelled versions only, so that what a dead process has put there stays indefinitely."""
     find = rotator.find_holdings
 
     async def labelled(*arguments: Any, **options: Any) -> Any:

@@ -267,7 +267,7 @@ class Peer:
                     # Ours, not the peer's: a log that cannot be read or written. Said aloud, and tried again.
                     _log.error("cannot sync with %s: %s", self.url, error)
                     self._record_failure(due, error)
-                except Exception as error:  # noqa: BLE001 - a loop that ended would leave this server alone for good
+                except Exception as error:  # noqa: BLE001 - a loop that ended would leave this server alone permanently
                     _log.exception("cannot sync with %s", self.url)
                     self._record_failure(due, error)
             else:

@@ -64,7 +64,7 @@ class Failure:
 
     Attributes:
         status: The gRPC status, such as ``RESOURCE_EXHAUSTED``.
-        times: How often; None for ever.
+        times: How often; None: indefinitely.
         retry_after: Seconds, sent as google.rpc.RetryInfo.
         message: The text.
     """

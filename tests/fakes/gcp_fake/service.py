@@ -279,7 +279,7 @@ class SecretManager:
         return self._switch(request.name, request.etag, DISABLED)
 
     def destroy_secret_version(self, request: wire.DestroySecretVersionRequest) -> wire.SecretVersion:
-        """Destroy for good; or disable, and destroy when the secret's `version_destroy_ttl` has passed.
+        """Destroy permanently; or disable, and destroy when the secret's `version_destroy_ttl` has passed.
 
         https://docs.cloud.google.com/secret-manager/docs/delay-destruction-of-secret-versions
         """

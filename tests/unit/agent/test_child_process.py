@@ -216,7 +216,7 @@ async def left_over(tmp_path: Path, trap: str) -> tuple[subprocess.Popen[bytes],
 
 
 @pytest.mark.parametrize("trap", ["true", "trap '' TERM"], ids=["listens", "ignores signals"])
-async def test_a_child_that_was_left_over_is_stopped_for_good(tmp_path: Path, trap: str) -> None:
+async def test_a_child_that_was_left_over_is_stopped_permanently(tmp_path: Path, trap: str) -> None:
     process, known = await left_over(tmp_path, trap)
     reaped = asyncio.create_task(asyncio.to_thread(process.wait, 60))
     assert await end_leftover(known, SOON, SystemClock())

@@ -164,7 +164,7 @@ async def test_the_next_agent_of_the_same_node_need_not_wait_for_the_one_that_ha
     await again.end()
 
 
-async def test_a_deadline_far_in_the_future_by_a_wrong_clock_is_not_believed_for_ever(
+async def test_a_deadline_far_in_the_future_by_a_wrong_clock_is_not_believed_indefinitely(
     provider: CountingProvider, clock: HandClock
 ) -> None:
     far = LeaseRecord(holder="one", token="x", until_ms=NOW + 10**12, term_ms=90_000)

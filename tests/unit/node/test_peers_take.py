@@ -1,4 +1,4 @@
-"""Whatever a server makes or keeps, its peers take: otherwise replicas stay different for good."""
+"""Whatever a server makes or keeps, its peers take: otherwise replicas stay different permanently."""
 
 from __future__ import annotations
 

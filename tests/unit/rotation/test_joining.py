@@ -31,7 +31,7 @@ def joins(herd: Herd) -> None:
 
 
 def leaves(herd: Herd) -> None:
-    """It is shut down for good, and no longer listed."""
+    """It is shut down permanently, and no longer listed."""
     del herd.nodes[1]
 
 
@@ -45,7 +45,7 @@ def is_cut_off_for_a_moment(herd: Herd) -> None:
     away(herd, herd.nodes[1])
 
 
-def is_cut_off_for_good(herd: Herd) -> None:
+def is_cut_off_permanently(herd: Herd) -> None:
     herd.nodes[1].faults.cut_off = True
 
 
@@ -55,7 +55,7 @@ def loses_the_store_for_a_moment(herd: Herd) -> None:
     later(herd, lambda: setattr(node.faults, "store_lost", False))
 
 
-def loses_the_store_for_good(herd: Herd) -> None:
+def loses_the_store_permanently(herd: Herd) -> None:
     herd.nodes[1].faults.store_lost = True
 
 
@@ -87,10 +87,10 @@ def later(herd: Herd, do: Callable[[], None]) -> None:
 
 HARMLESS: list[Happening] = [joins, leaves, restarts, is_cut_off_for_a_moment, loses_the_store_for_a_moment]
 WHEN = ["before", pytest.param("after", marks=pytest.mark.slow)]
-FOR_GOOD: list[Happening] = [is_cut_off_for_good, loses_the_store_for_good]
+PERMANENT: list[Happening] = [is_cut_off_permanently, loses_the_store_permanently]
 
-# What happens when a node is gone for good: by the phase in which it goes, before the phase is looked at or after. Once
-# the last gate is behind, it is not waited for, but named.
+# What happens when a node is gone permanently: by the phase in which it goes, before the phase is looked at or after.
+# Once the last gate is behind, it is not waited for, but named.
 ENDINGS = {
     (Phase.STEADY, "before"): (None, "rolled-back"),  # it is looked at before anything is written
     (Phase.STEADY, "after"): ("cancelled", "rolled-back"),
@@ -175,7 +175,7 @@ async def test_what_passes_or_is_known_in_any_phase_neither_stops_a_rotation_nor
         assert herd.refused == 0
 
 
-@pytest.mark.parametrize("happening", FOR_GOOD, ids=name)
+@pytest.mark.parametrize("happening", PERMANENT, ids=name)
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("phase", list(Phase))
 async def test_a_node_that_is_gone_for_good_in_any_phase_costs_at_most_the_rotation(
@@ -184,11 +184,11 @@ async def test_a_node_that_is_gone_for_good_in_any_phase_costs_at_most_the_rotat
     herd = await make_herd()
     script = Script(herd, phase, when, happening)
     began = herd.clock.now_ms()
-    ending = ENDINGS[phase, when][FOR_GOOD.index(happening)]
+    ending = ENDINGS[phase, when][PERMANENT.index(happening)]
     if ending == "rotated":
         report = await rotator_of(script).rotate()
         assert report.outcome is Outcome.ROTATED
-        gone = happening is is_cut_off_for_good
+        gone = happening is is_cut_off_permanently
         assert report.behind == ((herd.nodes[1].base_url,) if gone else ())
     elif ending is None:
         with pytest.raises(ObstructedError, match="node-1 did not answer"):

@@ -189,7 +189,7 @@ async def test_a_server_that_is_down_keeps_the_roots_in_and_they_leave_when_it_i
 
 
 @pytest.mark.slow
-async def test_with_a_server_down_for_good_rotations_end_before_any_store_is_full_and_the_server_is_named(
+async def test_with_a_server_down_permanently_rotations_end_before_any_store_is_full_and_the_server_is_named(
     make_herd: MakeHerd,
 ) -> None:
     herd = await make_herd(clients=0)

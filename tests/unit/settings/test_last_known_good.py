@@ -341,7 +341,7 @@ async def test_a_copy_that_is_too_old_is_refused(
         await settings.load()
 
 
-async def test_a_copy_from_the_future_is_refused_so_that_no_clock_makes_one_last_for_ever(
+async def test_a_copy_from_the_future_is_refused_so_that_no_clock_makes_one_last_indefinitely(
     make: Make, provider: CountingProvider, clock: HandClock, path: Path
 ) -> None:
     await clock.turn(timedelta(hours=1))

@@ -68,7 +68,7 @@ def test_objects_of_different_shapes_are_not_compared(monkeypatch: pytest.Monkey
     [[{"a": n / 10_000} for n in range(2000)], [JSSet([n / 10_000 for n in range(500)]), JSSet(range(500))]],
     ids=["small numbers", "sets"],
 )
-def test_what_would_take_for_ever_is_refused(alike: list[Any]) -> None:
+def test_what_would_take_too_long_is_refused(alike: list[Any]) -> None:
     """SECURITY: guards `goatherd.wire.equality._Objects`."""
     with pytest.raises(DecodeError):
         set_add([], alike)

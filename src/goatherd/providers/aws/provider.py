@@ -369,8 +369,8 @@ class AWSSecretProvider(SecretProvider):
         Raises:
             ReplicationFailedError: The replication to a region has failed. Nothing was changed.
         """
-        # SECURITY: a label that moves while a replica lags can end the replication for good, and that region's servers
-        # would keep a key that was replaced (tests/contract/aws/test_replicas.py).
+        # SECURITY: a label that moves while a replica lags can end the replication permanently, and that region's
+        # servers would keep a key that was replaced (tests/contract/aws/test_replicas.py).
         behind = [
             one for one in stages.replicas.values() if not one.is_in_sync and one.place not in self.tolerated_replicas
         ]
