@@ -20,6 +20,7 @@ from goatherd.errors import DecodeError
 from goatherd.identity import lineage, succession, transitions
 from goatherd.identity.document import IdentityDocument, sign_document
 from goatherd.identity.revocations import FrozenList
+from goatherd.identity.session import Session
 from goatherd.node import log_storage
 from goatherd.revocation import revoker
 from goatherd.rotation import (
@@ -280,6 +281,18 @@ def unanchored() -> None:
     succession.verify_succession = without
 
 
+def straying() -> None:
+    """A server that knows an anchor follows the one that a document names, though the known one has not signed that."""
+    find = succession.find_anchors
+
+    def with_the_named_one(document: IdentityDocument, anchor: Session) -> Any:
+        anchors, released = find(document, anchor)
+        named = document.anchor_session
+        return anchors | ({} if named is None else {named.id: named}), released
+
+    succession.find_anchors = with_the_named_one
+
+
 def dependent() -> None:
     """A rotation that is cancelled or rolled back asks the anchor first."""
     abandon = rotator.Rotator._abandon_document
@@ -298,7 +311,7 @@ TAKEN_AWAY = (
     *(forgiving, deaf, unfrozen, nearsighted, unrelated, discreet),
     *(gullible, careless, unanimous, obedient),
     *(oblivious, nominal, unborn, heedless),
-    *(unanchored, dependent),
+    *(unanchored, straying, dependent),
 )
 MUTANTS: dict[str, Callable[[], None]] = {mutant.__name__: mutant for mutant in TAKEN_AWAY}
 

@@ -35,6 +35,7 @@ AT_SEED = {
     "unborn": "59",
     "heedless": "33",
     "unanchored": "7",
+    "straying": "7",
     "dependent": "0",
 }
 

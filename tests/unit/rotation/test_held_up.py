@@ -116,7 +116,7 @@ async def test_who_comes_after_a_crash_is_not_told_that_there_is_nothing_to_do_b
     await check_steady(herd)
 
 
-async def test_a_store_that_lags_for_good_ends_the_run(make_herd: MakeHerd) -> None:
+async def test_a_store_that_lags_permanently_ends_the_run(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     old = await herd.provider.read(herd.secret_id, CURRENT)
     await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)

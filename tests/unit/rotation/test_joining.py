@@ -178,7 +178,7 @@ async def test_what_passes_or_is_known_in_any_phase_neither_stops_a_rotation_nor
 @pytest.mark.parametrize("happening", PERMANENT, ids=name)
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("phase", list(Phase))
-async def test_a_node_that_is_gone_for_good_in_any_phase_costs_at_most_the_rotation(
+async def test_a_node_that_is_gone_permanently_in_any_phase_costs_at_most_the_rotation(
     make_herd: MakeHerd, phase: Phase, when: str, happening: Happening
 ) -> None:
     herd = await make_herd()
