@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.known_signatures import remember_signatures
+
 HERE = Path(__file__).parent
 SLOW_FOLDERS = tuple(HERE / name for name in ("chaos", "cluster", "contract", "model"))
 QUICK_FILES = (
@@ -49,6 +51,12 @@ SHOWN = 3000
 settings.register_profile("full", deadline=None)
 settings.register_profile("fast", deadline=None, max_examples=20)
 settings.load_profile("full")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signatures_are_verified_once() -> Iterator[None]:
+    with remember_signatures():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -79,7 +80,8 @@ def entry_points(group: str) -> list[_EntryPoint]:
     found: list[_EntryPoint] = []
     for place in dict.fromkeys(sys.path):
         try:
-            names = [name for name in os.listdir(place or ".") if name.endswith((".dist-info", ".egg-info"))]  # noqa: PTH208 - pathlib is slower
+            state = os.stat(place or ".")  # noqa: PTH116 - pathlib is slower
+            found += _read_place(place, (state.st_dev, state.st_ino, state.st_mtime_ns), group)
         except NotADirectoryError:
             from importlib.metadata import entry_points as find_entry_points
 
@@ -89,13 +91,36 @@ def entry_points(group: str) -> list[_EntryPoint]:
             ]
         except OSError:
             continue
-        for name in names:
-            directory = os.path.join(place, name)  # noqa: PTH118 - pathlib is slower
-            section = _read_section(os.path.join(directory, "entry_points.txt"), f"[{group}]")  # noqa: PTH118
-            if section:
-                dist = _read_distribution(directory)
-                found += [_EntryPoint(key.strip(), value.strip(), dist) for key, value in section]
     return found
+
+
+@lru_cache(maxsize=128)
+def _read_place(
+    place: str,
+    state: tuple[int, int, int],  # noqa: ARG001 - part of the cache's key
+    group: str,
+) -> tuple[_EntryPoint, ...]:
+    """Return the entry points of a group in one directory of the path.
+
+    Args:
+        place: The directory; empty for the working directory.
+        state: The directory's device, inode and time of the last change, in nanoseconds. While they stay the same,
+            the result is cached.
+        group: The group.
+
+    Raises:
+        OSError: The directory cannot be read; `NotADirectoryError` if it is an archive.
+    """
+    found: list[_EntryPoint] = []
+    for name in os.listdir(place or "."):  # noqa: PTH208 - pathlib is slower
+        if not name.endswith((".dist-info", ".egg-info")):
+            continue
+        directory = os.path.join(place, name)  # noqa: PTH118 - pathlib is slower
+        section = _read_section(os.path.join(directory, "entry_points.txt"), f"[{group}]")  # noqa: PTH118
+        if section:
+            dist = _read_distribution(directory)
+            found += [_EntryPoint(key.strip(), value.strip(), dist) for key, value in section]
+    return tuple(found)
 
 
 def _read_section(path: str, head: str) -> list[tuple[str, str]]:

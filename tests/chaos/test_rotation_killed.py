@@ -31,6 +31,7 @@ from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import TokenAuth
 from tests.cluster.herd import Herd, herd_around
 from tests.deadlines import ANSWER
+from tests.depth import STRIDE
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
@@ -39,6 +40,8 @@ NOTES = "/data/notes"
 SERVERS = 2
 PATIENCE = 120.0
 FEWEST_STEPS, MOST_STEPS = 12, 60
+FEW = 6
+"""Of the effects, every n-th in a test that is not deep."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +83,7 @@ def openbao(server: BaoServer) -> Store:
     )
 
 
-@pytest.fixture(params=["file_store", pytest.param("openbao", marks=pytest.mark.deep)])
+@pytest.fixture(params=["file_store", "openbao"])
 def store(request: pytest.FixtureRequest) -> Store:
     return request.getfixturevalue(request.param)
 
@@ -130,27 +133,44 @@ async def herd_of_two(store: Store, top: Path, name: str) -> AsyncIterator[Herd]
         yield started
 
 
-@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.deep)])
+async def test_killed_at_some_effects_another_process_carries_it_on(file_store: Store, tmp_path: Path) -> None:
+    await killed_at_each_effect(file_store, tmp_path, "before", one_rotation_killed, stride=FEW)
+
+
+async def test_a_restore_is_killed_at_some_effects_and_another_process_resumes_it(
+    file_store: Store, tmp_path: Path
+) -> None:
+    await killed_at_each_effect(file_store, tmp_path, "before", one_restore_killed, stride=FEW)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("when", ["before", "after"])
 async def test_killed_at_every_effect_another_process_carries_it_on(store: Store, tmp_path: Path, when: str) -> None:
-    await killed_at_every_effect(store, tmp_path, when, one_rotation_killed)
+    await killed_at_each_effect(store, tmp_path, when, one_rotation_killed, stride=STRIDE)
 
 
-@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.deep)])
-@pytest.mark.parametrize("way", ["resumed", pytest.param("left", marks=pytest.mark.deep)])
+@pytest.mark.deep
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("way", ["resumed", "left"])
 async def test_a_restore_is_killed_at_every_effect_and_another_process_resumes_or_leaves_it(
     store: Store, tmp_path: Path, when: str, way: str
 ) -> None:
     async def one_killed(shell: Shell, store: Store, top: Path, step: int, when: str) -> bool:
         return await one_restore_killed(shell, store, top, step, when, is_left=way == "left")
 
-    await killed_at_every_effect(store, tmp_path, when, one_killed)
+    await killed_at_each_effect(store, tmp_path, when, one_killed, stride=STRIDE)
 
 
-async def killed_at_every_effect(
-    store: Store, top: Path, when: str, one_killed: Callable[[Shell, Store, Path, int, str], Awaitable[bool]]
+async def killed_at_each_effect(
+    store: Store,
+    top: Path,
+    when: str,
+    one_killed: Callable[[Shell, Store, Path, int, str], Awaitable[bool]],
+    *,
+    stride: int,
 ) -> None:
     async with shell_for(store, top) as shell:
-        for step in range(1, MOST_STEPS):
+        for step in range(1, MOST_STEPS, stride):
             if not await one_killed(shell, store, top, step, when):
                 assert step > FEWEST_STEPS, "there must be that many effects to die at"
                 return
@@ -170,7 +190,9 @@ async def one_rotation_killed(shell: Shell, store: Store, top: Path, step: int, 
         return code != 0
 
 
-async def one_restore_killed(shell: Shell, store: Store, top: Path, step: int, when: str, *, is_left: bool) -> bool:
+async def one_restore_killed(
+    shell: Shell, store: Store, top: Path, step: int, when: str, *, is_left: bool = False
+) -> bool:
     """Rotate from A to B, begin a restore whose process is killed at `step`; return whether there was such a step.
 
     Another process resumes the restore, or leaves it and then begins it anew: both ways A signs in the end.

@@ -172,6 +172,7 @@ async def test_a_broken_provider_fails_the_check_that_is_for_it(broken: type[Mem
     assert check in [failure.check for failure in report.failures]
 
 
+@pytest.mark.slow
 async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_not_passed():
     class Weak(MemorySecretProvider):
         @property

@@ -65,6 +65,7 @@ DECLARED_BY_MEMORY = {
 }
 
 
+@pytest.mark.slow
 async def test_the_report_of_a_good_provider_holds_every_check_and_no_failure():
     store = MemoryStore()
     report = await check_provider(lambda: MemorySecretProvider(store), rounds=5, settle=timedelta(0))
@@ -76,6 +77,7 @@ async def test_the_report_of_a_good_provider_holds_every_check_and_no_failure():
     assert store.ledgers == {}, "the checks remove what they made"
 
 
+@pytest.mark.slow
 async def test_a_secret_that_cannot_be_removed_is_reported():
     class KeepsAll(MemorySecretProvider):
         async def _delete(self, call: Call) -> None:
@@ -89,6 +91,7 @@ async def test_a_secret_that_cannot_be_removed_is_reported():
 # --- goatherd-contract ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_check_and_counts_skipped_as_skipped():
     done = CliRunner().invoke(command, ["memory:///contract-command/try", "--rounds", "2"])
     assert done.exit_code == 0, done.output
@@ -104,6 +107,7 @@ def test_the_command_prints_every_check_and_counts_skipped_as_skipped():
     assert "AnswerContract has this check for a fake" in done.output
 
 
+@pytest.mark.slow
 def test_the_command_prints_json():
     done = CliRunner().invoke(command, ["memory:///contract-command/try", "--rounds", "2", "--json"])
     assert done.exit_code == 0, done.output
@@ -125,6 +129,7 @@ def test_the_command_does_not_start_where_the_secret_exists(tmp_path: Path):
     assert {path: path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_1_where_a_check_fails(monkeypatch: pytest.MonkeyPatch):
     store = MemoryStore()
 
@@ -140,6 +145,7 @@ def test_the_command_exits_with_1_where_a_check_fails(monkeypatch: pytest.Monkey
     assert ", 3 failed, " in done.output.splitlines()[-2]
 
 
+@pytest.mark.slow
 def test_the_command_runs_only_the_checks_that_are_named():
     arguments = ["memory:///contract-command/try", "--only", "lost answer", "--only", "A_NEW_SECRET"]
     done = CliRunner().invoke(command, arguments)
@@ -177,6 +183,7 @@ def test_the_command_does_not_start_where_no_secret_may_be_removed(monkeypatch: 
     assert f"{left} was created and could not be deleted" in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_the_command_stops_where_the_store_does_not_answer_any_more(monkeypatch: pytest.MonkeyPatch, comes_back: bool):
     store, calls = MemoryStore(), list[Call]()

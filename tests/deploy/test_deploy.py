@@ -157,6 +157,7 @@ def test_the_image_s_version_is_the_project_s() -> None:
     assert f'org.opencontainers.image.version="{goatherd.__version__}"' in image.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MANIFESTS, ids=named)
 def test_a_manifest_is_what_kubernetes_takes(path: Path) -> None:
     check_manifests(path)

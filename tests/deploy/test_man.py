@@ -45,6 +45,7 @@ def test_man_reads_every_page_without_a_warning(share: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_completion_scripts_are_those_that_the_command_prints(share: Path) -> None:
     bash = (share / "bash-completion/completions/goatherd").read_text()
     assert "complete -o nosort -F _goatherd_completion goatherd" in bash

@@ -85,6 +85,7 @@ def dead_links(text: str) -> list[str]:
     return dead + [f"ADR {number}" for number in re.findall(r"\bADR (\d+)\b", text) if int(number) not in known]
 
 
+@pytest.mark.slow
 def test_nothing_is_cited_by_a_number_that_leads_nowhere() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {each}" for path in tracked() for each in citations(path.read_text(), prose(path))
@@ -94,6 +95,7 @@ def test_nothing_is_cited_by_a_number_that_leads_nowhere() -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_page_and_anchor_of_the_docs_that_the_code_names_exists() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {each}"
@@ -104,6 +106,7 @@ def test_every_page_and_anchor_of_the_docs_that_the_code_names_exists() -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.slow
 def test_every_markdown_file_that_is_named_is_in_the_repository() -> None:
     files = tracked()
     known = {path.name for path in files if path.suffix == ".md"}

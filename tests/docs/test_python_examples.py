@@ -53,7 +53,7 @@ class Place:
         return done.stdout
 
 
-@pytest.fixture(params=["file", "aws", "openbao"])
+@pytest.fixture(params=["file", *(pytest.param(store, marks=pytest.mark.deep) for store in ("aws", "openbao"))])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(tmp_path)}
     if request.param == "file":

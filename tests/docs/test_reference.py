@@ -57,6 +57,7 @@ def test_every_configuration_key_and_its_variable_is_documented() -> None:
             assert f"`{key.variable}`" in REFERENCE["configuration"]
 
 
+@pytest.mark.slow
 def test_every_error_code_is_documented_and_no_two_classes_share_one() -> None:
     codes = [kind.code for kind in error_classes()]
     assert len(set(codes)) == len(codes)

@@ -73,6 +73,7 @@ async def test_a_reset_reaches_the_client_and_nothing_the_server(proxy: FaultPro
     assert echo.got == []
 
 
+@pytest.mark.slow
 async def test_a_black_hole_swallows(proxy: FaultProxy, echo: Echo):
     proxy.fault = Fault(mode=Mode.BLACK_HOLE)
     with pytest.raises(TimeoutError):

@@ -343,6 +343,7 @@ def test_a_node_trusts_whom_the_real_pool_trusts() -> None:
                 assert set(pool.root_ids) == named(world.trusted(store, node))
 
 
+@pytest.mark.slow
 def test_a_run_that_rotates_and_one_that_resumes_are_told_apart_by_nothing_once_they_are_bound() -> None:
     asked = 0
 

@@ -16,6 +16,7 @@ from .world import World
 SMALL = [one for one in CONFIGURATIONS if not one.is_slow and not one.is_by_hand]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", SMALL, ids=[one.name for one in SMALL])
 def test_no_rule_is_broken_in_any_reachable_state(one: Configuration) -> None:
     found = explore(one.options, allowed=one.allowed)
@@ -40,6 +41,7 @@ def test_every_phase_and_every_step_is_reached_in_the_smallest_world() -> None:
     assert {one[0] for one in pending} == {"label", "prepare", "advance", "abandon", "destroy"}
 
 
+@pytest.mark.slow
 def test_states_that_differ_in_who_is_called_what_are_one() -> None:
     one, two = explore(Options(nodes=1, operators=1)), explore(Options(nodes=2, operators=1))
     assert one.states < two.states < one.states * 4

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.depth import SEEDS, STRIDE
 from tests.simulation.loop import DeadlockError, Process, VirtualLoop
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 1800.0
-SEEDS, CHUNK = int(os.environ.get("GOATHERD_TEST_SEEDS", "2000")), 100
-STRIDE = 1 if SEEDS >= 2000 else 3
-"""Of the steps at which an operator is stopped, every n-th; of those of a restore, a third."""
+CHUNK = 100
 FEWEST_STEPS = 300
 """Of a rotation on two nodes: if it had fewer, the steps would not be counted right."""
 
@@ -60,6 +59,7 @@ async def check(*arguments: str, runs: int) -> str:
     return said
 
 
+@pytest.mark.slow
 async def test_a_handful_of_seeds_break_no_rule() -> None:
     await check("--seeds", "0-7", runs=8)
 

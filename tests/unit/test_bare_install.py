@@ -40,6 +40,7 @@ def test_the_public_names_are_few() -> None:
     assert len(goatherd.__all__) <= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("used", "extra"),
     [
@@ -81,6 +82,7 @@ def test_importing_the_package_imports_nothing_else_of_it() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_without_extras_everything_but_serving_works(tmp_path: Path) -> None:
     script = (
         "from goatherd.cli.main import run\n"
@@ -96,6 +98,7 @@ def test_without_extras_everything_but_serving_works(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_without_the_extra_node_serving_says_how_to_install_it(tmp_path: Path) -> None:
     script = "from goatherd.cli.main import run\nsys.exit(run(['serve', '--data', sys.argv[1]]))\n"
     done = bare(script, str(tmp_path))

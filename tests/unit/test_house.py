@@ -58,6 +58,7 @@ def test_init_modules_hold_a_docstring_and_imports_and_nothing_else() -> None:
             )
 
 
+@pytest.mark.slow
 def test_nothing_in_the_repo_names_a_machine_a_registry_or_an_unfinished_thing() -> None:
     found = []
     for path in tracked():

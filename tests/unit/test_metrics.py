@@ -363,6 +363,7 @@ def everything() -> RotationMetrics:
     return seen
 
 
+@pytest.mark.slow
 def test_the_endpoint_answers_a_scrape_while_it_is_open() -> None:
     seen = everything()
     with serve_metrics(seen.all_samples, host="127.0.0.1", port=0) as port:
@@ -564,6 +565,7 @@ def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do() -> None:
     assert sections == [rule["alert"] for rule in alerts], "the runbook has a section for each alert"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: scripts/install-promtool")
 @pytest.mark.parametrize("arguments", [["check", "rules"], ["test", "rules"]], ids=" ".join)
 def test_promtool_accepts_the_alerts_and_they_fire_when_they_should(arguments: list[str]) -> None:

@@ -126,7 +126,10 @@ def _repeats(item: tuple[Any, Any]) -> bool:
 
 def _patterns() -> Iterator[tuple[str, str, str | bytes, bool]]:
     for path in sorted(SOURCES.rglob("*.py")):
-        tree = ast.parse(path.read_text())
+        text = path.read_text()
+        if "re.compile(" not in text:
+            continue
+        tree = ast.parse(text)
         used: dict[str, set[str]] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -135,10 +138,10 @@ def _patterns() -> Iterator[tuple[str, str, str | bytes, bool]]:
             if not isinstance(node, ast.Assign | ast.AnnAssign) or not _compiles(node.value):
                 continue
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            text: Any = node.value.args[0]  # type: ignore[union-attr]
-            if isinstance(text, ast.Constant) and isinstance(target, ast.Name):
+            pattern: Any = node.value.args[0]  # type: ignore[union-attr]
+            if isinstance(pattern, ast.Constant) and isinstance(target, ast.Name):
                 searches = bool(used.get(target.id, set()) & _SEARCHES)
-                yield path.relative_to(SOURCES).as_posix(), target.id, text.value, searches
+                yield path.relative_to(SOURCES).as_posix(), target.id, pattern.value, searches
 
 
 def _compiles(call: Any) -> bool:

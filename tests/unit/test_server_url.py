@@ -117,6 +117,7 @@ def test_no_message_repeats_a_password_or_a_query(text: str) -> None:
     assert "hunter2" not in masked(text)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60))
 def test_any_text_is_a_server_or_a_configuration_error(text: str) -> None:
     for prefix in ("", "http://", "https://h:", "http://["):

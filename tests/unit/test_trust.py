@@ -409,6 +409,7 @@ def test_roots_that_introduce_each_other_do_not_survive_the_revocation_of_who_br
             pool.verify_commit(commit_by(one, "k", {"t": "x"}))
 
 
+@pytest.mark.slow
 def test_a_chain_of_roots_in_the_worst_order_costs_one_signature_each(monkeypatch: pytest.MonkeyPatch) -> None:
     links = [root(f"root-{number}") for number in range(200)]
     chain = [introduction(older, newer) for older, newer in itertools.pairwise(links)]

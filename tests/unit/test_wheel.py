@@ -82,11 +82,13 @@ def test_no_fake_no_simulation_and_no_vectors_are_installed(wheel: Path) -> None
     assert testing == FOR_AUTHORS
 
 
+@pytest.mark.slow
 def test_the_wheel_stays_small(wheel: Path) -> None:
     """With the tests' fakes, simulation and vector checker it would have 146,000 bytes more."""
     assert wheel.stat().st_size < MOST_BYTES
 
 
+@pytest.mark.slow
 def test_the_contract_command_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
     """The wheel is imported as an archive, so neither src/ nor tests/ can be what is found."""
     script = (

@@ -65,11 +65,13 @@ def test_what_is_judged_holds_and_the_rest_says_why(name: str) -> None:
     assert all("only clients and GoatDB's servers" in reason for reason in sheet.not_judged)
 
 
+@pytest.mark.slow
 def test_every_file_is_judged() -> None:
     assert sorted(SHEETS) == sorted(COMPLETE + EDGES + PARTLY)
     assert check_directory(VECTORS)[1] == []
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_line_per_file_and_succeeds() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.vectors"], capture_output=True, text=True, check=False, cwd=ROOT

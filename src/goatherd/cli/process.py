@@ -18,8 +18,8 @@ from goatherd.cli.main import App, Terminated
 T = TypeVar("T")
 FC = TypeVar("FC", bound=Callable[..., Any])
 
-LAST: Final = 19
-"""The lowest priority (POSIX nice)."""
+LOW_PRIORITY: Final = 10
+"""POSIX nice: a tenth of a core that another process wants too. With 19, it would be a seventieth."""
 
 
 def log_to_stderr(level: str, *, others: str | None = None) -> None:
@@ -62,7 +62,7 @@ def give_way(app: App) -> None:
     """Lower the priority of this process, so that servers and clients on the same machine are not slowed down."""
     if app.owns_process:
         with contextlib.suppress(AttributeError, OSError):  # Windows has no nice
-            os.nice(LAST)
+            os.nice(LOW_PRIORITY)
 
 
 def run_interruptible(app: App, work: Coroutine[Any, Any, T], *, note: str) -> T:

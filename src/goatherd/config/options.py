@@ -19,6 +19,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -642,6 +643,7 @@ class Key:
         return str(value).lower() if self.form == "flag" else str(value)
 
 
+@cache
 def option_keys() -> tuple[Key, ...]:
     """Return every option in the order of the reference page."""
     return tuple(

@@ -59,6 +59,7 @@ async def test_a_signal_that_ends_it_is_128_and_its_number(number: int) -> None:
     assert await one.wait() == 128 + number == exit_code(-number)
 
 
+@pytest.mark.slow
 async def test_environment_directory_input_and_output_are_the_agents_own(tmp_path: Path) -> None:
     """Seen from a process that runs the supervisor, since pytest has the descriptors of this one."""
     script = """
@@ -115,6 +116,7 @@ async def test_a_child_that_listens_is_asked_and_not_killed(tmp_path: Path) -> N
     assert not one.was_killed
 
 
+@pytest.mark.slow
 async def test_a_child_that_ignores_signals_is_killed(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     one = supervisor(["sh", "-c", f"trap '' TERM INT HUP; touch {ready}; while :; do sleep 0.05; done"], grace=SOON)
@@ -133,6 +135,7 @@ async def test_nothing_that_the_child_has_started_is_left(tmp_path: Path) -> Non
     await gone(int(file.read_text()))
 
 
+@pytest.mark.slow
 async def test_a_signal_is_passed_on_once_and_stop_does_not_send_it_again(tmp_path: Path) -> None:
     ready, said = tmp_path / "ready", tmp_path / "said"
     script = f"trap 'echo got >> {said}' TERM; touch {ready}; for i in 1 2 3 4 5 6; do sleep 0.1; done; exit 9"
@@ -215,6 +218,7 @@ async def left_over(tmp_path: Path, trap: str) -> tuple[subprocess.Popen[bytes],
     return process, known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trap", ["true", "trap '' TERM"], ids=["listens", "ignores signals"])
 async def test_a_child_that_was_left_over_is_stopped_permanently(tmp_path: Path, trap: str) -> None:
     process, known = await left_over(tmp_path, trap)
@@ -232,6 +236,7 @@ async def test_another_process_with_the_number_of_the_child_that_was_left_over_i
     process.wait(60)
 
 
+@pytest.mark.slow
 async def test_one_that_cannot_be_stopped_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goatherd.agent.child_process.KILL_PATIENCE", SOON)
     monkeypatch.setattr(Process, "is_running", lambda _: True)

@@ -59,6 +59,7 @@ def test_a_synchronous_program_needs_one_line_for_each_call(tmp_path: Path):
     assert asyncio.run(goatherd.read_identity(store, "stable")).current.id == report.current_id
 
 
+@pytest.mark.slow
 async def test_a_root_is_rotated_restored_revoked_and_retired_by_urls(herd: Herd):
     first = (await goatherd.read_identity(herd.store)).current.id
     trail = herd.directory / "audit.jsonl"
@@ -81,6 +82,7 @@ async def test_a_root_is_rotated_restored_revoked_and_retired_by_urls(herd: Herd
     assert retirement.report.current_id == first
 
 
+@pytest.mark.slow
 async def test_an_anchor_is_named_by_a_uri_or_an_open_signer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
     store, first, second = f"file://{tmp_path}/root", f"local:{tmp_path}/first.json", f"local:{tmp_path}/second.json"
@@ -163,6 +165,7 @@ async def test_a_lost_anchor_is_dropped_without_its_signature(tmp_path: Path, mo
     await goatherd.rotate(store, unsafe_without_nodes=True)
 
 
+@pytest.mark.slow
 async def test_an_interrupted_rotation_is_resumed_cancelled_or_rolled_back(herd: Herd):
     async with goatherd.open_store(herd.store) as store:
         first = (await store.read())[1].current.id

@@ -324,6 +324,7 @@ def test_a_key_in_a_text_that_is_not_ours_is_hidden(file: Path) -> None:
     assert "<hidden>" in file.read_text()
 
 
+@pytest.mark.slow
 async def test_the_trail_of_a_rotation_holds_every_step_and_no_key(
     make_herd: MakeHerd, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

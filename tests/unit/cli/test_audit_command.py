@@ -113,6 +113,7 @@ def test_show_prints_a_line_for_each_record_and_can_print_the_last(goatherd: Goa
     assert goatherd("audit", "show", str(trail), "--last", "2").out.splitlines() == shown[-2:]
 
 
+@pytest.mark.slow
 def test_what_a_trail_says_cannot_steer_the_terminal(goatherd: Goatherd, trail: Path) -> None:
     raw = trail.read_bytes().replace(b'"actor":"', b'"actor":"\\u001b[31m', 1)
     trail.write_bytes(raw)

@@ -135,6 +135,7 @@ def test_progress_is_plain_lines_for_people_and_json_lines_for_programs(goatherd
     assert programs.json["outcome"] == "rotated"
 
 
+@pytest.mark.slow
 def test_old_keys_are_destroyed_only_after_the_grace_period_and_only_when_meant(
     goatherd: Goatherd, store: str, tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_old_keys_are_destroyed_only_after_the_grace_period_and_only_when_meant(
     assert goatherd("retire", "--yes", "--grace", "0s", "--provider", store, "--json").json["destroyed"] == []
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_retire_and_its_question_list_the_versions_and_destroy_nothing(
     goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

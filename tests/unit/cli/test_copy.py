@@ -24,6 +24,7 @@ def rotated(goatherd: Goatherd, store: str) -> Callable[..., None]:
     return rotate
 
 
+@pytest.mark.slow
 def test_a_rotated_identity_moves_and_the_new_store_can_be_rotated_and_rolled_on(
     goatherd: Goatherd, store: str, tmp_path: Any, rotated: Callable[..., None]
 ) -> None:

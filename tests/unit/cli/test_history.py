@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from .conftest import Goatherd
 
 
+@pytest.mark.slow
 def test_the_timeline_is_oldest_first_with_starts_and_reasons(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
     here = ("--provider", store, "--audit-log", str(tmp_path / "audit.jsonl"))
     assert goatherd("init", "--provider", store).code == 0

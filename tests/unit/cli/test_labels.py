@@ -25,6 +25,7 @@ def labels(goatherd: Goatherd, secret: str) -> dict[str, str]:
     return {label: version["id"] for version in found for label in version["labels"]}
 
 
+@pytest.mark.slow
 def test_a_label_is_put_on_a_version_moved_and_taken_off_and_each_step_says_from_where(
     goatherd: Goatherd, secret: str
 ) -> None:

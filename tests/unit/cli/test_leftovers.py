@@ -47,6 +47,7 @@ def test_it_is_not_copied(goatherd: Goatherd, secret: str, tmp_path: Path):
     assert not (tmp_path / "other/copied/9.value").exists()
 
 
+@pytest.mark.slow
 def test_retire_destroys_it_when_its_key_is_due(goatherd: Goatherd, secret: str, tmp_path: Path):
     (tmp_path / "goatherd.toml").write_text('[rotation]\ngrace = "0s"\n')
     tried = goatherd("retire", "--provider", secret, "--dry-run")
@@ -63,6 +64,7 @@ def test_retire_destroys_it_when_its_key_is_due(goatherd: Goatherd, secret: str,
     assert [one["isLeftover"] for one in decided if one["action"] == "destroy" and one["version"] == "9"] == [True]
 
 
+@pytest.mark.slow
 def test_retire_destroys_one_that_is_no_identity_and_says_before_that_it_would(
     goatherd: Goatherd, secret: str, tmp_path: Path
 ):
@@ -99,6 +101,7 @@ def test_revoke_destroys_it_without_waiting(goatherd: Goatherd, secret: str):
     assert not (folder / "1.value").exists()
 
 
+@pytest.mark.slow
 def test_revoke_names_one_that_cannot_be_looked_into_and_destroys_it_too(goatherd: Goatherd, secret: str):
     left = Path(secret.removeprefix("file://"), "9.value")
     left.write_bytes(left.read_bytes()[:-40])

@@ -113,6 +113,7 @@ def logged(top: Path) -> list[Commit]:
     return read_commits(top / "localhost/sys/sessions.jsonl", "localhost")
 
 
+@pytest.mark.slow
 def test_with_a_chosen_root_the_other_one_stays_trusted_and_all_clients_find_their_way(
     goatherd: Goatherd,
     data: Path,  # noqa: F811

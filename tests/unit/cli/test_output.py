@@ -37,6 +37,7 @@ def made(goatherd: Goatherd, store: str) -> str:
     return store
 
 
+@pytest.mark.slow
 def test_a_rotation_whose_reader_goes_away_is_brought_to_its_end(goatherd: Goatherd, made: str, tmp_path: Path) -> None:
     line = f"goatherd rotate --unsafe-without-nodes --provider {made} 2>&1 | true; exit ${{PIPESTATUS[0]}}"
     done = shell(line, tmp_path)
@@ -46,6 +47,7 @@ def test_a_rotation_whose_reader_goes_away_is_brought_to_its_end(goatherd: Goath
     assert shown["rotatedFrom"] is not None
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_that_of_the_work_even_if_the_output_is_not_read(made: str, tmp_path: Path) -> None:
     node = "http://127.0.0.1:1"
     line = f"goatherd status --provider {made} --node {node} | true; exit ${{PIPESTATUS[0]}}"
@@ -65,6 +67,7 @@ def test_a_connection_that_breaks_is_no_reader_that_has_gone(
     assert "Broken pipe" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_is_as_good_as_dev_null(made: str, tmp_path: Path, closed: str) -> None:
     done = shell(f"goatherd show --provider {made} {closed}", tmp_path)
@@ -72,6 +75,7 @@ def test_a_closed_stream_is_as_good_as_dev_null(made: str, tmp_path: Path, close
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_what_is_opened_later_does_not_get_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     script = """
 import os, sys
@@ -87,6 +91,7 @@ except SystemExit:
     assert int(done.stderr) > 2
 
 
+@pytest.mark.slow
 @needs_full
 @pytest.mark.parametrize("option", ["", "--json"])
 def test_a_result_that_cannot_be_kept_is_an_error_that_says_why(made: str, tmp_path: Path, option: str) -> None:
@@ -97,6 +102,7 @@ def test_a_result_that_cannot_be_kept_is_an_error_that_says_why(made: str, tmp_p
     assert "a bug of" not in done.stderr
 
 
+@pytest.mark.slow
 @needs_full
 def test_progress_that_cannot_be_kept_stops_no_rotation(goatherd: Goatherd, made: str, tmp_path: Path) -> None:
     done = shell(f"goatherd rotate --unsafe-without-nodes --provider {made} 2>/dev/full", tmp_path)
@@ -119,6 +125,7 @@ def test_what_an_encoding_does_not_have_is_escaped(text: str, encoding: str) -> 
             assert json.loads(document)["error"]["message"] == json.loads(event)["text"] == hide_key_material(text)
 
 
+@pytest.mark.slow
 def test_a_directory_that_was_removed_holds_no_configuration(made: str, tmp_path: Path) -> None:
     done = shell(f"mkdir gone && cd gone && rmdir ../gone && goatherd show --provider {made}", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -131,6 +138,7 @@ def test_without_a_command_the_menu_is_shown_and_that_is_no_success(goatherd: Go
     assert "[usage]" not in result.err
 
 
+@pytest.mark.slow
 def test_the_shell_completion_that_is_documented_is_written(tmp_path: Path) -> None:
     for name in ("bash", "zsh", "fish"):
         done = shell("goatherd", tmp_path, _GOATHERD_COMPLETE=f"{name}_source")

@@ -12,6 +12,7 @@ from goatherd.cli.main import EXIT_CODES
 from .conftest import Goatherd, Serving
 
 
+@pytest.mark.slow
 def test_the_previous_root_signs_again(goatherd: Goatherd, store: str) -> None:
     first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
     second = goatherd("rotate", "--provider", store, "--unsafe-without-nodes", "--json").json["to"]
@@ -28,6 +29,7 @@ def test_the_previous_root_signs_again(goatherd: Goatherd, store: str) -> None:
     assert (again["outcome"], again["event"], again["current"]) == ("restored", "restored", second)
 
 
+@pytest.mark.slow
 def test_a_restore_is_stopped_and_left_like_a_rotation(goatherd: Goatherd, store: str) -> None:
     first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
     second = goatherd("rotate", "--provider", store, "--unsafe-without-nodes", "--json").json["to"]
@@ -40,6 +42,7 @@ def test_a_restore_is_stopped_and_left_like_a_rotation(goatherd: Goatherd, store
     assert f"rolled back: {second} signs again; {first} stays trusted" in left.out
 
 
+@pytest.mark.slow
 def test_what_cannot_be_restored_says_why_and_writes_nothing(goatherd: Goatherd, store: str) -> None:
     options = ("--provider", store, "--unsafe-without-nodes")
     goatherd("init", "--provider", store)

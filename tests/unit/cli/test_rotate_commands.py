@@ -145,6 +145,7 @@ def test_a_rotation_that_is_not_well_from_the_start_is_not_begun(goatherd: Goath
     assert goatherd("show", "--json").json["generation"] == 1
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_once_b_signs_brings_the_earlier_root_back_and_status_says_why(
     goatherd: Goatherd, first: str, tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def test_the_operator_is_told_when_the_old_key_is_due_and_status_proves_where_it
     assert f"`goatherd retire` has nothing to destroy before {due}\n" in text
 
 
+@pytest.mark.slow
 def test_when_the_grace_period_is_over_status_says_so_and_after_retire_that_the_key_is_nowhere(
     goatherd: Goatherd, first: str, tmp_path: Path
 ) -> None:
@@ -206,6 +208,7 @@ def test_when_the_grace_period_is_over_status_says_so_and_after_retire_that_the_
     )
 
 
+@pytest.mark.slow
 def test_the_next_retire_records_that_a_key_is_stored_nowhere(
     goatherd: Goatherd, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,8 +276,9 @@ def test_both_kinds_of_health_signal_can_be_given_at_once() -> None:
     assert build_health_signals(Options()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "nice"), [((), 19), (("--health-command", "true"), 0)], ids=["a rotation", "with a health command"]
+    ("what", "nice"), [((), 10), (("--health-command", "true"), 0)], ids=["a rotation", "with a health command"]
 )
 def test_a_rotation_lets_everything_else_on_its_machine_go_first(
     goatherd: Goatherd, store: str, what: tuple[str, ...], nice: int

@@ -132,6 +132,7 @@ def test_a_key_that_lies_across_two_windows_is_found_once(
         assert one["line"] == (before[:cut] + settings[:where]).count(b"\n") + 1
 
 
+@pytest.mark.slow
 @needs_git
 def test_a_key_is_found_in_a_git_history_also_when_no_branch_has_it(
     goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 NOT_FOR_HELP = (
     "typing", "re", "contextlib", "dataclasses", "inspect", "enum", "json", "pathlib", "click", "asyncio", "ssl",
     "importlib.metadata", "cryptography", "httpx2", "starlette", "uvicorn", "uvloop", "orjson", "mmh3",
@@ -54,6 +56,7 @@ NOT_FOR_THE_STATUS_OF_A_STORE = (
 """What ``goatherd status`` must not import where no server is listed and the store is a directory of files."""
 
 
+@pytest.mark.slow
 def test_the_status_of_a_file_store_imports_nothing_that_only_servers_need(tmp_path: Path) -> None:
     store = ("--provider", f"file://{tmp_path}/keys/root")
     imported_by("init", *store)

@@ -152,6 +152,7 @@ def test_no_hint_of_the_doctor_recommends_the_doctor(goatherd: Goatherd, places:
         assert "goatherd doctor" not in result.out + result.err
 
 
+@pytest.mark.slow
 def test_a_plain_port_behind_a_tls_url_is_named(goatherd: Goatherd, places: dict[str, str]) -> None:
     import http.server
     import threading

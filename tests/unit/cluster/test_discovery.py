@@ -569,6 +569,7 @@ class _Named:
         pass
 
 
+@pytest.mark.slow
 async def test_a_rotation_waits_for_every_node_that_a_name_leads_to(names: NameServer) -> None:
     async with herd_behind_names(names) as (herd, directory):
         report = await rotator_for(herd, nodes=directory).rotate()

@@ -246,6 +246,7 @@ async def lied_to(top: Path, seeds: range) -> None:
                 raise
 
 
+@pytest.mark.slow
 async def test_whatever_a_server_answers_is_its_own_failure_and_no_tools(tmp_path: Path) -> None:
     await lied_to(tmp_path, range(12))
 

@@ -18,6 +18,7 @@ def bound(w: World, signer: OwnedSession, body: bytes, *audience: str) -> str:
     return sign_bound_request(signer, binding, now_ms=w.clock.at_ms, nonce=new_id())
 
 
+@pytest.mark.slow
 async def test_a_door_takes_a_bound_request_once_and_for_its_body_only() -> None:
     async with world() as w:
         await w.trust.refresh()
@@ -32,6 +33,7 @@ async def test_a_door_takes_a_bound_request_once_and_for_its_body_only() -> None
         assert (await w.send(False, b"[ ]", header)).status_code == 200, "COMPAT: GoatDB itself takes all of them"
 
 
+@pytest.mark.slow
 async def test_a_door_remembers_no_request_that_the_root_did_not_sign() -> None:
     async with world() as w:
         await w.trust.refresh()

@@ -90,6 +90,7 @@ async def test_a_caller_who_goes_in_the_middle_of_a_body_leaves_nothing_behind()
         await until(lambda: quiet(door) and door.status.connections == 0)
 
 
+@pytest.mark.slow
 async def test_a_caller_who_does_not_take_the_answer_is_cut_off() -> None:
     async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
         await head_of(reader)
@@ -132,6 +133,7 @@ async def test_a_slow_server_is_not_read_faster_than_the_caller_reads() -> None:
         assert sent < 100_000_000
 
 
+@pytest.mark.slow
 async def test_headers_that_come_too_slowly_end_the_connection() -> None:
     limits = DoorLimits(header_timeout=timedelta(milliseconds=200))
     async with world(limits=limits) as w:

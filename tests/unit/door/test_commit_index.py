@@ -147,6 +147,7 @@ _STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(_STEPS, st.integers(1, 4))
 async def test_no_order_of_creations_and_edits_ends_the_server_and_none_is_lost(
     steps: list[tuple[str, str, int, int]], size: int

@@ -50,6 +50,7 @@ def test_commits_that_were_verified_before_are_not_parsed_again(monkeypatch: pyt
     assert [each.text for each in second.commits] == [to_json_bytes(each.to_json()) for each in NOTES[:2]]
 
 
+@pytest.mark.slow
 def test_known_commits_never_change_what_a_body_says() -> None:
     """SECURITY: guards `KnownCommits.find`: bytes of which only the beginning is known are something else."""
     known, lots = known_commits(), random.Random(3)

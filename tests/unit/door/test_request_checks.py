@@ -272,6 +272,7 @@ def test_whatever_is_no_commit_is_taken_out(raw: Any) -> None:
         read_commit(raw, "/data/notes", org=ORG, limits=LIMITS, now_ms=NOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("junk", [b"[],", b"{},", b'{"a":0},'])
 def test_a_batch_of_more_values_than_any_has_is_refused_before_it_is_parsed(
     monkeypatch: pytest.MonkeyPatch, junk: bytes

@@ -118,6 +118,7 @@ async def test_a_connection_that_is_too_old_is_not_closed_before_there_is_anothe
         assert upstream.server_generation == server_generation
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_silent_is_504() -> None:
     async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
         await reader.read()

@@ -244,6 +244,7 @@ async def test_a_stolen_working_root_is_revoked_with_one_signature_and_no_word_o
         revoke_root(document, A.id, NOW, reason="stolen", successor=B)
 
 
+@pytest.mark.slow
 async def test_an_anchor_is_added_replaced_and_removed_and_each_can_be_undone_until_its_end(world: World) -> None:
     document = first()
     for to, choice in ((B, {"signer": KMS}), (C, {"signer": OTHER}), (owned("d"), {"is_removed": True})):

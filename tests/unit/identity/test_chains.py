@@ -60,6 +60,7 @@ def whole_chain() -> list[Commit]:
     return [*chain(), outlived("a", NAMES[-1])]
 
 
+@pytest.mark.slow
 def test_a_node_that_missed_every_rotation_but_the_first_follows_by_the_introductions_in_any_order() -> None:
     document, links = aged(), chain()
     random.Random(7).shuffle(links)
@@ -74,6 +75,7 @@ def test_a_node_that_missed_every_rotation_but_the_first_follows_by_the_introduc
     verify_successor(document, TrustCheckpoint.from_document(first()), whole_chain())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [0, COUNT // 2, COUNT - 3])
 def test_a_chain_with_a_gap_is_refused(missing: int) -> None:
     links = chain()
@@ -82,6 +84,7 @@ def test_a_chain_with_a_gap_is_refused(missing: int) -> None:
         verify_succession(aged(), [owned("a").session], links)
 
 
+@pytest.mark.slow
 def test_a_link_that_another_key_has_signed_is_none() -> None:
     links = chain()
     middle = COUNT // 2
@@ -100,6 +103,7 @@ def test_a_link_that_another_key_has_signed_is_none() -> None:
     verify_succession(aged(), [owned("a").session], [*links, introduced(new.session, old)])
 
 
+@pytest.mark.slow
 def test_a_link_to_another_key_or_expiration_than_the_document_lists_is_none() -> None:
     links = chain()
     last, before = owned(NAMES[-1]), owned(NAMES[-2])
@@ -117,6 +121,7 @@ def prune_endorsements(document: IdentityDocument) -> IdentityDocument:
     return replace(document, endorsements=())
 
 
+@pytest.mark.slow
 def test_a_chain_does_not_lead_through_a_root_that_the_document_revokes() -> None:
     middle = NAMES[COUNT // 2]
     document = first()
@@ -144,6 +149,7 @@ def test_past_a_revoked_root_leads_its_proof() -> None:
         verify_succession(document, [owned("a").session], links[1:])
 
 
+@pytest.mark.slow
 def test_a_root_that_was_slipped_into_the_document_is_refused_whatever_the_chain_says_of_the_others() -> None:
     document, links = aged(), chain()
     slipped = replace(document, roots=(*document.roots, owned("thief").session))
@@ -151,6 +157,7 @@ def test_a_root_that_was_slipped_into_the_document_is_refused_whatever_the_chain
         verify_succession(slipped, [owned("a").session], [*links, introduced(owned("thief").session, owned("thief"))])
 
 
+@pytest.mark.slow
 def test_what_is_no_introduction_at_all_does_no_harm() -> None:
     links = chain()
     noise = [

@@ -253,6 +253,7 @@ def test_bytes_that_are_no_document_are_refused(raw: bytes) -> None:
     assert caught.value.__context__ is None
 
 
+@pytest.mark.slow
 def test_truncating_a_document_anywhere_is_refused_and_shows_no_key() -> None:
     raw = encode_document(prepared())
     for end in range(0, len(raw), 7):

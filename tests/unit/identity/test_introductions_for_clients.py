@@ -186,6 +186,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Commit], int, str]:
     return draw(st.permutations(log)), total, f"root-{draw(st.integers(0, total))}"
 
 
+@pytest.mark.slow
 @given(
     history=histories(),
     arrivals=st.lists(st.integers(0, 60), max_size=4),

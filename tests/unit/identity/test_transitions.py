@@ -357,6 +357,7 @@ def test_even_a_revocation_in_the_middle_of_the_last_rotation_that_fits_stays_be
     assert len(encode_document(revoked)) < MOST_BYTES
 
 
+@pytest.mark.slow
 def test_fourteen_revocations_fit_and_leave_room_for_a_rotation() -> None:
     document = first()
     for number in range(14):

@@ -89,6 +89,7 @@ def drive(steps: EngineSteps[Response]) -> tuple[Response, float]:
             advance = partial(steps.throw, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_no_body_holds_the_event_loop(name: str) -> None:
     node = Node(A, A)

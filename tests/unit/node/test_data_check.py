@@ -272,6 +272,7 @@ async def test_a_check_that_fails_for_one_log_goes_on_with_the_others_and_tries_
         assert (status.records, status.damaged) == (3, 3)
 
 
+@pytest.mark.slow
 async def test_no_flipped_bit_of_a_record_is_served_once_the_check_is_complete(
     tmp_path: Path, signer: OwnedSession
 ) -> None:

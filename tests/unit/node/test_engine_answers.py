@@ -122,6 +122,7 @@ def test_an_answer_that_everything_is_asked_for_a_hundred_times_stays_bounded() 
     assert all(commit.id in held for commit in commits)
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_asked_for_a_thousand_times_is_looked_for_a_few_times_and_stays_true_otherwise() -> None:
     node = Node(A, A, limits=SyncLimits(reply_lookups=30 * 66 * 5))
     commits = [note(A, f"k{number}") for number in range(30)]

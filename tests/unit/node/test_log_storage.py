@@ -190,6 +190,7 @@ def test_many_logs_hold_no_descriptor(tmp_path: Path) -> None:
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest.mark.slow
 def test_a_second_server_is_told_who_has_the_directory(tmp_path: Path) -> None:
     with LogDirectory(tmp_path):
         with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"):

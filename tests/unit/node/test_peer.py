@@ -85,6 +85,7 @@ async def test_a_server_says_which_processes_it_has_synchronized_with_lately() -
     assert (link.peer.status.was_tried, link.peer.status.online, link.peer.status.instances) == (True, False, ())
 
 
+@pytest.mark.slow
 async def test_answers_say_which_process_gave_them(tmp_path: Path) -> None:
     signer = root("shared")
     async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as nodes:
@@ -396,6 +397,7 @@ async def test_a_refused_commit_is_offered_for_ever_and_less_and_less_often() ->
     await link.until(lambda: link.there.shelves[PATH].ids == [refused["id"]], seconds=40)
 
 
+@pytest.mark.slow
 async def test_refused_commits_do_not_stand_in_the_way_of_new_ones() -> None:
     link = Link(PATH)
     refused = fake_commits(10 * MAX_COMMITS)

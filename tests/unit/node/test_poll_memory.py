@@ -98,6 +98,7 @@ def settled(seed: int, count: int, session: str = "one") -> tuple[Server, Client
     return server, client
 
 
+@pytest.mark.slow
 def test_an_idle_client_costs_the_rotating_part_only() -> None:
     server, client = settled(1, 1000)
     server.lookups = 0
@@ -200,6 +201,7 @@ def test_a_client_that_lost_as_much_as_it_gained_elsewhere_is_noticed_by_the_rot
     assert server.rounds_until_complete(client) <= 1000 // SLICE + 2
 
 
+@pytest.mark.slow
 def test_a_commit_that_a_filter_contains_by_chance_is_looked_up_again() -> None:
     server, client = settled(6, 300)
     for _ in range(300):
@@ -209,6 +211,7 @@ def test_a_commit_that_a_filter_contains_by_chance_is_looked_up_again() -> None:
     assert server.whole < 60
 
 
+@pytest.mark.slow
 def test_a_commit_that_a_client_never_takes_is_sent_each_time_and_costs_nothing_else() -> None:
     server, client = settled(7, 1000)
     (unreadable,) = server.write(1)

@@ -288,6 +288,7 @@ async def test_no_answer_shows_a_commit_that_is_not_on_the_disk_yet(
     assert [answer.json()[0]["res"]["s"] for answer in answers] == [1, 1, 1]
 
 
+@pytest.mark.slow
 async def test_a_disk_that_fails_is_507_and_the_commit_is_written_when_it_works_again(
     http: httpx2.AsyncClient, server: Server, signer: OwnedSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,6 +288,7 @@ async def test_none_is_kept_back_where_the_operator_says_so(tmp_path: Path, sign
 # --- several servers --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_session_of_one_server_signs_its_first_request_at_another(tmp_path: Path, signer: OwnedSession) -> None:
     async with cluster(tmp_path, 3, [document_of(signer)], links=everybody_else(3)) as nodes:
         await ready(nodes)
@@ -309,6 +310,7 @@ async def test_a_session_of_one_server_signs_its_first_request_at_another(tmp_pa
         nodes.pop(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("created_at", [0, 1])
 async def test_in_a_chain_of_servers_a_session_is_known_at_both_ends(
     tmp_path: Path, signer: OwnedSession, created_at: int
@@ -328,6 +330,7 @@ async def test_in_a_chain_of_servers_a_session_is_known_at_both_ends(
         await eventually(is_known)
 
 
+@pytest.mark.slow
 async def test_a_session_is_introduced_at_once_where_a_peer_does_not_confirm_it(
     tmp_path: Path, signer: OwnedSession
 ) -> None:
@@ -356,6 +359,7 @@ async def test_a_server_that_comes_later_fetches_what_the_others_have(tmp_path: 
         assert await second.client.answers(users[0])
 
 
+@pytest.mark.slow
 async def test_while_a_server_asks_that_confirms_nothing_every_session_is_introduced(
     tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,7 @@ async def test_no_session_is_made_while_it_cannot_be_written_and_those_that_are_
         await eventually(can_be_made)
 
 
+@pytest.mark.slow
 async def test_a_peer_catches_up_when_its_disk_has_room_again(
     tmp_path: Path, signer: OwnedSession, full: set[Path]
 ) -> None:

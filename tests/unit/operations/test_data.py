@@ -350,6 +350,7 @@ class Killed(BaseException):
     """The process is killed at this call."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["fsync", "replace", "fchmod", "unlink"])
 async def test_a_repair_that_is_killed_loses_nothing_and_the_next_one_completes_it(
     directory: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -388,6 +389,7 @@ async def test_a_repair_that_is_killed_loses_nothing_and_the_next_one_completes_
     raise AssertionError("every moment was tried")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_whatever_bytes_are_flipped_a_check_finds_the_record_or_it_still_verifies(

@@ -79,6 +79,7 @@ async def test_a_rotation_returns_data_tells_its_events_and_is_recorded(make_her
     assert '"run-over"' in log.path.read_text()
 
 
+@pytest.mark.slow
 async def test_a_rotation_stops_at_a_phase_and_is_resumed_cancelled_or_rolled_back(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     store, clock = store_of(herd), herd.clock

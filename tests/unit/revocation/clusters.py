@@ -30,7 +30,7 @@ from tests.unit.node.nodes import (
 )
 
 SECOND = timedelta(seconds=1)
-POLICY = Policy(adoption=60 * SECOND, settle=SECOND / 5, flow_patience=SECOND / 5)
+POLICY = Policy(adoption=60 * SECOND, settle=SECOND / 5, flow_patience=SECOND / 5, poll_max=SECOND / 20)
 NOTES = "/data/notes"
 SESSIONS = "/sys/sessions"
 

@@ -118,6 +118,7 @@ async def test_a_changed_anchor_is_rolled_back_without_any_signer(make_herd: Mak
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_the_next_root_of_a_cancelled_change_of_the_anchor_leaves_the_document_by_the_anchor_s_word(
     make_herd: MakeHerd, signers: MemorySigners
 ) -> None:
@@ -133,6 +134,7 @@ async def test_the_next_root_of_a_cancelled_change_of_the_anchor_leaves_the_docu
     assert following.id in herd.nodes[0].pool.root_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slow", "quick"),
     [
@@ -223,6 +225,7 @@ async def make_herd_again(make_herd: MakeHerd, herd: Herd) -> Herd:
     return Herd(herd.provider, await document_of(herd), clock=herd.clock, nodes=1, unmodified=[0])
 
 
+@pytest.mark.slow
 async def test_a_stolen_working_root_is_revoked_with_one_signature(make_herd: MakeHerd, signers: MemorySigners) -> None:
     herd = await anchored(make_herd, signers, nodes=1, clients=0)
     stolen = (await document_of(herd)).current.id

@@ -86,6 +86,7 @@ STUCK: dict[str, tuple[Phase | None, Callable[[str, Any], bool], Asked, str]] = 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("until", "refuses", "asked", "says"), STUCK.values(), ids=list(STUCK))
 async def test_an_action_that_the_store_refuses_while_nothing_changes_is_tried_twice_and_ends_with_an_error(
     clock: FakeClock, until: Phase | None, refuses: Callable[[str, Any], bool], asked: Asked, says: str
@@ -133,6 +134,7 @@ async def test_a_store_that_may_show_an_older_state_is_looked_at_for_a_while_bef
         assert clock.now_ms() - began >= POLICY.store_patience / timedelta(milliseconds=1)
 
 
+@pytest.mark.slow
 async def test_a_conflict_with_a_writer_that_changes_the_store_is_no_reason_to_end(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0)
     provider, write = herd.provider, herd.provider.write
@@ -154,6 +156,7 @@ async def test_a_conflict_with_a_writer_that_changes_the_store_is_no_reason_to_e
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_a_store_that_confirms_a_destruction_and_destroys_nothing_ends_with_an_error(clock: FakeClock) -> None:
     class Lying(MemorySecretProvider):
         asked = 0
@@ -192,6 +195,7 @@ REVOKING: dict[str, tuple[Callable[[Any], bool], dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("when", "options", "says"), REVOKING.values(), ids=list(REVOKING))
 async def test_a_revocation_that_the_store_refuses_while_nothing_changes_ends_with_an_error(
     tmp_path: Path, when: Callable[[Any], bool], options: dict[str, Any], says: str

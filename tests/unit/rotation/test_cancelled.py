@@ -38,6 +38,7 @@ async def test_a_cancelled_root_leaves_no_private_key_in_the_store(make_herd: Ma
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_a_rotation_that_cancels_itself_destroys_the_key_too(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1)
     herd.nodes[1].faults.forgets_pushes = True
@@ -71,6 +72,7 @@ async def test_a_cancelled_restore_leaves_the_version_that_the_earlier_root_came
     assert left == {(await document_of(herd)).current.id}
 
 
+@pytest.mark.slow
 async def test_versions_of_earlier_rotations_are_left_alone(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1)
     await rotator_for(herd).rotate()
@@ -131,6 +133,7 @@ class Keeping:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ProviderAccessDeniedError, ConflictError])
 async def test_a_store_that_refuses_to_destroy_does_not_stop_the_cancellation(
     make_herd: MakeHerd, error: type[Exception]

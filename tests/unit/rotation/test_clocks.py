@@ -174,6 +174,7 @@ def test_a_time_that_is_not_in_the_future_stays_as_it_is() -> None:
 # --- a rotation -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED])
 async def test_a_dead_laptop_70_days_ahead_does_not_prolong_the_wait_for_an_absent_server(
     make_herd: MakeHerd, phase: Phase
@@ -263,6 +264,7 @@ async def test_a_grace_period_that_was_recorded_in_the_future_begins_now_and_end
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_a_rotation_begins_on_what_a_wrong_clock_wrote_if_another_clock_shows_ours_right(
     make_herd: MakeHerd,
 ) -> None:

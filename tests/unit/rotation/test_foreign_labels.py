@@ -82,6 +82,7 @@ async def test_a_label_that_appears_between_the_look_and_the_destruction_is_resp
     assert [one.version for one in report.kept] == [first.id]
 
 
+@pytest.mark.slow
 async def test_a_controller_whose_retirement_a_label_blocks_rings_once_and_goes_on_rotating(
     make_herd: MakeHerd,
 ) -> None:

@@ -34,6 +34,7 @@ def sign_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GATES, Step.ACTIVATE, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remove", "loses"), [(nothing, False), (sign_at_once, True)])
 async def test_a_node_whose_view_lags_costs_no_client_a_write(
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch, remove: Remove, loses: bool

@@ -59,6 +59,7 @@ async def test_a_rotation_that_is_not_well_is_not_carried_on_to_where_b_signs(ma
     assert (await document_of(herd)).phase == Phase.PUBLISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [Phase.ACTIVATED, Phase.VERIFIED])
 async def test_bad_answers_in_a_row_bring_the_earlier_root_back_in_time_and_the_reason_is_told_everywhere(
     make_herd: MakeHerd, phase: Phase, caplog: pytest.LogCaptureFixture
@@ -80,6 +81,7 @@ async def test_bad_answers_in_a_row_bring_the_earlier_root_back_in_time_and_the_
     assert herd.refused == 0
 
 
+@pytest.mark.slow
 async def test_one_bad_answer_is_waited_out(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     signal = Said(herd, lambda phase, times: phase is Phase.ACTIVATED and times < 2)
@@ -89,6 +91,7 @@ async def test_one_bad_answer_is_waited_out(make_herd: MakeHerd) -> None:
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_a_signal_that_comes_and_goes_ends_with_the_patience(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     policy = replace(POLICY, health_failures=10, health_interval=timedelta(seconds=5))
@@ -97,6 +100,7 @@ async def test_a_signal_that_comes_and_goes_ends_with_the_patience(make_herd: Ma
         await rotator_for(herd, health=[signal], policy=policy).rotate()
 
 
+@pytest.mark.slow
 async def test_it_is_asked_before_the_beginning_and_while_b_signs_and_watched_before_the_end(
     make_herd: MakeHerd,
 ) -> None:
@@ -175,6 +179,7 @@ async def is_gone(pid: int) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_a_rotation_goes_back_when_a_real_command_fails(make_herd: MakeHerd, tmp_path: Path) -> None:
     herd = await make_herd()
     well = tmp_path / "well"
@@ -239,6 +244,7 @@ async def test_credentials_and_query_of_a_probe_are_used_and_not_shown(pages: st
     assert "s3cr3t" not in str(caught.value)
 
 
+@pytest.mark.slow
 async def test_no_answer_in_time_and_no_connection_are_bad_answers(pages: str) -> None:
     slow = await HTTPProbe(f"http://{pages}/hang", timeout=timedelta(milliseconds=200)).ask()
     assert slow == f"GET http://{pages}/hang: no answer within 0.2 s"

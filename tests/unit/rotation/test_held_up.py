@@ -71,6 +71,7 @@ async def test_a_run_that_was_held_up_does_not_put_stable_back(make_herd: MakeHe
     assert labelled.version.id == rotation.stable_version
 
 
+@pytest.mark.slow
 async def test_a_run_reports_that_it_has_rotated_though_others_have_rotated_again(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     provider = HeldUp(herd.provider, "write", lambda: rotator_for(herd).rotate(), at=5, after=True)
@@ -99,6 +100,7 @@ class Lagging:
         return self._old if at == CURRENT and self._left >= 0 else await self._target.read(secret_id, at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gives_up", [False, True], ids=["resumed", "cancelled"])
 async def test_who_comes_after_a_crash_is_not_told_that_there_is_nothing_to_do_by_a_store_that_lags(
     make_herd: MakeHerd, gives_up: bool
@@ -116,6 +118,7 @@ async def test_who_comes_after_a_crash_is_not_told_that_there_is_nothing_to_do_b
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_a_store_that_lags_permanently_ends_the_run(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     old = await herd.provider.read(herd.secret_id, CURRENT)

@@ -40,6 +40,7 @@ async def test_every_version_is_listed_with_whose_private_keys_it_holds(make_her
     assert {key for one in await holdings_of(herd) for key in one.private_ids} == b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.STEADY])
 async def test_after_the_grace_period_nothing_holds_the_key_that_was_given_up_in_any_phase(
     make_herd: MakeHerd, phase: Phase

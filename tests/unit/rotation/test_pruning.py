@@ -158,6 +158,7 @@ async def test_after_some_rotations_only_the_latest_roots_are_left_and_all_are_t
     assert len(encode_document(document)) < SIZE_WARNING_BYTES
 
 
+@pytest.mark.slow
 async def test_an_unmodified_server_gets_the_introductions_too(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=2, unmodified=[1])
     policy = replace(QUICK, bare=frozenset({herd.nodes[1].base_url}))
@@ -252,6 +253,7 @@ async def test_rolled_back_roots_leave_too_and_what_they_signed_still_verifies(m
     assert herd.unverifiable(SESSIONS, DATA) == []
 
 
+@pytest.mark.slow
 async def test_a_push_that_a_server_forgets_does_not_make_a_rotation_fail_or_last(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotate(herd)

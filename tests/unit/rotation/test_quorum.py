@@ -52,6 +52,7 @@ def test_what_is_no_quorum_is_refused(text: str) -> None:
         Quorum.from_text(text)
 
 
+@pytest.mark.slow
 async def test_by_default_every_node_counts(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate(to_phase=Phase.PREPARED)
@@ -60,6 +61,7 @@ async def test_by_default_every_node_counts(make_herd: MakeHerd) -> None:
         await rotator_for(herd).resume()
 
 
+@pytest.mark.slow
 async def test_a_node_that_does_not_answer_is_left_out_only_when_patience_has_ended_and_is_named(
     make_herd: MakeHerd,
 ) -> None:
@@ -107,6 +109,7 @@ def keeps_its_view(herd: Herd) -> None:
     herd.nodes[2].faults.store_lost = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "ending"), [(forgets, "cancelled"), (keeps_its_view, "rolled-back")], ids=["before B signs", "after"]
 )
@@ -122,6 +125,7 @@ async def test_a_node_that_answers_and_does_not_follow_is_never_left_out(
     assert (await document_of(herd)).history[-1].event == ending
 
 
+@pytest.mark.slow
 async def test_fewer_than_the_quorum_end_the_rotation(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate(to_phase=Phase.PREPARED)
@@ -141,6 +145,7 @@ async def test_fewer_than_the_quorum_begin_no_rotation(make_herd: MakeHerd) -> N
     assert await document_of(herd) == before
 
 
+@pytest.mark.slow
 async def test_a_node_that_comes_back_in_time_is_waited_for_in_spite_of_the_quorum(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     herd.nodes[2].faults.cut_off = True
@@ -181,6 +186,7 @@ async def test_two_servers_that_reject_the_identity_are_not_outvoted_by_one(make
         await rotator_for(herd, policy=TWO).resume()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [("identity",), ("batch_sync",), ("identity", "batch_sync", "refresh")])
 async def test_a_server_whose_answers_are_invalid_is_left_out_like_one_without_answers(
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...]
@@ -197,6 +203,7 @@ async def test_a_server_whose_answers_are_invalid_is_left_out_like_one_without_a
     assert (report.outcome, report.left_out) == (Outcome.ROTATED, (herd.nodes[2].base_url,))
 
 
+@pytest.mark.slow
 async def test_a_server_that_rejects_the_next_root_is_never_left_out_whatever_else_it_answers(
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def replacer(cluster: Cluster, **options: object) -> Replacer:
     return Replacer(cluster.provider, SECRET, cluster.nodes, policy=POLICY, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 async def test_a_replacement_from_one_end_to_the_other(tmp_path: Path) -> None:
     a, events = expired_root(), list[Event]()
     async with servers_of(tmp_path, expired_identity(a)) as cluster:
@@ -96,6 +97,7 @@ async def test_a_server_that_is_away_is_named_and_followed_by_the_next_run(tmp_p
         assert (await replacer(cluster).replace()).is_complete
 
 
+@pytest.mark.slow
 async def test_the_next_root_of_a_rotation_in_progress_takes_over_and_keeps_its_introduction(tmp_path: Path) -> None:
     a, b = expired_root(), root("root-b")
     began_ms = a.session.expiration_ms - 60_000
@@ -130,6 +132,7 @@ async def test_nothing_is_written_where_a_listed_server_belongs_to_another_ident
         assert (await cluster.document()).generation == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_a_store_that_fails_every_call_once_ends_no_replacement(tmp_path: Path, after: bool) -> None:
     a, events, provider = expired_root(), list[Event](), Faltering()
@@ -145,6 +148,7 @@ async def test_a_store_that_fails_every_call_once_ends_no_replacement(tmp_path: 
         assert stable.version.id == (await provider.read(SECRET)).version.id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_whichever_call_to_the_store_fails_the_next_run_finishes(tmp_path: Path, after: bool) -> None:
     for call in range(1, 12):

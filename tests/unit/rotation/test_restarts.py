@@ -53,6 +53,7 @@ async def test_restarts_at_every_phase_are_counted_each(make_herd: MakeHerd) -> 
     assert report.restarts == {"http://node-0": 4, "http://node-1": 0}
 
 
+@pytest.mark.slow
 async def test_an_unmodified_server_under_the_agent_restarts_once_in_a_rotation_and_is_counted(
     make_herd: MakeHerd,
 ) -> None:
@@ -75,6 +76,7 @@ async def test_an_unmodified_server_without_an_agent_is_counted_and_costs_no_ses
     await rotator.abandon("enough")
 
 
+@pytest.mark.slow
 async def test_rotations_leave_one_session_for_each_start_of_an_unmodified_server(make_herd: MakeHerd) -> None:
     """GoatDB keeps every session permanently, in every server and every settings.json."""
     herd = await make_herd(nodes=3, clients=0, agented=[0, 1, 2], refresh_interval=EVERY)
@@ -88,6 +90,7 @@ async def test_rotations_leave_one_session_for_each_start_of_an_unmodified_serve
     assert set(made.values()) == {3}
 
 
+@pytest.mark.slow
 async def test_a_cancelled_rotation_restarts_no_server(make_herd: MakeHerd) -> None:
     for phase in (Phase.PREPARED, Phase.PUBLISHED):
         herd = await make_herd(nodes=2, agented=[0], refresh_interval=EVERY)
@@ -99,6 +102,7 @@ async def test_a_cancelled_rotation_restarts_no_server(make_herd: MakeHerd) -> N
         await herd.provider.delete(herd.secret_id)
 
 
+@pytest.mark.slow
 async def test_a_rotation_that_is_rolled_back_restarts_a_server_once_more_at_most(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=3, agented=[0], refresh_interval=EVERY)
     herd.nodes[2].faults.deaf = herd.nodes[2].faults.store_lost = True

@@ -19,6 +19,7 @@ from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 
+@pytest.mark.slow
 async def test_a_healthy_rotation_refuses_nothing_and_loses_nothing(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=5, clients=10)
     began = herd.clock.now_ms()
@@ -33,6 +34,7 @@ async def test_a_healthy_rotation_refuses_nothing_and_loses_nothing(make_herd: M
     assert herd.refused == 0
 
 
+@pytest.mark.slow
 async def test_at_every_moment_every_node_trusts_who_signed_what_any_node_holds(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1)
     generations = [1]
@@ -53,6 +55,7 @@ async def test_at_every_moment_every_node_trusts_who_signed_what_any_node_holds(
     assert herd.refused == 0
 
 
+@pytest.mark.slow
 async def test_one_rotation_after_another_keeps_every_root_and_every_commit(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     for count in range(2, 5):
@@ -62,6 +65,7 @@ async def test_one_rotation_after_another_keeps_every_root_and_every_commit(make
     assert herd.refused == 0
 
 
+@pytest.mark.slow
 async def test_nodes_that_do_not_hear_follow_at_their_own_interval(make_herd: MakeHerd) -> None:
     herd = await make_herd(refresh_interval=timedelta(seconds=10))
     for node in herd.nodes:
@@ -105,6 +109,7 @@ TROUBLES: list[tuple[str, Phase, Callable[[Herd], None], str, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("since", "trouble", "event", "reason"), [t[1:] for t in TROUBLES], ids=[t[0] for t in TROUBLES]
 )
@@ -154,6 +159,7 @@ async def test_attempts_in_front_of_a_server_that_is_down_leave_nothing_behind_a
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_what_stands_in_the_way_is_told_once_and_only_what_was_asked_for(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate(to_phase=Phase.ACTIVATED)
@@ -210,6 +216,7 @@ async def test_what_b_signed_before_a_roll_back_verifies_everywhere(make_herd: M
         assert client.refused == 0
 
 
+@pytest.mark.slow
 async def test_after_a_roll_back_the_next_rotation_succeeds(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate(to_phase=Phase.ACTIVATED)
@@ -252,6 +259,7 @@ async def test_a_second_operator_is_told_who_since_when_and_in_which_phase(make_
         await rotator_for(herd, started_by="bob@host-2:2").rotate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 async def test_of_two_operators_at_once_exactly_one_rotates(make_herd: MakeHerd, seed: int) -> None:
     herd = await make_herd(seed=seed)
@@ -264,6 +272,7 @@ async def test_of_two_operators_at_once_exactly_one_rotates(make_herd: MakeHerd,
     assert herd.refused == 0
 
 
+@pytest.mark.slow
 async def test_two_operators_may_carry_on_the_same_rotation_at_once(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate(to_phase=Phase.PREPARED)
@@ -349,6 +358,7 @@ async def test_a_plan_says_what_would_happen_and_writes_nothing(make_herd: MakeH
     assert carried_on.obstacles == ()
 
 
+@pytest.mark.slow
 async def test_no_event_and_no_error_holds_key_material(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1)
     store_lost(herd)

@@ -157,6 +157,7 @@ async def test_versions_that_cannot_be_read_show_nothing_and_a_store_that_fails_
         await SignatureCheck(herd.provider, herd.secret_id, nobody).check(document)
 
 
+@pytest.mark.slow
 async def test_signing_what_an_older_goatherd_wrote_lets_every_server_and_command_go_on(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate()
@@ -174,6 +175,7 @@ async def test_signing_what_an_older_goatherd_wrote_lets_every_server_and_comman
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_taking_back_writes_the_last_signed_version_as_the_next_generation(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate()
@@ -206,6 +208,7 @@ async def test_taking_back_takes_no_version_that_was_never_current(make_herd: Ma
     assert examined.signed_version != orphan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("was_signed", [True, False])
 async def test_the_highest_generation_blocks_no_later_write(make_herd: MakeHerd, was_signed: bool) -> None:
     herd = await make_herd()
@@ -326,6 +329,7 @@ async def test_a_later_generation_than_what_is_signed_is_never_overtaken(
         await sign(herd, way, examined, node=later)
 
 
+@pytest.mark.slow
 async def test_what_was_altered_in_place_is_followed_by_servers_once_it_is_signed(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate()

@@ -148,6 +148,7 @@ COMMANDS: dict[str, Callable[[Rotator], Awaitable[object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 async def test_no_command_writes_or_moves_a_label_or_destroys_anything(make_herd: MakeHerd, name: str) -> None:
     herd = await make_herd()
@@ -208,6 +209,7 @@ async def test_a_version_id_that_is_given_again_is_not_written_over(make_herd: M
     assert document.next.id == owned("other").id, "it was overwritten"
 
 
+@pytest.mark.slow
 async def test_a_rotation_goes_on_while_the_store_is_only_written_by_others(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     for _ in range(5):

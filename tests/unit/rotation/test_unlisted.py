@@ -30,6 +30,7 @@ def without_sync_until_b_signs(herd: Herd) -> None:
     herd.clock.on_tick = tick
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_allowed_for", [True, False])
 async def test_a_server_that_is_not_listed_trusts_b_before_b_signs(make_herd: MakeHerd, is_allowed_for: bool) -> None:
     """Told twice: with the time that the policy leaves it, and without, where it is seen not to."""
@@ -49,6 +50,7 @@ async def test_a_server_that_is_not_listed_trusts_b_before_b_signs(make_herd: Ma
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_the_time_is_waited_for_beside_the_evidence_and_is_told(make_herd: MakeHerd) -> None:
     herd = await make_herd(refresh_interval=INTERVAL)
     events: list[Event] = []
@@ -59,6 +61,7 @@ async def test_the_time_is_waited_for_beside_the_evidence_and_is_told(make_herd:
     assert "servers that are not listed read the store" in reasons
 
 
+@pytest.mark.slow
 async def test_resuming_restarts_the_wait_for_unlisted_servers_since_clocks_differ(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd, policy=ALLOWED).rotate(to_phase=Phase.PUBLISHED)

@@ -399,6 +399,7 @@ async def test_asked_to_stop_in_a_rotation_that_goes_on_it_brings_it_to_its_end(
     assert document.current.id != "root-a"
 
 
+@pytest.mark.slow
 async def test_asked_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_to_be_carried_on(
     make_herd: MakeHerd, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -495,6 +496,7 @@ async def test_an_alert_holds_no_key(caplog: pytest.LogCaptureFixture) -> None:
     assert key not in caplog.text
 
 
+@pytest.mark.slow
 async def test_an_anchor_that_does_not_sign_rings_once_in_an_outage_and_is_asked_seldom(make_herd: MakeHerd) -> None:
     signers, alarm = MemorySigners(), Rung()
     herd = await make_herd(clients=0)
@@ -525,6 +527,7 @@ async def test_an_anchor_that_does_not_sign_rings_once_in_an_outage_and_is_asked
     assert alarm.kinds == [AlertKind.ANCHOR_UNREACHABLE] * 2
 
 
+@pytest.mark.slow
 async def test_while_the_primary_store_is_away_the_identity_is_read_from_another_region_and_nothing_is_begun() -> None:
     world = await World.start(lifetime=LIFETIME)
     herd, alarm, seen = world.herd, Rung(), []

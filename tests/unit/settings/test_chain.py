@@ -60,6 +60,7 @@ async def provider() -> CountingProvider:
     return provider
 
 
+@pytest.mark.slow
 async def test_a_server_last_seen_at_the_first_rotation_starts_by_the_log_of_a_peer(
     provider: CountingProvider, seen: Path
 ) -> None:
@@ -80,6 +81,7 @@ async def test_a_server_last_seen_at_the_first_rotation_starts_by_the_log_of_a_p
     assert settings.recalled == first().roots
 
 
+@pytest.mark.slow
 async def test_a_forged_chain_is_refused_and_every_place_is_named(provider: CountingProvider, seen: Path) -> None:
     links = chain()
     thief = owned("thief")
@@ -96,12 +98,14 @@ async def test_a_forged_chain_is_refused_and_every_place_is_named(provider: Coun
     assert "--accept-identity" in caught.value.hint
 
 
+@pytest.mark.slow
 async def test_without_any_peer_the_error_says_so(provider: CountingProvider, seen: Path) -> None:
     async with settings_with(provider, seen, HandClock()) as settings:
         with pytest.raises(SuccessionError, match="no peer is known"):
             await settings.load()
 
 
+@pytest.mark.slow
 async def test_a_server_that_runs_follows_too_and_asks_again_when_its_peers_did_not_know() -> None:
     provider, clock = CountingProvider(), HandClock()
     await provider.create(SECRET, encode_document(first()))

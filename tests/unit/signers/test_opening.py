@@ -47,6 +47,7 @@ def test_every_signer_has_a_policy_for_signing_only(scheme: str) -> None:
             policy_text(scheme, role, "anything:x")
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_no_signer_until_one_is_used() -> None:
     script = (
         "import sys, goatherd.cli.main as m; m.run(['--help']); m.run(['doctor', '--help']);"

@@ -43,6 +43,7 @@ async def test_create_write_and_label_reach_every_region_with_the_same_values(re
     assert all(view.is_in_step for view in await writer.observe(SECRET))
 
 
+@pytest.mark.slow
 async def test_nothing_is_written_while_a_region_lacks_the_change_before(regions: Regions) -> None:
     regions.us.lag = 1
     await write(regions, SECOND)
@@ -54,6 +55,7 @@ async def test_nothing_is_written_while_a_region_lacks_the_change_before(regions
     assert [await held(regions, one) for one in ("eu", "ap")] == [3, 3]
 
 
+@pytest.mark.slow
 async def test_no_label_moves_while_a_region_lacks_the_move_before(regions: Regions) -> None:
     writer = regions.writer()
     regions.us.lag = 1
@@ -74,6 +76,7 @@ async def test_a_region_that_may_lag_holds_nothing_up(regions: Regions) -> None:
         regions.writer(allowed=["mars"])
 
 
+@pytest.mark.slow
 async def test_who_goes_back_is_not_held_up(regions: Regions) -> None:
     regions.ap.is_cut_off = True
     writer = regions.writer()
@@ -147,6 +150,7 @@ async def test_two_writers_at_once_leave_one_winner_and_followers_with_what_it_w
     assert (await regions.ap.read(SECRET)).value.reveal() == encode_document(SECOND)
 
 
+@pytest.mark.slow
 async def test_a_destroyed_version_is_gone_from_every_store_that_goatherd_writes(regions: Regions) -> None:
     await write(regions, SECOND)
     first = encode_document(FIRST)

@@ -128,6 +128,7 @@ async def test_the_script_is_small() -> None:
     assert len((await request(make_app(), "GET", "/page.js")).body) < 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example:8090", "", "10.0.0.1", "localhost.evil.example"]
 )

@@ -40,6 +40,7 @@ def commits_in(read: list[tuple[str, SyncMessage]] | None) -> Any:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [40, batch._WINDOW])
 def test_a_body_read_in_portions_says_what_it_says_when_it_is_parsed_whole(
     monkeypatch: pytest.MonkeyPatch, window: int

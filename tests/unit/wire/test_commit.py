@@ -77,6 +77,7 @@ COMMITS = st.builds(
 
 
 class TestSignedText:
+    @pytest.mark.slow
     @given(COMMITS, TEXT)
     def test_is_the_stable_form_of_the_signed_object(self, commit: Commit, signer: str) -> None:
         expected = stable_stringify({"extData": commit.signed_object(), "sessionId": signer})

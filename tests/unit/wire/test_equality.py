@@ -63,6 +63,7 @@ def test_objects_of_different_shapes_are_not_compared(monkeypatch: pytest.Monkey
     assert 100 <= len(calls) < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "alike",
     [[{"a": n / 10_000} for n in range(2000)], [JSSet([n / 10_000 for n in range(500)]), JSSet(range(500))]],
@@ -76,6 +77,7 @@ def test_what_would_take_too_long_is_refused(alike: list[Any]) -> None:
         set_remove(alike[: len(alike) // 2], alike[len(alike) // 2 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["set", "map"])
 def test_many_changes_of_one_field_are_refused_before_they_take_hours(kind: str) -> None:
     """SECURITY: guards `goatherd.wire.items.patch_data`."""

@@ -50,6 +50,7 @@ def slow_stable(value: object) -> str:
 
 
 class TestStableStringify:
+    @pytest.mark.slow
     @given(st.dictionaries(TEXT, SIGNABLE, max_size=8))
     def test_equals_the_definition_whatever_shortcut_is_taken(self, value: dict[str, object]) -> None:
         assert stable_stringify(value) == slow_stable(value)
@@ -98,6 +99,7 @@ class TestJSON:
         assert parse_json(to_json(value)) == value
         assert parse_json(to_json_bytes(value)) == value
 
+    @pytest.mark.slow
     @given(JSON_VALUES)
     def test_the_fast_path_writes_the_bytes_of_the_slow_one(self, value: object) -> None:
         slow = wire_json._json_value(value, "", "")

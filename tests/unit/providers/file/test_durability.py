@@ -215,6 +215,7 @@ async def test_a_command_ends_though_the_disk_runs_full_once_it_has_begun(tmp_pa
     assert current == stable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED])
 async def test_a_rotation_that_the_disk_stops_in_any_phase_says_so_and_can_be_resumed(tmp_path: Path, phase: Phase):
     disk = Disk(1_000_000)

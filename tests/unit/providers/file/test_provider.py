@@ -313,6 +313,7 @@ async def test_damage_is_called_damage_and_never_absence_and_gives_no_value(
     assert picture(keys) == before, "nothing was repaired, overwritten or invented"
 
 
+@pytest.mark.slow
 async def test_any_change_of_any_byte_of_the_manifest_is_noticed(store: FileSecretProvider, keys: Path):
     manifest = keys / "root" / "manifest.json"
     good = manifest.read_bytes()
@@ -475,6 +476,7 @@ async def test_reading_needs_no_lock_and_no_right_to_write(store: FileSecretProv
     assert [version.id for version in await reader.versions("root")] == ["2", "1"]
 
 
+@pytest.mark.slow
 async def test_waiting_for_a_held_lock_ends_at_the_deadline_and_does_not_stop_the_loop(
     store: FileSecretProvider, keys: Path
 ):
@@ -534,6 +536,7 @@ async def test_a_writer_that_waited_for_the_lock_of_a_deleted_secret_does_not_wr
     assert (await store.read("root")).value.reveal() == b"another"
 
 
+@pytest.mark.slow
 async def test_the_lock_of_a_deleted_secret_is_no_lock_on_the_one_made_in_its_place(
     store: FileSecretProvider, keys: Path
 ):

@@ -176,6 +176,7 @@ async def test_many_requests_at_once_run_the_plugin_once(tmp_path: Path, plugin:
     assert plugin.runs == 2
 
 
+@pytest.mark.slow
 async def test_a_request_that_gives_up_does_not_stop_the_plugin(tmp_path: Path, plugin: Plugin):
     plugin.gives(token="t", seconds=0.3)
     access, clock = access_of(tmp_path), HandClock()
@@ -293,6 +294,7 @@ async def test_a_plugin_that_is_not_installed_is_answered_with_its_own_hint(tmp_
     assert caught.value.hint == "Install it: cloud components install it"
 
 
+@pytest.mark.slow
 async def test_a_plugin_that_does_not_end_is_killed(tmp_path: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(credentials, "PLUGIN_TIMEOUT", timedelta(seconds=0.2))
     plugin.gives(token="t", seconds=3600)

@@ -1,0 +1,14 @@
+"""How much the deep tests go through: everything, or the sample that ``GOATHERD_TEST_DEPTH=sample`` asks for."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+IS_SAMPLE: Final = os.environ.get("GOATHERD_TEST_DEPTH") == "sample"
+
+SEEDS: Final = 100 if IS_SAMPLE else 2000
+"""Of the simulation, from 0 on."""
+
+STRIDE: Final = 5 if IS_SAMPLE else 1
+"""Of the moments at which an operator or a process is stopped, every n-th."""
