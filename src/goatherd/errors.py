@@ -278,6 +278,13 @@ class UnanchoredIdentityError(SuccessionError):
     )
 
 
+class DirectModeError(IdentityError):
+    """The cluster is in direct mode, and this program needs the root's private key, which is in an HSM or a KMS."""
+
+    code = "identity.direct"
+    hint = "`goatherd rotate --working-root` goes back to a root whose key is in the store."
+
+
 class ForkedIdentityError(SuccessionError):
     """The identity document and the one in use have a common origin, but different later histories."""
 
@@ -589,6 +596,14 @@ class DiscoveryError(NodeError):
 
     code = "node.discovery"
     hint = "Resolve the name by hand, or list each server with --node."
+    retryable = True
+
+
+class UnsignedRequestError(NodeError):
+    """A request to a server was not sent, because the signer that holds the root's key has not signed it."""
+
+    code = "node.unsigned_request"
+    hint = "Run `goatherd doctor --signer URI` to check the signer that holds the root's key."
     retryable = True
 
 

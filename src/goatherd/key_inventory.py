@@ -175,7 +175,8 @@ async def _look_into(
     try:
         found = await provider.read(secret_id, version.id)
         held = decode_document(found.value.reveal())
-        private = frozenset([held.current.id, *([held.next.id] if held.next is not None else [])])
+        signing = [one for one in (held.current, held.next) if one is not None]
+        private = frozenset(one.id for one in signing if not one.is_remote)
         rotation_id = held.rotation.id if held.rotation is not None and held.next is not None else None
     except SecretNotFoundError:
         return None  # destroyed since it was listed

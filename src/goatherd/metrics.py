@@ -292,6 +292,17 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
         "1 if the signer of the anchor signed a test text at the controller's last check, else 0; absent without an"
         " anchor. It is checked every hour, and every five minutes after a failure.",
     ),
+    Metric.ROOT_SIGNER_UP: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.NODE,
+        "1 if the server can sign as the current root, by its last request to the signer, else 0; absent on a server"
+        " without --root-signer.",
+    ),
+    Metric.WITHHELD_ITEMS: MetricFamily(
+        MetricKind.GAUGE,
+        Exporter.NODE,
+        "Number of items that are hidden until the signer has signed the merge of their concurrent creations.",
+    ),
     Metric.NEXT_ROTATION: MetricFamily(
         MetricKind.GAUGE,
         Exporter.ROTATOR,

@@ -22,6 +22,8 @@ MEANINGS: Final[Mapping[str, str]] = {
     "signers/local": "signatures of a sealed key in a file, each verified",
     "signers/transit": "signatures of OpenBao's transit engine",
     "signers/pkcs11": "signatures of a PKCS#11 token (SoftHSM)",
+    "direct/session": "direct mode: a new session, introduced by a key in OpenBao",
+    "direct/peer": "direct mode: a request between servers, signed by that key",
     "repository/open": "open a log",
     "repository/memory": "memory at its peak while a log is opened",
     "repository/poll-cpu": "idle poll of a large repository, server's processor time",

@@ -59,9 +59,10 @@ class Herd:
 
 
 @contextlib.asynccontextmanager
-async def herd(top: Path, count: int = 5) -> AsyncIterator[Herd]:
+async def herd(top: Path, count: int = 5, *, root_signers: Sequence[str] = ()) -> AsyncIterator[Herd]:
     """Yield servers around a file store; their `cables` are `CutOff`."""
-    async with herd_around(top, lambda: CutOff(top / "keys"), "root", count=count) as started:
+    around = herd_around(top, lambda: CutOff(top / "keys"), "root", count=count, root_signers=root_signers)
+    async with around as started:
         yield started
 
 
@@ -74,6 +75,7 @@ async def herd_around(
     count: int = 5,
     neighbours: int | None = None,
     refresh_interval: timedelta = timedelta(seconds=1),
+    root_signers: Sequence[str] = (),
 ) -> AsyncIterator[Herd]:
     """Yield servers around a store, with a first identity in it.
 
@@ -84,6 +86,7 @@ async def herd_around(
         count: How many servers.
         neighbours: With how many others each server exchanges commits: with the next ones in a ring; None for all.
         refresh_interval: How often each server reads the store.
+        root_signers: URIs of the signers with which each server may sign as the root.
     """
     provider = factory()
     async with contextlib.AsyncExitStack() as stack:
@@ -99,7 +102,7 @@ async def herd_around(
             settings = CloudSecretSettings(cable, secret_id, refresh_interval=refresh_interval)
             others = [*urls[number + 1 :], *urls[:number]]
             peers = others if neighbours is None else others[:neighbours]
-            server = Server(top / f"node-{number}", settings, peers=peers)
+            server = Server(top / f"node-{number}", settings, peers=peers, root_signers=root_signers)
             await stack.enter_async_context(server)
             listeners.append(await stack.enter_async_context(ServerListener(server, port=port)))
             servers.append(server)

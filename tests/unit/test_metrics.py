@@ -59,11 +59,12 @@ from goatherd.metrics import (
     write_file,
 )
 from goatherd.node.data_check import DataStatus
-from goatherd.node.management import caller_samples, format_metrics, paused_samples, unused_samples
+from goatherd.node.management import caller_samples, format_metrics, paused_samples, root_signer_samples, unused_samples
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, possible_outcomes
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
+from goatherd.remote_keys import RootSigners
 from goatherd.rotation.anchor_keys import AnchorKeys
 from goatherd.rotation.events import NodesSeen, PhaseEntered, Report, RunEnded
 from goatherd.rotation.machine import Outcome
@@ -454,10 +455,11 @@ def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> No
         last_refusal=None,
         stores=(store,),
     )
-    regions = settings_samples(status)
-    assert exported(node_text) | exported(format_samples([*callers, *regions])) == table(
+    others = [*settings_samples(status), *root_signer_samples("signer.unavailable", RootSigners(), 0)]
+    assert exported(node_text) | exported(format_samples([*callers, *others])) == table(
         Exporter.NODE, Exporter.BOTH, Exporter.FRONT
     )
+    assert list(root_signer_samples(None, RootSigners(), 0)) == [], "a server without a signer"
     assert exported(format_samples(seen.all_samples())) == table(Exporter.ROTATOR, Exporter.BOTH)
     door = DoorStatus(
         url="", handed_on=0, stopped={}, connections=0, requests=0, upstream_connections=0, sessions=0, is_blind=False

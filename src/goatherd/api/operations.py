@@ -128,6 +128,7 @@ async def init(
     policy: Policy | None = None,
     anchor: str | VerifiedSigner | None = None,
     create_key: bool = False,
+    direct: bool = False,
 ) -> IdentityDocument:
     """Create the first identity of a cluster in a store that has none, and return it.
 
@@ -138,6 +139,7 @@ async def init(
         anchor: The signer that holds the key of the identity's anchor: its URI, or what `open_signer` returns, which
             stays open. None for an identity without an anchor.
         create_key: Create that key first. It must not exist.
+        direct: Let the anchor itself sign (direct mode). Signatures are made by the signer that the URI names.
 
     Raises:
         LifetimeError: The lifetime of the root would be too short.
@@ -154,6 +156,7 @@ async def init(
             _policy_for(policy, ()),
             anchor=uri,
             create_key=create_key,
+            direct=direct,
             open_signer=_signer_opener(anchor, None),
         )
         return document
@@ -248,6 +251,8 @@ async def plan_rotation(
     org: str | None = None,
     policy: Policy | None = None,
     anchor: str | VerifiedSigner | None = None,
+    direct: bool = False,
+    working_root: bool = False,
     remove_anchor: bool = False,
     signer: str | VerifiedSigner | None = None,
     health: Sequence[HealthSignal] = (),
@@ -266,7 +271,7 @@ async def plan_rotation(
             servers,
             policy,
             health=health,
-            anchor=_anchor_choice(anchor, is_removed=remove_anchor),
+            anchor=_anchor_choice(anchor, is_removed=remove_anchor, is_direct=direct, leaves_direct=working_root),
             open_signer=_signer_opener(anchor, signer),
         )
 
@@ -280,6 +285,8 @@ async def rotate(
     policy: Policy | None = None,
     to_phase: Phase | str | None = None,
     anchor: str | VerifiedSigner | None = None,
+    direct: bool = False,
+    working_root: bool = False,
     remove_anchor: bool = False,
     create_key: bool = False,
     signer: str | VerifiedSigner | None = None,
@@ -311,6 +318,8 @@ async def rotate(
     policy: Policy | None = None,
     to_phase: Phase | str | None = None,
     anchor: str | VerifiedSigner | None = None,
+    direct: bool = False,
+    working_root: bool = False,
     remove_anchor: bool = False,
     create_key: bool = False,
     signer: str | VerifiedSigner | None = None,
@@ -330,6 +339,9 @@ async def rotate(
         to_phase: Stop when this phase is reached, such as ``"published"``; `resume` continues.
         anchor: The signer that holds the key of a new anchor, which is added or replaces the present one: its URI, or
             what `open_signer` returns, which stays open.
+        direct: Let the new anchor itself sign, without a working root (direct mode). Every server must be a `Server`
+            with that key among its ``root_signers``.
+        working_root: End direct mode: rotate to a working root, which the present anchor endorses.
         remove_anchor: Rotate to a root without an anchor; the anchor must sign that.
         create_key: Create the key of the new anchor first. It must not exist.
         signer: The signer of the present anchor, if it is not to be opened by the URI that the identity names.
@@ -350,7 +362,7 @@ async def rotate(
         SignerError: The signer of an anchor refused or did not answer. Nothing was written.
         RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.rotate`.
     """
-    choice = _anchor_choice(anchor, is_removed=remove_anchor)
+    choice = _anchor_choice(anchor, is_removed=remove_anchor, is_direct=direct, leaves_direct=working_root)
     _check_key_is_named(choice.signer, create_key=create_key)
     if replace_expired and (choice != UNCHANGED or to_phase is not None or health):
         raise ConfigurationError(
@@ -383,23 +395,26 @@ async def drop_lost_anchor(
     *,
     org: str | None = None,
     reason: str = rotate_operations.LOST,
+    policy: Policy | None = None,
     **options: Unpack[RunOptions],
 ) -> IdentityDocument:
     """Remove an anchor whose key is lost, without its signature, and return the new identity.
 
-    The working root signs on. Every server rejects the new identity until it is started once with
-    ``--accept-identity``. If the anchor can still sign, use `rotate` with ``remove_anchor`` instead.
+    The working root signs on; in direct mode, a new root signs from now on. Every server rejects the new identity
+    until it is started once with ``--accept-identity``. If the anchor can still sign, use `rotate` with
+    ``remove_anchor`` instead.
 
     Args:
         store, org, options: As for `rotate`.
         reason: The reason, recorded in the identity's history.
+        policy: In direct mode, the lifetime of the new root.
 
     Raises:
         IllegalStepError: The identity has no anchor, or a rotation is in progress. Nothing was written.
         AuditError, ProviderError, IdentityError: As `goatherd.operations.rotate.drop_lost_anchor`.
     """
     async with open_store(store, org=org) as opened:
-        return await rotate_operations.drop_lost_anchor(opened, reason, **options)
+        return await rotate_operations.drop_lost_anchor(opened, reason, policy=policy, **options)
 
 
 async def resume(
@@ -619,8 +634,12 @@ def _check_key_is_named(uri: str | None, *, create_key: bool) -> None:
         raise ConfigurationError("create_key needs an anchor", hint=_SIGNER_HINT)
 
 
-def _anchor_choice(anchor: str | VerifiedSigner | None, *, is_removed: bool) -> AnchorChoice:
-    return AnchorChoice(signer=_signer_uri(anchor), is_removed=is_removed)
+def _anchor_choice(
+    anchor: str | VerifiedSigner | None, *, is_removed: bool, is_direct: bool, leaves_direct: bool
+) -> AnchorChoice:
+    return AnchorChoice(
+        signer=_signer_uri(anchor), is_removed=is_removed, is_direct=is_direct, leaves_direct=leaves_direct
+    )
 
 
 def _signer_opener(new: str | VerifiedSigner | None, present: str | VerifiedSigner | None) -> SignerOpener:

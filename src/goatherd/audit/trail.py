@@ -39,7 +39,7 @@ from goatherd.audit.records import (
     write_record,
 )
 from goatherd.clock import Clock, SystemClock
-from goatherd.errors import AuditError, DecodeError
+from goatherd.errors import AuditError, DecodeError, SignerError
 from goatherd.files import SUPPORTED, System
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
@@ -126,6 +126,9 @@ class AuditTrail:
         except AuditError:
             self._miss()
             raise
+        except SignerError as error:
+            self._miss()
+            raise AuditError(f"audit trail {self.path}: the root has not signed the record: {error}") from error
         except OSError as error:
             self._miss()
             raise AuditError(f"audit trail {self.path}: {error.strerror or error}") from error

@@ -26,7 +26,12 @@ from goatherd.times import format_duration, iso
     help="Signer that holds the key of the anchor, such as transit://vault.internal/transit/goatdb.",
 )
 @click.option("--create-key", is_flag=True, help="Create that key first. It must not exist; only with --anchor.")
-def init(app: App, anchor: str | None, create_key: bool) -> None:
+@click.option(
+    "--direct",
+    is_flag=True,
+    help="Let the anchor itself sign as the root, without a working root (direct mode); only with --anchor.",
+)
+def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> None:
     """Create an identity in a store that has none.
 
     The command creates a root session with a new key and writes the first identity document. If the store already holds
@@ -34,13 +39,18 @@ def init(app: App, anchor: str | None, create_key: bool) -> None:
 
     With --anchor, a key in an HSM or a KMS is the anchor of the identity: it endorses each root that signs, and cannot
     be copied. The root in the store is then a working root with a short life.
+
+    With --direct, the anchor is also the root that signs, so the store holds no private key. Each signature of a server
+    is then a request to the HSM or the KMS; start each server with --root-signer URI.
     """
+    if direct and anchor is None:
+        raise click.UsageError("--direct needs --anchor URI")
     if create_key and anchor is None:
         raise click.UsageError("--create-key needs --anchor URI")
-    asyncio.run(_init(app, anchor, create_key=create_key))
+    asyncio.run(_init(app, anchor, create_key=create_key, direct=direct))
 
 
-async def _init(app: App, anchor: str | None, *, create_key: bool) -> None:
+async def _init(app: App, anchor: str | None, *, create_key: bool, direct: bool) -> None:
     # Imported here, because importing the rotation package takes long.
     from goatherd.cli.text.rotation import warn_of_short_life
     from goatherd.operations.init import init_identity
@@ -52,13 +62,16 @@ async def _init(app: App, anchor: str | None, *, create_key: bool) -> None:
     if anchor is None:
         warn_of_short_life(app.out, policy.lifetime)
     async with open_store(app.options) as store:
-        version, document = await init_identity(store, policy, anchor=anchor, create_key=create_key)
+        version, document = await init_identity(store, policy, anchor=anchor, create_key=create_key, direct=direct)
     data = {"store": store.name, "storeVersion": version.id, "created": True, **redact_document(document)}
-    kind = "root" if document.anchor is None else "working root"
+    kind = "root" if document.anchor is None or direct else "working root"
+    expires = iso(document.current.session.expiration_ms)
     lines = [
         f"created {kind} {document.current.id} in {store.name} (version {version.id})",
-        f"valid for {format_duration(new.lifetime)}, until {iso(document.current.session.expiration_ms)}",
+        f"valid until {expires}" if direct else f"valid for {format_duration(new.lifetime)}, until {expires}",
     ]
-    if document.anchor is not None:
+    if document.is_direct and document.anchor is not None:
+        lines.append(f"its key is in {document.anchor.signer}, which makes each signature of the root (direct mode)")
+    elif document.anchor is not None:
         lines.append(f"endorsed by the anchor {document.anchor.id}, whose key is in {document.anchor.signer}")
     app.out.result(data, lines)

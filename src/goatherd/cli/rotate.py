@@ -86,6 +86,16 @@ from goatherd.rotation.machine import Phase
     help="Signer that holds the key of the anchor. A new anchor is added, or replaces the present one.",
 )
 @click.option("--create-key", is_flag=True, help="Create that key first. It must not exist; only with --anchor.")
+@click.option(
+    "--direct",
+    is_flag=True,
+    help="Let the anchor itself sign as the root, without a working root (direct mode); only with --anchor.",
+)
+@click.option(
+    "--working-root",
+    is_flag=True,
+    help="End direct mode: rotate to a working root, which the present anchor endorses.",
+)
 @click.option("--remove-anchor", is_flag=True, help="Rotate to a root without an anchor; the anchor must sign that.")
 @click.option(
     "--drop-lost-anchor",
@@ -155,6 +165,8 @@ def rotate(
     unsafe_without_nodes: bool,
     anchor: str | None,
     create_key: bool,
+    direct: bool,
+    working_root: bool,
     remove_anchor: bool,
     drop_lost_anchor: bool,
 ) -> int:
@@ -169,6 +181,10 @@ def rotate(
 
     In an identity with an anchor, the command renews the working root, and the anchor signs once. --anchor and
     --remove-anchor change the anchor in the same way, while the cluster serves.
+
+    With --anchor URI --direct, the next root is a key in an HSM or a KMS, and each of its signatures is made there.
+    Every server must be a Goatherd server that was started with --root-signer URI. --working-root and --remove-anchor
+    end this mode.
 
     An expired root cannot endorse a next root, so replace it with --replace-expired. If a listed server has not
     followed the new root, the exit code is 11; run the same command again.
@@ -188,10 +204,12 @@ def rotate(
     what = chosen[0] if chosen else ""
     if reason is not None and what not in ("rollback", "cancel", "drop-lost-anchor"):
         raise click.UsageError("--reason needs --rollback, --cancel or --drop-lost-anchor")
-    if (anchor is not None or remove_anchor) and what not in ("", "plan"):
-        raise click.UsageError(f"--anchor and --remove-anchor cannot be combined with --{what}")
-    if anchor is not None and remove_anchor:
-        raise click.UsageError("--anchor and --remove-anchor cannot be combined")
+    if (anchor is not None or remove_anchor or working_root) and what not in ("", "plan"):
+        raise click.UsageError(f"--anchor, --remove-anchor and --working-root cannot be combined with --{what}")
+    if (anchor is not None) + remove_anchor + working_root > 1:
+        raise click.UsageError("--anchor, --remove-anchor and --working-root cannot be combined")
+    if direct and anchor is None:
+        raise click.UsageError("--direct needs --anchor URI")
     if create_key and (anchor is None or what == "plan"):
         raise click.UsageError("--create-key needs --anchor URI, without --plan")
     if to_phase is not None and what in ("rollback", "cancel", "replace-expired", "drop-lost-anchor"):
@@ -201,7 +219,7 @@ def rotate(
     if what in ("", "replace-expired"):
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     stop_at = Phase(to_phase) if to_phase else None
-    choice = AnchorChoice(signer=anchor, is_removed=remove_anchor)
+    choice = AnchorChoice(signer=anchor, is_removed=remove_anchor, is_direct=direct, leaves_direct=working_root)
     if what == "plan":
         return asyncio.run(_plan(app, stop_at, choice))
     if what == "drop-lost-anchor":
@@ -236,11 +254,12 @@ async def _plan(app: App, to_phase: Phase | None, choice: AnchorChoice) -> int:
 
 async def _drop_lost_anchor(app: App, reason: str) -> int:
     async with open_store(app.options) as store:
-        document = await operations.drop_lost_anchor(store, reason, audit_log=audit_log(app))
+        policy = build_policy(app.options)
+        document = await operations.drop_lost_anchor(store, reason, policy=policy, audit_log=audit_log(app))
     app.out.result(
         {"current": document.current.id, "generation": document.generation},
         [
-            f"the identity has no anchor any more; root {document.current.id} signs on",
+            f"the identity has no anchor any more; root {document.current.id} signs",
             "start every server once with --accept-identity; until then it rejects this generation",
         ],
     )

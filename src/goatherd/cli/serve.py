@@ -33,6 +33,13 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     help="URL of another server of the cluster. Can be given more than once.",
 )
 @click.option(
+    "--root-signer",
+    "serve_root_signers",
+    multiple=True,
+    metavar="URI",
+    help="Signer with which the server may sign as the root, in direct mode. Can be given more than once.",
+)
+@click.option(
     "--settings",
     "serve_settings",
     type=PathType(path_type=Path),
@@ -66,6 +73,9 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
     requests, finishes those in progress and flushes its data; a second signal makes it stop sooner. The server never
     creates an identity. It records in the data directory which identity it uses, and after a restart rejects one that
     is older or unrelated.
+
+    In direct mode the root's key is in an HSM or a KMS. The server signs with a --root-signer that holds this key, and
+    never with one that only the identity names.
 
     The data directory must exist, and be empty or hold the organization's data; --create creates what is missing.
     """

@@ -32,7 +32,14 @@ from goatherd.cluster.server_answers import (
     read_sync_reply,
     read_texts,
 )
-from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
+from goatherd.errors import (
+    DecodeError,
+    InvalidAnswerError,
+    NodeRefusedError,
+    NodeUnreachableError,
+    SignerError,
+    UnsignedRequestError,
+)
 from goatherd.identity.request_binding import MAX_AUDIENCE, MISDIRECTED, RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
@@ -547,7 +554,10 @@ class NodeClient:
         binding = RequestBinding.for_request("POST", path, body, tuple(self._instances))
         while True:
             time_ms = self._clock.now_ms() if now_ms is None else now_ms
-            signature = sign_bound_request(signer, binding, now_ms=time_ms, nonce=new_id())
+            if signer.is_remote:
+                signature = await self._sign_remotely(path, signer, binding, time_ms)
+            else:
+                signature = sign_bound_request(signer, binding, now_ms=time_ms, nonce=new_id())
             left = max(0.0, until - loop.time())
             headers = {"x-goat-sig": signature, SENDER_HEADER: self._sender}
             response = await self._send("POST", path + query, content=body, headers=headers, limit=left)
@@ -557,6 +567,23 @@ class NodeClient:
             if instance is None or instance in binding.audience or len(binding.audience) == MAX_AUDIENCE:
                 return response
             binding = replace(binding, audience=(*binding.audience, instance))
+
+    async def _sign_remotely(self, path: str, signer: OwnedSession, binding: RequestBinding, time_ms: int) -> str:
+        from goatherd.remote_keys import run_remote  # only direct mode needs it
+
+        def sign() -> str:
+            return sign_bound_request(signer, binding, now_ms=time_ms, nonce=new_id())
+
+        try:
+            async with asyncio.timeout(self._timeout.total_seconds()):
+                return await run_remote(sign)
+        except SignerError as error:
+            problem = f"POST {self.base_url}{path}: the request was not signed: {error}"
+            raise UnsignedRequestError(problem, hint=error.hint) from error
+        except TimeoutError:
+            patience = f"{self._timeout.total_seconds():g} s"
+            problem = f"POST {self.base_url}{path}: the signer of root {signer.id} did not sign within {patience}"
+            raise UnsignedRequestError(problem) from None
 
     def _learn_instance(self, told: object) -> str | None:
         """Record which server process answers at the URL; return its id, or None if `told` is no valid id."""

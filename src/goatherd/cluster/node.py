@@ -113,6 +113,21 @@ class NodeView:
         is_silent = self.is_unmodified and self.signs_with is None
         return self.trusts_current is True and (is_silent or self.signs_with == current_id)
 
+    def why_cannot_sign(self, fingerprint: str) -> str | None:
+        """Return why the server cannot sign with a key in an HSM or a KMS, as a phrase; None if it reports that it can.
+
+        Args:
+            fingerprint: Fingerprint of the public key.
+        """
+        signers = self.report.root_signers
+        if signers is None:
+            return "cannot use a root whose key is in an HSM or a KMS"
+        found = next((one for one in signers if one.fingerprint == fingerprint), None)
+        if found is not None:
+            return None if found.problem is None else f"cannot sign with the key: {found.problem}"
+        unknown = next((one.problem for one in signers if one.fingerprint is None), None)
+        return "was not started with the signer of the key" if unknown is None else f"cannot read the key: {unknown}"
+
     def is_of_another_identity(self, root_ids: Set[str]) -> bool:
         """Whether the server knows none of the given roots, as far as it reports.
 
@@ -135,9 +150,12 @@ class NodeView:
         return age is not None and interval is not None and age > 3 * interval
 
     def find_problem(self) -> str | None:
-        """Return why the server does not answer, or that it rejects the store's identity; None if neither is so."""
+        """Return why the server does not answer, that it rejects the store's identity, or that it cannot sign."""
         code = self.report.refusal or ""
-        return self.problem or (f"rejects the store's identity: {code}" if code.startswith("identity.") else None)
+        if self.problem is None and code.startswith("identity."):
+            return f"rejects the store's identity: {code}"
+        cannot_sign = self.report.signing_problem
+        return self.problem or (None if cannot_sign is None else f"cannot sign as the root: {cannot_sign}")
 
 
 def group_by_region(nodes: Iterable[NodeView]) -> dict[str | None, list[NodeView]]:

@@ -42,6 +42,7 @@ from goatherd.cluster.session_queries import (
     read_sessions_filter,
     read_signer,
 )
+from goatherd.crypto import fingerprint
 from goatherd.errors import (
     DecodeError,
     GenerationError,
@@ -347,6 +348,15 @@ class Observer:
             self._memory.setdefault(url, _NodeMemory()).was_unreachable = True
         if draft.reachable:
             self._processes.setdefault(url, {})
+        cannot_sign = None
+        if draft.trusts_next and question.next_root is not None and question.next_root.is_remote:
+            key = fingerprint(question.next_root.session.public_key)
+            cannot_sign = NodeView(url=url, reachable=True, report=report).why_cannot_sign(key)
+        if cannot_sign is not None:
+            # SECURITY: a server that cannot sign would create no sessions and not synchronize, so the next root must
+            # not sign yet (tests/cluster/test_direct.py).
+            draft.trusts_next, draft.signs_with = False, None
+            draft.problems.append(f"{url} {cannot_sign}")
         introduced = [draft.holds.get(one.commit_id) for one in question.introductions]
         is_down = agent is not None and agent.is_down
         return NodeView(

@@ -33,6 +33,7 @@ LAST_TIME: Final = 253_402_300_799_999
 """The end of the year 9999, in milliseconds since 1970."""
 
 _MOST_COUNT: Final = 2**53 - 1
+_MOST_SIGNERS: Final = 100
 _ACTIVITIES: Final = {
     "starting": "is being started by its agent",
     "restarting": "is being restarted by its agent",
@@ -136,6 +137,19 @@ class PeerReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RootSignerReport:
+    """A server's report on a signer that it was started with (direct mode).
+
+    Attributes:
+        fingerprint: Fingerprint of the signer's public key; None while the server does not know it.
+        problem: Code of the error for which the signer does not sign; None if it does.
+    """
+
+    fingerprint: str | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerIdentity:
     """The answer to ``GET /goatherd/v1/identity``: the report of a server, or of its agent, about itself. Unsigned.
 
@@ -164,6 +178,9 @@ class ServerIdentity:
         store_region: The region of the store from which it read its identity last; None with a single store.
         store_version: The store's id of the version that it read last.
         stores_not_followed: Regions whose store did not answer it, or holds an earlier identity than it uses.
+        root_signers: The signers with which it can sign as a root; None if it cannot use a root whose key is in an HSM
+            or a KMS, or does not report it.
+        signing_problem: Code of the error for which it cannot sign as the current root; None if it can.
         agent: The report of its agent; None if a Goatherd server answers.
     """
 
@@ -191,6 +208,8 @@ class ServerIdentity:
     store_region: str | None = None
     store_version: str | None = None
     stores_not_followed: tuple[str, ...] = ()
+    root_signers: tuple[RootSignerReport, ...] | None = None
+    signing_problem: str | None = None
     agent: AgentReport | None = None
 
     @classmethod
@@ -231,6 +250,8 @@ class ServerIdentity:
             store_region=read.of("storeRegion", _id),
             store_version=read.of("storeVersion", _id),
             stores_not_followed=read.of("storesNotFollowed", _ids) or (),
+            root_signers=read.of("rootSigners", _root_signers),
+            signing_problem=read.of("signingProblem", _id),
             agent=agent,
         )
 
@@ -444,6 +465,14 @@ def _data(value: object) -> LogsReport:
     return LogsReport(
         is_complete=is_complete, records=records, damaged=damaged, unverifiable=unverifiable, unwritable=unwritable
     )
+
+
+def _root_signers(value: object) -> tuple[RootSignerReport, ...]:
+    reports = []
+    for entry in _list(value)[:_MOST_SIGNERS]:
+        read = _Members(_mapping(entry))
+        reports.append(RootSignerReport(fingerprint=read.of("fingerprint", _id), problem=read.of("problem", _id)))
+    return tuple(reports)
 
 
 def _peers(value: object) -> tuple[PeerReport, ...]:

@@ -54,6 +54,7 @@ def build_server(options: Options, *, accept_identity: bool = False) -> Server:
         limits=CallerLimits(**build_caller_limits(options)),
         forwarded_by=options.limits_forwarded_by,
         unused_sessions=options.serve_unused_sessions,
+        root_signers=options.serve_root_signers,
     )
 
 
@@ -110,7 +111,9 @@ def build_store_settings(options: Options) -> CloudSecretSettings:
     from goatherd.settings import CloudSecretSettings
 
     provider, template = configured_provider(options)
-    return CloudSecretSettings(provider, template, refresh_interval=options.settings_refresh_interval)
+    return CloudSecretSettings(
+        provider, template, refresh_interval=options.settings_refresh_interval, allows_direct=False
+    )
 
 
 def build_last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGood | None:
@@ -286,6 +289,7 @@ def build_organizations(
             accept_identity=accept_identity,
             seen=directory / SEEN_NAME,
             last_known_good=None if copy is None else copy.for_org(org),
+            allows_direct=False,
         )
         settings.introductions = introduction_source(
             org=org,

@@ -160,6 +160,14 @@ class Options:
         "list of URLs",
         "URLs of the other servers of the cluster, to synchronize with.",
     )
+    serve_root_signers: tuple[str, ...] = _option(
+        "serve.root_signers",
+        values.parse_strings,
+        (),
+        "list of URIs",
+        "Signers with which `goatherd serve` may sign as the root, in direct mode: the root's key is in an HSM or a "
+        "KMS. A signer that only the identity names is never used.",
+    )
     serve_unused_sessions: int = _option(
         "serve.unused_sessions",
         values.parse_limit_or_zero,

@@ -31,6 +31,7 @@ from goatherd.identity.anchor import (
     verify_change,
 )
 from goatherd.identity.lineage import Lineage
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.revocations import Freeze, Revocation, revocation_json, verify_proof
 from goatherd.identity.root_signatures import (
     MEMBER,
@@ -145,7 +146,7 @@ class IdentityDocument:
     Attributes:
         version: The version of the document's format.
         generation: Rises by one with every write; 0 if the JSON has none.
-        current: The current root, with its private key.
+        current: The current root, with its private key; in direct mode that key is in an HSM or a KMS.
         roots: The public halves of all trusted roots, including the current one and the anchor.
         anchor: The root that alone says which roots may sign, and the URI of the signer that holds its key; None if
             the current root itself endorses the next one.
@@ -199,6 +200,16 @@ class IdentityDocument:
     def anchor_session(self) -> Session | None:
         """The anchor's root session; None if the identity has no anchor."""
         return None if self.anchor is None else self.find_root(self.anchor.id)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the current root is the anchor itself, so that each root signature is made in an HSM or a KMS."""
+        return self.anchor is not None and self.anchor.id == self.current.id
+
+    @property
+    def uses_remote_key(self) -> bool:
+        """Whether the key of the current or of the next root is in an HSM or a KMS."""
+        return self.current.is_remote or (self.next is not None and self.next.is_remote)
 
     @property
     def next_anchor(self) -> AnchorRecord | None:
@@ -294,11 +305,31 @@ def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
         elif name in _REQUIRED:
             raise MalformedIdentityError(f"{name} is missing")
     decoded.setdefault("generation", 0)
+    _name_signers(decoded)
     decoded["extra"] = {name: value for name, value in tree.items() if name not in _MEMBERS and name != "version"}
     document = IdentityDocument(**decoded, source=_DecodedFrom(tree, decoded))
     document.check()
     _refuse_copies(document, tree)
     return document
+
+
+def _name_signers(decoded: dict[str, Any]) -> None:
+    """Let a root without a private key in the document sign with the signer of the anchor that it is.
+
+    Raises:
+        MalformedIdentityError: A root without a private key is not the anchor.
+    """
+    rotation = decoded.get("rotation")
+    records = (decoded.get("anchor"), None if rotation is None else rotation.anchor)
+    signers = {record.id: record.signer for record in records if record is not None}
+    for attribute, name in (("current", "currentSession"), ("next", "nextSession")):
+        owned = decoded.get(attribute)
+        if owned is None or not owned.is_remote:
+            continue
+        uri = signers.get(owned.id)
+        if uri is None:
+            raise MalformedIdentityError(f"{name}.privateKey must be the JWK of a P-384 private key")
+        decoded[attribute] = OwnedSession(session=owned.session, signer=RemoteKey(owned.session.public_key, uri))
 
 
 def _refuse_private_keys(tree: Mapping[str, Any]) -> None:
@@ -317,7 +348,7 @@ def _refuse_private_keys(tree: Mapping[str, Any]) -> None:
 
 def _refuse_copies(document: IdentityDocument, tree: Mapping[str, Any]) -> None:
     for owned, name in ((document.current, "currentSession"), (document.next, "nextSession")):
-        if owned is not None:
+        if owned is not None and not owned.is_remote:
             secret = tree[name]["privateKey"]["d"]
             if sum(text.count(secret) for text in all_strings(tree)) != 1:
                 raise MalformedIdentityError(f"the private key of {name} must not be anywhere else in the document")
@@ -395,6 +426,14 @@ def read_owned(value: Any, where: str) -> OwnedSession:
     if owned is None:
         raise MalformedIdentityError(f"{where}.privateKey must be the JWK of a P-384 private key")
     return owned
+
+
+def _read_signing_root(value: Any, where: str) -> OwnedSession:
+    """Read a root that signs: with its private key, or in direct mode without one. `_name_signers` completes it."""
+    if isinstance(value, Mapping) and "privateKey" not in value:
+        session = read_session(value, where)
+        return OwnedSession(session=session, signer=RemoteKey(session.public_key, ""))
+    return read_owned(value, where)
 
 
 def _read_generation(value: Any, where: str) -> int:
@@ -594,14 +633,14 @@ _ROTATION_MEMBERS = frozenset(
 _REVOCATION_MEMBERS = frozenset({"id", "at", "reason", "successor", "proof", "anchorProof", "freeze", "settledAt"})
 _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "generation": ("generation", _read_generation),
-    "currentSession": ("current", read_owned),
+    "currentSession": ("current", _read_signing_root),
     "roots": ("roots", _read_roots),
     "anchor": ("anchor", _read_anchor),
     "anchorChanges": ("anchor_changes", _read_anchor_changes),
     "lastUpdated": ("last_updated", _read_time),
     "rotatedFrom": ("rotated_from", read_id),
     "rotatedAt": ("rotated_at", _read_time),
-    "nextSession": ("next", read_owned),
+    "nextSession": ("next", _read_signing_root),
     "rotation": ("rotation", _read_rotation),
     "endorsements": ("endorsements", _read_endorsements),
     "revoked": ("revoked", _read_revoked),
@@ -696,21 +735,28 @@ def _check_proofs(document: IdentityDocument) -> None:
 
 
 def _check_anchor(document: IdentityDocument) -> None:
-    signing = {one.id for one in (document.current, document.next) if one is not None}
+    authority = document.next_anchor or document.anchor
+    # In direct mode the anchor itself signs, and then no key of it may be in the document.
+    local = {one.id for one in (document.current, document.next) if one is not None and not one.is_remote}
     for record, name in ((document.anchor, "anchor"), (document.next_anchor, "rotation.anchor")):
         if record is None:
             continue
         if document.find_root(record.id) is None:
             raise MalformedIdentityError(f"{name} is not among the roots")
-        if record.id in document.revoked_ids or record.id in signing:
-            raise MalformedIdentityError(f"{name} must be neither revoked nor a root that signs every day")
-    # SECURITY: without the anchor's signature no root may sign (tests/unit/identity/test_anchor.py).
-    authority = document.next_anchor or document.anchor
+        if record.id in document.revoked_ids or record.id in local:
+            raise MalformedIdentityError(f"{name} must be neither revoked nor a root whose private key is stored")
     for owned, anchor, name in (
         (document.current, document.anchor, "currentSession"),
         (document.next, authority, "nextSession"),
     ):
-        if owned is None or anchor is None:
+        if owned is not None and owned.is_remote and (anchor is None or anchor.id != owned.id):
+            raise MalformedIdentityError(f"{name} has no private key, and is not the anchor")
+    # SECURITY: without the anchor's signature no root may sign (tests/unit/identity/test_anchor.py).
+    for owned, anchor, name in (
+        (document.current, document.anchor, "currentSession"),
+        (document.next, authority, "nextSession"),
+    ):
+        if owned is None or anchor is None or owned.id == anchor.id:
             continue
         if not document.is_endorsed_to_sign(owned.id, anchor):
             raise MalformedIdentityError(f"{name} has no endorsement by the anchor {anchor.id}")
@@ -734,7 +780,6 @@ def encode_document(document: IdentityDocument) -> bytes:
 
     Raises:
         MalformedIdentityError: The JSON would be larger than `SIZE_LIMIT_BYTES`.
-        TypeError: A key is in a KMS and cannot be exported.
     """
     raw = to_pretty_json(document_tree(document))
     if len(raw) > SIZE_LIMIT_BYTES:
@@ -745,7 +790,8 @@ def encode_document(document: IdentityDocument) -> bytes:
 def document_digest(document: IdentityDocument) -> str:
     """Return the SHA-256, hexadecimal, of an identity document's JSON, which identifies the document.
 
-    SECURITY: the JSON holds a private key of 384 random bits, so that the digest does not reveal it.
+    SECURITY: the JSON holds a private key of 384 random bits, so that the digest does not reveal it; in direct mode it
+    holds nothing secret.
     """
     return hashlib.sha256(encode_document(document)).hexdigest()
 
@@ -791,7 +837,7 @@ class _OriginalSessions:
         kept = self._owned.get(owned.id)
         if kept is not None and Session.from_json(kept) == owned.session:
             return kept
-        return {**owned.to_secret_json(), **owned.session.extra}
+        return {**(owned.session.to_json() if owned.is_remote else owned.to_secret_json()), **owned.session.extra}
 
     def encode_public(self, session: Session) -> Mapping[str, Any]:
         kept = self._public.get(session.id)

@@ -72,9 +72,9 @@ left, so at half of that the renewal has failed for a long time."""
 
 
 def working_life(document: IdentityDocument) -> timedelta | None:
-    """Return the lifetime of the current root if an anchor has endorsed it; None if there is no anchor."""
+    """Return the lifetime of the current root if an anchor has endorsed it; None without an anchor, or if it signs."""
     anchor, current = document.anchor, document.current
-    if anchor is None:
+    if anchor is None or document.is_direct:
         return None
     began = next(
         (one.commit.ts for one in document.endorsements if (one.by, one.of) == (anchor.id, current.id) and one.commit),
@@ -125,7 +125,8 @@ def assess_urgency(document: IdentityDocument, now_ms: int) -> Urgency:
 def roots_with_keys(document: IdentityDocument) -> tuple[tuple[str, int], ...]:
     """Return the previous roots not recorded as retired, each with the time (ms since 1970) at which it last signed.
 
-    The store may still hold the private keys of these roots. The key of an anchor was never in the store.
+    The store may still hold the private keys of these roots. The key of an anchor, and of a root that signed in direct
+    mode, was never in the store.
     """
     ended = document.retired_ids | document.anchor_ids | {document.current.id}
     return tuple((root.id, last_signed_ms(document, root.id)) for root in document.roots if root.id not in ended)

@@ -40,7 +40,7 @@ def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
         found.append(
             f"the current root {document.current.id} expired {-left:.1f} days ago; replace it with `{REPLACE_EXPIRED}`"
         )
-    elif document.anchor is not None:
+    elif document.anchor is not None and not document.is_direct:
         if assess_urgency(document, now_ms) in (Urgency.SOON, Urgency.URGENT):
             found.append(
                 f"the working root {document.current.id} expires in {left:.1f} days and was not renewed; check the"

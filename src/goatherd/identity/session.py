@@ -24,6 +24,7 @@ from goatherd.errors import (
     KeyMismatchError,
     UnknownSignerError,
 )
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.times import milliseconds
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.javascript_values import JS_SPACE, UNDEFINED, is_truthy, ms_from_seconds, seconds_from_ms
@@ -125,7 +126,10 @@ def exact_expiration_ms(expiration_ms: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedSession:
-    """A session together with its private signing key. Its ``repr`` shows the public half only."""
+    """A session together with its private signing key. Its ``repr`` shows the public half only.
+
+    The key is in memory, or in an HSM or a KMS (`is_remote`); then each signature is a request that blocks.
+    """
 
     session: Session
     signer: Signer = field(repr=False, compare=False)
@@ -181,6 +185,11 @@ class OwnedSession:
     @property
     def id(self) -> str:
         return self.session.id
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the private key is in an HSM or a KMS, and no process can read it."""
+        return isinstance(self.signer, RemoteKey)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from goatherd.errors import IdentityError, MalformedIdentityError
+from goatherd.errors import DirectModeError, IdentityError, MalformedIdentityError
 from goatherd.identity.document import (
     IdentityDocument,
     document_from_tree,
@@ -183,7 +183,9 @@ def to_settings(
     Raises:
         IdentityError: The current root expires too soon: the server would extend it automatically and thereby expose
             its private key.
+        DirectModeError: The key of the current root is in an HSM or a KMS, and GoatDB's servers need it in this file.
     """
+    check_exportable(document)
     if now_ms is not None and (left := days_left(document, now_ms)) <= SHORT_LIFE.days:
         raise IdentityError(
             f"the current root {document.current.id} has {max(0.0, left):.1f} days left;"
@@ -194,20 +196,37 @@ def to_settings(
     return to_json_bytes(members) if is_compact else to_pretty_json(members)
 
 
+def check_exportable(document: IdentityDocument) -> None:
+    """Check that unmodified GoatDB can sign with the current root, and with the next one of a rotation.
+
+    Raises:
+        DirectModeError: The key of one of them is in an HSM or a KMS.
+    """
+    for owned in (document.current, document.next):
+        if owned is not None and owned.is_remote:
+            raise DirectModeError(
+                f"the key of root {owned.id} is in an HSM or a KMS, which unmodified GoatDB cannot use"
+            )
+
+
 def to_settings_keeping(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
     """Return a ``settings.json`` that is also a complete identity document, with user sessions."""
     tree = document_tree(document)
-    return to_pretty_json({**tree, "trustedSessions": _settings_members(document, trusted)["trustedSessions"]})
+    return to_pretty_json({**tree, "trustedSessions": _trusted_members(document, trusted)})
 
 
 def _settings_members(document: IdentityDocument, trusted: Iterable[Session]) -> dict[str, Any]:
+    return {
+        "currentSession": document.current.to_secret_json(),
+        "roots": [root.to_json() for root in document.roots if root.id not in document.revoked_ids],
+        "trustedSessions": _trusted_members(document, trusted),
+    }
+
+
+def _trusted_members(document: IdentityDocument, trusted: Iterable[Session]) -> list[dict[str, Any]]:
     roots = {root.id: root for root in document.roots if root.id not in document.revoked_ids}
     known = {document.current.id: document.current.session, **roots}
     for session in trusted:
         if session.id not in document.revoked_ids:
             known.setdefault(session.id, session)
-    return {
-        "currentSession": document.current.to_secret_json(),
-        "roots": [root.to_json() for root in roots.values()],
-        "trustedSessions": [session.to_json() for session in known.values()],
-    }
+    return [session.to_json() for session in known.values()]

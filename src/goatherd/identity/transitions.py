@@ -60,7 +60,8 @@ def create_document(
         current: The current root, with its private key; its owner must be ``root``.
         now_ms: Milliseconds since 1970.
         roots: Other roots to trust.
-        word: The anchor, and its endorsement of `current`; None for an identity without an anchor.
+        word: The anchor, and its endorsement of `current`, unless `current` is the anchor; None for an identity without
+            an anchor.
 
     Raises:
         MalformedIdentityError: The sessions do not make a valid document.
@@ -68,7 +69,8 @@ def create_document(
     others = tuple(root for root in roots if root.id != current.id)
     first = IdentityDocument(generation=1, current=current, roots=(current.session, *others), last_updated=now_ms)
     if word is not None and word.session is not None:
-        first = replace(first, roots=(*first.roots, word.session), anchor=word.anchor, endorsements=word.endorsements)
+        listed = first.roots if word.session.id == current.id else (*first.roots, word.session)
+        first = replace(first, roots=listed, anchor=word.anchor, endorsements=word.endorsements)
     return normalize_document(sign_document(first, now_ms))
 
 
@@ -116,10 +118,12 @@ def prepare_rotation(
         "next": successor,
         "roots": (*document.roots, successor.session),
         "rotation": record,
-        "endorsements": (*document.endorsements, endorse_root(document.current, successor.session, now_ms)),
     }
     if word is not None or document.anchor is not None:
         changes.update(_with_word(document, record, successor.session, _require_word(word), now_ms))
+    else:
+        endorsed = endorse_root(document.current, successor.session, now_ms)
+        changes["endorsements"] = (*document.endorsements, endorsed)
     return _next_document(document, now_ms, **changes)
 
 
@@ -153,7 +157,7 @@ def _with_word(
     pairs = {(one.by, one.of) for one in word.endorsements}
     kept = tuple(one for one in document.endorsements if (one.by, one.of) not in pairs)
     roots, endorsements = (*document.roots, successor), (*kept, *word.endorsements)
-    if word.session is not None and document.find_root(word.session.id) is None:
+    if word.session is not None and word.session != successor and document.find_root(word.session.id) is None:
         roots = (*roots, word.session)
     current = document.current
     if (
@@ -424,7 +428,8 @@ def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> 
         next=None,
         anchor_changes=changes,
         roots=tuple(root for root in document.roots if root.id != record.to_id),
-        endorsements=tuple(item for item in document.endorsements if item.of != record.to_id),
+        # A next root that is the next anchor has endorsed others.
+        endorsements=tuple(item for item in document.endorsements if record.to_id not in (item.by, item.of)),
     )
 
 
@@ -562,8 +567,8 @@ def revoke_root(
         if session_id in {one.id for one in (document.anchor, document.next_anchor) if one is not None}:
             raise IllegalStepError(
                 f"{session_id} is the anchor, and only the anchor can end its own role",
-                hint="`goatherd rotate --anchor URI` replaces the anchor; then it can be revoked. If its key"
-                " is lost: `goatherd rotate --drop-lost-anchor`.",
+                hint="`goatherd rotate --anchor URI` (in direct mode with --direct) replaces the anchor; then it can be"
+                " revoked. If its key is lost: `goatherd rotate --drop-lost-anchor`.",
             )
         word = _require_word(word)
     is_current = session_id == document.current.id
@@ -635,8 +640,12 @@ def revocations_to_sign(document: IdentityDocument, session_id: str, successor: 
     return tuple(one for one in dict.fromkeys(ids) if successor is None or one != successor.id)
 
 
-def drop_lost_anchor(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
+def drop_lost_anchor(
+    document: IdentityDocument, now_ms: int, *, reason: str, successor: OwnedSession | None = None
+) -> IdentityDocument:
     """Remove an anchor whose key is lost, without its signature. The current root signs on, as an ordinary root.
+
+    In direct mode the anchor is the current root, so a new ordinary root takes its place.
 
     Servers reject the document until each is told to accept it (``--accept-identity``).
 
@@ -644,6 +653,7 @@ def drop_lost_anchor(document: IdentityDocument, now_ms: int, *, reason: str) ->
         document: An identity document with an anchor, without a rotation in progress.
         now_ms: Milliseconds since 1970.
         reason: The operator's reason, human-readable.
+        successor: The new root, which is needed in direct mode, and only then.
 
     Raises:
         IllegalStepError: There is no anchor, or a rotation is in progress.
@@ -655,12 +665,25 @@ def drop_lost_anchor(document: IdentityDocument, now_ms: int, *, reason: str) ->
             f"rotation {document.rotation.id} is {document.rotation.phase}",
             hint="Finish it with `goatherd rotate --resume`, or cancel it with `goatherd rotate --cancel`.",
         )
-    entry = HistoryEntry(at=now_ms, event="anchor-dropped", from_id=document.anchor.id, reason=_shorten_reason(reason))
+    if document.is_direct != (successor is not None):
+        raise IllegalStepError("a new root must be given if the anchor signs itself (direct mode), and only then")
+    entry = HistoryEntry(
+        at=now_ms,
+        event="anchor-dropped",
+        from_id=document.anchor.id,
+        to_id=None if successor is None else successor.id,
+        reason=_shorten_reason(reason),
+    )
+    current = successor or document.current
     # For servers of the past, the roots stay reachable from the root that signs.
-    known = {one.of for one in document.endorsements if one.by == document.current.id}
-    others = [root for root in document.roots if root.id not in document.revoked_ids | known | {document.current.id}]
-    endorsements = (*document.endorsements, *(endorse_root(document.current, one, now_ms) for one in others))
-    return _next_document(document, now_ms, entry=entry, anchor=None, anchor_changes=(), endorsements=endorsements)
+    known = {one.of for one in document.endorsements if one.by == current.id}
+    others = [root for root in document.roots if root.id not in document.revoked_ids | known | {current.id}]
+    changes: dict[str, Any] = {"anchor": None, "anchor_changes": ()}
+    if successor is not None:
+        changes.update(current=successor, rotated_from=document.current.id, rotated_at=now_ms)
+        changes["roots"] = (*document.roots, successor.session)
+    endorsements = (*document.endorsements, *(endorse_root(current, one, now_ms) for one in others))
+    return _next_document(document, now_ms, entry=entry, endorsements=endorsements, **changes)
 
 
 def sign_again(

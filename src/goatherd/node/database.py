@@ -49,7 +49,7 @@ from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck, DataStatus
-from goatherd.node.engine import CANNOT_WRITE, Engine, EngineStep, EngineSteps, Response, drive_steps
+from goatherd.node.engine import CANNOT_SIGN, CANNOT_WRITE, Engine, EngineStep, EngineSteps, Response, drive_steps
 from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.node.frozen_commits import FOLDER, FrozenCommitStore
 from goatherd.node.log_storage import GroupCommit, LogDirectory, TrackedLog, TrackedUnusedLog
@@ -58,6 +58,7 @@ from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.unused_session_exchange import UnusedSessionExchange
 from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
+from goatherd.remote_keys import MOST_AT_ONCE, RootSigners, run_remote
 from goatherd.serving.caller_limiter import LONGEST_PAUSE
 from goatherd.serving.caller_limits import Rate, TokenBuckets
 from goatherd.settings import DBSettings, SettingsProvider, SettingsStatus
@@ -139,6 +140,11 @@ VERIFY_AGAIN_AT_MOST: Final = timedelta(minutes=1)
 WRITE_AGAIN: Final = timedelta(seconds=2)
 """Pause before a failed write of a log is retried."""
 SAY_AGAIN: Final = timedelta(minutes=1)
+MERGE_AGAIN: Final = timedelta(seconds=2)
+"""Pause before an HSM or a KMS is asked again to sign the merge of concurrent creations."""
+SESSIONS_SIGNED_AT_ONCE: Final = MOST_AT_ONCE // 2
+SESSIONS_WAITING: Final = 500
+"""How many requests for a session may wait for an HSM or a KMS; further ones are answered with 503 at once."""
 
 _JSON: Final = "application/json"
 # Reasons for a refusal that the arrival of a session can undo.
@@ -230,7 +236,8 @@ class DatabaseRepository:
         """
         engine = await self._open_repository()
         engine.check_writable(self.path)
-        engine.create_item(self.path, key, schema, _encode_fields(data), self._database.now_ms())
+        now_ms = self._database.now_ms()
+        await self._database.drive(engine.create_item_in_steps(self.path, key, schema, _encode_fields(data), now_ms))
         return await self._publish_item(key)
 
     async def set(self, key: str, data: Mapping[str, Any]) -> Item:
@@ -243,7 +250,8 @@ class DatabaseRepository:
         """
         engine = await self._open_repository()
         engine.check_writable(self.path)
-        engine.set_item(self.path, key, _encode_fields(data), self._database.now_ms())
+        now_ms = self._database.now_ms()
+        await self._database.drive(engine.set_item_in_steps(self.path, key, _encode_fields(data), now_ms))
         return await self._publish_item(key)
 
     async def delete(self, key: str) -> None:
@@ -256,7 +264,7 @@ class DatabaseRepository:
         """
         engine = await self._open_repository()
         engine.check_writable(self.path)
-        engine.delete_item(self.path, key, self._database.now_ms())
+        await self._database.drive(engine.delete_item_in_steps(self.path, key, self._database.now_ms()))
         await self._database.publish_changes(self.path)
 
     async def _open_repository(self) -> Engine:
@@ -288,6 +296,7 @@ class Database:
         connect: Returns a client for a peer's URL; by default an HTTP client.
         unused_sessions: Maximum number of sessions that are kept out of ``/sys/sessions`` until they sign their first
             request; 0 introduces each session when it is created. Always 0 without a directory on the disk.
+        root_signers: The signers of roots whose keys are in an HSM or a KMS; none by default. The caller enters them.
 
     Attributes:
         instance: A random id of this process's database. The id shows whether two URLs lead to the same server.
@@ -310,6 +319,7 @@ class Database:
         new_id: Callable[[], str] = random_id,
         connect: Callable[[str], NodeClient] | None = None,
         unused_sessions: int = MAX_UNUSED,
+        root_signers: RootSigners | None = None,
     ) -> None:
         self.org = org
         self._directory: DataDirectory = LogDirectory(directory) if isinstance(directory, Path) else directory
@@ -338,6 +348,10 @@ class Database:
         self._data_check: DataCheck | None = None
         self._unused_capacity = unused_sessions
         self._exchange: UnusedSessionExchange | None = None
+        self._root_signers = root_signers or RootSigners()
+        self._is_withholding = asyncio.Event()
+        self._session_turns = asyncio.Semaphore(SESSIONS_SIGNED_AT_ONCE)
+        self._sessions_waiting = 0
         self._work = TokenBuckets(WORK)
         self.paused_count = 0
         self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
@@ -371,7 +385,7 @@ class Database:
         settings = await self._settings.load()
         await asyncio.to_thread(self._directory.acquire)
         self._stack.push_async_callback(asyncio.to_thread, self._directory.close)
-        document = settings.document
+        document = self._connect_root(settings.document)
         pool = TrustPool.from_identity(document, org=self.org, trusted=settings.trusted)
         engine = Engine(
             org=self.org,
@@ -383,8 +397,12 @@ class Database:
             rules=self._rules,
             instance=self.instance,
         )
+        engine.on_withheld = self._is_withholding.set
         await asyncio.to_thread(engine.load_sessions)
+        if engine.withheld_count:
+            self._is_withholding.set()  # the engine has called from another thread
         self._engine = engine
+        self._spawn_task(self._merge_withheld(), "merge what is withheld")
         self._paths.update(dict.fromkeys(await asyncio.to_thread(self._directory.repository_paths)))
         self._frozen_commits = FrozenCommitStore(
             engine=engine,
@@ -432,6 +450,7 @@ class Database:
             clock=self._clock,
             durable=lambda: self._disk.wait_until_durable([UNUSED_LOG]),
             publish=lambda: self.publish_changes(SESSIONS_PATH),
+            drive=self._drive_steps,
             is_wanted=self._unused_capacity > 0,
         )
         if self._unused_capacity or len(unused):
@@ -501,9 +520,23 @@ class Database:
         """Number of pending commits: commits from peers whose signers are not trusted yet."""
         return len(self._pending)
 
+    @property
+    def withheld_count(self) -> int:
+        """Number of items that are hidden until an HSM or a KMS has signed the merge of their concurrent creations."""
+        return self.engine.withheld_count
+
+    @property
+    def signing_problem(self) -> str | None:
+        """The code of the error for which this server cannot sign as the current root; None if it can."""
+        return self._root_signers.find_problem(self.pool.current)
+
     def now_ms(self) -> int:
         """Return the current time in milliseconds since 1970."""
         return self._clock.now_ms()
+
+    async def drive(self, steps: EngineSteps[R]) -> R:
+        """Run a generator of the engine to its end, and return its result."""
+        return await self._drive_steps(steps)
 
     def repository(self, path: str) -> DatabaseRepository:
         """Return an object that reads and writes the items of the repository with this path.
@@ -585,6 +618,8 @@ class Database:
                 spent += time.thread_time() - begun
 
         async def run_aside(step: EngineStep) -> Any:
+            if step.is_remote:
+                return await self._run_step(step)
             return await asyncio.get_running_loop().run_in_executor(self._workers, run, step)
 
         failures = self._disk.failure_count
@@ -621,16 +656,30 @@ class Database:
 
     async def _answer_session(self, body: bytes) -> Response:
         exchange = self._exchange if self._exchange is not None and self._exchange.may_defer else None
-        made = self.engine.create_session(body, self.now_ms(), is_deferred=exchange is not None)
+        if self.pool.current.is_remote:
+            made = await self._sign_session(body)
+        else:
+            made = self.engine.create_session(body, self.now_ms(), is_deferred=exchange is not None)
         response = await self._finish_response(made, self._disk.failure_count)
         if response.unused is None or exchange is None or await exchange.share_session(response.unused):
             return response
-        self.engine.introduce_session(response.unused, self.now_ms())
+        await self._drive_steps(self.engine.introduce_in_steps(response.unused, self.now_ms()))
         changed = frozenset({SESSIONS_PATH})
         return await self._finish_response(
             replace(response, flush=changed, changed_paths=changed, wait_for_peers=True, unused=None),
             self._disk.failure_count,
         )
+
+    async def _sign_session(self, body: bytes) -> Response:
+        """Create a session that an HSM or a KMS introduces. Sessions leave room for the requests to peers."""
+        if self._sessions_waiting >= SESSIONS_WAITING:
+            return CANNOT_SIGN
+        self._sessions_waiting += 1
+        try:
+            async with self._session_turns:
+                return await self._drive_steps(self.engine.create_session_in_steps(body, self.now_ms()))
+        finally:
+            self._sessions_waiting -= 1
 
     async def answer_unused(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/unused``, with which servers exchange sessions that have not signed a request yet.
@@ -712,6 +761,9 @@ class Database:
                 for peer in self.peers
             ],
             "nowMs": self.now_ms(),
+            # Before a rotation into direct mode, each server must report that it can sign with the next root.
+            "rootSigners": [state.to_json() for state in self._root_signers.states],
+            "signingProblem": self.signing_problem,
         }
 
     async def _finish_response(self, response: Response, failures: int) -> Response:
@@ -755,13 +807,15 @@ class Database:
         return await drive_steps(steps, self._run_step)
 
     async def _run_step(self, step: EngineStep) -> Any:
+        if step.is_remote:
+            return await run_remote(partial(step.run, None))
         return await asyncio.get_running_loop().run_in_executor(self._workers, step.run, self._verifiers)
 
     # --- identity ---------------------------------------------------------------------------------------------------
 
     def _adopt_settings(self, settings: DBSettings) -> None:
         before = self.pool.current.id
-        self.pool.adopt_document(settings.document)
+        self.pool.adopt_document(self._connect_root(settings.document))
         self.frozen_commits.apply_document(settings.document)
         self._expiry.check_expiry()
         if self.pool.current.id != before:
@@ -770,6 +824,29 @@ class Database:
         self._trust_changed.set()
         for peer in self._peers:
             peer.sync_now()
+
+    def _connect_root(self, document: IdentityDocument) -> IdentityDocument:
+        """Return the identity with a current root that signs with this server's own signer (direct mode)."""
+        if not document.current.is_remote:
+            return document
+        return replace(document, current=self._root_signers.connect(document.current))
+
+    async def _merge_withheld(self) -> None:
+        """Merge, until cancelled, the concurrent creations whose merge an HSM or a KMS must sign."""
+        while True:
+            await self._is_withholding.wait()
+            self._is_withholding.clear()
+            while self.engine.withheld_count:
+                try:
+                    path = await self._drive_steps(self.engine.merge_withheld())
+                    if path is not None:
+                        await self.publish_changes(path)
+                except GoatherdError as error:
+                    _log.debug("%s: cannot merge concurrent creations: %s", self.org, error)
+                    await self._clock.sleep(MERGE_AGAIN)
+                except Exception:  # noqa: BLE001 - a loop that ended would leave items hidden
+                    _log.exception("%s: cannot merge concurrent creations", self.org)
+                    await self._clock.sleep(MERGE_AGAIN)
 
     async def _verify_sessions(self) -> None:
         """Verify, in the background, the session commits that no request has needed to verify yet."""

@@ -52,7 +52,7 @@ Differences from GoatDB 0.5.1 (its behaviour in parentheses), with the reasons i
 * invalid keys at /auth/session are answered with 400 (500 for P-256, points off the curve and short keys); while the
   root is expired, the answer is 503
 * concurrent creations of one key are merged before any answer (`goatherd.node.concurrent_creation`); other leaves are
-  not merged
+  not merged. In direct mode the item is hidden until an HSM or a KMS has signed the merge
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ from goatherd.errors import (
     GoatherdError,
     OtherServerError,
     PathError,
+    SignerError,
     StorageError,
     UnknownSignerError,
     VerificationError,
@@ -116,9 +117,14 @@ class EngineStep:
     """One part of a request's work that may run in a thread.
 
     The work uses only data that no other thread changes meanwhile.
+
+    Attributes:
+        work: The work.
+        is_remote: Whether it waits for an HSM or a KMS to sign. It must not take one of the threads that do other work.
     """
 
     work: Callable[[Executor | None], Any]
+    is_remote: bool = False
 
     def run(self, executor: Executor | None = None) -> Any:
         """Do this part of the work in the calling thread.
@@ -222,6 +228,10 @@ def refuse_request(error: VerificationError) -> Response:
 CANNOT_WRITE: Final = Response(status=507, cors=False)
 """The answer to a request that cannot be stored (disk full, read-only or broken). The client may retry it."""
 
+CANNOT_SIGN: Final = Response(status=503, cors=False)
+"""The answer to a request that needs a signature of the root while the HSM or the KMS that holds the root's key does
+not sign. The client may retry it."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Ingested:
@@ -277,6 +287,8 @@ class Engine:
 
     Attributes:
         instance: The id of this server process.
+        on_withheld: Called when concurrent creations are withheld, because a root whose key is in an HSM or a KMS must
+            sign their merge; `merge_withheld` merges them.
         guard: Checks whether a request was signed for this server, and was not received before.
         unused: The sessions that have not signed a request yet and are not introduced; None if each session is
             introduced when it is created.
@@ -317,6 +329,9 @@ class Engine:
         self._views = Views(self.rulebook, self.limits, pool, new_seeds)
         self.unused: UnusedSessions | None = None
         self.on_first_use: Callable[[], None] = lambda: None
+        self.on_withheld: Callable[[], None] = lambda: None
+        self._withheld: dict[tuple[str, str], None] = {}
+        self._being_introduced: set[str] = set()
 
     # --- repositories ------------------------------------------------------------------------------------------------
 
@@ -330,7 +345,7 @@ class Engine:
         """
         sessions = self.get_repository(SESSIONS_PATH)
         self.pool.offer_session_commits(sessions)
-        drive_inline(self._merge_creations(sessions, sessions.item_keys(), check=True))
+        drive_inline(self._merge_creations(sessions, sessions.item_keys(), check=True, is_shown=False))
         self.get_repository(USERS_PATH)
 
     @property
@@ -446,7 +461,7 @@ class Engine:
             repository.withhold_damaged(*self._wrong[path])
         if repository is read and path != SESSIONS_PATH:
             with repository.hold_back_everything():
-                yield from self._merge_creations(repository, repository.item_keys(), check=True)
+                yield from self._merge_creations(repository, repository.item_keys(), check=True, is_shown=False)
         return repository
 
     def _hold_repository(self, path: str) -> EngineSteps[None]:
@@ -468,9 +483,13 @@ class Engine:
     # --- POST /auth/session ------------------------------------------------------------------------------------------
 
     def create_session(self, body: bytes, now_ms: int, *, is_deferred: bool = False) -> Response:
+        """Do what `create_session_in_steps` does, in the calling thread."""
+        return drive_inline(self.create_session_in_steps(body, now_ms, is_deferred=is_deferred))
+
+    def create_session_in_steps(self, body: bytes, now_ms: int, *, is_deferred: bool = False) -> EngineSteps[Response]:
         """Answer ``POST /auth/session``: create an anonymous session for the caller's key.
 
-        The current root introduces the session.
+        The current root introduces the session. If its key is in an HSM or a KMS that does not sign, the answer is 503.
 
         Args:
             body: The request's body.
@@ -493,7 +512,10 @@ class Engine:
             expiration_ms=exact_expiration_ms(now_ms + milliseconds(SESSION_LIFETIME)),
         )
         if unused is None:
-            self.introduce_session(session, now_ms)
+            try:
+                yield from self.introduce_in_steps(session, now_ms)
+            except SignerError:
+                return CANNOT_SIGN
         else:
             unused.add_session(session)
         encoded = session.to_json()
@@ -517,7 +539,7 @@ class Engine:
         """Return whether ``/sys/sessions`` contains a commit for the session with this id."""
         return self.get_repository(SESSIONS_PATH).count_of(session_id) > 0
 
-    def introduce_unused(self, count: int, now_ms: int) -> int:
+    def introduce_unused(self, count: int, now_ms: int) -> EngineSteps[int]:
         """Introduce up to `count` sessions that have not signed a request yet; return how many were introduced.
 
         Flush ``/sys/sessions`` afterwards. This is needed for servers that learn of a session only by its commit in
@@ -527,10 +549,10 @@ class Engine:
             return 0
         sessions = self.unused.oldest_sessions(count, now_ms)
         for session in sessions:
-            self.introduce_session(session, now_ms)
+            yield from self.introduce_in_steps(session, now_ms)
         return len(sessions)
 
-    def _begin_use(self, envelope: SignatureEnvelope, now_ms: int) -> Session | None:
+    def _begin_use(self, envelope: SignatureEnvelope, now_ms: int) -> EngineSteps[Session | None]:
         """Introduce the session that claims to have signed a request, if this is the session's first request.
 
         Raises:
@@ -541,12 +563,16 @@ class Engine:
             return None
         # SECURITY: what others send in its name introduces nothing (tests/unit/node/test_unused_sessions.py).
         self.pool.verify_request(envelope, now_ms, unused=unused)
-        if self._can_introduce(now_ms):
-            self.introduce_session(unused, now_ms)
+        if self._can_introduce(now_ms) and unused.id not in self._being_introduced:
+            yield from self.introduce_in_steps(unused, now_ms)
             self.on_first_use()
         return unused
 
     def introduce_session(self, session: Session, now_ms: int) -> Commit:
+        """Do what `introduce_in_steps` does, in the calling thread."""
+        return drive_inline(self.introduce_in_steps(session, now_ms))
+
+    def introduce_in_steps(self, session: Session, now_ms: int) -> EngineSteps[Commit]:
         """Store the session commit that introduces `session`, signed by the current root, and trust the session.
 
         If the session has a commit already, the new one is its child. Flush ``/sys/sessions`` afterwards.
@@ -567,7 +593,11 @@ class Engine:
             ancestors_filter=ancestors_filter,
             ancestors_count=count,
         )
-        return self._store_own(repository, commit, now_ms)
+        self._being_introduced.add(session.id)
+        try:
+            return (yield from self._store_own(repository, commit, now_ms))
+        finally:
+            self._being_introduced.discard(session.id)
 
     # --- POST /batch-sync --------------------------------------------------------------------------------------------
 
@@ -675,7 +705,7 @@ class Engine:
             VerificationError: The signature is invalid, or the session's user no longer exists.
         """
         envelope = parse_signature(header) if isinstance(header, str) else header
-        session = self._begin_use(envelope, now_ms)
+        session = yield from self._begin_use(envelope, now_ms)
         session = session or self.pool.verify_request(envelope, now_ms, verified_by=verified_by)
         if session.owner is not None and not session.is_root and not (yield from self._is_user(session.owner)):
             raise AccessDeniedError(f"session {session.id!r} belongs to a user who does not exist")
@@ -830,7 +860,10 @@ class Engine:
         yield EngineStep(find_authors)
         introduced = [session for one, session in authors.items() if not self.is_introduced(one)]
         for session in introduced:
-            self.introduce_session(session, now_ms)
+            try:
+                yield from self.introduce_in_steps(session, now_ms)
+            except SignerError:
+                return False  # the commits count as those of unknown sessions, and are offered again
         if introduced:
             self.on_first_use()
         return bool(introduced)
@@ -937,14 +970,21 @@ class Engine:
         if self.unused is not None:
             self.unused.discard_session(commit.key)
 
-    def _store_own(self, repository: Repository, commit: Commit, now_ms: int) -> Commit:
-        signed = sign_commit(self.pool.current, commit, now_ms=now_ms)
+    def _store_own(self, repository: Repository, commit: Commit, now_ms: int) -> EngineSteps[Commit]:
+        signer = self.pool.current
+        signed: Commit
+        if signer.is_remote:
+            signed = yield EngineStep(lambda _: sign_commit(signer, commit, now_ms=now_ms), is_remote=True)
+        else:
+            signed = sign_commit(signer, commit, now_ms=now_ms)
         repository.add_commit(signed)
         if repository.path == SESSIONS_PATH:
             self._learn_session(signed)
         return signed
 
-    def _merge_creations(self, repository: Repository, keys: Iterable[str], *, check: bool) -> EngineSteps[None]:
+    def _merge_creations(
+        self, repository: Repository, keys: Iterable[str], *, check: bool, is_shown: bool = True
+    ) -> EngineSteps[None]:
         """Merge concurrent creations of items before clients and peers receive them.
 
         Unmerged, they would crash a GoatDB server or client.
@@ -953,16 +993,51 @@ class Engine:
             repository: The repository. The caller hides its new commits until this function ends.
             keys: The keys of the items to check for concurrent creations.
             check: Whether to verify the creations first, since the root will sign the merge.
+            is_shown: Whether clients may have received some of the creations.
         """
         for key in keys:
             creations = unmerged_creations(repository, key)
             if not creations or (check and not (yield from self._are_verified(repository.path, creations))):
                 continue
+            if self.pool.current.is_remote:
+                # No request waits for an HSM or a KMS, and no client receives the creations unmerged.
+                repository.withhold_item(key, is_shown=is_shown)
+                self._withheld[repository.path, key] = None
+                self.on_withheld()
+                continue
             merged = yield EngineStep(partial(self._sign_merges, creations, repository, self.pool.current))
-            for merge in merged:
-                repository.add_commit(merge)
-                if repository.path == SESSIONS_PATH:
-                    self.pool.add_verified_session_commit_unsafe(merge)
+            self._add_merges(repository, merged)
+
+    def _add_merges(self, repository: Repository, merged: Sequence[Commit]) -> None:
+        for merge in merged:
+            repository.add_commit(merge)
+            if repository.path == SESSIONS_PATH:
+                self.pool.add_verified_session_commit_unsafe(merge)
+
+    @property
+    def withheld_count(self) -> int:
+        """Number of items that are hidden until the merge of their concurrent creations is signed."""
+        return len(self._withheld)
+
+    def merge_withheld(self) -> EngineSteps[str | None]:
+        """Merge the concurrent creations of one item that is withheld, show the item, and return its repository's path.
+
+        None if no item is withheld. Flush the repository's log afterwards.
+
+        Raises:
+            SignerError: The HSM or the KMS that holds the root's key did not sign. The item stays hidden.
+        """
+        if not self._withheld:
+            return None
+        path, key = next(iter(self._withheld))
+        repository, signer = self._repositories[path], self.pool.current
+        creations = unmerged_creations(repository, key)
+        if creations:
+            work = partial(self._sign_merges, creations, repository, signer)
+            self._add_merges(repository, (yield EngineStep(work, is_remote=signer.is_remote)))
+        self._withheld.pop((path, key), None)
+        repository.show_item(key)
+        return path
 
     def _sign_merges(
         self, creations: Sequence[Commit], repository: Repository, signer: OwnedSession, _: object
@@ -1042,6 +1117,12 @@ class Engine:
         return None if item is None or item.deleted else item
 
     def create_item(self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int) -> Commit:
+        """Do what `create_item_in_steps` does, in the calling thread."""
+        return drive_inline(self.create_item_in_steps(path, key, schema, data, now_ms))
+
+    def create_item_in_steps(
+        self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int
+    ) -> EngineSteps[Commit]:
         """Create an item with a commit that the current root signs. Flush the log of `path` afterwards.
 
         Raises:
@@ -1051,9 +1132,13 @@ class Engine:
         """
         repository = self.get_repository(path)
         commit = repository.build_create(key, schema, data, **self._new_authorship(now_ms))
-        return self._write_item(repository, commit, now_ms)
+        return (yield from self._write_item(repository, commit, now_ms))
 
     def set_item(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
+        """Do what `set_item_in_steps` does, in the calling thread."""
+        return drive_inline(self.set_item_in_steps(path, key, data, now_ms))
+
+    def set_item_in_steps(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> EngineSteps[Commit]:
         """Replace an item's fields with a commit that the current root signs. Flush the log of `path` afterwards.
 
         Raises:
@@ -1061,9 +1146,14 @@ class Engine:
             PathError, DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``, they are not a session.
         """
         repository = self.get_repository(path)
-        return self._write_item(repository, repository.build_set(key, data, **self._new_authorship(now_ms)), now_ms)
+        commit = repository.build_set(key, data, **self._new_authorship(now_ms))
+        return (yield from self._write_item(repository, commit, now_ms))
 
     def delete_item(self, path: str, key: str, now_ms: int) -> Commit:
+        """Do what `delete_item_in_steps` does, in the calling thread."""
+        return drive_inline(self.delete_item_in_steps(path, key, now_ms))
+
+    def delete_item_in_steps(self, path: str, key: str, now_ms: int) -> EngineSteps[Commit]:
         """Delete an item with a commit that the current root signs. Flush the log of `path` afterwards.
 
         Raises:
@@ -1071,16 +1161,17 @@ class Engine:
             DecodeError: The item is a session. Clients would continue to trust it, so it cannot be deleted.
         """
         repository = self.get_repository(path)
-        return self._write_item(repository, repository.build_delete(key, **self._new_authorship(now_ms)), now_ms)
+        commit = repository.build_delete(key, **self._new_authorship(now_ms))
+        return (yield from self._write_item(repository, commit, now_ms))
 
-    def _write_item(self, repository: Repository, commit: Commit, now_ms: int) -> Commit:
+    def _write_item(self, repository: Repository, commit: Commit, now_ms: int) -> EngineSteps[Commit]:
         if repository.path == SESSIONS_PATH:
             # SECURITY: a value that is no session keeps GoatDB from starting again (tests/unit/node/test_engine.py).
             try:
                 session_from_commit(commit)
             except DecodeError as error:
                 raise NotAdmittedError(f"{repository.path}/{commit.key} must be a valid session: {error}") from None
-        return self._store_own(repository, commit, now_ms)
+        return (yield from self._store_own(repository, commit, now_ms))
 
     def _new_authorship(self, now_ms: int) -> Authorship:
         return Authorship(commit_id=self._new_id(), session_id=self.pool.current.id, ts=now_ms, seeds=self._new_seeds)

@@ -22,6 +22,7 @@ from goatherd.metrics import (
     format_samples,
     identity_samples,
     settings_samples,
+    signer_samples,
 )
 from goatherd.node.engine import Engine, Response, refuse_request
 from goatherd.telemetry import Metric
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from goatherd.identity.document import IdentityDocument
     from goatherd.node.data_check import DataStatus
+    from goatherd.remote_keys import RootSigners
     from goatherd.serving.caller_limits import Excess
     from goatherd.settings import SettingsStatus
 
@@ -44,21 +46,24 @@ def data_samples(data: DataStatus) -> Iterator[MetricSample]:
     yield MetricSample(Metric.DATA_UNWRITABLE, data.unwritable)
 
 
-def describe_health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
+def describe_health(
+    status: SettingsStatus, data: DataStatus | None, signing_problem: str | None = None
+) -> dict[str, Any]:
     """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and the reason.
 
     A degraded node still answers requests and verifies with the identity that it has. No rotation starts while a node
     is degraded. Damaged records do not degrade a node, since it withholds these records from clients. A node that
     cannot write some of its logs is degraded with the reason `storage`: it answers reads with what its logs hold, and
-    rejects writes to these repositories with status 507.
+    rejects writes to these repositories with status 507. A node whose root's key is in an HSM or a KMS that does not
+    sign is degraded with the code of the signer's error: it creates no sessions, and does not synchronize.
     """
     refusal = status.last_refusal
     reason = refusal.code if status.is_degraded and refusal is not None else None
     cannot_write = data is not None and data.unwritable > 0
     return {
-        "status": "degraded" if status.is_degraded or cannot_write else "ok",
+        "status": "degraded" if status.is_degraded or cannot_write or signing_problem else "ok",
         "source": str(status.origin),
-        "reason": "storage" if cannot_write else reason,
+        "reason": "storage" if cannot_write else reason or signing_problem,
         "data": None if data is None else data.to_json(),
     }
 
@@ -80,6 +85,16 @@ def unused_samples(count: int, dropped: int) -> Iterator[MetricSample]:
     """Return the metrics of sessions that have not signed a request yet: stored ones and dropped ones."""
     yield MetricSample(Metric.UNUSED_SESSIONS, count)
     yield MetricSample(Metric.UNUSED_SESSIONS_DROPPED, dropped)
+
+
+def root_signer_samples(problem: str | None, signers: RootSigners, withheld: int) -> Iterator[MetricSample]:
+    """Return the metrics of a server that signs with an HSM or a KMS; none if it was started without a signer."""
+    if not signers.states and problem is None:
+        return
+    yield MetricSample(Metric.ROOT_SIGNER_UP, problem is None)
+    yield MetricSample(Metric.WITHHELD_ITEMS, withheld)
+    for calls in signers.call_counts:
+        yield from signer_samples(calls)
 
 
 def format_metrics(

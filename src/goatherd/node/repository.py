@@ -20,7 +20,7 @@ deltas are followed by loops, not by recursion; a chain that forms a cycle is un
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
@@ -163,6 +163,7 @@ class Repository:
         self._written: list[str] | None = None  # instead of it, while the log cannot be written
         self._delayed: list[str] = []
         self._held_keys: Counter[str] = Counter()
+        self._withheld: set[str] = set()
         self._closed = 0
         self._commits: dict[str, Commit] = {}
         # Most keys have one commit, and most others one leaf: a container for each would take more memory than these.
@@ -227,7 +228,7 @@ class Repository:
         base = None if commit.base is None else self._commits.get(commit.base)
         commit.share_strings(first.key, known_parents, base)
         self._commits[commit.id] = commit
-        if commit.key in self._held_keys:
+        if commit.key in self._held_keys or commit.key in self._withheld:
             if self._shown is None:
                 self._shown = list(self.ids)
             self._delayed.append(commit.id)
@@ -326,7 +327,7 @@ class Repository:
                 left._index_commit(kept)
         left.version += self.version + 1
         left.undecodable = self.undecodable
-        left._held_keys, left._closed = self._held_keys, self._closed
+        left._held_keys, left._withheld, left._closed = self._held_keys, self._withheld, self._closed
         left._delayed = [commit_id for commit_id in self._delayed if commit_id in left._commits]
         if self._shown is not None:
             left._shown = [commit_id for commit_id in self._shown if commit_id in left._commits]
@@ -406,12 +407,36 @@ class Repository:
             for key in held:
                 if self._held_keys[key] <= 0:
                     del self._held_keys[key]
-            shown = [commit_id for commit_id in self._delayed if self._commits[commit_id].key in held]
-            if shown and self._shown is not None:
-                out = set(shown)
-                self._delayed = [commit_id for commit_id in self._delayed if commit_id not in out]
-                self._shown += shown
-                self.version += 1
+            self._show_delayed(held - self._withheld)
+
+    def withhold_item(self, key: str, *, is_shown: bool) -> None:
+        """Hide commits of an item from clients and peers until `show_item`.
+
+        Args:
+            key: The item.
+            is_shown: Whether clients and peers may have received commits of it, which are then not hidden: only those
+                that `hold_back` hides now, and those that come later.
+        """
+        self._withheld.add(key)
+        hidden = set() if is_shown else {commit.id for commit in self._commits_by_arrival(key)} - set(self._delayed)
+        if hidden:
+            self._delayed += [commit_id for commit_id in self._showable_ids() if commit_id in hidden]
+            self._shown = [commit_id for commit_id in self._showable_ids() if commit_id not in hidden]
+            self.version += 1
+
+    def show_item(self, key: str) -> None:
+        """Show the commits of an item that `withhold_item` has hidden from clients and peers."""
+        self._withheld.discard(key)
+        if key not in self._held_keys:
+            self._show_delayed({key})
+
+    def _show_delayed(self, keys: Set[str]) -> None:
+        shown = [commit_id for commit_id in self._delayed if self._commits[commit_id].key in keys]
+        if shown and self._shown is not None:
+            out = set(shown)
+            self._delayed = [commit_id for commit_id in self._delayed if commit_id not in out]
+            self._shown += shown
+            self.version += 1
 
     def item_keys(self) -> list[str]:
         """Return the keys of all items, in the order of their first commit."""

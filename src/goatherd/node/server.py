@@ -34,7 +34,7 @@ from goatherd.admission.access import AccessRule
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.data_directory import SEEN_NAME
-from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, VerificationError
+from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, SignerError, VerificationError
 from goatherd.garbage_collection import shorten_switch_interval
 from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.identity.session import Session, SignatureEnvelope, parse_signature
@@ -42,9 +42,17 @@ from goatherd.ids import new_id
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
-from goatherd.node.management import caller_samples, describe_health, format_metrics, paused_samples, unused_samples
+from goatherd.node.management import (
+    caller_samples,
+    describe_health,
+    format_metrics,
+    paused_samples,
+    root_signer_samples,
+    unused_samples,
+)
 from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.providers.values import ORG_FIELD
+from goatherd.remote_keys import RootSigners
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.caller_limits import CallerLimits, Excess, RefusedError
 from goatherd.serving.signals import watch_stop_signals
@@ -116,6 +124,7 @@ class Server:
         forwarded_by: Networks of the proxies in front of the server, whose ``X-Forwarded-For`` names the caller.
         unused_sessions: Maximum number of sessions that are kept out of ``/sys/sessions`` until they sign their first
             request; 0 introduces each session when it is created.
+        root_signers: URIs of the signers that hold the keys of roots in an HSM or a KMS (direct mode).
         new_id: Returns a new unique id.
 
     Attributes:
@@ -143,6 +152,7 @@ class Server:
         limits: CallerLimits | None = None,
         forwarded_by: Iterable[str] = (),
         unused_sessions: int = MAX_UNUSED,
+        root_signers: Iterable[str] = (),
         new_id: Callable[[], str] = new_id,
     ) -> None:
         self.path = Path(path)
@@ -163,6 +173,7 @@ class Server:
         self.stopped: Counter[Excess] = Counter(dict.fromkeys(Excess, 0))
         self._logged: dict[Excess, float] = {}
         self._unused_sessions = unused_sessions
+        self._root_signers = RootSigners(root_signers, clock=self._clock)
         self._new_id = new_id
         self._databases: dict[str, Database] = {}
         self._opening: dict[str, asyncio.Task[Database]] = {}
@@ -192,6 +203,7 @@ class Server:
         self._stack.callback(self._workers.shutdown)
         self.stopping = False
         try:
+            await self._stack.enter_async_context(self._root_signers)
             if self._resolve_domain is None:
                 await self._get_database(self.org_id)
         except BaseException:
@@ -275,6 +287,7 @@ class Server:
             debug=self._debug,
             new_id=self._new_id,
             unused_sessions=self._unused_sessions,
+            root_signers=self._root_signers,
         )
         await database.open()
         self._databases[org] = database
@@ -337,6 +350,9 @@ class Server:
             )
         except (GoneError, RefusedError):
             raise
+        except SignerError as error:
+            _log.debug("%s %s: %s: %s", method, path[:200], error.code, error)
+            return 503, [], b""
         except GoatherdError as error:
             _log.error("%s %s: %s: %s", method, path[:200], error.code, error)
             return 500, [(b"content-type", TEXT_TYPE.encode())], b"Internal Server Error"
@@ -391,7 +407,8 @@ class Server:
             if path == "/goatherd/v1/identity":
                 return Response(status=200, body=to_json_bytes(database.describe_identity()), content_type=JSON_TYPE)
             if path == "/goatherd/v1/health":
-                found = {**describe_health(database.status, database.data), "expiry": database.expiry.describe_expiry()}
+                health = describe_health(database.status, database.data, database.signing_problem)
+                found = {**health, "expiry": database.expiry.describe_expiry()}
                 return Response(status=200, body=to_json_bytes(found), content_type=JSON_TYPE)
             if path.startswith(FROZEN_PREFIX):
                 return database.frozen_commits.answer_get(path.removeprefix(FROZEN_PREFIX))
@@ -399,6 +416,7 @@ class Server:
                 paused = {"requests": self.limiter.paused_count, "work": database.paused_count}
                 samples = [*caller_samples(self.limiter.connection_count, self.stopped), *paused_samples(paused)]
                 samples += unused_samples(*database.unused)
+                samples += root_signer_samples(database.signing_problem, self._root_signers, database.withheld_count)
                 text = await asyncio.to_thread(
                     format_metrics, database.document, database.status, database.data, samples
                 )

@@ -26,7 +26,7 @@ from goatherd.clock import Clock
 from goatherd.cluster.client import NO_SERVER
 from goatherd.errors import DecodeError, GoatherdError, NodeError
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.node.engine import JSON_TYPE, Engine, Response
+from goatherd.node.engine import JSON_TYPE, Engine, EngineSteps, Response
 from goatherd.node.management import refuse_unless_root
 from goatherd.node.unused_sessions import UnusedSessions, read_records, read_servers, record_of
 from goatherd.wire.json import parse_json, to_json_bytes
@@ -130,6 +130,7 @@ class UnusedSessionExchange:
         clock: Supplies the current time.
         durable: Writes the log of `unused` durably.
         publish: Writes ``/sys/sessions`` durably and notifies the peers.
+        drive: Runs a generator of the engine.
         is_wanted: Whether sessions may be kept out of ``/sys/sessions`` until their first request.
     """
 
@@ -143,6 +144,7 @@ class UnusedSessionExchange:
         clock: Clock,
         durable: Callable[[], Awaitable[object]],
         publish: Callable[[], Awaitable[None]],
+        drive: Callable[[EngineSteps[int]], Awaitable[int]],
         is_wanted: bool = True,
     ) -> None:
         self._engine = engine
@@ -152,6 +154,7 @@ class UnusedSessionExchange:
         self._clock = clock
         self._durable = durable
         self._publish = publish
+        self._drive = drive
         self._is_wanted = is_wanted
         self._began = clock.monotonic()
         self._confirmed: dict[str, None] = {}
@@ -167,7 +170,12 @@ class UnusedSessionExchange:
 
     @property
     def may_defer(self) -> bool:
-        """Whether a new session may be kept out of ``/sys/sessions`` until its first request, if all peers store it."""
+        """Whether a new session may be kept out of ``/sys/sessions`` until its first request, if all peers store it.
+
+        Not in direct mode: a request that hands a session to a peer costs a signature, as the introduction does.
+        """
+        if self._signer().is_remote:
+            return False
         if not self._is_wanted or self._clock.monotonic() - self._began < INTRODUCED_AFTER_START.total_seconds():
             return False
         return not self._unconfirmed_askers()
@@ -262,7 +270,7 @@ class UnusedSessionExchange:
             for courier in self._couriers:
                 self._note_confirmed(await courier.hand_over(None))
         while self._must_introduce():
-            if not self._engine.introduce_unused(_INTRODUCED_AT_ONCE, self._engine_now()):
+            if not await self._drive(self._engine.introduce_unused(_INTRODUCED_AT_ONCE, self._engine_now())):
                 break
             await self._publish()
 

@@ -6,7 +6,7 @@ If the store already holds an identity, that is an error, and the identity is no
 from __future__ import annotations
 
 from goatherd.clock import SystemClock
-from goatherd.errors import GoatherdError, IdentityExistsError, SecretExistsError
+from goatherd.errors import ConfigurationError, GoatherdError, IdentityExistsError, SecretExistsError
 from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
@@ -15,6 +15,7 @@ from goatherd.ids import new_id
 from goatherd.operations.anchor_key import create_anchor_key
 from goatherd.operations.identity_store import Store
 from goatherd.providers.values import SecretBytes, SecretVersion
+from goatherd.remote_keys import sign_aside
 from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
 from goatherd.rotation.policy import Policy, check_lifetime
 
@@ -25,6 +26,7 @@ async def init_identity(
     *,
     anchor: str | None = None,
     create_key: bool = False,
+    direct: bool = False,
     open_signer: SignerOpener = open_pinned_signer,
 ) -> tuple[SecretVersion, IdentityDocument]:
     """Generate a root session and write the first identity document.
@@ -34,6 +36,7 @@ async def init_identity(
         policy: The lifetime of the root, and the tolerance for clocks.
         anchor: URI of the signer that holds the anchor's key; None for an identity without an anchor.
         create_key: Whether to create that key first.
+        direct: Whether the anchor itself is the root that signs, so that each signature is made by its signer.
         open_signer: Opens the signer by its URI.
 
     Returns:
@@ -46,6 +49,8 @@ async def init_identity(
         ProviderError: The store could not be written.
         SignerError: The anchor's signer refused or did not answer. Nothing was written.
     """
+    if direct and anchor is None:
+        raise ConfigurationError("direct mode needs an anchor", hint="Give the URI of the signer that holds its key.")
     policy = policy.for_identity(has_anchor=anchor is not None)
     check_lifetime(policy)
     now_ms = SystemClock().now_ms()
@@ -53,15 +58,19 @@ async def init_identity(
         raise _exists_error(store)
     store.check_clock(policy.clock_tolerance)
     root = OwnedSession.generate(session_id=new_id(), owner="root", now_ms=now_ms, lifetime=policy.lifetime)
-    word = None
+    word: AnchorWord | None = None
     if anchor is not None:
         if create_key:
             await create_anchor_key(anchor, open_signer)
         async with AnchorKeys(store.org, open_signer) as keys:
             key = await keys.open_new(anchor, session_id=new_id(), now_ms=now_ms)
-            endorsement = await key.introduce(root.session, now_ms)
-            word = AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
-    document = create_document(root, now_ms, word=word)
+            if direct:
+                root = key.owned
+                word = AnchorWord(anchor=key.record, session=key.session)
+            else:
+                endorsement = await key.introduce(root.session, now_ms)
+                word = AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
+    document = await sign_aside(lambda: create_document(root, now_ms, word=word), root)
     try:
         version = await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
     except SecretExistsError as error:

@@ -19,7 +19,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
-from goatherd.identity.settings_json import SETTINGS_NAME, from_settings
+from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import DEFAULT_ORG
@@ -124,7 +124,9 @@ def _read_bytes(path: Path) -> bytes:
 
 def read_settings(source: MigrationSource, now_ms: int) -> tuple[IdentityDocument, tuple[Session, ...], list[str]]:
     try:
-        return from_settings(_read_bytes(source.settings), now_ms)
+        found = from_settings(_read_bytes(source.settings), now_ms)
+        check_exportable(found[0])  # a key in an HSM or a KMS is not in the file
+        return found
     except IdentityError as error:
         raise type(error)(f"{source.settings}: {error}", hint=error.hint) from None
 

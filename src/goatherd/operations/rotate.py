@@ -16,6 +16,8 @@ from goatherd.cluster.node import Node, NodeSource
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.ids import new_id
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLogName, EventListener, RunOptions, current_actor, notify_each, record_run
 from goatherd.providers.values import CURRENT, SecretBytes
@@ -80,6 +82,8 @@ async def rotate(
     """
     check_lifetime(policy or Policy())
     changed = {} if anchor == UNCHANGED else {"anchor": anchor.signer, "removesAnchor": anchor.is_removed}
+    if anchor.is_direct or anchor.leaves_direct:
+        changed["direct"] = anchor.is_direct
     return await run_rotation(
         lambda rotator: rotator.rotate(to_phase=to_phase, anchor=anchor),
         store,
@@ -286,17 +290,21 @@ async def drop_lost_anchor(
     store: Store,
     reason: str = LOST,
     *,
+    policy: Policy | None = None,
     audit_log: AuditLogName | None = None,
     on_event: EventListener | None = None,
     clock: Clock | None = None,
 ) -> IdentityDocument:
     """Remove an anchor whose key is lost, and return the new identity. The working root signs on.
 
+    In direct mode there is no working root, so a new root, whose key is in the store, signs from then on.
+
     Every server rejects the new identity until it is started with ``--accept-identity``.
 
     Args:
         store: The open store.
         reason: The reason, recorded in the identity's history.
+        policy: In direct mode, the lifetime of the new root.
         audit_log, on_event, clock: As `RunOptions`.
 
     Raises:
@@ -308,7 +316,11 @@ async def drop_lost_anchor(
         version, document = await store.read()
         await SignatureCheck(store.provider, store.secret_id, _ask_no_server).check(document)
         now_ms = (clock or SystemClock()).now_ms()
-        changed = transitions.drop_lost_anchor(document, now_ms, reason=reason)
+        successor = None
+        if document.is_direct and document.rotation is None:
+            lifetime = (policy or Policy()).lifetime
+            successor = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=lifetime)
+        changed = transitions.drop_lost_anchor(document, now_ms, reason=reason, successor=successor)
         await store.provider.write(
             store.secret_id, SecretBytes(encode_document(changed)), label=CURRENT, expected=version.id
         )

@@ -27,6 +27,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from goatherd.clock import Clock, SystemClock
@@ -51,6 +52,7 @@ from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
+from goatherd.remote_keys import sign_aside
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
 from goatherd.revocation.report import NodeOutcome, RevocationReport, count_claims
 from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
@@ -281,7 +283,8 @@ class Revoker:
                 await (
                     self._read_identity()
                 )  # that took its time: what is in hand may be what a restored store no longer holds
-            return transitions.revoke_root(
+            revoke = partial(
+                transitions.revoke_root,
                 document,
                 session_id,
                 self._clock.now_ms() if word is None else at,
@@ -290,6 +293,7 @@ class Revoker:
                 proving=None if session_id == document.current.id else self._stolen,
                 word=word,
             )
+            return await sign_aside(revoke, document.current if new_root is None else new_root)
 
         document, is_written = await self._change_identity("write the revocation", change)
         if is_written:
@@ -346,6 +350,12 @@ class Revoker:
             raise IllegalStepError(
                 f"{session_id} is not a root of this identity", hint="`goatherd show` lists the roots."
             )
+        if document.is_direct and session_id == document.current.id:
+            raise IllegalStepError(
+                f"root {session_id} signs in its signer (direct mode), and only it can name another root",
+                hint="`goatherd rotate --anchor URI --direct` or `goatherd rotate --remove-anchor` replaces it; then it"
+                " can be revoked. If its key is lost: `goatherd rotate --drop-lost-anchor`.",
+            )
         if session_id != document.current.id:
             return None, await self._stored_root(document, session_id)
         if successor == NEW:
@@ -360,6 +370,11 @@ class Revoker:
         if successor == NEXT or (document.next is not None and document.next.id == successor):
             if document.next is None:
                 raise IllegalStepError("there is no next root: no rotation in progress has prepared one")
+            if document.next.is_remote:
+                raise IllegalStepError(
+                    "the next root signs in its signer (direct mode), and the revocation ends its rotation",
+                    hint="Revoke with a new root, which is the default, and rotate again afterwards.",
+                )
             return document.next, document.current
         earlier = await self._stored_root(document, successor)
         if earlier is None:
@@ -604,9 +619,15 @@ class Revoker:
             # A store may apply a write and report a conflict, so this may be our own.
             if freeze is not None and (freeze.commits, freeze.digest) == (len(union), union.digest):
                 return None
-            return transitions.record_frozen_commits(
-                document, session_id, now_ms, commits=len(union), digest=union.digest
+            record = partial(
+                transitions.record_frozen_commits,
+                document,
+                session_id,
+                now_ms,
+                commits=len(union),
+                digest=union.digest,
             )
+            return await sign_aside(record, document.current)
 
         changed, _ = await self._change_identity("write the closed list of commits", change)
         self._emit_step(RevocationStep.CLOSED, changed, session_id, count=len(union))
@@ -685,7 +706,8 @@ class Revoker:
         if document.anchor is not None:
             # Any other introduction would need another signature of the anchor, and servers hold one by it.
             good = [one for one in good if is_introduced_by_anchor(document, one)]
-        commits = [make_earlier_introduction(document, one, org=self._org) for one in good]
+        make = partial(_make_introductions, document, good, self._org)
+        commits = await sign_aside(make, document.current)
         todo = [one for one in commits if one["id"] not in known]
         if not todo:
             return
@@ -739,12 +761,10 @@ class Revoker:
             return document
 
         async def change(document: IdentityDocument) -> IdentityDocument | None:
-            is_recorded = _find_entry(document, session_id).settled_at is not None
-            return (
-                None
-                if is_recorded
-                else transitions.record_reissued_sessions(document, session_id, self._clock.now_ms())
-            )
+            if _find_entry(document, session_id).settled_at is not None:
+                return None
+            record = partial(transitions.record_reissued_sessions, document, session_id, self._clock.now_ms())
+            return await sign_aside(record, document.current)
 
         changed, _ = await self._change_identity("record the revocation as settled", change)
         self._emit_step(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
@@ -757,7 +777,8 @@ class Revoker:
         # Every check that can reject the later record runs now, because a destroyed key cannot be recovered.
         await self._signatures.check(document)
         if session_id not in document.retired_ids:
-            transitions.record_retirement(document, session_id, self._clock.now_ms())
+            record = partial(transitions.record_retirement, document, session_id, self._clock.now_ms())
+            await sign_aside(record, document.current)
         report = self._report
         report.destroyed = report.given_up = ()
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
@@ -770,8 +791,10 @@ class Revoker:
             return document
 
         async def change(document: IdentityDocument) -> IdentityDocument | None:
-            is_recorded = session_id in document.retired_ids
-            return None if is_recorded else transitions.record_retirement(document, session_id, self._clock.now_ms())
+            if session_id in document.retired_ids:
+                return None
+            record = partial(transitions.record_retirement, document, session_id, self._clock.now_ms())
+            return await sign_aside(record, document.current)
 
         changed, _ = await self._change_identity(f"record root {session_id} as retired", change)
         return changed
@@ -1056,3 +1079,7 @@ def _list_lost() -> RotationError:
         "no server has the list of frozen commits, and the commits that the servers hold now differ from it",
         hint="Make a new list from the commits that the servers hold now: --reopen.",
     )
+
+
+def _make_introductions(document: IdentityDocument, root_ids: Iterable[str], org: str) -> list[dict[str, Any]]:
+    return [make_earlier_introduction(document, one, org=org) for one in root_ids]

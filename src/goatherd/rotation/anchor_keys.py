@@ -20,8 +20,9 @@ from goatherd.crypto import PublicKey
 from goatherd.errors import ConfigurationError, IllegalStepError
 from goatherd.identity.anchor import AnchorChange, AnchorRecord, AnchorWord, change_text, revocation_text
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.root_signatures import Endorsement, IntroducedBy
-from goatherd.identity.session import ROOT_OWNER, Session, exact_expiration_ms, format_signature
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, exact_expiration_ms, format_signature
 from goatherd.times import milliseconds
 
 if TYPE_CHECKING:
@@ -61,17 +62,48 @@ class AnchorChoice:
     Attributes:
         signer: URI of the signer that holds the key of a new anchor; None for no new anchor.
         is_removed: Whether the next root signs without an anchor.
+        is_direct: Whether the new anchor is the next root itself, so that each root signature is made by its signer.
+        leaves_direct: Whether the next root is a working root again, which the present anchor endorses.
 
     Raises:
-        ConfigurationError: An anchor is to be set and removed.
+        ConfigurationError: The members exclude each other.
     """
 
     signer: str | None = None
     is_removed: bool = False
+    is_direct: bool = False
+    leaves_direct: bool = False
+
+    def check(self, document: IdentityDocument) -> None:
+        """Check that the choice fits an identity without a rotation in progress.
+
+        Raises:
+            IllegalStepError: It does not.
+        """
+        if self.leaves_direct and not document.is_direct:
+            raise IllegalStepError(
+                "the identity is not in direct mode, so no working root must replace the anchor",
+                hint="`goatherd rotate` renews the root.",
+            )
+        if document.is_direct and self == UNCHANGED:
+            raise IllegalStepError(
+                f"root {document.current.id} signs in its signer (direct mode), and such a key is not renewed",
+                hint="`goatherd rotate --anchor URI --direct` replaces the key by another one; `goatherd rotate"
+                " --working-root` goes back to a working root.",
+            )
 
     def __post_init__(self) -> None:
         if self.signer is not None and self.is_removed:
             raise ConfigurationError("one rotation cannot set and remove the anchor", hint="Choose one of the two.")
+        if self.leaves_direct and (self.signer is not None or self.is_removed):
+            raise ConfigurationError(
+                "a rotation to a working root of the present anchor cannot change the anchor",
+                hint="Choose one of the two.",
+            )
+        if self.is_direct and self.signer is None:
+            raise ConfigurationError(
+                "direct mode needs the signer of a new key", hint="Name the signer of the new anchor."
+            )
 
 
 UNCHANGED: Final = AnchorChoice()
@@ -85,6 +117,11 @@ class AnchorKey:
         self.record = record
         self._signer = signer
         self._org = org
+
+    @property
+    def owned(self) -> OwnedSession:
+        """The anchor as a root that signs (direct mode)."""
+        return OwnedSession(session=self.session, signer=RemoteKey(self.session.public_key, self.record.signer))
 
     async def introduce(self, root: Session, now_ms: int, *, is_earlier: bool = False) -> Endorsement:
         """Return the anchor's endorsement of a root, which is also its introduction in ``/sys/sessions``.
@@ -160,7 +197,13 @@ class AnchorKeys:
         return AnchorKey(session, record, self._open(record.signer, session.public_key), self._org)
 
     async def open_new(
-        self, uri: str, *, session_id: str, now_ms: int, document: IdentityDocument | None = None
+        self,
+        uri: str,
+        *,
+        session_id: str,
+        now_ms: int,
+        document: IdentityDocument | None = None,
+        is_direct: bool = False,
     ) -> AnchorKey:
         """Return a new anchor, whose session has the public key that the signer reports.
 
@@ -169,6 +212,7 @@ class AnchorKeys:
             session_id: A new id for the session; not used if the identity lists the key already.
             now_ms: Milliseconds since 1970.
             document: The identity that gets the anchor; None for a new identity.
+            is_direct: Whether the anchor will be the root that signs; then the identity must not list the key yet.
 
         Raises:
             IllegalStepError: The key belongs to a root of the identity that cannot become its anchor.
@@ -176,6 +220,11 @@ class AnchorKeys:
         signer = self._open(uri, None)
         key = (await signer.public_key()).public_key
         known = None if document is None else next((one for one in document.roots if one.public_key == key), None)
+        if is_direct and known is not None:
+            raise IllegalStepError(
+                f"the signer's key is that of root {known.id}, which this identity lists already",
+                hint="Direct mode needs a key that the identity has not used: create another one (--create-key).",
+            )
         if document is not None and known is not None:
             signing = {one.id for one in (document.current, document.next) if one is not None}
             if known.id in signing | document.revoked_ids or known.is_expired(now_ms):
@@ -207,6 +256,7 @@ async def collect_word(
     *,
     anchor_id: str,
     now_ms: int,
+    direct: AnchorKey | None = None,
 ) -> AnchorWord | None:
     """Return the anchor's signatures for a rotation to `successor`; None if the identity has no anchor and gets none.
 
@@ -220,11 +270,13 @@ async def collect_word(
         choice: What the rotation changes about the anchor.
         anchor_id: A new id for the session of a new anchor.
         now_ms: Milliseconds since 1970.
+        direct: The new anchor, if it is the next root itself.
 
     Raises:
         SignerError: A signer refused, did not answer, or returned invalid signatures.
         IllegalStepError: The choice does not fit the identity.
     """
+    choice.check(document)
     before = None if document.anchor is None else keys.open_current(document)
     if choice.signer is None:
         if before is None:
@@ -236,11 +288,12 @@ async def collect_word(
             return AnchorWord(anchor=before.record, session=before.session, endorsements=(endorsement,))
         release = await before.pass_on(successor, now_ms, is_anchor=False)
         return AnchorWord(anchor=None, session=None, endorsements=(endorsement,), changes=(release,))
-    after = await keys.open_new(choice.signer, session_id=anchor_id, now_ms=now_ms, document=document)
+    after = direct or await keys.open_new(choice.signer, session_id=anchor_id, now_ms=now_ms, document=document)
     # SECURITY: the way back ends with the rotation; otherwise the previous key could undo it at any time
     # (tests/unit/identity/test_anchor.py).
     until = document.generation + 1 + ROLL_BACK_WRITES
-    endorsements = [await after.introduce(successor, now_ms)]
+    # A next root that is the next anchor itself has no other authority over it than the anchor before it.
+    endorsements = [] if direct is not None else [await after.introduce(successor, now_ms)]
     changes: list[AnchorChange] = []
     if before is None:
         endorsements.append(await after.introduce(document.current.session, now_ms, is_earlier=True))
@@ -248,7 +301,8 @@ async def collect_word(
     else:
         endorsements.append(await before.introduce(after.session, now_ms))
         # The next root stays listed after a cancellation or a roll-back, when only the previous anchor's word counts.
-        endorsements.append(await before.introduce(successor, now_ms))
+        if direct is None:
+            endorsements.append(await before.introduce(successor, now_ms))
         changes.append(await before.pass_on(after.session, now_ms, is_anchor=True))
         endorsements.append(await after.introduce(before.session, now_ms, is_earlier=True))
         changes.append(await after.pass_on(before.session, now_ms, is_anchor=True, until=until))

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from goatherd.cluster.session_queries import ExpectedCommit
 from goatherd.derived_ids import derived_id
+from goatherd.identity.anchor import AnchorRecord
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import last_signed_ms
 from goatherd.identity.root_signatures import Endorsement
@@ -71,6 +72,7 @@ def make_introductions(document: IdentityDocument, *, org: str) -> list[list[dic
     after = document.next_anchor
     record = document.rotation
     assert record is not None
+    # A next root that is the next anchor (direct mode) is introduced first, too, since it introduces others.
     if after is None or after == document.anchor:
         return [commits]
     session = document.find_root(after.id)
@@ -116,7 +118,7 @@ def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, 
     record = document.rotation
     if record is None:
         return ()
-    authority = document.next_anchor or document.anchor
+    authority = _authority(document)
     if authority is not None:
         # SECURITY: a commit by another root would not show that servers trust the next root by the anchor's word.
         return (_expect(document, introduction_id(record.to_id), record.to_id, {authority.id}),)
@@ -175,13 +177,24 @@ def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]
     """
     record = document.rotation
     assert record is not None
-    authority, successor = document.next_anchor or document.anchor, document.next
+    authority, successor = _authority(document), document.next
     if authority is not None and successor is not None:
         signed = _find_introduction(document, successor.session, authority.id)
         assert signed is not None
         return signed
     commit_id = restoration_id(record.id) if record.is_restore else introduction_id(record.to_id)
     return _introduce_next(document, commit_id, org)
+
+
+def _authority(document: IdentityDocument) -> AnchorRecord | None:
+    """Return the anchor that must have introduced the next root; None if the current root must.
+
+    A next root that is the next anchor itself (direct mode) is introduced by the anchor before it.
+    """
+    authority, record = document.next_anchor or document.anchor, document.rotation
+    if authority is not None and record is not None and record.to_id == authority.id:
+        return document.anchor
+    return authority
 
 
 def _introduce_next(document: IdentityDocument, commit_id: str, org: str) -> dict[str, Any]:

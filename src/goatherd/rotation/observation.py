@@ -132,6 +132,8 @@ class Observation:
         followers: The stores of other regions that copy the primary store; empty with a single store.
         anchor_problem: Why the anchor's signer cannot sign now, and what to do about it; None if it can, or if it was
             not asked.
+        direct_key: Fingerprint of the key with which every server must be able to sign before the rotation; None if
+            the rotation does not lead into direct mode.
     """
 
     store: StoreView
@@ -142,6 +144,7 @@ class Observation:
     flow: FlowProbe | None = None
     are_nodes_discovered: bool = False
     anchor_problem: tuple[str, str] | None = None
+    direct_key: str | None = None
     followers: tuple[FollowerView, ...] = ()
 
     @property

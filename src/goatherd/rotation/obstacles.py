@@ -69,6 +69,7 @@ class ObstacleKind(StrEnum):
     FOLLOWER_BEHIND = "store of a region is behind"
     FOLLOWER_DIFFERS = "store of a region cannot follow"
     ANCHOR = "anchor"
+    CANNOT_SIGN = "cannot sign in direct mode"
 
 
 WENT_BACK: Final = frozenset({ObstacleKind.STORE_BEHIND, ObstacleKind.FORKED})
@@ -315,6 +316,7 @@ def find_obstacles(
         *_of_the_store(observation, policy, now_ms, is_restore=is_restore),
         *_of_the_policy(observation, policy, is_restore=is_restore),
         *_of_the_anchor(observation),
+        *_of_direct_mode(observation),
         *_of_the_list(observation),
         *(
             one
@@ -352,6 +354,22 @@ def _of_the_anchor(observation: Observation) -> Iterator[Obstacle]:
     if observation.anchor_problem is not None:
         text, hint = observation.anchor_problem
         yield Obstacle(kind=ObstacleKind.ANCHOR, text=f"the anchor cannot sign: {text}", hint=hint)
+
+
+def _of_direct_mode(observation: Observation) -> Iterator[Obstacle]:
+    if observation.direct_key is None:
+        return
+    for node in observation.nodes:
+        problem = node.why_cannot_sign(observation.direct_key) if node.reachable else None
+        if problem is not None:
+            yield Obstacle(
+                kind=ObstacleKind.CANNOT_SIGN,
+                text=f"{node.url} {problem}",
+                hint="In direct mode each server signs with the key. Every server must be `goatherd serve` of this"
+                " version, started with --root-signer URI, and have the rights that"
+                " `goatherd policy SCHEME --role signer URI` prints.",
+                nodes=(node.url,),
+            )
 
 
 def _of_the_store(observation: Observation, policy: Policy, now_ms: int, *, is_restore: bool) -> Iterator[Obstacle]:

@@ -214,6 +214,13 @@ class Replacer:
                 await self._move_stable(version)
                 return document, True
             now_ms = self._clock.now_ms()
+            if document.is_direct and document.current.session.is_expired(now_ms):
+                raise IllegalStepError(
+                    f"root {document.current.id} has expired; it is the anchor too (direct mode), so nothing can "
+                    "endorse another root",
+                    hint="`goatherd rotate --drop-lost-anchor` writes a new root; then start each server once with"
+                    " --accept-identity.",
+                )
             if not document.current.session.is_expired(now_ms):
                 if transitions.find_replaced(document) is None or document.rotation is not None:
                     raise IllegalStepError(

@@ -135,7 +135,7 @@ async def find_left_root(
     stored, rotations, roots = False, dict[str, None](), {root.id: None for root in document.roots}
     unread: list[str] = []
     async for held in _read_versions(provider, secret_id, unread):
-        owned = [one for one in (held.current, held.next) if one is not None]
+        owned = [one for one in (held.current, held.next) if one is not None and not one.is_remote]
         stored = stored or root_id in {one.id for one in owned}
         roots.update(dict.fromkeys([*(one.id for one in owned), *(one.id for one in held.roots)]))
         rotations.update(dict.fromkeys(one.rotation_id for one in held.history if one.rotation_id))
@@ -208,7 +208,7 @@ async def read_earlier_root(provider: StoreReader, secret_id: str, wanted: Sessi
     root_id = wanted.id
     async for held in _read_versions(provider, secret_id, unread):
         for owned in (held.current, held.next):
-            if owned is not None and owned.session == wanted:
+            if owned is not None and owned.session == wanted and not owned.is_remote:
                 return owned
     if unread:
         raise NotRestorableError(

@@ -20,11 +20,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from goatherd.clock import Clock, SteadyClock, SystemClock
 from goatherd.cluster.node import Node, NodeSource
 from goatherd.cluster.observer import Observer, Question
+from goatherd.crypto import fingerprint
 from goatherd.errors import (
     ConfigurationError,
     ConflictError,
@@ -52,9 +54,11 @@ from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_cancelled_holdings, find_holdings
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
+from goatherd.remote_keys import sign_aside
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorChoice,
+    AnchorKey,
     AnchorKeys,
     SignerOpener,
     collect_word,
@@ -246,7 +250,8 @@ class Rotator:
                 because a backup was restored. Nothing was written.
             ObstructedError: An obstacle prevents the rotation (`goatherd.rotation.obstacles`), such as a server that
                 does not answer or belongs to another identity, or servers that do not synchronize. Nothing was written.
-            IllegalStepError: The current root has expired. Nothing was written.
+            IllegalStepError: The current root has expired, or the change of the anchor does not fit the identity, such
+                as none in direct mode. Nothing was written.
             DegradedError: A server cannot read the store, and so could not adopt the new identity. Nothing was written.
             UnhealthyError: A health check fails before the rotation. Nothing was written.
             LifetimeError: The lifetime of the new root would be too short (`goatherd.rotation.policy.check_lifetime`).
@@ -343,6 +348,7 @@ class Rotator:
             anchor: What the rotation would change about the anchor.
 
         Raises:
+            IllegalStepError: The change of the anchor does not fit the identity.
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._anchor_choice = anchor
@@ -350,8 +356,13 @@ class Rotator:
         self._set_clock()
         document, version = await self._read()
         await self._signatures.check(self._read_last)
+        if document.rotation is None:
+            anchor.check(document)
         observation, document = await self._survey(document, version)
         observation = replace(observation, anchor_problem=await self._find_anchor_problem(document))
+        if anchor.is_direct and document.rotation is None and observation.anchor_problem is None:
+            async with self._anchor_keys:
+                observation = replace(observation, direct_key=await self._read_direct_key(document))
         names = tuple(one.name for one in self._health.signals)
         remarks = await self._find_remarks(observation, document)
         return make_plan(
@@ -435,6 +446,8 @@ class Rotator:
         self._set_clock()
         document = await self._check_history()
         await self._signatures.check(self._read_last)
+        if goal is Goal.ROTATE and document.rotation is None:
+            anchor.check(document)
         intent = Intent(
             goal=goal,
             began_ms=self._steady.now_ms(),
@@ -516,7 +529,9 @@ class Rotator:
                 attempts.count_attempt(attempted, conflict)
                 self._emit_event(ConflictMet())
                 poll = await self._wait(poll, None)
-            except (ProviderError, GenerationError) as error:
+            except (ProviderError, GenerationError, SignerError) as error:
+                if isinstance(error, SignerError) and not self._is_half_way():
+                    raise  # nothing was written
                 is_waited_for = error.retryable or isinstance(error, GenerationError)
                 if not is_waited_for and not (
                     self._is_half_way() and isinstance(error, _retried_read_errors(attempted))
@@ -555,6 +570,8 @@ class Rotator:
             observation, document = await self._survey(
                 document, version, is_probing=True, is_restore=intent.is_restore, followers=followers
             )
+            if self._anchor_choice.is_direct:
+                observation = replace(observation, direct_key=await self._read_direct_key(document))
             self._report_changes(observation.store, observation.nodes, document, None, intent)
             return observation, document
         store = await self._store_view(document, version)
@@ -691,10 +708,15 @@ class Rotator:
                 await self._store.label(self._secret_id, STABLE, version, expected=expected)
             case Prepare(expected=expected):
                 await self._store.reserve_room(self._secret_id)
-                lifetime = self._policy_for(document).lifetime
-                successor = OwnedSession.generate(
-                    session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=lifetime
-                )
+                direct = None
+                if self._anchor_choice.is_direct:
+                    direct = await self._open_direct(document, successor_id)
+                    successor = direct.owned
+                else:
+                    lifetime = self._policy_for(document).lifetime
+                    successor = OwnedSession.generate(
+                        session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=lifetime
+                    )
                 word = await collect_word(
                     self._anchor_keys,
                     document,
@@ -702,8 +724,10 @@ class Rotator:
                     self._anchor_choice,
                     anchor_id=anchor_id,
                     now_ms=now_ms,
+                    direct=direct,
                 )
-                prepared = transitions.prepare_rotation(
+                prepare = partial(
+                    transitions.prepare_rotation,
                     document,
                     successor,
                     now_ms=now_ms,
@@ -712,14 +736,15 @@ class Rotator:
                     stable_version=expected,
                     word=word,
                 )
-                await self._write(prepared, expected)
+                await self._write(await sign_aside(prepare, document.current), expected)
             case PrepareRestore(expected=expected, root_id=root_id):
                 await self._store.reserve_room(self._secret_id)
                 wanted = document.find_root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")
                 earlier = await read_earlier_root(self._store, self._secret_id, wanted)
-                prepared = transitions.prepare_restore(
+                prepare = partial(
+                    transitions.prepare_restore,
                     document,
                     earlier,
                     now_ms=now_ms,
@@ -728,9 +753,10 @@ class Rotator:
                     stable_version=expected,
                     has_left=True,
                 )
-                await self._write(prepared, expected)
+                await self._write(await sign_aside(prepare, document.current), expected)
             case Introduce(nodes=urls):
-                pushes = make_introductions(document, org=self._org)
+                introductions = partial(make_introductions, document, org=self._org)
+                pushes = await sign_aside(introductions, document.current)
 
                 async def introduce(node: Node) -> None:
                     for commits in pushes:
@@ -738,12 +764,13 @@ class Rotator:
 
                 await self._observer.call_each(urls, introduce)
             case CrossSign(node=url):
-                commit = make_cross_signature(document, org=self._org)
+                commit = await sign_aside(partial(make_cross_signature, document, org=self._org), document.current)
                 await self._observer.call_each(
                     (url,), lambda node: node.push(SESSIONS_PATH, [commit], document.current, now_ms)
                 )
             case Advance(step=step, expected=expected):
-                await self._write(_advance_document(document, step, now_ms), expected)
+                advance = partial(_advance_document, document, step, now_ms)
+                await self._write(await sign_aside(advance, document.current, document.next), expected)
             case Abandon(step=step, expected=expected, reason=reason):
                 abandoned = await self._abandon_document(document, step, reason)
                 provider = self._provider
@@ -757,16 +784,19 @@ class Rotator:
                         raise
                     self._undestroyed[version] = error.code
             case RecordRetired(session_id=session_id, expected=expected):
-                await self._write(transitions.record_retirement(document, session_id, now_ms), expected)
+                retire = partial(transitions.record_retirement, document, session_id, now_ms)
+                await self._write(await sign_aside(retire, document.current), expected)
             case CorrectTimes(expected=expected):
-                await self._write(transitions.correct_times(document, now_ms), expected)
+                correct = partial(transitions.correct_times, document, now_ms)
+                await self._write(await sign_aside(correct, document.current), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
                 commits = [await self._introduce_earlier(document, one) for one in ids]
                 await self._observer.call_each(
                     urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
                 )
             case Prune(session_ids=ids, expected=expected):
-                await self._write(transitions.prune_roots(document, ids, now_ms), expected)
+                prune = partial(transitions.prune_roots, document, ids, now_ms)
+                await self._write(await sign_aside(prune, document.current), expected)
                 self._pruned.update(ids)
             case _:  # pragma: no cover - the loop handles the others
                 raise AssertionError(f"the rotator has no method for the action {action}")
@@ -774,7 +804,8 @@ class Rotator:
     async def _introduce_earlier(self, document: IdentityDocument, root_id: str) -> dict[str, Any]:
         """Return the introduction of a previous root, which the anchor signs if the identity has one."""
         if document.anchor is None or is_introduced_by_anchor(document, root_id):
-            return make_earlier_introduction(document, root_id, org=self._org)
+            make = partial(make_earlier_introduction, document, root_id, org=self._org)
+            return await sign_aside(make, document.current)
         if root_id not in self._earlier:
             root = document.find_root(root_id)
             assert root is not None
@@ -806,12 +837,32 @@ class Rotator:
                 if self._anchor_choice.signer is not None:
                     now_ms = self._clock.now_ms()
                     new = await keys.open_new(
-                        self._anchor_choice.signer, session_id=new_id(), now_ms=now_ms, document=document
+                        self._anchor_choice.signer,
+                        session_id=new_id(),
+                        now_ms=now_ms,
+                        document=document,
+                        is_direct=self._anchor_choice.is_direct,
                     )
                     await new.check()
             except (SignerError, IllegalStepError) as error:
                 return str(error), error.hint
         return None
+
+    async def _open_direct(self, document: IdentityDocument, session_id: str) -> AnchorKey:
+        """Return the new anchor that will sign itself (direct mode)."""
+        assert self._anchor_choice.signer is not None
+        return await self._anchor_keys.open_new(
+            self._anchor_choice.signer,
+            session_id=session_id,
+            now_ms=self._time_to_record(),
+            document=document,
+            is_direct=True,
+        )
+
+    async def _read_direct_key(self, document: IdentityDocument) -> str:
+        """Return the fingerprint of the key with which every server must be able to sign (direct mode)."""
+        new = await self._open_direct(document, new_id())
+        return fingerprint(new.session.public_key)
 
     def _policy_for(self, document: IdentityDocument) -> Policy:
         """Return the policy for the root that this run makes, or for the one that signs."""
@@ -822,13 +873,15 @@ class Rotator:
     async def _abandon_document(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
         now_ms = self._time_to_record()
         if step is Step.CANCEL:
-            return transitions.cancel_rotation(document, now_ms, reason=reason)
+            cancel = partial(transitions.cancel_rotation, document, now_ms, reason=reason)
+            return await sign_aside(cancel, document.current)
         record = document.rotation
         assert record is not None
         assert record.stable_version is not None
         found = await self._store.read(self._secret_id, VersionId(record.stable_version))
         stable = decode_document(found.value.reveal())
-        return transitions.roll_back_rotation(document, stable, now_ms, reason=reason)
+        roll_back = partial(transitions.roll_back_rotation, document, stable, now_ms, reason=reason)
+        return await sign_aside(roll_back, stable.current)
 
     # --- the store --------------------------------------------------------------------------------------------------
 

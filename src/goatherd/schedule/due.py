@@ -79,6 +79,8 @@ class Facts:
             signed.
         is_ahead: Whether the document records a time in the future, written by a machine with a wrong clock.
         has_anchor: Whether an anchor endorses the roots, so that they live shorter and are renewed later.
+        is_direct: Whether the anchor itself signs, in an HSM or a KMS. Such a root is replaced only by an operator, who
+            names another key.
     """
 
     generation: int
@@ -90,6 +92,7 @@ class Facts:
     unretired: tuple[tuple[str, int], ...] = ()
     is_ahead: bool = False
     has_anchor: bool = False
+    is_direct: bool = False
 
 
 def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
@@ -113,6 +116,7 @@ def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tole
     return Facts(
         is_ahead=is_ahead,
         has_anchor=document.anchor is not None,
+        is_direct=document.is_direct,
         generation=document.generation,
         current_id=document.current.id,
         expires_ms=document.current.session.expiration_ms,
@@ -253,7 +257,7 @@ def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> li
     """Return when the next rotations would begin if each succeeded at once, in milliseconds since 1970."""
     begins: list[int] = []
     schedule = _for_facts(schedule, facts)
-    if facts.underway is not None or now_ms > facts.expires_ms:
+    if facts.underway is not None or facts.is_direct or now_ms > facts.expires_ms:
         return begins
     verdict = _decide_rotation(facts, schedule, now_ms)
     at_ms = verdict.at_ms
@@ -308,6 +312,8 @@ def _decide_rotation(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecisi
             f"`{REPLACE_EXPIRED}`",
             urgent=True,
         )
+    if facts.is_direct:
+        return _decide_in_direct_mode(facts, schedule, now_ms)
     issued_ms = _issued_ms(facts, schedule.policy)
     rested_ms, rest = _find_rest(facts, schedule)
     not_before_ms = max(rested_ms, now_ms)
@@ -328,6 +334,15 @@ def _decide_rotation(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecisi
             urgent=facts.expires_ms - reserve <= now_ms,
         )
     return replace(planned, why=f"{planned.why}; {rest}") if rested_ms > now_ms else planned
+
+
+def _decide_in_direct_mode(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
+    """Return that nothing is to be done; urgently so when the root, which no schedule can replace, expires soon."""
+    is_urgent = now_ms >= facts.expires_ms - milliseconds(schedule.policy.renewal_cap)
+    why = f"root {facts.current_id} signs in its signer (direct mode) until {_format_time(facts.expires_ms, schedule)}"
+    if is_urgent:
+        why += "; replace it with `goatherd rotate --anchor URI --direct` or `goatherd rotate --working-root`"
+    return DueDecision(act=Act.NOTHING, at_ms=None, why=why, urgent=is_urgent)
 
 
 def _by_age(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int) -> DueDecision:

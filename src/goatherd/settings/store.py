@@ -36,6 +36,7 @@ from goatherd.errors import (
 from goatherd.files import read_if_there, replace_file
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import Session
+from goatherd.identity.settings_json import check_exportable
 from goatherd.identity.succession import TrustCheckpoint, check_first, verify_successor
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
@@ -92,6 +93,8 @@ class CloudSecretSettings(SettingsSource):
             after a restart. ``{org}`` in it is replaced by `for_org`.
         last_known_good: The encrypted copy of the identity to keep, and to start from while the store is unreachable.
             If None, the server cannot start then.
+        allows_direct: Whether to use an identity whose root's key is in an HSM or a KMS (direct mode), which unmodified
+            GoatDB cannot use.
     """
 
     origin = Origin.STORE
@@ -107,6 +110,7 @@ class CloudSecretSettings(SettingsSource):
         accept_identity: bool = False,
         seen: Path | str | None = None,
         last_known_good: LastKnownGood | None = None,
+        allows_direct: bool = True,
     ) -> None:
         if refresh_interval <= timedelta(0) or not 0 <= jitter <= 1:
             raise ConfigurationError("a refresh interval must be longer than 0, and its jitter must be from 0 to 1")
@@ -119,6 +123,7 @@ class CloudSecretSettings(SettingsSource):
         self._is_next_accepted = accept_identity
         self._seen = None if seen is None else Path(seen)
         self._copy = last_known_good
+        self._allows_direct = allows_direct
         # One for each secret, kept over the organizations' settings, which come and go while a secret cannot be read.
         self._breakers: dict[str, Breaker] = {}
         self._keeper = self._new_refresher()
@@ -163,6 +168,7 @@ class CloudSecretSettings(SettingsSource):
             accept_identity=self._is_next_accepted,
             seen=None if self._seen is None else secret_id_for(str(self._seen), org),
             last_known_good=None if self._copy is None else self._copy.for_org(org),
+            allows_direct=self._allows_direct,
         )
         settings._breakers = self._breakers
         settings.introductions = self.introductions
@@ -246,7 +252,7 @@ class CloudSecretSettings(SettingsSource):
             # SECURITY: a store that answers "no", or with an identity that is refused, is never answered with a copy
             # (tests/unit/settings/test_last_known_good.py).
             return await self._read_copy(error)
-        document = decode_document(found.value.reveal())
+        document = self._decode_usable(found)
         before = await self._read_checkpoint()
         if before is not None:
             await self._verify_first(document, before)
@@ -332,8 +338,14 @@ class CloudSecretSettings(SettingsSource):
             return False
         return self._clock.monotonic() - self._refused_at >= CHAIN_RETRY.total_seconds()
 
-    async def _verify_document(self, found: SecretValue) -> IdentityDocument:
+    def _decode_usable(self, found: SecretValue) -> IdentityDocument:
         document = decode_document(found.value.reveal())
+        if not self._allows_direct:
+            check_exportable(document)
+        return document
+
+    async def _verify_document(self, found: SecretValue) -> IdentityDocument:
+        document = self._decode_usable(found)
         seen = self._checkpoint_of(self.settings.document)
         try:
             self._check_successor(document, seen)

@@ -366,6 +366,8 @@ async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient,
         "known": 1,
         "pending": 0,
         "refusal": None,
+        "rootSigners": [],
+        "signingProblem": None,
         "data": {"records": 0, "damaged": 0, "unverifiable": 0, "unwritable": 0},
     }
 

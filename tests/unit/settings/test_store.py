@@ -33,14 +33,16 @@ from goatherd.identity import (
     create_document,
     encode_document,
     prepare_rotation,
+    remote_key,
     revoke_root,
     roll_back_rotation,
     with_phase,
 )
+from goatherd.identity.anchor import AnchorRecord, AnchorWord
 from goatherd.providers.base import Call
 from goatherd.providers.breaker import CAP
 from goatherd.providers.memory import MemorySecretProvider
-from goatherd.providers.values import Label, SecretValue, VersionId
+from goatherd.providers.values import CURRENT, Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings, DBSettings, settings_from_options
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
@@ -595,3 +597,23 @@ async def test_the_secret_and_its_provider_are_named_in_several_ways(tmp_path: P
     for wrong in ((provider, provider), (1, "file"), ("x", 1)):
         with pytest.raises(ConfigurationError, match="needs the id of a secret"):
             CloudSecretSettings(*wrong)
+
+
+async def test_settings_for_an_unmodified_server_keep_the_identity_when_the_cluster_turns_to_direct_mode(
+    provider: CountingProvider, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_key, "_REGISTERED", [lambda uri, key, data: C.signer.sign(data)])
+    anchor = OwnedSession(session=C.session, signer=remote_key.RemoteKey(C.session.public_key, "memory:kms"))
+    word = AnchorWord(anchor=AnchorRecord(id=C.id, signer="memory:kms"), session=C.session)
+    direct = prepare_rotation(
+        FIRST, anchor, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1", word=word
+    )
+    async with CloudSecretSettings(SECRET, provider, clock=clock, allows_direct=False) as settings:
+        await settings.load()
+        await provider.write(SECRET, encode_document(direct), label=CURRENT, expected="1")
+        assert await settings.refresh() is False
+        assert settings.settings.document == FIRST
+        assert settings.status.last_refusal is not None
+        assert settings.status.last_refusal.code == "identity.direct"
+    async with CloudSecretSettings(SECRET, provider, clock=clock) as ours:
+        assert (await ours.load()).document == direct

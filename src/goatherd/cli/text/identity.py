@@ -39,6 +39,8 @@ def identity_lines(out: Output, store: str, version: str, document: IdentityDocu
         lines.append(f"            started {iso(record.started_at)} by {record.started_by}")
     if document.anchor is not None:
         lines.append(f"anchor      {document.anchor.id}, key in {document.anchor.signer}")
+    if document.is_direct:
+        lines.append("mode        direct mode: the signer of the anchor makes each signature of the root")
     if document.rotated_from is not None:
         lines.append(f"replaced    {document.rotated_from} at {shown['rotatedAt']}")
     rows = []
@@ -46,7 +48,7 @@ def identity_lines(out: Output, store: str, version: str, document: IdentityDocu
         state = "signs" if root["id"] == document.current.id else "trusted"
         if document.next is not None and root["id"] == document.next.id:
             state = "next"
-        if document.anchor is not None and root["id"] == document.anchor.id:
+        if document.anchor is not None and root["id"] == document.anchor.id and not document.is_direct:
             state = "anchor"
         if root["revoked"]:
             state = "REVOKED"

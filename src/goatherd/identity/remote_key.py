@@ -1,0 +1,59 @@
+"""The key of a root that is in an HSM or a KMS, where each of its signatures is made (direct mode).
+
+Pure. A `RemoteKey` holds the public half, and the URI of the signer. `goatherd.signers.remote_keys` makes the
+signatures: it registers itself here when it is imported, because this package knows of no plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from goatherd.crypto import PublicKey
+from goatherd.errors import SignerMisuseError
+
+Sign = Callable[[str, PublicKey, bytes], bytes]
+"""Signs bytes with the key that a signer's URI names, verifies the signature with the public key, and returns it."""
+
+
+class RemoteKey:
+    """A private key that no process holds. `sign` makes a request to the signer and blocks until the answer.
+
+    Do not call `sign` on an event loop: `goatherd.signers.remote_keys.sign_aside` calls it in another thread.
+
+    Args:
+        public_key: The public half, which each signature must match.
+        uri: URI of the signer that holds the key.
+        sign: Makes the signatures; None for the signer that the URI names, opened with this process's credentials.
+    """
+
+    __slots__ = ("_sign", "public_key", "uri")
+
+    def __init__(self, public_key: PublicKey, uri: str, sign: Sign | None = None) -> None:
+        self.public_key = public_key
+        self.uri = uri
+        self._sign = sign
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the raw signature over `data`, verified with the public key. Blocks.
+
+        Raises:
+            SignerError: The signer refused, did not answer, or returned an invalid signature.
+        """
+        sign = self._sign or next(iter(_REGISTERED), None)
+        if sign is None:
+            raise SignerMisuseError(
+                "this process has not loaded goatherd.signers.remote_keys",
+                signer=self.uri.partition(":")[0],
+                key=self.uri,
+                operation="sign",
+            )
+        return sign(self.uri, self.public_key, data)
+
+
+_REGISTERED: Final[list[Sign]] = []
+
+
+def register_signing(sign: Sign) -> None:
+    """Make the signatures of remote keys with `sign`, unless a key has its own function."""
+    _REGISTERED[:] = [sign]

@@ -1,0 +1,309 @@
+"""Sign with roots whose keys are in an HSM or a KMS (direct mode), without blocking an event loop.
+
+`goatherd.identity.remote_key.RemoteKey` is the key that a session holds; this module makes its signatures. A signer's
+connections belong to one thread with an event loop of its own, so a signature can be requested in any thread. Code on
+an event loop calls `sign_aside`, which signs with a local key at once and with a remote one in another thread.
+
+- A tool, such as ``goatherd rotate``, signs with the signer that the identity document names.
+- A server signs with a signer that it was started with (`RootSigners`), never with one that only the document names:
+  SECURITY: an attacker who can write the document must not choose where a server sends its credentials
+  (tests/unit/test_remote_keys.py).
+
+Every signature is verified against the root's public key before it is used (`goatherd.signers.verified`). After a
+failed call, calls fail at once for `REST`, so that callers get their answer while the signer is unreachable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.crypto import PublicKey, fingerprint
+from goatherd.errors import SignerConfigurationError, SignerError
+from goatherd.identity.remote_key import RemoteKey, register_signing
+from goatherd.identity.session import OwnedSession
+from goatherd.signers.threads import Threads
+from goatherd.telemetry import Event, event_text
+
+if TYPE_CHECKING:
+    from goatherd.signers.verified import SignerCounts, VerifiedSigner
+
+R = TypeVar("R")
+
+_log: Final = logging.getLogger("goatherd.signers")
+
+TIMEOUT: Final = timedelta(seconds=10)
+"""The deadline of one signature by a root, retries included."""
+REST: Final = timedelta(seconds=1)
+"""How long calls fail at once after a call that has failed."""
+CHECK_AGAIN: Final = timedelta(seconds=5)
+"""Pause before a server checks a signer again that did not sign."""
+CHECK_IDLE: Final = timedelta(minutes=5)
+"""Pause before a server checks a signer that it has not used meanwhile."""
+MOST_AT_ONCE: Final = 32
+"""How many signatures by remote keys are made at the same time in one process."""
+
+_THREADS: Final = Threads("goatherd-root-signing", MOST_AT_ONCE)
+
+
+async def sign_aside(work: Callable[[], R], *signers: OwnedSession | None) -> R:
+    """Call `work`, which signs with some of these sessions: at once if their keys are local, else in another thread."""
+    if any(one is not None and one.is_remote for one in signers):
+        return await _THREADS.run(work)
+    return work()
+
+
+async def run_remote(work: Callable[[], R]) -> R:
+    """Call `work`, which signs with a remote key, in a thread that is for nothing else."""
+    return await _THREADS.run(work)
+
+
+class _SignerLoop:
+    """The thread and the event loop that own the connections to signers; started when needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run a coroutine on this event loop, and wait for its result in the calling thread."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="goatherd-signers", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+_LOOP: Final = _SignerLoop()
+
+
+class RootSigner:
+    """One signer that holds the key of a root. Its methods block, and may be called in any thread.
+
+    Args:
+        uri: The signer's URI.
+        pinned: The public key that each signature must match; None for the one that the signer reports first.
+
+    Attributes:
+        error: Why the last call failed; None if it succeeded, or if there was none.
+        used_at: When the last call ended, by `time.monotonic`; None before the first.
+    """
+
+    def __init__(self, uri: str, pinned: PublicKey | None = None) -> None:
+        self.uri = uri
+        self.pinned = pinned
+        self.error: SignerError | None = None
+        self.used_at: float | None = None
+        self._signer: VerifiedSigner | None = None
+        self._is_closed = False
+
+    @property
+    def call_counts(self) -> SignerCounts | None:
+        """The number of calls and their outcomes; None before the first call."""
+        return None if self._signer is None else self._signer.call_counts
+
+    def sign(self, data: bytes) -> bytes:
+        """Return a verified signature over `data`.
+
+        Raises:
+            SignerError: The signer refused, did not answer, or returned an invalid signature; or it did so just before.
+        """
+        self._refuse_while_resting()
+        return _LOOP.run(self._call(lambda signer: signer.sign(data)))
+
+    def read_key(self) -> PublicKey:
+        """Return the public key; asks the signer only if the key is not known yet.
+
+        Raises:
+            SignerError: As `sign`.
+        """
+        if self.pinned is None:
+            self._refuse_while_resting()
+            self.pinned = _LOOP.run(self._call(lambda signer: signer.public_key())).public_key
+        return self.pinned
+
+    def check(self) -> None:
+        """Let the signer sign a test text, which no server accepts as a commit or a request.
+
+        Raises:
+            SignerError: As `sign`.
+        """
+        text = f"goatherd check {fingerprint(self.read_key())}".encode()
+        _LOOP.run(self._call(lambda signer: signer.sign(text)))
+
+    def close(self) -> None:
+        """Close the signer's connections. Later calls fail."""
+        self._is_closed = True
+        if self._signer is not None:
+            _LOOP.run(self._signer.aclose())
+
+    def _refuse_while_resting(self) -> None:
+        if self.error is None or self.used_at is None:
+            return
+        if time.monotonic() - self.used_at < REST.total_seconds():
+            raise self.error.with_traceback(None)
+
+    async def _call(self, call: Callable[[VerifiedSigner], Coroutine[Any, Any, R]]) -> R:
+        signer = self._open()
+        try:
+            result = await call(signer)
+        except SignerError as error:
+            self._note(error)
+            raise
+        self._note(None)
+        return result
+
+    def _open(self) -> VerifiedSigner:
+        if self._signer is None:
+            from goatherd.signers.verified import SigningPolicy, open_signer  # only direct mode needs it
+
+            self._signer = open_signer(self.uri, pinned=self.pinned, policy=SigningPolicy(timeout=TIMEOUT))
+        return self._signer
+
+    def _note(self, error: SignerError | None) -> None:
+        before, self.error, self.used_at = self.error, error, time.monotonic()
+        if error is not None and (before is None or before.code != error.code):
+            fields = {"signer": error.signer, "key": error.key, "code": error.code, "reason": str(error)}
+            _log.error(event_text(Event.ROOT_SIGNER_FAILED, **fields))
+        elif error is None and before is not None:
+            _log.warning(event_text(Event.ROOT_SIGNER_RECOVERED, signer=before.signer, key=before.key))
+
+
+class _NamedSigners:
+    """The signers that identity documents name, for tools; each is opened at its first signature."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: dict[tuple[str, bytes], RootSigner] = {}
+
+    def sign(self, uri: str, public_key: PublicKey, data: bytes) -> bytes:
+        with self._lock:
+            name = uri, public_key.compressed
+            signer = self._opened.setdefault(name, RootSigner(uri, public_key))
+        return signer.sign(data)
+
+
+_NAMED: Final = _NamedSigners()
+register_signing(_NAMED.sign)
+
+
+@dataclass(frozen=True, slots=True)
+class RootSignerState:
+    """What a server knows of one of its signers.
+
+    Attributes:
+        fingerprint: Fingerprint of the public key; None while it is not known.
+        problem: Code of the error of the last call; None if it succeeded.
+    """
+
+    fingerprint: str | None
+    problem: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint, "problem": self.problem}
+
+
+class RootSigners:
+    """The signers with which one server may sign as a root whose key is in an HSM or a KMS (direct mode).
+
+    An async context manager. While it is entered, each signer is checked: at the start, every few minutes if it is not
+    used, and soon after a failure. So a server reports whether it could sign before a rotation lets it.
+
+    Args:
+        uris: URIs of the signers.
+        clock: Waits between checks.
+    """
+
+    def __init__(self, uris: Iterable[str] = (), *, clock: Clock | None = None) -> None:
+        self._signers = tuple(RootSigner(uri) for uri in dict.fromkeys(uris))
+        self._clock: Clock = clock or SystemClock()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._signers:
+            for one in self._signers:
+                one._open()  # a URI that is wrong is an error at the start
+            self._task = asyncio.create_task(self._check_signers(), name="check the signers of roots")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+        for one in self._signers:
+            await _THREADS.run(one.close)
+
+    @property
+    def call_counts(self) -> list[SignerCounts]:
+        """The number of calls to each signer that was called, and their outcomes."""
+        return [counts for one in self._signers if (counts := one.call_counts) is not None]
+
+    @property
+    def states(self) -> list[RootSignerState]:
+        """What is known of each signer."""
+        return [
+            RootSignerState(
+                None if one.pinned is None else fingerprint(one.pinned),
+                None if one.error is None else one.error.code,
+            )
+            for one in self._signers
+        ]
+
+    def find_problem(self, root: OwnedSession) -> str | None:
+        """Return the code of the error for which this server cannot sign as `root`; None if it can, as far as known."""
+        if not root.is_remote:
+            return None
+        mine = next((one for one in self._signers if one.pinned == root.session.public_key), None)
+        if mine is not None:
+            return None if mine.error is None else mine.error.code
+        unknown = next((one for one in self._signers if one.pinned is None), None)
+        if unknown is None:
+            return SignerConfigurationError.code
+        return None if unknown.error is None else unknown.error.code
+
+    def connect(self, root: OwnedSession) -> OwnedSession:
+        """Return a root that signs with one of these signers, if its key is in an HSM or a KMS; else the same root."""
+        if not root.is_remote:
+            return root
+        key = root.session.public_key
+        return OwnedSession(session=root.session, signer=RemoteKey(key, "", self._sign))
+
+    def _sign(self, _: str, public_key: PublicKey, data: bytes) -> bytes:
+        failure: SignerError | None = None
+        for one in self._signers:
+            try:
+                is_mine = one.read_key() == public_key
+            except SignerError as error:
+                failure = error
+                continue
+            if is_mine:
+                return one.sign(data)
+        raise failure or SignerConfigurationError(
+            "this server was not started with the signer that holds the root's key",
+            signer="direct",
+            key=fingerprint(public_key),
+            operation="sign",
+            hint="Start it with --root-signer URI; `goatherd show` names the signer that holds the key.",
+        )
+
+    async def _check_signers(self) -> None:
+        while True:
+            for one in self._signers:
+                idle = None if one.used_at is None else time.monotonic() - one.used_at
+                pause = CHECK_IDLE if one.error is None else CHECK_AGAIN
+                if idle is None or idle >= pause.total_seconds() or one.pinned is None:
+                    with suppress(SignerError):
+                        await _THREADS.run(one.check)
+            await self._clock.sleep(CHECK_AGAIN)

@@ -1,0 +1,107 @@
+"""Direct mode by commands: an identity without a private key, a server that signs with its signer, and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from goatherd.cluster.client import NodeClient
+from goatherd.errors import NodeRefusedError
+from tests.deadlines import ANSWER, HANG
+
+from .conftest import Goatherd, Serving, secrets_in
+
+
+@pytest.fixture
+def signer(tmp_path: Path) -> str:
+    seal = tmp_path / "seal"
+    seal.write_text(bytes(range(32)).hex())
+    seal.chmod(0o600)
+    return f"local:{tmp_path}/root.json?seal-key=file:{seal}"
+
+
+def test_an_identity_in_direct_mode_has_no_key_in_the_store_and_no_settings_for_unmodified_servers(
+    goatherd: Goatherd, store: str, signer: str, tmp_path: Path
+) -> None:
+    made = goatherd("init", "--anchor", signer, "--create-key", "--direct", "--provider", store)
+    assert made.code == 0, made.err
+    assert "direct mode" in made.out
+    assert "working root" not in made.out
+    assert secrets_in(tmp_path / "keys") == set()
+    shown = goatherd("show", "--provider", store)
+    assert "direct mode" in shown.out
+    status = goatherd("status", "--provider", store)
+    assert signer in status.out
+    exported = goatherd("export", "--provider", store, str(tmp_path / "settings.json"))
+    assert exported.code != 0
+    assert "identity.direct" in exported.err
+    assert "--working-root" in exported.err
+    assert not (tmp_path / "settings.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("rotate", "--direct"), "--direct needs --anchor"),
+        (("init", "--direct"), "--direct needs --anchor"),
+        (("rotate", "--working-root", "--remove-anchor"), "cannot be combined"),
+        (("rotate", "--working-root", "--rollback"), "cannot be combined with --rollback"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    goatherd: Goatherd, store: str, arguments: tuple[str, ...], told: str
+) -> None:
+    result = goatherd(*arguments, "--provider", store)
+    assert result.code == 2
+    assert told in result.err
+
+
+@pytest.mark.slow
+def test_a_server_process_signs_with_its_signer_and_the_cluster_goes_back_to_a_working_root(
+    goatherd: Goatherd, store: str, signer: str, tmp_path: Path, serve: Callable[..., Serving]
+) -> None:
+    goatherd("init", "--anchor", signer, "--create-key", "--direct", "--provider", store)
+    without = serve("--data", str(tmp_path / "without"), "--provider", store)
+    assert asyncio.run(can_create_session(without.url)) is False
+    status = goatherd("status", "--provider", store, "--node", without.url)
+    assert "cannot sign as the root: signer.invalid_configuration" in status.out
+    without.stop()
+
+    server = serve("--data", str(tmp_path / "data"), "--provider", store, "--root-signer", signer)
+    assert asyncio.run(can_create_session(server.url)) is True
+    refused = goatherd("rotate", "--provider", store, "--node", server.url)
+    assert "direct mode" in refused.err
+    assert "--working-root" in refused.err
+    (tmp_path / "root.json").rename(tmp_path / "away.json")
+    assert asyncio.run(can_create_session(server.url)) is False
+    (tmp_path / "away.json").rename(tmp_path / "root.json")
+    asyncio.run(wait_for_session(server.url))
+    back = goatherd("rotate", "--working-root", "--provider", store, "--node", server.url)
+    assert back.code == 0, back.err
+    assert len(secrets_in(tmp_path / "keys")) == 1
+    (tmp_path / "root.json").rename(tmp_path / "away.json")
+    assert asyncio.run(can_create_session(server.url)) is True
+    assert server.stop() == 0
+    log = server.stderr.read_text()
+    assert "signer.failed" in log
+    assert "signer.recovered" in log
+
+
+async def can_create_session(url: str) -> bool:
+    async with NodeClient(url, timeout=ANSWER) as client:
+        try:
+            await client.create_session()
+        except NodeRefusedError as error:
+            if error.status != 503:
+                raise
+            return False
+        return True
+
+
+async def wait_for_session(url: str) -> None:
+    async with asyncio.timeout(HANG):
+        while not await can_create_session(url):
+            await asyncio.sleep(0.1)
