@@ -11,4 +11,4 @@ SEEDS: Final = 100 if IS_SAMPLE else 2000
 """Of the simulation, from 0 on."""
 
 STRIDE: Final = 5 if IS_SAMPLE else 1
-"""Of the moments at which an operator or a process is stopped, every n-th."""
+"""Of the moments at which an operator or a process is stopped, and of the inputs that are timed, every n-th."""
