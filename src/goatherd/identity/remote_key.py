@@ -1,6 +1,6 @@
 """The key of a root that is in an HSM or a KMS, where each of its signatures is made (direct mode).
 
-Pure. A `RemoteKey` holds the public half, and the URI of the signer. `goatherd.signers.remote_keys` makes the
+Pure. A `RemoteKey` holds the public half, and the URI of the signer. `goatherd.remote_keys` makes the
 signatures: it registers itself here when it is imported, because this package knows of no plugin.
 """
 
@@ -19,7 +19,7 @@ Sign = Callable[[str, PublicKey, bytes], bytes]
 class RemoteKey:
     """A private key that no process holds. `sign` makes a request to the signer and blocks until the answer.
 
-    Do not call `sign` on an event loop: `goatherd.signers.remote_keys.sign_aside` calls it in another thread.
+    Do not call `sign` on an event loop: `goatherd.remote_keys.sign_aside` calls it in another thread.
 
     Args:
         public_key: The public half, which each signature must match.
@@ -43,7 +43,7 @@ class RemoteKey:
         sign = self._sign or next(iter(_REGISTERED), None)
         if sign is None:
             raise SignerMisuseError(
-                "this process has not loaded goatherd.signers.remote_keys",
+                "this process has not loaded goatherd.remote_keys",
                 signer=self.uri.partition(":")[0],
                 key=self.uri,
                 operation="sign",
