@@ -11,4 +11,5 @@ SEEDS: Final = 100 if IS_SAMPLE else 2000
 """Of the simulation, from 0 on."""
 
 STRIDE: Final = 5 if IS_SAMPLE else 1
-"""Of the moments at which an operator or a process is stopped, and of the inputs that are timed, every n-th."""
+"""Every n-th is taken: of the moments at which an operator or a process is stopped, of the inputs that are timed, of a
+server's lies, and of the model's large worlds. A thousand rotations are as many fewer."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from tests.depth import STRIDE
+
 from .configurations import CONFIGURATIONS, Configuration
 from .explorer import explore
 from .story import tell
 
 pytestmark = pytest.mark.deep
 
-LARGE = [one for one in CONFIGURATIONS if one.is_slow and not one.is_by_hand]
+LARGE = [one for one in CONFIGURATIONS if one.is_slow and not one.is_by_hand][::STRIDE]
 
 
 @pytest.mark.parametrize("one", LARGE, ids=[one.name for one in LARGE])

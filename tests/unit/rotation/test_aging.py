@@ -28,6 +28,7 @@ from goatherd.settings.base import Introductions
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.messages import SyncMessage
+from tests.depth import STRIDE
 from tests.fakes.herd import DATA, SESSIONS, FakeClock, Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, document_of, rotator_for
 
@@ -154,7 +155,7 @@ async def test_thirty_rotations_leave_a_small_document_and_a_server_last_seen_at
 async def test_a_thousand_rotations_leave_a_small_document_and_a_server_last_seen_at_the_first_joins(
     tmp_path: Path,
 ) -> None:
-    await age(tmp_path, 1000, retires=False)
+    await age(tmp_path, 1000 // STRIDE, retires=False)
 
 
 @pytest.mark.slow
