@@ -128,6 +128,8 @@ class Report:
         began_ms, ended_ms: When the run began and ended, in milliseconds since 1970.
         recorded_ms: When the rotation ended, as the document's history records it. The grace period of the replaced
             root's key counts from then. None if the rotation has not ended.
+        keeps_key: Whether the store may still hold the private key of the root that has stopped signing. Not the key of
+            a root that signed in direct mode.
     """
 
     outcome: Outcome
@@ -151,6 +153,7 @@ class Report:
     began_ms: int
     ended_ms: int
     recorded_ms: int | None = None
+    keeps_key: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

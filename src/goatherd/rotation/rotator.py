@@ -1138,6 +1138,7 @@ class Rotator:
         )
         last = next(own, None)
         abandoned = action.outcome is Outcome.ABANDONED
+        stopped = intent.to_id if abandoned else intent.from_id
         report = Report(
             outcome=action.outcome,
             rotation_id=intent.rotation_id,
@@ -1161,6 +1162,7 @@ class Rotator:
             began_ms=intent.began_ms,
             ended_ms=self._steady.now_ms(),
             recorded_ms=last.at if last is not None else None,
+            keeps_key=stopped not in document.anchor_ids,
         )
         self._emit_event(RunEnded(report=report))
         if abandoned:

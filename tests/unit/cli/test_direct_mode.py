@@ -81,6 +81,8 @@ def test_a_server_process_signs_with_its_signer_and_the_cluster_goes_back_to_a_w
     asyncio.run(wait_for_session(server.url))
     back = goatherd("rotate", "--working-root", "--provider", store, "--node", server.url)
     assert back.code == 0, back.err
+    assert "is in its signer; the store never held it" in back.out
+    assert "goatherd retire" not in back.out
     assert len(secrets_in(tmp_path / "keys")) == 1
     (tmp_path / "root.json").rename(tmp_path / "away.json")
     assert asyncio.run(can_create_session(server.url)) is True

@@ -82,6 +82,8 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         lines += _cancelled_key_lines(report, copies)
     elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED, Outcome.ABANDONED):
         retired = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
+        if not report.keeps_key:
+            return [*lines, f"the private key of {retired} is in its signer; the store never held it"]
         ended_ms = report.ended_ms if report.recorded_ms is None else report.recorded_ms
         due = iso(ended_ms + milliseconds(grace))
         lines.append(
