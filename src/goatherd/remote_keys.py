@@ -23,6 +23,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -31,10 +32,10 @@ from goatherd.crypto import PublicKey, fingerprint
 from goatherd.errors import SignerConfigurationError, SignerError
 from goatherd.identity.remote_key import RemoteKey, register_signing
 from goatherd.identity.session import OwnedSession
-from goatherd.signers.threads import Threads
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
+    from goatherd.signers.threads import Threads
     from goatherd.signers.verified import SignerCounts, VerifiedSigner
 
 R = TypeVar("R")
@@ -52,19 +53,24 @@ CHECK_IDLE: Final = timedelta(minutes=5)
 MOST_AT_ONCE: Final = 32
 """How many signatures by remote keys are made at the same time in one process."""
 
-_THREADS: Final = Threads("goatherd-root-signing", MOST_AT_ONCE)
+
+@cache
+def _threads() -> Threads:
+    from goatherd.signers.threads import Threads  # only direct mode needs it
+
+    return Threads("goatherd-root-signing", MOST_AT_ONCE)
 
 
 async def sign_aside(work: Callable[[], R], *signers: OwnedSession | None) -> R:
     """Call `work`, which signs with some of these sessions: at once if their keys are local, else in another thread."""
     if any(one is not None and one.is_remote for one in signers):
-        return await _THREADS.run(work)
+        return await _threads().run(work)
     return work()
 
 
 async def run_remote(work: Callable[[], R]) -> R:
     """Call `work`, which signs with a remote key, in a thread that is for nothing else."""
-    return await _THREADS.run(work)
+    return await _threads().run(work)
 
 
 class _SignerLoop:
@@ -243,7 +249,7 @@ class RootSigners:
             await asyncio.wait({self._task})
             self._task = None
         for one in self._signers:
-            await _THREADS.run(one.close)
+            await _threads().run(one.close)
 
     @property
     def call_counts(self) -> list[SignerCounts]:
@@ -305,5 +311,5 @@ class RootSigners:
                 pause = CHECK_IDLE if one.error is None else CHECK_AGAIN
                 if idle is None or idle >= pause.total_seconds() or one.pinned is None:
                     with suppress(SignerError):
-                        await _THREADS.run(one.check)
+                        await _threads().run(one.check)
             await self._clock.sleep(CHECK_AGAIN)
