@@ -60,6 +60,14 @@ async def until_stored(w: World, commits: Sequence[Commit]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def push_until_stored(w: World, commits: Sequence[Commit], **more: Any) -> None:
+    """Push again after each 503, as a client does: on a busy machine the door may not have verified all in time."""
+    async with asyncio.timeout(HANG):
+        while (await w.push(True, NOTES, *commits, **more)).status_code == 503:
+            await asyncio.sleep(0.01)
+    await until_stored(w, commits)
+
+
 @pytest.mark.slow
 async def test_without_a_door_a_client_that_gives_up_has_the_server_verify_everything_again() -> None:
     async with world(work=WORK) as w:
@@ -108,7 +116,7 @@ async def test_a_server_that_pushes_is_answered_earlier_than_a_client(monkeypatc
         commits = notes(100)
         async with w.child.stalled():
             assert (await w.push(True, NOTES, *commits, by=A)).status_code == 503
-        await until_stored(w, commits)
+        await push_until_stored(w, commits, by=A)
 
 
 @pytest.mark.slow
@@ -137,7 +145,7 @@ async def test_a_push_that_a_stalled_server_does_not_take_is_503_and_delivered_w
             responses = await asyncio.gather(*[w.push(True, NOTES, *commits) for _ in range(3)])
             assert [each.status_code for each in responses] == [503] * 3
             assert not w.stored(NOTES)
-        await until_stored(w, commits)
+        await push_until_stored(w, commits)
         assert set(w.child.verified.values()) == {1}
 
 

@@ -26,6 +26,7 @@ from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.machine import Policy
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.commit import Commit
+from tests.deadlines import HANG
 from tests.ports import free_ports
 from tests.unit.node.nodes import session_commit, signed_commit
 
@@ -141,6 +142,13 @@ class Cluster:
         await until(lambda: all(ids <= member.holds(path) for member in chosen))
 
 
+async def until_answered(client: NodeClient, user: OwnedSession) -> None:
+    """Wait until a server that was away has fetched this session from another server."""
+    async with asyncio.timeout(HANG):
+        while not await client.answers(user):
+            await asyncio.sleep(0.05)
+
+
 @contextlib.asynccontextmanager
 async def cluster_of(top: Path, count: int) -> AsyncIterator[Cluster]:
     now_ms = SystemClock().now_ms()
@@ -227,6 +235,7 @@ async def test_a_server_that_was_away_comes_back_and_the_thief_gets_nothing_into
         await away.start()
         b = (await cluster.document()).current
         assert away.root == b.id, "it follows although it knew no other root than the stolen one"
+        await until_answered(cluster.clients[2], user)
         thiefs = back_dated(a)
         for client in cluster.clients:
             await client.push(NOTES, thiefs, user)  # type: ignore[arg-type]
