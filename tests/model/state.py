@@ -17,7 +17,7 @@ class Node(NamedTuple):
         introductions, crosses: Bits by rotation: which introductions its log holds.
         unbelieved: Those of `introductions` that it has stored and does not act on until it restarts.
         is_listed: Whether the rotation knows of it.
-        is_dead: It has gone away permanently.
+        is_dead: The node has stopped, and does not start again.
         earlier: Bits by pair: which introductions of earlier roots by the root that signs its log holds.
     """
 

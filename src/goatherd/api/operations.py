@@ -366,7 +366,7 @@ async def rotate(
     _check_key_is_named(choice.signer, create_key=create_key)
     if replace_expired and (choice != UNCHANGED or to_phase is not None or health):
         raise ConfigurationError(
-            "replace_expired cannot be combined with to_phase, anchor, remove_anchor, create_key or health",
+            "replace_expired cannot be combined with to_phase, health, or an argument that changes the anchor",
             hint="Replace the expired root first, then call rotate again.",
         )
     if create_key and choice.signer is not None:

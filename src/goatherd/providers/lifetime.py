@@ -85,7 +85,7 @@ class SharedLifetime:
         await asyncio.shield(self._opened)
 
     async def release(self) -> None:
-        """Close the resource for the callers without ``async with``, for whom `hold_open` opened it."""
+        """Close the resource that `hold_open` opened for callers without ``async with``."""
         self._forget_ended_loop()
         holder, self._holder = self._holder, None
         if holder is not None and not holder.done():
