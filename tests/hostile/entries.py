@@ -66,6 +66,7 @@ class Entry:
         limit: How many bytes can come there: what the code in front of it lets through.
         raises: What it may raise, and nothing else.
         is_measured: Whether its cost is bounded; false for the user's own file that a library reads.
+        small: Bytes of memory that it may take however few bytes come.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Entry:
     limit: int = LARGE
     raises: tuple[type[Exception], ...] = (GoatherdError,)
     is_measured: bool = True
+    small: int = 200_000
 
 
 RECORD = (ForeignRecordError, DamagedRecordError)
@@ -275,7 +277,14 @@ def entries() -> Sequence[Entry]:
         Entry("audit trail", lambda data: verify_trail(data.splitlines(keepends=True)), (trail,)),
         Entry("data directory", _file("data.jsonl", _directory), (LOG,)),
         # what the operator writes
-        Entry("goatherd.toml", _file("goatherd.toml", _options), (b'nodes = ["http://a:1"]\n',), 16384),
+        # Python's TOML reader descends into brackets to the interpreter's limit: 1 000 frames, at most 0.6 MB.
+        Entry(
+            "goatherd.toml",
+            _file("goatherd.toml", _options),
+            (b'nodes = ["http://a:1"]\n', b"nodes = " + b"{a=" * 1000, b"nodes = " + b"[" * 1000),
+            16384,
+            small=800_000,
+        ),
         Entry("kubeconfig", _file("config", _kubeconfig), (KUBECONFIG,), 8192, is_measured=False),
         Entry("server URL", lambda data: parse_server_url(text(data)), (b"https://a.example.org:8080",), ARGUMENT),
         Entry("listen address", lambda data: parse_listen_address(text(data)), (b"127.0.0.1:80",), ARGUMENT),
@@ -308,7 +317,15 @@ def outcome(entry: Entry, data: bytes) -> str | None:
 
 
 def memory_of(entry: Entry, data: bytes) -> int:
-    """Return the most bytes of memory that reading `data` takes at one time."""
+    """Return the most bytes of memory that reading `data` takes at one time.
+
+    The smaller figure of two: a table of the interpreter (interned texts, a cache) that grows in one of them is no
+    property of the bytes.
+    """
+    return min(_traced(entry, data) for _ in range(2))
+
+
+def _traced(entry: Entry, data: bytes) -> int:
     tracemalloc.start()
     try:
         outcome(entry, data)

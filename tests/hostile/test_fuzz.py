@@ -25,8 +25,7 @@ SECONDS = 2.0
 DEAREST = 0.05
 """Seconds of the processor that one request may take."""
 MEMORY = 100
-"""Bytes of memory for each byte that came, beside `SMALL`."""
-SMALL = 200_000
+"""Bytes of memory for each byte that came, beside the entry's `small`."""
 LONGEST = 32_768
 
 VALUES: tuple[Any, ...] = (
@@ -79,7 +78,7 @@ def test_wrong_bytes_are_refused_with_an_error_of_ours_and_cheaply(
     if not entry.is_measured:
         return
     assert seconds < DEAREST, f"{1000 * seconds:.0f} ms for {worst.data[:200]!r}"
-    assert memory < MEMORY * len(worst.data) + SMALL, f"{memory} bytes for {worst.data[:200]!r}"
+    assert memory < MEMORY * len(worst.data) + entry.small, f"{memory} bytes for {worst.data[:200]!r}"
 
 
 def changed(dice: random.Random, sample: bytes) -> bytes:

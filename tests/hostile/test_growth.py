@@ -30,9 +30,7 @@ PER_BYTE = 2e-6
 """Seconds for each byte that do no harm, whatever a quarter of the bytes took."""
 TRIES = 5
 MEMORY = 100
-"""Bytes of memory for each byte that came."""
-SMALL = 200_000
-"""Bytes of memory that any call may take."""
+"""Bytes of memory for each byte that came, beside the entry's `small`."""
 
 
 @pytest.mark.parametrize("entry", [each for each in entries() if each.is_measured], ids=lambda entry: entry.name)
@@ -77,7 +75,7 @@ def _problem(entry: Entry, place: str, put: Callable[[bytes], bytes], shape: Cal
 
 def _memory_problem(entry: Entry, data: bytes) -> str | None:
     used = memory_of(entry, data)
-    return f"{len(data)} bytes took {used // 1000} kB" if used > MEMORY * len(data) + SMALL else None
+    return f"{len(data)} bytes took {used // 1000} kB" if used > MEMORY * len(data) + entry.small else None
 
 
 def _seconds(entry: Entry, data: bytes, *, tries: int = TRIES) -> tuple[float, str | None]:
