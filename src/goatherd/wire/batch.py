@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar, overload
 
 from goatherd.errors import DecodeError
-from goatherd.wire.json import parse_json, parse_plain_json
+from goatherd.wire.json import MAX_DEPTH, parse_json, parse_plain_json
 from goatherd.wire.messages import SyncMessage, decode_request_element
 
 SMALL_BODY: Final = 16 * 1024
@@ -229,6 +229,8 @@ def _split_elements(body: bytes, new_list: Callable[[bytes], RawList]) -> tuple[
             raise DecodeError("the batch has more values than are allowed")
         if character in b"[{":
             stack += character
+            if len(stack) > MAX_DEPTH:
+                raise DecodeError(f"JSON is nested deeper than {MAX_DEPTH}")
             if stack == _SHAPE:
                 commits = new_list(body)
                 rest += [body[kept:position], b"%d" % len(lists)]

@@ -11,6 +11,7 @@ import pytest
 from goatherd.errors import DecodeError
 from goatherd.wire import batch
 from goatherd.wire.batch import MAX_COMMIT_VALUES, PORTION_COMMITS, RawCommits, read_batch
+from goatherd.wire.json import MAX_DEPTH, parse_json
 from goatherd.wire.messages import SyncMessage
 
 FILTER = {"__t": "E", "__v": {"d": "AA==", "s": [1]}}
@@ -75,6 +76,30 @@ def test_a_body_read_in_portions_says_what_it_says_when_it_is_parsed_whole(
     for body in bodies:
         expected = commits_in(read(body, monkeypatch, in_portions=False))
         assert commits_in(read(body, monkeypatch, in_portions=True)) == expected, body
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 100_000])
+def test_a_body_nested_deeper_than_is_parsed_is_refused_where_that_shows(
+    monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """Each bracket costs a step of the search, so a body that is only brackets must not be searched to its end."""
+    found = 0
+
+    def find_bracket(body: bytes, position: int) -> int:
+        nonlocal found
+        found += 1
+        return batch_find_bracket(body, position)
+
+    batch_find_bracket = batch._find_bracket
+    monkeypatch.setattr(batch, "_find_bracket", find_bracket)
+    body = b"[" * depth + b"]" * depth
+    large = body + b" " * batch.SMALL_BODY
+    if depth <= MAX_DEPTH:
+        assert batch.split_batch(large, 1, RawCommits) == ([parse_json(body)[0]], [])
+        return
+    with pytest.raises(DecodeError, match="nested deeper"):
+        batch.split_batch(large, 1, RawCommits)
+    assert found <= MAX_DEPTH + 1
 
 
 def test_commits_of_a_large_body_are_bytes_until_they_are_asked_for_in_portions() -> None:
