@@ -599,8 +599,7 @@ class Herd:
         size, fpr = filter_parameters(len(log), 0, 1)
         seeds = [self.random.getrandbits(50) for _ in range(seed_count(size, fpr))]
         bloom = BloomFilter.for_size(size, fpr, seeds)
-        for commit_id in log:
-            bloom.add(commit_id)
+        bloom.update(log)
         sent = [commit.to_json() for commit in commits]
         return SyncMessage(version=VERSION, filter=bloom, size=len(log), commits=sent).to_json()
 

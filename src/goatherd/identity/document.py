@@ -347,10 +347,11 @@ def _refuse_private_keys(tree: Mapping[str, Any]) -> None:
 
 
 def _refuse_copies(document: IdentityDocument, tree: Mapping[str, Any]) -> None:
+    strings = all_strings(tree)
     for owned, name in ((document.current, "currentSession"), (document.next, "nextSession")):
         if owned is not None and not owned.is_remote:
             secret = tree[name]["privateKey"]["d"]
-            if sum(text.count(secret) for text in all_strings(tree)) != 1:
+            if sum(text.count(secret) for text in strings) != 1:
                 raise MalformedIdentityError(f"the private key of {name} must not be anywhere else in the document")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import orjson
@@ -101,12 +101,13 @@ def _refuse_constant(_: str) -> NoReturn:
 
 
 def _is_deeper_than(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    if levels == 0:
-        return True
-    members = value.values() if isinstance(value, dict) else value
-    return any(_is_deeper_than(member, levels - 1) for member in members)
+    level = [value]
+    for _ in range(levels + 1):
+        containers = [member for member in level if isinstance(member, dict | list)]
+        if not containers:
+            return False
+        level = [member for each in containers for member in (each.values() if isinstance(each, dict) else each)]
+    return True
 
 
 def to_pretty_json(value: Any) -> bytes:
@@ -168,17 +169,20 @@ def string_text(text: str) -> str:
     return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", _json_string(text))
 
 
-def all_strings(value: Any) -> Iterator[str]:
-    """Yield every string inside a JSON value, member names included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, member in value.items():
-            yield name
-            yield from all_strings(member)
-    elif isinstance(value, list | tuple):
-        for member in value:
-            yield from all_strings(member)
+def all_strings(value: Any) -> list[str]:
+    """Return every string inside a JSON value, member names included, in no particular order."""
+    strings: list[str] = []
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            strings.append(each)
+        elif isinstance(each, dict | Mapping):
+            strings += each
+            left += each.values()
+        elif isinstance(each, list | tuple):
+            left += each
+    return strings
 
 
 def holds_private_key(value: Any) -> bool:
@@ -188,16 +192,22 @@ def holds_private_key(value: Any) -> bool:
     first two as JSON. An object without a key type whose ``d`` is short or not a string does not count: GoatDB's Bloom
     filters are written as ``{"d", "s"}``.
     """
-    if isinstance(value, str):
-        return "PRIVATE KEY-----" in value or '"privateKey"' in value or ('"d"' in value and '"kty"' in value)
-    if isinstance(value, Mapping):
-        if "privateKey" in value:
-            return True
-        if "d" in value and (
-            "kty" in value or "crv" in value or (isinstance(value["d"], str) and len(value["d"]) >= 43)
-        ):
-            return True
-        return any(holds_private_key(name) or holds_private_key(member) for name, member in value.items())
-    if isinstance(value, list | tuple):
-        return any(holds_private_key(member) for member in value)
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            if "PRIVATE KEY-----" in each or '"privateKey"' in each or ('"d"' in each and '"kty"' in each):
+                return True
+        elif isinstance(each, dict | Mapping):
+            if "privateKey" in each or ("d" in each and _is_private_jwk(each)):
+                return True
+            left += each
+            left += each.values()
+        elif isinstance(each, list | tuple):
+            left += each
     return False
+
+
+def _is_private_jwk(value: Mapping[str, Any]) -> bool:
+    """Return whether an object with a member ``d`` is a private key."""
+    return "kty" in value or "crv" in value or (isinstance(value["d"], str) and len(value["d"]) >= 43)
