@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
@@ -14,9 +15,9 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import yaml
@@ -466,6 +467,88 @@ def test_the_chart_s_version_is_the_project_s() -> None:
     assert chart["appVersion"] == goatherd.__version__
 
 
+class Commands:
+    """Runs `goatherd` as the containers of the chart do, with their environment, against one API server.
+
+    Args:
+        folder: The working directory.
+        kubeconfig: Returns the content of a kubeconfig with a token.
+    """
+
+    def __init__(self, folder: Path, kubeconfig: Callable[[str], dict[str, Any]]) -> None:
+        self._folder, self._kubeconfig = folder, kubeconfig
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, container: dict[str, Any], token: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start `goatherd` with these arguments, and the token and the environment of a container."""
+        config = self._folder / f"{hashlib.sha256(token.encode()).hexdigest()[:8]}.json"
+        config.write_text(json.dumps(self._kubeconfig(token)))
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
+        given = {each["name"]: each["value"] for each in container["env"]}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "goatherd", *arguments],
+            env={**kept, **given, "KUBECONFIG": str(config)},
+            cwd=self._folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._stack.callback(process.communicate)
+        self._stack.callback(process.kill)
+        return process
+
+    def run(self, container: dict[str, Any], token: str, *arguments: str) -> str:
+        """Run `goatherd` to its end, which must be a success; return what it has printed."""
+        process = self.start(container, token, *arguments)
+        out, err = process.communicate(timeout=HANG)
+        assert process.returncode == 0, out + err
+        return out
+
+    def fail(self, container: dict[str, Any], token: str, *arguments: str) -> str:
+        """Run `goatherd` to its end, which must be an error; return the message."""
+        process = self.start(container, token, *arguments)
+        _, err = process.communicate(timeout=HANG)
+        assert process.returncode not in (0, 1, 2), err
+        return err
+
+    def serve(self, container: dict[str, Any], token: str) -> int:
+        """Start a server with the command line of its container, but without peers; return its port."""
+        (port,) = free_ports(1)
+        data = self._folder / "data"
+        data.mkdir(exist_ok=True)
+        replace = {
+            "--data=/srv/goatdb": f"--data={data}",
+            "--host=0.0.0.0": "--host=127.0.0.1",
+            "--port=8080": f"--port={port}",
+        }
+        peerless = [word for word in container["args"] if not word.startswith("--peer=")]
+        running = self.start(container, token, *[replace.pop(word, word) for word in peerless])
+        assert not replace
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith(f"ready at http://127.0.0.1:{port}")
+        return port
+
+
+def nodes_slice(port: int) -> dict[str, Any]:
+    """Return the EndpointSlice of the chart's Service of the servers, with one server on this machine."""
+    return {
+        "metadata": {
+            "name": "goatdb-goatherd-nodes-1",
+            "namespace": "goatdb",
+            "labels": {"kubernetes.io/service-name": "goatdb-goatherd-nodes"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
+    }
+
+
 @pytest.mark.deep
 def test_a_server_and_the_controller_work_with_the_rights_and_the_command_lines_of_the_chart(
     rendered: Mapping[str, Path], tmp_path: Path
@@ -474,70 +557,38 @@ def test_a_server_and_the_controller_work_with_the_rights_and_the_command_lines_
     path = rendered["kubernetes"]
     by_command = {each["args"][0]: each for each in own_containers(path)}
     server, controller = by_command["serve"], by_command["controller"]
-    (port,) = free_ports(1)
-    (tmp_path / "data").mkdir()
-    replace = {
-        "--data=/srv/goatdb": f"--data={tmp_path}/data",
-        "--host=0.0.0.0": "--host=127.0.0.1",
-        "--port=8080": f"--port={port}",
-    }
-    with FakeKubernetes(namespaces=["goatdb"]) as cluster, contextlib.ExitStack() as stack:
+    with FakeKubernetes(namespaces=["goatdb"]) as cluster:
 
-        def start(container: dict[str, Any], token: str, *arguments: str) -> subprocess.Popen[str]:
-            config = {
+        def kubeconfig(token: str) -> dict[str, Any]:
+            return {
                 "current-context": "c",
                 "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
                 "clusters": [{"name": "c", "cluster": {"server": cluster.url}}],
                 "users": [{"name": "u", "user": {"token": token}}],
             }
-            (tmp_path / f"{token}.json").write_text(json.dumps(config))
-            kept = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
-            given = {each["name"]: each["value"] for each in container["env"]}
-            process = subprocess.Popen(
-                [sys.executable, "-m", "goatherd", *arguments],
-                env={**kept, **given, "KUBECONFIG": str(tmp_path / f"{token}.json")},
-                cwd=tmp_path,
-                text=True,
-                stdout=subprocess.PIPE,
-            )
-            stack.callback(process.communicate)
-            stack.callback(process.kill)
-            return process
 
-        def finish(process: subprocess.Popen[str]) -> str:
-            out, _ = process.communicate(timeout=HANG)
-            assert process.returncode == 0, out
-            return out
+        with Commands(tmp_path, kubeconfig) as commands:
 
-        def current() -> str:
-            shown = json.loads(finish(start(server, ADMIN_TOKEN, "show", "--json")))
-            return str(shown["current"]["id"])
+            def current() -> str:
+                return str(json.loads(commands.run(server, ADMIN_TOKEN, "show", "--json"))["current"]["id"])
 
-        finish(start(server, ADMIN_TOKEN, "init"))
-        first = current()
-        token = cluster.account("server", *of_kind(path, "Role", "-server-root"))
-        peerless = [word for word in server["args"] if not word.startswith("--peer=")]
-        running = start(server, token, *[replace.pop(word, word) for word in peerless])
-        assert not replace
-        assert running.stdout is not None
-        assert running.stdout.readline().startswith(f"ready at http://127.0.0.1:{port}")
-        cluster.slices["goatdb"] = [
-            {
-                "metadata": {"labels": {"kubernetes.io/service-name": "goatdb-goatherd-nodes"}},
-                "addressType": "IPv4",
-                "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
-                "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
-            }
-        ]
-        roles = [*of_kind(path, "Role", "-controller-root"), *of_kind(path, "Role", "-find-nodes")]
-        token = cluster.account("controller", *roles)
-        explained = finish(start(controller, token, *controller["args"], "--explain"))
-        assert "cron `0 3 1 * *`" in explained
-        assert "Mon,Tue,Wed,Thu,Fri 02:00-05:00; in Europe/Berlin" in explained
-        finish(start(controller, token, "rotate", "--unlisted", "0s"))
-        assert current() != first
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/goatherd/v1/identity", timeout=HANG) as answer:
-            assert json.load(answer)["signer"] == current()
+            commands.run(server, ADMIN_TOKEN, "init")
+            first = current()
+            port = commands.serve(server, cluster.account("server", *of_kind(path, "Role", "-server-root")))
+            cluster.slices["goatdb"] = [nodes_slice(port)]
+            roles = [*of_kind(path, "Role", "-controller-root"), *of_kind(path, "Role", "-find-nodes")]
+            token = cluster.account("controller", *roles)
+            explained = commands.run(controller, token, *controller["args"], "--explain")
+            assert "cron `0 3 1 * *`" in explained
+            assert "Mon,Tue,Wed,Thu,Fri 02:00-05:00; in Europe/Berlin" in explained
+            commands.run(controller, token, "rotate", "--unlisted", "0s")
+            assert current() != first
+            assert signer_of(port) == current()
+
+
+def signer_of(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/goatherd/v1/identity", timeout=HANG) as answer:
+        return str(json.load(answer)["signer"])
 
 
 # --- the schema ---------------------------------------------------------------------------------------------------

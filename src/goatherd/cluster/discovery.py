@@ -316,8 +316,10 @@ class ServiceEndpoints:
                 self._reader = open_service_reader("k8s", self._cluster, timeout=self.timeout)
             slices = await self._reader.endpoint_slices(self._namespace, self._name)
         except PlatformError as problem:
-            hint = _RIGHTS if issubclass(problem.kind, ProviderAccessDeniedError) else None
-            raise DiscoveryError(f"{where}: {problem}", hint=hint) from problem
+            if issubclass(problem.kind, ProviderAccessDeniedError):
+                # In the message: what reports an obstacle of a rotation has a hint of its own.
+                raise DiscoveryError(f"{where}: {problem}. {_RIGHTS}", hint=_ROLE) from problem
+            raise DiscoveryError(f"{where}: {problem}") from problem
         except (GoatherdError, OSError) as error:
             raise DiscoveryError(f"{where}: {error}", hint=getattr(error, "hint", None)) from error
         places = self._places(slices)
@@ -356,6 +358,7 @@ class ServiceEndpoints:
 
 _NO_SERVER_NAMED: Final = "Goatherd does not treat an empty answer as an empty cluster."
 _RIGHTS: Final = "The account must be allowed to list endpointslices of discovery.k8s.io in that namespace."
+_ROLE: Final = "Create the Role and the RoleBinding that the how-to page `Discover servers` shows."
 
 
 def _counts(endpoint: Mapping[str, Any]) -> bool:

@@ -9,28 +9,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import ctypes
 import json
 import os
 import secrets
-import shutil
-import signal
 import ssl
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx2
 import pytest
 import yaml
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
@@ -47,203 +37,16 @@ from goatherd.providers.values import STABLE
 from goatherd.testing.contract import ProviderContract
 from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import FakeKubernetes
-from tests.ports import free_ports
+from tests.fakes.kubernetes_real import WHY_SKIPPED, Fields, RealKubernetes, find_programs
 
 from .test_contract import kubeconfig
 
-APISERVER = os.environ.get("GOATHERD_KUBE_APISERVER")
-ETCD = os.environ.get("GOATHERD_ETCD") or shutil.which("etcd")
-
 pytestmark = pytest.mark.slow
 
-if not APISERVER or not ETCD:
-    pytest.skip(
-        "NO REAL KUBERNETES API SERVER, SO THE PROVIDER IS TESTED AGAINST THE FAKE ONLY: set "
-        "GOATHERD_KUBE_APISERVER to a kube-apiserver, and install etcd or set GOATHERD_ETCD",
-        allow_module_level=True,
-    )
+if find_programs() is None:
+    pytest.skip(WHY_SKIPPED, allow_module_level=True)
 
-READY_WITHIN = 60.0
-ACCOUNTS = 12
 NEVER = RetryPolicy(attempts=1)
-_PR_SET_PDEATHSIG = 1
-
-Fields = dict[str, Any]
-
-
-class RealKubernetes:
-    """etcd and a kube-apiserver on 127.0.0.1, as a context manager, with the same face as the fake."""
-
-    def __init__(self, *extra: str) -> None:
-        self._extra = extra
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._home = tempfile.TemporaryDirectory(prefix="goatherd-kube-")
-        self.admin = secrets.token_hex(16)
-        self._tokens = {f"account-{number}": secrets.token_hex(16) for number in range(ACCOUNTS)}
-        self._free = list(self._tokens)
-        self.url = ""
-
-    @property
-    def home(self) -> Path:
-        return Path(self._home.name)
-
-    @property
-    def ca(self) -> Path:
-        return self.home / "certs/apiserver.crt"
-
-    def __enter__(self) -> Self:
-        try:
-            for attempt in range(5):
-                if self._start(last=attempt == 4):
-                    return self
-                self._stop()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        raise AssertionError("unreachable")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-        self._home.cleanup()
-
-    def ask(self, method: str, path: str, body: object = None, *, token: str = "", **more: Any) -> httpx2.Response:
-        """Send a request as an administrator, or with another token."""
-        headers = {"Authorization": f"Bearer {token or self.admin}", "Content-Type": "application/json"}
-        content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        verify = ssl.create_default_context(cafile=str(self.ca))
-        with httpx2.Client(verify=verify, trust_env=False, timeout=20) as http:
-            return http.request(method, f"{self.url}{path}", headers=headers, content=content, **more)
-
-    def account(self, *roles: Fields) -> str:
-        """Return the token of a user bound to Roles, once they are in force."""
-        user = self._free.pop()
-        rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/{}"
-        for number, role in enumerate(roles):
-            namespace, name = role["metadata"]["namespace"], f"{user}-{number}"
-            made = {**role, "metadata": {"namespace": namespace, "name": name}}
-            assert self.ask("POST", rbac.format(namespace, "roles"), made).status_code == 201
-            binding = {
-                "apiVersion": "rbac.authorization.k8s.io/v1",
-                "kind": "RoleBinding",
-                "metadata": {"name": name},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-                "subjects": [{"kind": "User", "name": user, "apiGroup": "rbac.authorization.k8s.io"}],
-            }
-            assert self.ask("POST", rbac.format(namespace, "rolebindings"), binding).status_code == 201
-            for rule in role["rules"]:
-                self._in_force(user, namespace, rule)
-        return self._tokens[user]
-
-    def _in_force(self, user: str, namespace: str, rule: Fields) -> None:
-        attributes = {"namespace": namespace, "verb": rule["verbs"][0], "resource": "secrets"}
-        attributes["name"] = next(iter(rule.get("resourceNames", ())), "")
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SubjectAccessReview",
-            "spec": {"user": user, "resourceAttributes": attributes},
-        }
-        end = time.monotonic() + 10
-        while time.monotonic() < end:
-            answer = self.ask("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review).json()
-            if answer["status"]["allowed"]:
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"the rule is not in force: {rule}")
-
-    def _start(self, *, last: bool) -> bool:
-        home, certs = self.home, self.home / "certs"
-        shutil.rmtree(home / "etcd", ignore_errors=True)
-        client, peer, secure = free_ports(3)
-        tokens = [f"{self.admin},admin,admin,system:masters"]
-        tokens += [f"{token},{user},{user}" for user, token in self._tokens.items()]
-        (home / "tokens").write_text("\n".join(tokens))
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        pem = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
-        (home / "accounts.key").write_bytes(pem)
-        etcd = f"http://127.0.0.1:{client}"
-        self.url = f"https://127.0.0.1:{secure}"
-        peers = f"http://127.0.0.1:{peer}"
-        options = {
-            "data-dir": home / "etcd",
-            "unsafe-no-fsync": "true",
-            "listen-client-urls": etcd,
-            "advertise-client-urls": etcd,
-            "listen-peer-urls": peers,
-            "initial-advertise-peer-urls": peers,
-            "initial-cluster": f"default={peers}",
-            "log-level": "error",
-        }
-        self._run("etcd", ETCD, options)
-        options = {
-            "etcd-servers": etcd,
-            "bind-address": "127.0.0.1",
-            "secure-port": secure,
-            "insecure-port": 0,
-            "cert-dir": certs,
-            "token-auth-file": home / "tokens",
-            "authorization-mode": "RBAC",
-            "service-account-key-file": home / "accounts.key",
-            "service-account-signing-key-file": home / "accounts.key",
-            "service-account-issuer": "https://goatherd.test",
-            "disable-admission-plugins": "ServiceAccount",
-            "endpoint-reconciler-type": "none",
-            "advertise-address": "127.0.0.1",
-        }
-        self._run("apiserver", APISERVER, options, *self._extra)
-        end = time.monotonic() + READY_WITHIN
-        while time.monotonic() < end:
-            for process in self._processes:
-                if process.poll() is not None:
-                    assert not last, f"{process.args} ended by itself:\n{self._logs()}"
-                    return False
-            with contextlib.suppress(httpx2.HTTPError, OSError):
-                if self.ask("GET", "/readyz").text == "ok" and self._has_default_namespace():
-                    return True
-            time.sleep(0.05)
-        raise AssertionError(f"not ready after {READY_WITHIN:g} s:\n{self._logs()}")
-
-    def _has_default_namespace(self) -> bool:
-        return self.ask("GET", "/api/v1/namespaces/default").status_code == 200
-
-    def _logs(self) -> str:
-        return "\n".join((self.home / name).read_text()[-2000:] for name in ("etcd.log", "apiserver.log"))
-
-    def _run(self, name: str, program: object, options: Mapping[str, object], *extra: str) -> None:
-        command = [program, *(f"--{key}={value}" for key, value in options.items()), *extra]
-        with (self.home / f"{name}.log").open("wb") as output:
-            self._processes.append(
-                subprocess.Popen(
-                    [str(each) for each in command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd=self.home,
-                    env={"HOME": str(self.home), "PATH": os.environ.get("PATH", "")},
-                    start_new_session=True,
-                    preexec_fn=die_with_parent if sys.platform == "linux" else None,
-                )
-            )
-
-    def _stop(self) -> None:
-        for process in reversed(self._processes):
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                if process.poll() is not None:
-                    break
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(5)
-        self._processes.clear()
-
-
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def provider_of(

@@ -37,7 +37,7 @@ from goatherd.providers.tls import default_context
 Result = TypeVar("Result")
 
 _LONGEST_ANSWER: Final = 8 << 20
-_QUOTED: Final = 200
+_QUOTED: Final = 500
 _OVERDUE: Final = 15.0
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/
