@@ -19,9 +19,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return Data(tmp_path_factory.mktemp("bench"))
 
 
+LONG = ["rotation"]
+"""Parts that take long at any size."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", [name for name in PARTS if name not in LONG])
 async def test_every_part_of_the_benchmark_works(name: str, data: Data) -> None:
+    await check_part(name, data)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", LONG)
+async def test_every_long_part_of_the_benchmark_works(name: str, data: Data) -> None:
+    await check_part(name, data)
+
+
+async def check_part(name: str, data: Data) -> None:
     rows = await PARTS[name](TINY, data)
     assert rows
     for row in rows:

@@ -40,7 +40,7 @@ NOTES = "/data/notes"
 SERVERS = 2
 PATIENCE = 120.0
 FEWEST_STEPS, MOST_STEPS = 12, 60
-FEW = 6
+FEW = 9
 """Of the effects, every n-th in a test that is not deep."""
 
 

@@ -271,8 +271,8 @@ SLOW: dict[Scenario, list[str]] = {
     revocation_with_a_server: ["serve", "status", "revoke", "identity", "rotation report"],
     door: ["door"],
     page: ["web"],
-    demo: ["demo"],
 }
+DEEP: dict[Scenario, list[str]] = {demo: ["demo"]}
 """By scenario, the documents and objects of which every declared field occurs in it."""
 
 
@@ -281,6 +281,7 @@ SLOW: dict[Scenario, list[str]] = {
     [
         *(pytest.param(*each, id=each[0].__name__) for each in FAST.items()),
         *(pytest.param(*each, id=each[0].__name__, marks=pytest.mark.slow) for each in SLOW.items()),
+        *(pytest.param(*each, id=each[0].__name__, marks=pytest.mark.deep) for each in DEEP.items()),
     ],
 )
 def test_every_declared_field_occurs(
@@ -299,7 +300,7 @@ def test_every_declared_field_occurs(
 
 
 def test_every_document_and_every_object_has_a_scenario() -> None:
-    covered = [name for names in [*FAST.values(), *SLOW.values()] for name in names]
+    covered = [name for names in [*FAST.values(), *SLOW.values(), *DEEP.values()] for name in names]
     assert sorted(covered) == sorted([*DOCUMENTS, *OBJECTS])
 
 

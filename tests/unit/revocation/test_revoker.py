@@ -141,11 +141,14 @@ async def test_nothing_is_written_by_a_plan(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_a_revocation_that_is_cut_off_at_any_call_of_the_store_is_carried_on(tmp_path: Path, after: bool) -> None:
+@pytest.mark.parametrize("stride", [2, pytest.param(1, marks=pytest.mark.deep)])
+async def test_a_revocation_that_is_cut_off_at_any_call_of_the_store_is_carried_on(
+    tmp_path: Path, after: bool, stride: int
+) -> None:
     a = root("root-a")
     at = calls = 0
     while calls >= at:
-        at += 1
+        at += stride
         async with (
             cluster_of(tmp_path / str(at), document_of(a), 1) as cluster,
             Counting(cluster.provider._store) as provider,

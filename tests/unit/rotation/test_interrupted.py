@@ -127,7 +127,8 @@ async def test_killed_at_every_effect_the_next_process_brings_it_to_steady(make_
 
 
 @pytest.mark.slow
-async def test_cancelled_at_every_call_the_next_process_brings_it_to_steady(make_herd: MakeHerd) -> None:
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.deep)])
+async def test_cancelled_at_every_call_the_next_process_brings_it_to_steady(make_herd: MakeHerd, stride: int) -> None:
     at = 0
     while True:
         herd = await make_herd(nodes=2, clients=1)
@@ -146,7 +147,7 @@ async def test_cancelled_at_every_call_the_next_process_brings_it_to_steady(make
         assert running[0].cancelled()
         await finish(herd)
         await herd.provider.delete(herd.secret_id)
-        at += 1
+        at += stride
     assert at > 60
 
 

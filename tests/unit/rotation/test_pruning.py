@@ -217,7 +217,7 @@ async def test_with_a_server_down_permanently_rotations_end_before_any_store_is_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PUBLISHED])
+@pytest.mark.parametrize("phase", [Phase.PREPARED, pytest.param(Phase.PUBLISHED, marks=pytest.mark.deep)])
 async def test_fifty_cancelled_rotations_leave_a_small_document_that_a_server_follows_that_has_seen_none(
     make_herd: MakeHerd, phase: Phase
 ) -> None:

@@ -123,8 +123,9 @@ async def failed(herd: Herd) -> Report:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.deep)])
 async def test_killed_at_every_effect_and_resumed_a_rotation_restarts_a_server_once(
-    make_herd: MakeHerd, after: bool
+    make_herd: MakeHerd, after: bool, stride: int
 ) -> None:
     at = 0
     while True:
@@ -142,5 +143,5 @@ async def test_killed_at_every_effect_and_resumed_a_rotation_restarts_a_server_o
         if trap.sprung is None:
             break
         await herd.provider.delete(herd.secret_id)
-        at += 1
+        at += stride
     assert at >= 20
