@@ -188,7 +188,7 @@ class RealKubernetes:
             "kubeconfig": config,
             "controllers": ",".join(names),
             "leader-elect": "false",
-            # Only objects of custom resources need it: they are not stored as protocol buffers.
+            # Custom resources are not sent as protocol buffers.
             "kube-api-content-type": "application/json",
             "bind-address": "127.0.0.1",
             "secure-port": 0,
