@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 
@@ -26,11 +27,10 @@ pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.cluster.discovery import source_of
 from goatherd.errors import DiscoveryError
-from tests.deadlines import ANSWER
+from tests.deadlines import ANSWER, HANG
 from tests.deploy.test_chart import (
     CHART,
     EXAMPLES,
-    FINDS_NODES,
     Commands,
     nodes_slice,
     of_kind,
@@ -39,6 +39,7 @@ from tests.deploy.test_chart import (
     template,
 )
 from tests.deploy.test_deploy import MANIFESTS, documents
+from tests.fakes.kubernetes_fake import FakeKubernetes
 from tests.fakes.kubernetes_real import WHY_SKIPPED, Fields, RealKubernetes, find_programs
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,7 @@ pytestmark = pytest.mark.slow
 if find_programs() is None:
     pytest.skip(WHY_SKIPPED, allow_module_level=True)
 
+SERVICE = "kubernetes.io/service-name"
 ANY_FIELDS: Fields = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
@@ -229,6 +231,41 @@ def check_is_stored(server: RealKubernetes, text: str, namespace: str, folder: P
         assert stored["metadata"]["uid"] == content["metadata"]["uid"]
     again = [each["metadata"].get("generation") for each in send(server, manifest)]
     assert again == [each["metadata"].get("generation") for each in applied], "nothing changes if it is applied again"
+    check_rights(server, manifest, namespace)
+
+
+def check_rights(server: RealKubernetes, manifest: Path, namespace: str) -> None:
+    """SECURITY: the API server gives each account what its Roles say, which other tests compare, and no other right."""
+    for account in of_kind(manifest, "ServiceAccount"):
+        name = account["metadata"]["name"]
+        bindings = [each for each in of_kind(manifest, "RoleBinding") if each["subjects"][0]["name"] == name]
+        roles = {each["roleRef"]["name"] for each in bindings}
+        wanted = [
+            rule for each in of_kind(manifest, "Role") if each["metadata"]["name"] in roles for rule in each["rules"]
+        ]
+        token = server.token_of(namespace, name)
+
+        def has_exactly_these(token: str = token, wanted: list[Fields] = wanted) -> bool:
+            return sorted(map(repr, rules_of(server, token, namespace))) == sorted(map(repr, map(normal, wanted)))
+
+        server.wait_until(f"{name} may do {wanted}", has_exactly_these)
+
+
+def rules_of(api: RealKubernetes, token: str, namespace: str) -> list[Fields]:
+    """Return what a token may do in a namespace, as the API server tells, without what every account may."""
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace},
+    }
+    answer = api.ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review, token=token).json()
+    rules: list[Fields] = answer["status"]["resourceRules"]
+    return [normal(each) for each in rules if each["apiGroups"] != ["authorization.k8s.io"]]
+
+
+def normal(rule: Fields) -> Fields:
+    """Return a rule with its members and their items in a fixed order."""
+    return {name: sorted(rule[name]) for name in sorted(rule)}
 
 
 @pytest.mark.parametrize(
@@ -322,29 +359,6 @@ def installed(server: RealKubernetes, tmp_path: Path) -> Installed:
     return made
 
 
-def rules_of(api: RealKubernetes, token: str) -> list[Fields]:
-    """Return what a token may do in the namespace, as the API server tells, without what every account may."""
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectRulesReview",
-        "spec": {"namespace": "goatdb"},
-    }
-    answer = api.ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review, token=token).json()
-    rules: list[Fields] = answer["status"]["resourceRules"]
-    return [each for each in rules if each["apiGroups"] != ["authorization.k8s.io"]]
-
-
-def test_the_accounts_of_the_chart_have_the_rights_that_goatherd_policy_prints(installed: Installed) -> None:
-    """SECURITY: the API server knows of no other right (tests/deploy/test_chart.py compares what is rendered)."""
-    secret = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["root"]}
-    assert rules_of(installed.api, installed.server_token) == [{**secret, "verbs": ["get", "watch"]}]
-    found = rules_of(installed.api, installed.controller_token)
-    assert sorted(found, key=lambda rule: rule["apiGroups"]) == [
-        {**secret, "verbs": ["get", "watch", "update"]},
-        *FINDS_NODES["rules"],
-    ]
-
-
 @pytest.mark.deep
 def test_a_server_and_the_controller_need_the_rights_of_the_chart_and_no_other(
     installed: Installed, tmp_path: Path
@@ -397,6 +411,7 @@ def test_a_server_and_the_controller_need_the_rights_of_the_chart_and_no_other(
 
 
 def slice_of(content: Fields) -> Fields:
+    """Return an EndpointSlice with its version and kind."""
     return {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", **content}
 
 
@@ -443,3 +458,33 @@ async def test_servers_are_discovered_from_slices_that_appear_change_and_go_away
         installed.wait_until(installed.controller_token, "list", "discovery.k8s.io/endpointslices", allowed=False)
         with pytest.raises(DiscoveryError, match="must be allowed to list endpointslices"):
             await found()
+
+
+def test_the_fake_lists_slices_as_the_real_server_does(installed: Installed) -> None:
+    api = installed.api
+    kept = nodes_slice(8080)
+    other = {**kept, "metadata": {**kept["metadata"], "name": "of-another", "labels": {SERVICE: "another"}}}
+    path = "/apis/discovery.k8s.io/v1/namespaces/goatdb/endpointslices"
+    query = f"?labelSelector={SERVICE.replace('/', '%2F')}%3D"
+    for each in (kept, other):
+        assert api.apply(slice_of(each)).status_code in (200, 201)
+    with FakeKubernetes(namespaces=["goatdb"]) as fake, httpx2.Client(trust_env=False, timeout=HANG) as http:
+        fake.slices["goatdb"] = [kept, other]
+        roles = {"find": of_kind(installed.path, "Role", "-find-nodes"), "other": []}
+        tokens = {"find": installed.controller_token, "other": installed.server_token}
+        for right, name in (("find", "goatdb-goatherd-nodes"), ("find", "nowhere"), ("other", "goatdb-goatherd-nodes")):
+            real = api.ask("GET", f"{path}{query}{name}", token=tokens[right])
+            user = f"system:serviceaccount:goatdb:goatdb-goatherd-{'controller' if right == 'find' else 'server'}"
+            headers = {"Authorization": f"Bearer {fake.account(user, *roles[right])}"}
+            faked = http.get(f"{fake.url}{path}{query}{name}", headers=headers)
+            assert faked.status_code == real.status_code
+            assert read(faked.json()) == read(real.json())
+    for each in (kept, other):
+        assert api.ask("DELETE", api.path_of(slice_of(each))).status_code == 200
+
+
+def read(answer: Fields) -> Fields:
+    """Return what Goatherd reads of a list or a Status."""
+    items = [{name: each[name] for name in ("addressType", "ports", "endpoints")} for each in answer.get("items") or []]
+    members = ("kind", "apiVersion", "status", "reason", "message", "code", "details")
+    return {"items": items, **{name: answer.get(name) for name in members}}

@@ -3,8 +3,8 @@
 What it is: ``/api/v1/namespaces/N/secrets``, and the list of EndpointSlices, on 127.0.0.1, plain or TLS, with
 resourceVersion, ``Status`` objects, RBAC with resourceNames, watches with bookmarks, size limits, troubles to order.
 What it is not: any other resource, patches, paging, dry runs, admission or encryption. Rules: a behaviour stands beside
-the page that it follows, under https://kubernetes.io/docs/reference/; tests/contract/kubernetes/test_real.py asks it
-and a real kube-apiserver the same questions about Secrets and compares the answers.
+the page that it follows, under https://kubernetes.io/docs/reference/; tests/contract/kubernetes/test_real.py and
+tests/deploy/test_chart_applied.py ask it and a real kube-apiserver the same questions and compare the answers.
 """
 
 from __future__ import annotations
@@ -276,7 +276,10 @@ class FakeKubernetes:
             and "resourceNames" not in rule
             for rule in rules
         ):
-            told = f'endpointslices.discovery.k8s.io is forbidden: User "{user}" cannot list resource "endpointslices"'
+            told = (
+                f'endpointslices.discovery.k8s.io is forbidden: User "{user}" cannot list resource "endpointslices" in '
+                f'API group "discovery.k8s.io" in the namespace "{namespace}"'
+            )
             raise StatusError(403, "Forbidden", told, {"group": "discovery.k8s.io", "kind": "endpointslices"})
         label, _, value = selector.partition("=")
         found = [each for each in self.slices.get(namespace, []) if each["metadata"]["labels"].get(label) == value]
