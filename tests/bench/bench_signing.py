@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from goatherd.aws_lc import use_aws_lc
+from goatherd.crypto.keys import verify_with
 from goatherd.identity.session import parse_signature, sign_commit, verify_commit
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import parse_json, to_json_bytes
@@ -31,8 +33,19 @@ async def run(scale: Scale, data: Data) -> list[Row]:
     return [
         _row("sign", lambda: sign_commit(owned, commit, now_ms=data.made_ms), bare.sign, "OpenSSL", rounds),
         _row("verify", lambda: verify_commit(owned.session, commit), bare.verify, "OpenSSL", rounds),
+        *_verify_with_aws_lc(lambda: verify_commit(owned.session, commit), rounds),
         _row("receive", receive, lambda: bare.parse([line]), "parsing", rounds),
     ]
+
+
+def _verify_with_aws_lc(verify: Callable[[], object], rounds: int) -> list[Row]:
+    """Measure what servers do if `awscrt` is installed, as `make bench` has it."""
+    if not use_aws_lc():
+        return []
+    try:
+        return [_row("verify-aws-lc", verify, bare.verify, "OpenSSL", rounds)]
+    finally:
+        verify_with(None)
 
 
 def _row(name: str, ours: Callable[[], object], limit: Callable[[], object], what: str, rounds: int) -> Row:

@@ -18,6 +18,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "command/status": "`goatherd status`, file store",
     "signing/sign": "sign a commit",
     "signing/verify": "verify a commit",
+    "signing/verify-aws-lc": "the same with AWS-LC, as servers do",
     "signing/receive": "decode a received commit, without verification",
     "signers/local": "signatures of a sealed key in a file, each verified",
     "signers/transit": "signatures of OpenBao's transit engine",

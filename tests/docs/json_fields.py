@@ -217,6 +217,10 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "platform": Field("string", "Operating system and processor."),
         "cryptography": Field("string", "Version of the library that makes and verifies signatures."),
         "openssl": Field("string", "Version of the OpenSSL in that library."),
+        "awscrt": Field(
+            "string or null",
+            "Version of the library with AWS-LC, which verifies signatures in servers; null if it is not installed.",
+        ),
         "tls": Field("string", "Version of the OpenSSL that Python uses for connections."),
         "extras": Field("array of string", "Extras that are installed."),
         "missingExtras": Field("array of string", "Extras of which a library is missing."),

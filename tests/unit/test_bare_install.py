@@ -12,7 +12,7 @@ import pytest
 
 import goatherd
 
-EXTRAS = ("starlette", "uvicorn", "uvloop", "httptools", "boto3", "google", "azure", "hvac", "kubernetes")
+EXTRAS = ("awscrt", "starlette", "uvicorn", "uvloop", "httptools", "boto3", "google", "azure", "hvac", "kubernetes")
 
 
 def bare(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from goatherd.aws_lc import use_aws_lc
 from goatherd.data_directory import decode_commits
 from goatherd.errors import SettingsError, VerificationError
 from goatherd.identity.document import IdentityDocument
@@ -89,6 +90,7 @@ class SessionLogReader:
                 self._keys[commit.key] = self._keys.get(commit.key, False) or _claims_root(commit)
             self._pool.offer_session_commits(fresh)
             verification = self._pool.prepare_pending(_EVERYTHING)
+            use_aws_lc()
             with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-sessions") as executor:
                 await asyncio.to_thread(verification.run, executor)
             self._pool.conclude_verification(verification)

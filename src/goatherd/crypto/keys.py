@@ -11,7 +11,8 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
 
 import cryptography
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -83,6 +84,36 @@ def _check_jwk(jwk: Mapping[str, Any]) -> None:
         raise DecodeError("a GoatDB key must be a JWK with kty EC and crv P-384")
 
 
+class ImportedKey(Protocol):
+    """A public key in another library than OpenSSL."""
+
+    def verify(self, digest: bytes, signature: bytes) -> bool:
+        """Return whether a DER signature matches the SHA-384 digest of the signed data."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OtherLibrary:
+    """A library that also verifies signatures.
+
+    Attributes:
+        import_key: Makes its key from a SubjectPublicKeyInfo in DER; raises RuntimeError if it cannot.
+        is_preferred: Whether the calling thread verifies with this library rather than with OpenSSL.
+    """
+
+    import_key: Callable[[bytes], ImportedKey]
+    is_preferred: Callable[[], bool]
+
+
+_other: OtherLibrary | None = None
+
+
+def verify_with(library: OtherLibrary | None) -> None:
+    """Let this process verify signatures with another library, or with OpenSSL alone."""
+    global _other
+    _other = library
+
+
 def library_versions() -> tuple[str, str]:
     """Return the version of the library `cryptography`, and the version of OpenSSL that it contains."""
     from cryptography.hazmat.backends.openssl.backend import backend
@@ -96,7 +127,7 @@ class PublicKey:
     Two keys are equal if their coordinates are equal.
     """
 
-    __slots__ = ("_key", "raw")
+    __slots__ = ("_imported", "_key", "raw")
 
     raw: bytes
     """``x || y``, 96 bytes."""
@@ -106,6 +137,7 @@ class PublicKey:
             raise DecodeError("a P-384 public key must be 96 bytes, x then y")
         self.raw = raw
         self._key: ec.EllipticCurvePublicKey | None = None
+        self._imported: ImportedKey | None = None
 
     @classmethod
     def from_jwk(cls, jwk: Mapping[str, Any]) -> PublicKey:
@@ -189,21 +221,31 @@ class PublicKey:
         }
 
     def verify(self, signature: bytes, data: bytes) -> None:
-        """Verify a raw 96-byte signature over `data` with this public key. Releases the GIL while OpenSSL works.
+        """Verify a raw 96-byte signature over `data` with this public key. OpenSSL releases the GIL while it verifies.
 
         Raises:
             InvalidSignatureError: The signature has a wrong length or does not match, or the key is not on the curve.
         """
         if len(signature) != SIGNATURE_BYTES:
             raise InvalidSignatureError(f"a signature must have {SIGNATURE_BYTES} bytes, not {len(signature)}")
+        der = der_from_raw(signature)
+        if _other is not None and _other.is_preferred():
+            try:
+                if self._imported is None:
+                    self._imported = _other.import_key(_SPKI_OF_P384 + self.raw)
+                is_valid = self._imported.verify(hashlib.sha384(data).digest(), der)
+            except RuntimeError:
+                pass  # such as a point that is not on the curve: OpenSSL decides
+            else:
+                if not is_valid:
+                    raise _mismatch()
+                return
         try:
-            key = self._parse_key()
+            self._parse_key().verify(der, data, VERIFY)
         except DecodeError as error:
             raise InvalidSignatureError(str(error)) from error
-        try:
-            key.verify(der_from_raw(signature), data, VERIFY)
         except InvalidSignature:
-            raise InvalidSignatureError("the signature does not match the data and the key") from None
+            raise _mismatch() from None
 
     def to_der(self) -> bytes:
         """Return the public key as a SubjectPublicKeyInfo (RFC 5480) in DER, the form in which `openssl` writes a key.
@@ -230,6 +272,10 @@ class PublicKey:
 
     def __repr__(self) -> str:
         return f"PublicKey(x={_encode_base64url(self.raw[:6])}…)"
+
+
+def _mismatch() -> InvalidSignatureError:
+    return InvalidSignatureError("the signature does not match the data and the key")
 
 
 class PrivateKey:

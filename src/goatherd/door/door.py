@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from goatherd.aws_lc import use_aws_lc
 from goatherd.clock import Clock, SystemClock
 from goatherd.door.commit_index import RepositoryIndexes
 from goatherd.door.exchange import HeaderRewriter
@@ -195,6 +196,7 @@ class Door:
         )
 
     async def __aenter__(self) -> Door:
+        use_aws_lc()
         self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-door")
         for trust in self.trusts:
             trust.set_sender(self._send_to_server)

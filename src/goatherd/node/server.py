@@ -31,6 +31,7 @@ from urllib.parse import quote
 
 import goatherd
 from goatherd.admission.access import AccessRule
+from goatherd.aws_lc import use_aws_lc
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.data_directory import SEEN_NAME
@@ -197,6 +198,7 @@ class Server:
         )
 
     async def __aenter__(self) -> Server:
+        use_aws_lc()
         self._verifiers = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-verify")
         self._stack.callback(self._verifiers.shutdown)
         self._workers = ThreadPoolExecutor(self._threads + 2, thread_name_prefix="goatherd-work")

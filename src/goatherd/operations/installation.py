@@ -29,6 +29,7 @@ class Installation:
         platform: The operating system and the processor.
         cryptography: Version of the library that makes and verifies signatures.
         openssl: Version of the OpenSSL in that library.
+        awscrt: Version of the library with AWS-LC, which verifies signatures in servers; None if it is not installed.
         tls: Version of the OpenSSL that Python uses for connections.
         extras: Extras whose libraries are all installed.
         missing: Extras of which at least one library is not installed.
@@ -39,6 +40,7 @@ class Installation:
     platform: str
     cryptography: str
     openssl: str
+    awscrt: str | None
     tls: str
     extras: tuple[str, ...]
     missing: tuple[str, ...]
@@ -50,6 +52,7 @@ class Installation:
             "platform": self.platform,
             "cryptography": self.cryptography,
             "openssl": self.openssl,
+            "awscrt": self.awscrt,
             "tls": self.tls,
             "extras": list(self.extras),
             "missingExtras": list(self.missing),
@@ -61,6 +64,7 @@ class Installation:
             f"goatherd, version {self.version}",
             f"python      {self.python}, {self.platform}",
             f"signatures  {self.openssl} (cryptography {self.cryptography})",
+            *([f"servers     verify signatures with AWS-LC (awscrt {self.awscrt})"] if self.awscrt else []),
             f"tls         {self.tls}",
             f"extras      {', '.join(self.extras) or 'none'}",
             *([f"missing     {', '.join(self.missing)}: pip install 'goatherd[NAME]'"] if self.missing else []),
@@ -76,13 +80,14 @@ def describe_installation() -> Installation:
         needs = _group_by_extra(metadata.requires(PACKAGE) or [])
     except metadata.PackageNotFoundError:  # run from a directory, without having been installed
         extras, needs = [], {}
-    installed = {extra: all(_is_installed(name) for name in needs.get(extra, ())) for extra in extras}
+    installed = {extra: all(_find_version(name) for name in needs.get(extra, ())) for extra in extras}
     return Installation(
         version=goatherd.__version__,
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         platform=f"{platform.system()} {platform.machine()}",
         cryptography=library,
         openssl=openssl,
+        awscrt=_find_version("awscrt"),
         tls=ssl.OPENSSL_VERSION,
         extras=tuple(extra for extra, is_there in sorted(installed.items()) if is_there),
         missing=tuple(extra for extra, is_there in sorted(installed.items()) if not is_there),
@@ -100,9 +105,8 @@ def _group_by_extra(requirements: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def _is_installed(name: str) -> bool:
+def _find_version(name: str) -> str | None:
     try:
-        metadata.version(name)
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None

@@ -211,7 +211,7 @@ def test_the_version_is_told(goatherd: Goatherd) -> None:
 
     lines = goatherd("--version").out.splitlines()
     assert lines[0] == f"goatherd, version {package.__version__}"
-    assert [line.split()[0] for line in lines[1:5]] == ["python", "signatures", "tls", "extras"]
+    assert [line.split()[0] for line in lines[1:6]] == ["python", "signatures", "servers", "tls", "extras"]
 
 
 @pytest.mark.parametrize("arguments", [["--version", "--json"], ["--json", "--version"]])

@@ -1,0 +1,167 @@
+"""AWS-LC decides as OpenSSL does, and verifies only where that is faster."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from goatherd import aws_lc
+from goatherd.aws_lc import use_aws_lc
+from goatherd.crypto import PrivateKey, PublicKey, keys
+from goatherd.crypto.keys import ImportedKey, OtherLibrary, verify_with
+from goatherd.errors import InvalidSignatureError
+
+KEY = PrivateKey.generate()
+DATA = b"a commit"
+ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
+
+
+@pytest.fixture(autouse=True)
+def every_signature_is_verified(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Verify also what this process has verified before; afterwards, verify with the library of before."""
+    before = keys._other
+    monkeypatch.setattr(PublicKey, "verify", inspect.unwrap(PublicKey.verify))
+    yield
+    verify_with(before)
+
+
+def numbers(signature: bytes) -> tuple[int, int]:
+    return int.from_bytes(signature[:48], "big"), int.from_bytes(signature[48:], "big")
+
+
+def signature_of(r: int, s: int) -> bytes:
+    return r.to_bytes(48, "big") + s.to_bytes(48, "big")
+
+
+def verdict(signature: bytes, data: bytes = DATA, raw: bytes = KEY.public_key.raw) -> bool:
+    try:
+        PublicKey(raw).verify(signature, data)
+    except InvalidSignatureError:
+        return False
+    return True
+
+
+def verdicts(signature: bytes, data: bytes = DATA, raw: bytes = KEY.public_key.raw) -> tuple[bool, bool]:
+    """Return the verdict of AWS-LC, and that of OpenSSL."""
+    assert use_aws_lc()
+    found = verdict(signature, data, raw)
+    verify_with(None)
+    return found, verdict(signature, data, raw)
+
+
+R, S = numbers(KEY.sign(DATA))
+
+
+@pytest.mark.parametrize(
+    ("signature", "is_valid"),
+    [
+        (signature_of(R, S), True),
+        (signature_of(R, ORDER - S), True),
+        (signature_of(R, S + 1), False),
+        (signature_of(0, S), False),
+        (signature_of(R, 0), False),
+        (signature_of(0, 0), False),
+        (signature_of(1, 1), False),
+        (signature_of(R, ORDER), False),
+        (signature_of(ORDER, S), False),
+        (signature_of(2**384 - 1, 2**384 - 1), False),
+        (signature_of(S, R), False),
+    ],
+)
+def test_signatures_at_the_edges_of_their_range_get_the_same_verdict(signature: bytes, is_valid: bool) -> None:
+    assert verdicts(signature) == (is_valid, is_valid)
+
+
+@given(st.binary(max_size=300), st.integers(0, 767))
+@settings(deadline=None, max_examples=30)
+def test_signatures_of_any_data_get_the_same_verdict_and_so_do_changed_ones(data: bytes, bit: int) -> None:
+    signature = KEY.sign(data)
+    assert verdicts(signature, data) == (True, True)
+    changed = bytearray(signature)
+    changed[bit // 8] ^= 1 << bit % 8
+    assert verdicts(bytes(changed), data) == (False, False)
+    assert verdicts(signature, data + b"x") == (False, False)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [KEY.public_key.raw[:-1] + bytes([KEY.public_key.raw[-1] ^ 1]), bytes(96), b"\xff" * 96],
+    ids=["off the curve", "zero", "out of range"],
+)
+def test_a_key_that_is_no_point_verifies_nothing(raw: bytes) -> None:
+    assert verdicts(KEY.sign(DATA), DATA, raw) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "in_main_thread", "in_worker"), [(1, True, True), (2, True, True), (3, True, False), (64, True, False)]
+)
+def test_worker_threads_leave_it_to_openssl_where_there_are_cores_for_several(
+    monkeypatch: pytest.MonkeyPatch, cores: int, in_main_thread: bool, in_worker: bool
+) -> None:
+    monkeypatch.setattr(aws_lc, "_core_count", lambda: cores)
+    assert use_aws_lc()
+    library = keys._other
+    assert library is not None
+    used = 0
+
+    class Counted:
+        def __init__(self, key: ImportedKey) -> None:
+            self._key = key
+
+        def verify(self, digest: bytes, signature: bytes) -> bool:
+            nonlocal used
+            used += 1
+            return self._key.verify(digest, signature)
+
+    verify_with(OtherLibrary(lambda der: Counted(library.import_key(der)), library.is_preferred))
+    signature = KEY.sign(DATA)
+
+    def is_used() -> bool:
+        before = used
+        PublicKey(KEY.public_key.raw).verify(signature, DATA)
+        return used > before
+
+    assert is_used() is in_main_thread
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(is_used).result() is in_worker
+
+
+def test_without_the_library_openssl_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_with(None)
+    monkeypatch.setitem(sys.modules, "awscrt.crypto", None)
+    assert not use_aws_lc()
+    assert keys._other is None
+    assert verdict(KEY.sign(DATA))
+
+
+def test_a_library_that_fails_is_no_verdict() -> None:
+    def fail(_: bytes) -> ImportedKey:
+        raise RuntimeError("out of memory")
+
+    verify_with(OtherLibrary(fail, lambda: True))
+    assert verdict(KEY.sign(DATA))
+    assert not verdict(KEY.sign(DATA + b"x"))
+
+
+def test_many_threads_verify_with_one_key() -> None:
+    assert use_aws_lc()
+    texts = [hashlib.sha256(bytes([number])).digest() for number in range(64)]
+    signatures = [KEY.sign(text) for text in texts]
+    key = PublicKey(KEY.public_key.raw)
+
+    def check(number: int) -> bool:
+        key.verify(signatures[number], texts[number])
+        with pytest.raises(InvalidSignatureError):
+            key.verify(signatures[number], texts[number - 1])
+        return True
+
+    run: Callable[[int], bool] = check
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run, range(64)))
