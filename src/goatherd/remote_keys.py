@@ -23,9 +23,9 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey, fingerprint
@@ -35,9 +35,11 @@ from goatherd.identity.session import OwnedSession
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
+    from goatherd.identity.document import IdentityDocument
     from goatherd.signers.threads import Threads
     from goatherd.signers.verified import SignerCounts, VerifiedSigner
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 _log: Final = logging.getLogger("goatherd.signers")
@@ -66,6 +68,16 @@ async def sign_aside(work: Callable[[], R], *signers: OwnedSession | None) -> R:
     if any(one is not None and one.is_remote for one in signers):
         return await _threads().run(work)
     return work()
+
+
+async def call_signing(
+    function: Callable[Concatenate[IdentityDocument, P], R],
+    document: IdentityDocument,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    """Call a function that signs with the roots of an identity document, its first argument (see `sign_aside`)."""
+    return await sign_aside(partial(function, document, *args, **kwargs), document.current, document.next)
 
 
 async def run_remote(work: Callable[[], R]) -> R:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.observer import Observer
@@ -25,7 +24,7 @@ from goatherd.operations.rotate import Nodes, distrusted, resolve_nodes
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, VersionId
-from goatherd.remote_keys import sign_aside
+from goatherd.remote_keys import call_signing
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import Ask, read_earlier
 from goatherd.rotation.store_history import check_distrusted, check_store_history
@@ -227,8 +226,8 @@ async def sign_current(
         trusted = [root for root in signed.roots if root.id not in signed.revoked_ids]
         verify_succession(document, trusted, anchor=signed.anchor_session)
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
-    sign = partial(sign_again, document, clock.now_ms(), after=_last_generation(document, signed), signed=signed)
-    changed = await sign_aside(sign, document.current)
+    after = _last_generation(document, signed)
+    changed = await call_signing(sign_again, document, clock.now_ms(), after=after, signed=signed)
     await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
     return changed
 
@@ -263,8 +262,7 @@ async def sign_earlier(
             " earlier root sign.",
         )
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
-    sign = partial(sign_again, signed, clock.now_ms(), after=_last_generation(document, signed))
-    changed = await sign_aside(sign, signed.current)
+    changed = await call_signing(sign_again, signed, clock.now_ms(), after=_last_generation(document, signed))
     await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
     return changed
 

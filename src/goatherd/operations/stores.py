@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.discovery import NodeDirectory
@@ -31,7 +30,7 @@ from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.capabilities import ReplicatingSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
-from goatherd.remote_keys import sign_aside
+from goatherd.remote_keys import call_signing
 from goatherd.stores import (
     DocumentMark,
     FollowerView,
@@ -368,10 +367,9 @@ async def promote_store(
             await member.provider.promote_replica(inner)
         labels = await _read_labels(member.provider, inner, found.version.id)
         above = max([document.generation, *(one.generation for one in seen.values())])
-        record = partial(
+        changed = await call_signing(
             record_promotion, document, time.now_ms(), region=region, above=above, stable_version=labels.get(STABLE)
         )
-        changed = await sign_aside(record, document.current)
         await member.provider.write(inner, encode_document(changed), label=CURRENT, expected=found.version.id)
     return PromotionReport(
         region=region,

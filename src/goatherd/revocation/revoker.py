@@ -52,7 +52,7 @@ from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
-from goatherd.remote_keys import sign_aside
+from goatherd.remote_keys import call_signing, sign_aside
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
 from goatherd.revocation.report import NodeOutcome, RevocationReport, count_claims
 from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
@@ -619,7 +619,7 @@ class Revoker:
             # A store may apply a write and report a conflict, so this may be our own.
             if freeze is not None and (freeze.commits, freeze.digest) == (len(union), union.digest):
                 return None
-            record = partial(
+            return await call_signing(
                 transitions.record_frozen_commits,
                 document,
                 session_id,
@@ -627,7 +627,6 @@ class Revoker:
                 commits=len(union),
                 digest=union.digest,
             )
-            return await sign_aside(record, document.current)
 
         changed, _ = await self._change_identity("write the closed list of commits", change)
         self._emit_step(RevocationStep.CLOSED, changed, session_id, count=len(union))
@@ -706,8 +705,7 @@ class Revoker:
         if document.anchor is not None:
             # Any other introduction would need another signature of the anchor, and servers hold one by it.
             good = [one for one in good if is_introduced_by_anchor(document, one)]
-        make = partial(_make_introductions, document, good, self._org)
-        commits = await sign_aside(make, document.current)
+        commits = await call_signing(_make_introductions, document, good, self._org)
         todo = [one for one in commits if one["id"] not in known]
         if not todo:
             return
@@ -763,8 +761,8 @@ class Revoker:
         async def change(document: IdentityDocument) -> IdentityDocument | None:
             if _find_entry(document, session_id).settled_at is not None:
                 return None
-            record = partial(transitions.record_reissued_sessions, document, session_id, self._clock.now_ms())
-            return await sign_aside(record, document.current)
+            now_ms = self._clock.now_ms()
+            return await call_signing(transitions.record_reissued_sessions, document, session_id, now_ms)
 
         changed, _ = await self._change_identity("record the revocation as settled", change)
         self._emit_step(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
@@ -777,8 +775,7 @@ class Revoker:
         # Every check that can reject the later record runs now, because a destroyed key cannot be recovered.
         await self._signatures.check(document)
         if session_id not in document.retired_ids:
-            record = partial(transitions.record_retirement, document, session_id, self._clock.now_ms())
-            await sign_aside(record, document.current)
+            await call_signing(transitions.record_retirement, document, session_id, self._clock.now_ms())
         report = self._report
         report.destroyed = report.given_up = ()
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
@@ -793,8 +790,7 @@ class Revoker:
         async def change(document: IdentityDocument) -> IdentityDocument | None:
             if session_id in document.retired_ids:
                 return None
-            record = partial(transitions.record_retirement, document, session_id, self._clock.now_ms())
-            return await sign_aside(record, document.current)
+            return await call_signing(transitions.record_retirement, document, session_id, self._clock.now_ms())
 
         changed, _ = await self._change_identity(f"record root {session_id} as retired", change)
         return changed

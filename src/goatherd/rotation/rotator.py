@@ -54,7 +54,7 @@ from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_cancelled_holdings, find_holdings
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
-from goatherd.remote_keys import sign_aside
+from goatherd.remote_keys import call_signing, sign_aside
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorChoice,
@@ -726,7 +726,7 @@ class Rotator:
                     now_ms=now_ms,
                     direct=direct,
                 )
-                prepare = partial(
+                prepared = await call_signing(
                     transitions.prepare_rotation,
                     document,
                     successor,
@@ -736,14 +736,14 @@ class Rotator:
                     stable_version=expected,
                     word=word,
                 )
-                await self._write(await sign_aside(prepare, document.current), expected)
+                await self._write(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
                 await self._store.reserve_room(self._secret_id)
                 wanted = document.find_root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")
                 earlier = await read_earlier_root(self._store, self._secret_id, wanted)
-                prepare = partial(
+                prepared = await call_signing(
                     transitions.prepare_restore,
                     document,
                     earlier,
@@ -753,10 +753,9 @@ class Rotator:
                     stable_version=expected,
                     has_left=True,
                 )
-                await self._write(await sign_aside(prepare, document.current), expected)
+                await self._write(prepared, expected)
             case Introduce(nodes=urls):
-                introductions = partial(make_introductions, document, org=self._org)
-                pushes = await sign_aside(introductions, document.current)
+                pushes = await call_signing(make_introductions, document, org=self._org)
 
                 async def introduce(node: Node) -> None:
                     for commits in pushes:
@@ -764,13 +763,12 @@ class Rotator:
 
                 await self._observer.call_each(urls, introduce)
             case CrossSign(node=url):
-                commit = await sign_aside(partial(make_cross_signature, document, org=self._org), document.current)
+                commit = await call_signing(make_cross_signature, document, org=self._org)
                 await self._observer.call_each(
                     (url,), lambda node: node.push(SESSIONS_PATH, [commit], document.current, now_ms)
                 )
             case Advance(step=step, expected=expected):
-                advance = partial(_advance_document, document, step, now_ms)
-                await self._write(await sign_aside(advance, document.current, document.next), expected)
+                await self._write(await call_signing(_advance_document, document, step, now_ms), expected)
             case Abandon(step=step, expected=expected, reason=reason):
                 abandoned = await self._abandon_document(document, step, reason)
                 provider = self._provider
@@ -784,19 +782,17 @@ class Rotator:
                         raise
                     self._undestroyed[version] = error.code
             case RecordRetired(session_id=session_id, expected=expected):
-                retire = partial(transitions.record_retirement, document, session_id, now_ms)
-                await self._write(await sign_aside(retire, document.current), expected)
+                retired = await call_signing(transitions.record_retirement, document, session_id, now_ms)
+                await self._write(retired, expected)
             case CorrectTimes(expected=expected):
-                correct = partial(transitions.correct_times, document, now_ms)
-                await self._write(await sign_aside(correct, document.current), expected)
+                await self._write(await call_signing(transitions.correct_times, document, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
                 commits = [await self._introduce_earlier(document, one) for one in ids]
                 await self._observer.call_each(
                     urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
                 )
             case Prune(session_ids=ids, expected=expected):
-                prune = partial(transitions.prune_roots, document, ids, now_ms)
-                await self._write(await sign_aside(prune, document.current), expected)
+                await self._write(await call_signing(transitions.prune_roots, document, ids, now_ms), expected)
                 self._pruned.update(ids)
             case _:  # pragma: no cover - the loop handles the others
                 raise AssertionError(f"the rotator has no method for the action {action}")
@@ -804,8 +800,7 @@ class Rotator:
     async def _introduce_earlier(self, document: IdentityDocument, root_id: str) -> dict[str, Any]:
         """Return the introduction of a previous root, which the anchor signs if the identity has one."""
         if document.anchor is None or is_introduced_by_anchor(document, root_id):
-            make = partial(make_earlier_introduction, document, root_id, org=self._org)
-            return await sign_aside(make, document.current)
+            return await call_signing(make_earlier_introduction, document, root_id, org=self._org)
         if root_id not in self._earlier:
             root = document.find_root(root_id)
             assert root is not None
@@ -873,8 +868,7 @@ class Rotator:
     async def _abandon_document(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
         now_ms = self._time_to_record()
         if step is Step.CANCEL:
-            cancel = partial(transitions.cancel_rotation, document, now_ms, reason=reason)
-            return await sign_aside(cancel, document.current)
+            return await call_signing(transitions.cancel_rotation, document, now_ms, reason=reason)
         record = document.rotation
         assert record is not None
         assert record.stable_version is not None
