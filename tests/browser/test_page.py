@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,8 @@ def test_a_lost_connection_is_shown_and_comes_back(open_page: OpenPage) -> None:
 
 
 def test_the_keyboard_reaches_everything(server: PageServer, open_page: OpenPage) -> None:
-    server.show(view_of(SCENES["long-history"]))
+    view = view_of(SCENES["long-history"])
+    server.show(view)
     page = open_page(server.url, permissions=["clipboard-read", "clipboard-write"])
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
@@ -122,7 +124,12 @@ def test_the_keyboard_reaches_everything(server: PageServer, open_page: OpenPage
     expect(page.get_by_role("table", name="History").get_by_role("row")).to_have_count(126)
     link = page.get_by_role("table", name="History").get_by_role("link").last
     link.press("Enter")
-    expect(page.locator("tr:target")).to_be_in_viewport()
+    expect(page.locator("tr.target")).to_be_in_viewport()
+    page.evaluate("() => document.querySelector('tr.target').classList.add('before')")
+    assert view.trail is not None
+    server.show(replace(view, trail=replace(view.trail, text="62 records")))
+    expect(page.get_by_text("62 records")).to_be_visible()
+    expect(page.locator("tr.target:not(.before)"), "an update keeps the mark").to_be_in_viewport()
     page.locator("summary").press("Enter")
     expect(page.get_by_role("table", name="Newest records")).to_be_visible()
 

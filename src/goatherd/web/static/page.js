@@ -56,7 +56,13 @@
     return found && !found.isCollapsed && within.contains(found.anchorNode);
   }
 
-  // Replaces a section, and keeps what the reader had focused and opened.
+  // `:target` matches no element that came after the reader followed the link to it.
+  function markTarget() {
+    for (const one of document.querySelectorAll(".target")) one.classList.remove("target");
+    document.getElementById(location.hash.slice(1))?.classList.add("target");
+  }
+
+  // Replaces a section, and keeps what the reader had focused, opened and linked to.
   function show(id, html) {
     const section = document.getElementById(id);
     if (!section || hasSelection(section)) return false;
@@ -67,6 +73,7 @@
     section.innerHTML = html;
     for (const one of open) document.getElementById(one)?.setAttribute("open", "");
     localTimes(section);
+    markTarget();
     if (place >= 0) section.querySelectorAll("a,button,select,summary")[place]?.focus({ preventScroll: true });
     return true;
   }
@@ -96,6 +103,7 @@
     setTimeout(() => button.classList.remove("copied"), 1500);
   });
 
+  addEventListener("hashchange", markTarget);
   document.getElementById("zone").textContent = Intl.DateTimeFormat().resolvedOptions().timeZone;
   localTimes(document);
   ages();
