@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from goatherd.aws_lc import use_aws_lc
 from goatherd.crypto import PrivateKey, PublicKey, keys
 from goatherd.crypto.keys import ImportedKey, OtherLibrary, verify_with
 from goatherd.errors import InvalidSignatureError
+from tests.vectors import runner
 
 KEY = PrivateKey.generate()
 DATA = b"a commit"
@@ -54,6 +56,26 @@ def verdicts(signature: bytes, data: bytes = DATA, raw: bytes = KEY.public_key.r
     found = verdict(signature, data, raw)
     verify_with(None)
     return found, verdict(signature, data, raw)
+
+
+class Counted:
+    """A key that notes each use."""
+
+    def __init__(self, key: ImportedKey, uses: list[bytes]) -> None:
+        self._key = key
+        self._uses = uses
+
+    def verify(self, digest: bytes, signature: bytes) -> bool:
+        self._uses.append(signature)
+        return self._key.verify(digest, signature)
+
+
+def count_uses(library: OtherLibrary | None) -> list[bytes]:
+    """Verify with this library, and return a list of the signatures that it will have verified."""
+    assert library is not None
+    uses: list[bytes] = []
+    verify_with(OtherLibrary(lambda der: Counted(library.import_key(der), uses), library.is_preferred))
+    return uses
 
 
 R, S = numbers(KEY.sign(DATA))
@@ -107,26 +129,13 @@ def test_worker_threads_leave_it_to_openssl_where_there_are_cores_for_several(
 ) -> None:
     monkeypatch.setattr(aws_lc, "_core_count", lambda: cores)
     assert use_aws_lc()
-    library = keys._other
-    assert library is not None
-    used = 0
-
-    class Counted:
-        def __init__(self, key: ImportedKey) -> None:
-            self._key = key
-
-        def verify(self, digest: bytes, signature: bytes) -> bool:
-            nonlocal used
-            used += 1
-            return self._key.verify(digest, signature)
-
-    verify_with(OtherLibrary(lambda der: Counted(library.import_key(der)), library.is_preferred))
+    uses = count_uses(keys._other)
     signature = KEY.sign(DATA)
 
     def is_used() -> bool:
-        before = used
+        before = len(uses)
         PublicKey(KEY.public_key.raw).verify(signature, DATA)
-        return used > before
+        return len(uses) > before
 
     assert is_used() is in_main_thread
     with ThreadPoolExecutor(1) as pool:
@@ -165,3 +174,11 @@ def test_many_threads_verify_with_one_key() -> None:
     run: Callable[[int], bool] = check
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(run, range(64)))
+
+
+@pytest.mark.slow
+def test_signatures_that_goatdb_made_get_the_verdict_that_the_vectors_name() -> None:
+    assert use_aws_lc()
+    uses = count_uses(keys._other)
+    assert runner.main([str(Path(runner.__file__).parent)]) == 0
+    assert len(uses) > 900
