@@ -40,7 +40,7 @@ REQUEST_WINDOW = timedelta(minutes=3)
 _MEMBERS = frozenset({"id", "publicKey", "privateKey", "owner", "expiration"})
 
 
-class Signer(Protocol):
+class SigningKey(Protocol):
     """The interface of a key that makes raw 96-byte signatures, in memory or in a KMS."""
 
     @property
@@ -132,7 +132,7 @@ class OwnedSession:
     """
 
     session: Session
-    signer: Signer = field(repr=False, compare=False)
+    signer: SigningKey = field(repr=False, compare=False)
 
     @classmethod
     def generate(
