@@ -95,10 +95,10 @@ class LeaseRecord:
 
 
 class Lease:
-    """One node's handle on the cluster's restart lease. One use at a time.
+    """One node's handle on the cluster's restart lease. Not for concurrent use.
 
     Args:
-        provider: The store; entered by the caller.
+        provider: The store, which the caller has opened.
         secret_id: The secret that stores the lease; created on first use.
         holder: Human-readable name of this node: ``host:pid``.
         token: Identifies this node (default: random). After a crash or a lost answer, the node recognizes its own lease

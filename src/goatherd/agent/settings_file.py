@@ -121,10 +121,10 @@ class SettingsFile:
             self.write(text)
 
     def move_in(self, is_ours: Callable[[Path], bool]) -> Path | None:
-        """If the link points to another file in memory, move its bytes to this file.
+        """If settings.json is a link to another settings file in memory, move the content of that file to this one.
 
         Args:
-            is_ours: Whether an agent for this data directory has put a file there.
+            is_ours: Whether an agent for this data directory has made a given directory.
 
         Returns:
             The directory of the other file; None if there is no link to another file.

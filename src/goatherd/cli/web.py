@@ -64,10 +64,10 @@ from goatherd.web.publisher import publish_views
 def web(app: App) -> None:
     """Serve a read-only page with the status of a cluster, live.
 
-    It shows the store, the identity and every server. The page is served to this machine only, unless a token and TLS
-    are given, or a reverse proxy that signs readers in. Each server and the store are read once in an interval, however
-    many pages are open. The process that answers readers is a process of its own and holds no key. No request changes
-    anything in the cluster.
+    It shows the store, the identity and every server. The page is served to this machine only. To serve it to others,
+    give a token and TLS, or name a reverse proxy that authenticates readers. Each server and the store are read once in
+    an interval, however many pages are open. The process that answers readers is a process of its own and holds no key.
+    No request changes anything in the cluster.
 
     The command prints one line when the page is served. SIGTERM or Ctrl-C stops it.
     """

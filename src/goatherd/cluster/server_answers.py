@@ -155,20 +155,21 @@ class ServerIdentity:
 
     Attributes:
         org: The organization.
-        signer: Id of the session that signs there; an agent reports it after it has asked its server.
+        signer: Id of the session with which the server signs; an agent reports it after it has asked its server.
         roots: Ids of the roots that it trusts.
         revoked: Ids of the sessions that it rejects as revoked.
         generation: Generation of the identity that it uses.
         has_seen_signed: Whether it rejects an identity document that is not signed.
-        digest: SHA-256 of that identity's text, hexadecimal.
+        digest: SHA-256 of the text of the identity that it uses, hexadecimal.
         phase: Phase of the rotation that it knows of.
         view_age: How long ago the source of its identity last gave a valid answer.
         view_interval: Longest time between two reads of the store.
-        says_interval: Whether it reports how often it reads the store; None in `view_interval` then means never.
+        says_interval: Whether it reports `view_interval`. If it does, a `view_interval` of None means that it reads the
+            store only when asked to.
         is_watching: Whether the store notifies it of changes.
         is_degraded: Whether the last read of the source failed, or its result was rejected.
         source: Where its identity comes from.
-        refusal: The error code of that failure.
+        refusal: The error code for which it is degraded.
         data: The result of the check of its logs.
         instance: Id of the server process.
         peers: The peers that it synchronizes with; None if it does not report them.

@@ -488,7 +488,10 @@ class RepositoryIndex:
 
 
 class _ConcurrentCreationError(DroppedError):
-    """A second creation of a key of which no stored commit has a child: merging the two would crash the server."""
+    """A commit creates an item that another commit has created, and no commit of the item has a child.
+
+    An unmodified server would crash when it merges the two.
+    """
 
     def __init__(self, commit: Commit) -> None:
         super().__init__(DoorRule.BIRTH, f"commit {commit.id!r} is a second creation of {commit.key!r}")

@@ -757,8 +757,8 @@ def record_promotion(
         now_ms: Milliseconds since 1970.
         region: The region of the store.
         above: The highest generation that was seen; the new document's generation is higher.
-        stable_version: The store's version id with the label ``stable``, to which a rotation in progress is rolled
-            back; ids of another store mean nothing there.
+        stable_version: Id of the version that has the label ``stable`` in that store. A rotation in progress is rolled
+            back to it, since the id from the former primary store does not exist there.
     """
     record = document.rotation
     return _next_document(

@@ -82,7 +82,7 @@ class Unreadable:
 
 
 def decode_lines(data: bytes, org: str) -> Iterator[tuple[LogLine, Commit | Unreadable]]:
-    """Decode each line of a repository's log except blank lines; yield the line with its commit or its damage."""
+    """Decode each line of a repository's log except blank lines; yield it with its commit, or with what is wrong."""
     for line in read_lines(data):
         raw = data[line.start : line.end]
         if not line.is_finished:

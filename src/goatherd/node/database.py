@@ -826,7 +826,7 @@ class Database:
             peer.sync_now()
 
     def _connect_root(self, document: IdentityDocument) -> IdentityDocument:
-        """Return the identity with a current root that signs with this server's own signer (direct mode)."""
+        """Return the document with a current root that signs by the signer that the server has opened (direct mode)."""
         if not document.current.is_remote:
             return document
         return replace(document, current=self._root_signers.connect(document.current))

@@ -7,13 +7,13 @@ Commits are held in compact form (`Commit.compact`), since few of them are ever 
 
 The repository verifies nothing: `goatherd.node.engine` verifies and authorizes commits first, and the log holds only
 accepted ones. The repository never changes or drops a commit. Of two commits with the same id it keeps the first.
-(GoatDB does so across all repositories, and before it verifies them.)
+(GoatDB also keeps the first, but compares ids across all repositories, and before it verifies commits.)
 
 A read returns the head by GoatDB's order. Leaves are not merged here, except concurrent creations
 (`goatherd.node.concurrent_creation`); GoatDB's servers and clients merge the others, by ordinary commits.
 
 COMPAT: a delta counts as *corrupted* if it does not fit its base, or if it changes rich text, which Goatherd cannot
-read yet. Reading the key then returns its newest commit that is not corrupted, and `Item.fallback` is true. Chains of
+read yet. Reading the item then returns its newest commit that is not corrupted, and `Item.fallback` is true. Chains of
 deltas are followed by loops, not by recursion; a chain that forms a cycle is unreadable.
 """
 

@@ -1,8 +1,8 @@
-"""The stores of several regions: show them, bring followers forward, and make a follower the primary store.
+"""The stores of several regions: show them, copy a newer identity to followers, and make a follower the primary store.
 
 `read_regions` changes nothing. `sync_stores` writes followers only, and never over a later identity. `promote_store`
-writes one new version to the promoted store, whose generation is higher than any that was seen; the configuration of
-the commands that write has to be changed by the operator.
+writes one version to the promoted store, with a higher generation than any that was seen. The operator then names the
+new primary store in the configuration of every command that writes.
 """
 
 from __future__ import annotations

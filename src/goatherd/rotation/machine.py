@@ -658,8 +658,8 @@ def excused(observation: Observation, policy: Policy) -> frozenset[str]:
 def is_outvoted(observation: Observation, policy: Policy) -> bool:
     """Return whether a configured quorum overrules the servers that report that they reject the new identity.
 
-    Such a report is unsigned. A server that sends it is still observed while it answers, and the rotation waits for it
-    until the deadline (`excused`).
+    Such a report is unsigned, so a quorum of other servers may overrule it. The rotation still observes a server that
+    sends it, and waits for it until the deadline, then goes on without it (`excused`).
     """
     total = len(observation.nodes)
     others = sum(node.rejects is None and node.reachable for node in observation.nodes)

@@ -140,7 +140,7 @@ class Flow:
 def find_flow(nodes: Sequence[NodeView]) -> Flow:
     """Return which servers synchronize commits with each other, according to their reports.
 
-    Each pair of peers both sends and fetches commits, so the report of one of them is enough.
+    A server sends commits to its peer and also fetches them from it, so the report of one of the two is enough.
     """
     telling = [node for node in nodes if node.instance is not None and node.partners is not None]
     known = {node.url for node in telling}

@@ -1,10 +1,10 @@
 """Make a store answer a request wrongly, to test whether a provider notices the wrong answer.
 
-A wrong answer reports success, but the change was not made, was made twice, or was made to another version; or the
+A wrong answer reports success, but the change was not made, was made twice, or was made to the wrong version; or the
 answer is empty or truncated. Errors, lost answers and broken networks are not simulated.
 
-A fake server or a client's transport calls `WrongAnswers` for each request. It gives one wrong answer when a check
-requests that, and passes every other answer and every error on unchanged.
+A fake server or a client's transport calls `WrongAnswers` for each request. It gives one wrong answer when a check of
+the contract suite requests that, and passes every other answer and every error on unchanged.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ _log = logging.getLogger("goatherd.web")
 
 
 class ViewSource(Protocol):
-    """What makes views; `goatherd.web.collector.Collector` implements it."""
+    """Reads the status, and makes the views that the page shows; `goatherd.web.collector.Collector` implements it."""
 
     async def collect(self) -> View: ...
 

@@ -330,7 +330,7 @@ def _skip_string(body: bytes, start: int) -> int:
 def _read_gap(text: bytes, commits: RawCommits, *, is_first: bool, is_last: bool) -> None:
     """Check that a JSON text between two objects of an array contains only commas and items that are not objects.
 
-    These items are counted.
+    These items are added to the count of `commits`.
     """
     bare = text.strip(_SPACE)
     if bare == (b"" if is_first or is_last else b","):

@@ -328,7 +328,7 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
     """Decode the edit of a delta commit and encode it again, as GoatDB does before it verifies the commit.
 
     Args:
-        like_goatdb: Whether to accept a change of a set field to a value that is not a set.
+        like_goatdb: Whether to accept, as GoatDB does, a change that replaces a field of type Set by another value.
 
     Raises:
         DecodeError: A change is malformed, or of an unknown kind.

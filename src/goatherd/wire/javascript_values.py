@@ -2,8 +2,8 @@
 
 Pure. The rules are in docs/reference/goatdb-formats.md#javascript-values. A JavaScript number is a Python ``int``
 (within 2^53) or ``float``, a string is ``str`` (compared by UTF-16 unit), null is ``None``, undefined is `UNDEFINED`,
-an array is a list, a plain object a dict; a Date, a Set and a Map are the classes below. `goatherd.wire.json` has their
-JSON, and `goatherd.wire.encoders` the marked JSON of Dates and Sets.
+an array is a list, a plain object a dict; a Date, a Set and a Map are the classes below. `goatherd.wire.json` writes
+them as plain JSON, and `goatherd.wire.encoders` writes Dates and Sets as JSON objects with a type marker.
 """
 
 from __future__ import annotations

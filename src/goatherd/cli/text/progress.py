@@ -141,7 +141,7 @@ class RotationProgress:
         self._line("takenOver", data, text)
 
     def _activities(self, urls: Sequence[str]) -> list[str]:
-        """Return, for servers that the rotation waits for, what their agents are doing and which servers are polled."""
+        """Return what the agents of these servers are doing, and which of the other servers are polled."""
         seen = {node.url: node.activity for node in self._nodes}
         told = [f"{url} {seen[url]}" for url in urls if seen.get(url) is not None]
         return told + [f"{url}: {_POLL}" for url in urls if url in self._polling and seen.get(url) is None]

@@ -83,7 +83,10 @@ def with_done_note(annotations: Mapping[str, str], request: str, number: int) ->
 
 
 def written_by(annotations: Mapping[str, str], request: str) -> int | None:
-    """Return the number of the version that the call with `request` wrote, if the annotations still note it."""
+    """Return the number of the version that the call with this request id wrote.
+
+    None if the annotations no longer record it.
+    """
     for version, by in _ENTRY.findall(annotations.get(DONE, "")):
         if by == short_request(request):
             return int(version)
