@@ -355,7 +355,7 @@ def _check_placeholders(text: str) -> None:
 
 @contextmanager
 def _address_of(scheme: str, kind: str = "provider") -> Iterator[None]:
-    """Convert other exceptions that a plugin raises for an address, such as `ValueError`, into Goatherd's errors."""
+    """While a plugin reads an address, convert exceptions such as `ValueError` into Goatherd's errors."""
     try:
         yield
     except GoatherdError:

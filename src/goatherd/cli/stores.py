@@ -1,4 +1,4 @@
-"""`goatherd stores`: show the stores of several regions, bring them forward, or make another one the primary store."""
+"""`goatherd stores`: show the stores of several regions, update those that are behind, or promote another one."""
 
 from __future__ import annotations
 

@@ -129,10 +129,10 @@ class NodeView:
         return "was not started with the signer of the key" if unknown is None else f"cannot read the key: {unknown}"
 
     def is_of_another_identity(self, root_ids: Set[str]) -> bool:
-        """Whether the server knows none of the given roots, as far as it reports.
+        """Whether the server knows none of the given roots, as its report shows.
 
-        A root that it rejects as revoked counts as known: in a backup from before a revocation, the revoked root may be
-        the only one.
+        A root that it rejects as revoked counts as known: a store that was restored from a backup from before a
+        revocation may list only the revoked root.
 
         Args:
             root_ids: The roots that the identity in the store lists.

@@ -30,7 +30,7 @@ TOO_OLD_AFTER: Final = timedelta(seconds=30)
 
 
 class Markable(Protocol):
-    """The interface of a server in whose process a mark can be left, to notice a restart."""
+    """A server that keeps a mark in the memory of its process; when the mark is gone, the process was restarted."""
 
     async def accepts_signature(self, signature: str) -> bool: ...
 

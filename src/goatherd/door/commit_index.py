@@ -488,9 +488,9 @@ class RepositoryIndex:
 
 
 class _ConcurrentCreationError(DroppedError):
-    """A commit creates an item that another commit has created, and no commit of the item has a child.
+    """Two commits create the same item, and no other commit of the item follows them.
 
-    An unmodified server would crash when it merges the two.
+    An unmodified server would crash when it merges these two.
     """
 
     def __init__(self, commit: Commit) -> None:
@@ -519,7 +519,7 @@ def _required_ids(commit: Commit) -> tuple[str, ...]:
 
 
 class RepositoryIndexes:
-    """Hold the indexes of the repositories that clients write to.
+    """Hold an index of the commits of each repository that clients write to.
 
     Args:
         ask: Sends a request to the server.
@@ -527,7 +527,7 @@ class RepositoryIndexes:
         clock: Supplies the current time.
         capacity: Maximum number of commits in all indexes.
         repositories: Maximum number of indexes.
-        is_session: Returns whether an id belongs to ``/sys/sessions``.
+        is_session: Returns whether an id is that of a session in ``/sys/sessions``.
         server_generation: Returns a number that changes whenever the server may have been restarted.
         org: The organization.
     """

@@ -219,7 +219,7 @@ def find_introduced(document: IdentityDocument, introductions: Iterable[Commit])
 def _trusted_roots(
     document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
 ) -> frozenset[str]:
-    """Return the ids of unrevoked roots to which endorsements or introductions lead from the known roots."""
+    """Return the ids of unrevoked roots to which a chain of endorsements or introductions leads from a known root."""
     return frozenset(_reachable_roots(document, known, introductions)) - document.revoked_ids
 
 

@@ -8,8 +8,8 @@ The module also chooses which previous roots can be removed, so that the documen
 is. Servers still trust a removed root, because a later root has introduced it in ``/sys/sessions``;
 `goatherd.rotation.machine` first checks that every server holds that introduction.
 
-In an identity with an anchor, the anchor endorses the next root. Its signatures are made before the document, and
-given as an `AnchorWord`.
+In an identity with an anchor, the anchor endorses the next root. The caller obtains the anchor's signatures first, and
+passes them as an `AnchorWord`.
 """
 
 from __future__ import annotations
@@ -187,11 +187,11 @@ def prepare_restore(
     stable_version: str | None,
     has_left: bool = False,
 ) -> IdentityDocument:
-    """Start the restore of a previous root in an identity document: it becomes the next root, exactly as it is listed.
+    """Start the restore of a previous root in an identity document: it becomes the next root, with the same entry.
 
     The current root endorses the previous root, unless the current root has already done so or has expired. In an
-    identity with an anchor, the anchor's earlier endorsement of the previous root counts instead. The servers trust the
-    previous root already.
+    identity with an anchor, the anchor's earlier endorsement of the previous root counts instead. Trust need not spread
+    first: the servers trust the previous root already.
 
     Args:
         document: An identity document without a rotation in progress.
@@ -200,8 +200,8 @@ def prepare_restore(
         rotation_id: A new id for the rotation.
         started_by: The user and machine that start the restore; human-readable.
         stable_version: The store's version id of `document`, to which the rotation can be rolled back.
-        has_left: Whether `earlier` was removed from the document, and is now listed again. The caller has verified that
-            it was listed before (`goatherd.identity.succession.find_introduced`).
+        has_left: Whether `earlier` is no longer in the document, so that this step lists it again. The caller has
+            verified that it was listed before (`goatherd.identity.succession.find_introduced`).
 
     Raises:
         IllegalStepError: A rotation is in progress, or `earlier` is not a root of the document with the same key and

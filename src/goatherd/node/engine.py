@@ -836,9 +836,8 @@ class Engine:
     def _introduce_authors(self, early: Sequence[tuple[_Element, Commit]], now_ms: int) -> EngineSteps[bool]:
         """Introduce sessions that signed one of these commits but no request yet; return whether there were any.
 
-        Usually a client signs its first request before any server sends its commits to another server. But a commit can
-        arrive another way, for example in a request that a root has signed, and must not wait for the first request of
-        its author's session to this server.
+        A session is usually introduced at its first request. A commit by it can arrive earlier, for example in a
+        request that a root has signed; the session is then introduced here, so that the commit need not wait.
         """
         if self.unused is None or not self._can_introduce(now_ms):
             return False

@@ -82,7 +82,7 @@ class Log(Protocol):
 
 
 class Authorship(TypedDict):
-    """What a new commit needs besides its contents: an id, the signing session, the timestamp, and filter seeds."""
+    """What a new commit needs besides its contents: id, signing session, timestamp, and seeds of its Bloom filter."""
 
     commit_id: str
     session_id: str

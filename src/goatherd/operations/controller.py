@@ -258,7 +258,7 @@ class StartProblem:
 
 
 class Surveyor(Protocol):
-    """The interface of what finds the obstacles to a rotation; `goatherd.rotation.Rotator` implements it."""
+    """Finds what prevents a rotation from starting; `goatherd.rotation.Rotator` implements it."""
 
     async def survey(self, *, is_probing: bool = True) -> Survey: ...
 

@@ -1,7 +1,7 @@
-"""Merge the identities of several servers of one cluster into one, and describe what that means for each server.
+"""Merge the identities of several servers of one cluster into one, and describe what changes for each server.
 
 Identities with different roots are merged only if the operator has chosen which root becomes the current one; the other
-roots stay trusted. Pure, except for `describe_double_keys`, which reads logs.
+roots stay trusted. Pure, except for `describe_double_keys`, which reads the logs of the servers' repositories.
 """
 
 from __future__ import annotations

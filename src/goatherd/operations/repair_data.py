@@ -122,7 +122,7 @@ async def repair_organization(
     peers: Sequence[RepairPeer] = (),
     executor: Executor | None = None,
 ) -> Repair:
-    """Move unusable lines into ``*.damaged`` files, and restore verifiable commits from there and from peers.
+    """Move unusable lines into ``*.damaged`` files, and restore verifiable commits from these files and from peers.
 
     Concurrent creations of a session are joined by a commit of the current root, in the log and on each peer that holds
     one of them.
@@ -133,12 +133,13 @@ async def repair_organization(
     Args:
         logs: The organization's directory, locked.
         org: The organization.
-        trusted: The trusted roots. None: only lines that are no commits are set aside, and no commit is restored.
+        trusted: The trusted roots. None: only lines without a commit are set aside, and no commit is restored.
         peers: Servers that may hold the damaged commits.
         executor: Verifies signatures in parallel.
 
     Raises:
-        ConfigurationError: There are peers and no trusted roots, or the records belong to another identity.
+        ConfigurationError: There are peers and no trusted roots, or the commits belong to the cluster of another
+            identity.
         StorageError: A log cannot be read or written. The repair can be run again.
     """
     _check_verifiable(peers, trusted)

@@ -312,10 +312,10 @@ def _follows(document: IdentityDocument, signed: IdentityDocument) -> bool:
 
 
 def _last_generation(document: IdentityDocument, signed: IdentityDocument | None) -> int:
-    """Return the highest generation that a server can have followed.
+    """Return the highest generation that any server may have adopted.
 
-    Servers of Goatherd 0.1.0 may have followed an unsigned change. An unsigned generation that has jumped does not
-    count, because newer servers reject it and everything after it.
+    Servers of Goatherd 0.1.0 may have adopted an unsigned change. Unsigned changes that raised the generation by more
+    than `MAX_JUMP` do not count, because newer servers reject them and everything after them.
     """
     base = 0 if signed is None else signed.generation
     return document.generation if document.generation <= base + MAX_JUMP else base

@@ -1,10 +1,10 @@
 """Optional abilities of a provider, beyond the interface in `goatherd.providers.base`.
 
-A provider may diagnose a secret, watch it, reserve space for it, or read Services. Each ability is a protocol, which a
-`SecretProvider` also implements if its platform allows it.
+A provider may diagnose a secret, watch it, reserve space for it, or read Kubernetes Services. Each ability is a
+protocol, which a `SecretProvider` also implements if its platform allows it.
 
-- `DiagnosableSecretProvider`: report permissions, limits and coming problems. A diagnosis changes nothing, so it
-  reports a permission that can only be checked by a change as not checked. A finding never holds a secret's value.
+- `DiagnosableSecretProvider`: report permissions, limits and coming problems. A diagnosis changes nothing: a permission
+  that only a change could test is reported as "not checked". A finding never holds a secret's value.
 - `WatchableSecretProvider`: notify of changes (`Guarantees.push`). A notification carries no value, and a watch does
   not retry.
 - `ReplicatingSecretProvider`: report on, add and promote the platform's own replicas of a secret in other regions.

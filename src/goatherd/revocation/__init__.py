@@ -2,6 +2,7 @@
 
 - `goatherd.revocation.revoker`: replaces the root, freezes the list of its valid commits, and reissues its sessions.
 - `goatherd.revocation.reissue_sessions`: collects the sessions that the revoked root had introduced, and reissues them.
-- `goatherd.revocation.introduced_sessions`: finds these sessions in commits, and makes the new commits.
+- `goatherd.revocation.introduced_sessions`: finds these sessions in commits, and makes the commits by which the new
+  root introduces them.
 - `goatherd.revocation.report`: the progress of a revocation, in total and at each server.
 """

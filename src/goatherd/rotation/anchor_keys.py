@@ -120,7 +120,7 @@ class AnchorKey:
 
     @property
     def owned(self) -> OwnedSession:
-        """The anchor as a root that signs (direct mode)."""
+        """The anchor's key as the root of the cluster: in direct mode, the anchor itself signs."""
         return OwnedSession(session=self.session, signer=RemoteKey(self.session.public_key, self.record.signer))
 
     async def introduce(self, root: Session, now_ms: int, *, is_earlier: bool = False) -> Endorsement:

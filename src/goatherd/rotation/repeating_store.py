@@ -1,4 +1,4 @@
-"""Retry a failed call of a store at once, so that a single failure does not end a whole observation of the cluster.
+"""Retry a failed call to a store after a short pause, so that one failure does not end an observation of the cluster.
 
 A run reads and writes through `RepeatingStore`. It retries a call after the provider's own retries
 (`goatherd.providers.base`) have all failed. If the store stays unreachable, `goatherd.rotation.rotator` waits for it

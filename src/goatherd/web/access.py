@@ -1,4 +1,4 @@
-"""Decide who may see the page: readers of this machine, readers with the token over TLS, or those of a named proxy."""
+"""Decide who may see the status page: readers on this machine, with the token over TLS, or through a named proxy."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ A JSON parser holds Python's global lock while it parses: 64 MiB of JSON block e
 objects made from ``[],[],…`` take thirty times its size. So `read_batch` finds where each commit begins and ends,
 parses everything else, and keeps the commits as bytes until they are used (`RawCommits`).
 
-In JSON without spaces between its values, as GoatDB writes it, the next ``},{"`` is most likely the end of a commit;
-the commit's bytes are then one JSON object. If they are not, the rest of the commits is searched for every bracket.
+In JSON without spaces between its values, as GoatDB writes it, the next ``},{"`` is most likely the end of a commit. If
+the bytes up to there are one JSON object, it is; otherwise the ends of this commit and the following ones are found by
+counting brackets.
 
 It accepts what `goatherd.wire.json.parse_json` accepts, up to limits that are far above what GoatDB writes. Commits are
 not checked here: a malformed commit is detected when it is decoded.

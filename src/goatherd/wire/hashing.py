@@ -1,7 +1,7 @@
 """MurmurHash3 as GoatDB computes it, and GoatDB's checksums of values.
 
 Pure. The rules are in docs/reference/goatdb-formats.md#checksums. Signatures protect integrity; these checksums do not,
-since they have 32 bits and ignore types and boundaries.
+since they have 32 bits, and do not distinguish types (`1` and `"1"`) or where one value ends and the next begins.
 """
 
 from __future__ import annotations

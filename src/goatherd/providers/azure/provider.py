@@ -606,10 +606,10 @@ class AzureSecretProvider(SecretProvider):
         )
 
     async def _read_decided(self, call: Call, vault: KeyVault) -> tuple[StoredSecret, Proposal]:
-        """Return the newest pointer (the record of versions and labels), and the proposal that is in effect.
+        """Return the secret as the pointer in effect describes it, and the proposal by which that pointer was written.
 
-        The method waits until recent proposals are decided, so that a change whose outcome was never reported is seen
-        too.
+        The method waits until it is certain which of the recent proposals won, so that a change whose outcome was never
+        reported is seen too.
         """
         newest = await self._read_newest_pointer(call, vault)
         if newest is None:

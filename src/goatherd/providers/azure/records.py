@@ -9,8 +9,8 @@ a proposal: "number n+1, after the version with that id". Of the proposals that 
 earliest wins; of several with the same second, the one with the highest id. A reader waits until no earlier proposal
 can appear. From then on, all readers find the same winner (`decide_proposals`).
 
-A proposal can carry a new value after its pointer. The value's version id is then that of the proposal. Since Key Vault
-assigns this id only at the write, the pointer contains `ITSELF` in its place.
+One version in Key Vault can hold a pointer and after it a new value. The id of the value is then the id of that
+version, which Key Vault assigns at the write; so the pointer contains `ITSELF` in its place.
 """
 
 from __future__ import annotations
