@@ -84,17 +84,17 @@ R, S = numbers(KEY.sign(DATA))
 @pytest.mark.parametrize(
     ("signature", "is_valid"),
     [
-        (signature_of(R, S), True),
-        (signature_of(R, ORDER - S), True),
-        (signature_of(R, S + 1), False),
-        (signature_of(0, S), False),
-        (signature_of(R, 0), False),
-        (signature_of(0, 0), False),
-        (signature_of(1, 1), False),
-        (signature_of(R, ORDER), False),
-        (signature_of(ORDER, S), False),
-        (signature_of(2**384 - 1, 2**384 - 1), False),
-        (signature_of(S, R), False),
+        pytest.param(signature_of(R, S), True, id="valid"),
+        pytest.param(signature_of(R, ORDER - S), True, id="mirrored"),
+        pytest.param(signature_of(R, S + 1), False, id="next s"),
+        pytest.param(signature_of(0, S), False, id="r zero"),
+        pytest.param(signature_of(R, 0), False, id="s zero"),
+        pytest.param(signature_of(0, 0), False, id="both zero"),
+        pytest.param(signature_of(1, 1), False, id="both one"),
+        pytest.param(signature_of(R, ORDER), False, id="s is the order"),
+        pytest.param(signature_of(ORDER, S), False, id="r is the order"),
+        pytest.param(signature_of(2**384 - 1, 2**384 - 1), False, id="all bits"),
+        pytest.param(signature_of(S, R), False, id="exchanged"),
     ],
 )
 def test_signatures_at_the_edges_of_their_range_get_the_same_verdict(signature: bytes, is_valid: bool) -> None:
