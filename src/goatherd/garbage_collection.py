@@ -1,7 +1,7 @@
 """Adjust Python's interpreter for a server: when it collects garbage, and when its threads take turns.
 
 A collection walks through every object that may refer to others. While a log is loaded, nothing becomes garbage, but
-the many new objects cause many collections.
+the many new objects cause many collections; so a server pauses them.
 """
 
 from __future__ import annotations

@@ -504,7 +504,7 @@ class RotationMetrics:
 
 
 def format_samples(samples: Iterable[MetricSample]) -> bytes:
-    """Return the samples in Prometheus' text format 0.0.4 (`TEXT_TYPE`). Takes milliseconds, so not on an event loop.
+    """Return the samples in Prometheus' text format 0.0.4 (`TEXT_TYPE`). Not for an event loop: it takes milliseconds.
 
     Raises:
         MissingExtraError: ``prometheus_client`` is not installed.

@@ -543,9 +543,10 @@ class TrustPool:
         Args:
             header: The header.
             now_ms: The current time in milliseconds since 1970.
-            unused: The session that the header names, if this server has created it and no commit introduces it yet.
+            unused: A session that this server has created and that no commit introduces yet; accepted if the header
+                names it.
             verified_by: The session that an earlier call returned for the same header. If the session still has the
-                same key, everything but the signature is checked again.
+                same key, only the check of the signature is skipped.
 
         Raises:
             InvalidSignatureError: The header is malformed, forged, or no request signature (such as a login token).

@@ -359,7 +359,7 @@ class ManagedOrganization:
         return must_ask
 
     async def is_regressed(self) -> bool:
-        """Return whether the server has overwritten a new file before reading it: the file holds another root."""
+        """Return whether the server has overwritten a settings.json that it had not read: it holds another root."""
         raw = await asyncio.to_thread(self.file.read)
         view = None if raw is None else read_file_view(raw)
         return self._running is not None and view is not None and view.current_id != self._running.current.id

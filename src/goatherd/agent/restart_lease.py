@@ -252,7 +252,8 @@ async def read_lease(provider: SecretProvider, secret_id: str, *, make: bool = F
     Args:
         provider: The store.
         secret_id: The secret that stores the lease.
-        make: Whether to create a free lease if there is none, so that nodes need no permission to create one.
+        make: Whether to create a lease that nobody holds if there is none. Operators' commands do, so that the nodes
+            need no permission to create secrets.
 
     Raises:
         SecretNotFoundError: There is no lease, and `make` is false.

@@ -1,4 +1,5 @@
-"""`goatherd restore`: make a previous root the current root again, or with --signature repair an invalid signature."""
+"""`goatherd restore`: make a previous root the current root again, or, with --signature, sign an altered identity
+again."""
 
 from __future__ import annotations
 

@@ -457,10 +457,10 @@ class Observer:
         memory.asked_at, memory.pause, memory.was_unreachable = now, _ASK_SIGNER_EVERY.total_seconds(), False
 
     async def _mark_process(self, url: str, question: Question, memory: _NodeMemory) -> bool:
-        """Leave a mark in the server's present process, and return whether the process took it.
+        """Let the server's present process keep a mark in its memory, and return whether it does.
 
-        The process is recorded as one that cannot sign with the next root. The connection id of the process need not be
-        known, because a server signs with the next root only after a restart, in another process.
+        The process is recorded as one that cannot sign with the next root, because a server does that only after a
+        restart. Its connection id need not be known.
         """
         if memory.forgets or question.next_root is None:
             return False

@@ -139,7 +139,7 @@ async def read_held(
 
 
 async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> Any:
-    """Return a Bloom filter that excludes most of today's sessions, but none that the server creates later.
+    """Return a Bloom filter to send along: the answer then lacks most present sessions, but none that comes later.
 
     Raises:
         NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.

@@ -147,7 +147,7 @@ class Exchange:
         return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
 
     async def read_body(self, share: Share) -> bytes:
-        """Return the whole body; its bytes are charged to the share until the share is given back.
+        """Return the whole body; its bytes count against the share of memory until the share is given back.
 
         Raises:
             RefusedError: The body is too large or too slow.

@@ -141,7 +141,7 @@ class ReceivedList(RawCommits):
         return found[1]
 
     def add_parsed(self, start: int, end: int, value: Any) -> None:
-        """Add a commit, and keep its parsed form."""
+        """Add the commit between two offsets of the body; `value` is its parsed JSON, which is kept."""
         super().add_parsed(start, end, value)
         self._values[start] = value
 

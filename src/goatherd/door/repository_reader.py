@@ -44,8 +44,9 @@ class RepositoryReader:
         ask: Sends a request to the server.
         signer: Returns the root that signs requests, so that the server shows every commit.
         clock: Supplies the time for signatures.
-        error_rate: Error rate of the filter that tells the server which commits are known: the share of new commits
-            that are missed until the filter is built again, for twice as many commits.
+        error_rate: False-positive rate of the Bloom filter that tells the server which commits are known. The server
+            does not send a new commit that the filter contains by chance; the filter is built again whenever the number
+            of commits has doubled.
     """
 
     def __init__(

@@ -682,7 +682,8 @@ class Database:
             self._sessions_waiting -= 1
 
     async def answer_unused(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/unused``, with which servers exchange sessions that have not signed a request yet.
+        """Answer ``POST /goatherd/v1/unused``: take a peer's sessions that have not signed a request yet, and return
+        ours.
 
         The request must be signed by a root.
         """

@@ -23,7 +23,7 @@ class TrailRecords:
 
 
 async def read_trail_anchors(store: Store) -> Anchors:
-    """Return the roots whose signatures a trail may have: the roots of the identity in an open store."""
+    """Return the roots whose signatures an audit trail may have: those of the identity in an open store."""
     _, document = await store.read()
     return Anchors.of(document)
 

@@ -147,8 +147,8 @@ def find_trusted_roots(directory: Path, now_ms: int) -> TrustedRoots | None:
     """Return the roots that an organization's own files name; None if there is no such file.
 
     They are the roots of the identity that a server last used in this directory, or else those of settings.json. An
-    attacker who can write to the directory can change these files, too: only a store proves that records were not
-    forged.
+    attacker who can write to the directory can change these files, too: only roots from a store prove that commits were
+    not forged.
 
     Raises:
         IdentityError: A file is malformed.

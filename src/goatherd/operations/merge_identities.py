@@ -90,7 +90,7 @@ def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
 
 
 def pair_roots(identity: IdentityDocument, roots: Iterable[OwnedSession]) -> tuple[tuple[Session, OwnedSession], ...]:
-    """Return pairs of a root and the root that must introduce it; no pairs if all servers have the same root."""
+    """Return each root that needs an introduction, with the root that must make it; empty if all have the same root."""
     current = identity.current
     given_up = {root.id: root for root in roots if root.id != current.id}
     return tuple(pair for root in given_up.values() for pair in ((current.session, root), (root.session, current)))

@@ -1,12 +1,12 @@
 """A JSON record of versions and labels, and its rules, for stores that have no versions or labels of their own.
 
 Pure. `LabelledVersions` has the rules by which labels move. A `VersionedRecord` lists the versions and where each label
-points, for the memory, file, Vault and Kubernetes stores; Azure's pointers share its format. Each store's module
+points, for the memory, file, Vault and Kubernetes stores; Azure's pointers use the same JSON. Each store's module
 decides where the record is stored, and a store that writes it as bytes describes the layout with a `RecordForm`. AWS
 and Google have versions and labels of their own.
 
-A record holds no values. It contains a SHA-256 of its other members, because most stores provide none. A record that
-differs from what was written counts as damaged, and is not repaired.
+A record holds no values. It contains a SHA-256 of its other members, because most stores have no checksums. A record
+that differs from what was written counts as damaged, and is not repaired.
 """
 
 from __future__ import annotations

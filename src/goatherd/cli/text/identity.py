@@ -1,4 +1,4 @@
-"""Format an identity without its keys, its stored versions, and their labels."""
+"""Write as text: an identity (never its private keys), the stored versions, and their labels."""
 
 from __future__ import annotations
 

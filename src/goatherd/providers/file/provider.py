@@ -1,9 +1,9 @@
 """Store secrets as files. This is the default store; it needs no server and no account.
 
-This module has the provider's address, its asyncio code and its errors; `goatherd.providers.file.layout` has the layout
-and the order of writes. File system calls run in a separate thread if an event loop is running, otherwise in the
-caller's thread (`goatherd.event_loop`). No thread blocks on a lock: the provider tries to take the lock again after a
-pause, so that deadlines and cancellations always take effect.
+This module reads the provider's address, and has its asyncio code and its errors; `goatherd.providers.file.layout` has
+the layout and the order of writes. File system calls run in a separate thread if an event loop is running, otherwise in
+the caller's thread (`goatherd.event_loop`). No thread blocks on a lock: the provider tries to take the lock again after
+a pause, so that deadlines and cancellations always take effect.
 """
 
 from __future__ import annotations
