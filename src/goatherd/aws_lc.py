@@ -18,7 +18,7 @@ def use_aws_lc() -> bool:
 
     `awscrt` holds the GIL while it verifies. So AWS-LC verifies in the main thread, where requests wait for the result.
     In other threads it verifies only on a machine with one or two cores; on more, several threads with OpenSSL are
-    faster.
+    faster. There, one thread verifies many signatures faster than several, which would wait for each other.
     """
     try:
         from awscrt.crypto import EC
@@ -26,7 +26,13 @@ def use_aws_lc() -> bool:
         return False
     has_few_cores = _core_count() <= _FEW_CORES
     main = threading.main_thread().ident
-    verify_with(OtherLibrary(EC.new_key_from_der_data, lambda: has_few_cores or threading.get_ident() == main))
+    verify_with(
+        OtherLibrary(
+            EC.new_key_from_der_data,
+            is_preferred=lambda: has_few_cores or threading.get_ident() == main,
+            is_serial=has_few_cores,
+        )
+    )
     return True
 
 

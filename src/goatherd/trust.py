@@ -47,6 +47,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from goatherd.crypto.keys import is_verification_serial
 from goatherd.errors import (
     DecodeError,
     InvalidSignatureError,
@@ -157,7 +158,7 @@ class Verification:
         self.verdicts = []
 
     def run(self, executor: Executor | None = None) -> None:
-        """Verify every commit. OpenSSL releases the GIL, so the executor's threads run in parallel.
+        """Verify every commit, in several threads of the executor if that is faster than in one.
 
         Args:
             executor: Verifies the signatures in parallel. It must not be the executor that runs this call.
@@ -168,9 +169,10 @@ class Verification:
     def start(self, executor: Executor | None = None) -> None:
         """Begin to verify the commits in the executor's threads, and return before they have ended.
 
-        `finish` must be called afterwards. The argument is that of `run`. Without an executor, `finish` does the work.
+        `finish` must be called afterwards. The argument is that of `run`. Without an executor, `finish` does the work,
+        and also if one thread verifies as fast as several.
         """
-        map_in_threads(_SessionCommitCheck.verify, self._jobs, executor)
+        list(_start_verification(_SessionCommitCheck.verify, self._jobs, executor))
         found: dict[str, Session] = {}
         for job in self._jobs:
             if isinstance(job.outcome, Session):
@@ -190,7 +192,7 @@ class Verification:
                 return error
             return None
 
-        self._running = _start_in_threads(judge, pairs, executor)
+        self._running = _start_verification(judge, pairs, executor)
 
     def finish(self, _: object = None) -> None:
         """Wait until the verification that `start` has begun has ended."""
@@ -742,6 +744,24 @@ class TrustPool:
 def map_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
     """Call `function` for all items, in the executor's threads if one is given; return the results in order."""
     return list(chain.from_iterable(_start_in_threads(function, items, executor)))
+
+
+def verify_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
+    """Call `function`, which verifies a signature, for all items; return the results in order."""
+    return list(chain.from_iterable(_start_verification(function, items, executor)))
+
+
+def _start_verification(
+    function: Callable[[T], R], items: Sequence[T], executor: Executor | None
+) -> Iterator[Sequence[R]]:
+    """As `_start_in_threads`, for a function that verifies a signature.
+
+    If threads verify no faster than one, the work is done in one of them, and only when the iterator is used: until
+    then, it would compete with the caller for the GIL.
+    """
+    if executor is None or len(items) <= _CHUNK or not is_verification_serial():
+        return _start_in_threads(function, items, executor)
+    return (executor.submit(lambda: [function(item) for item in items]).result() for _ in range(1))
 
 
 def _start_in_threads(

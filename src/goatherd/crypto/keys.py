@@ -99,10 +99,12 @@ class OtherLibrary:
     Attributes:
         import_key: Makes its key from a SubjectPublicKeyInfo in DER; raises RuntimeError if it cannot.
         is_preferred: Whether the calling thread verifies with this library rather than with OpenSSL.
+        is_serial: Whether all threads verify with this library, and it verifies only one signature at a time.
     """
 
     import_key: Callable[[bytes], ImportedKey]
     is_preferred: Callable[[], bool]
+    is_serial: bool = False
 
 
 _other: OtherLibrary | None = None
@@ -112,6 +114,11 @@ def verify_with(library: OtherLibrary | None) -> None:
     """Let this process verify signatures with another library, or with OpenSSL alone."""
     global _other
     _other = library
+
+
+def is_verification_serial() -> bool:
+    """Return whether several threads of this process verify no faster than one. With OpenSSL they do."""
+    return _other is not None and _other.is_serial
 
 
 def library_versions() -> tuple[str, str]:

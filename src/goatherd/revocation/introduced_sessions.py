@@ -19,7 +19,7 @@ from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.session_commits import preferred_session, session_from_commit, verify_commit_by
 from goatherd.rotation.cross_signing import make_session_commit
-from goatherd.trust import map_in_threads
+from goatherd.trust import map_in_threads, verify_in_threads
 from goatherd.wire.commit import Commit
 
 _SLACK: Final = timedelta(days=1)
@@ -91,7 +91,7 @@ def survey(
     found: dict[str, tuple[Session, bool]] = {}
     rogue: dict[str, None] = {}
     forged = 0
-    verdicts = map_in_threads(lambda commit: _introduced_by(revoked, commit), claimed, executor)
+    verdicts = verify_in_threads(lambda commit: _introduced_by(revoked, commit), claimed, executor)
     for commit, session in zip(claimed, verdicts, strict=True):
         if session is None:
             forged += 1
