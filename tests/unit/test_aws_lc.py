@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goatherd import aws_lc
+from goatherd import aws_lc, trust
 from goatherd.aws_lc import use_aws_lc
 from goatherd.crypto import PrivateKey, PublicKey, keys
 from goatherd.crypto.keys import ImportedKey, OtherLibrary, verify_with
 from goatherd.errors import InvalidSignatureError
+from tests.deadlines import HANG
 from tests.vectors import runner
 
 KEY = PrivateKey.generate()
@@ -140,6 +143,36 @@ def test_worker_threads_leave_it_to_openssl_where_there_are_cores_for_several(
     assert is_used() is in_main_thread
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(is_used).result() is in_worker
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_on_few_cores_one_thread_verifies_and_only_when_the_verdicts_are_needed(
+    monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    monkeypatch.setattr(aws_lc, "_core_count", lambda: cores)
+    assert use_aws_lc()
+    threads: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        begun = trust._start_verification(lambda _: threads.append(threading.get_ident()), range(100), pool)
+        pool.submit(lambda: None).result()
+        assert threads == []
+        assert len(list(chain.from_iterable(begun))) == 100
+    assert len(threads) == 100
+    assert len(set(threads) - {threading.get_ident()}) == 1
+
+
+def test_on_more_cores_several_threads_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws_lc, "_core_count", lambda: 3)
+    assert use_aws_lc()
+    both = threading.Barrier(2)
+
+    def check(number: int) -> int:
+        if number in (0, trust._CHUNK):  # the first of two parts
+            both.wait(HANG)
+        return number
+
+    with ThreadPoolExecutor(2) as pool:
+        assert trust.verify_in_threads(check, range(2 * trust._CHUNK), pool) == list(range(2 * trust._CHUNK))
 
 
 def test_without_the_library_openssl_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
