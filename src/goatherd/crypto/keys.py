@@ -117,7 +117,7 @@ def verify_with(library: OtherLibrary | None) -> None:
 
 
 def is_verification_serial() -> bool:
-    """Return whether several threads of this process verify no faster than one. With OpenSSL they do."""
+    """Return whether several threads of this process verify no faster than one. With OpenSSL, they verify faster."""
     return _other is not None and _other.is_serial
 
 
