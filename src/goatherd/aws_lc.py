@@ -17,8 +17,8 @@ def use_aws_lc() -> bool:
     """Verify with AWS-LC from now on, if `awscrt` is installed; return whether it is.
 
     `awscrt` holds the GIL while it verifies. So AWS-LC verifies in the main thread, where requests wait for the result.
-    In other threads it verifies only on a machine with one or two cores; on more, several threads with OpenSSL are
-    faster. There, one thread verifies many signatures faster than several, which would wait for each other.
+    In other threads it verifies only on a machine with one or two cores, where one thread verifies many signatures
+    faster than several, which would wait for each other. On more cores, several threads with OpenSSL are faster.
     """
     try:
         from awscrt.crypto import EC

@@ -252,8 +252,8 @@ async def read_lease(provider: SecretProvider, secret_id: str, *, make: bool = F
     Args:
         provider: The store.
         secret_id: The secret that stores the lease.
-        make: Whether to create a lease that nobody holds if there is none. Operators' commands do, so that the nodes
-            need no permission to create secrets.
+        make: Whether to create a lease that nobody holds if there is none. The commands of an operator do,
+            so that the nodes need no permission to create secrets.
 
     Raises:
         SecretNotFoundError: There is no lease, and `make` is false.
