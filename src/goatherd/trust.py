@@ -157,6 +157,11 @@ class Verification:
         self._running: Iterator[Sequence[VerificationError | None]] = iter(())
         self.verdicts = []
 
+    @property
+    def signature_count(self) -> int:
+        """How many signatures are to be verified: those of the commits, and of the sessions that signed them."""
+        return len(self._commits) + len(self._jobs)
+
     def run(self, executor: Executor | None = None) -> None:
         """Verify every commit, in several threads of the executor if that is faster than in one.
 

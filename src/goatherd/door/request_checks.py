@@ -12,7 +12,6 @@ synchronize any repository meanwhile.
 
 from __future__ import annotations
 
-import binascii
 import ipaddress
 import re
 import sys
@@ -22,6 +21,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
 from unicodedata import category, normalize
+
+import pybase64
 
 from goatherd.admission.commits import NotAdmittedError, decode_commit, is_nested_deeper
 from goatherd.admission.requests import check_filter_size, decode_session_request, read_repository_path
@@ -305,12 +306,12 @@ _MEMBERS: Final = frozenset({"ver", "f", "s", "c", "ad"})
 
 
 def _is_base64(text: str) -> bool:
-    """Return whether a string is base64 with its padding; binascii alone accepts too much padding."""
+    """Return whether a string is base64 with its padding."""
     try:
-        binascii.a2b_base64(text, strict_mode=True)
+        pybase64.b64decode(text, validate=True)
     except ValueError:
         return False
-    return len(text) % 4 == 0 and not text.endswith("===")
+    return True
 
 
 def _is_as_always(raw: Any, limits: DoorLimits) -> bool:

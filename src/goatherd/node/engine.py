@@ -97,7 +97,7 @@ from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions
 from goatherd.node.views import BIG_VIEW, ReplyBudget, SyncLimits, Views
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool, Verification
-from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, read_batch
+from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, is_light, read_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.json import to_json_bytes
@@ -181,6 +181,7 @@ JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain;charset=UTF-8"
 
 _FEW_COMMITS = 16
+_FEW_SIGNATURES = 2
 _LIGHT = 256 * 1024
 _MOST_REFUSALS = 1000
 _MOST_USERS = 10_000
@@ -628,7 +629,7 @@ class Engine:
             return refuse_request(error)
         if not requester.is_root:
             admit(requester.id)
-        is_small = len(body) <= SMALL_BODY
+        is_small = is_light(body)
         try:
             elements = (
                 self._read_elements(body) if is_small else (yield EngineStep(lambda _: self._read_elements(body)))
@@ -680,7 +681,7 @@ class Engine:
         requester = yield from self.authenticate_request(envelope, now_ms, verified_by)
         binding = read_binding(envelope)
         if binding is not None:
-            is_big = len(body) > SMALL_BODY
+            is_big = len(body) > _LIGHT
             digest = (yield EngineStep(lambda _: digest_body(body))) if is_big else digest_body(body)
             self.guard.check(
                 envelope,
@@ -776,7 +777,8 @@ class Engine:
             elements: The elements of the ``/batch-sync`` request.
             now_ms: The time of the server's clock in milliseconds.
             done: The result, to which each accepted or rejected commit is added.
-            is_small: Whether the elements are so small that no thread is needed to decode them.
+            is_small: Whether the request was read without a thread. Its commits are decoded and verified without one
+                too, if they are few and small.
             is_offered_again: Whether the sender is a server, which offers commits again until they are stored. Then
                 commits that another request is having verified are left out: servers push commits and answer polls with
                 them at the same time.
@@ -804,7 +806,7 @@ class Engine:
         running: deque[tuple[list[tuple[_Element, Commit]], Verification]] = deque()
         for portions in split:
             decode = partial(self._decode_portions, portions, now_ms)
-            few = is_small and sum(portion.end - portion.start for portion in portions) <= _FEW_COMMITS
+            few = is_small and _are_few(portions)
             decoded, refused = decode(None) if few else (yield EngineStep(decode))
             _note_undecodable(done, refused)
             if is_offered_again:
@@ -821,7 +823,7 @@ class Engine:
                     continue
                 later, is_learnt = yield from self._finish_verification(*running.popleft(), done)
             else:
-                later, is_learnt = yield from self._take_in(decoded, done)
+                later, is_learnt = yield from self._take_in(decoded, done, is_small=few)
             early += later
             learnt = learnt or is_learnt
         while running:
@@ -868,16 +870,19 @@ class Engine:
         return bool(introduced)
 
     def _take_in(
-        self, candidates: list[tuple[_Element, Commit]], done: Ingested
+        self, candidates: list[tuple[_Element, Commit]], done: Ingested, *, is_small: bool = False
     ) -> EngineSteps[tuple[list[tuple[_Element, Commit]], bool]]:
-        """Verify and store decoded commits.
+        """Verify and store decoded commits. One or two small ones are verified without a thread.
 
         Return the commits whose signing session is unknown, and whether a new session was stored.
         """
         if not candidates:
             return [], False
         verification = self._prepare_verification(candidates)
-        yield EngineStep(verification.run)
+        if is_small and verification.signature_count <= _FEW_SIGNATURES:
+            verification.run()
+        else:
+            yield EngineStep(verification.run)
         return (yield from self._store_verified(candidates, verification, done))
 
     def _finish_verification(
@@ -1210,6 +1215,18 @@ def _split_portions(elements: Sequence[_Element]) -> Iterator[list[_Portion]]:
             count += size
     if gathered:
         yield gathered
+
+
+def _are_few(portions: Sequence[_Portion]) -> bool:
+    """Return whether the commits in portions of a light body are so few and small that no thread is needed for them."""
+    if sum(portion.end - portion.start for portion in portions) > _FEW_COMMITS:
+        return False
+    return SMALL_BODY >= sum(
+        portion.element.message.commits.size(index)
+        for portion in portions
+        if isinstance(portion.element.message.commits, RawCommits)
+        for index in range(portion.start, portion.end)
+    )
 
 
 def _is_known(raw: Any, repository: Repository) -> bool:

@@ -26,6 +26,8 @@ from goatherd.wire.messages import SyncMessage, decode_request_element
 
 SMALL_BODY: Final = 16 * 1024
 """Bodies up to this size are parsed whole; that takes less than a millisecond, whatever they hold."""
+_LIGHT_BODY: Final = 512 * 1024
+_LIGHT_VALUES: Final = 1000
 SMALLEST_COMMIT: Final = 100
 """Bytes of a commit with ids, a record and a signature of one character each; anything shorter is none."""
 MAX_COMMIT_VALUES: Final = 100_000
@@ -38,8 +40,9 @@ PORTION_COMMITS: Final = 500
 _WINDOW: Final = 256 * 1024
 """Bytes that one search goes through before other threads get their turn."""
 
-_RUN: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]{1,256}+|\\.){0,64}+")*+', re.DOTALL)
+_RUN: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]{1,256}+|\\.){0,4}+")*+', re.DOTALL)
 """Text without brackets. Longer strings (a filter's bits) are found faster by `_skip_string`."""
+_CHARACTERS: Final = re.compile(rb'(?:[^"\\]++|\\.)++', re.DOTALL)
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _SPACE: Final = b" \t\n\r"
 _COMMITS_DEPTH: Final = 4
@@ -152,6 +155,14 @@ class RawCommits(Sequence[Any]):
                 first = index
         if first < len(self):
             yield first, len(self)
+
+
+def is_light(body: bytes) -> bool:
+    """Return whether `read_batch` reads a body in about a millisecond, so that no thread is needed for it.
+
+    Most polls are light: large Bloom filters, but only few values.
+    """
+    return len(body) <= SMALL_BODY or (len(body) <= _LIGHT_BODY and _count_marks(body, _LIGHT_VALUES) <= _LIGHT_VALUES)
 
 
 RawList = TypeVar("RawList", bound=RawCommits)
@@ -317,15 +328,14 @@ def _find_bracket(body: bytes, position: int) -> int:
 
 def _skip_string(body: bytes, start: int) -> int:
     """Return the position after the end of a JSON string that is too long for one match of `_RUN`."""
-    position = start + 1
-    while True:
-        end = body.find(b'"', position)
-        if end < 0:
-            raise DecodeError("not JSON")
-        before = body[position:end]
-        position = end + 1
-        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
-            return position
+    end = body.find(b'"', start + 1)
+    if body[end - 1 : end] == b"\\":
+        end = start + 1
+        while (found := _CHARACTERS.match(body, end, end + _WINDOW)) is not None:
+            end = found.end()
+    if end < 0 or body[end : end + 1] != b'"':
+        raise DecodeError("not JSON")
+    return end + 1
 
 
 def _read_gap(text: bytes, commits: RawCommits, *, is_first: bool, is_last: bool) -> None:
@@ -353,12 +363,16 @@ def _is_bounded(text: bytes, most: int) -> bool:
     """Return whether a JSON text contains at most `most` values."""
     if len(text) <= most:
         return True
-    # Faster than `count` where a mark is rare, as in the bits of a filter.
-    count = sum(len(text) - len(text.replace(mark, b"", most + 1)) for mark in (b",", b"[", b"{"))
-    if count <= most:
+    if _count_marks(text, most) <= most:
         return True
     count = sum(text.count(mark) for mark in (b",", b"[", b"{"))
     for string in _STRING.finditer(text):
         inside = string[0]
         count -= sum(inside.count(mark) for mark in (b",", b"[", b"{"))
     return count <= most
+
+
+def _count_marks(text: bytes, most: int) -> int:
+    """Return how many commas and opening brackets a text contains, or any number above `most` if there are more."""
+    # Faster than `count` where a mark is rare, as in the bits of a filter.
+    return sum(len(text) - len(text.replace(mark, b"", most + 1)) for mark in (b",", b"[", b"{"))

@@ -6,14 +6,13 @@ caller decides whether to accept such a filter.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import mmh3
+import pybase64
 
 from goatherd.errors import DecodeError
 from goatherd.wire.hashing import murmur3
@@ -149,11 +148,11 @@ class BloomFilter:
             raise DecodeError("a Bloom filter must have a string d and an array s")
         if len(seeds) > MAX_SEEDS:
             raise DecodeError(f"a Bloom filter with {len(seeds)} seeds is not plausible")
-        return cls(bytearray(_from_base64(text)), tuple([_read_seed(seed) for seed in seeds]))
+        return cls(_from_base64(text), tuple([_read_seed(seed) for seed in seeds]))
 
     def to_json(self) -> dict[str, Any]:
         """Encode the Bloom filter as ``{"d": base64, "s": [seeds]}``."""
-        return {"d": base64.b64encode(self.bits).decode("ascii"), "s": list(self.seeds)}
+        return {"d": pybase64.b64encode_as_string(self.bits), "s": list(self.seeds)}
 
     def stable_text(self) -> str:
         """Return the filter's JSON in GoatDB's stable form, in which arrays are written as objects.
@@ -162,7 +161,7 @@ class BloomFilter:
         """
         order = range(len(self.seeds)) if len(self.seeds) <= 10 else sorted(range(len(self.seeds)), key=str)
         seeds = ",".join([f'"{index}":{self.seeds[index]}' for index in order])
-        return f'{{"d":"{binascii.b2a_base64(self.bits)[:-1].decode("ascii")}","s":{{{seeds}}}}}'
+        return f'{{"d":"{pybase64.b64encode_as_string(self.bits)}","s":{{{seeds}}}}}'
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BloomFilter) and self.bits == other.bits and self.seeds == other.seeds
@@ -181,19 +180,17 @@ def _read_seed(value: Any) -> int:
     raise DecodeError("a Bloom filter's seed must be an integer from 0 to 2^53")
 
 
-def _from_base64(text: str) -> bytes:
+def _from_base64(text: str) -> bytearray:
     """Decode base64 like JavaScript's ``atob``: padding is optional, white space and unused bits are ignored."""
     with contextlib.suppress(ValueError):
-        # Base64 as GoatDB writes it. What is ignored here, such as a space, makes the result shorter than it must be.
-        found = binascii.a2b_base64(text)
-        if len(text) % 4 == 0 and len(found) == len(text) // 4 * 3 - text[-2:].count("="):
-            return found
+        # Base64 as GoatDB writes it.
+        return pybase64.b64decode_as_bytearray(text, validate=True)
     compact = text.translate(_ASCII_SPACE)
     if len(compact) % 4 == 0:
         compact = compact[:-2] if compact.endswith("==") else compact.removesuffix("=")
     if len(compact) % 4 == 1 or "=" in compact:
         raise DecodeError("a Bloom filter's bits must be base64")
     try:
-        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
-    except (binascii.Error, ValueError):
+        return pybase64.b64decode_as_bytearray(compact + "=" * (-len(compact) % 4), validate=True)
+    except ValueError:
         raise DecodeError("a Bloom filter's bits must be base64") from None

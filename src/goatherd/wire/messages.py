@@ -6,11 +6,12 @@ so that a receiver can skip a commit that it cannot decode and still use the res
 
 from __future__ import annotations
 
-import binascii
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pybase64
 
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
@@ -161,7 +162,7 @@ class EncodedReply:
 def encode_filter(bloom: BloomFilter) -> bytes:
     """Return the JSON of a Bloom filter in the form that a sync message contains."""
     seeds = b",".join([b"%d" % seed for seed in bloom.seeds])
-    return b'{"__t":"E","__v":{"d":"%b","s":[%b]}}' % (binascii.b2a_base64(bloom.bits, newline=False), seeds)
+    return b'{"__t":"E","__v":{"d":"%b","s":[%b]}}' % (pybase64.b64encode(bloom.bits), seeds)
 
 
 def encode_reply(replies: Iterable[tuple[str, EncodedReply]]) -> bytes:
