@@ -153,8 +153,9 @@ def test_one_commit_in_two_repositories_is_news_in_both(node: Node) -> None:
     assert node.stored("/data/a") == node.stored("/data/b") == {commit.id}
 
 
-def test_of_two_requests_that_bring_the_same_commit_at_once_one_brings_it(node: Node) -> None:
-    body = json.dumps([element("/data/test", [note(X)])]).encode()
+def test_of_two_requests_that_bring_the_same_commits_at_once_one_brings_them(node: Node) -> None:
+    # With fewer commits, no thread would verify them, and the requests could not overlap.
+    body = json.dumps([element("/data/test", [note(X, f"k{n}") for n in range(3)])]).encode()
     requests = [node.engine.batch_sync(signed_header(X), body, NOW) for _ in range(2)]
     reading = [next(request) for request in requests]
     verifying = [request.send(step.run()) for request, step in zip(requests, reading, strict=True)]
@@ -164,6 +165,29 @@ def test_of_two_requests_that_bring_the_same_commit_at_once_one_brings_it(node: 
             request.send(step.run())
         news.append(done.value.value.changed_paths)
     assert news == [{"/data/test"}, set()]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "expected"), [("x", 1, 0), ("x", 3, 1), ("\u0101" * 4000, 1, 2), ("x" * 600_000, 1, 3)]
+)
+def test_only_what_takes_long_is_done_in_threads(node: Node, text: str, count: int, expected: int) -> None:
+    node.repository("/data/test")  # reads the log, which a thread does otherwise
+    held = BloomFilter(bytearray(300_000), (1, 2, 3))
+    commits = [note(X, f"k{n}", text) for n in range(count)]
+    body = json.dumps([element("/data/test", commits, held=held)], separators=(",", ":")).encode()
+    steps = node.engine.batch_sync(signed_header(X), body, NOW)
+    taken = 0
+    result = None
+    while True:
+        try:
+            step = steps.send(result)
+        except StopIteration as done:
+            assert done.value.changed_paths == {"/data/test"}
+            break
+        taken += 1
+        result = step.run()
+    assert taken == expected
+    assert node.stored("/data/test") == {commit.id for commit in commits}
 
 
 def test_the_log_holds_what_was_stored_and_a_restart_finds_it(node: Node) -> None:
