@@ -259,7 +259,8 @@ class AuditTrail:
             else:
                 return _Tail(head=record.head, by=record.by, torn=tuple(torn), is_whole=is_whole)
         else:
-            return _Tail(head=Head(), by=None, torn=tuple(torn), is_whole=is_whole)
+            if sum(line.size for line in torn) + len(torn) >= size:
+                return _Tail(head=Head(), by=None, torn=tuple(torn), is_whole=is_whole)
         raise AuditError(
             f"the last line of audit trail {self.path} is not a complete record",
             hint="`goatherd audit verify` names the first broken line. Keep this file, and name another one.",

@@ -377,7 +377,13 @@ class ReplicatedStore(StoreGroup):
             StoreLagError: A follower did not show it in time. Nothing was changed.
             StoresDifferError, ReplicationFailedError: Waiting does not help. Nothing was changed.
         """
-        if not self._is_gated or call.secret_id in self._in_step or not self.followers:
+        if call.secret_id in self._in_step or not self.followers:
+            return
+        if not self._is_gated:
+            # A lagging follower does not stop a rollback; another store that has been promoted does.
+            views = await self.observe(call.secret_id)
+            if promoted := [view for view in views if view.is_later or view.is_split]:
+                raise holding_error(call, promoted)
             return
         until = self.clock.monotonic() + self.patience.total_seconds()
         while True:

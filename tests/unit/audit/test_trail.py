@@ -236,10 +236,11 @@ def test_a_disk_that_is_full_half_way_leaves_a_torn_line_that_the_next_record_st
     assert events(file) == ["signer", "one", "four"]
 
 
-def test_a_file_whose_end_is_no_trail_is_not_added_to(file: Path) -> None:
+@pytest.mark.parametrize("garbage", [b"x\n" * 20, b"x" * 3_000_000], ids=["lines", "one line"])
+def test_a_file_whose_end_is_no_trail_is_not_added_to(file: Path, garbage: bytes) -> None:
     make(file).record("one", {})
     with file.open("ab") as end:
-        end.write(b"x\n" * 20)
+        end.write(garbage)
     with pytest.raises(AuditError, match="is not a complete record"):
         make(file).record("two", {})
 

@@ -88,6 +88,16 @@ async def test_who_goes_back_is_not_held_up(regions: Regions) -> None:
     assert await held(regions, "eu") == 2
 
 
+async def test_who_goes_back_writes_nothing_once_another_store_was_promoted(regions: Regions) -> None:
+    writer = regions.writer()
+    found = await writer.read(SECRET)
+    at = (await regions.ap.read(SECRET)).version.id
+    await regions.ap.write(SECRET, encode_document(SECOND), expected=at)
+    with writer.going_back(), pytest.raises(StoresDifferError, match="later than generation 1"):
+        await writer.write(SECRET, encode_document(OTHER_SECOND), expected=found.version.id)
+    assert await held(regions, "eu") == 1
+
+
 async def test_a_writer_that_was_killed_before_the_follower_is_completed_by_the_next(regions: Regions) -> None:
     await write(regions, SECOND)
     found = await regions.eu.read(SECRET)
